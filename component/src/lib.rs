@@ -1,0 +1,18 @@
+//! What every long-lived part of skiff shares, on either side of the API.
+//!
+//! - [`Supervisor`]: the only way to start a long-lived task (ARCHITECTURE.md, invariant 4);
+//! - [`Informers`]: one watch-fed cache per kind and process;
+//! - [`WorkQueue`]: keys waiting for their reconcile, one run per key at a time;
+//! - [`EventRecorder`]: `Event` objects with Kubernetes' aggregation.
+//!
+//! Decisions do not live here: a part's decisions are pure functions in its own crate.
+
+mod events;
+mod informer;
+mod queue;
+mod supervisor;
+
+pub use events::{EventRecorder, EventType};
+pub use informer::{Change, Informer, Informers};
+pub use queue::{Outcome, WorkQueue};
+pub use supervisor::Supervisor;
