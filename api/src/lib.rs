@@ -1,1 +1,28 @@
-//! api
+//! The object model that the control plane and the node share. No I/O, no tokio.
+//!
+//! - [`quantity`]: `100m`, `1Gi`: parse, compare, canonical form;
+//! - [`field`]: field paths and validation errors in Kubernetes' wording;
+//! - [`names`]: DNS-1123 and friends;
+//! - [`selector`]: label and field selectors, from text, JSON and typed objects;
+//! - [`resources`]: what a pod asks for, and its QoS class;
+//! - [`status`]: the `Status` object every rejected request gets.
+
+pub mod field;
+pub mod names;
+pub mod quantity;
+pub mod resources;
+pub mod selector;
+pub mod status;
+
+/// Domain defaults of a skiff cluster, one place for all rooms.
+pub mod defaults {
+    pub const API_PORT: u16 = 6443;
+    pub const KUBELET_PORT: u16 = 10250;
+    pub const PROXY_HEALTH_PORT: u16 = 10256;
+    pub const POD_CIDR: &str = "10.42.0.0/16";
+    pub const SERVICE_CIDR: &str = "10.43.0.0/16";
+    /// The `kubernetes` Service.
+    pub const API_SERVICE_IP: &str = "10.43.0.1";
+    pub const DNS_IP: &str = "10.43.0.10";
+    pub const CLUSTER_DOMAIN: &str = "cluster.local";
+}

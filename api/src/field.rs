@@ -1,0 +1,232 @@
+//! Field paths and validation errors (`k8s.io/apimachinery/pkg/util/validation/field`).
+//!
+//! ```text
+//! Path::root("spec").child("ports").index(0).child("port")   →   spec.ports[0].port
+//! Error::invalid(&path, json!(70000), "must be between 1 and 65535, inclusive")
+//!     →   spec.ports[0].port: Invalid value: 70000: must be between 1 and 65535, inclusive
+//! ```
+
+use std::fmt;
+
+use serde_json::Value;
+
+/// Where in an object something is. Cheap to extend; rendered only for an error.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Path(String);
+
+impl Path {
+    pub fn root(name: &str) -> Self {
+        Self(name.to_owned())
+    }
+
+    /// The object itself.
+    pub fn empty() -> Self {
+        Self::default()
+    }
+
+    #[must_use]
+    pub fn child(&self, name: &str) -> Self {
+        if self.0.is_empty() { Self(name.to_owned()) } else { Self(format!("{}.{name}", self.0)) }
+    }
+
+    #[must_use]
+    pub fn index(&self, index: usize) -> Self {
+        Self(format!("{}[{index}]", self.0))
+    }
+
+    #[must_use]
+    pub fn key(&self, key: &str) -> Self {
+        Self(format!("{}[{key}]", self.0))
+    }
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_empty() { "<nil>" } else { &self.0 })
+    }
+}
+
+/// The kind of a validation error; its name is the `reason` of the status cause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorType {
+    NotFound,
+    Required,
+    Duplicate,
+    Invalid,
+    NotSupported,
+    Forbidden,
+    TooLong,
+    TooMany,
+    Internal,
+    TypeInvalid,
+}
+
+impl ErrorType {
+    /// `StatusCause.reason`.
+    pub fn reason(self) -> &'static str {
+        match self {
+            ErrorType::NotFound => "FieldValueNotFound",
+            ErrorType::Required => "FieldValueRequired",
+            ErrorType::Duplicate => "FieldValueDuplicate",
+            ErrorType::Invalid => "FieldValueInvalid",
+            ErrorType::NotSupported => "FieldValueNotSupported",
+            ErrorType::Forbidden => "FieldValueForbidden",
+            ErrorType::TooLong => "FieldValueTooLong",
+            ErrorType::TooMany => "FieldValueTooMany",
+            ErrorType::Internal => "InternalError",
+            ErrorType::TypeInvalid => "FieldValueTypeInvalid",
+        }
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            ErrorType::NotFound => "Not found",
+            ErrorType::Required => "Required value",
+            ErrorType::Duplicate => "Duplicate value",
+            ErrorType::Invalid | ErrorType::TypeInvalid => "Invalid value",
+            ErrorType::NotSupported => "Unsupported value",
+            ErrorType::Forbidden => "Forbidden",
+            ErrorType::TooLong => "Too long",
+            ErrorType::TooMany => "Too many",
+            ErrorType::Internal => "Internal error",
+        }
+    }
+
+    fn shows_value(self) -> bool {
+        !matches!(self, ErrorType::Required | ErrorType::Forbidden | ErrorType::TooLong | ErrorType::TooMany | ErrorType::Internal)
+    }
+}
+
+/// One thing wrong with one field.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Error {
+    pub kind: ErrorType,
+    pub field: Path,
+    pub value: Value,
+    pub detail: String,
+}
+
+/// What validation returns: empty when all is well.
+pub type ErrorList = Vec<Error>;
+
+impl Error {
+    fn new(kind: ErrorType, field: &Path, value: Value, detail: impl Into<String>) -> Self {
+        Self { kind, field: field.clone(), value, detail: detail.into() }
+    }
+
+    pub fn invalid(field: &Path, value: impl Into<Value>, detail: impl Into<String>) -> Self {
+        Self::new(ErrorType::Invalid, field, value.into(), detail)
+    }
+
+    pub fn type_invalid(field: &Path, value: impl Into<Value>, detail: impl Into<String>) -> Self {
+        Self::new(ErrorType::TypeInvalid, field, value.into(), detail)
+    }
+
+    pub fn required(field: &Path, detail: impl Into<String>) -> Self {
+        Self::new(ErrorType::Required, field, Value::Null, detail)
+    }
+
+    pub fn duplicate(field: &Path, value: impl Into<Value>) -> Self {
+        Self::new(ErrorType::Duplicate, field, value.into(), "")
+    }
+
+    pub fn not_found(field: &Path, value: impl Into<Value>) -> Self {
+        Self::new(ErrorType::NotFound, field, value.into(), "")
+    }
+
+    pub fn forbidden(field: &Path, detail: impl Into<String>) -> Self {
+        Self::new(ErrorType::Forbidden, field, Value::Null, detail)
+    }
+
+    pub fn not_supported(field: &Path, value: impl Into<Value>, supported: &[&str]) -> Self {
+        let mut listed: Vec<String> = supported.iter().map(|s| format!("\"{s}\"")).collect();
+        listed.sort();
+        let detail = if listed.is_empty() { String::new() } else { format!("supported values: {}", listed.join(", ")) };
+        Self::new(ErrorType::NotSupported, field, value.into(), detail)
+    }
+
+    /// `max` in bytes.
+    pub fn too_long(field: &Path, max: usize) -> Self {
+        let unit = if max == 1 { "byte" } else { "bytes" };
+        Self::new(ErrorType::TooLong, field, Value::Null, format!("may not be more than {max} {unit}"))
+    }
+
+    pub fn too_many(field: &Path, actual: usize, max: usize) -> Self {
+        let unit = if max == 1 { "item" } else { "items" };
+        Self::new(ErrorType::TooMany, field, Value::from(actual), format!("must have at most {max} {unit}"))
+    }
+
+    pub fn internal(field: &Path, detail: impl Into<String>) -> Self {
+        Self::new(ErrorType::Internal, field, Value::Null, detail)
+    }
+
+    /// The message without the field's path: `StatusCause.message`.
+    pub fn body(&self) -> String {
+        let mut text = self.kind.words().to_owned();
+        if self.kind == ErrorType::TooMany {
+            text.push_str(&format!(": {}", self.value));
+        } else if self.kind.shows_value() {
+            text.push_str(&format!(": {}", shown(&self.value)));
+        }
+        if !self.detail.is_empty() {
+            text.push_str(": ");
+            text.push_str(&self.detail);
+        }
+        text
+    }
+}
+
+/// Values as Kubernetes prints them: strings quoted, numbers bare, structures as JSON.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Null => "null".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.body())
+    }
+}
+
+/// Several errors in one line, as in `Status.message`: `[a, b]`, or just `a`.
+pub fn join(errors: &[Error]) -> String {
+    match errors {
+        [one] => one.to_string(),
+        many => {
+            let mut seen: Vec<String> = Vec::new();
+            for error in many {
+                let text = error.to_string();
+                if !seen.contains(&text) {
+                    seen.push(text);
+                }
+            }
+            if seen.len() == 1 { seen.remove(0) } else { format!("[{}]", seen.join(", ")) }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn wording() {
+        let port = Path::root("spec").child("ports").index(0).child("port");
+        assert_eq!(
+            Error::invalid(&port, 70000, "must be between 1 and 65535, inclusive").to_string(),
+            "spec.ports[0].port: Invalid value: 70000: must be between 1 and 65535, inclusive"
+        );
+        assert_eq!(Error::required(&port, "").to_string(), "spec.ports[0].port: Required value");
+        assert_eq!(
+            Error::not_supported(&port, "X", &["UDP", "TCP"]).to_string(),
+            "spec.ports[0].port: Unsupported value: \"X\": supported values: \"TCP\", \"UDP\""
+        );
+        assert_eq!(
+            join(&[Error::duplicate(&port, json!("a")), Error::forbidden(&port, "no")]),
+            "[spec.ports[0].port: Duplicate value: \"a\", spec.ports[0].port: Forbidden: no]"
+        );
+    }
+}
