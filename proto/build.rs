@@ -1,0 +1,31 @@
+//! Compiles every `.proto` file under `proto/` in pure Rust (protox), so that nobody has to install
+//! protoc. A package `a.b.v1` becomes the module `proto::a::b::v1`.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let mut files = Vec::new();
+    collect(Path::new("proto"), &mut files)?;
+    files.sort();
+    let descriptors = protox::compile(&files, ["proto"])?;
+    tonic_prost_build::configure()
+        .include_file("modules.rs")
+        .emit_rerun_if_changed(false)
+        .disable_comments(["."])
+        .compile_fds(descriptors)?;
+    Ok(())
+}
+
+fn collect(directory: &Path, files: &mut Vec<PathBuf>) -> Result<(), Box<dyn Error>> {
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            collect(&path, files)?;
+        } else if path.extension().is_some_and(|extension| extension == "proto") {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
