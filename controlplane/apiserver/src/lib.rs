@@ -1,1 +1,48 @@
-//! apiserver
+//! The Kubernetes API server: HTTP, authentication, authorization, admission, registry, watch
+//! cache, discovery, OpenAPI. The only user of [`store`].
+//!
+//! A request goes through, in this order:
+//!
+//! ```text
+//! http      TLS, HTTP/1.1 and 2, request info, body limits, content types
+//! authn     who: client certificate, bearer token, anonymous; impersonation
+//! authz     may they: RBAC, node authorizer, system:masters
+//! registry  decode, convert, default, admit, validate, store: one road for every resource
+//! cache     reads: lists, gets at a version, watches, from shared bytes
+//! ```
+//!
+//! What a resource is, is data and pure functions: see [`resource`] for the contract that
+//! `kinds` fills in, and [`admit`] for the one of admission plugins. `schema`, `patch`, `openapi`
+//! and `protobuf` are machinery on JSON values that knows no kind by name.
+//!
+//! What the pipeline expects of the machinery (a schema is looked up once per resource and kept):
+//!
+//! ```text
+//! schema::lookup(&GroupVersionKind) -> Option<Schema>          cheap to clone; also built from a CRD
+//! schema::parse(bytes, ContentType) -> Result<Parsed, ApiError> JSON or YAML; finds duplicate fields
+//! schema::normalize(&Schema, &mut Value, kind) -> Result<Vec<String>, ApiError>
+//!     drops unknown fields and returns them ("unknown field \"spec.foo\""), canonicalises
+//!     quantities and numbers, drops empty values as Go's omitempty does; wrong types are errors
+//! patch::json(&Value, patch) / patch::merge(&Value, patch) / patch::strategic(&Schema, &Value, patch)
+//!     -> Result<Value, ApiError>
+//! patch::apply::apply(&Schema, live, config, manager, force, now) -> Result<Value, ApiError>
+//! patch::apply::track_update(&Schema, live: Option<&Value>, new: &mut Value, manager, subresource, now)
+//! openapi::v3_index() / v3(group_version) / v2(accept)          bytes with an ETag
+//! protobuf::decode(bytes) -> Result<Value, ApiError>            with kind and apiVersion
+//! protobuf::encode(&Value) -> Result<Vec<u8>, ApiError>         lists and watch events too
+//! kinds::all() -> Vec<Resource>, admission::all() -> Vec<Arc<dyn Admission>>
+//! ```
+
+pub mod admission;
+pub mod admit;
+pub mod authn;
+pub mod error;
+pub mod kinds;
+pub mod openapi;
+pub mod patch;
+pub mod protobuf;
+pub mod resource;
+pub mod schema;
+
+pub use authn::UserInfo;
+pub use error::ApiError;

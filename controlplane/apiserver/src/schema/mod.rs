@@ -1,0 +1,1 @@
+//! Machinery on JSON values: schema.
