@@ -13,6 +13,6 @@ mod queue;
 mod supervisor;
 
 pub use events::{EventRecorder, EventType};
-pub use informer::{Change, Informer, Informers};
+pub use informer::{Change, Informer, Informers, Kind};
 pub use queue::{Outcome, WorkQueue};
 pub use supervisor::Supervisor;
