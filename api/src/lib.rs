@@ -5,14 +5,12 @@
 //! - [`names`]: DNS-1123 and friends;
 //! - [`selector`]: label and field selectors, from text, JSON and typed objects;
 //! - [`resources`]: what a pod asks for, and its QoS class;
-//! - [`status`]: the `Status` object every rejected request gets.
 
 pub mod field;
 pub mod names;
 pub mod quantity;
 pub mod resources;
 pub mod selector;
-pub mod status;
 
 /// Domain defaults of a skiff cluster, one place for all rooms.
 pub mod defaults {
