@@ -1,11 +1,104 @@
-//! The built-in kinds: one small module per kind with its descriptor and its hooks.
+//! The built-in kinds: one [`Resource`] (data and hooks) per kind, one directory or file per API
+//! group. Adding a kind is adding a descriptor and its hooks here.
 //!
-//! Layer: between the registry, which calls [`crate::resource::Hooks`], and `api` (quantities,
-//! selectors, field errors). Knows nothing of HTTP or the store.
+//! Layer: above `resource` (the contract), below the registry, which only ever sees what [`all`]
+//! returns. `value`, `check` and `table` are the shared tools; everything here is synchronous and
+//! pure but for Service addresses (`core::service`), which are reserved around a write.
+
+pub mod check;
+pub mod meta;
+pub mod table;
+pub mod value;
+
+mod admissionregistration;
+mod apiextensions;
+mod apiregistration;
+mod apps;
+mod authentication;
+mod authorization;
+mod autoscaling;
+mod batch;
+mod certificates;
+mod coordination;
+pub mod core;
+mod discovery;
+mod flowcontrol;
+mod networking;
+mod node;
+mod policy;
+mod rbac;
+mod dra;
+mod scheduling;
+mod storage;
+mod storagemigration;
 
 use crate::resource::Resource;
 
-/// Every built-in resource, in the order of discovery.
+pub use core::allocator::ServiceRanges;
+
+/// Every built-in resource, with the default Service ranges.
 pub fn all() -> Vec<Resource> {
-    Vec::new()
+    all_with(ServiceRanges::default())
+}
+
+/// Every built-in resource, in the order of groups that discovery shows.
+pub fn all_with(ranges: ServiceRanges) -> Vec<Resource> {
+    let mut resources = core::resources(ranges);
+    for group in [
+        apiregistration::resources(),
+        apps::resources(),
+        authentication::resources(),
+        authorization::resources(),
+        autoscaling::resources(),
+        batch::resources(),
+        certificates::resources(),
+        networking::resources(),
+        policy::resources(),
+        rbac::resources(),
+        storage::resources(),
+        storagemigration::resources(),
+        admissionregistration::resources(),
+        apiextensions::resources(),
+        scheduling::resources(),
+        coordination::resources(),
+        node::resources(),
+        discovery::resources(),
+        dra::resources(),
+        flowcontrol::resources(),
+    ] {
+        resources.extend(group);
+    }
+    resources
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn descriptors_are_consistent() {
+        let mut seen = HashSet::new();
+        for resource in all() {
+            let descriptor = &resource.descriptor;
+            for served in &descriptor.served {
+                let key = (served.group.clone(), served.version.clone(), descriptor.plural.clone());
+                assert!(seen.insert(key.clone()), "{key:?} twice");
+            }
+            let object = serde_json::json!({"metadata": {"name": "x"}});
+            let cells = resource.hooks.row(&object, jiff::Timestamp::UNIX_EPOCH).len();
+            assert_eq!(cells, descriptor.columns.len(), "{}: cells and columns", descriptor.plural);
+        }
+    }
+
+    #[test]
+    fn hooks_survive_any_object() {
+        for resource in all() {
+            for mut object in [serde_json::json!({}), serde_json::json!({"spec": 5, "status": [], "metadata": {"name": 1}}),
+                serde_json::json!({"metadata": null, "spec": {"template": [], "containers": {}, "ports": 7}, "rules": {}, "data": "x", "webhooks": [1]})] {
+                resource.hooks.defaults(&mut object);
+                resource.hooks.row(&object, jiff::Timestamp::UNIX_EPOCH);
+            }
+        }
+    }
 }

@@ -1,0 +1,23 @@
+//! The `batch` group.
+
+use crate::kinds::core::selectable_or;
+use crate::resource::{Descriptor, Resource};
+
+pub fn resources() -> Vec<Resource> {
+    vec![Resource::plain(cron_job_descriptor()), Resource::plain(job_descriptor())]
+}
+
+fn cron_job_descriptor() -> Descriptor {
+    Descriptor::new("batch", "v1", "CronJob", "cronjobs")
+        .short(&["cj"])
+        .categories(&["all"])
+        .with_status()
+        .with_generation()
+}
+
+fn job_descriptor() -> Descriptor {
+    let mut descriptor =
+        Descriptor::new("batch", "v1", "Job", "jobs").categories(&["all"]).with_status().with_generation();
+    descriptor.selectable.push(selectable_or("status.successful", "status.succeeded", "0"));
+    descriptor
+}

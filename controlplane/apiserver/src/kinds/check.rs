@@ -1,0 +1,383 @@
+//! The validators' toolbox: a [`Node`] is a value together with its field path, so that a check
+//! reads as `port.child("port").port_number(errors)` and the error names the right field.
+//!
+//! Layer: above `value`, below the kinds. Messages are Kubernetes' own
+//! (`apimachinery/pkg/util/validation`, `pkg/apis/core/validation`).
+
+use std::collections::HashSet;
+
+use api::field::{Error, ErrorList, Path};
+use api::names;
+use serde_json::Value;
+
+use super::value;
+
+static NULL: Value = Value::Null;
+
+pub const NON_NEGATIVE: &str = "must be greater than or equal to 0";
+pub const IMMUTABLE: &str = "field is immutable";
+
+/// A value and where it is.
+#[derive(Debug, Clone)]
+pub struct Node<'a> {
+    pub value: &'a Value,
+    pub path: Path,
+}
+
+impl<'a> Node<'a> {
+    /// The whole object.
+    pub fn root(value: &'a Value) -> Self {
+        Self { value, path: Path::empty() }
+    }
+
+    pub fn new(value: &'a Value, path: Path) -> Self {
+        Self { value, path }
+    }
+
+    /// The field at `path` (dotted, of fixed field names) below this one; null when missing.
+    #[must_use]
+    pub fn child(&self, path: &str) -> Node<'a> {
+        let mut field = self.path.clone();
+        for part in path.split('.') {
+            field = field.child(part);
+        }
+        Node { value: value::get(self.value, path).unwrap_or(&NULL), path: field }
+    }
+
+    /// The items of the list at `path`.
+    pub fn items(&self, path: &str) -> Vec<Node<'a>> {
+        let list = self.child(path);
+        let items = list.value.as_array().map_or(&[][..], Vec::as_slice);
+        items.iter().enumerate().map(|(index, item)| Node { value: item, path: list.path.index(index) }).collect()
+    }
+
+    /// The entries of the map at `path`, their paths as `path[key]`.
+    pub fn entries(&self, path: &str) -> Vec<(&'a str, Node<'a>)> {
+        let map = self.child(path);
+        let Some(entries) = map.value.as_object() else { return Vec::new() };
+        entries.iter().map(|(key, item)| (key.as_str(), Node { value: item, path: map.path.key(key) })).collect()
+    }
+
+    pub fn exists(&self) -> bool {
+        !self.value.is_null()
+    }
+
+    pub fn has(&self, path: &str) -> bool {
+        value::has(self.value, path)
+    }
+
+    /// The string here; `""` when there is none.
+    pub fn text(&self) -> &'a str {
+        self.value.as_str().unwrap_or("")
+    }
+
+    pub fn int(&self) -> i64 {
+        self.value.as_i64().unwrap_or(0)
+    }
+
+    pub fn flag(&self) -> bool {
+        self.value.as_bool().unwrap_or(false)
+    }
+
+    /// Items of a list or entries of a map here.
+    pub fn len(&self) -> usize {
+        self.value.as_array().map_or_else(|| self.value.as_object().map_or(0, serde_json::Map::len), Vec::len)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn invalid(&self, errors: &mut ErrorList, detail: impl Into<String>) {
+        errors.push(Error::invalid(&self.path, self.value.clone(), detail));
+    }
+
+    pub fn forbidden(&self, errors: &mut ErrorList, detail: impl Into<String>) {
+        errors.push(Error::forbidden(&self.path, detail));
+    }
+
+    pub fn missing(&self, errors: &mut ErrorList, detail: impl Into<String>) {
+        errors.push(Error::required(&self.path, detail));
+    }
+
+    pub fn duplicate(&self, errors: &mut ErrorList) {
+        errors.push(Error::duplicate(&self.path, self.value.clone()));
+    }
+
+    /// Whether there is a non-empty string, list, map, or any other value; an error when not.
+    pub fn required(&self, errors: &mut ErrorList, detail: &str) -> bool {
+        let empty = match self.value {
+            Value::Null => true,
+            Value::String(text) => text.is_empty(),
+            Value::Array(items) => items.is_empty(),
+            Value::Object(map) => map.is_empty(),
+            _ => false,
+        };
+        if empty {
+            self.missing(errors, detail);
+        }
+        !empty
+    }
+
+    /// The string is one of `allowed`; a missing or empty one is an unsupported value too.
+    pub fn one_of(&self, errors: &mut ErrorList, allowed: &[&str]) -> bool {
+        let fits = allowed.contains(&self.text());
+        if !fits {
+            errors.push(Error::not_supported(&self.path, self.text(), allowed));
+        }
+        fits
+    }
+
+    /// As [`Node::one_of`], but an empty or missing value asks for one.
+    pub fn required_one_of(&self, errors: &mut ErrorList, allowed: &[&str]) -> bool {
+        if self.text().is_empty() {
+            self.missing(errors, "");
+            return false;
+        }
+        self.one_of(errors, allowed)
+    }
+
+    /// As [`Node::one_of`], where the field may be left out.
+    pub fn optional_one_of(&self, errors: &mut ErrorList, allowed: &[&str]) {
+        if self.exists() {
+            self.one_of(errors, allowed);
+        }
+    }
+
+    pub fn non_negative(&self, errors: &mut ErrorList) -> bool {
+        let fits = self.int() >= 0;
+        if !fits {
+            self.invalid(errors, NON_NEGATIVE);
+        }
+        fits
+    }
+
+    pub fn positive(&self, errors: &mut ErrorList) {
+        if self.int() <= 0 {
+            self.invalid(errors, "must be greater than 0");
+        }
+    }
+
+    pub fn port_number(&self, errors: &mut ErrorList) {
+        if let Some(problem) = names::port_number(self.int()) {
+            self.invalid(errors, problem);
+        }
+    }
+
+    /// The string keeps a format of `api::names`.
+    pub fn format(&self, errors: &mut ErrorList, check: fn(&str) -> Option<String>) -> bool {
+        let problem = check(self.text());
+        let fits = problem.is_none();
+        if let Some(problem) = problem {
+            self.invalid(errors, problem);
+        }
+        fits
+    }
+
+    /// A required string of a format.
+    pub fn required_format(&self, errors: &mut ErrorList, check: fn(&str) -> Option<String>) -> bool {
+        self.required(errors, "") && self.format(errors, check)
+    }
+
+    /// A port number or port name, as in probes and `targetPort`.
+    pub fn port_or_name(&self, errors: &mut ErrorList) {
+        match self.value {
+            Value::String(text) => {
+                for problem in names::port_name(text) {
+                    self.invalid(errors, problem);
+                }
+            }
+            _ => self.port_number(errors),
+        }
+    }
+
+    /// No item of this list (given its keys) twice.
+    pub fn unique(&self, errors: &mut ErrorList) {
+        let mut seen = HashSet::new();
+        for (index, item) in self.value.as_array().into_iter().flatten().enumerate() {
+            if !seen.insert(item.to_string()) {
+                errors.push(Error::duplicate(&self.path.index(index), item.clone()));
+            }
+        }
+    }
+
+    /// The field must be what it was.
+    pub fn immutable(&self, errors: &mut ErrorList, old: &Node<'_>) {
+        self.immutable_because(errors, old, IMMUTABLE);
+    }
+
+    pub fn immutable_because(&self, errors: &mut ErrorList, old: &Node<'_>, detail: &str) {
+        if !value::same(self.value, old.value) {
+            self.invalid(errors, detail);
+        }
+    }
+
+    /// An IPv4 or IPv6 address in canonical form.
+    pub fn ip(&self, errors: &mut ErrorList) -> bool {
+        let fits = parse_ip(self.text()).is_some();
+        if !fits {
+            self.invalid(errors, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
+        }
+        fits
+    }
+
+    /// `address/length`.
+    pub fn cidr(&self, errors: &mut ErrorList) -> bool {
+        let fits = parse_cidr(self.text()).is_some();
+        if !fits {
+            self.invalid(errors, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)");
+        }
+        fits
+    }
+}
+
+/// As Go's `netip.ParseAddr` without zones.
+pub fn parse_ip(text: &str) -> Option<std::net::IpAddr> {
+    text.parse().ok()
+}
+
+pub fn parse_cidr(text: &str) -> Option<(std::net::IpAddr, u8)> {
+    let (address, length) = text.split_once('/')?;
+    if length.is_empty() || length.len() > 3 || !length.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let address = parse_ip(address)?;
+    let length: u8 = length.parse().ok()?;
+    let most = if address.is_ipv4() { 32 } else { 128 };
+    (length <= most && (length == 0 || text.split_once('/').is_some_and(|(_, l)| !l.starts_with('0')))).then_some((address, length))
+}
+
+/// Remembers what was seen, by any key; says whether it is new.
+#[derive(Debug, Default)]
+pub struct Seen(HashSet<String>);
+
+impl Seen {
+    pub fn insert(&mut self, key: impl Into<String>) -> bool {
+        self.0.insert(key.into())
+    }
+}
+
+/// A whole number or a percentage, not negative (`maxSurge`, `minAvailable`, ...).
+pub fn positive_int_or_percent(node: &Node<'_>, errors: &mut ErrorList) {
+    match node.value {
+        Value::String(text) => {
+            if percent(text).is_none() {
+                node.invalid(errors, "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')");
+            }
+        }
+        Value::Number(_) => {
+            node.non_negative(errors);
+        }
+        _ => node.invalid(errors, "must be an integer or percentage (e.g '5%')"),
+    }
+}
+
+/// A percentage may not be above 100.
+pub fn not_more_than_hundred_percent(node: &Node<'_>, errors: &mut ErrorList) {
+    if node.value.as_str().and_then(percent).is_some_and(|value| value > 100) {
+        node.invalid(errors, "must not be greater than 100%");
+    }
+}
+
+/// The number in front of `%`.
+pub fn percent(text: &str) -> Option<i64> {
+    let digits = text.strip_suffix('%')?;
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse().ok()
+}
+
+/// `ValidateLabels`.
+pub fn labels(node: &Node<'_>, errors: &mut ErrorList) {
+    let Some(map) = node.value.as_object() else { return };
+    for (key, value) in map {
+        if let Some(problem) = names::qualified_name(key) {
+            errors.push(Error::invalid(&node.path, key.clone(), problem));
+        }
+        if let Some(problem) = names::label_value(value.as_str().unwrap_or("")) {
+            errors.push(Error::invalid(&node.path, value.clone(), problem));
+        }
+    }
+}
+
+/// `ValidateLabelSelector`.
+pub fn label_selector(node: &Node<'_>, errors: &mut ErrorList) {
+    labels(&node.child("matchLabels"), errors);
+    for requirement in node.items("matchExpressions") {
+        let values = requirement.child("values");
+        match requirement.child("operator").text() {
+            "In" | "NotIn" => {
+                if values.is_empty() {
+                    values.missing(errors, "must be specified when `operator` is 'In' or 'NotIn'");
+                }
+            }
+            "Exists" | "DoesNotExist" => {
+                if !values.is_empty() {
+                    values.forbidden(errors, "may not be specified when `operator` is 'Exists' or 'DoesNotExist'");
+                }
+            }
+            _ => requirement.child("operator").invalid(errors, "not a valid selector operator"),
+        }
+        requirement.child("key").format(errors, names::qualified_name);
+        for value in requirement.items("values") {
+            value.format(errors, names::label_value);
+        }
+    }
+}
+
+/// Whether a label selector is there but selects nothing in particular.
+pub fn selector_is_empty(selector: &Value) -> bool {
+    value::map(selector, "matchLabels").is_none_or(serde_json::Map::is_empty)
+        && value::list(selector, "matchExpressions").is_empty()
+}
+
+/// An absolute or relative path without `..` parts.
+pub fn no_backsteps(node: &Node<'_>, errors: &mut ErrorList) {
+    if node.text().split('/').any(|part| part == "..") {
+        node.invalid(errors, "must not contain '..'");
+    }
+}
+
+/// `https://…` or, where allowed, any scheme with a host.
+pub fn url_host(text: &str) -> Option<(&str, &str)> {
+    let (scheme, rest) = text.split_once("://")?;
+    Some((scheme, rest.split(['/', '?', '#']).next().unwrap_or("")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use api::field::join;
+    use serde_json::json;
+
+    #[test]
+    fn paths_and_messages() {
+        let object = json!({"spec": {"ports": [{"port": 70000, "name": "A"}], "replicas": -1, "selector": {"matchExpressions": [{"key": "a", "operator": "In"}]}}});
+        let root = Node::root(&object);
+        let mut errors = Vec::new();
+        for port in root.items("spec.ports") {
+            port.child("port").port_number(&mut errors);
+        }
+        root.child("spec.replicas").non_negative(&mut errors);
+        root.child("spec.name").required(&mut errors, "");
+        label_selector(&root.child("spec.selector"), &mut errors);
+        assert_eq!(
+            join(&errors),
+            "[spec.ports[0].port: Invalid value: 70000: must be between 1 and 65535, inclusive, \
+             spec.replicas: Invalid value: -1: must be greater than or equal to 0, spec.name: Required value, \
+             spec.selector.matchExpressions[0].values: Required value: must be specified when `operator` is 'In' or 'NotIn']"
+        );
+    }
+
+    #[test]
+    fn addresses() {
+        for (text, fits) in [("10.0.0.1", true), ("::1", true), ("10.0.0", false), ("01.2.3.4", false), ("", false)] {
+            assert_eq!(parse_ip(text).is_some(), fits, "{text}");
+        }
+        for (text, fits) in [("10.0.0.0/8", true), ("::/0", true), ("10.0.0.0/33", false), ("10.0.0.0/08", false), ("10.0.0.0", false)] {
+            assert_eq!(parse_cidr(text).is_some(), fits, "{text}");
+        }
+        assert_eq!((percent("25%"), percent("%"), percent("-1%"), percent("5")), (Some(25), None, None, None));
+    }
+}

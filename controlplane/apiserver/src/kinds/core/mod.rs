@@ -1,0 +1,216 @@
+//! The core group (`v1`).
+
+pub mod allocator;
+pub mod pod;
+
+use crate::resource::{Descriptor, NameRule, Resource, SelectableField};
+use allocator::ServiceRanges;
+
+const STREAM: &[&str] = &["create", "get"];
+const PROXY: &[&str] = &["create", "delete", "get", "patch", "update"];
+const CHANGE: &[&str] = &["get", "patch", "update"];
+
+pub fn resources(ranges: ServiceRanges) -> Vec<Resource> {
+    let _ = ranges;
+    vec![
+        binding(),
+        Resource::plain(component_status_descriptor()),
+        Resource::plain(config_map_descriptor()),
+        Resource::plain(endpoints_descriptor()),
+        Resource::plain(event_descriptor()),
+        Resource::plain(limit_range_descriptor()),
+        Resource::plain(namespace_descriptor()),
+        Resource::plain(node_descriptor()),
+        Resource::plain(claim_descriptor()),
+        Resource::plain(volume_descriptor()),
+        Resource::plain(pod_descriptor()),
+        Resource::plain(pod_template_descriptor()),
+        Resource::plain(replication_controller_descriptor()),
+        Resource::plain(resource_quota_descriptor()),
+        Resource::plain(secret_descriptor()),
+        Resource::plain(service_account_descriptor()),
+        Resource::plain(service_descriptor()),
+    ]
+}
+
+fn core(kind: &'static str, plural: &'static str) -> Descriptor {
+    Descriptor::new("", "v1", kind, plural)
+}
+
+/// A selectable field whose absence reads as `absent`.
+pub fn selectable_or(label: &'static str, path: &'static str, absent: &'static str) -> SelectableField {
+    SelectableField { label: label.into(), paths: vec![path.into()], absent: absent.into() }
+}
+
+fn binding() -> Resource {
+    let mut descriptor = core("Binding", "bindings").verbs(&["create"]);
+    descriptor.virtual_ = true;
+    Resource::plain(descriptor)
+}
+
+fn component_status_descriptor() -> Descriptor {
+    let mut descriptor = core("ComponentStatus", "componentstatuses").cluster_scoped().short(&["cs"]).verbs(&["get", "list"]);
+    descriptor.virtual_ = true;
+    descriptor.deprecated("v1 ComponentStatus is deprecated in v1.19+")
+}
+
+fn config_map_descriptor() -> Descriptor {
+    core("ConfigMap", "configmaps").short(&["cm"])
+}
+
+fn endpoints_descriptor() -> Descriptor {
+    let mut descriptor = core("Endpoints", "endpoints").short(&["ep"]).stored_under("services/endpoints");
+    descriptor.create_on_update = true;
+    descriptor.singular = "endpoints".into();
+    descriptor.list_kind = "EndpointsList".into();
+    descriptor.deprecated("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice")
+}
+
+fn event_descriptor() -> Descriptor {
+    let mut descriptor = core("Event", "events").also("events.k8s.io", "v1").short(&["ev"]).names(NameRule::PathSegment);
+    descriptor.create_on_update = true;
+    descriptor.ttl = Some(3600);
+    for label in [
+        "involvedObject.kind", "involvedObject.namespace", "involvedObject.name", "involvedObject.uid",
+        "involvedObject.apiVersion", "involvedObject.resourceVersion", "involvedObject.fieldPath", "reason", "type",
+        "reportingComponent",
+    ] {
+        descriptor = descriptor.selectable(label);
+    }
+    // In events.k8s.io the object is called `regarding`.
+    for (label, path) in [
+        ("regarding.kind", "involvedObject.kind"), ("regarding.namespace", "involvedObject.namespace"),
+        ("regarding.name", "involvedObject.name"), ("regarding.uid", "involvedObject.uid"),
+        ("regarding.apiVersion", "involvedObject.apiVersion"), ("regarding.resourceVersion", "involvedObject.resourceVersion"),
+        ("regarding.fieldPath", "involvedObject.fieldPath"), ("reportingController", "reportingComponent"),
+    ] {
+        descriptor.selectable.push(selectable_or(label, path, ""));
+    }
+    descriptor.selectable.push(SelectableField {
+        label: "source".into(),
+        paths: vec!["source.component".into(), "reportingComponent".into()],
+        absent: "".into(),
+    });
+    descriptor
+}
+
+fn limit_range_descriptor() -> Descriptor {
+    let mut descriptor = core("LimitRange", "limitranges").short(&["limits"]);
+    descriptor.create_on_update = true;
+    descriptor
+}
+
+fn namespace_descriptor() -> Descriptor {
+    core("Namespace", "namespaces")
+        .cluster_scoped()
+        .short(&["ns"])
+        .names(NameRule::DnsLabel)
+        .verbs(&["create", "delete", "get", "list", "patch", "update", "watch"])
+        .with_status()
+        .subresource("finalize", ("", "v1", "Namespace"), &["update"])
+        .selectable("status.phase")
+}
+
+fn node_descriptor() -> Descriptor {
+    let mut descriptor = core("Node", "nodes")
+        .cluster_scoped()
+        .short(&["no"])
+        .stored_under("minions")
+        .with_status()
+        .subresource("proxy", ("", "v1", "NodeProxyOptions"), PROXY);
+    descriptor.keep_status_on_create = true;
+    descriptor.selectable.push(selectable_or("spec.unschedulable", "spec.unschedulable", "false"));
+    descriptor
+}
+
+fn claim_descriptor() -> Descriptor {
+    let mut descriptor = core("PersistentVolumeClaim", "persistentvolumeclaims").short(&["pvc"]).with_status();
+    descriptor.returns_deleted = true;
+    descriptor
+}
+
+fn volume_descriptor() -> Descriptor {
+    let mut descriptor = core("PersistentVolume", "persistentvolumes").cluster_scoped().short(&["pv"]).with_status();
+    descriptor.returns_deleted = true;
+    descriptor
+}
+
+fn pod_descriptor() -> Descriptor {
+    let mut descriptor = core("Pod", "pods")
+        .short(&["po"])
+        .categories(&["all"])
+        .with_status()
+        .with_generation()
+        .subresource("attach", ("", "v1", "PodAttachOptions"), STREAM)
+        .subresource("binding", ("", "v1", "Binding"), &["create"])
+        .subresource("ephemeralcontainers", ("", "v1", "Pod"), CHANGE)
+        .subresource("eviction", ("policy", "v1", "Eviction"), &["create"])
+        .subresource("exec", ("", "v1", "PodExecOptions"), STREAM)
+        .subresource("log", ("", "v1", "Pod"), &["get"])
+        .subresource("portforward", ("", "v1", "PodPortForwardOptions"), STREAM)
+        .subresource("proxy", ("", "v1", "PodProxyOptions"), PROXY)
+        .subresource("resize", ("", "v1", "Pod"), CHANGE);
+    for label in [
+        "spec.nodeName", "spec.restartPolicy", "spec.schedulerName", "spec.serviceAccountName", "status.phase",
+        "status.podIP", "status.nominatedNodeName",
+    ] {
+        descriptor = descriptor.selectable(label);
+    }
+    descriptor.selectable.push(selectable_or("spec.hostNetwork", "spec.hostNetwork", "false"));
+    descriptor.graceful = true;
+    descriptor.returns_deleted = true;
+    descriptor
+}
+
+fn pod_template_descriptor() -> Descriptor {
+    let mut descriptor = core("PodTemplate", "podtemplates").with_generation();
+    descriptor.returns_deleted = true;
+    descriptor
+}
+
+fn replication_controller_descriptor() -> Descriptor {
+    let mut descriptor = core("ReplicationController", "replicationcontrollers")
+        .short(&["rc"])
+        .categories(&["all"])
+        .stored_under("controllers")
+        .with_status()
+        .with_generation()
+        .with_scale("spec.replicas", "status.replicas", "spec.selector");
+    descriptor.selectable.push(selectable_or("status.replicas", "status.replicas", "0"));
+    descriptor
+}
+
+fn resource_quota_descriptor() -> Descriptor {
+    let mut descriptor = core("ResourceQuota", "resourcequotas").short(&["quota"]).with_status();
+    descriptor.returns_deleted = true;
+    descriptor
+}
+
+fn secret_descriptor() -> Descriptor {
+    core("Secret", "secrets").selectable("type")
+}
+
+fn service_account_descriptor() -> Descriptor {
+    let mut descriptor = core("ServiceAccount", "serviceaccounts").short(&["sa"]).subresource(
+        "token",
+        ("authentication.k8s.io", "v1", "TokenRequest"),
+        &["create"],
+    );
+    descriptor.returns_deleted = true;
+    descriptor
+}
+
+fn service_descriptor() -> Descriptor {
+    let mut descriptor = core("Service", "services")
+        .short(&["svc"])
+        .categories(&["all"])
+        .stored_under("services/specs")
+        .names(NameRule::Dns1035Label)
+        .with_status()
+        .subresource("proxy", ("", "v1", "ServiceProxyOptions"), PROXY)
+        .selectable("spec.clusterIP")
+        .selectable("spec.type");
+    descriptor.create_on_update = true;
+    descriptor.returns_deleted = true;
+    descriptor
+}

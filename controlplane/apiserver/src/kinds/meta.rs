@@ -1,0 +1,213 @@
+//! What holds for the metadata of every object (`apimachinery/pkg/api/validation/objectmeta.go`).
+//!
+//! Used for built-in kinds and custom resources alike; the rule for the name itself is the
+//! descriptor's.
+
+use api::field::{Error, ErrorList};
+use api::names;
+use serde_json::Value;
+
+use super::check::{IMMUTABLE, Node, labels};
+use super::value::{self, has, text};
+use crate::resource::NameRule;
+
+/// Total bytes of all annotation keys and values.
+const ANNOTATION_BYTES: usize = 256 * 1024;
+
+/// What is wrong with `name`. `prefix`: it is a `generateName`, something will follow.
+pub fn name_problem(rule: NameRule, name: &str, prefix: bool) -> Option<String> {
+    // A prefix may end with a dash: the generated part follows.
+    let masked;
+    let name = if prefix && name.ends_with('-') {
+        masked = format!("{}a", &name[..name.len() - 1]);
+        &masked
+    } else {
+        name
+    };
+    match rule {
+        NameRule::DnsSubdomain => names::dns1123_subdomain(name),
+        NameRule::DnsLabel => names::dns1123_label(name),
+        NameRule::Dns1035Label => names::dns1035_label(name),
+        NameRule::PathSegment => names::path_segment(name),
+        NameRule::Unchecked => None,
+    }
+}
+
+/// Metadata of an object about to be created (its name already generated).
+pub fn validate_create(object: &Value, namespaced: bool, rule: NameRule) -> ErrorList {
+    let mut errors = Vec::new();
+    let meta = Node::root(object).child("metadata");
+    let generate = meta.child("generateName");
+    if !generate.text().is_empty() {
+        if let Some(problem) = name_problem(rule, generate.text(), true) {
+            generate.invalid(&mut errors, problem);
+        }
+    }
+    let name = meta.child("name");
+    if name.text().is_empty() {
+        name.missing(&mut errors, "name or generateName is required");
+    } else if let Some(problem) = name_problem(rule, name.text(), false) {
+        name.invalid(&mut errors, problem);
+    }
+    let namespace = meta.child("namespace");
+    if namespaced {
+        if namespace.required(&mut errors, "") {
+            namespace.format(&mut errors, names::dns1123_label);
+        }
+    } else if !namespace.text().is_empty() {
+        namespace.forbidden(&mut errors, "not allowed on this type");
+    }
+    common(&meta, &mut errors);
+    errors
+}
+
+/// Checks of created and updated metadata alike.
+fn common(meta: &Node<'_>, errors: &mut ErrorList) {
+    if meta.child("generation").int() < 0 {
+        meta.child("generation").invalid(errors, super::check::NON_NEGATIVE);
+    }
+    labels(&meta.child("labels"), errors);
+    annotations(&meta.child("annotations"), errors);
+    owner_references(meta, errors);
+    finalizers(meta, errors);
+}
+
+pub fn annotations(node: &Node<'_>, errors: &mut ErrorList) {
+    let Some(map) = node.value.as_object() else { return };
+    let mut total = 0;
+    for (key, value) in map {
+        if let Some(problem) = names::qualified_name(&key.to_lowercase()) {
+            errors.push(Error::invalid(&node.path, key.clone(), problem));
+        }
+        total += key.len() + value.as_str().map_or(0, str::len);
+    }
+    if total > ANNOTATION_BYTES {
+        errors.push(Error::too_long(&node.path, ANNOTATION_BYTES));
+    }
+}
+
+fn owner_references(meta: &Node<'_>, errors: &mut ErrorList) {
+    let mut controller: Option<(String, String)> = None;
+    for owner in meta.items("ownerReferences") {
+        let version = owner.child("apiVersion");
+        if version.text().is_empty() || version.text().starts_with('/') {
+            version.invalid(errors, "version must not be empty");
+        }
+        for (field, detail) in [("kind", "must not be empty"), ("name", "must not be empty"), ("uid", "must not be empty")] {
+            if owner.child(field).text().is_empty() {
+                errors.push(Error::invalid(&owner.child(field).path, "", detail));
+            }
+        }
+        if version.text() == "v1" && owner.child("kind").text() == "Event" {
+            owner.invalid(errors, "/v1, Kind=Event is disallowed from being an owner");
+        }
+        if owner.child("controller").flag() {
+            let this = (owner.child("kind").text().to_owned(), owner.child("name").text().to_owned());
+            if let Some((kind, name)) = &controller {
+                owner.invalid(errors, format!(
+                    "Only one reference can have Controller set to true. Found \"true\" in references for {kind}/{name} and {}/{}",
+                    this.0, this.1
+                ));
+            }
+            controller.get_or_insert(this);
+        }
+    }
+}
+
+fn finalizers(meta: &Node<'_>, errors: &mut ErrorList) {
+    let mut deletion = Vec::new();
+    for item in meta.items("finalizers") {
+        finalizer_name(&item, errors);
+        if matches!(item.text(), "orphan" | "foregroundDeletion") {
+            deletion.push(item.text());
+        }
+    }
+    deletion.sort_unstable();
+    deletion.dedup();
+    if deletion.len() > 1 {
+        meta.child("finalizers").invalid(errors, "finalizer orphan and foregroundDeletion cannot be both set");
+    }
+}
+
+/// `example.com/name`; names without a prefix are Kubernetes' own.
+pub fn finalizer_name(item: &Node<'_>, errors: &mut ErrorList) {
+    if let Some(problem) = names::qualified_name(item.text()) {
+        item.invalid(errors, problem);
+    } else if !item.text().contains('/') && !matches!(item.text(), "orphan" | "foregroundDeletion" | "kubernetes") {
+        item.invalid(errors, "name is neither a standard finalizer name nor is it fully qualified");
+    }
+}
+
+/// Metadata of an update.
+pub fn validate_update(new: &Value, old: &Value) -> ErrorList {
+    let mut errors = Vec::new();
+    let (meta, was) = (Node::root(new).child("metadata"), Node::root(old).child("metadata"));
+    if text(old, "metadata.deletionTimestamp").is_empty() {
+        // A deletion starts only by DELETE; the registry keeps the old values.
+    } else {
+        no_new_finalizers(&meta, &was, &mut errors);
+    }
+    for field in ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"] {
+        if has(was.value, field) || has(meta.value, field) {
+            meta.child(field).immutable_because(&mut errors, &was.child(field), IMMUTABLE);
+        }
+    }
+    let generation = (value::int(meta.value, "generation"), value::int(was.value, "generation"));
+    if generation.0 < generation.1 {
+        meta.child("generation").invalid(&mut errors, "must not be decremented");
+    }
+    if text(meta.value, "resourceVersion").is_empty() {
+        meta.child("resourceVersion").invalid(&mut errors, "must be specified for an update");
+    }
+    common(&meta, &mut errors);
+    errors
+}
+
+fn no_new_finalizers(meta: &Node<'_>, was: &Node<'_>, errors: &mut ErrorList) {
+    let before = value::texts(was.value, "finalizers");
+    let added: Vec<&str> = value::texts(meta.value, "finalizers").into_iter().filter(|f| !before.contains(f)).collect();
+    if !added.is_empty() {
+        meta.child("finalizers").forbidden(errors, format!(
+            "no new finalizers can be added if the object is being deleted, found new finalizers {added:?}"
+        ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use api::field::join;
+    use serde_json::json;
+
+    #[test]
+    fn names_of_created_objects() {
+        for (meta, namespaced, rule, error) in [
+            (json!({"name": "a.b", "namespace": "x"}), true, NameRule::DnsSubdomain, ""),
+            (json!({"name": "a.b"}), false, NameRule::DnsLabel, "metadata.name: Invalid value: \"a.b\": a lowercase RFC 1123 label"),
+            (json!({"name": "system:x"}), false, NameRule::PathSegment, ""),
+            (json!({"name": "a", "generateName": "a-"}), false, NameRule::DnsSubdomain, ""),
+            (json!({"namespace": "x"}), true, NameRule::DnsSubdomain, "metadata.name: Required value: name or generateName is required"),
+            (json!({"name": "a"}), true, NameRule::DnsSubdomain, "metadata.namespace: Required value"),
+            (json!({"name": "a", "namespace": "b"}), false, NameRule::DnsSubdomain, "metadata.namespace: Forbidden: not allowed on this type"),
+            (json!({"name": "a", "labels": {"-": "x"}}), false, NameRule::DnsSubdomain, "metadata.labels: Invalid value: \"-\": name part"),
+            (json!({"name": "a", "finalizers": ["x"]}), false, NameRule::DnsSubdomain, "metadata.finalizers[0]: Invalid value: \"x\": name is neither"),
+        ] {
+            let found = join(&validate_create(&json!({"metadata": meta}), namespaced, rule));
+            assert!(if error.is_empty() { found == "[]" } else { found.contains(error) }, "{meta}: {found}");
+        }
+    }
+
+    #[test]
+    fn updates() {
+        let old = json!({"metadata": {"name": "a", "uid": "1", "resourceVersion": "5", "deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["a/b"]}});
+        let mut new = old.clone();
+        assert_eq!(validate_update(&new, &old), []);
+        new["metadata"]["uid"] = json!("2");
+        new["metadata"]["finalizers"] = json!(["a/b", "c/d"]);
+        assert_eq!(
+            join(&validate_update(&new, &old)),
+            "[metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers [\"c/d\"], \
+             metadata.uid: Invalid value: \"2\": field is immutable]"
+        );
+    }
+}
