@@ -1,0 +1,151 @@
+//! What a kubelet is told when it starts. Everything else it learns from the API and the runtime.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use api::resources::Amounts;
+use k8s_openapi::api::core::v1::Taint;
+
+use crate::layout::Layout;
+
+/// Who arranges cgroups: the kubelet and runc by files, or systemd. The container runtime must be
+/// configured the same way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CgroupDriver {
+    #[default]
+    Cgroupfs,
+    Systemd,
+}
+
+/// The 10250 server: where it listens, and the files of its TLS identity (read again when they change).
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    pub address: SocketAddr,
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    /// The CA whose client certificates are trusted.
+    pub client_ca: PathBuf,
+}
+
+/// When unused images are removed, in percent of the image file system.
+#[derive(Debug, Clone)]
+pub struct ImageGc {
+    pub high_percent: u8,
+    pub low_percent: u8,
+    pub min_age: Duration,
+}
+
+impl Default for ImageGc {
+    fn default() -> Self {
+        Self { high_percent: 85, low_percent: 80, min_age: Duration::from_secs(120) }
+    }
+}
+
+/// Hard eviction thresholds; Kubernetes' defaults.
+#[derive(Debug, Clone)]
+pub struct EvictionThresholds {
+    /// `memory.available`, bytes.
+    pub memory_available: u64,
+    /// `nodefs.available`, percent.
+    pub nodefs_available_percent: u8,
+    /// `nodefs.inodesFree`, percent.
+    pub nodefs_inodes_percent: u8,
+    /// `imagefs.available`, percent.
+    pub imagefs_available_percent: u8,
+    /// How long a pressure condition stays after the signal recovered.
+    pub transition_period: Duration,
+}
+
+impl Default for EvictionThresholds {
+    fn default() -> Self {
+        Self {
+            memory_available: 100 << 20,
+            nodefs_available_percent: 10,
+            nodefs_inodes_percent: 5,
+            imagefs_available_percent: 15,
+            transition_period: Duration::from_secs(300),
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The Node object's name.
+    pub node_name: String,
+    /// The label `kubernetes.io/hostname` and the node address of type Hostname.
+    pub hostname: String,
+    /// One address per family at most, the preferred family first.
+    pub node_ips: Vec<IpAddr>,
+    pub labels: BTreeMap<String, String>,
+    /// Taints the node registers with; later changes belong to the API object.
+    pub taints: Vec<Taint>,
+    /// `spec.providerID`, e.g. `skiff://lab/node-1`.
+    pub provider_id: Option<String>,
+    pub layout: Layout,
+    /// Directory of static pods' manifests.
+    pub manifests_dir: Option<PathBuf>,
+    /// The CRI socket.
+    pub runtime_endpoint: PathBuf,
+    /// The largest number of image pulls under way at once.
+    pub max_parallel_image_pulls: usize,
+    pub cluster_dns: Vec<IpAddr>,
+    pub cluster_domain: String,
+    /// The resolv.conf that pods with dnsPolicy Default inherit.
+    pub resolv_conf: PathBuf,
+    /// The cgroup under which `kubepods` is made, e.g. `/` or `/skiff/lab/demo/node-1`.
+    pub cgroup_root: String,
+    pub cgroup_driver: CgroupDriver,
+    pub max_pods: u32,
+    /// Kept from pods: subtracted from capacity to give allocatable.
+    pub system_reserved: Amounts,
+    pub eviction: EvictionThresholds,
+    pub image_gc: ImageGc,
+    /// A container's log file is rotated at this many bytes...
+    pub container_log_max_size: u64,
+    /// ... and this many files are kept.
+    pub container_log_max_files: u32,
+    /// None for a kubelet without its HTTP server (tests).
+    pub server: Option<ServerConfig>,
+    /// How often an unchanged node status is sent.
+    pub node_status_report: Duration,
+    /// Lease duration; renewed four times as often.
+    pub lease_duration: Duration,
+    /// How often everything is compared with the runtime, whatever events said.
+    pub audit_period: Duration,
+}
+
+impl Config {
+    /// Kubernetes' defaults for a node with its directories under `layout`.
+    pub fn new(node_name: impl Into<String>, node_ips: Vec<IpAddr>, layout: Layout, runtime_endpoint: PathBuf) -> Self {
+        let node_name = node_name.into();
+        Self {
+            hostname: node_name.clone(),
+            node_name,
+            node_ips,
+            labels: BTreeMap::new(),
+            taints: Vec::new(),
+            provider_id: None,
+            layout,
+            manifests_dir: None,
+            runtime_endpoint,
+            max_parallel_image_pulls: 5,
+            cluster_dns: api::defaults::DNS_IP.parse().into_iter().collect(),
+            cluster_domain: api::defaults::CLUSTER_DOMAIN.to_owned(),
+            resolv_conf: PathBuf::from("/etc/resolv.conf"),
+            cgroup_root: "/".to_owned(),
+            cgroup_driver: CgroupDriver::default(),
+            max_pods: 110,
+            system_reserved: Amounts::new(),
+            eviction: EvictionThresholds::default(),
+            image_gc: ImageGc::default(),
+            container_log_max_size: 10 << 20,
+            container_log_max_files: 5,
+            server: None,
+            node_status_report: Duration::from_secs(300),
+            lease_duration: Duration::from_secs(40),
+            audit_period: Duration::from_secs(10),
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! What a pod's worker needs of volumes, and nothing of how they are made.
+//!
+//! `crate::volumes` implements [`Volumes`]; the pod workers call it: [`Volumes::set_up`] before a
+//! pod's sandbox is made (and again before a container starts, when it must return at once for what
+//! is mounted already), [`Volumes::refresh`] when the pod object changed, [`Volumes::tear_down`]
+//! once no container of the pod is left. Container mounts (`subPath`, propagation, read-only) are
+//! the caller's: it binds [`MountedVolume::host_path`].
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::Pod;
+
+/// A volume that is ready to be bound into containers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountedVolume {
+    /// An existing directory or file on the host.
+    pub host_path: PathBuf,
+    /// The volume itself is read-only, whatever the container's mount says
+    /// (configMap, secret, projected, downwardAPI, `readOnly: true` sources).
+    pub read_only: bool,
+}
+
+/// Every volume of a pod by its name in `spec.volumes`.
+pub type VolumePaths = BTreeMap<String, MountedVolume>;
+
+/// Why volumes could not be made or removed. Shown in the event `FailedMount` as
+/// `MountVolume.SetUp failed for volume "<volume>" : <message>`, and the set-up is tried again.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("MountVolume.SetUp failed for volume \"{volume}\" : {message}")]
+pub struct VolumeError {
+    /// The volume's name in the pod.
+    pub volume: String,
+    /// What came back, e.g. `configmap "settings" not found`.
+    pub message: String,
+}
+
+#[async_trait]
+pub trait Volumes: Send + Sync {
+    /// Makes every volume of the pod available on the host. Idempotent, and quick when all is there.
+    /// The caller gives up waiting by dropping the future: what is half made must be found again by
+    /// the next `set_up` or `tear_down`.
+    async fn set_up(&self, pod: &Arc<Pod>) -> Result<VolumePaths, VolumeError>;
+
+    /// The pod object changed (labels or annotations that downwardAPI volumes show). Must not block.
+    fn refresh(&self, pod: &Arc<Pod>);
+
+    /// Unmounts and removes everything of the pod. Succeeds when nothing is there.
+    /// Collects errors, goes on with the other volumes and reports the first.
+    async fn tear_down(&self, pod_uid: &str) -> Result<(), VolumeError>;
+}
