@@ -1,1 +1,51 @@
-//! controllers
+//! The controllers of the control plane: one module per controller.
+//!
+//! Each watches shared caches ([`context::Context`]), turns changes into keys, and for each key
+//! runs `reconcile`: a pure decision from what is wanted and what is observed, then the writes.
+//! They know the cluster only through `kube::Client`s, one identity per controller. Neighbours:
+//! `controlplane` starts this crate, `component` owns caches, queues and tasks.
+//!
+//! Example, the way of a Deployment: `deployment` makes a ReplicaSet and sizes it, `replicaset`
+//! makes its pods, `endpointslice` publishes them when they are ready, `garbage_collector` removes
+//! what an owner leaves behind.
+
+mod context;
+mod error;
+mod expectations;
+mod hash;
+mod index;
+mod meta;
+mod ownership;
+mod podcontrol;
+mod podstate;
+
+mod replicaset;
+
+use std::sync::Arc;
+
+use component::Supervisor;
+use kube::Client;
+
+/// What the controllers need to know of their cluster.
+pub struct Config {
+    /// A client that acts as the ServiceAccount `kube-system/<name>`; for the empty name as
+    /// `system:kube-controller-manager`.
+    pub client: Arc<dyn Fn(&str) -> Client + Send + Sync>,
+    /// The cluster CA, PEM: published to every namespace and, with its key, signs certificates.
+    pub ca_certificate: String,
+    pub ca_key: String,
+    /// Each node gets a network of `node_mask` bits out of this one, e.g. `10.42.0.0/16` and 24.
+    pub cluster_cidr: String,
+    pub node_mask: u8,
+    /// Never given to a node, e.g. `10.43.0.0/16`.
+    pub service_cidr: String,
+    /// What nodes reach the API server by, e.g. `https://10.0.0.1:6443`; published in
+    /// `kube-public/cluster-info`.
+    pub server: String,
+}
+
+/// Starts every controller. They end with `supervisor`.
+pub fn start(config: Config, supervisor: &Supervisor) {
+    let context = context::Context::new(config, supervisor);
+    replicaset::start(&context);
+}
