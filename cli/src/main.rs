@@ -1,1 +1,84 @@
-fn main() {}
+//! `skiff`: Kubernetes in one small binary. This file is the command line; each command has a
+//! module of its own.
+
+mod agent_command;
+mod check;
+mod client;
+mod images;
+mod lab;
+mod server;
+mod token;
+mod uninstall;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+#[derive(Parser)]
+#[command(name = "skiff", version, about = "Kubernetes made small: a cluster in about a second", max_term_width = 100)]
+struct CommandLine {
+    /// What to log: error, warn, info, debug or trace, also per part, as in info,kubelet=debug
+    #[arg(long, global = true, env = "SKIFF_LOG", default_value = "info")]
+    log: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the control plane, and a node unless told otherwise
+    Server(server::ServerArguments),
+    /// Run a node of an existing cluster
+    Agent(agent_command::AgentArguments),
+    /// Throwaway clusters on this machine
+    #[command(subcommand)]
+    Lab(lab::LabCommand),
+    /// Tokens with which nodes join
+    #[command(subcommand)]
+    Token(token::TokenCommand),
+    /// Images of a node's container runtime
+    #[command(subcommand)]
+    Images(images::ImagesCommand),
+    /// Look whether this machine can run skiff, and say how to mend what is missing
+    Check,
+    /// Remove everything that skiff made on this machine
+    Uninstall(uninstall::UninstallArguments),
+    /// Print version and the Kubernetes version served
+    Version,
+}
+
+fn main() -> ExitCode {
+    let arguments = CommandLine::parse();
+    start_logging(&arguments.log);
+    // Two TLS providers in one process panic at the first handshake: choose before any.
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        eprintln!("skiff: a TLS provider was already chosen");
+        return ExitCode::FAILURE;
+    }
+    let outcome = match arguments.command {
+        Command::Server(arguments) => server::run(&arguments),
+        Command::Agent(arguments) => agent_command::run(&arguments),
+        Command::Lab(command) => lab::run(command),
+        Command::Token(command) => token::run(&command),
+        Command::Images(command) => images::run(&command),
+        Command::Check => check::run(),
+        Command::Uninstall(arguments) => uninstall::run(&arguments),
+        Command::Version => {
+            println!("skiff {} (Kubernetes v1.37)", env!("CARGO_PKG_VERSION"));
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("skiff: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn start_logging(filter: &str) {
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|error| {
+        eprintln!("skiff: --log {filter:?} is not understood ({error}); logging at info");
+        EnvFilter::new("info")
+    });
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+}

@@ -16,3 +16,12 @@ pub use events::{EventRecorder, EventType};
 pub use informer::{Change, Informer, Informers, Kind};
 pub use queue::{Outcome, WorkQueue};
 pub use supervisor::Supervisor;
+
+/// Logs one step in a pod's life, for `skiff lab timeline`. `pod` is `namespace/name`.
+///
+/// Steps, in their usual order: `accepted`, `stored`, `scheduled`, `seen by node`, `volumes ready`,
+/// `sandbox and network ready`, `container created`, `container started`, `ready`, `routed`.
+pub fn timeline(pod: &str, step: &str) {
+    let line = serde_json::json!({"at": jiff::Timestamp::now().as_microsecond(), "step": step, "pod": pod});
+    tracing::info!(target: "timeline", "timeline {line}");
+}

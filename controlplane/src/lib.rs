@@ -1,1 +1,3 @@
 //! controlplane
+pub mod kubeconfig;
+pub mod pki;

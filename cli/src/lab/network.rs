@@ -1,0 +1,257 @@
+//! The lab's wires: a bridge on the host, one network namespace and one veth pair per member, and
+//! one nf_tables table that lets the lab out to registries and nobody in.
+
+use std::fs::File;
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail};
+use netlink::{Address, BridgePort, IpNet, LinkKind, Namespace, Route, RouteScope, Rtnl, VethPeer};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+
+use super::processes::netns_path;
+use super::state::{Lab, Subnet};
+
+/// The member's end of its link, in every member.
+const MEMBER_LINK: &str = "eth0";
+
+/// The first subnet that no address and no route of the host touches, and no other lab has.
+pub fn free_subnet(taken: &[Subnet]) -> anyhow::Result<Subnet> {
+    let mut rtnl = Rtnl::open()?;
+    let mut used: Vec<IpNet> = rtnl.routes()?.into_iter().map(|route| route.destination).collect();
+    used.extend(rtnl.addresses()?.into_iter().map(|address| address.net));
+    // The default route covers everything and forbids nothing.
+    used.retain(|net| net.prefix > 0 && net.address.is_ipv4());
+    Subnet::all()
+        .find(|subnet| !taken.contains(subnet) && !used.iter().any(|net| overlap(*net, *subnet)))
+        .context("every subnet of 100.64.0.0/10 is in use on this host; take a lab down: skiff lab list")
+}
+
+fn overlap(net: IpNet, subnet: Subnet) -> bool {
+    let own = IpNet::new(IpAddr::V4(subnet.address(0)), Subnet::PREFIX);
+    net.contains(own.address) || own.contains(net.address)
+}
+
+/// `net.ipv4.ip_forward` of the host.
+pub fn forwarding() -> String {
+    netlink::sysctl::read("net/ipv4/ip_forward").unwrap_or_else(|_| "0".to_owned())
+}
+
+/// Makes what is missing; leaves alone what is there.
+pub fn ensure(lab: &Lab) -> anyhow::Result<()> {
+    let mut rtnl = Rtnl::open()?;
+    let bridge = lab.bridge();
+    if rtnl.find_link(&bridge)?.is_none() {
+        rtnl.create_link(&bridge, &LinkKind::Bridge, 0, None)?;
+    }
+    let bridge = rtnl.link(&bridge)?.index;
+    existing_is_fine(rtnl.add_address(&Address::new(bridge, net(lab.subnet.gateway()))))?;
+    rtnl.set_up(bridge)?;
+    for member in lab.members() {
+        ensure_member(&mut rtnl, lab, member, bridge).with_context(|| format!("connecting {member}"))?;
+    }
+    let forwarding = netlink::sysctl::ensure("net/ipv4/ip_forward", "1");
+    let masquerading = nft(&host_table(lab));
+    if let Err(error) = forwarding.map_err(anyhow::Error::from).and(masquerading) {
+        // The lab works without: only pulling from registries needs the way out.
+        eprintln!("the lab cannot reach outside networks: {error:#}");
+    }
+    Ok(())
+}
+
+fn net(address: Ipv4Addr) -> IpNet {
+    IpNet::new(IpAddr::V4(address), Subnet::PREFIX)
+}
+
+fn existing_is_fine(result: netlink::Result<()>) -> netlink::Result<()> {
+    match result {
+        Err(error) if error.is_exists() => Ok(()),
+        other => other,
+    }
+}
+
+fn ensure_member(rtnl: &mut Rtnl, lab: &Lab, member: &str, bridge: u32) -> anyhow::Result<()> {
+    let name = lab.netns(member);
+    make_namespace(&name)?;
+    let namespace = Namespace::open(netns_path(&name))?;
+    let link = lab.link(member);
+    if rtnl.find_link(&link)?.is_none() {
+        let peer = VethPeer { name: MEMBER_LINK, mac: None, namespace: Some(&namespace) };
+        rtnl.create_link(&link, &LinkKind::Veth { peer }, 0, None)?;
+    }
+    let link = rtnl.link(&link)?.index;
+    rtnl.attach_to_bridge(link, bridge, BridgePort::default())?;
+    rtnl.set_up(link)?;
+
+    let address = lab.address(member).context("a member without an address")?;
+    let mut inside = Rtnl::open_in(&namespace)?;
+    let loopback = inside.link("lo")?.index;
+    inside.set_up(loopback)?;
+    let own = inside.link(MEMBER_LINK)?.index;
+    existing_is_fine(inside.add_address(&Address::new(own, net(address))))?;
+    inside.set_up(own)?;
+    let everywhere = IpNet::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+    let mut way_out = Route::direct(everywhere, own, RouteScope::Universe);
+    way_out.gateway = Some(IpAddr::V4(lab.subnet.gateway()));
+    existing_is_fine(inside.add_route(&way_out))?;
+    Ok(())
+}
+
+/// A named network namespace, as `ip netns add` makes it.
+fn make_namespace(name: &str) -> anyhow::Result<()> {
+    let path = netns_path(name);
+    std::fs::create_dir_all("/run/netns").context("creating /run/netns")?;
+    if is_namespace(&path) {
+        return Ok(());
+    }
+    File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+    let target = path.clone();
+    // A thread of its own, so that this one stays where it is.
+    std::thread::spawn(move || -> nix::Result<()> {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        mount(Some("/proc/thread-self/ns/net"), &target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+    })
+    .join()
+    .map_err(|_| anyhow::anyhow!("making the network namespace {name} panicked"))?
+    .with_context(|| format!("making the network namespace {name}"))
+}
+
+fn is_namespace(path: &Path) -> bool {
+    nix::sys::statfs::statfs(path).is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::NSFS_MAGIC)
+}
+
+/// Out to anywhere, in only as an answer.
+fn host_table(lab: &Lab) -> String {
+    let (table, bridge, subnet) = (lab.table(), lab.bridge(), lab.subnet.address(0));
+    format!(
+        "table ip {table}\ndelete table ip {table}\ntable ip {table} {{\n\
+         chain postrouting {{\n type nat hook postrouting priority srcnat;\n \
+         ip saddr {subnet}/24 oifname != \"{bridge}\" masquerade\n}}\n\
+         chain forward {{\n type filter hook forward priority filter;\n \
+         oifname \"{bridge}\" iifname != \"{bridge}\" ct state != {{ established, related }} drop\n}}\n}}\n"
+    )
+}
+
+fn nft(text: &str) -> anyhow::Result<()> {
+    let mut child = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("running nft; install it with: apt-get install nftables")?;
+    if let Some(mut input) = child.stdin.take() {
+        input.write_all(text.as_bytes()).context("writing to nft")?;
+    }
+    let output = child.wait_with_output().context("waiting for nft")?;
+    if !output.status.success() {
+        bail!("nft refused the lab's rules: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+/// Cuts or restores a member's link at the bridge.
+pub fn set_connected(lab: &Lab, member: &str, connected: bool) -> anyhow::Result<()> {
+    let mut rtnl = Rtnl::open()?;
+    let link = rtnl.link(&lab.link(member))?.index;
+    if connected { rtnl.set_up(link)? } else { rtnl.set_down(link)? }
+    Ok(())
+}
+
+/// Whether a member's link is up at the bridge.
+pub fn is_connected(lab: &Lab, member: &str) -> bool {
+    Rtnl::open().and_then(|mut rtnl| rtnl.link(&lab.link(member))).is_ok_and(|link| link.up)
+}
+
+/// Removes links, namespaces and rules; goes on after a failure.
+pub fn remove(lab: &Lab, problems: &mut Vec<String>) {
+    let mut note = |what: &str, result: anyhow::Result<()>| {
+        if let Err(error) = result {
+            problems.push(format!("removing {what}: {error:#}"));
+        }
+    };
+    match Rtnl::open() {
+        Ok(mut rtnl) => {
+            for name in lab.members().map(|member| lab.link(member)).chain([lab.bridge()]) {
+                let result = match rtnl.delete_link(&name) {
+                    Err(error) if !error.is_missing() => Err(error.into()),
+                    _ => Ok(()),
+                };
+                note(&name, result);
+            }
+        }
+        Err(error) => note("links", Err(error.into())),
+    }
+    for member in lab.members() {
+        let name = lab.netns(member);
+        note(&name, remove_namespace(&name));
+    }
+    let table = lab.table();
+    note(&table, nft(&format!("table ip {table}\ndelete table ip {table}\n")));
+    let others = Lab::all().unwrap_or_default().into_iter().any(|other| other.name != lab.name);
+    if !others && lab.forwarding_before == "0" {
+        note("ip_forward", netlink::sysctl::ensure("net/ipv4/ip_forward", "0").map_err(Into::into));
+    }
+}
+
+fn remove_namespace(name: &str) -> anyhow::Result<()> {
+    let path = netns_path(name);
+    if !path.exists() {
+        return Ok(());
+    }
+    match umount2(&path, MntFlags::MNT_DETACH) {
+        // EINVAL: not mounted, a plain file of an interrupted start
+        Ok(()) | Err(nix::Error::EINVAL) => {}
+        Err(error) => bail!("unmounting {}: {error}", path.display()),
+    }
+    std::fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))
+}
+
+/// A lab whose `lab.json` cannot be read, put together from the names it left on the host.
+pub fn reconstruct(name: &str) -> Option<Lab> {
+    let prefix = format!("skiff-{name}-");
+    let entries = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    let nodes = entries
+        .filter_map(|entry| entry.file_name().to_str()?.strip_prefix(&prefix).map(str::to_owned))
+        .filter(|member| member != super::state::SERVER)
+        .collect();
+    let subnet = namespace_subnet(name)?;
+    Some(Lab {
+        name: name.to_owned(),
+        subnet,
+        nodes,
+        proxy_mode: String::new(),
+        store: String::new(),
+        token: String::new(),
+        forwarding_before: "1".to_owned(),
+    })
+}
+
+fn namespace_subnet(name: &str) -> Option<Subnet> {
+    let server = Namespace::open(netns_path(&format!("skiff-{name}-{}", super::state::SERVER))).ok()?;
+    let addresses = Rtnl::open_in(&server).ok()?.addresses().ok()?;
+    addresses.iter().find_map(|address| match address.net.address {
+        IpAddr::V4(v4) if v4.octets()[0] == 100 => Some(Subnet { second: v4.octets()[1], third: v4.octets()[2] }),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overlaps_in_both_directions() {
+        let subnet = Subnet { second: 64, third: 0 };
+        for (text, expected) in [([100, 64, 0, 5], 32, ), ([100, 64, 0, 0], 10), ([100, 64, 0, 0], 24)]
+            .map(|(octets, prefix)| ((octets, prefix), true))
+            .into_iter()
+            .chain([(([100, 64, 1, 0], 24), false), (([10, 0, 0, 0], 8), false)])
+        {
+            let net = IpNet::new(IpAddr::V4(Ipv4Addr::from(text.0)), text.1);
+            assert_eq!(overlap(net, subnet), expected, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! `skiff lab up`: from nothing, or from any interrupted state, to nodes that are Ready.
+//!
+//! The order is chosen for speed: addresses and certificates are decided here, so the server and
+//! all agents start at the same moment, and each agent's containerd starts while the server does.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Node;
+use kube::api::WatchEvent;
+
+use super::state::{Lab, MAX_NODES, SERVER, Subnet, root};
+use super::{network, processes};
+
+#[derive(Args, Debug, Clone)]
+pub struct UpArguments {
+    #[arg(default_value = super::DEFAULT_NAME)]
+    pub name: String,
+    /// How many nodes (default: 1, or as many as the lab has)
+    #[arg(long)]
+    pub nodes: Option<usize>,
+    /// How Services reach the kernel
+    #[arg(long, value_parser = ["nftables", "iptables"])]
+    pub proxy_mode: Option<String>,
+    /// Where the cluster's state is kept: embedded, or etcd=URL,...
+    #[arg(long)]
+    pub store: Option<String>,
+    /// Give up when the nodes are not Ready after this many seconds
+    #[arg(long, default_value_t = 120)]
+    pub timeout: u64,
+}
+
+pub fn run(arguments: &UpArguments) -> anyhow::Result<()> {
+    super::require_root()?;
+    Lab::check_name(&arguments.name)?;
+    let began = Instant::now();
+    let _lock = lock()?;
+    let lab = plan(arguments)?;
+    lab.save()?;
+    network::ensure(&lab).context("setting up the lab's network")?;
+    write_credentials(&lab)?;
+    for member in lab.members() {
+        start(&lab, member)?;
+    }
+    drop(_lock);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(wait_for_nodes(&lab, began, Duration::from_secs(arguments.timeout)))?;
+    eprintln!("lab {} is up: {} node(s) Ready after {:.2} s", lab.name, lab.nodes.len(), began.elapsed().as_secs_f64());
+    println!("export KUBECONFIG={}", lab.kubeconfig().display());
+    Ok(())
+}
+
+/// The lab as it should be: the one there is, changed as asked, or a new one.
+fn plan(arguments: &UpArguments) -> anyhow::Result<Lab> {
+    let wanted = arguments.nodes;
+    if wanted.is_some_and(|nodes| nodes > MAX_NODES) {
+        bail!("a lab has at most {MAX_NODES} nodes");
+    }
+    if let Some(mut lab) = Lab::load(&arguments.name)? {
+        for (what, asked, has) in
+            [("--proxy-mode", &arguments.proxy_mode, &lab.proxy_mode), ("--store", &arguments.store, &lab.store)]
+        {
+            if asked.as_ref().is_some_and(|asked| asked != has) {
+                bail!("lab {} runs with {what} {has}; take it down to change that: skiff lab down {}", lab.name, lab.name);
+            }
+        }
+        if wanted.is_some_and(|nodes| nodes < lab.nodes.len()) {
+            bail!("lab {} has {} nodes; nodes can be added, not taken away", lab.name, lab.nodes.len());
+        }
+        for number in lab.nodes.len()..wanted.unwrap_or(0) {
+            lab.nodes.push(format!("node-{}", number + 1));
+        }
+        return Ok(lab);
+    }
+    let taken: Vec<Subnet> = Lab::all()?.into_iter().map(|lab| lab.subnet).collect();
+    Ok(Lab {
+        name: arguments.name.clone(),
+        subnet: network::free_subnet(&taken)?,
+        nodes: (1..=wanted.unwrap_or(1)).map(|number| format!("node-{number}")).collect(),
+        proxy_mode: arguments.proxy_mode.clone().unwrap_or_else(|| "nftables".to_owned()),
+        store: arguments.store.clone().unwrap_or_else(|| "embedded".to_owned()),
+        token: controlplane::token::BootstrapToken::generate().to_string(),
+        forwarding_before: network::forwarding(),
+    })
+}
+
+/// Two `lab up` at once would choose the same subnet.
+fn lock() -> anyhow::Result<nix::fcntl::Flock<std::fs::File>> {
+    std::fs::create_dir_all(root()).with_context(|| format!("creating {}", root().display()))?;
+    let path = root().join(".lock");
+    let file = std::fs::File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive)
+        .map_err(|(_, error)| anyhow::anyhow!("locking {}: {error}", path.display()))
+}
+
+/// The PKI and the kubeconfig, before any process starts: a node needs the CA's digest to join.
+fn write_credentials(lab: &Lab) -> anyhow::Result<()> {
+    let data = lab.member_dir(SERVER);
+    let names = controlplane::pki::ServerNames::new(
+        api::defaults::CLUSTER_DOMAIN,
+        [lab.subnet.server().to_string(), api::defaults::API_SERVICE_IP.to_owned()],
+    );
+    let pki = controlplane::pki::Pki::ensure(&data.join("server/tls"), &names)?;
+    let kubeconfig = controlplane::kubeconfig::with_certificate(
+        &format!("skiff-{}", lab.name),
+        &lab.server_url(),
+        &pki.ca.certificate,
+        "system:admin",
+        &pki.admin,
+    );
+    write_private(&lab.kubeconfig(), &serde_json::to_string_pretty(&kubeconfig)?)?;
+    let token = controlplane::token::with_ca(&lab.token, &pki.ca.certificate)?;
+    write_private(&lab.dir().join("join-token"), &token)
+}
+
+fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut file = std::fs::File::options().create(true).truncate(true).write(true).mode(0o600).open(path)?;
+    std::io::Write::write_all(&mut file, text.as_bytes()).with_context(|| format!("writing {}", path.display()))
+}
+
+/// Starts a member's process unless it runs.
+pub fn start(lab: &Lab, member: &str) -> anyhow::Result<()> {
+    let pid_file = lab.pid_file(member);
+    if processes::Process::from_file(&pid_file).is_some() {
+        return Ok(());
+    }
+    for dir in [lab.member_dir(member), lab.member_run_dir(member)] {
+        std::fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+    }
+    let arguments = if member == SERVER { server_arguments(lab) } else { agent_arguments(lab, member)? };
+    processes::start(&lab.netns(member), &arguments, &lab.log(member), &pid_file)?;
+    Ok(())
+}
+
+fn server_arguments(lab: &Lab) -> Vec<String> {
+    let data = lab.member_dir(SERVER);
+    let address = lab.subnet.server().to_string();
+    [
+        "server", "--disable-agent", "--data-dir", &data.display().to_string(), "--bind-address", &address,
+        "--advertise-address", &address, "--store", &lab.store, "--token", &lab.token,
+        "--kubeconfig", &lab.member_run_dir(SERVER).join("admin.kubeconfig").display().to_string(),
+    ]
+    .map(str::to_owned)
+    .to_vec()
+}
+
+fn agent_arguments(lab: &Lab, member: &str) -> anyhow::Result<Vec<String>> {
+    let address = lab.address(member).with_context(|| format!("{member} is no node of lab {}", lab.name))?;
+    let text = |path: std::path::PathBuf| path.display().to_string();
+    Ok(vec![
+        "agent".into(),
+        "--server".into(), lab.server_url(),
+        "--token-file".into(), text(lab.dir().join("join-token")),
+        "--node-name".into(), member.to_owned(),
+        "--node-ip".into(), address.to_string(),
+        "--data-dir".into(), text(lab.member_dir(member)),
+        "--run-dir".into(), text(lab.member_run_dir(member)),
+        "--pod-log-dir".into(), text(lab.member_dir(member).join("pod-logs")),
+        "--cgroup-root".into(), lab.cgroup(member),
+        "--proxy-mode".into(), lab.proxy_mode.clone(),
+    ])
+}
+
+/// Follows the Node objects until all are Ready, saying what is missing meanwhile.
+async fn wait_for_nodes(lab: &Lab, began: Instant, limit: Duration) -> anyhow::Result<()> {
+    let mut missing: BTreeSet<String> = lab.nodes.iter().cloned().collect();
+    let waiting = async {
+        while !missing.is_empty() {
+            // The server may not answer yet: a refused connection is cheap and the next try is soon.
+            if follow_nodes(lab, &mut missing).await.is_err() {
+                member_died(lab)?;
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+        anyhow::Ok(())
+    };
+    let progress = async {
+        loop {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            eprintln!("still waiting for lab {}, {:.0} s so far", lab.name, began.elapsed().as_secs_f64());
+        }
+    };
+    let outcome = tokio::select! {
+        outcome = waiting => outcome,
+        () = progress => Ok(()),
+        () = tokio::time::sleep(limit) => {
+            let logs: Vec<String> = lab.members().map(|member| lab.log(member).display().to_string()).collect();
+            bail!("not all nodes were Ready after {} s; look at {}", limit.as_secs(), logs.join(", "))
+        }
+    };
+    outcome
+}
+
+fn member_died(lab: &Lab) -> anyhow::Result<()> {
+    for member in lab.members() {
+        if processes::Process::from_file(&lab.pid_file(member)).is_none() {
+            let log = std::fs::read_to_string(lab.log(member)).unwrap_or_default();
+            let tail: Vec<&str> = log.lines().rev().take(5).collect();
+            let tail: Vec<&str> = tail.into_iter().rev().collect();
+            bail!("{member} ended; the end of {}:\n{}", lab.log(member).display(), tail.join("\n"));
+        }
+    }
+    Ok(())
+}
+
+async fn follow_nodes(lab: &Lab, missing: &mut BTreeSet<String>) -> anyhow::Result<()> {
+    let client = super::super::client::from_file(&lab.kubeconfig()).await?;
+    let nodes: kube::Api<Node> = kube::Api::all(client);
+    let parameters = kube::api::WatchParams::default().timeout(60);
+    let mut events = nodes.watch(&parameters, "0").await?.boxed();
+    while let Some(event) = events.next().await {
+        if let WatchEvent::Added(node) | WatchEvent::Modified(node) = event?
+            && is_ready(&node)
+        {
+            missing.remove(node.metadata.name.as_deref().unwrap_or_default());
+            if missing.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn is_ready(node: &Node) -> bool {
+    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
