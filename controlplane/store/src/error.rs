@@ -1,0 +1,35 @@
+//! Why the store could not do something. Messages name what was done, to what, and what helps.
+
+use std::path::PathBuf;
+
+use crate::Revision;
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    #[error("revision {requested} has been compacted (the oldest readable one is {compacted}); list again")]
+    Compacted { requested: Revision, compacted: Revision },
+
+    #[error("revision {requested} lies in the future: the store is at {current}")]
+    FutureRevision { requested: Revision, current: Revision },
+
+    #[error("a watch of {prefix:?} fell behind: {queued} events were waiting for it; list again and watch from there")]
+    WatchTooSlow { prefix: String, queued: usize },
+
+    #[error("{path} is damaged: {detail}; restore a snapshot (skiff snapshot restore) or move the file away")]
+    Damaged { path: PathBuf, detail: String },
+
+    #[error("{path} is in use by another process; stop it, or give this server another --data-dir")]
+    Locked { path: PathBuf },
+
+    #[error("{doing} {path}: {detail}; check the disk's free space and health, then start the server again")]
+    Io { doing: &'static str, path: PathBuf, detail: String },
+
+    #[error("the store is closed")]
+    Closed,
+
+    #[error("{doing} at etcd {endpoints}: {detail}; check that the members are up and that the certificates fit")]
+    Unavailable { doing: &'static str, endpoints: String, detail: String },
+
+    #[error("writing {key:?}: {bytes} bytes are more than the store takes ({limit})")]
+    TooLarge { key: String, bytes: usize, limit: usize },
+}
