@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::images::archives;
-use crate::run::{self, Output, command, skiff};
+use crate::run::{self, Output, Running, command, skiff};
 use crate::leftovers;
 
 /// A running lab; down, and checked for leftovers, when dropped.
@@ -83,6 +83,11 @@ impl Lab {
     /// `skiff lab node <what> <member>`.
     pub fn node(&self, what: &str, member: &str) -> Output {
         command(skiff(), &["lab", "node", what, &format!("{}/{member}", self.name)], &[], "")
+    }
+
+    /// kubectl that goes on while the test does; ended when dropped.
+    pub fn spawn_kubectl(&self, arguments: &[&str]) -> Running {
+        Running::start(&run::kubectl(), arguments, &[("KUBECONFIG", &self.kubeconfig), ("HOME", "/nonexistent")])
     }
 
     /// kubectl that must succeed; returns what it printed.

@@ -17,4 +17,4 @@ mod run;
 
 pub use images::{BUSYBOX, NGINX};
 pub use lab::Lab;
-pub use run::{Output, command, kubectl_of_version, skiff};
+pub use run::{Output, Running, command, kubectl, kubectl_of_version, skiff};

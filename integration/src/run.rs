@@ -85,3 +85,59 @@ pub fn kubectl_of_version(version: &str) -> Option<PathBuf> {
     let beside = dir.parent()?.join(format!("kubectl.{version}"));
     [beside, PathBuf::from(format!("/usr/lib/google-cloud-sdk/bin/kubectl.{version}"))].into_iter().find(|path| path.is_file())
 }
+
+/// A command in the background, its output read line by line.
+pub struct Running {
+    line: String,
+    child: std::process::Child,
+    lines: std::sync::mpsc::Receiver<String>,
+}
+
+impl Running {
+    pub fn start(program: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        use std::io::BufRead;
+        let line = format!("{} {}", program.display(), arguments.join(" "));
+        let mut child = Command::new(program)
+            .args(arguments)
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot run {line}: {error}"));
+        let (sender, lines) = std::sync::mpsc::channel();
+        if let Some(output) = child.stdout.take() {
+            std::thread::spawn(move || {
+                for line in std::io::BufReader::new(output).lines().map_while(Result::ok) {
+                    if sender.send(line).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        Self { line, child, lines }
+    }
+
+    /// The next line that contains `words`, at most 30 s from now.
+    #[track_caller]
+    pub fn line_with(&mut self, words: &str) -> String {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        let mut seen = Vec::new();
+        loop {
+            let left = deadline.saturating_duration_since(std::time::Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) if line.contains(words) => return line,
+                Ok(line) => seen.push(line),
+                Err(_) => panic!("{} printed no line with {words:?}, only: {seen:?}", self.line),
+            }
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
