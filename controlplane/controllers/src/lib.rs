@@ -19,6 +19,7 @@ mod ownership;
 mod podcontrol;
 mod podstate;
 
+mod deployment;
 mod replicaset;
 
 use std::sync::Arc;
@@ -48,4 +49,5 @@ pub struct Config {
 pub fn start(config: Config, supervisor: &Supervisor) {
     let context = context::Context::new(config, supervisor);
     replicaset::start(&context);
+    deployment::start(&context);
 }

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{Pod, ReplicationController};
 use kube::api::PostParams;
-use kube::{Api, ResourceExt};
+use kube::Api;
 
 pub use kinds::Replicated;
 use plan::Failure;
