@@ -17,7 +17,9 @@ impl Error {
     /// Whether a retry alone mends it: nothing to tell anybody.
     pub fn is_ordinary(&self) -> bool {
         match self {
-            Error::Api { source, .. } => is_conflict(source) || is_not_found(source) || is_namespace_terminating(source),
+            Error::Api { source, .. } => {
+                is_conflict(source) || is_not_found(source) || is_namespace_terminating(source)
+            }
             Error::Object { .. } => false,
         }
     }

@@ -14,12 +14,17 @@ mod error;
 mod expectations;
 mod hash;
 mod index;
+mod lag;
 mod meta;
 mod ownership;
 mod podcontrol;
 mod podstate;
+mod service_pods;
 
 mod deployment;
+mod endpoints;
+mod endpointslice;
+mod namespace_defaults;
 mod replicaset;
 
 use std::sync::Arc;
@@ -50,4 +55,7 @@ pub fn start(config: Config, supervisor: &Supervisor) {
     let context = context::Context::new(config, supervisor);
     replicaset::start(&context);
     deployment::start(&context);
+    endpointslice::start(&context);
+    endpoints::start(&context);
+    namespace_defaults::start(&context);
 }

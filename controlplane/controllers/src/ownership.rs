@@ -105,9 +105,8 @@ mod tests {
     fn labelled(name: &str, app: &str, owner: Option<&str>) -> Arc<Pod> {
         let mut pod = pod(name, "n", "Running");
         pod.metadata.labels = Some([("app".to_owned(), app.to_owned())].into());
-        pod.metadata.owner_references = owner.map(|uid| {
-            vec![OwnerReference { uid: uid.into(), controller: Some(true), ..Default::default() }]
-        });
+        pod.metadata.owner_references =
+            owner.map(|uid| vec![OwnerReference { uid: uid.into(), controller: Some(true), ..Default::default() }]);
         Arc::new(pod)
     }
 

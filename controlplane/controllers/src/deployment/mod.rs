@@ -126,8 +126,7 @@ impl Worker {
         let claim = ownership::claim(meta::uid(&observed.metadata), deleting, &selector, candidates, |_| true);
         let sets = ownership::settle(&self.controller, &*observed, claim).await?;
         let (new, old) = revision::split(&observed.spec.template, sets.iter().map(|set| (**set).clone()).collect());
-        let mut run =
-            Run { worker: self, deployment: (*observed).clone(), observed, new, old, now: meta::now() };
+        let mut run = Run { worker: self, deployment: (*observed).clone(), observed, new, old, now: meta::now() };
         if deleting {
             return run.write_status().await;
         }

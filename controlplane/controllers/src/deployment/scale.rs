@@ -224,7 +224,11 @@ mod tests {
                 &set("new", 2, new.0, new.1),
                 &[set("old", 1, old.0, old.1)],
             );
-            assert_eq!(sizes.first().map(|size| size.1), expected, "{replicas}-{unavailable}, new {new:?}, old {old:?}");
+            assert_eq!(
+                sizes.first().map(|size| size.1),
+                expected,
+                "{replicas}-{unavailable}, new {new:?}, old {old:?}"
+            );
         }
     }
 

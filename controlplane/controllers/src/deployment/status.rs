@@ -75,9 +75,7 @@ pub fn note_pause(deployment: &mut Deployment, now: Timestamp) {
     let paused = deployment.spec.paused == Some(true);
     let next = match (paused, progressing == Some(PAUSED)) {
         (true, false) => condition(PROGRESSING, "Unknown", PAUSED, "Deployment is paused".into(), now),
-        (false, true) => {
-            condition(PROGRESSING, "Unknown", "DeploymentResumed", "Deployment is resumed".into(), now)
-        }
+        (false, true) => condition(PROGRESSING, "Unknown", "DeploymentResumed", "Deployment is resumed".into(), now),
         _ => return,
     };
     note(deployment, next);
@@ -195,8 +193,7 @@ pub fn rollout(
     }
     let before = deployment.status.clone().unwrap_or_default();
     let progressing = current(deployment, PROGRESSING);
-    let was_complete =
-        status.replicas == status.updated_replicas && reason(progressing) == Some(NEW_SET_AVAILABLE);
+    let was_complete = status.replicas == status.updated_replicas && reason(progressing) == Some(NEW_SET_AVAILABLE);
     if deadline_seconds(deployment).is_some() && !was_complete {
         let subject = match new {
             Some(set) => format!("ReplicaSet \"{}\"", set.name_any()),

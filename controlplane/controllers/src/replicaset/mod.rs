@@ -14,8 +14,8 @@ use component::{Informer, Outcome, WorkQueue};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{Pod, ReplicationController};
-use kube::api::PostParams;
 use kube::Api;
+use kube::api::PostParams;
 
 pub use kinds::Replicated;
 use plan::Failure;
@@ -54,7 +54,8 @@ fn launch<K: Replicated>(context: &Context, objects: Informer<K>, siblings: Opti
     context::enqueue_changes(&objects, &queue);
     podcontrol::watch(&context.pods, owners(&objects), &expectations, &queue);
     let ready = synced!(objects, context.pods.informer);
-    let replicas = Replicas { controller: controller.clone(), objects, pods: context.pods.clone(), expectations, siblings };
+    let replicas =
+        Replicas { controller: controller.clone(), objects, pods: context.pods.clone(), expectations, siblings };
     let replicas = Arc::new(replicas);
     controller.run(&queue, WORKERS, ready, move |key| {
         let replicas = replicas.clone();
@@ -124,8 +125,7 @@ impl<K: Replicated> Replicas<K> {
             plan::Action::None => None,
             plan::Action::Create(count) => self.create(key, object, count).await,
             plan::Action::Delete(victims) => {
-                let error =
-                    podcontrol::delete_all(&self.controller, key, &self.expectations, &victims, &owner).await?;
+                let error = podcontrol::delete_all(&self.controller, key, &self.expectations, &victims, &owner).await?;
                 Some(Failure { doing: "deleting pods of", reason: "FailedDelete", error })
             }
         }

@@ -155,7 +155,10 @@ mod tests {
         let failure = Failure { doing: "creating", reason: "FailedCreate", error };
         set.status = Some(status(&set, &pods, Some(&failure), at(100)));
         let condition = &set.status().conditions.unwrap_or_default()[0];
-        assert_eq!((condition.reason.as_deref(), condition.message.as_deref()), (Some("FailedCreate"), Some("exceeded quota")));
+        assert_eq!(
+            (condition.reason.as_deref(), condition.message.as_deref()),
+            (Some("FailedCreate"), Some("exceeded quota"))
+        );
         assert_eq!(status(&set, &pods, None, at(101)).conditions, None);
     }
 }
