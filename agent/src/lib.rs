@@ -1,3 +1,4 @@
 //! agent
 pub mod containerd;
 pub mod images;
+pub mod join;
