@@ -16,12 +16,12 @@ pub(crate) fn archives() -> &'static [PathBuf] {
     BUILT.get_or_init(|| {
         let dir = std::env::temp_dir().join(format!("skiff-test-images-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap_or_else(|error| panic!("creating {}: {error}", dir.display()));
-        ["nginx", "busybox"]
+        [("nginx", NGINX), ("busybox", BUSYBOX)]
             .iter()
-            .map(|preset| {
+            .map(|(preset, name)| {
                 let path = dir.join(format!("{preset}.tar"));
                 let text = path.display().to_string();
-                command(skiff(), &["images", "build", preset, "--output", &text], &[], "").expect_ok();
+                command(skiff(), &["images", "build", preset, "--name", name, "--output", &text], &[], "").expect_ok();
                 path
             })
             .collect()

@@ -224,6 +224,7 @@ pub fn reconstruct(name: &str) -> Option<Lab> {
         nodes,
         proxy_mode: String::new(),
         store: String::new(),
+        node_cidr_mask: 24,
         token: String::new(),
         forwarding_before: "1".to_owned(),
     })

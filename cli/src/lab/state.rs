@@ -16,12 +16,13 @@ pub const SERVER: &str = "server";
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Lab {
     pub name: String,
-    /// The third byte of the lab's subnet 100.64.x.0/24 … 100.127.x.0/24, see `Subnet`.
     pub subnet: Subnet,
     pub nodes: Vec<String>,
     pub proxy_mode: String,
     /// `embedded`, or `etcd=URL,…`
     pub store: String,
+    /// Prefix length of each node's part of the pod network.
+    pub node_cidr_mask: u8,
     /// Bootstrap token with which nodes join.
     pub token: String,
     /// `net.ipv4.ip_forward` of the host before the first lab.
@@ -228,6 +229,7 @@ mod tests {
             nodes: (1..=MAX_NODES).map(|n| format!("node-{n}")).collect(),
             proxy_mode: "nftables".into(),
             store: "embedded".into(),
+            node_cidr_mask: 24,
             token: String::new(),
             forwarding_before: "0".into(),
         }

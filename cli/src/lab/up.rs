@@ -29,6 +29,9 @@ pub struct UpArguments {
     /// Where the cluster's state is kept: embedded, or etcd=URL,...
     #[arg(long)]
     pub store: Option<String>,
+    /// Prefix length of each node's part of the pod network 10.42.0.0/16
+    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u8).range(17..=30))]
+    pub node_cidr_mask: u8,
     /// Give up when the nodes are not Ready after this many seconds
     #[arg(long, default_value_t = 120)]
     pub timeout: u64,
@@ -83,6 +86,7 @@ fn plan(arguments: &UpArguments) -> anyhow::Result<Lab> {
         nodes: (1..=wanted.unwrap_or(1)).map(|number| format!("node-{number}")).collect(),
         proxy_mode: arguments.proxy_mode.clone().unwrap_or_else(|| "nftables".to_owned()),
         store: arguments.store.clone().unwrap_or_else(|| "embedded".to_owned()),
+        node_cidr_mask: arguments.node_cidr_mask,
         token: controlplane::token::BootstrapToken::generate().to_string(),
         forwarding_before: network::forwarding(),
     })
@@ -143,6 +147,7 @@ fn server_arguments(lab: &Lab) -> Vec<String> {
     [
         "server", "--disable-agent", "--data-dir", &data.display().to_string(), "--bind-address", &address,
         "--advertise-address", &address, "--store", &lab.store, "--token", &lab.token,
+        "--node-cidr-mask", &lab.node_cidr_mask.to_string(),
         "--kubeconfig", &lab.member_run_dir(SERVER).join("admin.kubeconfig").display().to_string(),
     ]
     .map(str::to_owned)

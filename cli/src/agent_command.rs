@@ -1,0 +1,141 @@
+//! `skiff agent`: a node of an existing cluster.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use component::Supervisor;
+use k8s_openapi::api::core::v1::Taint;
+use tokio::signal::unix::{SignalKind, signal};
+
+#[derive(Args)]
+pub struct AgentArguments {
+    /// The API server, https://HOST:6443
+    #[arg(long, env = "SKIFF_URL")]
+    server: String,
+    /// What `skiff token create` printed; needed until the node has its certificate
+    #[arg(long, env = "SKIFF_TOKEN", conflicts_with = "token_file")]
+    token: Option<String>,
+    /// A file with the token
+    #[arg(long)]
+    token_file: Option<PathBuf>,
+    #[arg(long, default_value = "/var/lib/skiff")]
+    data_dir: PathBuf,
+    #[command(flatten)]
+    node: NodeArguments,
+}
+
+/// What describes a node; `skiff server` takes these for its own.
+#[derive(Args)]
+pub struct NodeArguments {
+    /// The node's name (default: this machine's host name)
+    #[arg(long)]
+    node_name: Option<String>,
+    /// The node's address (default: the one on the interface that routes to the server)
+    #[arg(long)]
+    node_ip: Option<IpAddr>,
+    /// A label for the node, key=value; may be repeated
+    #[arg(long, value_parser = parse_label)]
+    node_label: Vec<(String, String)>,
+    /// A taint for the node, key=value:Effect; may be repeated
+    #[arg(long, value_parser = parse_taint)]
+    node_taint: Vec<Taint>,
+    /// Sockets and pid files
+    #[arg(long, default_value = "/run/skiff")]
+    run_dir: PathBuf,
+    /// Where containers' logs go
+    #[arg(long, default_value = "/var/log/pods")]
+    pod_log_dir: PathBuf,
+    /// The cgroup under which pods run
+    #[arg(long, default_value = "/")]
+    cgroup_root: String,
+    /// Manifests of static pods (default: <data-dir>/manifests)
+    #[arg(long)]
+    pod_manifest_path: Option<PathBuf>,
+    /// Another CRI socket instead of skiff's own containerd
+    #[arg(long)]
+    container_runtime_endpoint: Option<PathBuf>,
+    /// How Services reach the kernel
+    #[arg(long, default_value = "nftables", value_parser = ["nftables", "iptables"])]
+    proxy_mode: String,
+}
+
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("a label has the form key=value")?;
+    match api::names::qualified_name(key).or_else(|| api::names::label_value(value)) {
+        Some(problem) => Err(problem),
+        None => Ok((key.to_owned(), value.to_owned())),
+    }
+}
+
+fn parse_taint(text: &str) -> Result<Taint, String> {
+    let (rest, effect) = text.rsplit_once(':').ok_or("a taint has the form key=value:Effect")?;
+    if !["NoSchedule", "PreferNoSchedule", "NoExecute"].contains(&effect) {
+        return Err(format!("{effect:?} is no taint effect: use NoSchedule, PreferNoSchedule or NoExecute"));
+    }
+    let (key, value) = rest.split_once('=').unwrap_or((rest, ""));
+    if let Some(problem) = api::names::qualified_name(key).or_else(|| api::names::label_value(value)) {
+        return Err(problem);
+    }
+    Ok(Taint {
+        key: key.to_owned(),
+        value: (!value.is_empty()).then(|| value.to_owned()),
+        effect: effect.to_owned(),
+        time_added: None,
+    })
+}
+
+pub fn run(arguments: &AgentArguments) -> anyhow::Result<ExitCode> {
+    let token = match (&arguments.token, &arguments.token_file) {
+        (Some(token), _) => token.clone(),
+        (None, Some(path)) => {
+            std::fs::read_to_string(path).with_context(|| format!("reading the token from {}", path.display()))?
+        }
+        (None, None) => String::new(),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    runtime.block_on(async {
+        let supervisor = Supervisor::new("skiff");
+        let configuration = arguments.node.configuration(&arguments.server, token, &arguments.data_dir)?;
+        tokio::select! {
+            started = agent::start(configuration, &supervisor) => { started?; }
+            ended = wait_for_end() => return ended,
+        }
+        wait_for_end().await?;
+        tracing::info!("ending; pods go on");
+        if !supervisor.shut_down(Duration::from_secs(10)).await {
+            tracing::warn!("some tasks did not end within 10 s");
+        }
+        anyhow::Ok(())
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Returns when the process is asked to end.
+pub async fn wait_for_end() -> anyhow::Result<()> {
+    let mut terminated = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut interrupted = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    tokio::select! {
+        _ = terminated.recv() => {}
+        _ = interrupted.recv() => {}
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_and_taints() {
+        assert_eq!(parse_label("a.b/c=d"), Ok(("a.b/c".into(), "d".into())));
+        assert!(parse_label("a").is_err() && parse_label("a=b c").is_err());
+        let taint = parse_taint("dedicated=db:NoSchedule").unwrap();
+        assert_eq!((taint.key.as_str(), taint.value.as_deref(), taint.effect.as_str()), ("dedicated", Some("db"), "NoSchedule"));
+        assert!(parse_taint("dedicated:Never").is_err());
+    }
+}

@@ -1,0 +1,113 @@
+//! `skiff server`: the control plane, and a node on the same machine unless told otherwise.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use component::Supervisor;
+use controlplane::{Store, token::BootstrapToken};
+
+use crate::agent_command::NodeArguments;
+
+#[derive(Args)]
+pub struct ServerArguments {
+    #[arg(long, default_value = "/var/lib/skiff")]
+    data_dir: PathBuf,
+    /// embedded, or etcd=URL,... for several servers
+    #[arg(long, default_value = "embedded")]
+    store: String,
+    /// Do not run a node in this process
+    #[arg(long)]
+    disable_agent: bool,
+    #[arg(long, default_value = "0.0.0.0")]
+    bind_address: IpAddr,
+    #[arg(long, default_value_t = api::defaults::API_PORT)]
+    port: u16,
+    /// The address under which nodes and pods reach this server (default: that of the default route)
+    #[arg(long)]
+    advertise_address: Option<IpAddr>,
+    /// More names or addresses for the server's certificate
+    #[arg(long)]
+    tls_san: Vec<String>,
+    /// A bootstrap token to accept, besides those of `skiff token create`
+    #[arg(long, env = "SKIFF_TOKEN")]
+    token: Option<BootstrapToken>,
+    /// Where to write the administrator's kubeconfig
+    #[arg(long, default_value = "/etc/skiff/admin.kubeconfig")]
+    kubeconfig: PathBuf,
+    #[arg(long, default_value = api::defaults::POD_CIDR)]
+    cluster_cidr: String,
+    #[arg(long, default_value = api::defaults::SERVICE_CIDR)]
+    service_cidr: String,
+    /// Prefix length of each node's part of the pod network
+    #[arg(long, default_value_t = 24)]
+    node_cidr_mask: u8,
+    #[command(flatten)]
+    node: NodeArguments,
+}
+
+pub fn run(arguments: &ServerArguments) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    runtime.block_on(serve(arguments))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(arguments: &ServerArguments) -> anyhow::Result<()> {
+    let supervisor = Supervisor::new("skiff");
+    let token = arguments.token.clone().unwrap_or_else(BootstrapToken::generate);
+    let running = controlplane::start(configuration(arguments, token.clone())?, &supervisor).await?;
+    tracing::info!(url = running.url, kubeconfig = %arguments.kubeconfig.display(), "the API server answers");
+    if !arguments.disable_agent {
+        let join = controlplane::token::with_ca(&token.to_string(), &running.ca_certificate)?;
+        agent::start(arguments.node.configuration(&running.url, join, &arguments.data_dir)?, &supervisor).await?;
+    }
+    crate::agent_command::wait_for_end().await?;
+    tracing::info!("ending; pods go on");
+    if !supervisor.shut_down(Duration::from_secs(10)).await {
+        tracing::warn!("some tasks did not end within 10 s");
+    }
+    Ok(())
+}
+
+fn configuration(arguments: &ServerArguments, token: BootstrapToken) -> anyhow::Result<controlplane::Config> {
+    let advertise_address = match arguments.advertise_address {
+        Some(address) => address,
+        None if !arguments.bind_address.is_unspecified() => arguments.bind_address,
+        None => default_address().context("finding this machine's address; give it with --advertise-address")?,
+    };
+    Ok(controlplane::Config {
+        data_dir: arguments.data_dir.clone(),
+        store: parse_store(&arguments.store)?,
+        bind_address: arguments.bind_address,
+        port: arguments.port,
+        advertise_address,
+        tls_sans: arguments.tls_san.clone(),
+        token,
+        kubeconfig: arguments.kubeconfig.clone(),
+        cluster_cidr: arguments.cluster_cidr.clone(),
+        service_cidr: arguments.service_cidr.clone(),
+        node_cidr_mask: arguments.node_cidr_mask,
+        cluster_domain: api::defaults::CLUSTER_DOMAIN.to_owned(),
+    })
+}
+
+fn parse_store(text: &str) -> anyhow::Result<Store> {
+    match text.split_once('=') {
+        None if text == "embedded" => Ok(Store::Embedded),
+        Some(("etcd", endpoints)) if !endpoints.is_empty() => {
+            Ok(Store::Etcd(endpoints.split(',').map(|endpoint| endpoint.trim().to_owned()).collect()))
+        }
+        _ => anyhow::bail!("--store {text:?} is not understood: use embedded, or etcd=http://HOST:2379,..."),
+    }
+}
+
+/// The address from which this machine reaches others: what the default route would use.
+fn default_address() -> std::io::Result<IpAddr> {
+    let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    // Connecting a datagram socket sends nothing; 192.0.2.1 is set aside for documentation.
+    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
+    Ok(socket.local_addr()?.ip())
+}
