@@ -161,7 +161,7 @@ fn field_record(
             }
             ("map" | "struct", "atomic") => 1 << 7,
             ("struct" | "map", "granular") => 1 << 8,
-            ("patch", "replace") => 0,
+            ("patch", "replace") => 1 << 12,
             ("patch", value) => {
                 let (strategies, key) = value.split_once(':').unwrap_or((value, ""));
                 extra[1] = key;

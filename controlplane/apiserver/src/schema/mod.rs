@@ -117,6 +117,16 @@ pub enum Node<'a> {
     Untyped,
 }
 
+/// How a value merges in a strategic merge patch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PatchRule {
+    pub merges: bool,
+    /// Objects merge unless this is set.
+    pub replaces: bool,
+    /// The field that items are known by, in lists of objects.
+    pub key: Option<&'static str>,
+}
+
 /// How a value merges in server-side apply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Topology<'a> {
@@ -176,6 +186,20 @@ impl<'a> Node<'a> {
                 Value::Array(_) => Topology::Atomic,
                 _ => Topology::Scalar,
             },
+        }
+    }
+
+    /// How it merges in a strategic merge patch; custom resources have no such rules.
+    pub fn patch_rule(self) -> PatchRule {
+        match self {
+            Node::Builtin(Element { field: Some(field), .. }) => {
+                PatchRule {
+                    merges: field.patch_merges(),
+                    replaces: field.patch_replaces(),
+                    key: field.patch_merge_key(),
+                }
+            }
+            _ => PatchRule::default(),
         }
     }
 

@@ -296,6 +296,11 @@ impl Field {
         self.bit(9)
     }
 
+    /// Strategic merge patch replaces this object as a whole.
+    pub fn patch_replaces(self) -> bool {
+        self.bit(12)
+    }
+
     pub fn patch_retains_keys(self) -> bool {
         self.bit(10)
     }

@@ -1,0 +1,439 @@
+//! Strategic merge patch (`k8s.io/apimachinery/pkg/util/strategicpatch`): objects merge, lists are
+//! replaced unless their type declares that they merge, by a key of their items or as sets.
+//!
+//! Directives, all of them members of the patch:
+//! - `$patch: replace | delete | merge` in an object, or in an item of a list that merges;
+//! - `$retainKeys: [names]`: other members of the live object go;
+//! - `$deleteFromPrimitiveList/<name>: [values]`;
+//! - `$setElementOrder/<name>: [items]`: the order of a list that merges.
+//!
+//! The order of a merged list: items that the patch names come in the patch's order, the others
+//! keep their order among themselves and stay before what they stood before.
+
+use serde_json::{Map, Value};
+
+use crate::schema::Node;
+
+const PATCH: &str = "$patch";
+const RETAIN_KEYS: &str = "$retainKeys";
+const DELETE_FROM: &str = "$deleteFromPrimitiveList/";
+const ORDER: &str = "$setElementOrder/";
+
+/// Why a patch cannot be applied; the texts are upstream's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PatchError {
+    #[error("unknown patch type found: {0:?} in map")]
+    UnknownDirective(String),
+    #[error("merging lists cannot yet be specified in the patch")]
+    MergeItem,
+    #[error("map: {item} does not contain declared merge key: {key}")]
+    NoMergeKey { item: String, key: String },
+    #[error("cannot merge lists without merge key for field {0:?}")]
+    NoKeyDeclared(String),
+    #[error("invalid patch format of primitive list")]
+    PrimitiveList,
+    #[error("invalid patch format of retainKeys")]
+    RetainKeys,
+    #[error("invalid patch format of setElementOrder list")]
+    ElementOrder,
+    #[error("lists of lists are not supported")]
+    ListOfLists,
+    #[error("list element types are not identical: {0}")]
+    MixedList(String),
+}
+
+type Result<T> = std::result::Result<T, PatchError>;
+type Members = Map<String, Value>;
+
+/// Merges `patch` into `live`, an object at `node`.
+pub fn merge_map(node: Node<'_>, mut live: Members, mut patch: Members) -> Result<Members> {
+    match patch.remove(PATCH) {
+        None => {}
+        Some(directive) if directive == "replace" => return Ok(without_directives(patch)),
+        Some(directive) if directive == "delete" => return Ok(Map::new()),
+        Some(directive) if directive == "merge" => {}
+        Some(other) => return Err(PatchError::UnknownDirective(other.to_string())),
+    }
+    retain_keys(&mut live, &mut patch)?;
+    let order = take_orders(&mut patch)?;
+    for (name, change) in &patch {
+        if let Some(list) = name.strip_prefix(DELETE_FROM) {
+            delete_from(&mut live, list, change)?;
+        }
+    }
+    // Lists that only change their order take part with an empty change.
+    for name in order.keys() {
+        if live.get(name).is_some_and(Value::is_array) && !patch.contains_key(name) {
+            patch.insert(name.clone(), Value::Array(Vec::new()));
+        }
+    }
+    for (name, change) in patch {
+        if name.starts_with(DELETE_FROM) {
+            continue;
+        }
+        merge_member(node, &mut live, name, change, &order)?;
+    }
+    Ok(live)
+}
+
+fn merge_member(
+    node: Node<'_>,
+    live: &mut Members,
+    name: String,
+    change: Value,
+    order: &Map<String, Value>,
+) -> Result<()> {
+    if change.is_null() {
+        live.remove(&name);
+        return Ok(());
+    }
+    let member = node.member(&name).unwrap_or(Node::Untyped);
+    let order = order.get(&name).and_then(Value::as_array);
+    let merged = match (live.remove(&name), change) {
+        (_, change @ Value::Object(_)) if member.patch_rule().replaces => strip(change),
+        (Some(Value::Object(old)), Value::Object(change)) => Value::Object(merge_map(member, old, change)?),
+        (Some(Value::Array(old)), Value::Array(change)) if member.patch_rule().merges => {
+            Value::Array(merge_list(member, &name, old, change, order.map(Vec::as_slice))?)
+        }
+        (_, Value::Array(change)) if member.patch_rule().merges => {
+            Value::Array(merge_list(member, &name, Vec::new(), change, order.map(Vec::as_slice))?)
+        }
+        (_, Value::Object(change)) => Value::Object(merge_map(member, Map::new(), change)?),
+        (_, change) => strip(change),
+    };
+    live.insert(name, merged);
+    Ok(())
+}
+
+/// Drops members that `$retainKeys` does not name. Everything the patch sets must be named.
+fn retain_keys(live: &mut Members, patch: &mut Members) -> Result<()> {
+    let Some(keys) = patch.remove(RETAIN_KEYS) else { return Ok(()) };
+    let Value::Array(keys) = keys else { return Err(PatchError::RetainKeys) };
+    if !keys.iter().all(Value::is_string) {
+        return Err(PatchError::RetainKeys);
+    }
+    let named = |name: &str| keys.iter().any(|key| key == name);
+    let plain = patch.iter().filter(|(name, value)| !name.starts_with('$') && !value.is_null());
+    if !plain.map(|(name, _)| name).all(|name| named(name)) {
+        return Err(PatchError::RetainKeys);
+    }
+    live.retain(|name, _| named(name));
+    Ok(())
+}
+
+/// Takes the `$setElementOrder/…` members out of a patch, by the list they are for.
+fn take_orders(patch: &mut Members) -> Result<Map<String, Value>> {
+    let names: Vec<String> = patch.keys().filter(|name| name.starts_with(ORDER)).cloned().collect();
+    let mut orders = Map::new();
+    for name in names {
+        match patch.remove(&name) {
+            Some(order @ Value::Array(_)) => {
+                orders.insert(name[ORDER.len()..].to_owned(), order);
+            }
+            _ => return Err(PatchError::ElementOrder),
+        }
+    }
+    Ok(orders)
+}
+
+fn delete_from(live: &mut Members, name: &str, values: &Value) -> Result<()> {
+    let Value::Array(values) = values else { return Err(PatchError::PrimitiveList) };
+    if values.iter().any(|value| value.is_object() || value.is_array()) {
+        return Err(PatchError::PrimitiveList);
+    }
+    if let Some(Value::Array(items)) = live.get_mut(name) {
+        items.retain(|item| !values.contains(item));
+    }
+    Ok(())
+}
+
+fn merge_list(
+    node: Node<'_>,
+    name: &str,
+    live: Vec<Value>,
+    patch: Vec<Value>,
+    order: Option<&[Value]>,
+) -> Result<Vec<Value>> {
+    let all = || live.iter().chain(&patch).chain(order.into_iter().flatten());
+    if all().any(Value::is_array) {
+        return Err(PatchError::ListOfLists);
+    }
+    let objects = all().any(Value::is_object);
+    if objects && !all().all(Value::is_object) {
+        return Err(PatchError::MixedList(name.to_owned()));
+    }
+    let key = node.patch_rule().key;
+    let key = if objects { Some(key.ok_or_else(|| PatchError::NoKeyDeclared(name.to_owned()))?) } else { None };
+    let before = live.clone();
+    let Some(key) = key else {
+        let mut merged = Vec::new();
+        for item in live.into_iter().chain(patch.iter().cloned()) {
+            if !merged.contains(&item) {
+                merged.push(item);
+            }
+        }
+        check_order(&patch, order, Value::eq)?;
+        return Ok(in_order(merged, order.unwrap_or(&patch), &before, Value::eq));
+    };
+    let same = |a: &Value, b: &Value| same_key(a, b, key);
+    let (live, patch) = item_directives(live, patch, key)?;
+    check_order(&patch, order, same)?;
+    let named = patch.clone();
+    let mut merged = live;
+    for item in patch {
+        if item.get(key).is_none_or(Value::is_null) {
+            return Err(PatchError::NoMergeKey { item: item.to_string(), key: key.to_owned() });
+        }
+        let at = merged.iter().position(|known| same(known, &item));
+        let Value::Object(change) = item else { continue };
+        match at {
+            Some(at) => {
+                let old = match merged[at].take() {
+                    Value::Object(old) => old,
+                    _ => Map::new(),
+                };
+                merged[at] = Value::Object(merge_map(node.item(), old, change)?);
+            }
+            None => merged.push(Value::Object(merge_map(node.item(), Map::new(), change)?)),
+        }
+    }
+    Ok(in_order(merged, order.unwrap_or(&named), &before, same))
+}
+
+/// Carries out `$patch` in the items of a list: what is left of the live list and of the patch.
+fn item_directives(mut live: Vec<Value>, patch: Vec<Value>, key: &str) -> Result<(Vec<Value>, Vec<Value>)> {
+    let mut rest = Vec::with_capacity(patch.len());
+    let mut replace = false;
+    for mut item in patch {
+        let directive = item.as_object_mut().and_then(|members| members.remove(PATCH));
+        match directive.as_ref().map(|directive| directive.as_str().unwrap_or_default()) {
+            None => rest.push(item),
+            Some("delete") => {
+                if item.get(key).is_none_or(Value::is_null) {
+                    return Err(PatchError::NoMergeKey { item: item.to_string(), key: key.to_owned() });
+                }
+                live.retain(|known| !same_key(known, &item, key));
+            }
+            Some("replace") => {
+                replace = true;
+                if item.as_object().is_some_and(|members| !members.is_empty()) {
+                    rest.push(item);
+                }
+            }
+            Some("merge") => return Err(PatchError::MergeItem),
+            Some(other) => return Err(PatchError::UnknownDirective(other.to_owned())),
+        }
+    }
+    if replace { Ok((Vec::new(), rest)) } else { Ok((live, rest)) }
+}
+
+fn same_key(a: &Value, b: &Value, key: &str) -> bool {
+    match (a.get(key), b.get(key)) {
+        (Some(a), Some(b)) => a == b || plain(a) == plain(b),
+        _ => false,
+    }
+}
+
+/// Keys compare as text: `80` and `"80"` are one.
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// Every item of the patch must be named by the order, in the same order.
+fn check_order(patch: &[Value], order: Option<&[Value]>, same: impl Fn(&Value, &Value) -> bool) -> Result<()> {
+    let Some(order) = order else { return Ok(()) };
+    let mut rest = order.iter();
+    let named = patch.iter().all(|item| rest.any(|known| same(known, item)));
+    if named { Ok(()) } else { Err(PatchError::ElementOrder) }
+}
+
+/// Orders `merged`: items in `wanted` by that list, the others as in `before`, and between the two
+/// kinds as `before` had them.
+fn in_order(
+    merged: Vec<Value>,
+    wanted: &[Value],
+    before: &[Value],
+    same: impl Fn(&Value, &Value) -> bool + Copy,
+) -> Vec<Value> {
+    let place = |list: &[Value], item: &Value| list.iter().position(|known| same(known, item));
+    let mut ordered: Vec<(usize, Value)> = Vec::new();
+    let mut others: Vec<(usize, Value)> = Vec::new();
+    for item in merged {
+        match place(wanted, &item) {
+            Some(at) => ordered.push((at, item)),
+            None => others.push((place(before, &item).unwrap_or(usize::MAX), item)),
+        }
+    }
+    ordered.sort_by_key(|(at, _)| *at);
+    others.sort_by_key(|(at, _)| *at);
+    let mut result = Vec::with_capacity(ordered.len() + others.len());
+    let mut others = others.into_iter().peekable();
+    for (_, item) in ordered {
+        let at = place(before, &item);
+        while let (Some(at), Some((other, _))) = (at, others.peek()) {
+            if *other >= at {
+                break;
+            }
+            result.extend(others.next().map(|(_, other)| other));
+        }
+        result.push(item);
+    }
+    result.extend(others.map(|(_, other)| other));
+    result
+}
+
+/// A value that is new to the object, without directives and nulls.
+fn strip(value: Value) -> Value {
+    match value {
+        Value::Object(members) => Value::Object(without_directives(members)),
+        Value::Array(items) => Value::Array(items.into_iter().map(strip).collect()),
+        other => other,
+    }
+}
+
+fn without_directives(members: Members) -> Members {
+    let directive =
+        |name: &str| name == PATCH || name == RETAIN_KEYS || name.starts_with(DELETE_FROM) || name.starts_with(ORDER);
+    members
+        .into_iter()
+        .filter(|(name, value)| !directive(name) && !value.is_null())
+        .map(|(name, value)| (name, strip(value)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resource::GroupVersionKind;
+    use crate::schema::lookup;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn patched(live: Value, patch: Value) -> std::result::Result<Value, String> {
+        let schema = lookup(&GroupVersionKind::new("", "v1", "Pod")).unwrap();
+        let (Value::Object(live), Value::Object(patch)) = (live, patch) else { panic!("objects are expected") };
+        merge_map(schema.root(), live, patch).map(Value::Object).map_err(|error| error.to_string())
+    }
+
+    fn spec(live: Value, patch: Value) -> Value {
+        patched(json!({"spec": live}), json!({"spec": patch})).unwrap()["spec"].clone()
+    }
+
+    #[test]
+    fn lists_merge_by_their_key() {
+        let live = json!({"containers": [{"name": "a", "image": "1"}, {"name": "b", "image": "1", "tty": true}]});
+        assert_eq!(
+            spec(live.clone(), json!({"containers": [{"name": "b", "image": "2", "tty": null}]})),
+            json!({"containers": [{"name": "a", "image": "1"}, {"name": "b", "image": "2"}]})
+        );
+        // New items come first, as upstream has it.
+        assert_eq!(
+            spec(live.clone(), json!({"containers": [{"name": "c", "image": "3", "tty": null}]}))["containers"],
+            json!([{"name": "c", "image": "3"}, {"name": "a", "image": "1"}, {"name": "b", "image": "1", "tty": true}])
+        );
+        assert_eq!(
+            spec(live.clone(), json!({"containers": [{"name": "a", "$patch": "delete"}]}))["containers"],
+            json!([{"name": "b", "image": "1", "tty": true}])
+        );
+        assert_eq!(
+            spec(live, json!({"containers": [{"$patch": "replace"}, {"name": "z"}]}))["containers"],
+            json!([{"name": "z"}])
+        );
+    }
+
+    #[test]
+    fn element_order_is_set() {
+        let live = json!({"containers": [{"name": "a"}, {"name": "server"}, {"name": "b"}]});
+        let patch = json!({
+            "$setElementOrder/containers": [{"name": "b"}, {"name": "c"}, {"name": "a"}],
+            "containers": [{"name": "c"}],
+        });
+        assert_eq!(
+            spec(live.clone(), patch)["containers"],
+            json!([{"name": "server"}, {"name": "b"}, {"name": "c"}, {"name": "a"}])
+        );
+        let only_order = json!({"$setElementOrder/containers": [{"name": "b"}, {"name": "a"}]});
+        assert_eq!(
+            spec(live.clone(), only_order)["containers"],
+            json!([{"name": "server"}, {"name": "b"}, {"name": "a"}])
+        );
+        let missing = json!({"spec": {"$setElementOrder/containers": [{"name": "b"}], "containers": [{"name": "q"}]}});
+        assert!(patched(json!({"spec": live}), missing).unwrap_err().contains("setElementOrder"));
+    }
+
+    #[test]
+    fn primitive_lists_merge_as_sets() {
+        let live = json!({"metadata": {"finalizers": ["a", "b"]}});
+        let add = json!({"metadata": {"finalizers": ["c", "a"]}});
+        assert_eq!(patched(live.clone(), add).unwrap()["metadata"]["finalizers"], json!(["c", "a", "b"]));
+        let remove = json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["a"], "$setElementOrder/finalizers": ["c", "b"], "finalizers": ["c"]}});
+        assert_eq!(patched(live.clone(), remove).unwrap()["metadata"]["finalizers"], json!(["c", "b"]));
+        let bad = json!({"metadata": {"$deleteFromPrimitiveList/finalizers": "a"}});
+        assert_eq!(patched(live, bad).unwrap_err(), "invalid patch format of primitive list");
+    }
+
+    #[test]
+    fn retain_keys_drops_the_others() {
+        let live = json!({"volumes": [{"name": "v", "emptyDir": {}}]});
+        let patch =
+            json!({"volumes": [{"name": "v", "$retainKeys": ["name", "hostPath"], "hostPath": {"path": "/x"}}]});
+        assert_eq!(spec(live.clone(), patch)["volumes"], json!([{"name": "v", "hostPath": {"path": "/x"}}]));
+        let bad = json!({"spec": {"volumes": [{"name": "v", "$retainKeys": ["name"], "hostPath": {}}]}});
+        assert_eq!(patched(json!({"spec": live}), bad).unwrap_err(), "invalid patch format of retainKeys");
+    }
+
+    #[test]
+    fn objects_merge_replace_and_go() {
+        let live = json!({"nodeSelector": {"a": "1", "b": "2"}, "tolerations": [{"key": "x"}], "hostname": "h"});
+        assert_eq!(
+            spec(
+                live.clone(),
+                json!({"nodeSelector": {"b": null, "c": "3"}, "tolerations": [{"key": "y"}], "hostname": null})
+            ),
+            json!({"nodeSelector": {"a": "1", "c": "3"}, "tolerations": [{"key": "y"}]})
+        );
+        assert_eq!(
+            spec(live.clone(), json!({"nodeSelector": {"$patch": "replace", "z": "1"}}))["nodeSelector"],
+            json!({"z": "1"})
+        );
+        assert_eq!(spec(live.clone(), json!({"nodeSelector": {"$patch": "delete"}}))["nodeSelector"], json!({}));
+        assert!(patched(live, json!({"$patch": "bogus"})).unwrap_err().contains("unknown patch type"));
+    }
+
+    #[test]
+    fn items_without_their_key_are_refused() {
+        let error = patched(
+            json!({"spec": {"containers": [{"name": "a"}]}}),
+            json!({"spec": {"containers": [{"image": "x"}]}}),
+        );
+        assert_eq!(error.unwrap_err(), "map: {\"image\":\"x\"} does not contain declared merge key: name");
+    }
+
+    fn containers() -> impl Strategy<Value = Vec<Value>> {
+        proptest::collection::btree_map("[a-e]", "[x-z]", 0..5)
+            .prop_map(|map| {
+                map.into_iter().map(|(name, image)| json!({"name": name, "image": image})).collect::<Vec<_>>()
+            })
+            .prop_shuffle()
+    }
+
+    proptest! {
+        /// A patch that lists every item in order, with the deletions, leads to exactly that list.
+        #[test]
+        fn a_full_patch_leads_to_the_wanted_list(live in containers(), wanted in containers()) {
+            let order: Vec<Value> = wanted.iter().map(|item| json!({"name": item["name"]})).collect();
+            let gone = live.iter().filter(|item| !wanted.iter().any(|w| w["name"] == item["name"]));
+            let mut change = wanted.clone();
+            change.extend(gone.map(|item| json!({"name": item["name"], "$patch": "delete"})));
+            let merged = spec(json!({"containers": live}), json!({"$setElementOrder/containers": order, "containers": change}));
+            prop_assert_eq!(&merged["containers"], &json!(wanted));
+        }
+
+        #[test]
+        fn merging_twice_changes_nothing(live in containers(), change in containers()) {
+            let patch = json!({"containers": change});
+            let once = spec(json!({"containers": live}), patch.clone());
+            prop_assert_eq!(spec(once.clone(), patch), once);
+        }
+    }
+}
