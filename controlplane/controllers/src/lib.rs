@@ -20,14 +20,20 @@ mod ownership;
 mod podcontrol;
 mod podstate;
 mod service_pods;
+mod taints;
 
 mod deployment;
 mod endpoints;
 mod endpointslice;
 mod namespace_defaults;
+mod node_ipam;
+mod node_lifecycle;
+mod pod_gc;
 mod replicaset;
+mod taint_eviction;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use component::Supervisor;
 use kube::Client;
@@ -45,6 +51,8 @@ pub struct Config {
     pub node_mask: u8,
     /// Never given to a node, e.g. `10.43.0.0/16`.
     pub service_cidr: String,
+    /// A node silent for this long is marked unknown; Kubernetes' default was 40 s up to 1.31.
+    pub node_monitor_grace: Duration,
     /// What nodes reach the API server by, e.g. `https://10.0.0.1:6443`; published in
     /// `kube-public/cluster-info`.
     pub server: String,
@@ -58,4 +66,8 @@ pub fn start(config: Config, supervisor: &Supervisor) {
     endpointslice::start(&context);
     endpoints::start(&context);
     namespace_defaults::start(&context);
+    node_ipam::start(&context);
+    node_lifecycle::start(&context);
+    taint_eviction::start(&context);
+    pod_gc::start(&context);
 }
