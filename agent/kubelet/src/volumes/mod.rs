@@ -1,0 +1,326 @@
+//! Pods' volumes on the host.
+//!
+//! Layer: below the pod workers, which know only [`crate::volume_contract`]. [`NodeVolumes`] makes
+//! every volume under `<root>/pods/<uid>/volumes/<plugin>/<name>`, as Kubernetes lays it out, and
+//! keeps the ones made of files current while the pod lives:
+//!
+//! - `payload`: objects → files, pure; `gather`: fetching the objects and tokens; `objects`: a watch
+//!   for each ConfigMap and Secret that a pod here refers to; `tokens`: ServiceAccount tokens;
+//! - `atomic`: writing a set of files in one step; `owner`: fsGroup;
+//! - `host_path`, `claims`: volumes that exist elsewhere; `mounts`: tmpfs, unmounting, removal.
+//!
+//! Nothing is remembered across a restart: [`Volumes::set_up`] finds what is there, and
+//! [`Volumes::tear_down`] needs only the pod's directory.
+
+mod atomic;
+mod claims;
+mod gather;
+mod host_path;
+mod mounts;
+mod objects;
+mod owner;
+mod payload;
+mod tokens;
+
+use std::collections::HashMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::quantity::Quantity;
+use api::resources::{self, Amounts, Side};
+use async_trait::async_trait;
+use component::{Outcome, Supervisor, WorkQueue};
+use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Pod, Volume};
+use kube::Client;
+use parking_lot::Mutex;
+
+use crate::layout::Layout;
+use crate::volume_contract::{MountedVolume, VolumeError, VolumePaths, Volumes};
+use gather::Sources;
+use owner::Owner;
+
+/// Pods whose files are refreshed at once.
+const REFRESHERS: usize = 2;
+
+/// Every pod's volumes on this node.
+pub struct NodeVolumes {
+    layout: Layout,
+    client: Client,
+    sources: Sources,
+    pods: Mutex<HashMap<String, Entry>>,
+    refreshes: WorkQueue<String>,
+}
+
+struct Entry {
+    pod: Arc<Pod>,
+    /// Held while the pod's files are written: by a set-up or by a refresh.
+    writing: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl NodeVolumes {
+    /// `allocatable`: the node's allocatable resources, for downwardAPI files that show a limit
+    /// which the container does not set.
+    pub fn start(
+        layout: Layout,
+        client: Client,
+        allocatable: Arc<dyn Fn() -> Amounts + Send + Sync>,
+        supervisor: &Supervisor,
+    ) -> Arc<Self> {
+        let supervisor = supervisor.child("volumes");
+        let refreshes = WorkQueue::new();
+        let queue = refreshes.clone();
+        let changed = Arc::new(move |uid: &str| queue.add(uid.to_owned()));
+        let sources = Sources::new(client.clone(), allocatable, changed, &supervisor);
+        let volumes = Arc::new(Self { layout, client, sources, pods: Mutex::default(), refreshes });
+        // The workers hold it weakly: they end with their supervisor, not with the last pod.
+        let weak = Arc::downgrade(&volumes);
+        volumes.refreshes.run(&supervisor, REFRESHERS, move |uid| {
+            let volumes = weak.upgrade();
+            async move {
+                match volumes {
+                    Some(volumes) => volumes.refresh_files(&uid).await,
+                    None => Outcome::Done,
+                }
+            }
+        });
+        volumes
+    }
+
+    fn enter(&self, pod: &Arc<Pod>) -> Arc<tokio::sync::Mutex<()>> {
+        let mut pods = self.pods.lock();
+        let entry =
+            pods.entry(uid_of(pod).to_owned()).or_insert_with(|| Entry { pod: pod.clone(), writing: Arc::default() });
+        entry.pod = pod.clone();
+        entry.writing.clone()
+    }
+
+    /// One volume: its place, and when its files are due again.
+    async fn set_up_volume(&self, pod: &Pod, volume: &Volume, owner: Owner) -> Result<Option<Made>, String> {
+        if gather::plugin_of(volume).is_some() {
+            return self.set_up_files(pod, volume, owner).await.map(Some);
+        }
+        let made = if let Some(source) = &volume.empty_dir {
+            self.set_up_empty_dir(pod, volume, source, owner).await?
+        } else if let Some(source) = &volume.host_path {
+            let path = PathBuf::from(&source.path);
+            let kind = source.type_.clone().unwrap_or_default();
+            blocking(move || host_path::check(&path, &kind).map(|()| path)).await?.into()
+        } else if let Some(source) = &volume.nfs {
+            let target = claims::nfs(&source.server, &source.path, source.read_only.unwrap_or(false), Vec::new());
+            let path = claims::make_available(&target, &self.layout, uid_of(pod), &volume.name).await?;
+            Made { read_only: source.read_only.unwrap_or(false), ..path.into() }
+        } else if let Some((claim, read_only)) = claims::claim_of(pod, volume) {
+            self.set_up_claim(pod, volume, &claim, read_only, owner).await?
+        } else if volume.image.is_some() {
+            // The runtime mounts images itself.
+            return Ok(None);
+        } else {
+            return Err("no volume plugin matched: this node has configMap, secret, projected, downwardAPI, emptyDir, hostPath, nfs, persistentVolumeClaim and ephemeral volumes".to_owned());
+        };
+        Ok(Some(made))
+    }
+
+    async fn set_up_files(&self, pod: &Pod, volume: &Volume, owner: Owner) -> Result<Made, String> {
+        let Some((plugin, in_memory)) = gather::plugin_of(volume) else {
+            return Err("not a volume of files".to_owned());
+        };
+        let gathered = self.sources.gather(pod, volume, owner).await?;
+        let path = self.layout.volume(uid_of(pod), plugin, &volume.name);
+        let directory = path.clone();
+        blocking(move || {
+            let made = make_directory(&directory, 0o777, in_memory.then_some(None));
+            made.map_err(|error| error.to_string())?;
+            atomic::write(&directory, &gathered.payload, |version| owner::give_to_group(version, owner.always(), true))
+                .map_err(|error| error.to_string())
+        })
+        .await?;
+        Ok(Made { path, read_only: true, renew_after: gathered.renew_after })
+    }
+
+    async fn set_up_empty_dir(
+        &self,
+        pod: &Pod,
+        volume: &Volume,
+        source: &EmptyDirVolumeSource,
+        owner: Owner,
+    ) -> Result<Made, String> {
+        let path = self.layout.volume(uid_of(pod), "kubernetes.io/empty-dir", &volume.name);
+        let in_memory = match source.medium.as_deref().unwrap_or_default() {
+            "" => None,
+            "Memory" => Some(memory_size(pod, source)),
+            other => return Err(format!("storage medium {other:?} is not available on this node")),
+        };
+        let mode = source.mode.map_or(0o777, payload::mode_bits);
+        let directory = path.clone();
+        blocking(move || {
+            let fresh = make_directory(&directory, mode, in_memory).map_err(|error| error.to_string())?;
+            // Once: what containers wrote since is theirs.
+            if fresh {
+                owner::give_to_group(&directory, owner, false).map_err(|error| error.to_string())
+            } else {
+                Ok(())
+            }
+        })
+        .await?;
+        Ok(path.into())
+    }
+
+    async fn set_up_claim(
+        &self,
+        pod: &Pod,
+        volume: &Volume,
+        claim: &str,
+        read_only: bool,
+        owner: Owner,
+    ) -> Result<Made, String> {
+        let bound = claims::bound_volume(&self.client, pod, volume, claim).await?;
+        let target = claims::target(&bound)?;
+        let name = bound.metadata.name.as_deref().unwrap_or(&volume.name);
+        let path = claims::make_available(&target, &self.layout, uid_of(pod), name).await?;
+        let (claims::Target::Path { takes_group, .. } | claims::Target::Mount { takes_group, .. }) = target;
+        if takes_group && !read_only {
+            let directory = path.clone();
+            blocking(move || owner::give_to_group(&directory, owner, false).map_err(|error| error.to_string())).await?;
+        }
+        Ok(Made { read_only, ..path.into() })
+    }
+
+    /// Writes a pod's volumes of files again, because an object changed or a token is due.
+    async fn refresh_files(&self, uid: &str) -> Outcome {
+        let entry = self.pods.lock().get(uid).map(|entry| (entry.pod.clone(), entry.writing.clone()));
+        let Some((pod, writing)) = entry else { return Outcome::Done };
+        let _writing = writing.lock().await;
+        let owner = Owner::of(&pod);
+        let mut next: Option<Duration> = None;
+        let mut failed = false;
+        for volume in volumes_of(&pod) {
+            let Some((plugin, _)) = gather::plugin_of(volume) else { continue };
+            // Not set up yet: the worker will do it.
+            if !self.layout.volume(uid, plugin, &volume.name).join("..data").exists() {
+                continue;
+            }
+            match self.set_up_files(&pod, volume, owner).await {
+                Ok(made) => next = next.into_iter().chain(made.renew_after).min(),
+                Err(message) => {
+                    // The files stay as they are, as Kubernetes leaves them.
+                    tracing::warn!(pod = %name_of(&pod), volume = volume.name, message, "a volume could not be refreshed");
+                    failed = true;
+                }
+            }
+        }
+        match (failed, next) {
+            (true, _) => Outcome::Retry,
+            (false, Some(delay)) => Outcome::After(delay),
+            (false, None) => Outcome::Done,
+        }
+    }
+}
+
+#[async_trait]
+impl Volumes for NodeVolumes {
+    async fn set_up(&self, pod: &Arc<Pod>) -> Result<VolumePaths, VolumeError> {
+        let writing = self.enter(pod);
+        let _writing = writing.lock().await;
+        let owner = Owner::of(pod);
+        let all = volumes_of(pod).iter().map(|volume| async move {
+            let made = self.set_up_volume(pod, volume, owner).await;
+            made.map(|made| (volume, made)).map_err(|message| VolumeError { volume: volume.name.clone(), message })
+        });
+        let mut paths = VolumePaths::new();
+        let mut renew_after: Option<Duration> = None;
+        for outcome in futures::future::join_all(all).await {
+            let (volume, Some(made)) = outcome? else { continue };
+            renew_after = renew_after.into_iter().chain(made.renew_after).min();
+            paths.insert(volume.name.clone(), MountedVolume { host_path: made.path, read_only: made.read_only });
+        }
+        if let Some(delay) = renew_after {
+            self.refreshes.add_after(uid_of(pod).to_owned(), delay);
+        }
+        Ok(paths)
+    }
+
+    fn refresh(&self, pod: &Arc<Pod>) {
+        let uid = uid_of(pod);
+        if let Some(entry) = self.pods.lock().get_mut(uid) {
+            entry.pod = pod.clone();
+            self.refreshes.add(uid.to_owned());
+        }
+    }
+
+    async fn tear_down(&self, pod_uid: &str) -> Result<(), VolumeError> {
+        let entry = self.pods.lock().remove(pod_uid);
+        self.sources.release(pod_uid);
+        let _writing = match &entry {
+            Some(entry) => Some(entry.writing.lock().await),
+            None => None,
+        };
+        let (pod, volumes) = (self.layout.pod(pod_uid), self.layout.volumes(pod_uid));
+        let removed = blocking(move || {
+            // subPath mounts lie beside the volumes they are made from, and keep them busy
+            mounts::unmount_all(&pod).map_err(|error| error.to_string())?;
+            mounts::remove_tree(&volumes).map_err(|error| error.to_string())
+        });
+        removed.await.map_err(|message| VolumeError { volume: "*".to_owned(), message })
+    }
+}
+
+/// A volume that is in place.
+struct Made {
+    path: PathBuf,
+    read_only: bool,
+    renew_after: Option<Duration>,
+}
+
+impl From<PathBuf> for Made {
+    fn from(path: PathBuf) -> Self {
+        Self { path, read_only: false, renew_after: None }
+    }
+}
+
+/// Makes a volume's directory. `in_memory` puts a tmpfs there, limited to so many bytes if given.
+/// Returns whether it is new.
+fn make_directory(path: &Path, mode: u32, in_memory: Option<Option<u64>>) -> std::io::Result<bool> {
+    let existed = path.is_dir();
+    if !existed {
+        std::fs::create_dir_all(path)?;
+    }
+    let mounting = in_memory.filter(|_| !mounts::is_mount_point(path));
+    if let Some(size) = mounting {
+        mounts::mount_tmpfs(path, size)?;
+    }
+    let fresh = !existed || mounting.is_some();
+    if fresh {
+        // Set afterwards: the umask reduces what is given at creation.
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    }
+    Ok(fresh)
+}
+
+/// The size of an emptyDir in memory: its own limit, and no more than the pod's memory limit.
+fn memory_size(pod: &Pod, source: &EmptyDirVolumeSource) -> Option<u64> {
+    let own = source.size_limit.as_ref().map(Quantity::from).filter(|limit| !limit.is_zero());
+    let spec = pod.spec.as_ref()?;
+    let every_container_limited =
+        spec.containers.iter().all(|container| resources::of_container(container, Side::Limits).contains_key("memory"));
+    let pod_limit = resources::of_pod(spec, Side::Limits).get("memory").copied().filter(|_| every_container_limited);
+    own.into_iter().chain(pod_limit).map(|quantity| quantity.units()).min().and_then(|bytes| u64::try_from(bytes).ok())
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(error.to_string()))
+}
+
+fn volumes_of(pod: &Pod) -> &[Volume] {
+    pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default()
+}
+
+fn uid_of(pod: &Pod) -> &str {
+    pod.metadata.uid.as_deref().unwrap_or_default()
+}
+
+fn name_of(pod: &Pod) -> String {
+    let part = |text: &Option<String>| text.clone().unwrap_or_default();
+    format!("{}/{}", part(&pod.metadata.namespace), part(&pod.metadata.name))
+}

@@ -1,0 +1,117 @@
+//! Mounting and unmounting under a pod's directory, and removing it without reaching through a mount.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+/// Whether a file system of its own is mounted at `path` (not a bind mount of the same one).
+pub fn is_mount_point(path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let device = |path: &Path| std::fs::symlink_metadata(path).map(|meta| meta.dev()).ok();
+    path.parent().is_some_and(|parent| device(path).is_some() && device(path) != device(parent))
+}
+
+/// Mounts a tmpfs of at most `size` bytes (the kernel's default, half of memory, if none).
+pub fn mount_tmpfs(path: &Path, size: Option<u64>) -> io::Result<()> {
+    let options = size.map(|size| format!("size={size}"));
+    mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::empty(), options.as_deref()).map_err(io::Error::from)
+}
+
+/// Runs mount(8), which knows helpers such as mount.nfs.
+pub async fn mount_with_helper(source: &str, path: &Path, kind: &str, options: &[String]) -> io::Result<()> {
+    let mut command = tokio::process::Command::new("mount");
+    command.arg("-t").arg(kind);
+    if !options.is_empty() {
+        command.arg("-o").arg(options.join(","));
+    }
+    let output = command.arg(source).arg(path).output().await?;
+    if output.status.success() {
+        return Ok(());
+    }
+    // as Kubernetes' mounter words it
+    let arguments = format!("-t {kind} {source} {}", path.display());
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(io::Error::other(format!(
+        "mount failed: {}\nMounting command: mount\nMounting arguments: {arguments}\nOutput: {said}",
+        output.status
+    )))
+}
+
+/// Unmounts everything at or under `directory`, the newest first. Busy mounts are detached: they
+/// go when their last user does.
+pub fn unmount_all(directory: &Path) -> io::Result<()> {
+    let mut failure = None;
+    for target in targets_under(&std::fs::read_to_string("/proc/self/mountinfo")?, directory) {
+        let outcome = umount2(&target, MntFlags::UMOUNT_NOFOLLOW)
+            .or_else(|_| umount2(&target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW));
+        if let Err(error) = outcome {
+            failure.get_or_insert(io::Error::other(format!("unmounting {}: {error}", target.display())));
+        }
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+/// Removes a directory tree, unless something is still mounted in it: its content is not ours.
+pub fn remove_tree(directory: &Path) -> io::Result<()> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    if let Some(target) = targets_under(&mounts, directory).first() {
+        return Err(io::Error::other(format!(
+            "{} is still mounted; {} is kept",
+            target.display(),
+            directory.display()
+        )));
+    }
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// Mount points at or under a directory in the kernel's list, the newest first.
+fn targets_under(mountinfo: &str, directory: &Path) -> Vec<PathBuf> {
+    let targets = mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
+    let mut found: Vec<PathBuf> = targets.filter(|target| target.starts_with(directory)).collect();
+    found.reverse();
+    found
+}
+
+/// The kernel writes space, tab, newline and backslash as `\ooo`.
+fn unescape(text: &str) -> PathBuf {
+    use std::os::unix::ffi::OsStringExt;
+    let bytes = text.as_bytes();
+    let mut plain = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let digits = bytes.get(at + 1..at + 4).and_then(|digits| std::str::from_utf8(digits).ok());
+        match (bytes[at], digits.and_then(|digits| u8::from_str_radix(digits, 8).ok())) {
+            (b'\\', Some(code)) => {
+                plain.push(code);
+                at += 4;
+            }
+            (byte, _) => {
+                plain.push(byte);
+                at += 1;
+            }
+        }
+    }
+    std::ffi::OsString::from_vec(plain).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_mounts_under_the_directory_newest_first() {
+        let info = "1 0 8:1 / / rw - ext4 a rw\n2 1 0:5 / /p/a\\040b rw - tmpfs t rw\n3 2 0:6 / /p/a\\040b/c rw - tmpfs t rw\n4 1 0:7 / /pq rw - tmpfs t rw\n";
+        assert_eq!(targets_under(info, Path::new("/p")), [PathBuf::from("/p/a b/c"), PathBuf::from("/p/a b")]);
+    }
+
+    #[test]
+    fn removing_what_is_not_there_succeeds() {
+        let directory = tempfile::tempdir().unwrap();
+        remove_tree(&directory.path().join("none")).unwrap();
+        unmount_all(&directory.path().join("none")).unwrap();
+    }
+}
