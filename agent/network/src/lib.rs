@@ -1,1 +1,226 @@
-//! network
+//! What a node owes the pod network: the CNI configuration, the bridge, routes or VXLAN to the other
+//! nodes' pods, masquerading of what leaves the cluster, and network policies.
+//!
+//! Layer: node, beside `proxy` and `dns`; below `agent`. It knows the cluster only through the
+//! informers and the kernel through `netlink`.
+//!
+//! - [`plan`]: the pure part: (Nodes, this node, its link) → [`plan::Plan`], what should exist.
+//! - [`kernel`]: compares a plan with what is there and changes what differs.
+//! - [`conflist`]: the CNI configuration as text, written atomically.
+//! - [`cni`]: GC and STATUS calls to the configured plugins.
+//! - [`policy`]: NetworkPolicy objects into one nf_tables table.
+//!
+//! Pods of one node are routed, not switched: the bridge's ports are isolated from one another and
+//! the bridge answers ARP for them. So every packet between pods passes the host's netfilter hooks,
+//! which makes Services and network policies work between neighbours without `br_netfilter`.
+
+mod cleanup;
+mod cni;
+mod conflist;
+mod kernel;
+mod plan;
+pub mod policy;
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use component::{Informer, Informers, Supervisor};
+use k8s_openapi::api::core::v1::Node;
+use netlink::IpNet;
+use tokio::sync::{Notify, watch};
+
+pub use cleanup::cleanup;
+pub use cni::Attachment;
+pub use plan::Backend;
+
+/// The bridge that pods hang on.
+pub const BRIDGE: &str = "skiff0";
+/// The VXLAN link to nodes that share no link with this one.
+pub const VXLAN: &str = "skiff.vxlan";
+
+/// What was made by others is looked at again this often.
+const AUDIT: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub node_name: String,
+    /// The address by which other nodes reach this one.
+    pub node_ip: Ipv4Addr,
+    /// Where the container runtime looks for network configurations.
+    pub cni_conf_dir: PathBuf,
+    /// Where the plugins are.
+    pub cni_bin_dir: PathBuf,
+    /// Where `host-local` keeps its reservations.
+    pub cni_data_dir: PathBuf,
+    /// The pods of all nodes, e.g. 10.42.0.0/16.
+    pub cluster_cidr: IpNet,
+    pub backend: Backend,
+    /// VXLAN network identifier; all nodes of a cluster use the same.
+    pub vxlan_id: u32,
+    pub vxlan_port: u16,
+    /// Of the pods' interfaces; 0 to follow the node's link.
+    pub mtu: u32,
+    /// Whether NetworkPolicy objects are enforced.
+    pub enforce_policies: bool,
+}
+
+impl Config {
+    /// The defaults of DESIGN.md for everything that is not this node's own.
+    pub fn new(node_name: impl Into<String>, node_ip: Ipv4Addr) -> Self {
+        Self {
+            node_name: node_name.into(),
+            node_ip,
+            cni_conf_dir: "/etc/cni/net.d".into(),
+            cni_bin_dir: "/opt/cni/bin".into(),
+            cni_data_dir: "/var/lib/cni/networks".into(),
+            cluster_cidr: IpNet::new(Ipv4Addr::new(10, 42, 0, 0).into(), 16),
+            backend: Backend::Auto,
+            vxlan_id: 1,
+            vxlan_port: 8472,
+            mtu: 0,
+            enforce_policies: true,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{0}")]
+    Netlink(#[from] netlink::Error),
+    #[error("write CNI configuration {path}: {source}", path = .path.display())]
+    Conflist { path: PathBuf, source: std::io::Error },
+    #[error("node address {address} is on no interface of this network namespace; set the node IP to one that is")]
+    NoSuchNodeAddress { address: Ipv4Addr },
+    #[error("CNI plugin {plugin} {command}: {message}")]
+    Plugin { plugin: String, command: &'static str, message: String },
+}
+
+/// The running network of a node. Cloning shares it.
+#[derive(Clone)]
+pub struct Network {
+    config: Arc<Config>,
+    state: watch::Receiver<State>,
+    conflist: Arc<watch::Sender<Option<serde_json::Value>>>,
+}
+
+/// How far the pod network is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum State {
+    /// No pod CIDR has been given to the node yet.
+    Waiting,
+    Ready,
+    Failed(String),
+}
+
+impl Network {
+    /// The message of the node's NetworkReady condition, or nothing when pods can be connected.
+    pub fn problem(&self) -> Option<String> {
+        match &*self.state.borrow() {
+            State::Ready => None,
+            State::Waiting => Some(format!("node {} has no pod CIDR yet", self.config.node_name)),
+            State::Failed(message) => Some(message.clone()),
+        }
+    }
+
+    /// Returns once the CNI configuration is written and the kernel is as planned.
+    pub async fn ready(&self) {
+        let mut state = self.state.clone();
+        // The sender lives in the reconcile task; when that has gone nobody will be ready any more.
+        if state.wait_for(|state| *state == State::Ready).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Tells the plugins which attachments still exist; they release everything else. To be called
+    /// with the runtime's sandboxes at start and now and then, never while one is being made that is
+    /// not in the list.
+    pub async fn collect(&self, valid: Vec<Attachment>) -> Result<(), Error> {
+        let Some(conflist) = self.conflist.borrow().clone() else { return Ok(()) };
+        cni::collect(&self.config.cni_bin_dir, &conflist, &valid).await
+    }
+
+    /// Asks the plugins whether they could serve an ADD.
+    pub async fn status(&self) -> Result<(), Error> {
+        let Some(conflist) = self.conflist.borrow().clone() else { return Ok(()) };
+        cni::status(&self.config.cni_bin_dir, &conflist).await
+    }
+}
+
+/// Starts keeping this node's pod network. Returns at once; see [`Network::ready`].
+pub fn start(config: Config, informers: Informers, supervisor: &Supervisor) -> Network {
+    let supervisor = supervisor.child("network");
+    let nodes = informers.of::<Node>();
+    let changed = Arc::new(Notify::new());
+    let wake = changed.clone();
+    nodes.on_change(move |change| {
+        if plan::matters(change.old.map(AsRef::as_ref), change.new.map(AsRef::as_ref)) {
+            wake.notify_one();
+        }
+    });
+    let config = Arc::new(config);
+    let (state, state_seen) = watch::channel(State::Waiting);
+    let conflist = Arc::new(watch::Sender::new(None));
+    if config.backend == Backend::None {
+        state.send_replace(State::Ready);
+    } else {
+        supervisor.spawn("nodes", reconcile_forever(config.clone(), nodes, changed, state, conflist.clone()));
+    }
+    if config.enforce_policies {
+        policy::start(&config.node_name, &informers, &supervisor);
+    }
+    Network { config, state: state_seen, conflist }
+}
+
+async fn reconcile_forever(
+    config: Arc<Config>,
+    nodes: Informer<Node>,
+    changed: Arc<Notify>,
+    state: watch::Sender<State>,
+    conflist: Arc<watch::Sender<Option<serde_json::Value>>>,
+) {
+    loop {
+        let seen = nodes.list();
+        let config = config.clone();
+        let outcome = tokio::task::spawn_blocking(move || reconcile(&config, &seen)).await;
+        let next = match outcome {
+            Ok(Ok(Some(written))) => {
+                conflist.send_replace(Some(written));
+                State::Ready
+            }
+            Ok(Ok(None)) => State::Waiting,
+            Ok(Err(error)) => State::Failed(error.to_string()),
+            Err(panic) => State::Failed(format!("reconciling the pod network panicked: {panic}")),
+        };
+        let retry_soon = matches!(next, State::Failed(_));
+        state.send_if_modified(|now| {
+            if *now == next {
+                return false;
+            }
+            match &next {
+                State::Failed(message) => tracing::warn!(%message, "pod network is not as planned; retrying"),
+                State::Ready => tracing::info!("pod network is ready"),
+                State::Waiting => tracing::info!("waiting for the node's pod CIDR"),
+            }
+            *now = next.clone();
+            true
+        });
+        let pause = if retry_soon { Duration::from_secs(1) } else { AUDIT };
+        tokio::select! {
+            () = changed.notified() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// One pass; returns the CNI configuration once there is one.
+fn reconcile(config: &Config, nodes: &[Arc<Node>]) -> Result<Option<serde_json::Value>, Error> {
+    let uplink = kernel::uplink(config.node_ip)?;
+    let peers = nodes.iter().filter_map(|node| plan::peer(node));
+    let Some(plan) = plan::plan(config, &uplink, peers) else { return Ok(None) };
+    kernel::apply(&plan)?;
+    let content = conflist::render(config, &plan);
+    conflist::write(&config.cni_conf_dir, &content)?;
+    Ok(Some(content))
+}
