@@ -1,4 +1,23 @@
-//! agent
+//! One node of a cluster, in one process: the container runtime beside it, and in it the kubelet,
+//! the pod network, Services and DNS.
+//!
+//! Layer: above `kubelet`, `network`, `proxy` and `dns`, which it starts; below `cli`. It decides
+//! nothing about pods. What lives here is what a node needs before any of these can run:
+//!
+//! - [`containerd`]: the host's runtime under our own directories; [`images`]: the sandbox image and
+//!   images without a registry;
+//! - [`join`]: from a token to the node's identity and its `kube::Client`;
+//! - [`cni`]: the plugins' names in containerd's plugin directory;
+//! - [`Config`]: everything one is told.
+//!
+//! [`start`] brings these up side by side: the runtime takes about as long as joining does.
+
+pub mod cni;
+mod config;
 pub mod containerd;
 pub mod images;
 pub mod join;
+mod start;
+
+pub use config::{Config, Directories, ProxyMode};
+pub use start::{AgentError, Running, remove_network_objects, start};

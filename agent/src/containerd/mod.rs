@@ -71,7 +71,7 @@ impl Paths {
         Self {
             root: data.join("containerd"),
             state: run.join("containerd"),
-            socket: run.join("containerd.sock"),
+            socket: run.join("containerd/containerd.sock"),
             config: data.join("containerd.toml"),
             pid: run.join("containerd.pid"),
             log: data.join("containerd.log"),

