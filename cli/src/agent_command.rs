@@ -1,6 +1,5 @@
 //! `skiff agent`: a node of an existing cluster.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -62,6 +61,36 @@ pub struct NodeArguments {
     /// How Services reach the kernel
     #[arg(long, default_value = "nftables", value_parser = ["nftables", "iptables"])]
     proxy_mode: String,
+}
+
+impl NodeArguments {
+    /// The agent's configuration for a cluster at `server`; an empty token means that the node
+    /// joined before.
+    pub fn configuration(&self, server: &str, token: String, data_dir: &Path) -> anyhow::Result<agent::Config> {
+        let name = match &self.node_name {
+            Some(name) => name.clone(),
+            None => nix::unistd::gethostname()?.to_string_lossy().to_lowercase(),
+        };
+        if let Some(problem) = api::names::dns1123_subdomain(&name) {
+            anyhow::bail!("{name:?} cannot name a node ({problem}); choose with --node-name");
+        }
+        let mut config = agent::Config::new(name, server, agent::Credentials::from_token(token.trim())?);
+        config.node_ip = self.node_ip;
+        config.labels = self.node_label.iter().cloned().collect();
+        config.taints = self.node_taint.clone();
+        config.directories = agent::Directories {
+            data: data_dir.join("agent"),
+            run: self.run_dir.clone(),
+            pod_logs: self.pod_log_dir.clone(),
+            ..agent::Directories::default()
+        };
+        config.runtime_endpoint = self.container_runtime_endpoint.clone();
+        config.manifests = Some(self.pod_manifest_path.clone().unwrap_or_else(|| data_dir.join("manifests")));
+        config.cgroup_root = self.cgroup_root.clone();
+        config.proxy_mode =
+            if self.proxy_mode == "iptables" { agent::ProxyMode::Iptables } else { agent::ProxyMode::Nftables };
+        Ok(config)
+    }
 }
 
 fn parse_label(text: &str) -> Result<(String, String), String> {

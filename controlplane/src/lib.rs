@@ -1,3 +1,180 @@
-//! controlplane
+//! The control plane as one process: PKI, store, API server, and the scheduler and controllers as
+//! its in-process clients.
+//!
+//! [`start`] is the whole of it, in the order in which each part needs the one before. Nothing here
+//! decides anything about objects.
+
 pub mod kubeconfig;
 pub mod pki;
+pub mod token;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+use apiserver::server::KeyPair;
+use apiserver::{ApiServer, UserInfo};
+use component::{EventRecorder, Informers, Supervisor};
+use k8s_openapi::api::core::v1::Secret;
+use kube::Api;
+use kube::api::PostParams;
+use tokio::net::TcpListener;
+
+use crate::pki::{Pki, ServerNames};
+use crate::token::BootstrapToken;
+
+/// Where the cluster's state is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Store {
+    /// One file under `<data>/server/db`.
+    Embedded,
+    /// Endpoints of an etcd cluster; any number of servers may share it.
+    Etcd(Vec<String>),
+}
+
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub data_dir: PathBuf,
+    pub store: Store,
+    pub bind_address: IpAddr,
+    pub port: u16,
+    /// Where nodes and pods reach this server.
+    pub advertise_address: IpAddr,
+    /// More names for the server's certificate.
+    pub tls_sans: Vec<String>,
+    /// Accepted for joining, besides tokens made later.
+    pub token: BootstrapToken,
+    /// Where the administrator's kubeconfig is written.
+    pub kubeconfig: PathBuf,
+    pub cluster_cidr: String,
+    pub service_cidr: String,
+    pub node_cidr_mask: u8,
+    pub cluster_domain: String,
+}
+
+/// A control plane that answers.
+pub struct Running {
+    /// `https://address:port`
+    pub url: String,
+    /// PEM
+    pub ca_certificate: String,
+}
+
+/// Starts everything; returns when requests are answered. All tasks belong to `supervisor`.
+pub async fn start(config: Config, supervisor: &Supervisor) -> anyhow::Result<Running> {
+    let names = ServerNames::new(
+        &config.cluster_domain,
+        config.tls_sans.iter().cloned().chain([
+            config.advertise_address.to_string(),
+            service_address(&config.service_cidr)?.to_string(),
+        ]),
+    );
+    let pki = Pki::ensure(&config.data_dir.join("server/tls"), &names)?;
+    let url = format!("https://{}", SocketAddr::new(config.advertise_address, config.port));
+    write_kubeconfig(&config.kubeconfig, &url, &pki)?;
+    write_join_token(&config, &pki)?;
+
+    let address = SocketAddr::new(config.bind_address, config.port);
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("listening on {address}; is another server running? choose with --bind-address and --port"))?;
+    let server = ApiServer::start(api_config(&config, &pki), open_store(&config).await?, supervisor).await?;
+    server.serve(listener, supervisor)?;
+
+    accept_token(&server, &config.token).await?;
+    start_clients(&server, &config, &pki, &url, supervisor);
+    Ok(Running { url, ca_certificate: pki.ca.certificate })
+}
+
+async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn store::Store>> {
+    Ok(match &config.store {
+        Store::Embedded => {
+            let dir = config.data_dir.join("server/db");
+            std::fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+            Arc::new(store::Embedded::open(&dir)?)
+        }
+        Store::Etcd(endpoints) => {
+            Arc::new(store::Etcd::connect(endpoints).await.with_context(|| format!("connecting to etcd at {}", endpoints.join(", ")))?)
+        }
+    })
+}
+
+fn api_config(config: &Config, pki: &Pki) -> apiserver::server::Config {
+    let pair = |name: &str| KeyPair { certificate: pki.certificate_path(name), key: pki.key_path(name) };
+    let mut api = apiserver::server::Config::new(
+        config.advertise_address,
+        pair("apiserver"),
+        pki.certificate_path("ca"),
+        pki.key_path("service-account"),
+    );
+    api.port = config.port;
+    api.issuer = format!("https://kubernetes.default.svc.{}", config.cluster_domain);
+    api.kubelet_client = Some(pair("apiserver-kubelet-client"));
+    api.front_proxy_client = Some(pair("front-proxy-client"));
+    api.front_proxy_ca = Some(pki.certificate_path("front-proxy-ca"));
+    api.service_cidr = config.service_cidr.clone();
+    api
+}
+
+/// The scheduler and the controllers, each with its own identity.
+fn start_clients(server: &ApiServer, config: &Config, pki: &Pki, url: &str, supervisor: &Supervisor) {
+    let authenticated = "system:authenticated";
+    let scheduler_client = server.client(&UserInfo::new("system:kube-scheduler", &[authenticated]));
+    let scheduler_supervisor = supervisor.child("scheduler");
+    let recorder = EventRecorder::new(scheduler_client.clone(), &scheduler_supervisor, "default-scheduler", "");
+    scheduler::start(Informers::new(scheduler_client, &scheduler_supervisor), recorder, &scheduler_supervisor);
+
+    let server = server.clone();
+    let client = move |name: &str| {
+        if name.is_empty() {
+            server.client(&UserInfo::new("system:kube-controller-manager", &[authenticated]))
+        } else {
+            server.client(&UserInfo::service_account("kube-system", name))
+        }
+    };
+    let controllers = controllers::Config {
+        client: Arc::new(client),
+        ca_certificate: pki.ca.certificate.clone(),
+        ca_key: pki.ca.key.clone(),
+        cluster_cidr: config.cluster_cidr.clone(),
+        node_mask: config.node_cidr_mask,
+        service_cidr: config.service_cidr.clone(),
+        server: url.to_owned(),
+    };
+    controllers::start(controllers, &supervisor.child("controllers"));
+}
+
+/// Makes the Secret of the start's own bootstrap token, unless it is there.
+async fn accept_token(server: &ApiServer, token: &BootstrapToken) -> anyhow::Result<()> {
+    let secrets: Api<Secret> = Api::namespaced(server.client(&UserInfo::admin()), "kube-system");
+    let secret = token::secret(token, "given to the server when it started", None);
+    match secrets.create(&PostParams::default(), &secret).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Ok(()),
+        Err(error) => Err(error).context("storing the join token"),
+    }
+}
+
+fn write_kubeconfig(path: &Path, url: &str, pki: &Pki) -> anyhow::Result<()> {
+    let kubeconfig = kubeconfig::with_certificate("skiff", url, &pki.ca.certificate, "system:admin", &pki.admin);
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+    }
+    Ok(pki::write(path, &serde_json::to_string_pretty(&kubeconfig)?, 0o600)?)
+}
+
+/// For people: what to give `skiff agent --token` on another machine.
+fn write_join_token(config: &Config, pki: &Pki) -> anyhow::Result<()> {
+    let token = token::with_ca(&config.token.to_string(), &pki.ca.certificate)?;
+    Ok(pki::write(&config.data_dir.join("server/join-token"), &token, 0o600)?)
+}
+
+/// The first address of the Service network: that of the `kubernetes` Service.
+fn service_address(cidr: &str) -> anyhow::Result<IpAddr> {
+    let (network, _) = cidr.split_once('/').with_context(|| format!("{cidr:?} is no network; it has the form 10.43.0.0/16"))?;
+    match network.parse().with_context(|| format!("{cidr:?} is no network"))? {
+        IpAddr::V4(v4) => Ok(IpAddr::V4((u32::from(v4) + 1).into())),
+        IpAddr::V6(v6) => Ok(IpAddr::V6((u128::from(v6) + 1).into())),
+    }
+}
