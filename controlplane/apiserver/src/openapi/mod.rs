@@ -1,1 +1,446 @@
-//! Machinery on JSON values: openapi.
+//! OpenAPI: version 3 (an index and one document per group version) and version 2 (one document, as
+//! JSON and as protobuf), made from descriptors and the schema table.
+//!
+//! Layer: above `schema` and `resource`, below HTTP. Documents are made when first asked for, piece
+//! by piece into a compressor, and kept compressed; [`OpenApi::set_sources`] drops those whose
+//! resources changed. [`definitions`] renders schemas, [`paths`] operations, [`gnostic`] the
+//! protobuf form.
+
+pub mod definitions;
+mod gnostic;
+mod paths;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::{Read, Write};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use parking_lot::Mutex;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha512};
+
+use crate::resource::{Descriptor, GroupVersionKind};
+use crate::schema::table::{Descriptions, TypeId};
+use crate::schema::{group_of, type_of};
+use definitions::{Definitions, Reference, Version};
+
+pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
+
+/// A resource to describe.
+#[derive(Clone)]
+pub struct Source {
+    pub descriptor: Arc<Descriptor>,
+    /// For custom resources: version → `openAPIV3Schema`.
+    pub schemas: Vec<(String, Arc<Value>)>,
+}
+
+/// A document, kept gzipped.
+#[derive(Clone, Debug)]
+pub struct Document {
+    pub gzip: Bytes,
+    /// Quoted, for the `ETag` header.
+    pub etag: String,
+    pub content_type: &'static str,
+}
+
+impl Document {
+    /// The document for clients that do not take gzip.
+    pub fn plain(&self) -> Vec<u8> {
+        let mut plain = Vec::new();
+        // Our own compressor wrote it: a read cannot fail.
+        let _ = flate2::read::GzDecoder::new(&self.gzip[..]).read_to_end(&mut plain);
+        plain
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum V2Format {
+    Json,
+    Protobuf,
+}
+
+/// The server's OpenAPI documents.
+#[derive(Default)]
+pub struct OpenApi {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// `api/v1`, `apis/apps/v1` → its resources.
+    groups: BTreeMap<String, Group>,
+    v2: HashMap<&'static str, Document>,
+}
+
+#[derive(Clone)]
+struct Group {
+    sources: Arc<Vec<Source>>,
+    hash: String,
+    document: Option<Document>,
+}
+
+fn group_path(group: &str, version: &str) -> String {
+    if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
+}
+
+impl OpenApi {
+    pub fn new(sources: Vec<Source>) -> Self {
+        let openapi = Self::default();
+        openapi.set_sources(sources);
+        openapi
+    }
+
+    /// Replaces what is described; documents of groups that stay as they were are kept.
+    pub fn set_sources(&self, sources: Vec<Source>) {
+        let mut groups: BTreeMap<String, Vec<Source>> = BTreeMap::new();
+        for source in sources {
+            for served in source.descriptor.served.iter().filter(|served| served.served) {
+                groups.entry(group_path(&served.group, &served.version)).or_default().push(source.clone());
+            }
+        }
+        let mut state = self.state.lock();
+        let mut changed = groups.len() != state.groups.len();
+        let mut next = BTreeMap::new();
+        for (path, sources) in groups {
+            let hash = hash_of(&sources);
+            let kept = state.groups.remove(&path).filter(|known| known.hash == hash);
+            changed |= kept.is_none();
+            next.insert(path, kept.unwrap_or(Group { sources: Arc::new(sources), hash, document: None }));
+        }
+        state.groups = next;
+        if changed {
+            state.v2.clear();
+        }
+    }
+
+    /// `/openapi/v3`: where the documents are, each with its hash.
+    pub fn v3_index(&self) -> Document {
+        let state = self.state.lock();
+        let mut paths = Map::new();
+        for (path, group) in &state.groups {
+            let url = format!("/openapi/v3/{path}?hash={}", group.hash);
+            paths.insert(path.clone(), json!({"serverRelativeURL": url}));
+        }
+        let body = json!({"paths": paths}).to_string();
+        let hash = hex(&Sha512::digest(body.as_bytes()));
+        finish(hash, "application/json", |out| out.write_all(body.as_bytes()))
+    }
+
+    /// `/openapi/v3/<path>`, e.g. `apis/apps/v1`; `None` when there is no such group version.
+    pub fn v3(&self, path: &str) -> Option<Document> {
+        let (sources, hash) = {
+            let state = self.state.lock();
+            let group = state.groups.get(path)?;
+            if let Some(document) = &group.document {
+                return Some(document.clone());
+            }
+            (group.sources.clone(), group.hash.clone())
+        };
+        let document = finish(hash.clone(), "application/json", |out| {
+            Writer { version: Version::V3, out }.document(&sources, Some(path))
+        });
+        if let Some(group) = self.state.lock().groups.get_mut(path).filter(|group| group.hash == hash) {
+            group.document = Some(document.clone());
+        }
+        Some(document)
+    }
+
+    /// The hash in the URL of a group version's document.
+    pub fn v3_hash(&self, path: &str) -> Option<String> {
+        self.state.lock().groups.get(path).map(|group| group.hash.clone())
+    }
+
+    /// `/openapi/v2`.
+    pub fn v2(&self, format: V2Format) -> Document {
+        let content_type = match format {
+            V2Format::Json => "application/json",
+            V2Format::Protobuf => V2_PROTOBUF,
+        };
+        let (sources, hash) = {
+            let state = self.state.lock();
+            if let Some(document) = state.v2.get(content_type) {
+                return document.clone();
+            }
+            let mut seen = BTreeSet::new();
+            let mut sources = Vec::new();
+            let mut digest = Sha512::new();
+            for group in state.groups.values() {
+                digest.update(&group.hash);
+                for source in group.sources.iter() {
+                    if seen.insert(Arc::as_ptr(&source.descriptor)) {
+                        sources.push(source.clone());
+                    }
+                }
+            }
+            (sources, hex(&digest.finalize()))
+        };
+        let document = finish(hash, content_type, |out| match format {
+            V2Format::Json => Writer { version: Version::V2, out }.document(&sources, None),
+            V2Format::Protobuf => {
+                let mut encoder = gnostic::Encoder::default();
+                encode_v2(&sources, &mut encoder);
+                out.write_all(&encoder.finish(&info()))
+            }
+        });
+        self.state.lock().v2.insert(content_type, document.clone());
+        document
+    }
+}
+
+fn hash_of(sources: &[Source]) -> String {
+    let mut digest = Sha512::new();
+    digest.update(env!("CARGO_PKG_VERSION"));
+    for source in sources {
+        digest.update(format!("{:?}", source.descriptor));
+        for (version, schema) in &source.schemas {
+            digest.update(version);
+            digest.update(schema.to_string());
+        }
+    }
+    hex(&digest.finalize())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02X}")).collect()
+}
+
+type Out = GzEncoder<Vec<u8>>;
+
+fn finish(hash: String, content_type: &'static str, write: impl FnOnce(&mut Out) -> std::io::Result<()>) -> Document {
+    let mut out = GzEncoder::new(Vec::new(), Compression::new(6));
+    // Writing to memory cannot fail.
+    let _ = write(&mut out);
+    let gzip = out.finish().unwrap_or_default().into();
+    Document { gzip, etag: format!("\"{hash}\""), content_type }
+}
+
+fn info() -> Value {
+    json!({"title": "Kubernetes", "version": "v1.37.0"})
+}
+
+/// The schema names of kinds, built-in or custom.
+fn schema_name(sources: &[Source], gvk: &GroupVersionKind) -> Option<String> {
+    if let Some(id) = type_of(&gvk.group, &gvk.version, &gvk.kind) {
+        return Some(id.name().to_owned());
+    }
+    let custom = sources.iter().any(|source| {
+        source.descriptor.custom
+            && (source.descriptor.kind == gvk.kind || source.descriptor.list_kind == gvk.kind)
+            && source.descriptor.served.iter().any(|s| s.group == gvk.group && s.version == gvk.version)
+    });
+    custom.then(|| custom_name(gvk))
+}
+
+/// `com.example.v1.Foo` for group `example.com`.
+fn custom_name(gvk: &GroupVersionKind) -> String {
+    let mut parts: Vec<&str> = gvk.group.split('.').rev().collect();
+    parts.push(&gvk.version);
+    parts.push(&gvk.kind);
+    parts.join(".")
+}
+
+/// Calls `emit` with every path.
+fn each_path(version: Version, sources: &[Source], only: Option<&str>, emit: &mut dyn FnMut(&str, Value)) {
+    let name = |gvk: &GroupVersionKind| schema_name(sources, gvk);
+    for source in sources {
+        for served in source.descriptor.served.iter().filter(|served| served.served) {
+            if only.is_none_or(|only| only == group_path(&served.group, &served.version)) {
+                let target = paths::Target { version, descriptor: &source.descriptor, served, schema_name: &name };
+                paths::emit(&target, emit);
+            }
+        }
+    }
+}
+
+/// Calls `emit` with every schema: the kinds of the sources and all they refer to.
+fn each_schema(version: Version, sources: &[Source], only: Option<&str>, emit: &mut dyn FnMut(&str, Value)) {
+    let texts = Descriptions::unpack();
+    let mut definitions = Definitions::new(version, &texts);
+    let mut roots: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    let mut root = |definitions: &mut Definitions<'_>, gvk: &GroupVersionKind| {
+        let Some(id) = type_of(&gvk.group, &gvk.version, &gvk.kind) else { return };
+        definitions.refer(Reference::Type(id));
+        let (group, version) = group_of(id).unwrap_or_default();
+        let group = if group == "meta.k8s.io" { "" } else { group };
+        let entry = json!({"group": group, "kind": gvk.kind, "version": version});
+        let kinds = roots.entry(id.name().to_owned()).or_default();
+        if !kinds.contains(&entry) {
+            kinds.push(entry);
+        }
+    };
+    let mut custom = Vec::new();
+    for source in sources {
+        let descriptor = &source.descriptor;
+        for served in descriptor.served.iter().filter(|served| served.served) {
+            if only.is_some_and(|only| only != group_path(&served.group, &served.version)) {
+                continue;
+            }
+            let kind =
+                |kind: &str| GroupVersionKind::new(served.group.clone(), served.version.clone(), kind.to_owned());
+            if descriptor.custom {
+                custom.push((source, kind(&descriptor.kind), kind(&descriptor.list_kind)));
+            }
+            root(&mut definitions, &kind(&descriptor.kind));
+            root(&mut definitions, &kind(&descriptor.list_kind));
+            if descriptor.scale.is_some() {
+                root(&mut definitions, &GroupVersionKind::new("autoscaling", "v1", "Scale"));
+            }
+            for sub in descriptor.subresources.iter().filter(|sub| !sub.kind.kind.ends_with("Options")) {
+                root(&mut definitions, &sub.kind);
+            }
+        }
+    }
+    for kind in ["DeleteOptions", "Status", "APIResourceList"] {
+        root(&mut definitions, &GroupVersionKind::new("", "v1", kind));
+    }
+    for name in ["ObjectMeta", "ListMeta"] {
+        if let Some(id) = TypeId::named(&format!("{META}{name}")) {
+            definitions.refer(Reference::Type(id));
+        }
+    }
+    for (source, kind, list) in custom {
+        let schema = source.schemas.iter().find(|(version, _)| *version == kind.version).map(|(_, schema)| schema);
+        emit(&custom_name(&kind), custom_schema(version, schema.map(|s| &**s), &kind));
+        emit(&custom_name(&list), custom_list(version, &kind, &list));
+    }
+    let mut next = 0;
+    while let Some(target) = definitions.needed.get(next).copied() {
+        let name = target.name();
+        let schema = definitions.render(target, roots.get(&name).map_or(&[], Vec::as_slice));
+        emit(&name, schema);
+        next += 1;
+    }
+    let text = "Patch is provided to give a concrete name and type to the Kubernetes PATCH request body.";
+    emit(&format!("{META}Patch"), json!({"description": text, "type": "object"}));
+}
+
+fn meta_properties(version: Version, metadata: &str) -> Value {
+    let reference = version.reference(&format!("{META}{metadata}"));
+    let metadata = match version {
+        Version::V2 => json!({"$ref": reference, "description": "Standard object's metadata."}),
+        Version::V3 => json!({"allOf": [{"$ref": reference}], "description": "Standard object's metadata."}),
+    };
+    json!({
+        "apiVersion": {"type": "string", "description": "APIVersion defines the versioned schema of this representation of an object. Servers should convert recognized schemas to the latest internal value, and may reject unrecognized values. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#resources"},
+        "kind": {"type": "string", "description": "Kind is a string value representing the REST resource this object represents. Servers may infer this from the endpoint the client submits requests to. Cannot be updated. In CamelCase. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#types-kinds"},
+        "metadata": metadata,
+    })
+}
+
+fn gvk_extension(gvk: &GroupVersionKind) -> Value {
+    json!([{"group": gvk.group, "kind": gvk.kind, "version": gvk.version}])
+}
+
+fn custom_schema(version: Version, schema: Option<&Value>, gvk: &GroupVersionKind) -> Value {
+    let mut schema = schema.cloned().unwrap_or_else(|| json!({"x-kubernetes-preserve-unknown-fields": true}));
+    if version == Version::V2 {
+        for_v2(&mut schema);
+    }
+    schema["type"] = "object".into();
+    if let Value::Object(meta) = meta_properties(version, "ObjectMeta") {
+        for (name, property) in meta {
+            schema["properties"][&name] = property;
+        }
+    }
+    schema["x-kubernetes-group-version-kind"] = gvk_extension(gvk);
+    schema
+}
+
+fn custom_list(version: Version, kind: &GroupVersionKind, list: &GroupVersionKind) -> Value {
+    let mut properties = meta_properties(version, "ListMeta");
+    properties["items"] = json!({"type": "array", "items": {"$ref": version.reference(&custom_name(kind))},
+        "description": format!("List of {}. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md", kind.kind)});
+    json!({"description": format!("{} is a list of {}", list.kind, kind.kind), "type": "object", "required": ["items"],
+        "properties": properties, "x-kubernetes-group-version-kind": gvk_extension(list)})
+}
+
+/// Takes out of a schema what version 2 cannot say.
+fn for_v2(schema: &mut Value) {
+    let Value::Object(members) = schema else { return };
+    for key in ["anyOf", "oneOf", "not", "nullable", "x-kubernetes-validations", "default"] {
+        members.remove(key);
+    }
+    let preserve = members.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(true));
+    let either = members.get("x-kubernetes-int-or-string") == Some(&Value::Bool(true));
+    if preserve || either {
+        // kubectl would refuse what the server takes: leave the place open.
+        members.remove("items");
+        members.remove("properties");
+        members.remove("type");
+    }
+    for key in ["items", "additionalProperties"] {
+        if let Some(inner) = members.get_mut(key) {
+            for_v2(inner);
+        }
+    }
+    for key in ["properties"] {
+        if let Some(Value::Object(inner)) = members.get_mut(key) {
+            inner.values_mut().for_each(for_v2);
+        }
+    }
+    if let Some(Value::Array(all)) = members.get_mut("allOf") {
+        all.iter_mut().for_each(for_v2);
+    }
+}
+
+fn encode_v2(sources: &[Source], encoder: &mut gnostic::Encoder) {
+    each_path(Version::V2, sources, None, &mut |path, item| encoder.path(path, &item));
+    each_schema(Version::V2, sources, None, &mut |name, schema| encoder.definition(name, &schema));
+}
+
+/// Writes a JSON document piece by piece.
+struct Writer<'a> {
+    version: Version,
+    out: &'a mut Out,
+}
+
+impl Writer<'_> {
+    fn document(&mut self, sources: &[Source], only: Option<&str>) -> std::io::Result<()> {
+        let head = match self.version {
+            Version::V2 => "{\"swagger\":\"2.0\",\"info\":",
+            Version::V3 => "{\"openapi\":\"3.0.0\",\"info\":",
+        };
+        write!(self.out, "{head}{},\"paths\":{{", info())?;
+        let mut members = Members { out: self.out, first: true, outcome: Ok(()) };
+        each_path(self.version, sources, only, &mut |name, value| members.put(name, &value));
+        members.outcome?;
+        let between = match self.version {
+            Version::V2 => "},\"definitions\":{",
+            Version::V3 => "},\"components\":{\"schemas\":{",
+        };
+        self.out.write_all(between.as_bytes())?;
+        let mut members = Members { out: self.out, first: true, outcome: Ok(()) };
+        each_schema(self.version, sources, only, &mut |name, value| members.put(name, &value));
+        members.outcome?;
+        let security = json!({"BearerToken": {"description": "Bearer Token authentication", "type": "apiKey", "name": "authorization", "in": "header"}});
+        match self.version {
+            Version::V2 => {
+                write!(self.out, "}},\"securityDefinitions\":{security},\"security\":[{{\"BearerToken\":[]}}]}}")
+            }
+            Version::V3 => write!(self.out, "}},\"securitySchemes\":{security}}}}}"),
+        }
+    }
+}
+
+struct Members<'a> {
+    out: &'a mut Out,
+    first: bool,
+    outcome: std::io::Result<()>,
+}
+
+impl Members<'_> {
+    fn put(&mut self, name: &str, value: &Value) {
+        if self.outcome.is_err() {
+            return;
+        }
+        let comma = if self.first { "" } else { "," };
+        self.first = false;
+        self.outcome = write!(self.out, "{comma}{}:{value}", Value::from(name));
+    }
+}
+
+#[cfg(test)]
+mod tests;

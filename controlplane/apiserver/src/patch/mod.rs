@@ -8,6 +8,7 @@
 //! Results are not yet normalised: unknown fields that a patch brought in are found by
 //! [`crate::schema::normalize()`].
 
+pub mod apply;
 mod strategic;
 
 use serde_json::{Map, Value};
@@ -52,8 +53,11 @@ pub fn json(live: &Value, patch: &Value) -> Result<Value, ApiError> {
 
 /// A patch that is well-formed but cannot be applied; the cause says why.
 fn rejected(why: &str) -> ApiError {
-    ApiError::unprocessable("the server rejected our request due to an error in our request")
-        .with_cause("FieldValueInvalid", why, "patch")
+    ApiError::unprocessable("the server rejected our request due to an error in our request").with_cause(
+        "FieldValueInvalid",
+        why,
+        "patch",
+    )
 }
 
 /// Applies a JSON merge patch.
@@ -111,7 +115,10 @@ mod tests {
         let live = json!({"a": {"b": [1, 2]}, "c": "x"});
         for (patch, result) in [
             (json!([{"op": "add", "path": "/a/b/-", "value": 3}]), json!({"a": {"b": [1, 2, 3]}, "c": "x"})),
-            (json!([{"op": "test", "path": "/c", "value": "x"}, {"op": "remove", "path": "/c"}]), json!({"a": {"b": [1, 2]}})),
+            (
+                json!([{"op": "test", "path": "/c", "value": "x"}, {"op": "remove", "path": "/c"}]),
+                json!({"a": {"b": [1, 2]}}),
+            ),
             (json!([{"op": "move", "from": "/c", "path": "/a/d"}]), json!({"a": {"b": [1, 2], "d": "x"}})),
             (json!([]), live.clone()),
         ] {
@@ -145,11 +152,17 @@ mod tests {
     }
 
     fn any_json() -> impl Strategy<Value = Value> {
-        let leaf = prop_oneof![Just(Value::Null), any::<bool>().prop_map(Value::from), (0..3).prop_map(Value::from), "[a-c]{0,2}".prop_map(Value::from)];
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            (0..3).prop_map(Value::from),
+            "[a-c]{0,2}".prop_map(Value::from)
+        ];
         leaf.prop_recursive(4, 24, 4, |inner| {
             prop_oneof![
                 proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::Array),
-                proptest::collection::btree_map("[a-c]", inner, 0..4).prop_map(|map| Value::Object(map.into_iter().collect())),
+                proptest::collection::btree_map("[a-c]", inner, 0..4)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
             ]
         })
     }

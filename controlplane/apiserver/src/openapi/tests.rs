@@ -1,0 +1,101 @@
+use super::*;
+use crate::resource::Text;
+
+fn sources() -> Vec<Source> {
+    let mut pods = Descriptor::new("", "v1", "Pod", "pods").with_status();
+    pods = pods.subresource("eviction", ("policy", "v1", "Eviction"), &["create"]);
+    let deployments =
+        Descriptor::new("apps", "v1", "Deployment", "deployments").with_status().with_scale("a", "b", "c");
+    let mut custom = Descriptor::new("example.com", "v1", "Widget", "widgets");
+    custom.custom = true;
+    custom.list_kind = Text::from("WidgetList");
+    let schema = json!({"type": "object", "properties": {"spec": {"type": "object", "nullable": true, "properties": {"size": {"type": "integer"}}}}});
+    [(pods, None), (deployments, None), (custom, Some(schema))]
+        .into_iter()
+        .map(|(descriptor, schema)| Source {
+            descriptor: Arc::new(descriptor),
+            schemas: schema.into_iter().map(|schema| ("v1".to_owned(), Arc::new(schema))).collect(),
+        })
+        .collect()
+}
+
+fn parsed(document: &Document) -> Value {
+    serde_json::from_slice(&document.plain()).unwrap()
+}
+
+/// Every `$ref` of a document names a schema that it holds.
+fn check_references(value: &Value, document: &Value) {
+    match value {
+        Value::Object(members) => {
+            if let Some(Value::String(reference)) = members.get("$ref") {
+                let pointer = reference.strip_prefix('#').unwrap();
+                assert!(document.pointer(pointer).is_some(), "{reference} leads nowhere");
+            }
+            members.values().for_each(|value| check_references(value, document));
+        }
+        Value::Array(items) => items.iter().for_each(|value| check_references(value, document)),
+        _ => {}
+    }
+}
+
+#[test]
+fn the_index_names_every_group_version() {
+    let openapi = OpenApi::new(sources());
+    let index = parsed(&openapi.v3_index());
+    let url = index["paths"]["apis/apps/v1"]["serverRelativeURL"].as_str().unwrap();
+    assert!(url.starts_with("/openapi/v3/apis/apps/v1?hash="), "{url}");
+    assert_eq!(index["paths"].as_object().unwrap().len(), 3);
+    assert!(openapi.v3("apis/apps/v2").is_none());
+}
+
+#[test]
+fn documents_of_groups_are_whole() {
+    let openapi = OpenApi::new(sources());
+    for path in ["api/v1", "apis/apps/v1", "apis/example.com/v1"] {
+        let document = parsed(&openapi.v3(path).unwrap());
+        check_references(&document, &document);
+    }
+    let apps = parsed(&openapi.v3("apis/apps/v1").unwrap());
+    let patch = &apps["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
+    assert_eq!(patch["operationId"], "patchAppsV1NamespacedDeployment");
+    assert_eq!(
+        patch["x-kubernetes-group-version-kind"],
+        json!({"group": "apps", "version": "v1", "kind": "Deployment"})
+    );
+    assert!(patch["parameters"].as_array().unwrap().iter().any(|p| p["name"] == "fieldValidation"));
+    assert_eq!(
+        apps["components"]["schemas"]["io.k8s.api.apps.v1.Deployment"]["x-kubernetes-group-version-kind"],
+        json!([{"group": "apps", "kind": "Deployment", "version": "v1"}])
+    );
+    assert!(apps["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}/scale"]["put"].is_object());
+    let custom = parsed(&openapi.v3("apis/example.com/v1").unwrap());
+    let widget = &custom["components"]["schemas"]["com.example.v1.Widget"];
+    assert_eq!(widget["properties"]["spec"]["properties"]["size"]["type"], "integer");
+    assert_eq!(widget["x-kubernetes-group-version-kind"][0]["kind"], "Widget");
+}
+
+#[test]
+fn version_two_is_whole_and_leaves_out_what_it_cannot_say() {
+    let openapi = OpenApi::new(sources());
+    let document = parsed(&openapi.v2(V2Format::Json));
+    check_references(&document, &document);
+    assert!(document["definitions"]["com.example.v1.Widget"]["properties"]["spec"]["nullable"].is_null());
+    assert_eq!(
+        document["definitions"]["io.k8s.api.core.v1.Pod"]["properties"]["spec"]["$ref"],
+        "#/definitions/io.k8s.api.core.v1.PodSpec"
+    );
+    let protobuf = openapi.v2(V2Format::Protobuf).plain();
+    assert_eq!(&protobuf[..5], b"\x0a\x032.0");
+}
+
+#[test]
+fn only_what_changed_is_made_again() {
+    let openapi = OpenApi::new(sources());
+    let before = openapi.v3("apis/apps/v1").unwrap();
+    let mut changed = sources();
+    changed[2].schemas[0].1 = Arc::new(json!({"type": "object"}));
+    let old = openapi.v3_hash("apis/example.com/v1").unwrap();
+    openapi.set_sources(changed);
+    assert_ne!(openapi.v3_hash("apis/example.com/v1").unwrap(), old);
+    assert_eq!(openapi.v3("apis/apps/v1").unwrap().etag, before.etag);
+}
