@@ -3,15 +3,18 @@
 //! - [`Supervisor`]: the only way to start a long-lived task (ARCHITECTURE.md, invariant 4);
 //! - [`Informers`]: one watch-fed cache per kind and process;
 //! - [`WorkQueue`]: keys waiting for their reconcile, one run per key at a time;
+//! - [`Candidate`]: leader election through a Lease;
 //! - [`EventRecorder`]: `Event` objects with Kubernetes' aggregation.
 //!
 //! Decisions do not live here: a part's decisions are pure functions in its own crate.
 
+mod election;
 mod events;
 mod informer;
 mod queue;
 mod supervisor;
 
+pub use election::Candidate;
 pub use events::{EventRecorder, EventType};
 pub use informer::{Change, Informer, Informers, Kind};
 pub use queue::{Outcome, WorkQueue};

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use apiserver::server::KeyPair;
 use apiserver::{ApiServer, UserInfo};
-use component::{EventRecorder, Informers, Supervisor};
+use component::{Candidate, EventRecorder, Informers, Supervisor};
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::api::PostParams;
@@ -23,6 +23,9 @@ use tokio::net::TcpListener;
 
 use crate::pki::{Pki, ServerNames};
 use crate::token::BootstrapToken;
+
+/// The group of everyone with a name.
+const AUTHENTICATED: &str = "system:authenticated";
 
 /// Where the cluster's state is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,32 +120,56 @@ fn api_config(config: &Config, pki: &Pki) -> apiserver::server::Config {
     api
 }
 
-/// The scheduler and the controllers, each with its own identity.
+/// Starts the scheduler and the controllers: at once with a store of our own, by election where
+/// several servers share one.
 fn start_clients(server: &ApiServer, config: &Config, pki: &Pki, url: &str, supervisor: &Supervisor) {
-    let authenticated = "system:authenticated";
-    let scheduler_client = server.client(&UserInfo::new("system:kube-scheduler", &[authenticated]));
-    let scheduler_supervisor = supervisor.child("scheduler");
-    let recorder = EventRecorder::new(scheduler_client.clone(), &scheduler_supervisor, "default-scheduler", "");
-    scheduler::start(Informers::new(scheduler_client, &scheduler_supervisor), recorder, &scheduler_supervisor);
+    let schedule = scheduler_start(server.clone());
+    let control = controllers_start(server.clone(), config, pki, url);
+    if config.store == Store::Embedded {
+        schedule(&supervisor.child("scheduler"));
+        control(&supervisor.child("controllers"));
+        return;
+    }
+    let identity = format!("{}_{:08x}", config.advertise_address, rand::random::<u32>());
+    let stand = |user: &str, lease: &str| Candidate {
+        client: server.client(&UserInfo::new(user, &[AUTHENTICATED])),
+        lease: lease.to_owned(),
+        identity: identity.clone(),
+    };
+    stand("system:kube-scheduler", "kube-scheduler").start(supervisor, schedule);
+    stand("system:kube-controller-manager", "kube-controller-manager").start(supervisor, control);
+}
 
-    let server = server.clone();
-    let client = move |name: &str| {
+fn scheduler_start(server: ApiServer) -> impl Fn(&Supervisor) + Send + Sync + 'static {
+    move |supervisor| {
+        let client = server.client(&UserInfo::new("system:kube-scheduler", &[AUTHENTICATED]));
+        let recorder = EventRecorder::new(client.clone(), supervisor, "default-scheduler", "");
+        scheduler::start(Informers::new(client, supervisor), recorder, supervisor);
+    }
+}
+
+/// Each controller writes with an identity of its own; the shared caches read with the manager's.
+fn controllers_start(server: ApiServer, config: &Config, pki: &Pki, url: &str) -> impl Fn(&Supervisor) + Send + Sync + 'static {
+    let client: Arc<dyn Fn(&str) -> kube::Client + Send + Sync> = Arc::new(move |name: &str| {
         if name.is_empty() {
-            server.client(&UserInfo::new("system:kube-controller-manager", &[authenticated]))
+            server.client(&UserInfo::new("system:kube-controller-manager", &[AUTHENTICATED]))
         } else {
             server.client(&UserInfo::service_account("kube-system", name))
         }
-    };
-    let controllers = controllers::Config {
-        client: Arc::new(client),
-        ca_certificate: pki.ca.certificate.clone(),
-        ca_key: pki.ca.key.clone(),
-        cluster_cidr: config.cluster_cidr.clone(),
-        node_mask: config.node_cidr_mask,
-        service_cidr: config.service_cidr.clone(),
-        server: url.to_owned(),
-    };
-    controllers::start(controllers, &supervisor.child("controllers"));
+    });
+    let (ca, config, url) = (pki.ca.clone(), config.clone(), url.to_owned());
+    move |supervisor| {
+        let config = controllers::Config {
+            client: client.clone(),
+            ca_certificate: ca.certificate.clone(),
+            ca_key: ca.key.clone(),
+            cluster_cidr: config.cluster_cidr.clone(),
+            node_mask: config.node_cidr_mask,
+            service_cidr: config.service_cidr.clone(),
+            server: url.clone(),
+        };
+        controllers::start(config, supervisor);
+    }
 }
 
 /// Makes the Secret of the start's own bootstrap token, unless it is there.
