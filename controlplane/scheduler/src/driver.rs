@@ -1,0 +1,291 @@
+//! Doing what the queue and the cycle decide: informers in, bindings, conditions and events out.
+//!
+//! One task takes pods from the queue, one at a time, and decides on a snapshot; each placed pod is
+//! bound by a task of its own while the next is already being decided. Nothing is polled: the loop
+//! sleeps until a change wakes it or a back-off is over.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use component::{Change, EventRecorder, EventType, Informer, Informers, Supervisor};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::Client;
+use parking_lot::Mutex;
+use rand::Rng;
+use tokio::sync::Notify;
+
+use crate::cluster::Cluster;
+use crate::cycle::{Cycle, FitError, Verdict};
+use crate::event::ClusterEvent;
+use crate::framework::{Framework, PostFilter};
+use crate::node::NodeInfo;
+use crate::nominations::Nominations;
+use crate::plugins::default_framework;
+use crate::plugins::default_preemption::Budget;
+use crate::pod::PodInfo;
+use crate::queue::{Queue, Setback};
+use crate::report;
+
+/// Starts scheduling the pods of `default-scheduler`.
+pub fn start(informers: Informers, recorder: EventRecorder, supervisor: &Supervisor) {
+    let supervisor = supervisor.child("scheduler");
+    let scheduler = Arc::new(Scheduler {
+        framework: default_framework(informers.client()),
+        client: informers.client(),
+        recorder,
+        supervisor: supervisor.clone(),
+        state: Mutex::default(),
+        changed: Notify::new(),
+        budgets: informers.of(),
+    });
+    let (pods, nodes, namespaces) = (informers.of::<Pod>(), informers.of::<Node>(), informers.of::<Namespace>());
+    scheduler.clone().follow(&pods, &nodes, &namespaces);
+    supervisor.spawn("queue", async move {
+        // Deciding on half a cluster would put pods on full nodes.
+        tokio::join!(pods.synced(), nodes.synced(), namespaces.synced(), scheduler.budgets.synced());
+        scheduler.run().await;
+    });
+}
+
+struct Scheduler {
+    framework: Framework,
+    client: Client,
+    recorder: EventRecorder,
+    supervisor: Supervisor,
+    state: Mutex<State>,
+    changed: Notify,
+    budgets: Informer<PodDisruptionBudget>,
+}
+
+#[derive(Default)]
+struct State {
+    cluster: Cluster,
+    queue: Queue,
+    nominations: Nominations,
+    /// Where the next cycle begins among the nodes.
+    start: usize,
+}
+
+impl Scheduler {
+    fn follow(self: Arc<Self>, pods: &Informer<Pod>, nodes: &Informer<Node>, namespaces: &Informer<Namespace>) {
+        let scheduler = self.clone();
+        nodes.on_change(move |change| scheduler.node_changed(change));
+        let scheduler = self.clone();
+        namespaces.on_change(move |change| scheduler.namespace_changed(change));
+        pods.on_change(move |change| self.pod_changed(change));
+    }
+
+    fn node_changed(&self, change: &Change<'_, Node>) {
+        let info = |node: &Arc<Node>| Arc::new(NodeInfo::new(node.clone()));
+        let mut state = self.state.lock();
+        let event = match (change.old, change.new) {
+            (None, Some(new)) => ClusterEvent::NodeAdded(info(new)),
+            (Some(old), Some(new)) => ClusterEvent::NodeUpdated { old: info(old), new: info(new) },
+            (old, None) => match old {
+                Some(old) => ClusterEvent::NodeRemoved(info(old)),
+                None => return,
+            },
+        };
+        match change.new {
+            Some(new) => state.cluster.set_node(new.clone()),
+            None => state.cluster.remove_node(change.object().metadata.name.as_deref().unwrap_or_default()),
+        }
+        self.announce(state, &event);
+    }
+
+    fn namespace_changed(&self, change: &Change<'_, Namespace>) {
+        let name = change.object().metadata.name.as_deref().unwrap_or_default();
+        let labels = |namespace: &Arc<Namespace>| namespace.metadata.labels.clone().unwrap_or_default();
+        if change.old.map(labels) == change.new.map(labels) {
+            return;
+        }
+        let mut state = self.state.lock();
+        state.cluster.set_namespace(name, change.new.map(labels));
+        self.announce(state, &ClusterEvent::NamespaceChanged);
+    }
+
+    fn pod_changed(&self, change: &Change<'_, Pod>) {
+        let uid = |pod: &&Arc<Pod>| pod.metadata.uid.clone().unwrap_or_default();
+        let (old, new) = (change.old.as_ref().map(uid), change.new.as_ref().map(uid));
+        // A pod that was deleted and made anew between two looks is another pod.
+        if let Some(old) = old.filter(|old| new.as_ref() != Some(old)) {
+            self.pod_gone(&old.into());
+        }
+        let Some(new) = change.new else { return };
+        let pod = Arc::new(PodInfo::new(new.clone()));
+        if pod.is_terminal() {
+            self.pod_gone(&pod.uid);
+        } else if let Some(node) = pod.node_name() {
+            self.pod_placed(&pod, node);
+        } else if pod.is_ours() {
+            let mut state = self.state.lock();
+            // An assumed pod is on its way already; this is an older version of it.
+            if state.cluster.pod(&pod.uid).is_none() {
+                state.nominations.update(&pod);
+                state.queue.add(pod, &self.framework, Instant::now());
+                drop(state);
+                self.changed.notify_one();
+            }
+        }
+    }
+
+    fn pod_placed(&self, pod: &Arc<PodInfo>, node: &str) {
+        let mut state = self.state.lock();
+        state.queue.remove(&pod.uid);
+        state.nominations.remove(&pod.uid);
+        let known = state.cluster.pod(&pod.uid).cloned();
+        state.cluster.set_pod(pod.clone(), node);
+        match known {
+            Some(old) if old.node_name().is_some() => {
+                if old.labels != pod.labels || old.requests != pod.requests {
+                    self.announce(state, &ClusterEvent::PodUpdated { old, new: pod.clone() });
+                }
+            }
+            _ => self.announce(state, &ClusterEvent::PodAssigned(pod.clone())),
+        }
+    }
+
+    fn pod_gone(&self, uid: &crate::pod::Uid) {
+        let mut state = self.state.lock();
+        state.queue.remove(uid);
+        state.nominations.remove(uid);
+        if let Some(pod) = state.cluster.remove_pod(uid) {
+            self.announce(state, &ClusterEvent::PodGone(pod));
+        }
+    }
+
+    fn announce(&self, mut state: parking_lot::MutexGuard<'_, State>, event: &ClusterEvent) {
+        state.queue.event(event, &self.framework, Instant::now());
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    async fn run(self: Arc<Self>) {
+        loop {
+            let (next, due) = {
+                let mut state = self.state.lock();
+                (state.queue.pop(&self.framework, Instant::now()), state.queue.next_due())
+            };
+            match (next, due) {
+                (Some(pod), _) => {
+                    self.schedule(pod);
+                    // Bindings and informers on this thread get their turn between two pods.
+                    tokio::task::yield_now().await;
+                }
+                (None, Some(due)) => tokio::select! {
+                    () = self.changed.notified() => {}
+                    () = tokio::time::sleep_until(due.into()) => {}
+                },
+                (None, None) => self.changed.notified().await,
+            }
+        }
+    }
+
+    fn schedule(self: &Arc<Self>, pod: Arc<PodInfo>) {
+        if pod.is_being_deleted() {
+            self.state.lock().queue.remove(&pod.uid);
+            let message = format!("skip schedule deleting pod: {}", pod.full_name());
+            self.recorder.object_event(pod.pod.as_ref(), EventType::Warning, report::FAILED, message);
+            return;
+        }
+        match self.decide(&pod) {
+            Verdict::Place { node } => self.place(pod, node),
+            Verdict::Reject(error) => self.reject(pod, error),
+        }
+    }
+
+    /// Runs a cycle on a snapshot, without holding the lock.
+    fn decide(&self, pod: &PodInfo) -> Verdict {
+        let (snapshot, nominated, start) = {
+            let mut state = self.state.lock();
+            state.start = state.start.wrapping_add(1);
+            (state.cluster.snapshot(), state.nominations.by_node(), state.start)
+        };
+        let budgets: Vec<Budget> = self.budgets.list().iter().map(|budget| Budget::of(budget)).collect();
+        let cycle =
+            Cycle { framework: &self.framework, snapshot: &snapshot, nominated: &nominated, budgets: &budgets, start };
+        cycle.run(pod, |equal| rand::rng().random_range(0..equal))
+    }
+
+    fn place(self: &Arc<Self>, pod: Arc<PodInfo>, node: String) {
+        {
+            let mut state = self.state.lock();
+            state.cluster.assume(pod.clone(), &node);
+            state.nominations.remove(&pod.uid);
+        }
+        if let Err(why) = self.framework.reserve(&pod, &node) {
+            return self.undo(&pod, &why);
+        }
+        let scheduler = self.clone();
+        self.supervisor.spawn(format_args!("bind {}", pod.full_name()), async move {
+            match scheduler.framework.bind(&pod, &node).await {
+                Ok(()) => {
+                    component::timeline(&pod.full_name(), "scheduled");
+                    scheduler.state.lock().queue.remove(&pod.uid);
+                    let message = format!("Successfully assigned {} to {node}", pod.full_name());
+                    scheduler.recorder.object_event(pod.pod.as_ref(), EventType::Normal, report::SCHEDULED, message);
+                }
+                Err(why) => {
+                    scheduler.framework.unreserve(&pod, &node);
+                    scheduler.undo(&pod, &why);
+                }
+            }
+        });
+    }
+
+    /// A placed pod could not be bound: what it took is free again, and it is tried later.
+    fn undo(self: &Arc<Self>, pod: &Arc<PodInfo>, why: &str) {
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        state.cluster.forget(&pod.uid);
+        state.queue.set_back(&pod.uid, Setback::Error, &self.framework, now);
+        self.announce(state, &ClusterEvent::PodGone(pod.clone()));
+        self.report_failure(pod, report::SCHEDULER_ERROR, why.to_owned(), None);
+    }
+
+    fn reject(self: &Arc<Self>, pod: Arc<PodInfo>, error: FitError) {
+        let message = error.message();
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        let mut displaced = Vec::new();
+        let mut nomination = None;
+        match &error.post_filter {
+            Some(PostFilter::Nominate { node, .. }) => {
+                displaced = state.nominations.displace(node, pod.priority);
+                state.nominations.set(pod.clone(), node);
+                nomination = Some(node.clone());
+            }
+            Some(PostFilter::Nothing(_)) if state.nominations.remove(&pod.uid) => nomination = Some(String::new()),
+            _ => {}
+        }
+        let rejected_by = error.rejected_by;
+        state.queue.set_back(&pod.uid, Setback::Unschedulable(rejected_by), &self.framework, now);
+        drop(state);
+        if let Some(PostFilter::Nominate { node, victims }) = error.post_filter {
+            self.preempt(&pod, node, victims, displaced);
+        }
+        self.report_failure(&pod, report::UNSCHEDULABLE, message, nomination);
+    }
+
+    fn preempt(&self, pod: &Arc<PodInfo>, node: String, victims: Vec<Arc<PodInfo>>, displaced: Vec<Arc<PodInfo>>) {
+        let (client, recorder, pod) = (self.client.clone(), self.recorder.clone(), pod.clone());
+        self.supervisor.spawn(format_args!("preempt for {}", pod.full_name()), async move {
+            for lower in displaced {
+                report::clear_nomination(&client, &lower).await;
+            }
+            for victim in victims {
+                report::evict(&client, &recorder, &victim, &pod, &node).await;
+            }
+        });
+    }
+
+    /// Tells the user, by event and condition. `nomination`: a node's name, or empty to clear it.
+    fn report_failure(&self, pod: &Arc<PodInfo>, reason: &'static str, message: String, nomination: Option<String>) {
+        self.recorder.object_event(pod.pod.as_ref(), EventType::Warning, report::FAILED, message.clone());
+        let (client, pod) = (self.client.clone(), pod.clone());
+        self.supervisor.spawn(format_args!("report {}", pod.full_name()), async move {
+            report::not_scheduled(&client, &pod, reason, &message, nomination.as_deref()).await;
+        });
+    }
+}

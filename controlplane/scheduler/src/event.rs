@@ -1,0 +1,41 @@
+//! What happens in the cluster that could let a waiting pod be placed.
+
+use std::sync::Arc;
+
+use crate::node::NodeInfo;
+use crate::pod::PodInfo;
+
+/// One change. Nodes come without their pods.
+#[derive(Debug, Clone)]
+pub enum ClusterEvent {
+    NodeAdded(Arc<NodeInfo>),
+    NodeUpdated {
+        old: Arc<NodeInfo>,
+        new: Arc<NodeInfo>,
+    },
+    NodeRemoved(Arc<NodeInfo>),
+    /// A pod was bound.
+    PodAssigned(Arc<PodInfo>),
+    /// A bound pod's labels or requests changed.
+    PodUpdated {
+        old: Arc<PodInfo>,
+        new: Arc<PodInfo>,
+    },
+    /// A bound or assumed pod ended, was deleted, or its binding failed.
+    PodGone(Arc<PodInfo>),
+    /// The labels of a namespace changed.
+    NamespaceChanged,
+    /// A volume claim, volume or storage class appeared or changed.
+    StorageChanged,
+}
+
+impl ClusterEvent {
+    /// Whether it brought a node that passes `test`, or changed one from failing to passing it.
+    pub fn node_began_to(&self, test: impl Fn(&NodeInfo) -> bool) -> bool {
+        match self {
+            Self::NodeAdded(node) => test(node),
+            Self::NodeUpdated { old, new } => test(new) && !test(old),
+            _ => false,
+        }
+    }
+}

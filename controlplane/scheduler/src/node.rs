@@ -1,0 +1,112 @@
+//! A node as the scheduler looks at it: what it has, what is taken, who is on it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use api::quantity::Quantity;
+use k8s_openapi::api::core::v1::{Node, Taint};
+
+use crate::pod::{HostPort, PodInfo};
+use crate::resource::Resources;
+
+#[derive(Debug, Clone)]
+pub struct NodeInfo {
+    pub name: String,
+    pub node: Arc<Node>,
+    pub allocatable: Resources,
+    pub allowed_pods: usize,
+    pub requested: Resources,
+    pub scored_milli_cpu: i64,
+    pub scored_memory: i64,
+    /// Pods bound here, or about to be.
+    pub pods: Vec<Arc<PodInfo>>,
+    /// How many of them have affinity or anti-affinity terms of any kind.
+    pub with_affinity: usize,
+    pub with_required_anti_affinity: usize,
+    pub used_ports: Vec<HostPort>,
+    /// Bytes by image name.
+    pub images: BTreeMap<String, i64>,
+}
+
+impl NodeInfo {
+    pub fn new(node: Arc<Node>) -> Self {
+        let mut info = Self {
+            name: node.metadata.name.clone().unwrap_or_default(),
+            node: node.clone(),
+            allocatable: Resources::default(),
+            allowed_pods: 0,
+            requested: Resources::default(),
+            scored_milli_cpu: 0,
+            scored_memory: 0,
+            pods: Vec::new(),
+            with_affinity: 0,
+            with_required_anti_affinity: 0,
+            used_ports: Vec::new(),
+            images: BTreeMap::new(),
+        };
+        info.set_node(node);
+        info
+    }
+
+    /// Takes over a new version of the node object.
+    pub fn set_node(&mut self, node: Arc<Node>) {
+        let status = node.status.as_ref();
+        let allocatable = status.and_then(|status| status.allocatable.as_ref());
+        self.allocatable = Resources::from_wire(allocatable);
+        let pods = allocatable.and_then(|allocatable| allocatable.get("pods")).map(|pods| Quantity::from(pods).units());
+        self.allowed_pods = usize::try_from(pods.unwrap_or(0)).unwrap_or(0);
+        self.images = images(&node);
+        self.node = node;
+    }
+
+    pub fn add_pod(&mut self, pod: Arc<PodInfo>) {
+        self.requested.add(&pod.requests);
+        self.scored_milli_cpu += pod.scored_milli_cpu;
+        self.scored_memory += pod.scored_memory;
+        self.with_affinity += usize::from(has_affinity(&pod));
+        self.with_required_anti_affinity += usize::from(!pod.anti_affinity.required.is_empty());
+        self.used_ports.extend(pod.host_ports.iter().cloned());
+        self.pods.push(pod);
+    }
+
+    /// Takes out the pod with this UID, if it is here.
+    pub fn remove_pod(&mut self, uid: &str) {
+        let Some(at) = self.pods.iter().position(|pod| &*pod.uid == uid) else { return };
+        let pod = self.pods.swap_remove(at);
+        self.requested.subtract(&pod.requests);
+        self.scored_milli_cpu -= pod.scored_milli_cpu;
+        self.scored_memory -= pod.scored_memory;
+        self.with_affinity -= usize::from(has_affinity(&pod));
+        self.with_required_anti_affinity -= usize::from(!pod.anti_affinity.required.is_empty());
+        for port in &pod.host_ports {
+            if let Some(at) = self.used_ports.iter().position(|used| used == port) {
+                self.used_ports.swap_remove(at);
+            }
+        }
+    }
+
+    pub fn taints(&self) -> &[Taint] {
+        self.node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default()
+    }
+
+    pub fn is_unschedulable(&self) -> bool {
+        self.node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false)
+    }
+
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.node.metadata.labels.as_ref().and_then(|labels| labels.get(key)).map(String::as_str)
+    }
+}
+
+fn has_affinity(pod: &PodInfo) -> bool {
+    [&pod.affinity, &pod.anti_affinity].iter().any(|terms| !terms.required.is_empty() || !terms.preferred.is_empty())
+}
+
+fn images(node: &Node) -> BTreeMap<String, i64> {
+    let images = node.status.as_ref().and_then(|status| status.images.as_ref());
+    let named = images.into_iter().flatten().flat_map(|image| {
+        let size = image.size_bytes.unwrap_or(0);
+        image.names.iter().flatten().map(move |name| (name.clone(), size))
+    });
+    named.collect()
+}

@@ -1,0 +1,49 @@
+//! Kubernetes' default plugins, one file each.
+//!
+//! The order here is the order within each extension point; it is also the order in which filters
+//! get to reject a node, and with that which reason a user sees.
+
+mod balanced_allocation;
+mod default_binder;
+pub mod default_preemption;
+mod image_locality;
+mod inter_pod_affinity;
+mod node_affinity;
+mod node_name;
+mod node_ports;
+mod node_resources_fit;
+mod node_unschedulable;
+mod pod_topology_spread;
+mod priority_sort;
+mod scheduling_gates;
+mod taint_toleration;
+
+use kube::Client;
+
+use crate::framework::{Framework, Plugin};
+
+/// The default profile; pods are bound through `client`.
+pub fn default_framework(client: Client) -> Framework {
+    let mut plugins = deciding();
+    plugins.push(Box::new(default_binder::DefaultBinder::new(client)));
+    Framework::new(plugins)
+}
+
+/// All but the binder: those that only decide.
+pub fn deciding() -> Vec<Box<dyn Plugin>> {
+    vec![
+        Box::new(scheduling_gates::SchedulingGates),
+        Box::new(priority_sort::PrioritySort),
+        Box::new(node_unschedulable::NodeUnschedulable),
+        Box::new(node_name::NodeName),
+        Box::new(taint_toleration::TaintToleration),
+        Box::new(node_affinity::NodeAffinity),
+        Box::new(node_ports::NodePorts),
+        Box::new(node_resources_fit::NodeResourcesFit),
+        Box::new(pod_topology_spread::PodTopologySpread),
+        Box::new(inter_pod_affinity::InterPodAffinity),
+        Box::new(default_preemption::DefaultPreemption),
+        Box::new(balanced_allocation::NodeResourcesBalancedAllocation),
+        Box::new(image_locality::ImageLocality),
+    ]
+}
