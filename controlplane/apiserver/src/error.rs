@@ -21,6 +21,8 @@ struct Inner {
     code: StatusCode,
     reason: &'static str,
     details: Option<Value>,
+    /// `metadata.continue` of the status: how to go on with a list.
+    continue_: Option<String>,
     /// A `Status` object that another server made, passed on as it is.
     foreign: Option<Value>,
 }
@@ -34,7 +36,7 @@ pub fn qualified(group: &str, resource: &str) -> String {
 
 impl ApiError {
     pub fn new(code: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { inner: Box::new(Inner { code, reason, details: None, foreign: None }), message: message.into() }
+        Self { inner: Box::new(Inner { code, reason, details: None, continue_: None, foreign: None }), message: message.into() }
     }
 
     /// Passes on a `Status` that a webhook or an aggregated server answered.
@@ -43,7 +45,7 @@ impl ApiError {
             status["code"].as_u64().and_then(|c| u16::try_from(c).ok()).and_then(|c| StatusCode::from_u16(c).ok());
         let message = status["message"].as_str().unwrap_or_default().to_owned();
         let code = code.filter(|c| c.as_u16() >= 400).unwrap_or(fallback);
-        Self { inner: Box::new(Inner { code, reason: "", details: None, foreign: Some(status) }), message }
+        Self { inner: Box::new(Inner { code, reason: "", details: None, continue_: None, foreign: Some(status) }), message }
     }
 
     #[must_use]
@@ -64,6 +66,13 @@ impl ApiError {
             Some(causes) => causes.push(cause),
             None => details["causes"] = json!([cause]),
         }
+        self
+    }
+
+    /// Tells a client whose paged list expired how it may go on.
+    #[must_use]
+    pub fn with_list_continue(mut self, token: String) -> Self {
+        self.inner.continue_ = Some(token);
         self
     }
 
@@ -116,6 +125,9 @@ impl ApiError {
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
             "message": self.message, "code": self.inner.code.as_u16(),
         });
+        if let Some(token) = &self.inner.continue_ {
+            status["metadata"]["continue"] = token.as_str().into();
+        }
         if !self.inner.reason.is_empty() {
             status["reason"] = self.inner.reason.into();
         }
@@ -173,7 +185,9 @@ impl ApiError {
 
     /// `why` is what an admission plugin or a rule says.
     pub fn forbidden(group: &str, resource: &str, name: &str, why: impl std::fmt::Display) -> Self {
-        let message = if name.is_empty() {
+        let message = if resource.is_empty() {
+            format!("forbidden: {why}")
+        } else if name.is_empty() {
             format!("{} is forbidden: {why}", qualified(group, resource))
         } else {
             format!("{} \"{name}\" is forbidden: {why}", qualified(group, resource))

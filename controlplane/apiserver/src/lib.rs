@@ -36,13 +36,24 @@
 pub mod admission;
 pub mod admit;
 pub mod authn;
+pub mod authz;
+mod bootstrap;
+pub mod cache;
+mod discovery;
 pub mod error;
+pub mod http;
 pub mod kinds;
 pub mod openapi;
 pub mod patch;
 pub mod protobuf;
+mod proxy;
+pub mod registry;
 pub mod resource;
+mod resources;
 pub mod schema;
+mod server;
+mod table;
 
 pub use authn::UserInfo;
 pub use error::ApiError;
+pub use server::{ApiServer, Config, KeyPair};

@@ -484,6 +484,16 @@ pub trait Hooks: Send + Sync + 'static {
         asked.unwrap_or(0)
     }
 
+    /// Called when an object is marked for deletion (`deletionTimestamp` is set): a namespace
+    /// becomes `Terminating`.
+    fn begin_delete(&self, _obj: &mut Value) {}
+
+    /// Whether something other than `metadata.finalizers` keeps a marked object: a namespace's
+    /// `spec.finalizers`.
+    fn holds_deletion(&self, _obj: &Value) -> bool {
+        false
+    }
+
     /// Whether deletion leaves the finalizer for garbage collection when the caller says nothing.
     fn default_propagation_orphans(&self) -> bool {
         false

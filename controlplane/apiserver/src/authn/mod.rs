@@ -1,45 +1,108 @@
-//! Who is asking.
+//! Who is asking: the TLS client certificate, or the bearer token, or nobody (`system:anonymous`).
+//!
+//! Like upstream every method is tried; a bearer token that nobody knows is 401, no credentials at
+//! all is the anonymous user, whom authorization decides about.
 
-use std::collections::BTreeMap;
+pub mod certificate;
+pub mod impersonation;
+mod user;
 
-/// An authenticated user.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct UserInfo {
-    pub name: String,
-    pub uid: String,
-    pub groups: Vec<String>,
-    pub extra: BTreeMap<String, Vec<String>>,
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
+
+pub use self::user::UserInfo;
+use crate::error::{ApiError, Result};
+use crate::server::{Api, Config};
+
+pub const AUTHENTICATED: &str = "system:authenticated";
+pub const UNAUTHENTICATED: &str = "system:unauthenticated";
+
+/// Finds out who sent a request.
+pub struct Authenticator {
+    tokens: Vec<(String, UserInfo)>,
 }
 
-impl UserInfo {
-    pub fn new(name: &str, groups: &[&str]) -> Self {
-        Self { name: name.to_owned(), groups: groups.iter().map(|g| (*g).to_owned()).collect(), ..Self::default() }
+impl Authenticator {
+    pub fn new(config: &Config) -> Result<Self> {
+        let tokens = match &config.token_file {
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .map_err(|error| ApiError::internal(format!("reading the token file {}: {error}", path.display())))?;
+                parse_token_file(&text)
+            }
+            None => Vec::new(),
+        };
+        Ok(Self { tokens })
     }
 
-    /// The administrator: authorized for everything.
-    pub fn admin() -> Self {
-        Self::new("system:admin", &["system:masters", "system:authenticated"])
+    pub async fn identify(&self, api: &Api, headers: &HeaderMap, certificate: Option<&UserInfo>) -> Result<UserInfo> {
+        if let Some(user) = certificate {
+            return Ok(authenticated(user.clone()));
+        }
+        let bearer = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer_token);
+        match bearer {
+            Some(token) => self.by_token(api, token).await.map(authenticated).ok_or_else(ApiError::unauthorized),
+            None => Ok(UserInfo::new("system:anonymous", &[UNAUTHENTICATED])),
+        }
     }
 
-    /// `system:serviceaccount:<namespace>:<name>` with its groups.
-    pub fn service_account(namespace: &str, name: &str) -> Self {
-        Self::new(
-            &format!("system:serviceaccount:{namespace}:{name}"),
-            &["system:serviceaccounts", &format!("system:serviceaccounts:{namespace}"), "system:authenticated"],
-        )
+    /// The user that a bearer token stands for.
+    pub async fn by_token(&self, _api: &Api, token: &str) -> Option<UserInfo> {
+        self.tokens.iter().find(|(held, _)| same(held, token)).map(|(_, user)| user.clone())
+    }
+}
+
+/// Compares secrets in a time that does not tell where they differ.
+pub fn same(a: &str, b: &str) -> bool {
+    aws_lc_rs::constant_time::verify_slices_are_equal(a.as_bytes(), b.as_bytes()).is_ok()
+}
+
+fn bearer_token(header: &str) -> Option<&str> {
+    let (scheme, token) = header.trim().split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim()).filter(|token| !token.is_empty())
+}
+
+fn authenticated(mut user: UserInfo) -> UserInfo {
+    if !user.in_group(AUTHENTICATED) && !user.in_group(UNAUTHENTICATED) {
+        user.groups.push(AUTHENTICATED.to_owned());
+    }
+    user
+}
+
+/// Lines of `token,user,uid,"group1,group2"`.
+fn parse_token_file(text: &str) -> Vec<(String, UserInfo)> {
+    let mut tokens = Vec::new();
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let mut fields = line.splitn(4, ',').map(str::trim);
+        let (Some(token), Some(name)) = (fields.next(), fields.next()) else { continue };
+        let uid = fields.next().unwrap_or_default();
+        let groups = fields.next().unwrap_or_default().trim_matches('"');
+        let groups = groups.split(',').map(str::trim).filter(|group| !group.is_empty()).map(str::to_owned).collect();
+        let user = UserInfo { name: name.to_owned(), uid: uid.to_owned(), groups, ..UserInfo::default() };
+        if !token.is_empty() && !name.is_empty() {
+            tokens.push((token.to_owned(), user));
+        }
+    }
+    tokens
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn token_files_are_read() {
+        let tokens = parse_token_file("abc,jane,1,\"dev,ops\"\n# no\n\nxyz,joe,2\n");
+        assert_eq!(tokens.len(), 2);
+        assert_eq!(tokens[0].1.groups, ["dev", "ops"]);
+        assert_eq!(tokens[1].1.name, "joe");
     }
 
-    pub fn in_group(&self, group: &str) -> bool {
-        self.groups.iter().any(|held| held == group)
-    }
-
-    /// Namespace and name when this is a ServiceAccount.
-    pub fn as_service_account(&self) -> Option<(&str, &str)> {
-        self.name.strip_prefix("system:serviceaccount:")?.split_once(':')
-    }
-
-    /// The node's name when this is a node.
-    pub fn as_node(&self) -> Option<&str> {
-        if self.in_group("system:nodes") { self.name.strip_prefix("system:node:") } else { None }
+    #[test]
+    fn bearer_tokens_are_found() {
+        assert_eq!(bearer_token("Bearer abc"), Some("abc"));
+        assert_eq!(bearer_token("bearer  abc "), Some("abc"));
+        assert_eq!(bearer_token("Basic abc"), None);
+        assert_eq!(bearer_token("Bearer "), None);
     }
 }

@@ -1,6 +1,30 @@
-//! What a new cluster holds before anyone wrote to it.
-//!
-//! [`policy`] is the RBAC table. The rest are the four namespaces, the two system priority classes
-//! and the `kubernetes` Service's objects.
+//! What every cluster has from its first second: namespaces, roles, priority classes.
 
-pub mod policy;
+use std::sync::Arc;
+
+use serde_json::json;
+
+use crate::admit::Cluster;
+use crate::error::Result;
+use crate::server::Api;
+
+const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
+
+/// Makes what is missing.
+pub async fn start(api: &Arc<Api>) -> Result<()> {
+    for name in NAMESPACES {
+        ensure(api, "", "namespaces", json!({
+            "metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}},
+            "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"},
+        })).await?;
+    }
+    Ok(())
+}
+
+/// Creates an object unless it exists.
+pub async fn ensure(api: &Api, group: &str, plural: &str, object: serde_json::Value) -> Result<()> {
+    match api.create(group, plural, object).await {
+        Err(error) if error.is_already_exists() => Ok(()),
+        outcome => outcome.map(|_| ()),
+    }
+}

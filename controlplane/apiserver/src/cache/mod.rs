@@ -1,0 +1,262 @@
+//! The watch cache: per resource, the current objects as shared bytes and a window of recent
+//! events, fed by one store watch.
+//!
+//! Layer: between [`store`] and the registry's reads. [`Cache`] is one resource's; it starts with
+//! its first use. Reads are consistent: [`Cache::fresh`] waits until the cache has seen every
+//! write that was answered before the call. Watchers hold no queue of their own: a
+//! [`Watcher`](watch::Watcher) is a position (a revision) in the window, so that a thousand of them
+//! cost a thousand positions, and a slow one that the window leaves behind is ended.
+
+pub mod item;
+pub mod state;
+pub mod watch;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use component::Supervisor;
+use futures::StreamExt;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use store::{Progress, Range, Store, StoreError};
+use tokio::sync::watch as signal;
+
+use self::item::Item;
+use self::state::State;
+use crate::error::{ApiError, Result};
+use crate::resource::Descriptor;
+
+/// How long a read waits for the cache to catch up with the store, or with the version asked for.
+const CATCH_UP: Duration = Duration::from_secs(3);
+const RETRY: Duration = Duration::from_millis(200);
+const PAGE: usize = 2000;
+
+/// One resource's cache.
+pub struct Cache {
+    pub descriptor: Arc<Descriptor>,
+    root: String,
+    store: Arc<dyn Store>,
+    supervisor: Supervisor,
+    state: RwLock<State>,
+    /// Epoch and revision, announced after each batch.
+    changed: signal::Sender<(u64, u64)>,
+    progress: Mutex<Option<Progress>>,
+    started: AtomicBool,
+}
+
+impl Cache {
+    pub fn new(descriptor: Arc<Descriptor>, store: Arc<dyn Store>, supervisor: &Supervisor) -> Arc<Self> {
+        let root = descriptor.registry_root();
+        Arc::new(Self {
+            supervisor: supervisor.child(format_args!("cache {}", descriptor.storage_prefix)),
+            descriptor,
+            root,
+            store,
+            state: RwLock::default(),
+            changed: signal::Sender::new((0, 0)),
+            progress: Mutex::default(),
+            started: AtomicBool::new(false),
+        })
+    }
+
+    /// The cached state as it is; [`Cache::fresh`] first for a consistent read.
+    pub fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read()
+    }
+
+    pub fn subscribe(&self) -> signal::Receiver<(u64, u64)> {
+        self.changed.subscribe()
+    }
+
+    /// Waits until the cache holds every write answered before this call.
+    pub async fn fresh(self: &Arc<Self>) -> Result<()> {
+        self.ensure_started();
+        let target = self.store.revision().await.map_err(store_error)?;
+        if self.ready_at(target) {
+            return Ok(());
+        }
+        if let Some(progress) = &*self.progress.lock() {
+            progress.request();
+        }
+        let mut changed = self.subscribe();
+        let reached = async {
+            loop {
+                if self.ready_at(target) {
+                    return;
+                }
+                // The sender lives in `self`.
+                let _ = changed.changed().await;
+                // A feed that was only starting when progress was asked for.
+                if !self.ready_at(target)
+                    && let Some(progress) = &*self.progress.lock()
+                {
+                    progress.request();
+                }
+            }
+        };
+        if tokio::time::timeout(CATCH_UP * 3, reached).await.is_ok() {
+            return Ok(());
+        }
+        Err(ApiError::timeout(format!(
+            "the watch cache of {} did not reach revision {target} in time",
+            self.descriptor.plural
+        )))
+    }
+
+    /// Waits until the cache holds its first complete list.
+    pub async fn ready(self: &Arc<Self>) -> Result<()> {
+        self.not_older_than(0).await
+    }
+
+    /// Waits until the cache has reached `revision`.
+    pub async fn not_older_than(self: &Arc<Self>, revision: u64) -> Result<()> {
+        self.ensure_started();
+        if self.ready_at(revision) {
+            return Ok(());
+        }
+        if let Some(progress) = &*self.progress.lock() {
+            progress.request();
+        }
+        let mut changed = self.subscribe();
+        let reached = changed.wait_for(|(epoch, reached)| *epoch > 0 && *reached >= revision);
+        let outcome = tokio::time::timeout(CATCH_UP, reached).await;
+        if outcome.is_ok() {
+            return Ok(());
+        }
+        let current = self.read().revision;
+        Err(ApiError::timeout(format!("Too large resource version: {revision}, current: {current}")).with_details(
+            serde_json::json!({
+                "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],
+                "retryAfterSeconds": 1,
+            }),
+        ))
+    }
+
+    fn ready_at(&self, revision: u64) -> bool {
+        let state = self.read();
+        state.epoch > 0 && state.revision >= revision
+    }
+
+    fn ensure_started(self: &Arc<Self>) {
+        if !self.started.swap(true, Ordering::AcqRel) {
+            let cache = self.clone();
+            self.supervisor.spawn("feed", async move { cache.feed().await });
+        }
+    }
+
+    /// Ends the feed and every watcher: the resource is no longer served.
+    pub fn stop(&self) {
+        self.supervisor.cancel();
+        self.state.write().reset(Vec::new(), 0);
+        self.announce();
+    }
+
+    async fn feed(self: Arc<Self>) {
+        loop {
+            match self.follow().await {
+                Ok(()) => tracing::warn!(prefix = self.root, "store watch ended; listing again"),
+                Err(StoreError::Closed) => return,
+                Err(error) => tracing::warn!(prefix = self.root, %error, "store watch failed; listing again"),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// Lists, then applies the watch until it ends.
+    async fn follow(&self) -> Result<(), StoreError> {
+        let (items, revision) = self.list_all().await?;
+        let mut watch = self.store.watch(&self.root, revision).await?;
+        self.state.write().reset(items, revision);
+        *self.progress.lock() = Some(watch.progress());
+        self.announce();
+        while let Some(batch) = watch.next().await {
+            self.apply(batch?);
+        }
+        Ok(())
+    }
+
+    async fn list_all(&self) -> Result<(Vec<Arc<Item>>, u64), StoreError> {
+        let mut items = Vec::new();
+        let mut range = Range::prefix(self.root.clone()).limit(PAGE);
+        loop {
+            let page = self.store.range(range.clone()).await?;
+            let more = page.more();
+            range = range.at(page.revision);
+            if let Some(last) = page.kvs.last() {
+                range = range.starting_at(format!("{}\0", last.key));
+            }
+            items.extend(page.kvs.iter().filter_map(|kv| self.item(&kv.key, &kv.value, kv.mod_revision)).map(Arc::new));
+            if !more || page.kvs.is_empty() {
+                return Ok((items, page.revision));
+            }
+        }
+    }
+
+    fn item(&self, key: &str, value: &[u8], revision: u64) -> Option<Item> {
+        let suffix = key.strip_prefix(&self.root)?;
+        match Item::new(&self.descriptor, suffix.into(), value, revision) {
+            Ok(item) => Some(item),
+            Err(error) => {
+                tracing::error!(key, %error, "a stored object cannot be decoded; it is left out of lists");
+                None
+            }
+        }
+    }
+
+    /// A stored object of this resource, as a read at an old revision finds it.
+    pub fn decode(&self, kv: &store::KeyValue) -> Result<Option<Item>> {
+        let Some(suffix) = kv.key.strip_prefix(&self.root) else { return Ok(None) };
+        let item = Item::new(&self.descriptor, suffix.into(), &kv.value, kv.mod_revision);
+        item.map(Some).map_err(|error| ApiError::internal(format!("decoding {}: {error}", kv.key)))
+    }
+
+    fn apply(&self, batch: store::Batch) {
+        // Decoding happens before the lock is taken: readers wait only for map updates.
+        let changes: Vec<_> = batch
+            .events
+            .iter()
+            .map(|event| {
+                let item = event.value.as_ref().map(|value| self.item(&event.key, value, event.revision));
+                (event, item)
+            })
+            .collect();
+        {
+            let mut state = self.state.write();
+            for (event, item) in changes {
+                match item {
+                    Some(Some(item)) => state.put(item),
+                    Some(None) => {}
+                    None => {
+                        if let Some(suffix) = event.key.strip_prefix(&self.root) {
+                            state.delete(suffix, event.revision);
+                        }
+                    }
+                }
+            }
+            state.progress(batch.revision);
+        }
+        self.announce();
+    }
+
+    fn announce(&self) {
+        let state = self.read();
+        let now = (state.epoch, state.revision);
+        drop(state);
+        self.changed.send_replace(now);
+    }
+}
+
+/// A store failure as the client sees it.
+pub fn store_error(error: StoreError) -> ApiError {
+    match error {
+        StoreError::Compacted { requested, compacted } => {
+            ApiError::expired(format!("too old resource version: {requested} ({compacted})"))
+        }
+        StoreError::FutureRevision { requested, current } => {
+            ApiError::timeout(format!("Too large resource version: {requested}, current: {current}"))
+        }
+        StoreError::TooLarge { .. } => ApiError::too_large(error.to_string()),
+        StoreError::Closed => ApiError::unavailable("the server is shutting down"),
+        other => ApiError::internal(other),
+    }
+}

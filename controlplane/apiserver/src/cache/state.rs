@@ -1,0 +1,210 @@
+//! The cached objects of one resource and a window of recent events: synchronous, no I/O.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::item::Item;
+
+/// Events older than this are forgotten, if there are more than [`KEEP_AT_LEAST`].
+const WINDOW: Duration = Duration::from_secs(300);
+const KEEP_AT_LEAST: usize = 100;
+/// More are never kept.
+const KEEP_AT_MOST: usize = 16_384;
+/// Nor more bytes of superseded objects than this.
+const KEEP_BYTES: usize = 32 << 20;
+
+/// One change of one object.
+pub struct Event {
+    pub revision: u64,
+    /// The object after the change; after a deletion its last state at the deletion's revision.
+    pub item: Arc<Item>,
+    pub previous: Option<Arc<Item>>,
+    pub deleted: bool,
+    at: Instant,
+    left: OnceLock<Bytes>,
+}
+
+impl Event {
+    /// The state before, at this event's revision: what a watcher gets whose selector the object
+    /// no longer matches.
+    pub fn left(&self) -> Bytes {
+        let previous = self.previous.as_ref().unwrap_or(&self.item);
+        self.left.get_or_init(|| previous.bytes_at(self.revision)).clone()
+    }
+}
+
+#[derive(Default)]
+pub struct State {
+    objects: BTreeMap<Arc<str>, Arc<Item>>,
+    window: VecDeque<Arc<Event>>,
+    window_bytes: usize,
+    /// Every event after this revision is in the window.
+    complete_after: u64,
+    pub revision: u64,
+    /// Grows with every change of any object, and not with mere progress: what was derived from
+    /// the objects is current while this is the same. Never 0 once there was a list.
+    pub changed: u64,
+    /// Grows when events may have been missed: watchers of an older one end.
+    pub epoch: u64,
+}
+
+impl State {
+    /// Starts anew from a complete list at `revision`.
+    pub fn reset(&mut self, items: Vec<Arc<Item>>, revision: u64) {
+        self.objects = items.into_iter().map(|item| (item.key.clone(), item)).collect();
+        self.window.clear();
+        self.window_bytes = 0;
+        self.complete_after = revision;
+        self.revision = revision;
+        self.changed = self.changed.max(revision) + 1;
+        self.epoch += 1;
+    }
+
+    pub fn put(&mut self, item: Item) {
+        let item = Arc::new(item);
+        let previous = self.objects.insert(item.key.clone(), item.clone());
+        self.push(item, previous, false);
+    }
+
+    pub fn delete(&mut self, key: &str, revision: u64) {
+        let Some(previous) = self.objects.remove(key) else { return };
+        let item = Arc::new(previous.deleted_at(revision));
+        self.push(item, Some(previous), true);
+    }
+
+    pub fn progress(&mut self, revision: u64) {
+        self.revision = self.revision.max(revision);
+    }
+
+    fn push(&mut self, item: Arc<Item>, previous: Option<Arc<Item>>, deleted: bool) {
+        let now = Instant::now();
+        self.revision = self.revision.max(item.revision);
+        self.changed += 1;
+        self.window_bytes += item.bytes.len();
+        self.window.push_back(Arc::new(Event {
+            revision: item.revision,
+            item,
+            previous,
+            deleted,
+            at: now,
+            left: OnceLock::new(),
+        }));
+        self.trim(now);
+    }
+
+    fn trim(&mut self, now: Instant) {
+        while let Some(oldest) = self.window.front() {
+            let len = self.window.len();
+            let stale = len > KEEP_AT_LEAST && now.duration_since(oldest.at) > WINDOW;
+            if !stale && len <= KEEP_AT_MOST && (self.window_bytes <= KEEP_BYTES || len <= KEEP_AT_LEAST) {
+                return;
+            }
+            self.window_bytes -= oldest.item.bytes.len();
+            self.complete_after = oldest.revision;
+            self.window.pop_front();
+        }
+    }
+
+    pub fn get(&self, key: &str) -> Option<&Arc<Item>> {
+        self.objects.get(key)
+    }
+
+    pub fn len(&self) -> usize {
+        self.objects.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.objects.is_empty()
+    }
+
+    /// The oldest revision a watch may start after.
+    pub fn oldest(&self) -> u64 {
+        self.complete_after
+    }
+
+    /// Objects in key order, from `namespace` only unless it is empty.
+    pub fn scan<'a>(&'a self, namespace: &str) -> Box<dyn Iterator<Item = &'a Arc<Item>> + 'a> {
+        if namespace.is_empty() {
+            return Box::new(self.objects.values());
+        }
+        // '0' follows '/' in ASCII: the end of all keys that start with "namespace/".
+        let (from, to) = (format!("{namespace}/"), format!("{namespace}0"));
+        let range = (Bound::Included(from.as_str()), Bound::Excluded(to.as_str()));
+        Box::new(self.objects.range::<str, _>(range).map(|(_, item)| item))
+    }
+
+    /// Events after `revision`, at most `limit`; none if some of them are no longer held.
+    pub fn events_after(&self, revision: u64, limit: usize) -> Option<Vec<Arc<Event>>> {
+        if revision < self.complete_after {
+            return None;
+        }
+        let from = self.window.partition_point(|event| event.revision <= revision);
+        let mut events: Vec<Arc<Event>> = self.window.range(from..).take(limit).cloned().collect();
+        // Several events of one revision stay together: a watcher's position is a revision.
+        let mut next = from + events.len();
+        while let (Some(last), Some(event)) = (events.last(), self.window.get(next)) {
+            if last.revision != event.revision {
+                break;
+            }
+            events.push(event.clone());
+            next += 1;
+        }
+        Some(events)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::item::encode;
+    use crate::resource::Descriptor;
+    use serde_json::json;
+
+    fn item(key: &str, revision: u64) -> Item {
+        let descriptor = Descriptor::new("", "v1", "Pod", "pods");
+        let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": key}});
+        Item::new(&descriptor, key.into(), &encode(&object), revision).unwrap()
+    }
+
+    #[test]
+    fn events_follow_a_revision_in_order() {
+        let mut state = State::default();
+        state.reset(vec![Arc::new(item("a/x", 3))], 5);
+        state.put(item("a/x", 6));
+        state.put(item("b/y", 7));
+        state.delete("a/x", 9);
+        assert!(state.events_after(4, 10).is_none(), "before the list");
+        let events = state.events_after(5, 10).unwrap();
+        let seen: Vec<_> = events.iter().map(|e| (e.revision, e.deleted, e.previous.is_some())).collect();
+        assert_eq!(seen, [(6, false, true), (7, false, false), (9, true, true)]);
+        assert_eq!(events[2].item.decode()["metadata"]["resourceVersion"], "9");
+        assert_eq!(state.events_after(9, 10).unwrap().len(), 0);
+        assert_eq!(state.revision, 9);
+    }
+
+    #[test]
+    fn scans_stay_in_their_namespace() {
+        let mut state = State::default();
+        let keys = ["a-b/x", "a/x", "a/y", "b/x"];
+        state.reset(keys.iter().map(|key| Arc::new(item(key, 1))).collect(), 1);
+        let seen: Vec<_> = state.scan("a").map(|item| item.key.to_string()).collect();
+        assert_eq!(seen, ["a/x", "a/y"]);
+        assert_eq!(state.scan("").count(), 4);
+    }
+
+    #[test]
+    fn the_window_is_bounded() {
+        let mut state = State::default();
+        state.reset(Vec::new(), 0);
+        for revision in 1..=(KEEP_AT_MOST as u64 + 10) {
+            state.put(item("a/x", revision));
+        }
+        assert_eq!(state.oldest(), 10);
+        assert!(state.events_after(9, 1).is_none());
+        assert_eq!(state.events_after(10, 1).unwrap()[0].revision, 11);
+    }
+}

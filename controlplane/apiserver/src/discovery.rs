@@ -1,0 +1,300 @@
+//! Discovery: which groups, versions and resources there are, in the classic documents and in the
+//! aggregated one (`apidiscovery.k8s.io/v2`), from the descriptors.
+
+use http::{HeaderValue, Response, StatusCode, header};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::error::{ApiError, Result};
+use crate::http::body::Body;
+use crate::http::pipeline::Asked;
+use crate::http::render;
+use crate::resource::{Descriptor, api_version};
+use crate::resources::Resources;
+
+/// Groups in upstream's order of priority; others follow in the order of their definition.
+const ORDER: &[&str] = &[
+    "", "apiregistration.k8s.io", "apps", "events.k8s.io", "authentication.k8s.io", "authorization.k8s.io",
+    "autoscaling", "batch", "certificates.k8s.io", "networking.k8s.io", "policy", "rbac.authorization.k8s.io",
+    "storage.k8s.io", "admissionregistration.k8s.io", "apiextensions.k8s.io", "scheduling.k8s.io",
+    "coordination.k8s.io", "node.k8s.io", "discovery.k8s.io", "resource.k8s.io", "flowcontrol.apiserver.k8s.io",
+];
+
+/// A group and its served versions, the preferred first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    pub name: String,
+    pub versions: Vec<String>,
+}
+
+pub fn groups(resources: &Resources) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    for endpoint in resources.all() {
+        for served in endpoint.descriptor().served.iter().filter(|served| served.served) {
+            let at = groups.iter().position(|group| group.name == served.group).unwrap_or_else(|| {
+                groups.push(Group { name: served.group.to_string(), versions: Vec::new() });
+                groups.len() - 1
+            });
+            let version = served.version.to_string();
+            if !groups[at].versions.contains(&version) {
+                groups[at].versions.push(version);
+            }
+        }
+    }
+    for group in &mut groups {
+        group.versions.sort_by_key(|version| std::cmp::Reverse(version_priority(version)));
+    }
+    let rank = |name: &str| ORDER.iter().position(|known| *known == name).unwrap_or(ORDER.len());
+    groups.sort_by_key(|group| rank(&group.name));
+    groups
+}
+
+/// Kubernetes' order of versions: GA before beta before alpha, the higher first, others last.
+pub fn version_priority(version: &str) -> (u8, u32, u32) {
+    let parse = || -> Option<(u8, u32, u32)> {
+        let rest = version.strip_prefix('v')?;
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let major = rest[..digits].parse().ok()?;
+        match &rest[digits..] {
+            "" => Some((3, major, 0)),
+            stage => match (stage.strip_prefix("beta"), stage.strip_prefix("alpha")) {
+                (Some(minor), _) => Some((2, major, minor.parse().ok()?)),
+                (_, Some(minor)) => Some((1, major, minor.parse().ok()?)),
+                _ => None,
+            },
+        }
+    };
+    parse().unwrap_or((0, 0, 0))
+}
+
+/// `/api` (`legacy`: the core group) and `/apis`.
+pub fn root(asked: &Asked, named: bool) -> Result<Response<Body>> {
+    let resources = asked.api.resources();
+    let accept = asked.header(header::ACCEPT);
+    if let Some(version) = aggregated_version(accept) {
+        return Ok(aggregated(asked, &resources, named, version));
+    }
+    let groups = groups(&resources);
+    if named {
+        let groups: Vec<Value> = groups.iter().filter(|group| !group.name.is_empty()).map(|group| api_group(group, false)).collect();
+        return answer(asked, &json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}));
+    }
+    let versions: Vec<&String> = groups.iter().filter(|group| group.name.is_empty()).flat_map(|group| &group.versions).collect();
+    let address = format!("{}:{}", asked.api.config.advertise_address, asked.api.config.port);
+    answer(asked, &json!({
+        "kind": "APIVersions", "versions": versions,
+        "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": address}],
+    }))
+}
+
+/// `/apis/<group>`.
+pub fn group(asked: &Asked, name: &str) -> Result<Response<Body>> {
+    let groups = groups(&asked.api.resources());
+    match groups.iter().find(|group| group.name == name && !name.is_empty()) {
+        Some(group) => answer(asked, &api_group(group, true)),
+        None => Err(ApiError::no_such_path()),
+    }
+}
+
+/// `/api/<version>`, `/apis/<group>/<version>`.
+pub fn resources(asked: &Asked, group: &str, version: &str) -> Result<Response<Body>> {
+    let resources = asked.api.resources();
+    if !resources.has_group_version(group, version) {
+        return Err(ApiError::no_such_path());
+    }
+    let mut list = Vec::new();
+    for endpoint in resources.all() {
+        let descriptor = endpoint.descriptor();
+        if descriptor.find_served(group, version).is_some_and(|served| served.served) {
+            api_resources(descriptor, group, version, &mut list);
+        }
+    }
+    answer(asked, &json!({
+        "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": api_version(group, version), "resources": list,
+    }))
+}
+
+fn answer(asked: &Asked, value: &Value) -> Result<Response<Body>> {
+    let output = crate::http::negotiate::Output::negotiate(
+        asked.header(header::ACCEPT), &asked.query, asked.user_agent(), true, false,
+    )
+    .unwrap_or_else(|_| crate::http::negotiate::Output::plain());
+    let bytes = render::encode(value, &output)?;
+    Ok(render::compressed(render::response(StatusCode::OK, output.media.name(), Body::empty()), bytes, asked.accepts_gzip()))
+}
+
+fn api_group(group: &Group, typed: bool) -> Value {
+    let version = |version: &String| json!({"groupVersion": api_version(&group.name, version), "version": version});
+    let mut object = json!({
+        "name": group.name,
+        "versions": group.versions.iter().map(version).collect::<Vec<_>>(),
+        "preferredVersion": group.versions.first().map(version),
+    });
+    if typed {
+        object["kind"] = "APIGroup".into();
+        object["apiVersion"] = "v1".into();
+    }
+    object
+}
+
+/// A resource and its subresources as `APIResource`s.
+fn api_resources(descriptor: &Descriptor, group: &str, version: &str, list: &mut Vec<Value>) {
+    let mut main = json!({
+        "name": descriptor.plural, "singularName": descriptor.singular, "namespaced": descriptor.namespaced,
+        "kind": descriptor.kind, "verbs": descriptor.verbs,
+    });
+    if !descriptor.short_names.is_empty() {
+        main["shortNames"] = json!(descriptor.short_names);
+    }
+    if !descriptor.categories.is_empty() {
+        main["categories"] = json!(descriptor.categories);
+    }
+    if !descriptor.virtual_ {
+        main["storageVersionHash"] = version_hash(descriptor).into();
+    }
+    list.push(main);
+    for (name, kind, verbs) in subresources(descriptor) {
+        let mut entry = json!({
+            "name": format!("{}/{name}", descriptor.plural), "singularName": "", "namespaced": descriptor.namespaced,
+            "kind": kind.2, "verbs": verbs,
+        });
+        if (kind.0.as_str(), kind.1.as_str()) != (group, version) && !kind.1.is_empty() {
+            entry["group"] = kind.0.into();
+            entry["version"] = kind.1.into();
+        }
+        list.push(entry);
+    }
+}
+
+type Kind = (String, String, String);
+
+/// Name, kind and verbs of every subresource, by name.
+fn subresources(descriptor: &Descriptor) -> Vec<(String, Kind, Vec<&'static str>)> {
+    let own = (String::new(), String::new(), descriptor.kind.to_string());
+    let mut all = Vec::new();
+    if descriptor.status {
+        all.push(("status".to_owned(), own, vec!["get", "patch", "update"]));
+    }
+    if descriptor.scale.is_some() {
+        let kind = ("autoscaling".to_owned(), "v1".to_owned(), "Scale".to_owned());
+        all.push(("scale".to_owned(), kind, vec!["get", "patch", "update"]));
+    }
+    for subresource in descriptor.subresources.iter().filter(|sub| !matches!(&*sub.name, "status" | "scale")) {
+        let kind = &subresource.kind;
+        let kind = (kind.group.to_string(), kind.version.to_string(), kind.kind.to_string());
+        all.push((subresource.name.to_string(), kind, subresource.verbs.to_vec()));
+    }
+    all.sort_by(|a, b| a.0.cmp(&b.0));
+    all
+}
+
+/// Eight bytes that change when objects are stored differently.
+fn version_hash(descriptor: &Descriptor) -> String {
+    use base64::Engine;
+    let text = format!("{}/{}/{}", descriptor.hub_group(), descriptor.hub_version(), descriptor.kind);
+    base64::prelude::BASE64_STANDARD.encode(&Sha256::digest(text)[..8])
+}
+
+/// The version of aggregated discovery that the client prefers to the classic documents.
+fn aggregated_version(accept: &str) -> Option<&'static str> {
+    accept.split(',').map(str::trim).find_map(|clause| {
+        let has = |wanted: &str| clause.split(';').any(|part| part.trim() == wanted);
+        if !(has("g=apidiscovery.k8s.io") && has("as=APIGroupDiscoveryList")) || !clause.starts_with("application/json") {
+            return None;
+        }
+        ["v2", "v2beta1"].into_iter().find(|version| has(&format!("v={version}")))
+    })
+}
+
+fn aggregated(asked: &Asked, resources: &Resources, named: bool, version: &'static str) -> Response<Body> {
+    let document = aggregated_document(resources, named, version);
+    let bytes = serde_json::to_vec(&document).unwrap_or_default();
+    let digest: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02X}")).collect();
+    let etag = format!("\"{digest}\"");
+    let unchanged = asked.header(header::IF_NONE_MATCH) == etag;
+    let content_type = match version {
+        "v2" => "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
+        _ => "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList",
+    };
+    let status = if unchanged { StatusCode::NOT_MODIFIED } else { StatusCode::OK };
+    let mut empty = render::response(status, content_type, Body::empty());
+    if let Ok(value) = HeaderValue::from_str(&etag) {
+        empty.headers_mut().insert(header::ETAG, value);
+    }
+    empty.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("public"));
+    empty.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
+    if unchanged { empty } else { render::compressed(empty, bytes.into(), asked.accepts_gzip()) }
+}
+
+pub fn aggregated_document(resources: &Resources, named: bool, version: &str) -> Value {
+    let groups = groups(resources).into_iter().filter(|group| named != group.name.is_empty());
+    let items: Vec<Value> = groups
+        .map(|group| {
+            let versions: Vec<Value> = group
+                .versions
+                .iter()
+                .map(|version| {
+                    json!({"version": version, "freshness": "Current", "resources": discovered(resources, &group.name, version)})
+                })
+                .collect();
+            json!({"metadata": {"name": group.name, "creationTimestamp": null}, "versions": versions})
+        })
+        .collect();
+    json!({
+        "kind": "APIGroupDiscoveryList", "apiVersion": format!("apidiscovery.k8s.io/{version}"),
+        "metadata": {}, "items": items,
+    })
+}
+
+fn discovered(resources: &Resources, group: &str, version: &str) -> Vec<Value> {
+    let serves = |descriptor: &Descriptor| descriptor.find_served(group, version).is_some_and(|served| served.served);
+    let descriptors = resources.all().iter().map(|endpoint| endpoint.descriptor()).filter(|descriptor| serves(descriptor));
+    descriptors.map(|descriptor| discovered_resource(descriptor, group, version)).collect()
+}
+
+fn discovered_resource(descriptor: &Descriptor, group: &str, version: &str) -> Value {
+    let kind = |(kind_group, kind_version, name): &Kind| {
+        let (kind_group, kind_version) =
+            if kind_version.is_empty() { (group, version) } else { (kind_group.as_str(), kind_version.as_str()) };
+        json!({"group": kind_group, "version": kind_version, "kind": name})
+    };
+    let own = (String::new(), String::new(), descriptor.kind.to_string());
+    let mut resource = json!({
+        "resource": descriptor.plural, "responseKind": kind(&own),
+        "scope": if descriptor.namespaced { "Namespaced" } else { "Cluster" },
+        "singularResource": descriptor.singular, "verbs": descriptor.verbs,
+    });
+    if !descriptor.short_names.is_empty() {
+        resource["shortNames"] = json!(descriptor.short_names);
+    }
+    if !descriptor.categories.is_empty() {
+        resource["categories"] = json!(descriptor.categories);
+    }
+    let subresources: Vec<Value> = subresources(descriptor)
+        .iter()
+        .map(|(name, of, verbs)| json!({"subresource": name, "responseKind": kind(of), "verbs": verbs}))
+        .collect();
+    if !subresources.is_empty() {
+        resource["subresources"] = subresources.into();
+    }
+    resource
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_ranked() {
+        let mut versions = ["v1alpha1", "v2", "v1", "foo", "v1beta2", "v1beta1", "v10"];
+        versions.sort_by_key(|version| std::cmp::Reverse(version_priority(version)));
+        assert_eq!(versions, ["v10", "v2", "v1", "v1beta2", "v1beta1", "v1alpha1", "foo"]);
+    }
+
+    #[test]
+    fn clients_say_which_discovery_they_want() {
+        let kubectl = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json";
+        assert_eq!(aggregated_version(kubectl), Some("v2"));
+        assert_eq!(aggregated_version("application/json"), None);
+    }
+}

@@ -1,0 +1,179 @@
+//! What a request is about, from its method and path alone (`RequestInfoFactory`).
+
+use http::Method;
+
+use super::query::Query;
+
+/// A request's verb and what it is applied to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RequestInfo {
+    /// False for paths such as `/healthz`, and for discovery (`/apis/apps/v1`).
+    pub is_resource: bool,
+    /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `deletecollection`; for other
+    /// paths the method in lower case.
+    pub verb: String,
+    pub path: String,
+    pub group: String,
+    pub version: String,
+    pub namespace: String,
+    pub resource: String,
+    pub name: String,
+    pub subresource: String,
+    /// The path itself names an object (and not only a field selector).
+    pub named: bool,
+    /// What follows `proxy/` in the path, with its slash.
+    pub rest: String,
+}
+
+impl RequestInfo {
+    pub fn parse(method: &Method, path: &str, query: &Query) -> Self {
+        let mut info = Self { path: path.to_owned(), verb: method.as_str().to_lowercase(), ..Self::default() };
+        let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+        let rest = match parts.as_slice() {
+            ["api", version, rest @ ..] if !rest.is_empty() => {
+                info.version = (*version).to_owned();
+                rest
+            }
+            ["apis", group, version, rest @ ..] if !rest.is_empty() => {
+                info.group = (*group).to_owned();
+                info.version = (*version).to_owned();
+                rest
+            }
+            _ => return info,
+        };
+        info.is_resource = true;
+        info.verb = verb_of(method).to_owned();
+        let rest = match rest {
+            // The old form of watching: /api/v1/watch/pods
+            ["watch", rest @ ..] if !rest.is_empty() => {
+                info.verb = "watch".to_owned();
+                rest
+            }
+            ["proxy", rest @ ..] if !rest.is_empty() => {
+                info.verb = "proxy".to_owned();
+                rest
+            }
+            rest => rest,
+        };
+        info.locate(rest);
+        if info.resource == "namespaces" && info.group.is_empty() {
+            info.namespace.clone_from(&info.name);
+        }
+        info.refine_verb(query);
+        info.find_rest(path);
+        info
+    }
+
+    pub fn path_has_name(&self) -> bool {
+        self.named
+    }
+
+    fn locate(&mut self, parts: &[&str]) {
+        let own = |part: &&str| decode(part);
+        let parts: Vec<&str> = match parts {
+            // /namespaces/<name>/<resource>..., but status and finalize belong to the namespace
+            ["namespaces", namespace, resource, rest @ ..]
+                if !(self.group.is_empty() && matches!(*resource, "status" | "finalize")) =>
+            {
+                self.namespace = own(namespace);
+                std::iter::once(*resource).chain(rest.iter().copied()).collect()
+            }
+            parts => parts.to_vec(),
+        };
+        self.resource = parts.first().map(own).unwrap_or_default();
+        self.name = parts.get(1).map(own).unwrap_or_default();
+        self.subresource = parts.get(2).map(own).unwrap_or_default();
+        self.named = !self.name.is_empty();
+    }
+
+    fn refine_verb(&mut self, query: &Query) {
+        if !self.name.is_empty() {
+            return;
+        }
+        self.verb = match self.verb.as_str() {
+            "get" if query.flag("watch") => "watch",
+            "get" => "list",
+            "delete" => "deletecollection",
+            _ => return,
+        }
+        .to_owned();
+    }
+
+    /// A list or watch whose field selector names one object counts as one on that object.
+    pub fn take_name_from(&mut self, field_selector_name: Option<&str>) {
+        if let Some(name) = field_selector_name
+            && self.name.is_empty()
+            && matches!(self.verb.as_str(), "list" | "watch" | "deletecollection")
+        {
+            self.name = name.to_owned();
+        }
+    }
+
+    fn find_rest(&mut self, path: &str) {
+        if self.subresource != "proxy" {
+            return;
+        }
+        let marker = format!("/{}/", self.resource);
+        let after = path.find(&marker).map(|at| &path[at + marker.len()..]).unwrap_or_default();
+        // after: "<name>/proxy<rest>"
+        let after_name = after.split_once('/').map(|(_, rest)| rest).unwrap_or_default();
+        self.rest = after_name.strip_prefix("proxy").unwrap_or_default().to_owned();
+    }
+}
+
+fn verb_of(method: &Method) -> &'static str {
+    match method.as_str() {
+        "POST" => "create",
+        "GET" | "HEAD" => "get",
+        "PUT" => "update",
+        "PATCH" => "patch",
+        "DELETE" => "delete",
+        _ => "",
+    }
+}
+
+/// Percent-decodes one path segment.
+fn decode(part: &&str) -> String {
+    super::query::percent_decode(part, false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_read_as_upstream_reads_them() {
+        let cases: &[(&str, &str, &str, [&str; 6])] = &[
+            ("GET", "/api/v1/pods", "list", ["", "v1", "", "pods", "", ""]),
+            ("GET", "/api/v1/pods?watch=true", "watch", ["", "v1", "", "pods", "", ""]),
+            ("GET", "/api/v1/namespaces/a/pods/b/log", "get", ["", "v1", "a", "pods", "b", "log"]),
+            ("POST", "/apis/apps/v1/namespaces/a/deployments", "create", ["apps", "v1", "a", "deployments", "", ""]),
+            ("PUT", "/api/v1/namespaces/a/finalize", "update", ["", "v1", "a", "namespaces", "a", "finalize"]),
+            ("GET", "/api/v1/namespaces/a", "get", ["", "v1", "a", "namespaces", "a", ""]),
+            ("DELETE", "/api/v1/namespaces/a/pods", "deletecollection", ["", "v1", "a", "pods", "", ""]),
+            ("PATCH", "/apis/apps/v1/namespaces/a/deployments/d/scale", "patch", ["apps", "v1", "a", "deployments", "d", "scale"]),
+            ("GET", "/api/v1/watch/pods", "watch", ["", "v1", "", "pods", "", ""]),
+            ("DELETE", "/apis/rbac.authorization.k8s.io/v1/clusterroles/system:node", "delete", ["rbac.authorization.k8s.io", "v1", "", "clusterroles", "system:node", ""]),
+        ];
+        for (method, target, verb, [group, version, namespace, resource, name, subresource]) in cases {
+            let (path, query) = target.split_once('?').unwrap_or((target, ""));
+            let info = RequestInfo::parse(&method.parse().unwrap(), path, &Query::parse(query));
+            assert!(info.is_resource, "{target}");
+            assert_eq!(info.verb, *verb, "{target}");
+            let got = [&info.group, &info.version, &info.namespace, &info.resource, &info.name, &info.subresource];
+            assert_eq!(got, [group, version, namespace, resource, name, subresource], "{target}");
+        }
+        for path in ["/", "/healthz", "/api", "/api/v1", "/apis", "/apis/apps", "/apis/apps/v1", "/openapi/v3"] {
+            let info = RequestInfo::parse(&Method::GET, path, &Query::parse(""));
+            assert!(!info.is_resource, "{path}");
+            assert_eq!(info.verb, "get");
+        }
+    }
+
+    #[test]
+    fn what_follows_proxy_is_kept() {
+        let path = "/api/v1/namespaces/a/services/web:80/proxy/x/y";
+        let info = RequestInfo::parse(&Method::GET, path, &Query::parse(""));
+        assert_eq!((info.name.as_str(), info.subresource.as_str(), info.rest.as_str()), ("web:80", "proxy", "/x/y"));
+    }
+}

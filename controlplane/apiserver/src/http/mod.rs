@@ -1,0 +1,17 @@
+//! HTTP: connections, what a request is about, representations, and the pipeline that a request
+//! goes through.
+//!
+//! [`serve`] and [`inprocess`] are the two ways in; both call [`pipeline::handle`].
+
+pub mod body;
+pub mod health;
+pub mod info;
+pub mod inprocess;
+pub mod limits;
+pub mod negotiate;
+pub mod paths;
+pub mod pipeline;
+pub mod query;
+pub mod render;
+pub mod resources;
+pub mod serve;

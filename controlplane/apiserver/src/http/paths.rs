@@ -1,0 +1,45 @@
+//! Requests that are not about a resource: discovery, health, version, OpenAPI, metrics.
+
+use bytes::Bytes;
+use http::{Method, Response, StatusCode};
+use serde_json::json;
+
+use super::body::Body;
+use super::pipeline::Asked;
+use super::{health, render};
+use crate::discovery;
+use crate::error::{ApiError, Result};
+
+pub async fn handle(asked: Asked, _body: Bytes) -> Result<Response<Body>> {
+    if !matches!(asked.parts.method, Method::GET | Method::HEAD) {
+        return Err(ApiError::method_not_allowed());
+    }
+    let path = asked.info.path.trim_end_matches('/');
+    let parts: Vec<&str> = path.split('/').skip(1).collect();
+    match parts.as_slice() {
+        ["api"] | ["apis"] => discovery::root(&asked, parts[0] == "apis"),
+        ["api", version] => discovery::resources(&asked, "", version),
+        ["apis", group] => discovery::group(&asked, group),
+        ["apis", group, version] => discovery::resources(&asked, group, version),
+        ["version"] => Ok(render::json(StatusCode::OK, &version())),
+        ["healthz" | "livez" | "readyz", ..] => health::handle(&asked, &parts).await,
+        [] => Ok(render::json(StatusCode::OK, &json!({"paths": ROOT_PATHS}))),
+        _ => Err(ApiError::no_such_path()),
+    }
+}
+
+const ROOT_PATHS: &[&str] = &[
+    "/.well-known/openid-configuration", "/api", "/api/v1", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2",
+    "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version",
+];
+
+/// `/version`: the Kubernetes version whose API this is.
+pub fn version() -> serde_json::Value {
+    json!({
+        "major": "1", "minor": "37", "emulationMajor": "1", "emulationMinor": "37",
+        "minCompatibilityMajor": "1", "minCompatibilityMinor": "36",
+        "gitVersion": "v1.37.0+skiff", "gitCommit": "", "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z",
+        "goVersion": "none", "compiler": "rustc",
+        "platform": format!("{}/{}", std::env::consts::OS, match std::env::consts::ARCH { "x86_64" => "amd64", "aarch64" => "arm64", other => other }),
+    })
+}

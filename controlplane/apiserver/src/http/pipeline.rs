@@ -1,0 +1,170 @@
+//! The way of a request: who, how much, may they, what; and errors as `Status`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Limited};
+use rustls_pki_types::CertificateDer;
+
+use super::body::{Body, BoxError};
+use super::info::RequestInfo;
+use super::limits::is_long_running;
+use super::query::Query;
+use super::{paths, render, resources};
+use crate::authn::{UserInfo, certificate, impersonation};
+use crate::authz;
+use crate::error::{ApiError, Result};
+use crate::server::Api;
+
+/// Larger bodies are refused.
+pub const MAX_BODY: usize = 3 << 20;
+
+/// What is known of a TLS connection.
+pub struct Connection {
+    /// Who its client certificate names; verified in the handshake.
+    certificate_user: Option<UserInfo>,
+    pub peer: Option<SocketAddr>,
+}
+
+impl Connection {
+    pub fn new(certificate: Option<CertificateDer<'_>>, peer: Option<SocketAddr>) -> Self {
+        Self { certificate_user: certificate.and_then(|certificate| certificate::user_of(&certificate)), peer }
+    }
+}
+
+/// Where a request comes from.
+pub enum Caller {
+    /// A part of this process, as this user.
+    Trusted(Arc<UserInfo>),
+    Remote(Arc<Connection>),
+}
+
+/// A request whose body has not been read, with what was found out about it.
+pub struct Asked {
+    pub api: Arc<Api>,
+    pub user: Arc<UserInfo>,
+    pub info: RequestInfo,
+    pub query: Query,
+    pub parts: Parts,
+    pub peer: Option<SocketAddr>,
+}
+
+impl Asked {
+    pub fn header(&self, name: header::HeaderName) -> &str {
+        text(&self.parts.headers, &name)
+    }
+
+    pub fn accepts_gzip(&self) -> bool {
+        self.header(header::ACCEPT_ENCODING).split(',').any(|part| part.trim().starts_with("gzip"))
+    }
+
+    pub fn user_agent(&self) -> &str {
+        self.header(header::USER_AGENT)
+    }
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &header::HeaderName) -> &'a str {
+    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
+/// Answers one request. Never fails: what goes wrong becomes a `Status`.
+pub async fn handle<B>(api: Arc<Api>, request: Request<B>, caller: Caller) -> Response<Body>
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let (parts, body) = request.into_parts();
+    let audit = parts.headers.get("audit-id").cloned();
+    let head = parts.method == http::Method::HEAD;
+    let mut response = match answer(api, parts, body, caller).await {
+        Ok(response) => response,
+        Err(error) => refuse(&error),
+    };
+    let audit = audit.or_else(|| HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).ok());
+    if let Some(audit) = audit {
+        response.headers_mut().insert("audit-id", audit);
+    }
+    if head { response.map(|_| Body::empty()) } else { response }
+}
+
+/// An error as the client gets it.
+pub fn refuse(error: &ApiError) -> Response<Body> {
+    let mut response = render::json(error.code(), &error.to_status());
+    if let Some(seconds) = error.retry_after() {
+        response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+    }
+    if error.code() == StatusCode::UNAUTHORIZED {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"kubernetes\""));
+    }
+    response
+}
+
+async fn answer<B>(api: Arc<Api>, parts: Parts, body: B, caller: Caller) -> Result<Response<Body>>
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let query = Query::parse(parts.uri.query().unwrap_or_default());
+    let mut info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
+    if info.is_resource && matches!(info.verb.as_str(), "list" | "watch" | "deletecollection") {
+        let fields = api::selector::Selector::parse_fields(query.text("fieldSelector")).unwrap_or_default();
+        info.take_name_from(fields.exact("metadata.name"));
+    }
+    let (user, peer) = match caller {
+        Caller::Trusted(user) => (user, None),
+        Caller::Remote(connection) => {
+            let user = api.authn.identify(&api, &parts.headers, connection.certificate_user.as_ref()).await?;
+            (Arc::new(user), connection.peer)
+        }
+    };
+    let user = impersonation::apply(&api, user, &parts.headers).await?;
+    let _place = if user.in_group("system:masters") { None } else { api.limits.admit(&info)? };
+    authorize(&api, &user, &info).await?;
+    let limit = api.config.request_timeout;
+    let long = is_long_running(&info);
+    let asked = Asked { api, user, info, query, parts, peer };
+    if long {
+        return dispatch(asked, body).await;
+    }
+    match tokio::time::timeout(limit, dispatch(asked, body)).await {
+        Ok(answer) => answer,
+        Err(_) => Err(ApiError::timeout(format!("request did not complete within the allowed {} seconds", limit.as_secs()))),
+    }
+}
+
+async fn authorize(api: &Api, user: &UserInfo, info: &RequestInfo) -> Result<()> {
+    let request = authz::Request::from(info);
+    api.authz.decide(api, user, &request).await.map_err(|reason| request.refusal(user, &reason))
+}
+
+async fn dispatch<B>(asked: Asked, body: B) -> Result<Response<Body>>
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    if resources::takes_connection(&asked) {
+        return crate::proxy::connect(asked, body).await;
+    }
+    let body = collect(&asked.parts, body).await?;
+    if asked.info.is_resource { resources::handle(asked, body).await } else { paths::handle(asked, body).await }
+}
+
+async fn collect<B>(parts: &Parts, body: B) -> Result<Bytes>
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let too_large = || ApiError::too_large(format!("Request entity too large: limit is {MAX_BODY}"));
+    let announced = text(&parts.headers, &header::CONTENT_LENGTH).parse::<usize>().unwrap_or(0);
+    if announced > MAX_BODY {
+        return Err(too_large());
+    }
+    match Limited::new(body, MAX_BODY).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
+        Err(error) => Err(ApiError::bad_request(format!("reading the request body: {error}"))),
+    }
+}

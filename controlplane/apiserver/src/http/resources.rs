@@ -1,0 +1,254 @@
+//! Requests on resources: finds the endpoint, reads the body, calls the registry, renders.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+
+use super::body::Body;
+use super::negotiate::{Media, Output};
+use super::pipeline::Asked;
+use super::query::WriteOptions;
+use super::render;
+use crate::error::{ApiError, Result};
+use crate::registry::delete::DeleteOptions;
+use crate::registry::patch::{Patch, PatchType};
+use crate::registry::write::{Replace, Written};
+use crate::registry::{Call, subresource};
+use crate::resources::Endpoint;
+use crate::schema::{self, ContentType};
+
+/// Warnings sent at most, and their total length.
+const MOST_WARNINGS: usize = 50;
+
+/// Subresources that take over the connection or stream to and from a node.
+pub fn takes_connection(asked: &Asked) -> bool {
+    let info = &asked.info;
+    info.is_resource
+        && info.group.is_empty()
+        && match info.resource.as_str() {
+            "pods" => matches!(info.subresource.as_str(), "exec" | "attach" | "portforward" | "log" | "proxy"),
+            "services" | "nodes" => info.subresource == "proxy",
+            _ => false,
+        }
+}
+
+/// Answers a request on a resource that the server itself holds.
+pub async fn handle(asked: Asked, body: Bytes) -> Result<Response<Body>> {
+    let resources = asked.api.resources();
+    let info = &asked.info;
+    let Some(endpoint) = resources.find(&info.group, &info.version, &info.resource) else {
+        return Err(ApiError::no_such_path());
+    };
+    check_path(&asked, endpoint)?;
+    let call = call(&asked, endpoint.clone())?;
+    let served = call.descriptor().find_served(&call.info.group, &call.info.version);
+    if let Some(warning) = served.and_then(|served| served.deprecation.as_deref()) {
+        call.warn(warning);
+    }
+    let call = Arc::new(call);
+    // Warnings also go along with refusals.
+    let mut response = route(&asked, call.clone(), body).await.unwrap_or_else(|error| super::pipeline::refuse(&error));
+    add_warnings(&call, &mut response);
+    Ok(response)
+}
+
+fn check_path(asked: &Asked, endpoint: &Endpoint) -> Result<()> {
+    let (info, descriptor) = (&asked.info, endpoint.descriptor());
+    let in_namespace = !info.namespace.is_empty() && info.resource != "namespaces";
+    if in_namespace && !descriptor.namespaced {
+        return Err(ApiError::no_such_path());
+    }
+    if descriptor.namespaced && info.namespace.is_empty() {
+        if info.path_has_name() {
+            return Err(ApiError::no_such_path());
+        }
+        if !matches!(info.verb.as_str(), "list" | "watch") {
+            return Err(ApiError::method_not_allowed());
+        }
+    }
+    if info.verb.is_empty() {
+        return Err(ApiError::method_not_allowed());
+    }
+    Ok(())
+}
+
+fn call(asked: &Asked, endpoint: Arc<Endpoint>) -> Result<Call> {
+    let options_kind = match asked.info.verb.as_str() {
+        "create" => "CreateOptions",
+        "patch" => "PatchOptions",
+        _ => "UpdateOptions",
+    };
+    let options = match asked.info.verb.as_str() {
+        "create" | "update" | "patch" => WriteOptions::parse(&asked.query, options_kind)?,
+        _ => WriteOptions::default(),
+    };
+    let agent = asked.user_agent().split('/').next().unwrap_or_default();
+    let manager = if options.field_manager.is_empty() {
+        let agent = if agent.is_empty() { "unknown" } else { agent };
+        agent.chars().take(128).collect()
+    } else {
+        options.field_manager.clone()
+    };
+    Ok(Call {
+        api: asked.api.clone(),
+        endpoint,
+        user: asked.user.clone(),
+        info: asked.info.clone(),
+        query: asked.query.clone(),
+        options,
+        manager,
+        applies: is_apply(asked),
+        now: Timestamp::now(),
+        warnings: Mutex::default(),
+    })
+}
+
+fn is_apply(asked: &Asked) -> bool {
+    asked.info.verb == "patch" && media_type(asked) == "application/apply-patch+yaml"
+}
+
+fn media_type(asked: &Asked) -> &str {
+    asked.header(header::CONTENT_TYPE).split(';').next().unwrap_or_default().trim()
+}
+
+fn add_warnings(call: &Call, response: &mut Response<Body>) {
+    for warning in call.warnings.lock().iter().take(MOST_WARNINGS) {
+        let escaped = warning.replace('\\', "\\\\").replace('"', "\\\"").replace(['\n', '\r'], " ");
+        if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{escaped}\"")) {
+            response.headers_mut().append(header::WARNING, value);
+        }
+    }
+}
+
+async fn route(asked: &Asked, call: Arc<Call>, body: Bytes) -> Result<Response<Body>> {
+    let verb = call.info.verb.as_str();
+    if call.descriptor().virtual_ || subresource::is_special(&call) {
+        return subresource::handle(asked, call, body).await;
+    }
+    if call.info.subresource.is_empty() && !call.descriptor().allows(verb) {
+        return Err(ApiError::method_not_allowed());
+    }
+    if !call.info.subresource.is_empty() {
+        subresource::check(&call)?;
+    }
+    let views = matches!(verb, "get" | "list" | "watch" | "create" | "update" | "patch");
+    let protobuf = !call.descriptor().custom;
+    let output =
+        Output::negotiate(asked.header(header::ACCEPT), &asked.query, asked.user_agent(), protobuf, views)?;
+    match verb {
+        "get" => {
+            let item = call.get_item().await?;
+            let bytes = call.show(&item, &output)?;
+            Ok(ok(StatusCode::OK, &output, bytes, asked))
+        }
+        "list" => {
+            let listing = call.list().await?;
+            render::list(call, listing, output, asked.accepts_gzip())
+        }
+        "watch" => call.watch(output).await,
+        "create" => {
+            let object = decode(asked, &call, &body)?;
+            let written = call.create(object).await?;
+            written_response(asked, &call, written, &output)
+        }
+        "update" => {
+            let object = decode(asked, &call, &body)?;
+            let written = call.update(&Replace { object }).await?;
+            written_response(asked, &call, written, &output)
+        }
+        "patch" => {
+            let patch = decode_patch(asked, &call, &body)?;
+            let written = call.update(&patch).await?;
+            written_response(asked, &call, written, &output)
+        }
+        "delete" => {
+            let options = delete_options(asked, &body)?;
+            let written = call.delete(&options).await?;
+            deleted_response(asked, &call, written, &output)
+        }
+        "deletecollection" => {
+            let options = delete_options(asked, &body)?;
+            let selection = call.selection()?;
+            let items = call.delete_collection(&selection, &options).await?;
+            let items = items.into_iter().map(|item| call.served(item)).collect::<Result<Vec<_>>>()?;
+            let list = render::list_of(&call, super::negotiate::View::Object, items, json!({}));
+            Ok(ok(StatusCode::OK, &output, render::encode(&list, &output)?, asked))
+        }
+        _ => Err(ApiError::method_not_allowed()),
+    }
+}
+
+pub fn ok(status: StatusCode, output: &Output, bytes: Bytes, asked: &Asked) -> Response<Body> {
+    let empty = render::response(status, output.media.name(), Body::empty());
+    render::compressed(empty, bytes, asked.accepts_gzip())
+}
+
+pub fn written_response(asked: &Asked, call: &Call, written: Written, output: &Output) -> Result<Response<Body>> {
+    let status = if written.created { StatusCode::CREATED } else { StatusCode::OK };
+    let plain = output.media == Media::Json && !output.pretty && output.view == super::negotiate::View::Object;
+    let bytes = if plain && !call.converts() { written.bytes } else { call.render(written.value, output)? };
+    Ok(ok(status, output, bytes, asked))
+}
+
+/// An object that is gone is answered with a `Status` that names it, one that still has to be
+/// waited for with the object.
+fn deleted_response(asked: &Asked, call: &Call, written: Written, output: &Output) -> Result<Response<Body>> {
+    if !written.deleted || call.descriptor().returns_deleted {
+        return written_response(asked, call, written, output);
+    }
+    let metadata = &written.value["metadata"];
+    let mut details = json!({"name": metadata["name"], "kind": call.descriptor().plural, "uid": metadata["uid"]});
+    if !call.info.group.is_empty() {
+        details["group"] = call.info.group.as_str().into();
+    }
+    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details});
+    let output = Output { view: super::negotiate::View::Object, ..*output };
+    Ok(ok(StatusCode::OK, &output, render::encode(&status, &output)?, asked))
+}
+
+const BODY_TYPES: &[&str] = &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
+
+/// The request's body as a value, and its duplicate fields.
+pub fn parse_body(asked: &Asked, body: &Bytes) -> Result<(Value, Vec<String>)> {
+    let content = match media_type(asked) {
+        "" | "application/json" | "*/*" => ContentType::Json,
+        "application/yaml" => ContentType::Yaml,
+        "application/vnd.kubernetes.protobuf" => return Ok((crate::protobuf::decode(body)?, Vec::new())),
+        _ => return Err(ApiError::unsupported_media_type(BODY_TYPES)),
+    };
+    let parsed = schema::parse(body, content)?;
+    Ok((parsed.value, parsed.duplicates))
+}
+
+/// The object in the body, normalised by the resource's schema.
+fn decode(asked: &Asked, call: &Call, body: &Bytes) -> Result<Value> {
+    let (mut object, duplicates) = parse_body(asked, body)?;
+    call.normalize(&mut object, &duplicates)?;
+    Ok(object)
+}
+
+fn decode_patch(asked: &Asked, call: &Call, body: &Bytes) -> Result<Patch> {
+    let Some(kind) = PatchType::parse(media_type(asked)) else {
+        return Err(ApiError::unsupported_media_type(PatchType::ACCEPTED));
+    };
+    if kind == PatchType::Apply && call.options.field_manager.is_empty() {
+        return Err(ApiError::bad_request("PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch"));
+    }
+    if kind != PatchType::Apply && call.options.force {
+        return Err(ApiError::unprocessable("PatchOptions.meta.k8s.io \"\" is invalid: force: Forbidden: may not be specified for non-apply patch"));
+    }
+    let content = if kind == PatchType::Apply { ContentType::Yaml } else { ContentType::Json };
+    Ok(Patch { kind, document: schema::parse(body, content)?.value })
+}
+
+pub fn delete_options(asked: &Asked, body: &Bytes) -> Result<DeleteOptions> {
+    if body.is_empty() {
+        return DeleteOptions::parse(None, &asked.query);
+    }
+    let (value, _) = parse_body(asked, body)?;
+    DeleteOptions::parse(Some(&value), &asked.query)
+}

@@ -1,0 +1,111 @@
+//! How hooks, plugins and the server's own parts see and change objects: [`Cluster`].
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde_json::Value;
+use store::{Txn, TxnOutcome};
+
+use super::{Current, cache_key, metadata};
+use crate::admit::{Access, Cluster};
+use crate::authn::UserInfo;
+use crate::cache::item::{encode, remove_version};
+use crate::cache::store_error;
+use crate::error::{ApiError, Result};
+use crate::resources::Endpoint;
+use crate::server::Api;
+
+impl Api {
+    fn endpoint(&self, group: &str, plural: &str) -> Result<Arc<Endpoint>> {
+        self.resources().by_hub(group, plural).cloned().ok_or_else(|| {
+            ApiError::internal(format!("resource {} is not served", crate::error::qualified(group, plural)))
+        })
+    }
+}
+
+#[async_trait]
+impl Cluster for Api {
+    async fn get(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Result<Option<Arc<Value>>> {
+        let endpoint = self.endpoint(group, plural)?;
+        endpoint.cache.ready().await?;
+        let item = endpoint.cache.read().get(&cache_key(namespace, name)).cloned();
+        if let Some(item) = item {
+            return Ok(Some(item.shared()));
+        }
+        // Absence may be a lag: what the caller asks for may just have been created.
+        endpoint.cache.fresh().await?;
+        let item = endpoint.cache.read().get(&cache_key(namespace, name)).cloned();
+        Ok(item.map(|item| item.shared()))
+    }
+
+    async fn get_live(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Result<Option<Arc<Value>>> {
+        let endpoint = self.endpoint(group, plural)?;
+        let key = endpoint.descriptor().key(namespace, name);
+        let Some(kv) = self.store.get(&key).await.map_err(store_error)?.kv else { return Ok(None) };
+        Ok(Some(Arc::new(self.open(endpoint.descriptor(), &kv)?.value)))
+    }
+
+    async fn list(&self, group: &str, plural: &str, namespace: &str) -> Result<Vec<Arc<Value>>> {
+        let endpoint = self.endpoint(group, plural)?;
+        endpoint.cache.ready().await?;
+        let items: Vec<_> = endpoint.cache.read().scan(namespace).cloned().collect();
+        Ok(items.iter().map(|item| item.shared()).collect())
+    }
+
+    async fn update(&self, group: &str, plural: &str, subresource: &str, mut object: Value) -> Result<Arc<Value>> {
+        let endpoint = self.endpoint(group, plural)?;
+        let descriptor = endpoint.descriptor();
+        let (namespace, name) = (metadata::text(&object, "namespace").to_owned(), metadata::text(&object, "name").to_owned());
+        let expected = metadata::text(&object, "resourceVersion").parse::<u64>().unwrap_or(0);
+        let key = descriptor.key(&namespace, &name);
+        let current = self.store.get(&key).await.map_err(store_error)?.kv;
+        let Some(kv) = current else { return Err(ApiError::not_found(group, plural, &name)) };
+        let Current { value: old, revision } = self.open(descriptor, &kv)?;
+        if expected != 0 && expected != revision {
+            return Err(ApiError::modified(group, plural, &name));
+        }
+        metadata::keep_system_fields(&mut object, &old)?;
+        match subresource {
+            "status" => metadata::only_status(&mut object, &old)?,
+            _ => metadata::bump_generation(descriptor, &mut object, &old),
+        }
+        remove_version(&mut object);
+        let stored = Bytes::from(encode(&object));
+        let txn = Txn::update(key, revision, self.seal(descriptor, stored.clone()));
+        match self.store.txn(txn).await.map_err(store_error)? {
+            TxnOutcome::Done { revision } => Ok(Arc::new(super::write::written(object, &stored, revision, false).value)),
+            TxnOutcome::Conflict { .. } => Err(ApiError::modified(group, plural, &name)),
+        }
+    }
+
+    async fn create(&self, group: &str, plural: &str, mut object: Value) -> Result<Arc<Value>> {
+        let endpoint = self.endpoint(group, plural)?;
+        let descriptor = endpoint.descriptor();
+        let kind = descriptor.hub_kind();
+        metadata::check_type(&mut object, &kind.api_version(), &kind.kind)?;
+        endpoint.hooks().defaults(&mut object);
+        let status = object.get("status").cloned();
+        metadata::prepare_create(descriptor, &mut object, Timestamp::now())?;
+        // The server's own objects may come with a status.
+        if let (Some(status), Some(map)) = (status, object.as_object_mut()) {
+            map.insert("status".into(), status);
+        }
+        let name = metadata::text(&object, "name").to_owned();
+        let key = descriptor.key(metadata::text(&object, "namespace"), &name);
+        let stored = Bytes::from(encode(&object));
+        let mut txn = Txn::create(key, self.seal(descriptor, stored.clone()));
+        if let Some(seconds) = descriptor.ttl {
+            txn = txn.with_ttl(std::time::Duration::from_secs(seconds));
+        }
+        match self.store.txn(txn).await.map_err(store_error)? {
+            TxnOutcome::Done { revision } => Ok(Arc::new(super::write::written(object, &stored, revision, true).value)),
+            TxnOutcome::Conflict { .. } => Err(ApiError::already_exists(group, plural, &name)),
+        }
+    }
+
+    async fn allowed(&self, user: &UserInfo, access: Access<'_>) -> bool {
+        self.authz.allowed(self, user, &access.into()).await
+    }
+}

@@ -1,0 +1,313 @@
+//! What the registry does with every object's metadata. Pure; the rules are those of
+//! `k8s.io/apiserver/pkg/registry/rest` (`BeforeCreate`, `BeforeUpdate`, `BeforeDelete`).
+
+use jiff::Timestamp;
+use rand::Rng;
+use serde_json::{Map, Value, json};
+
+use crate::error::{ApiError, Result};
+use crate::resource::Descriptor;
+
+/// Letters and digits that names are generated from: no vowels, no look-alikes.
+const NAME_ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+const NAME_SUFFIX: usize = 5;
+const LONGEST_PREFIX: usize = 63 - NAME_SUFFIX;
+
+/// RFC 3339 in whole seconds, as `metav1.Time`.
+pub fn timestamp(now: Timestamp) -> String {
+    now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+pub fn generate_name(prefix: &str) -> String {
+    let mut rng = rand::rng();
+    let suffix = (0..NAME_SUFFIX).map(|_| char::from(NAME_ALPHABET[rng.random_range(0..NAME_ALPHABET.len())]));
+    let prefix = if prefix.len() > LONGEST_PREFIX && prefix.is_char_boundary(LONGEST_PREFIX) {
+        &prefix[..LONGEST_PREFIX]
+    } else {
+        prefix
+    };
+    prefix.chars().chain(suffix).collect()
+}
+
+/// `metadata` as a map, made if absent.
+pub fn metadata_mut(object: &mut Value) -> Result<&mut Map<String, Value>> {
+    let map = object.as_object_mut().ok_or_else(|| ApiError::bad_request("the object is not a JSON object"))?;
+    let metadata = map.entry("metadata").or_insert_with(|| json!({}));
+    if metadata.is_null() {
+        *metadata = json!({});
+    }
+    metadata.as_object_mut().ok_or_else(|| ApiError::bad_request("metadata is not a JSON object"))
+}
+
+pub fn text<'a>(object: &'a Value, key: &str) -> &'a str {
+    object["metadata"][key].as_str().unwrap_or_default()
+}
+
+pub fn is_deleting(object: &Value) -> bool {
+    !object["metadata"]["deletionTimestamp"].is_null()
+}
+
+pub fn finalizers(object: &Value) -> Vec<&str> {
+    object["metadata"]["finalizers"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+}
+
+/// The object's namespace must be the request's; an absent one is filled in.
+pub fn check_namespace(object: &mut Value, namespace: &str) -> Result<()> {
+    let metadata = metadata_mut(object)?;
+    let own = metadata.get("namespace").and_then(Value::as_str).unwrap_or_default();
+    if namespace.is_empty() {
+        metadata.remove("namespace");
+    } else if own.is_empty() {
+        metadata.insert("namespace".into(), namespace.into());
+    } else if own != namespace {
+        return Err(ApiError::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
+    }
+    Ok(())
+}
+
+/// The object's name must be the path's; an absent one is filled in.
+pub fn check_name(object: &mut Value, name: &str) -> Result<()> {
+    let metadata = metadata_mut(object)?;
+    let own = metadata.get("name").and_then(Value::as_str).unwrap_or_default();
+    if own.is_empty() {
+        metadata.insert("name".into(), name.into());
+    } else if own != name {
+        return Err(ApiError::bad_request(format!(
+            "the name of the object ({own}) does not match the name on the URL ({name})"
+        )));
+    }
+    Ok(())
+}
+
+/// The type in the data must be the one of the path; an absent one is filled in.
+pub fn check_type(object: &mut Value, api_version: &str, kind: &str) -> Result<()> {
+    let map = object
+        .as_object_mut()
+        .ok_or_else(|| ApiError::bad_request(format!("couldn't get version/kind; json parse error: json: cannot unmarshal into Go value of type struct {{ APIVersion string; Kind string }}: a {kind} object is wanted")))?;
+    let given = |key: &str| map.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
+    if let Some(own) = given("kind")
+        && own != kind
+    {
+        let version = given("apiVersion").unwrap_or(api_version);
+        return Err(ApiError::bad_request(format!(
+            "{own} in version \"{}\" cannot be handled as a {kind}: no conversion from {version}, Kind={own} to {api_version}, Kind={kind}; send a {kind} or use the path of {own}",
+            crate::resource::split_api_version(version).1,
+        )));
+    }
+    if let Some(own) = given("apiVersion")
+        && own != api_version
+    {
+        return Err(ApiError::bad_request(format!(
+            "the API version in the data ({own}) does not match the expected API version ({api_version})"
+        )));
+    }
+    map.insert("kind".into(), kind.into());
+    map.insert("apiVersion".into(), api_version.into());
+    Ok(())
+}
+
+/// Before mutating admission: what clients may not set at create goes.
+pub fn clear_for_create(object: &mut Value) -> Result<()> {
+    let metadata = metadata_mut(object)?;
+    if metadata.get("resourceVersion").and_then(Value::as_str).is_some_and(|version| !version.is_empty() && version != "0") {
+        return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
+    }
+    for key in ["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"] {
+        metadata.remove(key);
+    }
+    Ok(())
+}
+
+/// After mutating admission: identity, and status dropped where it is written separately.
+pub fn prepare_create(descriptor: &Descriptor, object: &mut Value, now: Timestamp) -> Result<()> {
+    let metadata = metadata_mut(object)?;
+    let prefix = metadata.get("generateName").and_then(Value::as_str).unwrap_or_default();
+    if metadata.get("name").and_then(Value::as_str).unwrap_or_default().is_empty() && !prefix.is_empty() {
+        metadata.insert("name".into(), generate_name(prefix).into());
+    }
+    metadata.insert("uid".into(), uuid::Uuid::new_v4().to_string().into());
+    metadata.insert("creationTimestamp".into(), timestamp(now).into());
+    for key in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation"] {
+        metadata.remove(key);
+    }
+    if descriptor.generation {
+        metadata.insert("generation".into(), 1.into());
+    }
+    if descriptor.status
+        && !descriptor.keep_status_on_create
+        && let Some(map) = object.as_object_mut()
+    {
+        map.remove("status");
+    }
+    Ok(())
+}
+
+/// Metadata that no update changes is taken from `old`.
+pub fn keep_system_fields(new: &mut Value, old: &Value) -> Result<()> {
+    let metadata = metadata_mut(new)?;
+    let kept =
+        ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "name", "namespace"];
+    for key in kept {
+        match &old["metadata"][key] {
+            Value::Null => metadata.remove(key),
+            value => metadata.insert(key.into(), value.clone()),
+        };
+    }
+    metadata.remove("selfLink");
+    Ok(())
+}
+
+/// `status` stays as it is in `old`.
+pub fn keep_status(new: &mut Value, old: &Value) {
+    if let Some(map) = new.as_object_mut() {
+        match old.get("status") {
+            Some(status) => map.insert("status".into(), status.clone()),
+            None => map.remove("status"),
+        };
+    }
+}
+
+/// For a write to `status`: everything of `old` but status and the metadata that goes with it.
+pub fn only_status(new: &mut Value, old: &Value) -> Result<()> {
+    let mut kept = old.clone();
+    if let (Some(map), Some(from)) = (kept.as_object_mut(), new.as_object_mut()) {
+        match from.remove("status") {
+            Some(status) => map.insert("status".into(), status),
+            None => map.remove("status"),
+        };
+    }
+    // Kubernetes lets a status write change labels, annotations, finalizers and owners of most
+    // kinds; resourceVersion and managedFields are the write's own.
+    let metadata = metadata_mut(&mut kept)?;
+    for key in ["labels", "annotations", "finalizers", "ownerReferences", "managedFields", "resourceVersion"] {
+        match &new["metadata"][key] {
+            Value::Null => metadata.remove(key),
+            value => metadata.insert(key.into(), value.clone()),
+        };
+    }
+    *new = kept;
+    Ok(())
+}
+
+/// Counts a change of anything but metadata and status.
+pub fn bump_generation(descriptor: &Descriptor, new: &mut Value, old: &Value) {
+    if !descriptor.generation {
+        return;
+    }
+    let (Some(a), Some(b)) = (new.as_object(), old.as_object()) else { return };
+    let counted = |key: &str| !matches!(key, "metadata" | "status" | "kind" | "apiVersion");
+    let changed = a.iter().any(|(key, value)| counted(key) && b.get(key) != Some(value))
+        || b.keys().any(|key| counted(key) && !a.contains_key(key));
+    if changed {
+        next_generation(new);
+    }
+}
+
+pub fn next_generation(object: &mut Value) {
+    let generation = object["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
+    object["metadata"]["generation"] = generation.into();
+}
+
+/// `resourceVersion` and `uid` as preconditions.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Preconditions {
+    pub uid: Option<String>,
+    pub resource_version: Option<String>,
+}
+
+impl Preconditions {
+    pub fn check(&self, group: &str, resource: &str, object: &Value) -> Result<()> {
+        let (name, uid, version) = (text(object, "name"), text(object, "uid"), text(object, "resourceVersion"));
+        if let Some(wanted) = self.uid.as_deref().filter(|wanted| *wanted != uid) {
+            let why = format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}");
+            return Err(ApiError::conflict(group, resource, name, why));
+        }
+        if let Some(wanted) = self.resource_version.as_deref().filter(|wanted| *wanted != version) {
+            let why = format!(
+                "Precondition failed: ResourceVersion in precondition: {wanted}, ResourceVersion in object meta: {version}"
+            );
+            return Err(ApiError::conflict(group, resource, name, why));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn now() -> Timestamp {
+        "2026-01-02T03:04:05.678Z".parse().unwrap()
+    }
+
+    #[test]
+    fn names_are_generated_from_a_safe_alphabet() {
+        let name = generate_name("web-");
+        assert_eq!(name.len(), 9);
+        assert!(name[4..].bytes().all(|byte| NAME_ALPHABET.contains(&byte)), "{name}");
+        assert_eq!(generate_name(&"x".repeat(100)).len(), 63);
+    }
+
+    #[test]
+    fn a_new_object_gets_its_identity() {
+        let descriptor = Descriptor::new("apps", "v1", "Deployment", "deployments").with_status().with_generation();
+        let mut object = json!({"metadata": {"generateName": "web-", "uid": "mine", "deletionTimestamp": "x"}, "status": {}});
+        clear_for_create(&mut object).unwrap();
+        prepare_create(&descriptor, &mut object, now()).unwrap();
+        assert!(text(&object, "name").starts_with("web-"));
+        assert_ne!(text(&object, "uid"), "mine");
+        assert_eq!(text(&object, "creationTimestamp"), "2026-01-02T03:04:05Z");
+        assert_eq!(object["metadata"]["generation"], 1);
+        assert!(object.get("status").is_none());
+        assert!(!is_deleting(&object));
+        let mut versioned = json!({"metadata": {"resourceVersion": "5"}});
+        assert_eq!(clear_for_create(&mut versioned).unwrap_err().code(), 400);
+    }
+
+    #[test]
+    fn generation_counts_changes_of_the_spec_only() {
+        let descriptor = Descriptor::new("apps", "v1", "Deployment", "deployments").with_generation();
+        let old = json!({"metadata": {"generation": 3, "labels": {}}, "spec": {"replicas": 1}, "status": {"x": 1}});
+        let mut same = json!({"metadata": {"generation": 3, "labels": {"a": "b"}}, "spec": {"replicas": 1}});
+        bump_generation(&descriptor, &mut same, &old);
+        assert_eq!(same["metadata"]["generation"], 3);
+        let mut changed = json!({"metadata": {"generation": 3}, "spec": {"replicas": 2}});
+        bump_generation(&descriptor, &mut changed, &old);
+        assert_eq!(changed["metadata"]["generation"], 4);
+    }
+
+    #[test]
+    fn a_status_write_leaves_the_spec() {
+        let old = json!({"metadata": {"name": "a", "uid": "u", "labels": {"x": "1"}}, "spec": 1, "status": 1});
+        let mut new = json!({"metadata": {"name": "a", "resourceVersion": "7"}, "spec": 2, "status": 2});
+        only_status(&mut new, &old).unwrap();
+        assert_eq!(new, json!({"metadata": {"name": "a", "uid": "u", "resourceVersion": "7"}, "spec": 1, "status": 2}));
+    }
+
+    #[test]
+    fn types_names_and_namespaces_must_fit_the_path() {
+        let mut object = json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"namespace": "a", "name": "x"}});
+        assert!(check_type(&mut object, "v1", "Pod").is_ok());
+        assert_eq!(check_type(&mut object, "v1", "Service").unwrap_err().code(), 400);
+        assert_eq!(
+            check_type(&mut object, "v2", "Pod").unwrap_err().message(),
+            "the API version in the data (v1) does not match the expected API version (v2)"
+        );
+        assert!(check_namespace(&mut object, "b").is_err());
+        assert!(check_name(&mut object, "y").is_err());
+    }
+
+    #[test]
+    fn preconditions_name_both_sides() {
+        let object = json!({"metadata": {"name": "a", "uid": "u1", "resourceVersion": "5"}});
+        let wrong = Preconditions { uid: Some("u2".into()), resource_version: None };
+        let error = wrong.check("", "pods", &object).unwrap_err();
+        assert_eq!(
+            error.message(),
+            "Operation cannot be fulfilled on pods \"a\": Precondition failed: UID in precondition: u2, UID in object meta: u1"
+        );
+        assert!(Preconditions::default().check("", "pods", &object).is_ok());
+    }
+}

@@ -1,0 +1,346 @@
+//! Gets and lists, from the cache's shared bytes.
+
+use std::sync::Arc;
+
+use api::selector::Selector;
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use bytes::{BufMut, Bytes, BytesMut};
+use serde_json::{Value, json};
+use store::Range;
+
+use super::{Call, cache_key};
+use crate::cache::item::Item;
+use crate::cache::store_error;
+use crate::cache::watch::Selection;
+use crate::error::{ApiError, Result};
+use crate::http::negotiate::{Media, Output, View};
+use crate::table::{self, Include};
+
+/// The version a read asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// As new as every answered write.
+    Latest,
+    /// Whatever the cache holds: `resourceVersion=0`.
+    Any,
+    NotOlderThan(u64),
+    Exact(u64),
+}
+
+/// What a list gives: objects in key order.
+pub struct Listing {
+    pub items: Vec<Arc<Item>>,
+    pub revision: u64,
+    pub continue_: Option<String>,
+    pub remaining: Option<u64>,
+}
+
+/// A position in a paged list, as clients carry it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Continue {
+    /// 0: the newest (a list made consistent no longer).
+    revision: u64,
+    /// Cache key of the first object wanted.
+    start: String,
+}
+
+impl Continue {
+    fn encode(&self) -> String {
+        let revision: i64 = if self.revision == 0 { -1 } else { self.revision.cast_signed() };
+        let token = json!({"v": "meta.k8s.io/v1", "rv": revision, "start": self.start});
+        BASE64_URL_SAFE_NO_PAD.encode(token.to_string())
+    }
+
+    fn decode(text: &str) -> Result<Self> {
+        let refused = |why: &str| ApiError::bad_request(format!("continue key is not valid: {why}"));
+        let bytes = BASE64_URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|error| refused(&error.to_string()))?;
+        let token: Value = serde_json::from_slice(&bytes).map_err(|error| refused(&error.to_string()))?;
+        if token["v"] != "meta.k8s.io/v1" {
+            return Err(refused("server does not recognize this encoded version"));
+        }
+        let start = token["start"].as_str().filter(|start| !start.is_empty() && !start.contains("..")).ok_or_else(|| {
+            refused("encoded start key empty (version meta.k8s.io/v1)")
+        })?;
+        let revision = match token["rv"].as_i64() {
+            Some(-1) => 0,
+            Some(revision) if revision > 0 => revision.cast_unsigned(),
+            _ => return Err(refused("incorrect encoded start resourceVersion (version meta.k8s.io/v1)")),
+        };
+        Ok(Self { revision, start: start.to_owned() })
+    }
+}
+
+pub fn parse_version(text: &str) -> Result<u64> {
+    text.parse().map_err(|_| {
+        let path = api::field::Path::root("resourceVersion");
+        let error = api::field::Error::invalid(&path, text, "strconv.ParseUint: parsing: invalid syntax");
+        ApiError::invalid("meta.k8s.io", "ListOptions", "", &[error])
+    })
+}
+
+impl Call {
+    /// Selectors of the request, checked against the resource's selectable fields.
+    pub fn selection(&self) -> Result<Selection> {
+        let (labels, fields) = (self.query.text("labelSelector"), self.query.text("fieldSelector"));
+        let refused = |why: String| {
+            let plural = &self.descriptor().plural;
+            let path = format!("{}, Resource={plural}", crate::resource::api_version(&self.info.group, &self.info.version));
+            let path = if self.info.group.is_empty() { format!("/{path}") } else { path };
+            ApiError::bad_request(format!(
+                "Unable to find {path:?} that match label selector {labels:?}, field selector {fields:?}: {why}"
+            ))
+        };
+        let selection = Selection {
+            namespace: self.namespace().to_owned(),
+            name: String::new(),
+            labels: Selector::parse_labels(labels).map_err(|error| refused(error.to_string()))?,
+            fields: Selector::parse_fields(fields).map_err(|error| refused(error.to_string()))?,
+        };
+        for requirement in &selection.fields.requirements {
+            let key = requirement.key();
+            let known = matches!(key, "metadata.name" | "metadata.namespace")
+                || self.descriptor().selectable.iter().any(|field| field.label == key);
+            if !known {
+                return Err(refused(format!("field label not supported: {key}")));
+            }
+        }
+        Ok(selection)
+    }
+
+    /// The version that the query asks a list for.
+    fn list_version(&self) -> Result<Version> {
+        let (version, rule) = (self.query.text("resourceVersion"), self.query.text("resourceVersionMatch"));
+        let refused = |field: &str, why: String| {
+            Err(ApiError::unprocessable(format!("ListOptions.meta.k8s.io \"\" is invalid: {field}: {why}")))
+        };
+        if !rule.is_empty() && !self.query.text("continue").is_empty() {
+            return refused("resourceVersionMatch", "Forbidden: resourceVersionMatch is forbidden when continue is provided".into());
+        }
+        match (version, rule) {
+            ("", "") => Ok(Version::Latest),
+            ("", _) => refused(
+                "resourceVersionMatch",
+                "Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided".into(),
+            ),
+            ("0", "Exact") => refused(
+                "resourceVersionMatch",
+                "Forbidden: resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"".into(),
+            ),
+            ("0", "" | "NotOlderThan") => Ok(Version::Any),
+            (version, "Exact") => Ok(Version::Exact(parse_version(version)?)),
+            // A paged list at a version means exactly that version, as it did before rules existed.
+            (version, "") if self.query.number("limit")?.unwrap_or(0) > 0 => Ok(Version::Exact(parse_version(version)?)),
+            (version, "" | "NotOlderThan") => Ok(Version::NotOlderThan(parse_version(version)?)),
+            (_, other) => refused(
+                "resourceVersionMatch",
+                format!("Unsupported value: \"{other}\": supported values: \"Exact\", \"NotOlderThan\", \"\""),
+            ),
+        }
+    }
+
+    /// Waits until the cache may answer for `version`.
+    pub async fn await_version(&self, version: Version) -> Result<()> {
+        let cache = &self.endpoint.cache;
+        match version {
+            Version::Latest => cache.fresh().await,
+            Version::Any => cache.ready().await,
+            Version::NotOlderThan(revision) | Version::Exact(revision) => cache.not_older_than(revision).await,
+        }
+    }
+
+    pub async fn get_item(&self) -> Result<Arc<Item>> {
+        let version = match self.query.text("resourceVersion") {
+            "" => Version::Latest,
+            "0" => Version::Any,
+            text => Version::NotOlderThan(parse_version(text)?),
+        };
+        self.await_version(version).await?;
+        let key = cache_key(self.namespace(), &self.info.name);
+        self.endpoint.cache.read().get(&key).cloned().ok_or_else(|| self.not_found())
+    }
+
+    pub async fn list(&self) -> Result<Listing> {
+        let selection = self.selection()?;
+        let limit = usize::try_from(self.query.number("limit")?.unwrap_or(0)).unwrap_or(0);
+        let token = self.query.text("continue");
+        if !token.is_empty() {
+            if !matches!(self.query.text("resourceVersion"), "" | "0") {
+                return Err(ApiError::bad_request("specifying resource version is not allowed when using continue"));
+            }
+            let position = Continue::decode(token)?;
+            return self.list_at(&selection, position.revision, Some(position.start), limit).await;
+        }
+        match self.list_version()? {
+            Version::Exact(revision) => self.list_at(&selection, revision, None, limit).await,
+            version => {
+                self.await_version(version).await?;
+                Ok(self.list_cached(&selection, limit))
+            }
+        }
+    }
+
+    fn list_cached(&self, selection: &Selection, limit: usize) -> Listing {
+        let cache = &self.endpoint.cache;
+        let state = cache.read();
+        let mut matching = state.scan(&selection.namespace).filter(|item| selection.matches(cache, item));
+        if limit == 0 {
+            let items = matching.cloned().collect();
+            return Listing { items, revision: state.revision, continue_: None, remaining: None };
+        }
+        let items: Vec<_> = matching.by_ref().take(limit).cloned().collect();
+        let rest = matching.count() as u64;
+        let continue_ = items.last().filter(|_| rest > 0).map(|last| {
+            Continue { revision: state.revision, start: format!("{}\0", last.key) }.encode()
+        });
+        let remaining = (rest > 0 && selection.is_everything()).then_some(rest);
+        Listing { items, revision: state.revision, continue_, remaining }
+    }
+
+    /// Lists at one revision (0: now), from the store.
+    async fn list_at(&self, selection: &Selection, revision: u64, start: Option<String>, limit: usize) -> Result<Listing> {
+        let (descriptor, cache) = (self.descriptor(), &self.endpoint.cache);
+        let root = descriptor.registry_root();
+        let prefix =
+            if selection.namespace.is_empty() { root.clone() } else { format!("{root}{}/", selection.namespace) };
+        let mut range = Range::prefix(prefix).at(revision).limit(if limit == 0 { 2000 } else { limit.max(100) });
+        if let Some(start) = start {
+            range = range.starting_at(format!("{root}{start}"));
+        }
+        let mut items: Vec<Arc<Item>> = Vec::new();
+        loop {
+            let page = self.api.store.range(range.clone()).await.map_err(|error| continue_error(error, &range, &root))?;
+            range.revision = page.revision;
+            let more = page.more();
+            let total = page.kvs.len();
+            for (at, kv) in page.kvs.iter().enumerate() {
+                let Some(item) = cache.decode(kv)? else { continue };
+                if !selection.matches(cache, &item) {
+                    continue;
+                }
+                items.push(Arc::new(item));
+                if limit > 0 && items.len() == limit {
+                    let left = page.count - (at as u64 + 1);
+                    let unfinished = at + 1 < total || more;
+                    let start = kv.key.strip_prefix(&root).map(|key| format!("{key}\0")).unwrap_or_default();
+                    let continue_ = unfinished.then(|| Continue { revision: page.revision, start }.encode());
+                    let remaining = (unfinished && selection.is_everything()).then_some(left);
+                    return Ok(Listing { items, revision: page.revision, continue_, remaining });
+                }
+            }
+            match page.kvs.last() {
+                Some(last) if more => range.start = Some(format!("{}\0", last.key)),
+                _ => return Ok(Listing { items, revision: page.revision, continue_: None, remaining: None }),
+            }
+        }
+    }
+
+    /// One stored object in the request's version and the view asked for.
+    pub fn show(&self, item: &Item, output: &Output) -> Result<Bytes> {
+        if output.view == View::Object && output.media == Media::Json && !self.converts() && !output.pretty {
+            return Ok(item.bytes.clone());
+        }
+        if let (View::Metadata { version }, Media::Json, false) = (output.view, output.media, output.pretty) {
+            return Ok(partial_bytes(item, version));
+        }
+        self.render(item.decode(), output)
+    }
+
+    /// The same for an object at hand, in the hub version.
+    pub fn render(&self, object: Value, output: &Output) -> Result<Bytes> {
+        let value = match output.view {
+            View::Object => self.served(object)?,
+            View::Metadata { version } => table::partial(object, version),
+            View::Table { version } => {
+                let row = self.row(object, version)?;
+                self.table(vec![row], &json!({}), version)
+            }
+        };
+        crate::http::render::encode(&value, output)
+    }
+
+    pub fn served(&self, mut object: Value) -> Result<Value> {
+        if self.converts() {
+            self.to_served(&mut object)?;
+        }
+        Ok(object)
+    }
+
+    fn include(&self) -> Result<Include> {
+        let text = self.query.text("includeObject");
+        Include::parse(text).ok_or_else(|| {
+            ApiError::bad_request(format!("unrecognized includeObject value: \"{text}\""))
+        })
+    }
+
+    pub fn row(&self, object: Value, version: &str) -> Result<Value> {
+        let shown = self.served(object.clone())?;
+        Ok(table::row(self.endpoint.hooks(), &object, shown, self.include()?, self.now, version))
+    }
+
+    pub fn table(&self, rows: Vec<Value>, metadata: &Value, version: &str) -> Value {
+        let columns = table::columns(self.descriptor(), &self.info.group, &self.info.version);
+        json!({
+            "kind": "Table", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": metadata,
+            "columnDefinitions": table::column_definitions(columns), "rows": rows,
+        })
+    }
+}
+
+/// `PartialObjectMetadata` of a stored object.
+pub fn partial_bytes(item: &Item, version: &str) -> Bytes {
+    let metadata = item.metadata();
+    let mut bytes = BytesMut::with_capacity(metadata.len() + 90);
+    bytes.put_slice(b"{\"kind\":\"PartialObjectMetadata\",\"apiVersion\":\"meta.k8s.io/");
+    bytes.put_slice(version.as_bytes());
+    bytes.put_slice(b"\",\"metadata\":");
+    bytes.put_slice(metadata);
+    bytes.put_u8(b'}');
+    bytes.freeze()
+}
+
+impl Listing {
+    /// `ListMeta`.
+    pub fn metadata(&self) -> Value {
+        let mut metadata = json!({"resourceVersion": self.revision.to_string()});
+        if let Some(token) = &self.continue_ {
+            metadata["continue"] = token.as_str().into();
+        }
+        if let Some(remaining) = self.remaining {
+            metadata["remainingItemCount"] = remaining.into();
+        }
+        metadata
+    }
+
+    /// Bytes of all objects.
+    pub fn size(&self) -> usize {
+        self.items.iter().map(|item| item.bytes.len()).sum()
+    }
+}
+
+/// A paged list whose revision is gone says how to go on.
+fn continue_error(error: store::StoreError, range: &Range, root: &str) -> ApiError {
+    let store::StoreError::Compacted { .. } = error else { return store_error(error) };
+    let Some(start) = range.start.as_deref().and_then(|start| start.strip_prefix(root)) else {
+        return ApiError::expired("The resourceVersion for the provided list is too old.");
+    };
+    let token = Continue { revision: 0, start: start.to_owned() }.encode();
+    ApiError::expired(
+        "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.",
+    )
+    .with_list_continue(token)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn continue_tokens_read_back() {
+        let token = Continue { revision: 7, start: "default/a\0".into() };
+        assert_eq!(Continue::decode(&token.encode()).unwrap(), token);
+        for bad in ["", "!", "e30", &BASE64_URL_SAFE_NO_PAD.encode(r#"{"v":"meta.k8s.io/v1","rv":0,"start":"a"}"#)] {
+            assert_eq!(Continue::decode(bad).unwrap_err().code(), 400, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! A watch as a response: initial objects where asked for, changes, bookmarks, until its time is up.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{Response, StatusCode};
+use rand::Rng;
+use serde_json::{Value, json};
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::Call;
+use super::read::{Version, parse_version};
+use crate::cache::item::Item;
+use crate::cache::watch::{Change, Seen, Watcher};
+use crate::error::{ApiError, Result};
+use crate::http::body::Body;
+use crate::http::negotiate::{Media, Output, View};
+use crate::http::render;
+use crate::protobuf;
+
+const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
+/// Without `timeoutSeconds` a watch lasts between this and twice as long.
+const MIN_TIMEOUT: u64 = 1800;
+/// Events are sent together up to about this many bytes.
+const CHUNK: usize = 64 * 1024;
+const INITIAL_END: &str = "k8s.io/initial-events-end";
+
+/// A watch under way: what is still to be sent, and from where to go on.
+struct Watching {
+    call: Arc<Call>,
+    output: Output,
+    watcher: Watcher,
+    initial: std::vec::IntoIter<Arc<Item>>,
+    /// A bookmark that says where the initial objects end is still due.
+    marks_end: bool,
+    bookmarks: bool,
+    next_bookmark: Instant,
+    ends: Instant,
+    timer: Pin<Box<Sleep>>,
+    stopping: CancellationToken,
+    header_sent: bool,
+    over: bool,
+}
+
+impl Call {
+    /// Answers a watch request.
+    pub async fn watch(self: Arc<Self>, output: Output) -> Result<Response<Body>> {
+        let content_type = match output.media {
+            Media::Json => "application/json",
+            Media::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+            Media::Yaml => return Err(ApiError::not_acceptable(&["application/json", "application/vnd.kubernetes.protobuf;stream=watch"])),
+        };
+        let (watcher, initial, marks_end) = match self.start_watch().await {
+            Ok(started) => started,
+            Err(error) if error.code() == StatusCode::GONE => {
+                let event = self.error_event(&error, output.media)?;
+                return Ok(render::response(StatusCode::OK, content_type, event));
+            }
+            Err(error) => return Err(error),
+        };
+        let timeout = self.query.number("timeoutSeconds")?.filter(|seconds| *seconds > 0).map(i64::cast_unsigned);
+        let timeout = timeout.unwrap_or_else(|| rand::rng().random_range(MIN_TIMEOUT..2 * MIN_TIMEOUT));
+        let now = Instant::now();
+        let watching = Watching {
+            bookmarks: self.query.flag("allowWatchBookmarks"),
+            watcher,
+            initial: initial.into_iter(),
+            marks_end,
+            next_bookmark: now + BOOKMARK_EVERY,
+            ends: now + Duration::from_secs(timeout),
+            timer: Box::pin(tokio::time::sleep_until(now)),
+            stopping: self.api.stopping.clone(),
+            header_sent: false,
+            over: false,
+            output,
+            call: self,
+        };
+        let events = futures::stream::unfold(watching, |mut watching| async move {
+            let bytes = watching.next().await?;
+            Some((Ok(bytes), watching))
+        });
+        Ok(render::response(StatusCode::OK, content_type, Body::stream(events)))
+    }
+
+    async fn start_watch(&self) -> Result<(Watcher, Vec<Arc<Item>>, bool)> {
+        let selection = self.selection()?;
+        let selection = crate::cache::watch::Selection { name: String::new(), ..selection };
+        let cache = &self.endpoint.cache;
+        let (version, rule) = (self.query.text("resourceVersion"), self.query.text("resourceVersionMatch"));
+        let refused = |field: &str, why: &str| {
+            Err(ApiError::unprocessable(format!("ListOptions.meta.k8s.io \"\" is invalid: {field}: Forbidden: {why}")))
+        };
+        let streams_initial = self.query.get("sendInitialEvents").is_some();
+        if !streams_initial && !rule.is_empty() {
+            return refused("resourceVersionMatch", "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided");
+        }
+        if streams_initial && rule != "NotOlderThan" {
+            return refused("resourceVersionMatch", "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
+        }
+        let wanted = match version {
+            "" => Version::Latest,
+            "0" => Version::Any,
+            text => Version::NotOlderThan(parse_version(text)?),
+        };
+        let sends_initial =
+            if streams_initial { self.query.flag("sendInitialEvents") } else { !matches!(wanted, Version::NotOlderThan(_)) };
+        match wanted {
+            Version::NotOlderThan(revision) if !sends_initial => {
+                cache.ready().await?;
+                return Ok((Watcher::after(cache, selection, revision)?, Vec::new(), false));
+            }
+            version => self.await_version(version).await?,
+        }
+        let (watcher, initial) = Watcher::from_now(cache, selection);
+        if sends_initial { Ok((watcher, initial, streams_initial)) } else { Ok((watcher, Vec::new(), false)) }
+    }
+
+    fn error_event(&self, error: &ApiError, media: Media) -> Result<Bytes> {
+        let mut event = BytesMut::new();
+        put_event(&mut event, "ERROR", &error.to_status(), media)?;
+        Ok(event.freeze())
+    }
+}
+
+impl Watching {
+    /// The next bytes to send; none at the end.
+    async fn next(&mut self) -> Option<Bytes> {
+        if self.over {
+            return None;
+        }
+        let mut chunk = BytesMut::new();
+        let outcome = self.fill(&mut chunk).await;
+        if let Err(error) = outcome {
+            self.over = true;
+            let _ = put_event(&mut chunk, "ERROR", &error.to_status(), self.output.media);
+        }
+        (!chunk.is_empty()).then(|| chunk.freeze())
+    }
+
+    /// Puts at least one event into `chunk`, or nothing at the end of the watch.
+    async fn fill(&mut self, chunk: &mut BytesMut) -> Result<()> {
+        while chunk.len() < CHUNK
+            && let Some(item) = self.initial.next()
+        {
+            let bytes = item.bytes.clone();
+            self.put(chunk, Change::Added, &item, &bytes)?;
+        }
+        if self.initial.len() > 0 {
+            return Ok(());
+        }
+        if std::mem::take(&mut self.marks_end) {
+            return self.bookmark(chunk, true);
+        }
+        if !chunk.is_empty() {
+            return Ok(());
+        }
+        loop {
+            let wake = if self.bookmarks { self.next_bookmark.min(self.ends) } else { self.ends };
+            self.timer.as_mut().reset(wake);
+            tokio::select! {
+                biased;
+                () = self.stopping.cancelled() => {
+                    self.over = true;
+                    return Ok(());
+                }
+                seen = self.watcher.next() => {
+                    let Some(seen) = seen else {
+                        self.over = true;
+                        return Ok(());
+                    };
+                    for event in &seen {
+                        self.put_seen(chunk, event)?;
+                    }
+                    return Ok(());
+                }
+                () = self.timer.as_mut() => {
+                    let now = Instant::now();
+                    if now >= self.ends {
+                        self.over = true;
+                        // A last bookmark lets the client go on from here.
+                        return if self.bookmarks { self.bookmark(chunk, false) } else { Ok(()) };
+                    }
+                    self.next_bookmark = now + BOOKMARK_EVERY;
+                    return self.bookmark(chunk, false);
+                }
+            }
+        }
+    }
+
+    fn put_seen(&mut self, chunk: &mut BytesMut, seen: &Seen) -> Result<()> {
+        self.put(chunk, seen.change, &seen.item, &seen.bytes)
+    }
+
+    fn put(&mut self, chunk: &mut BytesMut, change: Change, item: &Item, bytes: &Bytes) -> Result<()> {
+        let plain = self.output.media == Media::Json && !self.output.pretty;
+        match self.output.view {
+            View::Object if plain && !self.call.converts() => {
+                chunk.reserve(bytes.len() + 40);
+                put_head(chunk, change.name());
+                chunk.put_slice(bytes);
+                chunk.put_slice(b"}\n");
+                Ok(())
+            }
+            View::Metadata { version } if plain && std::ptr::eq(bytes.as_ptr(), item.bytes.as_ptr()) => {
+                put_head(chunk, change.name());
+                chunk.put_slice(b"{\"kind\":\"PartialObjectMetadata\",\"apiVersion\":\"meta.k8s.io/");
+                chunk.put_slice(version.as_bytes());
+                chunk.put_slice(b"\",\"metadata\":");
+                chunk.put_slice(item.metadata());
+                chunk.put_slice(b"}}\n");
+                Ok(())
+            }
+            _ => {
+                let object: Value = serde_json::from_slice(bytes).map_err(ApiError::internal)?;
+                let shown = self.shown(object)?;
+                put_event(chunk, change.name(), &shown, self.output.media)
+            }
+        }
+    }
+
+    fn shown(&mut self, object: Value) -> Result<Value> {
+        Ok(match self.output.view {
+            View::Object => self.call.served(object)?,
+            View::Metadata { version } => crate::table::partial(object, version),
+            View::Table { version } => {
+                let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
+                let row = self.call.row(object, version)?;
+                let mut table = self.call.table(vec![row], &metadata, version);
+                // The columns come with the first event only.
+                if std::mem::replace(&mut self.header_sent, true) {
+                    table["columnDefinitions"] = Value::Null;
+                }
+                table
+            }
+        })
+    }
+
+    fn bookmark(&mut self, chunk: &mut BytesMut, initial_end: bool) -> Result<()> {
+        let mut metadata = json!({
+            "resourceVersion": self.watcher.position().to_string(), "creationTimestamp": null,
+        });
+        if initial_end {
+            metadata["annotations"] = json!({INITIAL_END: "true"});
+        }
+        let kind = self.call.kind();
+        let object = match self.output.view {
+            View::Object => json!({"kind": kind.kind, "apiVersion": kind.api_version(), "metadata": metadata}),
+            View::Metadata { version } => crate::table::partial(json!({"metadata": metadata}), version),
+            View::Table { version } => {
+                let object = json!({"kind": kind.kind, "apiVersion": kind.api_version(), "metadata": metadata});
+                let list = json!({"resourceVersion": metadata["resourceVersion"]});
+                let row = self.call.row(object, version)?;
+                self.call.table(vec![row], &list, version)
+            }
+        };
+        put_event(chunk, "BOOKMARK", &object, self.output.media)
+    }
+}
+
+fn put_head(chunk: &mut BytesMut, name: &str) {
+    chunk.put_slice(b"{\"type\":\"");
+    chunk.put_slice(name.as_bytes());
+    chunk.put_slice(b"\",\"object\":");
+}
+
+fn put_event(chunk: &mut BytesMut, name: &str, object: &Value, media: Media) -> Result<()> {
+    if media == Media::Protobuf {
+        chunk.put_slice(&protobuf::encode_watch_event(name, object)?);
+        return Ok(());
+    }
+    put_head(chunk, name);
+    chunk.put_slice(&crate::cache::item::encode(object));
+    chunk.put_slice(b"}\n");
+    Ok(())
+}

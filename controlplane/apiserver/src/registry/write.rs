@@ -1,0 +1,342 @@
+//! Creates and updates.
+//!
+//! An update is a loop: read the current object, compute the new one from it, admit, validate,
+//! write if nobody else wrote in between. A request that names a `resourceVersion` fails with 409
+//! when that is no longer current; one that does not is computed again.
+
+use bytes::Bytes;
+use serde_json::Value;
+use store::{Txn, TxnOutcome};
+
+use super::metadata::{self, Preconditions};
+use super::{Call, Current};
+use crate::admit::Operation;
+use crate::cache::item::{encode, remove_version, with_version};
+use crate::cache::store_error;
+use crate::error::{ApiError, Result};
+use crate::kinds::meta;
+
+/// Attempts at a name that is not taken yet.
+const NAME_ATTEMPTS: usize = 8;
+/// Attempts at an update while others write the same object.
+const UPDATE_ATTEMPTS: usize = 64;
+
+/// What a write left in the store.
+pub struct Written {
+    /// In the hub version, with its `resourceVersion`.
+    pub value: Value,
+    /// The same, encoded.
+    pub bytes: Bytes,
+    pub created: bool,
+    /// The write took the last thing that kept a marked object: it is gone.
+    pub deleted: bool,
+}
+
+/// How an update computes the new object, in the version of the request.
+pub trait Change: Sync {
+    /// `old` is none when the object does not exist; the answer none then means 404.
+    fn apply(&self, call: &Call, old: Option<&Value>) -> Result<Option<Value>>;
+
+    /// Conflicting writes are always retried: the change applies to whatever is there.
+    fn retries(&self) -> bool;
+
+    fn options_kind(&self) -> &'static str;
+}
+
+impl Call {
+    /// Creates `object`, which is in the version of the request, normalised.
+    pub async fn create(&self, mut object: Value) -> Result<Written> {
+        metadata::check_namespace(&mut object, self.namespace())?;
+        metadata::clear_for_create(&mut object)?;
+        self.to_hub(&mut object)?;
+        let options = self.options_object("CreateOptions");
+        self.endpoint.hooks().defaults(&mut object);
+        let object = self.mutate(Operation::Create, object, None, &options).await?;
+        let generates = metadata::text(&object, "name").is_empty() && !metadata::text(&object, "generateName").is_empty();
+        let mut attempt = 1;
+        loop {
+            match self.create_once(object.clone(), &options).await {
+                Err(error) if error.is_already_exists() && generates => {
+                    if attempt == NAME_ATTEMPTS {
+                        let name = error.to_status()["details"]["name"].as_str().unwrap_or_default().to_owned();
+                        return Err(ApiError::generate_name_conflict(&self.info.group, &self.descriptor().plural, &name));
+                    }
+                    attempt += 1;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn create_once(&self, mut object: Value, options: &Value) -> Result<Written> {
+        let (descriptor, hooks) = (self.descriptor(), self.endpoint.hooks());
+        hooks.defaults(&mut object);
+        metadata::prepare_create(descriptor, &mut object, self.now)?;
+        let name = metadata::text(&object, "name").to_owned();
+        let context = self.context(&name);
+        hooks.prepare_create(&context, &mut object);
+        self.track_fields(None, &mut object)?;
+        let mut errors = meta::validate_create(&object, descriptor.namespaced, descriptor.name_rule);
+        errors.extend(hooks.validate_create(&context, &object));
+        if !errors.is_empty() {
+            return Err(ApiError::invalid(&self.info.group, &descriptor.kind, &name, &errors));
+        }
+        for warning in hooks.warnings(&object, None) {
+            self.warn(warning);
+        }
+        let mut object = self.validate(Operation::Create, object, None, options).await?;
+        let reservation = hooks.reserve(&context, &mut object, None).await?;
+        let stored = Bytes::from(encode(&object));
+        let key = descriptor.key(self.namespace(), &name);
+        if self.options.dry_run {
+            return self.pretend_create(&key, object, stored).await;
+        }
+        let mut txn = Txn::create(key, self.api.seal(descriptor, stored.clone()));
+        if let Some(seconds) = descriptor.ttl {
+            txn = txn.with_ttl(std::time::Duration::from_secs(seconds));
+        }
+        match self.api.store.txn(txn).await.map_err(store_error)? {
+            TxnOutcome::Done { revision } => {
+                if let Some(reservation) = reservation {
+                    reservation.commit();
+                }
+                Ok(written(object, &stored, revision, true))
+            }
+            TxnOutcome::Conflict { .. } => Err(ApiError::already_exists(&self.info.group, &descriptor.plural, &name)),
+        }
+    }
+
+    async fn pretend_create(&self, key: &str, object: Value, stored: Bytes) -> Result<Written> {
+        if self.api.store.get(key).await.map_err(store_error)?.kv.is_some() {
+            let name = metadata::text(&object, "name");
+            return Err(ApiError::already_exists(&self.info.group, &self.descriptor().plural, name));
+        }
+        Ok(Written { value: object, bytes: stored, created: true, deleted: false })
+    }
+
+    /// Updates the object named by the request, or the part that the subresource stands for.
+    pub async fn update(&self, change: &dyn Change) -> Result<Written> {
+        let mut current = self.current().await?;
+        for _ in 0..UPDATE_ATTEMPTS {
+            match self.update_once(change, current).await? {
+                Attempt::Done(written) => return Ok(*written),
+                Attempt::Conflict(newer) => current = newer,
+            }
+        }
+        Err(ApiError::modified(&self.info.group, &self.descriptor().plural, &self.info.name))
+    }
+
+    async fn update_once(&self, change: &dyn Change, current: Option<Current>) -> Result<Attempt> {
+        let Some(current) = current else {
+            let Some(object) = change.apply(self, None)?.filter(|_| self.info.subresource.is_empty()) else {
+                return Err(self.not_found());
+            };
+            return self.create_named(object).await.map(|written| Attempt::Done(Box::new(written)));
+        };
+        let old = current.value;
+        let mut new = self.proposed(change, &old)?;
+        let conditional = self.check_version(&mut new, &old)?;
+        let options = self.options_object(change.options_kind());
+        metadata::keep_system_fields(&mut new, &old)?;
+        let new = self.mutate(Operation::Update, new, Some(&old), &options).await?;
+        let new = self.prepare(new, &old)?;
+        let mut new = self.validate(Operation::Update, new, Some(&old), &options).await?;
+        let hooks = self.endpoint.hooks();
+        let context = self.context(&self.info.name);
+        let reservation = hooks.reserve(&context, &mut new, Some(&old)).await?;
+        let gone = metadata::is_deleting(&new) && is_released(hooks, &new);
+        new["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"].clone();
+        if new == old && !gone {
+            let bytes = Bytes::from(encode(&new));
+            return Ok(Attempt::done(Written { value: new, bytes, created: false, deleted: false }));
+        }
+        if self.options.dry_run {
+            let bytes = Bytes::from(encode(&new));
+            return Ok(Attempt::done(Written { value: new, bytes, created: false, deleted: gone }));
+        }
+        remove_version(&mut new);
+        let outcome = self.write(&new, current.revision, gone).await?;
+        match outcome {
+            Ok((stored, revision)) => {
+                if let Some(reservation) = reservation {
+                    reservation.commit();
+                }
+                if gone {
+                    hooks.deleted(&new);
+                }
+                let mut written = written(new, &stored, revision, false);
+                written.deleted = gone;
+                Ok(Attempt::done(written))
+            }
+            Err(newer) if conditional && !change.retries() => {
+                drop(newer);
+                Err(ApiError::modified(&self.info.group, &self.descriptor().plural, &self.info.name))
+            }
+            Err(newer) => Ok(Attempt::Conflict(newer)),
+        }
+    }
+
+    /// A PUT or apply of a name that does not exist yet.
+    async fn create_named(&self, mut object: Value) -> Result<Written> {
+        metadata::check_name(&mut object, &self.info.name)?;
+        if let Some(uid) = Some(metadata::text(&object, "uid")).filter(|uid| !uid.is_empty()) {
+            let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: ");
+            return Err(ApiError::conflict(&self.info.group, &self.descriptor().plural, &self.info.name, why));
+        }
+        self.create(object).await
+    }
+
+    /// The object that the client wants, in the hub version, with defaults.
+    fn proposed(&self, change: &dyn Change, old: &Value) -> Result<Value> {
+        let mut new = if self.converts() {
+            let mut served = old.clone();
+            self.to_served(&mut served)?;
+            change.apply(self, Some(&served))?
+        } else {
+            change.apply(self, Some(old))?
+        }
+        .ok_or_else(|| self.not_found())?;
+        metadata::check_namespace(&mut new, self.namespace())?;
+        metadata::check_name(&mut new, &self.info.name)?;
+        self.to_hub(&mut new)?;
+        self.endpoint.hooks().defaults(&mut new);
+        Ok(new)
+    }
+
+    /// Whether the request insists on a version; fails when that is not the current one.
+    fn check_version(&self, new: &mut Value, old: &Value) -> Result<bool> {
+        let (group, plural) = (&self.info.group, &self.descriptor().plural);
+        let uid = metadata::text(new, "uid");
+        if !uid.is_empty() {
+            let wanted = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
+            wanted.check(group, plural, old)?;
+        }
+        let version = metadata::text(new, "resourceVersion");
+        if version.is_empty() || version == "0" {
+            if !self.descriptor().unconditional_update {
+                let path = api::field::Path::root("metadata").child("resourceVersion");
+                let error = api::field::Error::invalid(&path, 0, "must be specified for an update");
+                return Err(ApiError::invalid(group, &self.descriptor().kind, &self.info.name, &[error]));
+            }
+            new["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"].clone();
+            return Ok(false);
+        }
+        if version != metadata::text(old, "resourceVersion") {
+            return Err(ApiError::modified(group, plural, &self.info.name));
+        }
+        Ok(true)
+    }
+
+    /// Keeps what this write may not change, counts the generation, tracks owners of fields, and
+    /// validates.
+    fn prepare(&self, mut new: Value, old: &Value) -> Result<Value> {
+        let (descriptor, hooks) = (self.descriptor(), self.endpoint.hooks());
+        let context = self.context(&self.info.name);
+        hooks.defaults(&mut new);
+        metadata::keep_system_fields(&mut new, old)?;
+        let mut errors;
+        if self.info.subresource.is_empty() {
+            if descriptor.status {
+                metadata::keep_status(&mut new, old);
+            }
+            hooks.prepare_update(&context, &mut new, old);
+            metadata::bump_generation(descriptor, &mut new, old);
+            self.track_fields(Some(old), &mut new)?;
+            errors = meta::validate_update(&new, old);
+            errors.extend(hooks.validate_update(&context, &new, old));
+        } else {
+            if self.info.subresource == "status" {
+                metadata::only_status(&mut new, old)?;
+            }
+            hooks.prepare_subresource_update(&context, &mut new, old);
+            metadata::bump_generation(descriptor, &mut new, old);
+            self.track_fields(Some(old), &mut new)?;
+            errors = meta::validate_update(&new, old);
+            errors.extend(hooks.validate_subresource_update(&context, &new, old));
+        }
+        if !errors.is_empty() {
+            return Err(ApiError::invalid(&self.info.group, &descriptor.kind, &self.info.name, &errors));
+        }
+        for warning in hooks.warnings(&new, Some(old)) {
+            self.warn(warning);
+        }
+        Ok(new)
+    }
+
+    /// Writes the new state; `Err` is what is there instead.
+    async fn write(
+        &self,
+        new: &Value,
+        expected: u64,
+        gone: bool,
+    ) -> Result<std::result::Result<(Bytes, u64), Option<Current>>> {
+        let descriptor = self.descriptor();
+        let key = descriptor.key(self.namespace(), &self.info.name);
+        let stored = Bytes::from(encode(new));
+        let txn = if gone {
+            Txn::delete(key, expected)
+        } else {
+            let txn = Txn::update(key, expected, self.api.seal(descriptor, stored.clone()));
+            match descriptor.ttl {
+                Some(seconds) => txn.with_ttl(std::time::Duration::from_secs(seconds)),
+                None => txn,
+            }
+        };
+        match self.api.store.txn(txn).await.map_err(store_error)? {
+            TxnOutcome::Done { revision } => Ok(Ok((stored, revision))),
+            TxnOutcome::Conflict { current, .. } => {
+                let current = match current {
+                    Some(kv) => Some(self.api.open(descriptor, &kv)?),
+                    None => None,
+                };
+                Ok(Err(current))
+            }
+        }
+    }
+}
+
+enum Attempt {
+    Done(Box<Written>),
+    Conflict(Option<Current>),
+}
+
+impl Attempt {
+    fn done(written: Written) -> Self {
+        Attempt::Done(Box::new(written))
+    }
+}
+
+/// Nothing keeps a marked object any longer.
+fn is_released(hooks: &dyn crate::resource::Hooks, object: &Value) -> bool {
+    metadata::finalizers(object).is_empty()
+        && object["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
+        && !hooks.holds_deletion(object)
+}
+
+pub(super) fn written(mut value: Value, stored: &Bytes, revision: u64, created: bool) -> Written {
+    value["metadata"]["resourceVersion"] = revision.to_string().into();
+    Written { value, bytes: with_version(stored, revision), created, deleted: false }
+}
+
+/// PUT: the object in the request's body.
+pub struct Replace {
+    /// In the version of the request, normalised.
+    pub object: Value,
+}
+
+impl Change for Replace {
+    fn apply(&self, call: &Call, old: Option<&Value>) -> Result<Option<Value>> {
+        if old.is_none() && !call.descriptor().create_on_update {
+            return Ok(None);
+        }
+        Ok(Some(self.object.clone()))
+    }
+
+    fn retries(&self) -> bool {
+        false
+    }
+
+    fn options_kind(&self) -> &'static str {
+        "UpdateOptions"
+    }
+}

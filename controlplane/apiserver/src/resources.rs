@@ -1,0 +1,122 @@
+//! Which resources the server serves now: built-in ones and those that definitions add.
+//!
+//! An [`Endpoint`] is one resource with its cache. [`Resources`] is an immutable index of them;
+//! a change of the set swaps the whole index, so that a request keeps the one it began with.
+
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
+
+use component::Supervisor;
+use store::Store;
+
+use crate::cache::Cache;
+use crate::resource::{Descriptor, GroupVersionKind, Hooks, Resource};
+use crate::schema::{self, Schema};
+
+/// One resource being served.
+pub struct Endpoint {
+    pub resource: Resource,
+    pub cache: Arc<Cache>,
+    /// By served version, for custom resources; built-in kinds are looked up.
+    custom_schemas: Vec<Option<Schema>>,
+    schemas: OnceLock<Vec<Option<Schema>>>,
+    /// Validation rules, conversion and so on of a custom resource; see `crd`.
+    pub custom: Option<Arc<dyn std::any::Any + Send + Sync>>,
+}
+
+impl Endpoint {
+    pub fn new(resource: Resource, store: Arc<dyn Store>, supervisor: &Supervisor) -> Arc<Self> {
+        let cache = Cache::new(resource.descriptor.clone(), store, supervisor);
+        Arc::new(Self { resource, cache, custom_schemas: Vec::new(), schemas: OnceLock::new(), custom: None })
+    }
+
+    /// A custom resource; `schemas` are in the order of `served`.
+    pub fn custom(
+        resource: Resource,
+        cache: Arc<Cache>,
+        schemas: Vec<Option<Schema>>,
+        custom: Arc<dyn std::any::Any + Send + Sync>,
+    ) -> Arc<Self> {
+        Arc::new(Self { resource, cache, custom_schemas: schemas, schemas: OnceLock::new(), custom: Some(custom) })
+    }
+
+    pub fn descriptor(&self) -> &Descriptor {
+        &self.resource.descriptor
+    }
+
+    pub fn hooks(&self) -> &dyn Hooks {
+        &*self.resource.hooks
+    }
+
+    /// The schema of a served version; none for versions that are not served.
+    pub fn schema(&self, group: &str, version: &str) -> Option<&Schema> {
+        let descriptor = self.descriptor();
+        let at = descriptor.served.iter().position(|served| served.group == group && served.version == version)?;
+        let schemas = self.schemas.get_or_init(|| {
+            if descriptor.custom {
+                return self.custom_schemas.clone();
+            }
+            let kind = |served: &crate::resource::Served| {
+                GroupVersionKind::new(served.group.clone(), served.version.clone(), descriptor.kind.clone())
+            };
+            descriptor.served.iter().map(|served| schema::lookup(&kind(served))).collect()
+        });
+        schemas.get(at)?.as_ref()
+    }
+
+    pub fn hub_schema(&self) -> Option<&Schema> {
+        self.schema(self.descriptor().hub_group(), self.descriptor().hub_version())
+    }
+}
+
+/// The index.
+#[derive(Default)]
+pub struct Resources {
+    endpoints: Vec<Arc<Endpoint>>,
+    /// Group, version, plural.
+    by_path: HashMap<(String, String, String), Arc<Endpoint>>,
+    /// Hub group, plural.
+    by_hub: HashMap<(String, String), Arc<Endpoint>>,
+}
+
+impl Resources {
+    pub fn new(endpoints: Vec<Arc<Endpoint>>) -> Self {
+        let mut index = Self::default();
+        for endpoint in &endpoints {
+            let descriptor = endpoint.descriptor();
+            let plural = descriptor.plural.to_string();
+            for served in descriptor.served.iter().filter(|served| served.served) {
+                let key = (served.group.to_string(), served.version.to_string(), plural.clone());
+                index.by_path.insert(key, endpoint.clone());
+            }
+            index.by_hub.insert((descriptor.hub_group().to_owned(), plural), endpoint.clone());
+        }
+        index.endpoints = endpoints;
+        index
+    }
+
+    pub fn all(&self) -> &[Arc<Endpoint>] {
+        &self.endpoints
+    }
+
+    pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Endpoint>> {
+        self.by_path.get(&(group.to_owned(), version.to_owned(), plural.to_owned()))
+    }
+
+    /// By hub group and plural, whatever the version.
+    pub fn by_hub(&self, group: &str, plural: &str) -> Option<&Arc<Endpoint>> {
+        self.by_hub.get(&(group.to_owned(), plural.to_owned()))
+    }
+
+    /// By kind, in any served group version.
+    pub fn by_kind(&self, group: &str, kind: &str) -> Option<&Arc<Endpoint>> {
+        self.endpoints.iter().find(|endpoint| {
+            let descriptor = endpoint.descriptor();
+            descriptor.kind == kind && descriptor.served.iter().any(|served| served.group == group)
+        })
+    }
+
+    pub fn has_group_version(&self, group: &str, version: &str) -> bool {
+        self.endpoints.iter().any(|endpoint| endpoint.descriptor().find_served(group, version).is_some_and(|s| s.served))
+    }
+}

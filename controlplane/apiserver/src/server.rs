@@ -1,0 +1,164 @@
+//! The server as a whole: its configuration, what its parts share ([`Api`]), and how it starts.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use component::Supervisor;
+use parking_lot::RwLock;
+use store::{KeyValue, Store};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::admit::Admission;
+use crate::authn::{Authenticator, UserInfo};
+use crate::authz::Authorizer;
+use crate::error::{ApiError, Result};
+use crate::http::inprocess;
+use crate::registry::Current;
+use crate::resource::Descriptor;
+use crate::resources::{Endpoint, Resources};
+
+/// How long requests may take to end when the server stops.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// A certificate and its key, PEM files; read again when they change.
+#[derive(Debug, Clone, Default)]
+pub struct KeyPair {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where the `kubernetes` Service leads; also in the kubelets' and pods' view of the server.
+    pub advertise_address: IpAddr,
+    pub port: u16,
+    /// What the server shows.
+    pub serving: KeyPair,
+    /// PEM; signs the certificates that clients may show.
+    pub client_ca: PathBuf,
+    /// PEM, PKCS 8; signs ServiceAccount tokens (ES256, or RS256 for an RSA key).
+    pub service_account_key: PathBuf,
+    /// `iss` of ServiceAccount tokens, and their default audience.
+    pub issuer: String,
+    /// Shown to kubelets.
+    pub kubelet_client: Option<KeyPair>,
+    /// Shown to aggregated API servers, with the CA that signed it.
+    pub front_proxy_client: Option<KeyPair>,
+    pub front_proxy_ca: Option<PathBuf>,
+    /// Lines of `token,user,uid,"group1,group2"`.
+    pub token_file: Option<PathBuf>,
+    pub service_cidr: String,
+    /// Requests that may be under way at once, long-running ones aside: read, write.
+    pub max_in_flight: (usize, usize),
+    /// Of one request, long-running ones aside.
+    pub request_timeout: Duration,
+}
+
+impl Config {
+    /// Upstream's defaults for all but addresses and files.
+    pub fn new(advertise_address: IpAddr, serving: KeyPair, client_ca: PathBuf, service_account_key: PathBuf) -> Self {
+        Self {
+            advertise_address,
+            port: api::defaults::API_PORT,
+            serving,
+            client_ca,
+            service_account_key,
+            issuer: format!("https://kubernetes.default.svc.{}", api::defaults::CLUSTER_DOMAIN),
+            kubelet_client: None,
+            front_proxy_client: None,
+            front_proxy_ca: None,
+            token_file: None,
+            service_cidr: api::defaults::SERVICE_CIDR.to_owned(),
+            max_in_flight: (400, 200),
+            request_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// What every part of the server shares.
+pub struct Api {
+    pub config: Config,
+    pub store: Arc<dyn Store>,
+    pub supervisor: Supervisor,
+    resources: RwLock<Arc<Resources>>,
+    pub admission: Vec<Arc<dyn Admission>>,
+    pub authn: Authenticator,
+    pub authz: Authorizer,
+    pub limits: crate::http::limits::Limits,
+    /// Cancelled when the server begins to stop: watches end.
+    pub stopping: CancellationToken,
+}
+
+impl Api {
+    pub fn resources(&self) -> Arc<Resources> {
+        self.resources.read().clone()
+    }
+
+    /// Swaps the set of served resources.
+    pub fn set_resources(&self, resources: Resources) {
+        *self.resources.write() = Arc::new(resources);
+    }
+
+    /// What goes into the store for an encoded object.
+    pub fn seal(&self, _descriptor: &Descriptor, encoded: Bytes) -> Bytes {
+        encoded
+    }
+
+    /// The object that was stored.
+    pub fn open(&self, _descriptor: &Descriptor, kv: &KeyValue) -> Result<Current> {
+        Current::from_stored(kv)
+    }
+}
+
+/// A running API server. Cheap to clone.
+#[derive(Clone)]
+pub struct ApiServer {
+    api: Arc<Api>,
+}
+
+impl ApiServer {
+    /// Starts the server's own tasks and makes what every cluster has (namespaces, roles,
+    /// priority classes); answers requests when this returns. [`ApiServer::serve`] listens.
+    pub async fn start(config: Config, store: Arc<dyn Store>, supervisor: &Supervisor) -> Result<Self> {
+        let supervisor = supervisor.child("apiserver");
+        let endpoints = crate::kinds::all();
+        let endpoints = endpoints.into_iter().map(|resource| Endpoint::new(resource, store.clone(), &supervisor)).collect();
+        let api = Arc::new(Api {
+            authn: Authenticator::new(&config)?,
+            authz: Authorizer::default(),
+            limits: crate::http::limits::Limits::new(config.max_in_flight),
+            admission: crate::admission::all(),
+            resources: RwLock::new(Arc::new(Resources::new(endpoints))),
+            stopping: supervisor.token().child_token(),
+            supervisor,
+            store,
+            config,
+        });
+        for endpoint in api.resources().all() {
+            endpoint.hooks().start(&*api).await?;
+        }
+        crate::bootstrap::start(&api).await?;
+        Ok(Self { api })
+    }
+
+    /// A client with the rights of `user`, over the same pipeline without TCP or TLS.
+    pub fn client(&self, user: &UserInfo) -> kube::Client {
+        kube::Client::new(inprocess::Service::new(self.api.clone(), user.clone()), "default")
+    }
+
+    /// Accepts TLS connections on `listener` until `supervisor` is cancelled; then requests under
+    /// way may end.
+    pub fn serve(&self, listener: TcpListener, supervisor: &Supervisor) -> Result<()> {
+        crate::http::serve::start(&self.api, listener, supervisor, DRAIN)
+    }
+
+    /// Whether everything that `/readyz` asks about is well.
+    pub async fn ready(&self) -> Result<()> {
+        let failed = crate::http::health::failing(&self.api).await;
+        if failed.is_empty() { Ok(()) } else { Err(ApiError::unavailable(format!("not ready: {}", failed.join(", ")))) }
+    }
+}
