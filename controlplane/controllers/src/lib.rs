@@ -10,6 +10,7 @@
 //! what an owner leaves behind.
 
 mod context;
+mod discovery;
 mod error;
 mod expectations;
 mod hash;
@@ -22,9 +23,13 @@ mod podstate;
 mod service_pods;
 mod taints;
 
+mod bootstrap;
+mod certificates;
 mod deployment;
 mod endpoints;
 mod endpointslice;
+mod garbage_collector;
+mod namespace;
 mod namespace_defaults;
 mod node_ipam;
 mod node_lifecycle;
@@ -66,6 +71,10 @@ pub fn start(config: Config, supervisor: &Supervisor) {
     endpointslice::start(&context);
     endpoints::start(&context);
     namespace_defaults::start(&context);
+    namespace::start(&context);
+    garbage_collector::start(&context);
+    certificates::start(&context);
+    bootstrap::start(&context);
     node_ipam::start(&context);
     node_lifecycle::start(&context);
     taint_eviction::start(&context);
