@@ -53,6 +53,8 @@ mod resources;
 pub mod schema;
 mod server;
 mod table;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use authn::UserInfo;
 pub use error::ApiError;

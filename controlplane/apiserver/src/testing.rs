@@ -1,0 +1,156 @@
+//! An API server inside a test, with a temporary store and PKI.
+//!
+//! For other crates' tests, as a dev-dependency with feature `testing`:
+//!
+//! ```text
+//! [dev-dependencies]
+//! apiserver = { workspace = true, features = ["testing"] }
+//!
+//! let cluster = apiserver::testing::Cluster::start().await;
+//! let client: kube::Client = cluster.admin();                     // in-process, system:masters
+//! let informers = component::Informers::new(cluster.client("system:kube-scheduler"), &cluster.supervisor);
+//! let address = cluster.listen().await;                           // TLS on a loopback port
+//! let kubeconfig = cluster.kubeconfig("admin", &["system:masters"]);  // for kubectl
+//! ```
+//!
+//! Everything ends and is removed when the [`Cluster`] is dropped. Panics instead of returning
+//! errors: it is for tests only.
+#![allow(clippy::unwrap_used)]
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use component::Supervisor;
+use parking_lot::Mutex;
+use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair as Key, SanType};
+use tempfile::TempDir;
+
+use crate::{ApiServer, Config, KeyPair, UserInfo};
+
+/// A running server and what it needs.
+pub struct Cluster {
+    pub server: ApiServer,
+    pub supervisor: Supervisor,
+    store: Arc<store::Embedded>,
+    ca: Issuer<'static, Key>,
+    ca_pem: String,
+    dir: TempDir,
+    address: Mutex<Option<SocketAddr>>,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.supervisor.cancel();
+        self.store.close();
+    }
+}
+
+impl Cluster {
+    pub async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    /// `adjust` may change the configuration before the server starts.
+    pub async fn start_with(adjust: impl FnOnce(&mut Config)) -> Self {
+        // A second install in one process fails, which is as good.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let dir = tempfile::tempdir().unwrap();
+        let (ca, ca_pem) = authority();
+        std::fs::write(dir.path().join("ca.crt"), &ca_pem).unwrap();
+        let serving = leaf(dir.path(), &ca, "kube-apiserver", &[], true);
+        let account_key = dir.path().join("service-account.key");
+        std::fs::write(&account_key, Key::generate().unwrap().serialize_pem()).unwrap();
+        let mut config = Config::new(IpAddr::V4(Ipv4Addr::LOCALHOST), serving, dir.path().join("ca.crt"), account_key);
+        adjust(&mut config);
+        let supervisor = Supervisor::new("test");
+        let store = Arc::new(store::Embedded::open(&dir.path().join("db")).unwrap());
+        let server = ApiServer::start(config, store.clone(), &supervisor).await.unwrap();
+        Self { server, supervisor, store, ca, ca_pem, dir, address: Mutex::default() }
+    }
+
+    /// The administrator's client, in-process.
+    pub fn admin(&self) -> kube::Client {
+        self.server.client(&UserInfo::admin())
+    }
+
+    /// An in-process client of a user in `system:authenticated`.
+    pub fn client(&self, user: &str) -> kube::Client {
+        let info = match user.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':')) {
+            Some((namespace, name)) => UserInfo::service_account(namespace, name),
+            None => UserInfo::new(user, &["system:authenticated"]),
+        };
+        self.server.client(&info)
+    }
+
+    /// Listens on a loopback port; the same one when called again.
+    pub async fn listen(&self) -> SocketAddr {
+        if let Some(address) = *self.address.lock() {
+            return address;
+        }
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        self.server.serve(listener, &self.supervisor).unwrap();
+        *self.address.lock() = Some(address);
+        address
+    }
+
+    /// A kubeconfig with a client certificate for `user`; the server must listen.
+    pub fn kubeconfig(&self, user: &str, groups: &[&str]) -> PathBuf {
+        let address = self.address.lock().unwrap();
+        let pair = leaf(self.dir.path(), &self.ca, user, groups, false);
+        let path = self.dir.path().join(format!("{user}.kubeconfig"));
+        let text = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: test\nclusters: [{{name: test, cluster: {{server: 'https://{address}', certificate-authority: '{}'}}}}]\ncontexts: [{{name: test, context: {{cluster: test, user: test}}}}]\nusers: [{{name: test, user: {{client-certificate: '{}', client-key: '{}'}}}}]\n",
+            self.dir.path().join("ca.crt").display(), pair.certificate.display(), pair.key.display(),
+        );
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    pub fn ca_pem(&self) -> &str {
+        &self.ca_pem
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+fn authority() -> (Issuer<'static, Key>, String) {
+    let key = Key::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name = name("skiff-test-ca", &[]);
+    let pem = params.self_signed(&key).unwrap().pem();
+    (Issuer::new(params, key), pem)
+}
+
+fn name(common: &str, groups: &[&str]) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    // rcgen keeps one value per attribute type: the last group is the one that counts.
+    for group in groups {
+        name.push(DnType::OrganizationName, *group);
+    }
+    name.push(DnType::CommonName, common);
+    name
+}
+
+fn leaf(dir: &Path, ca: &Issuer<'static, Key>, common: &str, groups: &[&str], server: bool) -> KeyPair {
+    let key = Key::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.distinguished_name = name(common, groups);
+    if server {
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.subject_alt_names =
+            vec![SanType::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST)), SanType::DnsName("localhost".try_into().unwrap())];
+    } else {
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    }
+    let certificate = params.signed_by(&key, ca).unwrap().pem();
+    let file = common.replace([':', '/'], "_");
+    let pair = KeyPair { certificate: dir.join(format!("{file}.crt")), key: dir.join(format!("{file}.key")) };
+    std::fs::write(&pair.certificate, certificate).unwrap();
+    std::fs::write(&pair.key, key.serialize_pem()).unwrap();
+    pair
+}
