@@ -1,0 +1,252 @@
+//! The loop: wait for a change, build the rules, write them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use component::{Informer, Informers, Supervisor};
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use tokio::sync::{Notify, watch};
+
+use crate::conntrack::UdpTable;
+use crate::health::{Health, HealthChecks};
+use crate::model::Rules;
+use crate::rules::{NodeView, build};
+use crate::{Config, Error, Mode, Settings, iptables, nftables};
+
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+/// What others may have changed is looked at again this often.
+const AUDIT: Duration = Duration::from_secs(30);
+const RETRY: Duration = Duration::from_secs(1);
+/// The longest that changes are gathered while the kernel is busy with the last ones.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// The running proxy. Cloning shares it.
+#[derive(Clone)]
+pub struct Proxy {
+    synced: watch::Receiver<u64>,
+    mode: Mode,
+}
+
+impl Proxy {
+    /// Which writer is in use.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Returns once the first rules are written.
+    pub async fn ready(&self) {
+        let mut synced = self.synced.clone();
+        if synced.wait_for(|count| *count > 0).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+enum Writer {
+    Nftables(nftables::Writer),
+    Iptables(iptables::Writer),
+}
+
+impl Writer {
+    fn new(mode: Mode) -> Self {
+        match mode {
+            Mode::Iptables => Self::Iptables(iptables::Writer::default()),
+            Mode::Auto | Mode::Nftables => Self::Nftables(nftables::Writer::default()),
+        }
+    }
+
+    fn write(&mut self, rules: &Rules, settings: &Settings) -> Result<(), Error> {
+        match self {
+            Self::Nftables(writer) => writer.write(rules, settings),
+            Self::Iptables(writer) => writer.write(rules, settings),
+        }
+    }
+
+    fn audit(&mut self) -> Result<(), Error> {
+        match self {
+            Self::Nftables(writer) => writer.audit(),
+            Self::Iptables(writer) => writer.audit(),
+        }
+    }
+}
+
+/// nf_tables where the kernel answers.
+fn choose(mode: Mode) -> Mode {
+    if mode != Mode::Auto {
+        return mode;
+    }
+    let tables = netlink::nft::Nft::open().and_then(|mut nft| nft.tables(netlink::nft::Family::Ipv4));
+    match tables {
+        Ok(_) => Mode::Nftables,
+        Err(error) => {
+            tracing::info!(%error, "no nf_tables in this kernel; writing Services with iptables");
+            Mode::Iptables
+        }
+    }
+}
+
+/// What the other writer left when the mode was another one.
+fn remove_other(mode: Mode) {
+    let outcome = match mode {
+        Mode::Iptables => {
+            netlink::nft::Nft::open().and_then(|mut nft| nft.delete_table(&nftables::table())).map_err(Error::from)
+        }
+        Mode::Auto | Mode::Nftables => iptables::remove(),
+    };
+    if let Err(error) = outcome {
+        tracing::warn!(%error, "rules of the other proxy mode could not be removed");
+    }
+}
+
+struct Watched {
+    services: Informer<Service>,
+    slices: Informer<EndpointSlice>,
+    nodes: Informer<Node>,
+}
+
+pub fn start(config: Config, informers: &Informers, supervisor: &Supervisor) -> Proxy {
+    let supervisor = supervisor.child("proxy");
+    let mode = choose(config.mode);
+    let watched = Watched {
+        services: informers.of::<Service>(),
+        slices: informers.of::<EndpointSlice>(),
+        nodes: informers.of::<Node>(),
+    };
+    let changed = Arc::new(Notify::new());
+    let health = Health::new(&config.node_name);
+    wake_on_change(&watched, &config.node_name, &changed, &health);
+    if let Some(address) = config.health_bind {
+        supervisor.spawn("healthz", health.clone().serve(address, watched.nodes.clone()));
+    }
+    let checks = HealthChecks::new(&supervisor, health.clone());
+    let (synced, seen) = watch::channel(0);
+    supervisor.spawn("sync", sync_forever(config, mode, watched, changed, health, checks, synced));
+    Proxy { synced: seen, mode }
+}
+
+fn wake_on_change(watched: &Watched, node_name: &str, changed: &Arc<Notify>, health: &Health) {
+    let wake = || {
+        let (changed, health) = (changed.clone(), health.clone());
+        move || {
+            health.queued();
+            changed.notify_one();
+        }
+    };
+    let on_service = wake();
+    watched.services.on_change(move |_| on_service());
+    let on_slice = wake();
+    watched.slices.on_change(move |_| on_slice());
+    let (on_node, name) = (wake(), node_name.to_owned());
+    watched.nodes.on_change(move |change| {
+        let zone = |node: Option<&Arc<Node>>| node.and_then(|node| zone_of(node));
+        if change.object().metadata.name.as_deref() == Some(&name) && zone(change.old) != zone(change.new) {
+            on_node();
+        }
+    });
+}
+
+fn zone_of(node: &Node) -> Option<String> {
+    node.metadata.labels.as_ref()?.get(ZONE_LABEL).cloned()
+}
+
+/// What one pass needs from the one before.
+struct State {
+    writer: Writer,
+    flows: UdpTable,
+}
+
+async fn sync_forever(
+    config: Config,
+    mode: Mode,
+    watched: Watched,
+    changed: Arc<Notify>,
+    health: Health,
+    mut checks: HealthChecks,
+    synced: watch::Sender<u64>,
+) {
+    // Half a list would tear down the rules of the other half.
+    watched.services.synced().await;
+    watched.slices.synced().await;
+    let settings = Settings {
+        cluster_cidr: config.cluster_cidr,
+        node_port_nets: config.node_port_nets.clone(),
+        served_here: config.dns_address,
+    };
+    let mut state = State { writer: Writer::new(mode), flows: UdpTable::default() };
+    let mut first = true;
+    loop {
+        let began = Instant::now();
+        health.begun();
+        let node = NodeView {
+            name: config.node_name.clone(),
+            zone: watched.nodes.get("", &config.node_name).and_then(|node| zone_of(&node)),
+            served_here: config.dns_address,
+        };
+        let (services, slices) = (watched.services.list(), watched.slices.list());
+        let pass_settings = settings.clone();
+        let pass = tokio::task::spawn_blocking(move || {
+            let rules = build(&services, &slices, &node);
+            let outcome = write(&mut state, &rules, &pass_settings);
+            if first {
+                remove_other(mode);
+            }
+            (state, rules, outcome)
+        });
+        let pause = match pass.await {
+            Ok((returned, rules, outcome)) => {
+                state = returned;
+                first = false;
+                checks.update(&rules.health_checks);
+                match outcome {
+                    Ok(()) => {
+                        health.succeeded();
+                        synced.send_modify(|count| *count += 1);
+                        AUDIT
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "Service rules could not be written; retrying");
+                        RETRY
+                    }
+                }
+            }
+            Err(panic) => {
+                tracing::error!(%panic, "building or writing Service rules panicked; retrying");
+                state = State { writer: Writer::new(mode), flows: UdpTable::default() };
+                RETRY
+            }
+        };
+        // As long a rest as the work took, so that a burst is gathered and a single change is not.
+        tokio::time::sleep(began.elapsed().min(LONGEST_PAUSE)).await;
+        if tokio::time::timeout(pause, changed.notified()).await.is_err() {
+            let audited = tokio::task::spawn_blocking(move || {
+                let outcome = state.writer.audit();
+                (state, outcome)
+            });
+            match audited.await {
+                Ok((returned, outcome)) => {
+                    state = returned;
+                    if let Err(error) = outcome {
+                        tracing::warn!(%error, "Service rules could not be audited");
+                    }
+                }
+                Err(_) => state = State { writer: Writer::new(mode), flows: UdpTable::default() },
+            }
+        }
+    }
+}
+
+fn write(state: &mut State, rules: &Rules, settings: &Settings) -> Result<(), Error> {
+    state.writer.write(rules, settings)?;
+    let flows = UdpTable::new(rules);
+    if flows != state.flows {
+        match flows.reconcile(&state.flows) {
+            Ok(0) => {}
+            Ok(deleted) => tracing::debug!(deleted, "ended UDP flows of endpoints that are gone"),
+            // The rules are right; only old flows are not. They end by their own timeout.
+            Err(error) => tracing::warn!(%error, "stale UDP flows could not be ended"),
+        }
+        state.flows = flows;
+    }
+    Ok(())
+}

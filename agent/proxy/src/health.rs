@@ -1,0 +1,210 @@
+//! HTTP answers about this node's Services: `/healthz` and `/livez`, and one port per load balanced
+//! Service with `externalTrafficPolicy: Local`, which tells balancers whether to send packets here.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use component::{Informer, Supervisor};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use k8s_openapi::api::core::v1::Node;
+use parking_lot::Mutex;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::model::HealthCheck;
+
+/// Rules older than a change by this much are unhealthy: twice kube-proxy's sync period.
+const STALE: Duration = Duration::from_secs(60);
+const BIND_RETRY: Duration = Duration::from_secs(5);
+const DELETION_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
+
+/// Shared between the loop and its servers.
+#[derive(Clone)]
+pub struct Health {
+    node_name: String,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The oldest change that no pass has taken up.
+    queued: Option<Instant>,
+    /// The oldest change of the pass under way.
+    under_way: Option<Instant>,
+    last_success: Option<jiff::Timestamp>,
+}
+
+impl Health {
+    pub fn new(node_name: &str) -> Self {
+        Self { node_name: node_name.to_owned(), state: Arc::default() }
+    }
+
+    pub fn queued(&self) {
+        self.state.lock().queued.get_or_insert_with(Instant::now);
+    }
+
+    pub fn begun(&self) {
+        let mut state = self.state.lock();
+        let queued = state.queued.take();
+        state.under_way = state.under_way.or(queued);
+    }
+
+    pub fn succeeded(&self) {
+        let mut state = self.state.lock();
+        state.under_way = None;
+        state.last_success = Some(jiff::Timestamp::now());
+    }
+
+    fn is_current(&self) -> bool {
+        let state = self.state.lock();
+        let waiting = state.under_way.or(state.queued);
+        state.last_success.is_some() && waiting.is_none_or(|since| since.elapsed() < STALE)
+    }
+
+    fn answer(&self, eligible: bool) -> serde_json::Value {
+        let now = jiff::Timestamp::now();
+        let updated = self.state.lock().last_success.unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+        serde_json::json!({
+            "lastUpdated": if self.is_current() { now } else { updated }.to_string(),
+            "currentTime": now.to_string(),
+            "nodeEligible": eligible,
+        })
+    }
+
+    /// Serves until cancelled.
+    pub async fn serve(self, address: SocketAddr, nodes: Informer<Node>) {
+        serve(address, move |path| {
+            let node = nodes.get("", &self.node_name);
+            let eligible = node.is_none_or(|node| is_eligible(&node));
+            match path {
+                "/healthz" => json_answer(self.is_current() && eligible, &self.answer(eligible)),
+                "/livez" => json_answer(self.is_current(), &self.answer(eligible)),
+                _ => answer(StatusCode::NOT_FOUND, "404 page not found\n".into()),
+            }
+        })
+        .await;
+    }
+}
+
+/// A node that is about to go should get no new connections.
+fn is_eligible(node: &Node) -> bool {
+    let taints = node.spec.iter().flat_map(|spec| &spec.taints).flatten();
+    node.metadata.deletion_timestamp.is_none() && !taints.into_iter().any(|taint| taint.key == DELETION_TAINT)
+}
+
+/// The servers of `healthCheckNodePort`s.
+pub struct HealthChecks {
+    supervisor: Supervisor,
+    health: Health,
+    running: BTreeMap<u16, (Supervisor, watch::Sender<HealthCheck>)>,
+}
+
+impl HealthChecks {
+    pub fn new(supervisor: &Supervisor, health: Health) -> Self {
+        Self { supervisor: supervisor.child("health-checks"), health, running: BTreeMap::new() }
+    }
+
+    pub fn update(&mut self, wanted: &BTreeMap<u16, HealthCheck>) {
+        self.running.retain(|port, (server, _)| {
+            let keep = wanted.contains_key(port);
+            if !keep {
+                server.cancel();
+            }
+            keep
+        });
+        for (port, check) in wanted {
+            if let Some((_, current)) = self.running.get(port) {
+                current.send_if_modified(|now| {
+                    let differs = now != check;
+                    now.clone_from(check);
+                    differs
+                });
+                continue;
+            }
+            let (current, seen) = watch::channel(check.clone());
+            let server = self.supervisor.child(port);
+            let health = self.health.clone();
+            let address = SocketAddr::from(([0, 0, 0, 0], *port));
+            server.spawn("serve", serve(address, move |_| check_answer(&seen.borrow(), health.is_current())));
+            self.running.insert(*port, (server, current));
+        }
+    }
+}
+
+fn check_answer(check: &HealthCheck, proxy_healthy: bool) -> Response<Full<Bytes>> {
+    let body = serde_json::json!({
+        "service": { "namespace": check.namespace, "name": check.service },
+        "localEndpoints": check.local_endpoints,
+        "serviceProxyHealthy": proxy_healthy,
+    });
+    let mut response = json_answer(check.local_endpoints > 0 && proxy_healthy, &body);
+    let weight = hyper::header::HeaderValue::from(check.local_endpoints);
+    response.headers_mut().insert("X-Load-Balancing-Endpoint-Weight", weight);
+    response
+}
+
+fn json_answer(ok: bool, body: &serde_json::Value) -> Response<Full<Bytes>> {
+    let status = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let mut response = answer(status, body.to_string());
+    let headers = response.headers_mut();
+    headers.insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
+    headers.insert("X-Content-Type-Options", hyper::header::HeaderValue::from_static("nosniff"));
+    response
+}
+
+fn answer(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response
+}
+
+/// Accepts connections until cancelled; a port that is taken is tried again.
+async fn serve(address: SocketAddr, respond: impl Fn(&str) -> Response<Full<Bytes>> + Send + Sync + Clone + 'static) {
+    let listener = bind(address).await;
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            // Out of descriptors: those of others come free again.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let respond = respond.clone();
+        // Short-lived by construction: one answer, then the connection is closed or times out.
+        tokio::spawn(async move {
+            let service = service_fn(move |request: Request<Incoming>| {
+                let response = respond(request.uri().path());
+                async move { Ok::<_, Infallible>(response) }
+            });
+            let mut http = hyper::server::conn::http1::Builder::new();
+            http.keep_alive(false);
+            let _ = within(Duration::from_secs(10), http.serve_connection(TokioIo::new(stream), service)).await;
+        });
+    }
+}
+
+async fn within<F: Future>(limit: Duration, work: F) -> Option<F::Output> {
+    tokio::time::timeout(limit, work).await.ok()
+}
+
+async fn bind(address: SocketAddr) -> TcpListener {
+    let mut told = false;
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => return listener,
+            Err(error) => {
+                if !told {
+                    tracing::warn!(%address, %error, "health checks cannot be served yet; retrying");
+                    told = true;
+                }
+                tokio::time::sleep(BIND_RETRY).await;
+            }
+        }
+    }
+}
