@@ -244,7 +244,8 @@ pub fn parse_cidr(text: &str) -> Option<(std::net::IpAddr, u8)> {
     let address = parse_ip(address)?;
     let length: u8 = length.parse().ok()?;
     let most = if address.is_ipv4() { 32 } else { 128 };
-    (length <= most && (length == 0 || text.split_once('/').is_some_and(|(_, l)| !l.starts_with('0')))).then_some((address, length))
+    (length <= most && (length == 0 || text.split_once('/').is_some_and(|(_, l)| !l.starts_with('0'))))
+        .then_some((address, length))
 }
 
 /// Remembers what was seen, by any key; says whether it is new.
@@ -375,7 +376,9 @@ mod tests {
         for (text, fits) in [("10.0.0.1", true), ("::1", true), ("10.0.0", false), ("01.2.3.4", false), ("", false)] {
             assert_eq!(parse_ip(text).is_some(), fits, "{text}");
         }
-        for (text, fits) in [("10.0.0.0/8", true), ("::/0", true), ("10.0.0.0/33", false), ("10.0.0.0/08", false), ("10.0.0.0", false)] {
+        for (text, fits) in
+            [("10.0.0.0/8", true), ("::/0", true), ("10.0.0.0/33", false), ("10.0.0.0/08", false), ("10.0.0.0", false)]
+        {
             assert_eq!(parse_cidr(text).is_some(), fits, "{text}");
         }
         assert_eq!((percent("25%"), percent("%"), percent("-1%"), percent("5")), (Some(25), None, None, None));

@@ -6,9 +6,14 @@ const GROUP: &str = "resource.k8s.io";
 
 pub fn resources() -> Vec<Resource> {
     vec![
-        Resource::plain(Descriptor::new(GROUP, "v1", "DeviceClass", "deviceclasses").cluster_scoped().with_generation()),
         Resource::plain(
-            Descriptor::new(GROUP, "v1", "DeviceTaintRule", "devicetaintrules").cluster_scoped().with_status().with_generation(),
+            Descriptor::new(GROUP, "v1", "DeviceClass", "deviceclasses").cluster_scoped().with_generation(),
+        ),
+        Resource::plain(
+            Descriptor::new(GROUP, "v1", "DeviceTaintRule", "devicetaintrules")
+                .cluster_scoped()
+                .with_status()
+                .with_generation(),
         ),
         Resource::plain(Descriptor::new(GROUP, "v1", "ResourceClaim", "resourceclaims").with_status()),
         Resource::plain(Descriptor::new(GROUP, "v1", "ResourceClaimTemplate", "resourceclaimtemplates")),

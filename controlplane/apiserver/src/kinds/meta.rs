@@ -93,7 +93,9 @@ fn owner_references(meta: &Node<'_>, errors: &mut ErrorList) {
         if version.text().is_empty() || version.text().starts_with('/') {
             version.invalid(errors, "version must not be empty");
         }
-        for (field, detail) in [("kind", "must not be empty"), ("name", "must not be empty"), ("uid", "must not be empty")] {
+        for (field, detail) in
+            [("kind", "must not be empty"), ("name", "must not be empty"), ("uid", "must not be empty")]
+        {
             if owner.child(field).text().is_empty() {
                 errors.push(Error::invalid(&owner.child(field).path, "", detail));
             }
@@ -167,9 +169,10 @@ fn no_new_finalizers(meta: &Node<'_>, was: &Node<'_>, errors: &mut ErrorList) {
     let before = value::texts(was.value, "finalizers");
     let added: Vec<&str> = value::texts(meta.value, "finalizers").into_iter().filter(|f| !before.contains(f)).collect();
     if !added.is_empty() {
-        meta.child("finalizers").forbidden(errors, format!(
-            "no new finalizers can be added if the object is being deleted, found new finalizers {added:?}"
-        ));
+        meta.child("finalizers").forbidden(
+            errors,
+            format!("no new finalizers can be added if the object is being deleted, found new finalizers {added:?}"),
+        );
     }
 }
 
@@ -183,14 +186,39 @@ mod tests {
     fn names_of_created_objects() {
         for (meta, namespaced, rule, error) in [
             (json!({"name": "a.b", "namespace": "x"}), true, NameRule::DnsSubdomain, ""),
-            (json!({"name": "a.b"}), false, NameRule::DnsLabel, "metadata.name: Invalid value: \"a.b\": a lowercase RFC 1123 label"),
+            (
+                json!({"name": "a.b"}),
+                false,
+                NameRule::DnsLabel,
+                "metadata.name: Invalid value: \"a.b\": a lowercase RFC 1123 label",
+            ),
             (json!({"name": "system:x"}), false, NameRule::PathSegment, ""),
             (json!({"name": "a", "generateName": "a-"}), false, NameRule::DnsSubdomain, ""),
-            (json!({"namespace": "x"}), true, NameRule::DnsSubdomain, "metadata.name: Required value: name or generateName is required"),
+            (
+                json!({"namespace": "x"}),
+                true,
+                NameRule::DnsSubdomain,
+                "metadata.name: Required value: name or generateName is required",
+            ),
             (json!({"name": "a"}), true, NameRule::DnsSubdomain, "metadata.namespace: Required value"),
-            (json!({"name": "a", "namespace": "b"}), false, NameRule::DnsSubdomain, "metadata.namespace: Forbidden: not allowed on this type"),
-            (json!({"name": "a", "labels": {"-": "x"}}), false, NameRule::DnsSubdomain, "metadata.labels: Invalid value: \"-\": name part"),
-            (json!({"name": "a", "finalizers": ["x"]}), false, NameRule::DnsSubdomain, "metadata.finalizers[0]: Invalid value: \"x\": name is neither"),
+            (
+                json!({"name": "a", "namespace": "b"}),
+                false,
+                NameRule::DnsSubdomain,
+                "metadata.namespace: Forbidden: not allowed on this type",
+            ),
+            (
+                json!({"name": "a", "labels": {"-": "x"}}),
+                false,
+                NameRule::DnsSubdomain,
+                "metadata.labels: Invalid value: \"-\": name part",
+            ),
+            (
+                json!({"name": "a", "finalizers": ["x"]}),
+                false,
+                NameRule::DnsSubdomain,
+                "metadata.finalizers[0]: Invalid value: \"x\": name is neither",
+            ),
         ] {
             let found = join(&validate_create(&json!({"metadata": meta}), namespaced, rule));
             assert!(if error.is_empty() { found == "[]" } else { found.contains(error) }, "{meta}: {found}");

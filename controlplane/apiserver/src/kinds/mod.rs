@@ -13,7 +13,7 @@ pub mod value;
 mod admissionregistration;
 mod apiextensions;
 mod apiregistration;
-mod apps;
+pub mod apps;
 mod authentication;
 mod authorization;
 mod autoscaling;
@@ -22,12 +22,12 @@ mod certificates;
 mod coordination;
 pub mod core;
 mod discovery;
+mod dra;
 mod flowcontrol;
 mod networking;
 mod node;
 mod policy;
 mod rbac;
-mod dra;
 mod scheduling;
 mod storage;
 mod storagemigration;
@@ -94,8 +94,11 @@ mod tests {
     #[test]
     fn hooks_survive_any_object() {
         for resource in all() {
-            for mut object in [serde_json::json!({}), serde_json::json!({"spec": 5, "status": [], "metadata": {"name": 1}}),
-                serde_json::json!({"metadata": null, "spec": {"template": [], "containers": {}, "ports": 7}, "rules": {}, "data": "x", "webhooks": [1]})] {
+            for mut object in [
+                serde_json::json!({}),
+                serde_json::json!({"spec": 5, "status": [], "metadata": {"name": 1}}),
+                serde_json::json!({"metadata": null, "spec": {"template": [], "containers": {}, "ports": 7}, "rules": {}, "data": "x", "webhooks": [1]}),
+            ] {
                 resource.hooks.defaults(&mut object);
                 resource.hooks.row(&object, jiff::Timestamp::UNIX_EPOCH);
             }

@@ -156,3 +156,24 @@ pub fn access_modes(modes: &[Value]) -> String {
 pub fn own_labels(object: &Value) -> String {
     labels(map(object, "metadata.labels"))
 }
+
+/// Name and `Created At`: kinds without a table of their own.
+pub fn created_at_columns() -> Vec<Column> {
+    let mut created = Column::age();
+    created.name = "Created At".into();
+    created.type_ = "date".into();
+    vec![Column::name(), created]
+}
+
+pub fn created_at_row(object: &Value) -> Vec<Value> {
+    vec![name(object).into(), at(object, "metadata.creationTimestamp").clone()]
+}
+
+/// Hooks of a kind with nothing but that.
+pub struct CreatedAt;
+
+impl crate::resource::Hooks for CreatedAt {
+    fn row(&self, object: &Value, _now: Timestamp) -> Vec<Value> {
+        created_at_row(object)
+    }
+}

@@ -1,10 +1,17 @@
 //! The `batch` group.
 
+mod cron_job;
+mod job;
+pub mod schedule;
+
 use crate::kinds::core::selectable_or;
 use crate::resource::{Descriptor, Resource};
 
 pub fn resources() -> Vec<Resource> {
-    vec![Resource::plain(cron_job_descriptor()), Resource::plain(job_descriptor())]
+    vec![
+        Resource::new(cron_job_descriptor().columns(cron_job::columns()), cron_job::CronJob),
+        Resource::new(job_descriptor().columns(job::columns()), job::Job),
+    ]
 }
 
 fn cron_job_descriptor() -> Descriptor {

@@ -1,9 +1,29 @@
 //! The core group (`v1`).
 
 pub mod allocator;
+pub mod claim;
+mod data;
+mod endpoints;
+mod event;
+mod limits;
+mod namespace;
+mod node;
 pub mod pod;
+mod service;
+mod service_validation;
 
-use crate::resource::{Descriptor, NameRule, Resource, SelectableField};
+pub use endpoints::host_port;
+pub use service::load_balancers;
+pub use service_validation::special;
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use crate::kinds::apps;
+use crate::kinds::table::{created_at_columns, words};
+use crate::kinds::value::{list, name, text};
+
+use crate::resource::{Column, Descriptor, Hooks, NameRule, Resource, SelectableField};
 use allocator::ServiceRanges;
 
 const STREAM: &[&str] = &["create", "get"];
@@ -11,25 +31,52 @@ const PROXY: &[&str] = &["create", "delete", "get", "patch", "update"];
 const CHANGE: &[&str] = &["get", "patch", "update"];
 
 pub fn resources(ranges: ServiceRanges) -> Vec<Resource> {
-    let _ = ranges;
     vec![
         binding(),
-        Resource::plain(component_status_descriptor()),
-        Resource::plain(config_map_descriptor()),
-        Resource::plain(endpoints_descriptor()),
-        Resource::plain(event_descriptor()),
-        Resource::plain(limit_range_descriptor()),
-        Resource::plain(namespace_descriptor()),
-        Resource::plain(node_descriptor()),
-        Resource::plain(claim_descriptor()),
-        Resource::plain(volume_descriptor()),
-        Resource::plain(pod_descriptor()),
-        Resource::plain(pod_template_descriptor()),
-        Resource::plain(replication_controller_descriptor()),
-        Resource::plain(resource_quota_descriptor()),
-        Resource::plain(secret_descriptor()),
-        Resource::plain(service_account_descriptor()),
-        Resource::plain(service_descriptor()),
+        Resource::new(component_status_descriptor().columns(component_columns()), ComponentStatus),
+        Resource::new(config_map_descriptor().columns(data::config_map_columns()), data::ConfigMap),
+        Resource::new(endpoints_descriptor().columns(endpoints::columns()), endpoints::Endpoints),
+        Resource::new(event_descriptor().columns(event::columns()), event::Event),
+        Resource::new(limit_range_descriptor().columns(created_at_columns()), limits::LimitRange),
+        Resource::new(namespace_descriptor().columns(namespace::columns()), namespace::Namespace),
+        Resource::new(node_descriptor().columns(node::columns()), node::Node),
+        Resource::new(claim_descriptor().columns(claim::claim_columns()), claim::Claim),
+        Resource::new(volume_descriptor().columns(claim::volume_columns()), claim::Volume),
+        Resource::new(pod_descriptor().columns(pod::row::columns()), pod::Pod),
+        Resource::new(pod_template_descriptor().columns(apps::pod_template_columns()), apps::PodTemplate),
+        Resource::new(
+            replication_controller_descriptor().columns(apps::replica_columns()),
+            apps::ReplicationController,
+        ),
+        Resource::new(resource_quota_descriptor().columns(limits::quota_columns()), limits::ResourceQuota),
+        Resource::new(secret_descriptor().columns(data::secret_columns()), data::Secret),
+        Resource::new(service_account_descriptor().columns(data::service_account_columns()), data::ServiceAccount),
+        Resource::new(service_descriptor().columns(service::columns()), service::Service::new(ranges)),
+    ]
+}
+
+/// Health of components, long deprecated.
+struct ComponentStatus;
+
+impl Hooks for ComponentStatus {
+    fn row(&self, status: &Value, _now: Timestamp) -> Vec<Value> {
+        let healthy = list(status, "conditions").iter().find(|condition| text(condition, "type") == "Healthy");
+        let part = |field: &str| healthy.map_or("", |condition| text(condition, field));
+        let word = match part("status") {
+            "True" => "Healthy",
+            "False" => "Unhealthy",
+            _ => "Unknown",
+        };
+        vec![name(status).into(), word.into(), part("message").into(), part("error").into()]
+    }
+}
+
+fn component_columns() -> Vec<Column> {
+    vec![
+        Column::name(),
+        words("Status", "Status of the component conditions"),
+        words("Message", "Message of the component conditions"),
+        words("Error", "Error of the component conditions"),
     ]
 }
 
@@ -49,7 +96,8 @@ fn binding() -> Resource {
 }
 
 fn component_status_descriptor() -> Descriptor {
-    let mut descriptor = core("ComponentStatus", "componentstatuses").cluster_scoped().short(&["cs"]).verbs(&["get", "list"]);
+    let mut descriptor =
+        core("ComponentStatus", "componentstatuses").cluster_scoped().short(&["cs"]).verbs(&["get", "list"]);
     descriptor.virtual_ = true;
     descriptor.deprecated("v1 ComponentStatus is deprecated in v1.19+")
 }
@@ -67,22 +115,34 @@ fn endpoints_descriptor() -> Descriptor {
 }
 
 fn event_descriptor() -> Descriptor {
-    let mut descriptor = core("Event", "events").also("events.k8s.io", "v1").short(&["ev"]).names(NameRule::PathSegment);
+    let mut descriptor =
+        core("Event", "events").also("events.k8s.io", "v1").short(&["ev"]).names(NameRule::PathSegment);
     descriptor.create_on_update = true;
     descriptor.ttl = Some(3600);
     for label in [
-        "involvedObject.kind", "involvedObject.namespace", "involvedObject.name", "involvedObject.uid",
-        "involvedObject.apiVersion", "involvedObject.resourceVersion", "involvedObject.fieldPath", "reason", "type",
+        "involvedObject.kind",
+        "involvedObject.namespace",
+        "involvedObject.name",
+        "involvedObject.uid",
+        "involvedObject.apiVersion",
+        "involvedObject.resourceVersion",
+        "involvedObject.fieldPath",
+        "reason",
+        "type",
         "reportingComponent",
     ] {
         descriptor = descriptor.selectable(label);
     }
     // In events.k8s.io the object is called `regarding`.
     for (label, path) in [
-        ("regarding.kind", "involvedObject.kind"), ("regarding.namespace", "involvedObject.namespace"),
-        ("regarding.name", "involvedObject.name"), ("regarding.uid", "involvedObject.uid"),
-        ("regarding.apiVersion", "involvedObject.apiVersion"), ("regarding.resourceVersion", "involvedObject.resourceVersion"),
-        ("regarding.fieldPath", "involvedObject.fieldPath"), ("reportingController", "reportingComponent"),
+        ("regarding.kind", "involvedObject.kind"),
+        ("regarding.namespace", "involvedObject.namespace"),
+        ("regarding.name", "involvedObject.name"),
+        ("regarding.uid", "involvedObject.uid"),
+        ("regarding.apiVersion", "involvedObject.apiVersion"),
+        ("regarding.resourceVersion", "involvedObject.resourceVersion"),
+        ("regarding.fieldPath", "involvedObject.fieldPath"),
+        ("reportingController", "reportingComponent"),
     ] {
         descriptor.selectable.push(selectable_or(label, path, ""));
     }
@@ -151,8 +211,13 @@ fn pod_descriptor() -> Descriptor {
         .subresource("proxy", ("", "v1", "PodProxyOptions"), PROXY)
         .subresource("resize", ("", "v1", "Pod"), CHANGE);
     for label in [
-        "spec.nodeName", "spec.restartPolicy", "spec.schedulerName", "spec.serviceAccountName", "status.phase",
-        "status.podIP", "status.nominatedNodeName",
+        "spec.nodeName",
+        "spec.restartPolicy",
+        "spec.schedulerName",
+        "spec.serviceAccountName",
+        "status.phase",
+        "status.podIP",
+        "status.nominatedNodeName",
     ] {
         descriptor = descriptor.selectable(label);
     }

@@ -19,7 +19,11 @@ fn ingress_class_descriptor() -> Descriptor {
 }
 
 fn ingress_descriptor() -> Descriptor {
-    Descriptor::new(GROUP, "v1", "Ingress", "ingresses").short(&["ing"]).stored_under("ingress").with_status().with_generation()
+    Descriptor::new(GROUP, "v1", "Ingress", "ingresses")
+        .short(&["ing"])
+        .stored_under("ingress")
+        .with_status()
+        .with_generation()
 }
 
 fn ip_address_descriptor() -> Descriptor {

@@ -7,7 +7,8 @@
 use serde_json::{Map, Value, json};
 
 use crate::kinds::value::{
-    at, default, default_int, default_text, ensure_map, flag, get, get_mut, has, int, list_mut, map, opt_text, set, text,
+    at, default, default_int, default_text, ensure_map, flag, get, get_mut, has, int, list_mut, map, opt_text, set,
+    text,
 };
 
 /// Where the three kinds of containers are.
@@ -122,7 +123,8 @@ pub fn pull_policy(image: &str) -> &'static str {
 }
 
 fn volume(volume: &mut Value) {
-    let sourceless = volume.as_object().is_some_and(|fields| fields.iter().all(|(key, value)| key == "name" || value.is_null()));
+    let sourceless =
+        volume.as_object().is_some_and(|fields| fields.iter().all(|(key, value)| key == "name" || value.is_null()));
     if sourceless {
         set(volume, "emptyDir", json!({}));
     }
@@ -315,7 +317,8 @@ mod tests {
 
     #[test]
     fn templates_keep_requests_unset() {
-        let mut given = json!({"spec": {"containers": [{"name": "c", "image": "a", "resources": {"limits": {"cpu": "1"}}}]}});
+        let mut given =
+            json!({"spec": {"containers": [{"name": "c", "image": "a", "resources": {"limits": {"cpu": "1"}}}]}});
         template(&mut given);
         assert_eq!(given["spec"]["containers"][0]["resources"], json!({"limits": {"cpu": "1"}}));
         assert_eq!(given["spec"].get("enableServiceLinks"), None);

@@ -1,9 +1,29 @@
-//! Pods.
+//! Pods: hooks, and what everything with a pod template shares.
+//!
+//! - [`defaults`]: defaults of pods and templates;
+//! - [`spec`], [`container`], [`probe`], [`volume`], [`security`], [`placement`]: validation;
+//! - [`update`]: what may change afterwards;
+//! - [`row`]: what `kubectl get` shows.
 
+pub mod container;
 pub mod defaults;
+pub mod eviction;
+pub mod placement;
+pub mod probe;
+pub mod row;
+pub mod security;
+pub mod spec;
+pub mod update;
+pub mod volume;
 
+use api::field::ErrorList;
 use api::quantity::Quantity;
-use serde_json::Value;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::kinds::check::Node;
+use crate::kinds::value::{at, copy, entries, get, has, list, list_mut, map, opt_int, set, text};
+use crate::resource::{Context, Hooks};
 
 /// A quantity as stored: text, or a number from clients that write one.
 pub fn quantity(value: &Value) -> Option<Quantity> {
@@ -11,5 +31,371 @@ pub fn quantity(value: &Value) -> Option<Quantity> {
         Value::String(text) => text.parse().ok(),
         Value::Number(number) => number.to_string().parse().ok(),
         _ => None,
+    }
+}
+
+pub struct Pod;
+
+impl Hooks for Pod {
+    fn defaults(&self, pod: &mut Value) {
+        defaults::pod(pod);
+    }
+
+    fn prepare_create(&self, ctx: &Context<'_>, pod: &mut Value) {
+        let mut status = json!({"phase": "Pending", "qosClass": qos_class(pod)});
+        if !list(pod, "spec.schedulingGates").is_empty() {
+            status["conditions"] = json!([{
+                "type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
+                "message": "Scheduling is blocked due to non-empty scheduling gates",
+                "lastProbeTime": null, "lastTransitionTime": timestamp(ctx.now),
+            }]);
+        }
+        set(pod, "status", status);
+        if get(pod, "spec").is_some_and(|spec| opt_int(spec, "terminationGracePeriodSeconds").is_some_and(|s| s < 0)) {
+            set(pod, "spec.terminationGracePeriodSeconds", 1);
+        }
+        label_keys(pod);
+    }
+
+    fn prepare_subresource_update(&self, ctx: &Context<'_>, new: &mut Value, old: &Value) {
+        match ctx.subresource {
+            "status" => {
+                copy(old, new, "metadata.ownerReferences");
+                if text(new, "status.qosClass").is_empty() {
+                    copy(old, new, "status.qosClass");
+                }
+            }
+            "ephemeralcontainers" => {
+                update::keep_all_but_ephemeral(new, old);
+                defaults::pod(new);
+            }
+            "resize" => update::keep_all_but_resources(new, old),
+            _ => {}
+        }
+    }
+
+    fn validate_create(&self, _ctx: &Context<'_>, pod: &Value) -> ErrorList {
+        let mut errors = ErrorList::new();
+        let root = Node::root(pod);
+        spec::validate(&root.child("spec"), &mut errors);
+        if !root.items("spec.ephemeralContainers").is_empty() {
+            root.child("spec.ephemeralContainers").forbidden(&mut errors, "cannot be set on create");
+        }
+        errors
+    }
+
+    fn validate_update(&self, _ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
+        update::validate(new, old)
+    }
+
+    fn validate_subresource_update(&self, ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
+        match ctx.subresource {
+            "status" => update::validate_status(new, old),
+            "ephemeralcontainers" => update::validate_ephemeral(new, old),
+            "resize" => update::validate_resize(new, old),
+            _ => ErrorList::new(),
+        }
+    }
+
+    fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
+        if old.is_some() { Vec::new() } else { warnings(at(new, "spec"), "spec") }
+    }
+
+    fn row(&self, pod: &Value, now: Timestamp) -> Vec<Value> {
+        row::cells(pod, now)
+    }
+
+    fn grace_period(&self, pod: &Value, asked: Option<i64>) -> i64 {
+        grace_period(pod, asked)
+    }
+}
+
+/// Seconds a pod gets to end: none when it never ran or has ended.
+fn grace_period(pod: &Value, asked: Option<i64>) -> i64 {
+    let unbound = text(pod, "spec.nodeName").is_empty();
+    if unbound || matches!(text(pod, "status.phase"), "Failed" | "Succeeded") {
+        return 0;
+    }
+    let period = asked.or_else(|| opt_int(pod, "spec.terminationGracePeriodSeconds")).unwrap_or(30);
+    if period < 0 { 1 } else { period }
+}
+
+pub fn timestamp(now: Timestamp) -> String {
+    now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// `Guaranteed`, `Burstable` or `BestEffort` (`ComputePodQOS`).
+pub fn qos_class(pod: &Value) -> &'static str {
+    let positive = |amount: &Value| quantity(amount).is_some_and(|amount| amount > Quantity::ZERO);
+    let relevant = |name: &str| matches!(name, "cpu" | "memory");
+    let spec = at(pod, "spec");
+    let owners: Vec<&Value> = if has(spec, "resources") {
+        vec![spec]
+    } else {
+        ["initContainers", "containers"].iter().flat_map(|field| list(spec, field)).collect()
+    };
+    let any = owners.iter().any(|owner| {
+        ["resources.requests", "resources.limits"]
+            .iter()
+            .any(|side| entries(owner, side).any(|(name, amount)| relevant(name) && positive(amount)))
+    });
+    if !any {
+        return "BestEffort";
+    }
+    let guaranteed = owners.iter().all(|owner| {
+        ["cpu", "memory"].iter().all(|name| {
+            let amount = |side: &str| map(owner, side).and_then(|side| side.get(*name)).and_then(quantity);
+            match (amount("resources.limits"), amount("resources.requests")) {
+                (Some(limit), Some(request)) => limit > Quantity::ZERO && limit == request,
+                (Some(limit), None) => limit > Quantity::ZERO,
+                _ => false,
+            }
+        })
+    });
+    if guaranteed { "Guaranteed" } else { "Burstable" }
+}
+
+/// `matchLabelKeys` of affinity terms and spread constraints become selector requirements on the
+/// pod's own labels, once, at creation.
+fn label_keys(pod: &mut Value) {
+    let labels = map(pod, "metadata.labels").cloned().unwrap_or_default();
+    let add = |term: &mut Value, keys: &str, operator: &str| {
+        let wanted: Vec<Value> = list(term, keys).to_vec();
+        if get(term, "labelSelector").is_none() {
+            return;
+        }
+        for key in wanted {
+            if let Some(value) = key.as_str().and_then(|key| labels.get(key)) {
+                let requirement = json!({"key": key, "operator": operator, "values": [value]});
+                let expressions = crate::kinds::value::ensure_list(term, "labelSelector.matchExpressions");
+                if !expressions.contains(&requirement) {
+                    expressions.push(requirement);
+                }
+            }
+        }
+    };
+    for kind in ["spec.affinity.podAffinity", "spec.affinity.podAntiAffinity"] {
+        for term in list_mut(pod, &format!("{kind}.requiredDuringSchedulingIgnoredDuringExecution")) {
+            add(term, "matchLabelKeys", "In");
+            add(term, "mismatchLabelKeys", "NotIn");
+        }
+        for preferred in list_mut(pod, &format!("{kind}.preferredDuringSchedulingIgnoredDuringExecution")) {
+            if let Some(term) = crate::kinds::value::get_mut(preferred, "podAffinityTerm") {
+                add(term, "matchLabelKeys", "In");
+                add(term, "mismatchLabelKeys", "NotIn");
+            }
+        }
+    }
+    for constraint in list_mut(pod, "spec.topologySpreadConstraints") {
+        add(constraint, "matchLabelKeys", "In");
+    }
+}
+
+/// Warnings about a pod spec (`pkg/api/pod/warnings.go`), also of templates at `path`.
+pub fn warnings(spec: &Value, path: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for field in ["initContainers", "containers"] {
+        for (index, container) in list(spec, field).iter().enumerate() {
+            let mut seen = crate::kinds::check::Seen::default();
+            for (position, variable) in list(container, "env").iter().enumerate() {
+                let name = text(variable, "name");
+                if !seen.insert(name) {
+                    found.push(format!("{path}.{field}[{index}].env[{position}]: hides previous definition of \"{name}\", which may be dropped when using apply"));
+                }
+            }
+            let mut ports = crate::kinds::check::Seen::default();
+            for (position, port) in list(container, "ports").iter().enumerate() {
+                let key = format!(
+                    "{}/{}/{}/{}",
+                    at(port, "containerPort"),
+                    text(port, "protocol"),
+                    at(port, "hostPort"),
+                    text(port, "hostIP")
+                );
+                if !ports.insert(key) {
+                    let first = list(container, "ports")
+                        .iter()
+                        .position(|p| at(p, "containerPort") == at(port, "containerPort"))
+                        .unwrap_or(0);
+                    found.push(format!("{path}.{field}[{index}].ports[{position}]: duplicate port definition with {path}.{field}[{index}].ports[{first}]"));
+                }
+            }
+        }
+    }
+    for (index, alias) in list(spec, "imagePullSecrets").iter().enumerate() {
+        if text(alias, "name").is_empty() {
+            found.push(format!("{path}.imagePullSecrets[{index}].name: invalid empty name \"\""));
+        }
+    }
+    if opt_int(spec, "terminationGracePeriodSeconds").is_some_and(|seconds| seconds < 0) {
+        found.push(format!(
+            "{path}.terminationGracePeriodSeconds: must be >= 0; negative values are invalid and will be treated as 1"
+        ));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use api::field::join;
+
+    fn check(spec: Value) -> String {
+        let mut pod = json!({"metadata": {"name": "a"}, "spec": spec});
+        defaults::pod(&mut pod);
+        let mut errors = ErrorList::new();
+        spec::validate(&Node::root(&pod).child("spec"), &mut errors);
+        join(&errors)
+    }
+
+    #[test]
+    fn pod_specs_refused() {
+        let container = json!({"name": "c", "image": "i"});
+        let with = |extra: Value| {
+            let mut merged = container.clone();
+            for (key, value) in extra.as_object().unwrap() {
+                merged[key] = value.clone();
+            }
+            json!({"containers": [merged]})
+        };
+        for (spec, expected) in [
+            (with(json!({})), "[]"),
+            (json!({"containers": []}), "spec.containers: Required value"),
+            (with(json!({"image": ""})), "spec.containers[0].image: Required value"),
+            (
+                with(json!({"image": " i"})),
+                "spec.containers[0].image: Invalid value: \" i\": must not have leading or trailing whitespace",
+            ),
+            (json!({"containers": [container, container]}), "spec.containers[1].name: Duplicate value: \"c\""),
+            (
+                with(json!({"ports": [{"containerPort": 70000}]})),
+                "spec.containers[0].ports[0].containerPort: Invalid value: 70000: must be between 1 and 65535, inclusive",
+            ),
+            (
+                with(json!({"ports": [{"containerPort": 1, "protocol": "X"}]})),
+                "spec.containers[0].ports[0].protocol: Unsupported value: \"X\": supported values: \"SCTP\", \"TCP\", \"UDP\"",
+            ),
+            (
+                with(json!({"ports": [{"containerPort": 1, "hostPort": 5}, {"containerPort": 2, "hostPort": 5}]})),
+                "spec.containers[0].ports[1].hostPort: Duplicate value: \"TCP//5\"",
+            ),
+            (
+                with(json!({"imagePullPolicy": "Sometimes"})),
+                "spec.containers[0].imagePullPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"IfNotPresent\", \"Never\"",
+            ),
+            (
+                with(json!({"env": [{"name": "a=b"}]})),
+                "spec.containers[0].env[0].name: Invalid value: \"a=b\": a valid environment variable name must consist only of printable ASCII characters other than '='",
+            ),
+            (
+                with(json!({"env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "spec.x"}}}]})),
+                "spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: Unsupported value: \"spec.x\": supported values: \"metadata.name\", \"metadata.namespace\", \"metadata.uid\", \"spec.nodeName\", \"spec.serviceAccountName\", \"status.hostIP\", \"status.hostIPs\", \"status.podIP\", \"status.podIPs\"",
+            ),
+            (
+                with(json!({"volumeMounts": [{"name": "v", "mountPath": "/x"}]})),
+                "spec.containers[0].volumeMounts[0].name: Not found: \"v\"",
+            ),
+            (
+                with(json!({"livenessProbe": {}})),
+                "spec.containers[0].livenessProbe: Required value: must specify a handler type",
+            ),
+            (
+                with(json!({"livenessProbe": {"exec": {"command": ["a"]}, "successThreshold": 2}})),
+                "spec.containers[0].livenessProbe.successThreshold: Invalid value: 2: must be 1",
+            ),
+            (
+                with(json!({"resources": {"limits": {"cpu": "1"}, "requests": {"cpu": "2"}}})),
+                "spec.containers[0].resources.requests: Invalid value: \"2\": must be less than or equal to cpu limit of 1",
+            ),
+            (
+                with(json!({"resources": {"limits": {"cpu": "-1"}}})),
+                "[spec.containers[0].resources.limits[cpu]: Invalid value: \"-1\": must be greater than or equal to 0, spec.containers[0].resources.requests[cpu]: Invalid value: \"-1\": must be greater than or equal to 0]",
+            ),
+            (
+                with(json!({"securityContext": {"privileged": true, "allowPrivilegeEscalation": false}})),
+                "spec.containers[0].securityContext: Invalid value: {\"allowPrivilegeEscalation\":false,\"privileged\":true}: cannot set `allowPrivilegeEscalation` to false and `privileged` to true",
+            ),
+        ] {
+            assert_eq!(check(spec.clone()), expected, "{spec}");
+        }
+    }
+
+    #[test]
+    fn pod_fields_refused() {
+        for (extra, expected) in [
+            (
+                json!({"restartPolicy": "x"}),
+                "spec.restartPolicy: Unsupported value: \"x\": supported values: \"Always\", \"Never\", \"OnFailure\"",
+            ),
+            (
+                json!({"dnsPolicy": "None"}),
+                "spec.dnsConfig: Required value: must provide `dnsConfig` when `dnsPolicy` is None",
+            ),
+            (json!({"volumes": [{"name": "a", "secret": {}}]}), "spec.volumes[0].secret.secretName: Required value"),
+            (json!({"volumes": [{"name": "a"}, {"name": "a"}]}), "spec.volumes[1].name: Duplicate value: \"a\""),
+            (
+                json!({"volumes": [{"name": "a", "emptyDir": {}, "hostPath": {"path": "/"}}]}),
+                "spec.volumes[0].hostPath: Forbidden: may not specify more than 1 volume type",
+            ),
+            (
+                json!({"tolerations": [{"operator": "Equal", "value": "a"}]}),
+                "spec.tolerations[0].operator: Invalid value: \"Equal\": operator must be Exists when `key` is empty, which means \"match all values and all keys\"",
+            ),
+            (
+                json!({"hostname": "A"}),
+                "spec.hostname: Invalid value: \"A\": a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')",
+            ),
+            (
+                json!({"activeDeadlineSeconds": 0}),
+                "spec.activeDeadlineSeconds: Invalid value: 0: must be between 1 and 2147483647, inclusive",
+            ),
+            (
+                json!({"initContainers": [{"name": "i", "image": "i", "livenessProbe": {"tcpSocket": {"port": 1}}}]}),
+                "spec.initContainers[0].livenessProbe: Forbidden: may not be set for init containers without restartPolicy=Always",
+            ),
+            (
+                json!({"topologySpreadConstraints": [{"maxSkew": 0, "topologyKey": "z", "whenUnsatisfiable": "DoNotSchedule"}]}),
+                "spec.topologySpreadConstraints[0].maxSkew: Invalid value: 0: must be greater than zero",
+            ),
+        ] {
+            let mut spec = json!({"containers": [{"name": "c", "image": "i"}]});
+            for (key, value) in extra.as_object().unwrap() {
+                spec[key] = value.clone();
+            }
+            assert_eq!(check(spec), expected, "{extra}");
+        }
+    }
+
+    #[test]
+    fn qos() {
+        let with = |resources: Value| json!({"spec": {"containers": [{"resources": resources}]}});
+        for (resources, class) in [
+            (json!({}), "BestEffort"),
+            (json!({"requests": {"cpu": "1"}}), "Burstable"),
+            (
+                json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1000m", "memory": "1Gi"}}),
+                "Guaranteed",
+            ),
+            (
+                json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m", "memory": "1Gi"}}),
+                "Burstable",
+            ),
+            (json!({"requests": {"example.com/x": "1"}, "limits": {"example.com/x": "1"}}), "BestEffort"),
+        ] {
+            assert_eq!(qos_class(&with(resources.clone())), class, "{resources}");
+        }
+    }
+
+    #[test]
+    fn grace() {
+        for (pod, asked, seconds) in [
+            (json!({"spec": {"terminationGracePeriodSeconds": 30}}), None, 0),
+            (json!({"spec": {"nodeName": "n", "terminationGracePeriodSeconds": 40}}), None, 40),
+            (json!({"spec": {"nodeName": "n", "terminationGracePeriodSeconds": 40}}), Some(0), 0),
+            (json!({"spec": {"nodeName": "n", "terminationGracePeriodSeconds": 40}}), Some(-5), 1),
+            (json!({"spec": {"nodeName": "n"}, "status": {"phase": "Failed"}}), Some(9), 0),
+        ] {
+            assert_eq!(grace_period(&pod, asked), seconds, "{pod}");
+        }
     }
 }

@@ -1,0 +1,148 @@
+//! ReplicaSets and their elder, core's ReplicationControllers.
+
+use api::field::ErrorList;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::{
+    immutable_selector, template_cells, template_defaults, template_warnings, validate_counts, validate_template,
+    validate_workload,
+};
+use crate::kinds::check::Node;
+use crate::kinds::table::{count, labels, named_wide, number, row_wide, selector, template_columns};
+use crate::kinds::value::{at, default, get, map, set};
+use crate::resource::{Column, Context, Hooks};
+
+const COUNTS: [&str; 5] =
+    ["replicas", "fullyLabeledReplicas", "readyReplicas", "availableReplicas", "observedGeneration"];
+
+pub struct ReplicaSet;
+
+impl Hooks for ReplicaSet {
+    fn defaults(&self, set: &mut Value) {
+        default(set, "spec.replicas", 1);
+        template_defaults(set);
+    }
+
+    fn prepare_create(&self, _ctx: &Context<'_>, object: &mut Value) {
+        set(object, "status", json!({"replicas": 0}));
+    }
+
+    fn validate_create(&self, _ctx: &Context<'_>, set: &Value) -> ErrorList {
+        let mut errors = ErrorList::new();
+        validate_workload(&Node::root(set).child("spec"), "deployment", &mut errors);
+        errors
+    }
+
+    fn validate_update(&self, ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
+        let mut errors = self.validate_create(ctx, new);
+        immutable_selector(new, old, &mut errors);
+        errors
+    }
+
+    fn validate_subresource_update(&self, ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
+        if ctx.subresource == "status" { validate_counts(new, &COUNTS) } else { ErrorList::new() }
+    }
+
+    fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
+        template_warnings(new, old)
+    }
+
+    fn row(&self, set: &Value, now: Timestamp) -> Vec<Value> {
+        replica_row(set, now, selector(at(set, "spec.selector")))
+    }
+}
+
+pub struct ReplicationController;
+
+impl Hooks for ReplicationController {
+    fn defaults(&self, controller: &mut Value) {
+        default(controller, "spec.replicas", 1);
+        template_defaults(controller);
+        // What the template's labels say goes for selector and labels too.
+        if let Some(own) = map(controller, "spec.template.metadata.labels").filter(|labels| !labels.is_empty()).cloned()
+        {
+            for path in ["spec.selector", "metadata.labels"] {
+                if map(controller, path).is_none_or(serde_json::Map::is_empty) {
+                    set(controller, path, own.clone());
+                }
+            }
+        }
+    }
+
+    fn prepare_create(&self, _ctx: &Context<'_>, controller: &mut Value) {
+        set(controller, "status", json!({"replicas": 0}));
+    }
+
+    fn validate_create(&self, _ctx: &Context<'_>, controller: &Value) -> ErrorList {
+        let mut errors = ErrorList::new();
+        let spec = Node::root(controller).child("spec");
+        for field in ["replicas", "minReadySeconds"] {
+            spec.child(field).non_negative(&mut errors);
+        }
+        spec.child("selector").required(&mut errors, "");
+        let template = spec.child("template");
+        if !template.exists() {
+            template.missing(&mut errors, "");
+            return errors;
+        }
+        let labels = map(template.value, "metadata.labels");
+        let matches = |(key, value): (&String, &Value)| labels.and_then(|labels| labels.get(key)) == Some(value);
+        if !map(controller, "spec.selector").into_iter().flatten().all(matches) {
+            template.child("metadata.labels").invalid(&mut errors, "`selector` does not match template `labels`");
+        }
+        validate_template(&template, &mut errors);
+        errors
+    }
+
+    fn validate_update(&self, ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
+        self.validate_create(ctx, new)
+    }
+
+    fn validate_subresource_update(&self, ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
+        if ctx.subresource == "status" { validate_counts(new, &COUNTS) } else { ErrorList::new() }
+    }
+
+    fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
+        template_warnings(new, old)
+    }
+
+    fn row(&self, controller: &Value, now: Timestamp) -> Vec<Value> {
+        replica_row(controller, now, labels(get(controller, "spec.selector").and_then(Value::as_object)))
+    }
+}
+
+fn replica_row(object: &Value, now: Timestamp, selector: String) -> Vec<Value> {
+    row_wide(
+        object,
+        now,
+        vec![count(object, "spec.replicas"), count(object, "status.replicas"), count(object, "status.readyReplicas")],
+        template_cells(object, Some(selector)),
+    )
+}
+
+pub fn columns() -> Vec<Column> {
+    named_wide(
+        vec![
+            number("Desired", "Replicas is the number of desired pods."),
+            number("Current", "Replicas is the most recently observed number of non-terminating pods."),
+            number("Ready", "The number of non-terminating pods targeted by this object with a Ready Condition."),
+        ],
+        template_columns(true),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn controllers_take_the_templates_labels() {
+        let mut controller =
+            json!({"spec": {"template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": []}}}});
+        ReplicationController.defaults(&mut controller);
+        assert_eq!(controller["spec"]["selector"], json!({"a": "b"}));
+        assert_eq!(controller["metadata"]["labels"], json!({"a": "b"}));
+        assert_eq!(controller["spec"]["replicas"], 1);
+    }
+}

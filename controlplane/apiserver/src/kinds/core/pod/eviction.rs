@@ -1,0 +1,148 @@
+//! `pods/eviction`: whether a pod may be evicted under the PodDisruptionBudgets that select it
+//! (`pkg/registry/core/pod/storage/eviction.go`).
+//!
+//! [`decide`] is pure; the handler writes the budget's status which it returns (retrying on a
+//! conflict) before it deletes the pod.
+
+use serde_json::{Value, json};
+
+use crate::error::ApiError;
+use crate::kinds::value::{at, get, has, int, list, map, name, namespace, set, text};
+
+/// How many pods may be on their way out of one budget.
+const MAX_DISRUPTED: usize = 2000;
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Decision {
+    /// Delete the pod; no budget is spent.
+    Delete,
+    /// Delete the pod after this PodDisruptionBudget (with its new status) was written.
+    SpendThenDelete(Box<Value>),
+}
+
+/// Whether `pod` may go. `budgets` are all PodDisruptionBudgets of its namespace.
+pub fn decide(pod: &Value, budgets: &[&Value], now: &str) -> Result<Decision, ApiError> {
+    // What does not run, or goes already, costs no availability.
+    if matches!(text(pod, "status.phase"), "Succeeded" | "Failed" | "Pending") || has(pod, "metadata.deletionTimestamp")
+    {
+        return Ok(Decision::Delete);
+    }
+    let labels = get(pod, "metadata.labels");
+    let mut matching = budgets.iter().filter(|budget| {
+        namespace(budget) == namespace(pod)
+            && api::selector::Selector::from_json(get(budget, "spec.selector")).is_ok_and(|s| s.matches_json(labels))
+    });
+    let Some(budget) = matching.next() else { return Ok(Decision::Delete) };
+    if matching.next().is_some() {
+        return Err(ApiError::internal(
+            "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
+        ));
+    }
+    if !ready(pod) && unhealthy_may_go(budget) {
+        return Ok(Decision::Delete);
+    }
+    spend(budget, name(pod), now).map(|budget| Decision::SpendThenDelete(Box::new(budget)))
+}
+
+fn ready(pod: &Value) -> bool {
+    list(pod, "status.conditions").iter().any(|c| text(c, "type") == "Ready" && text(c, "status") == "True")
+}
+
+fn unhealthy_may_go(budget: &Value) -> bool {
+    if text(budget, "spec.unhealthyPodEvictionPolicy") == "AlwaysAllow" {
+        return true;
+    }
+    let (healthy, desired) = (int(budget, "status.currentHealthy"), int(budget, "status.desiredHealthy"));
+    desired > 0 && healthy >= desired
+}
+
+/// The budget with one disruption taken.
+fn spend(budget: &Value, pod: &str, now: &str) -> Result<Value, ApiError> {
+    let budget_name = name(budget);
+    if int(budget, "status.observedGeneration") < int(budget, "metadata.generation") {
+        return Err(too_many(
+            &format!("The disruption budget {budget_name} is still being processed by the server."),
+            10,
+        ));
+    }
+    let allowed = int(budget, "status.disruptionsAllowed");
+    if allowed < 0 {
+        return Err(ApiError::forbidden(
+            "policy",
+            "poddisruptionbudgets",
+            budget_name,
+            "pdb disruptions allowed is negative",
+        ));
+    }
+    if map(budget, "status.disruptedPods").map_or(0, serde_json::Map::len) > MAX_DISRUPTED {
+        let why = "DisruptedPods map too big - too many evictions not confirmed by PDB controller";
+        return Err(ApiError::forbidden("policy", "poddisruptionbudgets", budget_name, why));
+    }
+    if allowed == 0 {
+        let desired = int(budget, "status.desiredHealthy");
+        let healthy = int(budget, "status.currentHealthy");
+        return Err(too_many("", 0).with_cause(
+            "DisruptionBudget",
+            &format!("The disruption budget {budget_name} needs {desired} healthy pods and has {healthy} currently"),
+            "",
+        ));
+    }
+    let mut spent = (*budget).clone();
+    set(&mut spent, "status.disruptionsAllowed", allowed - 1);
+    let mut disrupted = at(budget, "status.disruptedPods").as_object().cloned().unwrap_or_default();
+    disrupted.insert(pod.to_owned(), json!(now));
+    set(&mut spent, "status.disruptedPods", disrupted);
+    if allowed == 1 {
+        for condition in crate::kinds::value::list_mut(&mut spent, "status.conditions") {
+            if text(condition, "type") == "DisruptionAllowed" {
+                set(condition, "status", "False");
+                set(condition, "reason", "InsufficientPods");
+            }
+        }
+    }
+    Ok(spent)
+}
+
+fn too_many(why: &str, retry_after: u64) -> ApiError {
+    let message = "Cannot evict pod as it would violate the pod's disruption budget.";
+    let error = ApiError::too_many_requests(message, retry_after);
+    if why.is_empty() { error } else { error.with_cause("DisruptionBudget", why, "") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn budget(allowed: i64) -> Value {
+        json!({"metadata": {"name": "b", "namespace": "n", "generation": 1}, "spec": {"selector": {"matchLabels": {"a": "b"}}},
+               "status": {"observedGeneration": 1, "disruptionsAllowed": allowed, "desiredHealthy": 2, "currentHealthy": 2}})
+    }
+
+    fn pod(phase: &str, ready: &str) -> Value {
+        json!({"metadata": {"name": "p", "namespace": "n", "labels": {"a": "b"}},
+               "status": {"phase": phase, "conditions": [{"type": "Ready", "status": ready}]}})
+    }
+
+    #[test]
+    fn decisions() {
+        let (open, closed) = (budget(1), budget(0));
+        assert_eq!(decide(&pod("Pending", "False"), &[&closed], "t"), Ok(Decision::Delete));
+        assert_eq!(decide(&pod("Running", "True"), &[], "t"), Ok(Decision::Delete));
+        assert_eq!(decide(&pod("Running", "False"), &[&closed], "t"), Ok(Decision::Delete));
+        let refused = decide(&pod("Running", "True"), &[&closed], "t").unwrap_err();
+        assert_eq!(refused.code(), 429);
+        assert_eq!(refused.message(), "Cannot evict pod as it would violate the pod's disruption budget.");
+        assert_eq!(
+            refused.to_status()["details"]["causes"][0]["message"],
+            "The disruption budget b needs 2 healthy pods and has 2 currently"
+        );
+        match decide(&pod("Running", "True"), &[&open], "2026-01-01T00:00:00Z") {
+            Ok(Decision::SpendThenDelete(spent)) => {
+                assert_eq!(spent["status"]["disruptionsAllowed"], 0);
+                assert_eq!(spent["status"]["disruptedPods"]["p"], "2026-01-01T00:00:00Z");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(decide(&pod("Running", "True"), &[&open, &closed], "t").unwrap_err().code(), 500);
+    }
+}
