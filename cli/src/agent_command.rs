@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use agent::join::Credentials;
 use anyhow::Context;
 use clap::Args;
 use component::Supervisor;
@@ -74,7 +75,11 @@ impl NodeArguments {
         if let Some(problem) = api::names::dns1123_subdomain(&name) {
             anyhow::bail!("{name:?} cannot name a node ({problem}); choose with --node-name");
         }
-        let mut config = agent::Config::new(name, server, agent::Credentials::from_token(token.trim())?);
+        let credentials = match token.trim() {
+            "" => Credentials::Stored,
+            token => Credentials::Token(token.parse()?),
+        };
+        let mut config = agent::Config::new(name, server, credentials);
         config.node_ip = self.node_ip;
         config.labels = self.node_label.iter().cloned().collect();
         config.taints = self.node_taint.clone();

@@ -44,6 +44,13 @@ impl BootstrapToken {
     }
 }
 
+/// The id only: the rest is a secret.
+impl fmt::Debug for BootstrapToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BootstrapToken({})", self.id)
+    }
+}
+
 impl fmt::Display for BootstrapToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.id, self.secret)
