@@ -18,11 +18,12 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-pub use normalize::normalize;
+pub use normalize::{normalize, normalize_literal};
 pub use parse::{ContentType, Parsed, parse};
 pub use structural::Structural;
 
 use crate::resource::GroupVersionKind;
+pub use scalar::time as scalar_time;
 use table::{Base, Element, ListType, Shape, TypeId};
 
 /// The schema of a kind. Cheap to clone.
@@ -92,7 +93,7 @@ pub fn group_of(id: TypeId) -> Option<(&'static str, &'static str)> {
 
 impl Schema {
     pub fn custom(schema: Structural) -> Schema {
-        Schema::Custom(Arc::new(schema))
+        Schema::Custom(Arc::new(Structural { root: true, ..schema }))
     }
 
     pub fn root(&self) -> Node<'_> {
@@ -192,14 +193,21 @@ impl<'a> Node<'a> {
     /// How it merges in a strategic merge patch; custom resources have no such rules.
     pub fn patch_rule(self) -> PatchRule {
         match self {
-            Node::Builtin(Element { field: Some(field), .. }) => {
-                PatchRule {
-                    merges: field.patch_merges(),
-                    replaces: field.patch_replaces(),
-                    key: field.patch_merge_key(),
-                }
-            }
+            Node::Builtin(Element { field: Some(field), .. }) => PatchRule {
+                merges: field.patch_merges(),
+                replaces: field.patch_replaces(),
+                key: field.patch_merge_key(),
+            },
             _ => PatchRule::default(),
+        }
+    }
+
+    /// Whether a member is a declared field, rather than a key of a map.
+    pub fn names(self, member: &str) -> bool {
+        match self {
+            Node::Builtin(element) => element.resolved().shape == Shape::Single && self.member(member).is_some(),
+            Node::Custom(schema) => schema.names(member),
+            Node::Untyped => false,
         }
     }
 
@@ -211,6 +219,10 @@ impl<'a> Node<'a> {
             Node::Untyped => None,
         }
     }
+}
+
+fn object_meta() -> Option<TypeId> {
+    TypeId::named("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta")
 }
 
 fn schema_props() -> Option<TypeId> {

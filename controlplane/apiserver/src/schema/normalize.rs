@@ -12,7 +12,7 @@ use serde_json::{Map, Number, Value};
 
 use super::scalar;
 use super::table::{Base, Element, Field, Shape, TypeId};
-use super::{Schema, Structural, schema_props};
+use super::{Schema, Structural, object_meta, schema_props};
 use crate::error::ApiError;
 use crate::resource::GroupVersionKind;
 
@@ -22,7 +22,16 @@ const MOST_UNKNOWN: usize = 100;
 /// Normalises an object in place. The texts returned are what `fieldValidation` acts on: one
 /// `unknown field "…"` for each field that was dropped.
 pub fn normalize(schema: &Schema, value: &mut Value, gvk: &GroupVersionKind) -> Result<Vec<String>, ApiError> {
-    let mut walk = Walk::default();
+    run(schema, value, gvk, Walk::default())
+}
+
+/// Canonicalises what is there and no more: nothing is left out but nulls and unknown fields, and
+/// nothing is filled in. For configurations that are applied: what they name is what they own.
+pub fn normalize_literal(schema: &Schema, value: &mut Value, gvk: &GroupVersionKind) -> Result<Vec<String>, ApiError> {
+    run(schema, value, gvk, Walk { literal: true, ..Walk::default() })
+}
+
+fn run(schema: &Schema, value: &mut Value, gvk: &GroupVersionKind, mut walk: Walk) -> Result<Vec<String>, ApiError> {
     let outcome = match schema {
         Schema::Builtin(id) => walk.element(Element::of_type(*id), value).map(|_| ()),
         Schema::Custom(structural) => walk.custom(structural, value),
@@ -72,12 +81,13 @@ struct Walk {
     path: Vec<Step>,
     structs: Vec<&'static str>,
     unknown: Vec<String>,
+    literal: bool,
 }
 
-type Result3<T> = Result<T, DecodeError>;
+type Outcome<T> = Result<T, DecodeError>;
 
 impl Walk {
-    fn element(&mut self, element: Element, value: &mut Value) -> Result3<Found> {
+    fn element(&mut self, element: Element, value: &mut Value) -> Outcome<Found> {
         let resolved = element.resolved();
         match resolved.shape {
             Shape::List => self.list(element, resolved, value),
@@ -86,7 +96,7 @@ impl Walk {
         }
     }
 
-    fn list(&mut self, named: Element, element: Element, value: &mut Value) -> Result3<Found> {
+    fn list(&mut self, named: Element, element: Element, value: &mut Value) -> Outcome<Found> {
         let items = match value {
             Value::Null => return Ok(Found::Nil),
             Value::Array(items) => items,
@@ -101,7 +111,7 @@ impl Walk {
         Ok(if items.is_empty() { Found::Empty } else { Found::Set })
     }
 
-    fn map(&mut self, named: Element, element: Element, value: &mut Value) -> Result3<Found> {
+    fn map(&mut self, named: Element, element: Element, value: &mut Value) -> Outcome<Found> {
         let members = match value {
             Value::Null => return Ok(Found::Nil),
             Value::Object(members) => members,
@@ -122,7 +132,7 @@ impl Walk {
         Ok(if members.is_empty() { Found::Empty } else { Found::Set })
     }
 
-    fn structure(&mut self, id: TypeId, value: &mut Value) -> Result3<Found> {
+    fn structure(&mut self, id: TypeId, value: &mut Value) -> Outcome<Found> {
         if value.is_null() {
             *value = Value::Object(Map::new());
         }
@@ -142,18 +152,18 @@ impl Walk {
         Ok(Found::Set)
     }
 
-    fn field(&mut self, field: Field, members: &mut Map<String, Value>) -> Result3<()> {
+    fn field(&mut self, field: Field, members: &mut Map<String, Value>) -> Outcome<()> {
         let name = field.name();
         let element = field.element();
         let Some(value) = members.get_mut(name) else {
-            if let Some(zero) = zero_of_absent(field) {
+            if let Some(zero) = zero_of_absent(field).filter(|_| !self.literal) {
                 members.insert(name.to_owned(), zero);
             }
             return Ok(());
         };
         if value.is_null() {
             members.remove(name);
-            if let Some(zero) = zero_of_absent(field) {
+            if let Some(zero) = zero_of_absent(field).filter(|_| !self.literal) {
                 members.insert(name.to_owned(), zero);
             }
             return Ok(());
@@ -162,6 +172,7 @@ impl Walk {
         let found = self.element(element, value)?;
         self.path.pop();
         let drop = match found {
+            _ if self.literal => false,
             Found::Set => false,
             Found::Nil | Found::Empty => field.omit_empty() && !(field.is_pointer() && found == Found::Empty),
         };
@@ -171,7 +182,7 @@ impl Walk {
         Ok(())
     }
 
-    fn single(&mut self, named: Element, element: Element, value: &mut Value) -> Result3<Found> {
+    fn single(&mut self, named: Element, element: Element, value: &mut Value) -> Outcome<Found> {
         if value.is_null() && !matches!(element.base, Base::Type(_)) {
             return Ok(Found::Nil);
         }
@@ -211,7 +222,7 @@ impl Walk {
         }
     }
 
-    fn integer(&self, named: Element, base: Base, value: &mut Value) -> Result3<Found> {
+    fn integer(&self, named: Element, base: Base, value: &mut Value) -> Outcome<Found> {
         let Value::Number(number) = &*value else { return Err(self.mismatch(named, value)) };
         let fits = |n: &i64| base == Base::Int64 || i32::try_from(*n).is_ok();
         match number.as_i64().filter(fits) {
@@ -220,7 +231,7 @@ impl Walk {
         }
     }
 
-    fn schema_or(&mut self, base: Base, value: &mut Value) -> Result3<Found> {
+    fn schema_or(&mut self, base: Base, value: &mut Value) -> Outcome<Found> {
         let schema = schema_props().map(Element::of_type);
         match (value, base, schema) {
             (Value::Bool(_), Base::SchemaOrBool, _) => {}
@@ -245,9 +256,8 @@ impl Walk {
     }
 
     /// Prunes an object of a custom resource; its metadata is decoded as for built-in kinds.
-    fn custom(&mut self, schema: &Structural, value: &mut Value) -> Result3<()> {
-        let metadata = TypeId::named("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta");
-        if let (Some(id), Some(found)) = (metadata, value.get_mut("metadata")) {
+    fn custom(&mut self, schema: &Structural, value: &mut Value) -> Outcome<()> {
+        if let (Some(id), Some(found)) = (object_meta(), value.get_mut("metadata")) {
             self.path.push(Step::Field("metadata"));
             self.element(Element::of_type(id), found)?;
             self.path.pop();

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
+use super::table::Element;
 use super::{Node, Topology};
 
 /// One level of a structural schema.
@@ -28,6 +29,8 @@ pub struct Structural {
     pub list_map_keys: Vec<String>,
     /// `x-kubernetes-map-type`: `granular`, `atomic`
     pub map_type: Option<String>,
+    /// The object itself: it has metadata.
+    pub root: bool,
 }
 
 impl Structural {
@@ -60,6 +63,7 @@ impl Structural {
                 .filter_map(|key| key.as_str().map(str::to_owned))
                 .collect(),
             map_type: text("x-kubernetes-map-type"),
+            root: false,
         }
     }
 
@@ -68,13 +72,28 @@ impl Structural {
         Structural { type_: "object".to_owned(), preserve_unknown: true, ..Structural::default() }
     }
 
+    pub(super) fn names(&self, member: &str) -> bool {
+        self.properties.contains_key(member)
+            || (self.has_meta() && matches!(member, "apiVersion" | "kind" | "metadata"))
+    }
+
+    fn has_meta(&self) -> bool {
+        self.root || self.embedded_resource
+    }
+
     pub(super) fn member(&self, name: &str) -> Option<Node<'_>> {
+        if self.has_meta() && name == "metadata" {
+            return super::object_meta().map(|id| Node::Builtin(Element::of_type(id)));
+        }
+        if self.has_meta() && matches!(name, "apiVersion" | "kind") {
+            return Some(Node::Untyped);
+        }
         if let Some(schema) = self.properties.get(name) {
             return Some(Node::Custom(schema));
         }
         match &self.additional {
             Some(schema) => Some(Node::Custom(schema)),
-            None => Some(Node::Untyped),
+            None => (self.preserve_unknown || self.any_additional).then_some(Node::Untyped),
         }
     }
 

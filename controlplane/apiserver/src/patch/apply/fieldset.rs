@@ -1,0 +1,282 @@
+//! Sets of fields, as `managedFields` records them (`FieldsV1`).
+//!
+//! A set is a trie. Its keys are path elements in their `FieldsV1` spelling: `f:<name>` for a field
+//! or map key, `k:{"name":"a"}` for an item of a list by its keys, `v:<value>` for an item of a set,
+//! `i:<index>`. `"."` in the JSON form marks an inner node that belongs to the set itself.
+//!
+//! ```text
+//! {"f:metadata":{"f:labels":{".":{},"f:app":{}}}}   →   .metadata.labels, .metadata.labels.app
+//! ```
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+/// Deeper `FieldsV1` documents are refused.
+const MAX_DEPTH: usize = 120;
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FieldSet {
+    entries: BTreeMap<String, Entry>,
+}
+
+/// What a set says of one path and what is below it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Entry {
+    pub member: bool,
+    pub children: FieldSet,
+}
+
+impl Entry {
+    pub fn is_empty(&self) -> bool {
+        !self.member && self.children.is_empty()
+    }
+}
+
+impl FieldSet {
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    pub fn get(&self, key: &str) -> Option<&Entry> {
+        self.entries.get(key)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Entry)> {
+        self.entries.iter().map(|(key, entry)| (key.as_str(), entry))
+    }
+
+    /// Puts an entry in its place; empty ones are left out.
+    pub fn put(&mut self, key: String, entry: Entry) {
+        if entry.is_empty() {
+            return;
+        }
+        let known = self.entries.entry(key).or_default();
+        known.member |= entry.member;
+        known.children = std::mem::take(&mut known.children).union(&entry.children);
+    }
+
+    /// Adds a path of field names.
+    pub fn insert_fields(&mut self, path: &[&str]) {
+        let Some((first, rest)) = path.split_first() else { return };
+        let entry = self.entries.entry(format!("f:{first}")).or_default();
+        if rest.is_empty() {
+            entry.member = true;
+        } else {
+            entry.children.insert_fields(rest);
+        }
+    }
+
+    #[must_use]
+    pub fn union(mut self, other: &FieldSet) -> FieldSet {
+        for (key, theirs) in &other.entries {
+            match self.entries.get_mut(key) {
+                Some(ours) => {
+                    ours.member |= theirs.member;
+                    ours.children = std::mem::take(&mut ours.children).union(&theirs.children);
+                }
+                None => {
+                    self.entries.insert(key.clone(), theirs.clone());
+                }
+            }
+        }
+        self
+    }
+
+    /// The paths of `self` that `other` does not have.
+    #[must_use]
+    pub fn difference(&self, other: &FieldSet) -> FieldSet {
+        self.filtered(other, |ours, theirs| Entry {
+            member: ours.member && !theirs.member,
+            children: ours.children.difference(&theirs.children),
+        })
+    }
+
+    /// As `difference`, and what is below a path of `other` goes with it.
+    #[must_use]
+    pub fn recursive_difference(&self, other: &FieldSet) -> FieldSet {
+        self.filtered(other, |ours, theirs| {
+            if theirs.member {
+                return Entry::default();
+            }
+            Entry { member: ours.member, children: ours.children.recursive_difference(&theirs.children) }
+        })
+    }
+
+    fn filtered(&self, other: &FieldSet, keep: impl Fn(&Entry, &Entry) -> Entry) -> FieldSet {
+        let entries = self.entries.iter().filter_map(|(key, ours)| {
+            let entry = match other.entries.get(key) {
+                Some(theirs) => keep(ours, theirs),
+                None => ours.clone(),
+            };
+            (!entry.is_empty()).then(|| (key.clone(), entry))
+        });
+        FieldSet { entries: entries.collect() }
+    }
+
+    #[must_use]
+    pub fn intersection(&self, other: &FieldSet) -> FieldSet {
+        let entries = self.entries.iter().filter_map(|(key, ours)| {
+            let theirs = other.entries.get(key)?;
+            let entry =
+                Entry { member: ours.member && theirs.member, children: ours.children.intersection(&theirs.children) };
+            (!entry.is_empty()).then(|| (key.clone(), entry))
+        });
+        FieldSet { entries: entries.collect() }
+    }
+
+    /// Every path of the set, as messages show it: `.spec.containers[name="a"].image`.
+    pub fn paths(&self) -> Vec<String> {
+        let mut paths = Vec::new();
+        self.collect_paths(&mut String::new(), &mut paths);
+        paths
+    }
+
+    fn collect_paths(&self, prefix: &mut String, paths: &mut Vec<String>) {
+        for (key, entry) in &self.entries {
+            let length = prefix.len();
+            prefix.push_str(&shown(key));
+            if entry.member {
+                paths.push(prefix.clone());
+            }
+            entry.children.collect_paths(prefix, paths);
+            prefix.truncate(length);
+        }
+    }
+
+    pub fn to_json(&self) -> Value {
+        let members = self.entries.iter().map(|(key, entry)| {
+            let mut inner = match entry.children.to_json() {
+                Value::Object(inner) => inner,
+                _ => Map::new(),
+            };
+            if entry.member && !inner.is_empty() {
+                inner.insert(".".to_owned(), Value::Object(Map::new()));
+            }
+            (key.clone(), Value::Object(inner))
+        });
+        Value::Object(members.collect())
+    }
+
+    /// Reads `FieldsV1`; `None` when it is malformed.
+    pub fn from_json(json: &Value) -> Option<FieldSet> {
+        Self::read(json, 0)
+    }
+
+    fn read(json: &Value, depth: usize) -> Option<FieldSet> {
+        if depth > MAX_DEPTH {
+            return None;
+        }
+        let mut set = FieldSet::default();
+        for (key, inner) in json.as_object()? {
+            if key == "." {
+                continue;
+            }
+            let children = Self::read(inner, depth + 1)?;
+            let member = children.is_empty() || inner.get(".").is_some();
+            set.put(canonical(key)?, Entry { member, children });
+        }
+        Some(set)
+    }
+}
+
+/// `f:<name>`
+pub fn field_key(name: &str) -> String {
+    format!("f:{name}")
+}
+
+/// `v:<value>`
+pub fn value_key(value: &Value) -> String {
+    format!("v:{value}")
+}
+
+/// `k:{<names and values>}`, by name.
+pub fn item_key(keys: BTreeMap<&str, Value>) -> String {
+    let members: Vec<String> = keys.into_iter().map(|(name, value)| format!("{}:{value}", Value::from(name))).collect();
+    format!("k:{{{}}}", members.join(","))
+}
+
+/// One spelling for each path element.
+fn canonical(key: &str) -> Option<String> {
+    let (kind, rest) = key.split_once(':')?;
+    match kind {
+        "f" => Some(key.to_owned()),
+        "i" => rest.parse::<u64>().ok().map(|_| key.to_owned()),
+        "v" => serde_json::from_str::<Value>(rest).ok().map(|value| value_key(&value)),
+        "k" => {
+            let Ok(Value::Object(members)) = serde_json::from_str(rest) else { return None };
+            Some(item_key(members.iter().map(|(name, value)| (name.as_str(), value.clone())).collect()))
+        }
+        _ => None,
+    }
+}
+
+fn shown(key: &str) -> String {
+    let (kind, rest) = key.split_once(':').unwrap_or(("f", key));
+    match kind {
+        "f" => format!(".{rest}"),
+        "v" => format!("[={rest}]"),
+        "k" => match serde_json::from_str(rest) {
+            Ok(Value::Object(members)) => {
+                let parts: Vec<String> = members.iter().map(|(name, value)| format!("{name}={value}")).collect();
+                format!("[{}]", parts.join(","))
+            }
+            _ => format!("[{rest}]"),
+        },
+        _ => format!("[{rest}]"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    #[test]
+    fn fields_are_read_and_written() {
+        let fields = json!({"f:metadata": {"f:labels": {".": {}, "f:app": {}}, "f:finalizers": {"v:\"x\"": {}}},
+            "f:spec": {"f:ports": {"k:{\"protocol\":\"TCP\",\"containerPort\":80}": {".": {}, "f:name": {}}}}});
+        let set = FieldSet::from_json(&fields).unwrap();
+        assert_eq!(
+            set.paths(),
+            [
+                ".metadata.finalizers[=\"x\"]",
+                ".metadata.labels",
+                ".metadata.labels.app",
+                ".spec.ports[containerPort=80,protocol=\"TCP\"]",
+                ".spec.ports[containerPort=80,protocol=\"TCP\"].name",
+            ]
+        );
+        assert_eq!(FieldSet::from_json(&set.to_json()), Some(set));
+        for bad in [json!({"x:a": {}}), json!({"k:[]": {}}), json!({"f:a": 1}), json!([]), json!({"v:{": {}})] {
+            assert_eq!(FieldSet::from_json(&bad), None, "{bad}");
+        }
+    }
+
+    fn sets() -> impl Strategy<Value = FieldSet> {
+        proptest::collection::vec(proptest::collection::vec("[a-c]", 1..4), 0..6).prop_map(|paths| {
+            let mut set = FieldSet::default();
+            for path in &paths {
+                set.insert_fields(&path.iter().map(String::as_str).collect::<Vec<_>>());
+            }
+            set
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn set_algebra_holds(a in sets(), b in sets()) {
+            let both = a.intersection(&b);
+            prop_assert_eq!(a.difference(&b).union(&both), a.clone());
+            prop_assert!(a.difference(&b).intersection(&b).is_empty());
+            prop_assert_eq!(a.clone().union(&b), b.clone().union(&a));
+            prop_assert_eq!(FieldSet::from_json(&a.to_json()), Some(a));
+        }
+
+        #[test]
+        fn random_fields_never_panic(text in "[fkvi:.{}\"a,0-9]{0,30}") {
+            let _ = FieldSet::from_json(&json!({text: {}}));
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! `metadata.managedFields`: who owns which fields, read, written and kept within bounds.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+
+use super::fieldset::FieldSet;
+use crate::schema::scalar_time;
+
+/// More entries of plain writes are folded into one.
+const MOST_UPDATE_MANAGERS: usize = 10;
+const ANCIENT: &str = "ancient-changes";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Operation {
+    Apply,
+    Update,
+}
+
+impl Operation {
+    fn name(self) -> &'static str {
+        match self {
+            Operation::Apply => "Apply",
+            Operation::Update => "Update",
+        }
+    }
+}
+
+/// Who a set of fields belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Manager {
+    pub operation: Operation,
+    pub name: String,
+    /// Empty for appliers: they are the same manager in every version.
+    pub api_version: String,
+    pub subresource: String,
+}
+
+impl Manager {
+    pub fn new(operation: Operation, name: &str, api_version: &str, subresource: &str) -> Self {
+        Self {
+            operation,
+            name: name.to_owned(),
+            api_version: if operation == Operation::Apply { String::new() } else { api_version.to_owned() },
+            subresource: subresource.to_owned(),
+        }
+    }
+
+    /// As conflict messages name it: `"kubectl" using apps/v1`.
+    pub fn shown(&self) -> String {
+        let mut text = format!("{:?}", self.name);
+        if !self.subresource.is_empty() {
+            text.push_str(&format!(" with subresource {:?}", self.subresource));
+        }
+        if self.operation == Operation::Update {
+            text.push_str(&format!(" using {}", self.api_version));
+        }
+        text
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Owned {
+    pub fields: FieldSet,
+    /// The version the fields are of.
+    pub api_version: String,
+    /// RFC 3339, or empty.
+    pub time: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Managers {
+    pub entries: BTreeMap<Manager, Owned>,
+}
+
+impl Managers {
+    /// Reads `managedFields`; `None` when it is malformed.
+    pub fn read(managed: &Value) -> Option<Managers> {
+        let mut managers = Managers::default();
+        for entry in managed.as_array().into_iter().flatten() {
+            let operation = match entry["operation"].as_str()? {
+                "Apply" => Operation::Apply,
+                "Update" => Operation::Update,
+                _ => return None,
+            };
+            if entry["fieldsType"].as_str().is_some_and(|kind| !matches!(kind, "" | "FieldsV1")) {
+                return None;
+            }
+            let text = |key: &str| entry[key].as_str().unwrap_or_default();
+            let fields = match &entry["fieldsV1"] {
+                Value::Null => FieldSet::default(),
+                fields => FieldSet::from_json(fields)?,
+            };
+            let manager = Manager::new(operation, text("manager"), text("apiVersion"), text("subresource"));
+            let owned = managers.entries.entry(manager).or_default();
+            owned.fields = std::mem::take(&mut owned.fields).union(&fields);
+            owned.api_version = text("apiVersion").to_owned();
+            owned.time = text("time").to_owned();
+        }
+        managers.drop_empty();
+        Some(managers)
+    }
+
+    pub fn drop_empty(&mut self) {
+        self.entries.retain(|_, owned| !owned.fields.is_empty());
+    }
+
+    /// Writes `managedFields` into an object; nothing when there is none.
+    pub fn write(&self, object: &mut Value) {
+        let mut order: Vec<(&Manager, &Owned)> = self.entries.iter().collect();
+        order.sort_by(|(a, x), (b, y)| {
+            (a.operation, &x.time, &a.name, &x.api_version, &a.subresource).cmp(&(
+                b.operation,
+                &y.time,
+                &b.name,
+                &y.api_version,
+                &b.subresource,
+            ))
+        });
+        let entries: Vec<Value> = order.into_iter().map(|(manager, owned)| entry(manager, owned)).collect();
+        if !object["metadata"].is_object() {
+            object["metadata"] = Value::Object(Map::new());
+        }
+        if let Some(metadata) = object["metadata"].as_object_mut() {
+            if entries.is_empty() {
+                metadata.remove("managedFields");
+            } else {
+                metadata.insert("managedFields".to_owned(), entries.into());
+            }
+        }
+    }
+
+    /// Fields owned by anyone.
+    pub fn all_fields(&self) -> FieldSet {
+        self.entries.values().fold(FieldSet::default(), |all, owned| all.union(&owned.fields))
+    }
+
+    /// Gives a plain writer fields, beside those it has.
+    pub fn add(&mut self, manager: Manager, fields: &FieldSet, api_version: &str, now: Timestamp) {
+        let owned = self.entries.entry(manager).or_default();
+        owned.fields = std::mem::take(&mut owned.fields).union(fields);
+        owned.api_version = api_version.to_owned();
+        owned.time = scalar_time(now);
+    }
+
+    /// Folds the oldest plain writers together when there are too many.
+    pub fn cap(&mut self) {
+        let updates =
+            |managers: &Managers| managers.entries.keys().filter(|m| m.operation == Operation::Update).count();
+        while updates(self) > MOST_UPDATE_MANAGERS {
+            let oldest = self
+                .entries
+                .iter()
+                .filter(|(manager, _)| manager.operation == Operation::Update && manager.name != ANCIENT)
+                .min_by(|(_, a), (_, b)| a.time.cmp(&b.time))
+                .map(|(manager, _)| manager.clone());
+            let Some(oldest) = oldest else { return };
+            let Some(owned) = self.entries.remove(&oldest) else { return };
+            let ancient = Manager { name: ANCIENT.to_owned(), ..oldest };
+            let merged = self.entries.entry(ancient).or_default();
+            merged.fields = std::mem::take(&mut merged.fields).union(&owned.fields);
+            merged.api_version = owned.api_version;
+            merged.time = owned.time;
+        }
+    }
+}
+
+fn entry(manager: &Manager, owned: &Owned) -> Value {
+    let mut entry = json!({
+        "operation": manager.operation.name(),
+        "apiVersion": owned.api_version,
+        "fieldsType": "FieldsV1",
+        "fieldsV1": owned.fields.to_json(),
+    });
+    for (key, text) in [("manager", &manager.name), ("time", &owned.time), ("subresource", &manager.subresource)] {
+        if !text.is_empty() {
+            entry[key] = text.as_str().into();
+        }
+    }
+    entry
+}

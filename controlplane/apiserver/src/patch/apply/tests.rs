@@ -1,0 +1,289 @@
+use super::*;
+use crate::schema::{Structural, lookup};
+use proptest::prelude::*;
+
+fn now() -> Timestamp {
+    "2024-05-01T10:00:00Z".parse().unwrap()
+}
+
+fn schema_of(object: &Value) -> Schema {
+    lookup(&kind_of(object)).unwrap()
+}
+
+fn applied(live: Option<&Value>, config: &Value, manager: &str, force: bool) -> Result<Value, ApiError> {
+    apply(&schema_of(config), live, config, manager, "", force, now())
+}
+
+fn created(mut object: Value, manager: &str) -> Value {
+    let schema = schema_of(&object);
+    let gvk = kind_of(&object);
+    normalize(&schema, &mut object, &gvk).unwrap();
+    track_update(&schema, None, &mut object, manager, "", now()).unwrap();
+    object
+}
+
+fn updated(live: &Value, mut object: Value, manager: &str, subresource: &str) -> Value {
+    let schema = schema_of(&object);
+    let gvk = kind_of(&object);
+    normalize(&schema, &mut object, &gvk).unwrap();
+    track_update(&schema, Some(live), &mut object, manager, subresource, now()).unwrap();
+    object
+}
+
+fn fields(object: &Value, manager: &str) -> Value {
+    let entries = object["metadata"]["managedFields"].as_array().cloned().unwrap_or_default();
+    entries.iter().find(|entry| entry["manager"] == manager).map_or(Value::Null, |entry| entry["fieldsV1"].clone())
+}
+
+fn deployment(spec: Value) -> Value {
+    json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web", "namespace": "default"}, "spec": spec})
+}
+
+fn config_map(data: Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}, "data": data})
+}
+
+#[test]
+fn creates_are_tracked_as_upstream_does() {
+    let object = created(
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web", "labels": {"app": "web"}},
+            "spec": {"replicas": 1, "selector": {"matchLabels": {"app": "web"}}, "template": {
+                "metadata": {"labels": {"app": "web"}},
+                "spec": {"containers": [{"name": "nginx", "image": "nginx", "ports": [{"containerPort": 80, "protocol": "TCP"}]}],
+                    "securityContext": {}}}}}),
+        "kubectl-create",
+    );
+    assert_eq!(
+        object["metadata"]["managedFields"],
+        json!([{"manager": "kubectl-create", "operation": "Update", "apiVersion": "apps/v1", "time": "2024-05-01T10:00:00Z",
+            "fieldsType": "FieldsV1", "fieldsV1": {
+            "f:metadata": {"f:labels": {".": {}, "f:app": {}}},
+            "f:spec": {"f:replicas": {}, "f:selector": {}, "f:template": {
+                "f:metadata": {"f:labels": {".": {}, "f:app": {}}},
+                "f:spec": {"f:securityContext": {}, "f:containers": {"k:{\"name\":\"nginx\"}": {".": {}, "f:image": {}, "f:name": {}, "f:resources": {},
+                    "f:ports": {".": {}, "k:{\"containerPort\":80,\"protocol\":\"TCP\"}": {".": {}, "f:containerPort": {}, "f:protocol": {}}}}}}}}}}])
+    );
+}
+
+#[test]
+fn updates_take_over_what_they_change_and_nothing_else() {
+    let live = created(config_map(json!({"a": "1", "b": "2"})), "one");
+    let mut new = live.clone();
+    new["data"] = json!({"a": "1", "b": "3", "c": "4"});
+    let object = updated(&live, new, "two", "");
+    assert_eq!(fields(&object, "one"), json!({"f:data": {".": {}, "f:a": {}}}));
+    assert_eq!(fields(&object, "two"), json!({"f:data": {"f:b": {}, "f:c": {}}}));
+    // Nothing changed: nothing is noted, and managed fields cannot be lost by leaving them out.
+    let mut same = object.clone();
+    same["metadata"].as_object_mut().unwrap().remove("managedFields");
+    assert_eq!(updated(&object, same, "three", "")["metadata"]["managedFields"], object["metadata"]["managedFields"]);
+    // One empty entry resets.
+    let mut reset = object.clone();
+    reset["metadata"]["managedFields"] = json!([{}]);
+    assert!(updated(&object, reset, "three", "")["metadata"].get("managedFields").is_none());
+}
+
+#[test]
+fn subresources_have_entries_of_their_own() {
+    let live = created(deployment(json!({"replicas": 1})), "one");
+    let mut new = live.clone();
+    new["status"] = json!({"replicas": 1});
+    let object = updated(&live, new, "one", "status");
+    let entries = object["metadata"]["managedFields"].as_array().unwrap();
+    assert_eq!(entries.len(), 2);
+    let status = entries.iter().find(|entry| entry["subresource"] == "status").unwrap();
+    assert_eq!(status["fieldsV1"], json!({"f:status": {"f:replicas": {}}}));
+}
+
+#[test]
+fn applying_owns_what_it_names_and_removes_what_it_no_longer_does() {
+    let first = applied(None, &config_map(json!({"a": "1", "b": "2"})), "m", false).unwrap();
+    assert_eq!(fields(&first, "m"), json!({"f:data": {"f:a": {}, "f:b": {}}}));
+    let second = applied(Some(&first), &config_map(json!({"a": "1"})), "m", false).unwrap();
+    assert_eq!(second["data"], json!({"a": "1"}));
+    // What another manager also applies stays.
+    let shared = applied(Some(&second), &config_map(json!({"a": "1", "z": "9"})), "n", false).unwrap();
+    let left = applied(Some(&shared), &config_map(json!({})), "m", false).unwrap();
+    assert_eq!(left["data"], json!({"a": "1", "z": "9"}));
+    let gone = applied(Some(&left), &config_map(json!({})), "n", false).unwrap();
+    assert!(gone["data"].as_object().is_none_or(Map::is_empty), "{gone}");
+}
+
+#[test]
+fn conflicts_are_told_and_can_be_forced() {
+    let live = created(deployment(json!({"replicas": 3})), "kubectl-client-side-apply");
+    let config = deployment(json!({"replicas": 5}));
+    let error = applied(Some(&live), &config, "m", false).unwrap_err();
+    assert_eq!(
+        error.message(),
+        "Apply failed with 1 conflict: conflict with \"kubectl-client-side-apply\" using apps/v1: .spec.replicas"
+    );
+    let status = error.to_status();
+    assert_eq!((status["code"].as_u64(), &status["reason"]), (Some(409), &json!("Conflict")));
+    assert_eq!(
+        status["details"]["causes"],
+        json!([{"reason": "FieldManagerConflict", "message": "conflict with \"kubectl-client-side-apply\" using apps/v1", "field": ".spec.replicas"}])
+    );
+    let forced = applied(Some(&live), &config, "m", true).unwrap();
+    assert_eq!(forced["spec"]["replicas"], 5);
+    assert!(fields(&forced, "kubectl-client-side-apply")["f:spec"].get("f:replicas").is_none());
+    // The same value is no conflict: both own it.
+    let agreed = applied(Some(&live), &deployment(json!({"replicas": 3})), "m", false).unwrap();
+    assert_eq!(fields(&agreed, "m"), json!({"f:spec": {"f:replicas": {}}}));
+
+    let two = created(config_map(json!({"a": "1", "b": "1"})), "x");
+    let error = applied(Some(&two), &config_map(json!({"a": "2", "b": "2"})), "m", false).unwrap_err();
+    assert_eq!(error.message(), "Apply failed with 2 conflicts: conflicts with \"x\" using v1:\n- .data.a\n- .data.b");
+}
+
+#[test]
+fn lists_merge_by_keys_and_keep_what_others_own() {
+    let containers = |value: Value| deployment(json!({"template": {"spec": {"containers": value}}}));
+    let first =
+        applied(None, &containers(json!([{"name": "a", "image": "1"}, {"name": "b", "image": "1"}])), "m", false)
+            .unwrap();
+    let other = applied(Some(&first), &containers(json!([{"name": "c", "image": "1"}])), "n", false).unwrap();
+    let names = |object: &Value| -> Vec<String> {
+        let containers = object["spec"]["template"]["spec"]["containers"].as_array().unwrap();
+        containers.iter().map(|c| c["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names(&other), ["a", "b", "c"]);
+    let less = applied(Some(&other), &containers(json!([{"name": "b", "image": "2"}])), "m", false).unwrap();
+    assert_eq!(names(&less), ["b", "c"]);
+    assert_eq!(less["spec"]["template"]["spec"]["containers"][0]["image"], "2");
+}
+
+#[test]
+fn atomic_values_change_hands_as_a_whole() {
+    let config = |selector: Value| deployment(json!({"template": {"spec": {"nodeSelector": selector}}}));
+    let live = applied(None, &config(json!({"a": "1"})), "m", false).unwrap();
+    assert!(applied(Some(&live), &config(json!({"b": "1"})), "n", false).is_err());
+    let forced = applied(Some(&live), &config(json!({"b": "1"})), "n", true).unwrap();
+    assert_eq!(forced["spec"]["template"]["spec"]["nodeSelector"], json!({"b": "1"}));
+}
+
+#[test]
+fn what_cannot_be_merged_is_refused() {
+    let deployment = |containers: Value| deployment(json!({"template": {"spec": {"containers": containers}}}));
+    for (config, message) in [
+        (
+            super::tests::deployment(json!({"foo": 1})),
+            "failed to create typed patch object (default/web; apps/v1, Kind=Deployment): .spec.foo: field not declared in schema",
+        ),
+        (
+            deployment(json!([{"name": "a"}, {"name": "a"}])),
+            "failed to create typed patch object (default/web; apps/v1, Kind=Deployment): .spec.template.spec.containers: duplicate entries for key [name=\"a\"]",
+        ),
+    ] {
+        let error = applied(None, &config, "m", false).unwrap_err();
+        assert_eq!((error.message(), error.code().as_u16()), (message, 400));
+    }
+    assert!(
+        applied(None, &deployment(json!([{"image": "a"}])), "m", false)
+            .unwrap_err()
+            .message()
+            .contains("omits key field \"name\"")
+    );
+    let mut managed = config_map(json!({}));
+    managed["metadata"]["managedFields"] = json!([]);
+    assert_eq!(applied(None, &managed, "m", false).unwrap_err().message(), "metadata.managedFields must be nil");
+}
+
+#[test]
+fn objects_from_before_tracking_belong_to_before_first_apply() {
+    let live = config_map(json!({"a": "1", "b": "2"}));
+    let error = applied(Some(&live), &config_map(json!({"a": "9"})), "m", false).unwrap_err();
+    assert!(error.message().contains("\"before-first-apply\" using v1: .data.a"), "{error}");
+    let object = applied(Some(&live), &config_map(json!({"a": "1"})), "m", false).unwrap();
+    assert_eq!(object["data"], json!({"a": "1", "b": "2"}));
+    assert_eq!(fields(&object, "before-first-apply"), json!({"f:data": {".": {}, "f:a": {}, "f:b": {}}}));
+}
+
+#[test]
+fn kubectl_moves_over_from_client_side_apply() {
+    let mut object = config_map(json!({"a": "1"}));
+    let last = config_map(json!({"a": "1"})).to_string();
+    object["metadata"]["annotations"] = json!({LAST_APPLIED: last});
+    let live = created(object, "kubectl-client-side-apply");
+    assert!(applied(Some(&live), &config_map(json!({"a": "2"})), "other", false).is_err());
+    let moved = applied(Some(&live), &config_map(json!({"a": "2"})), "kubectl", false).unwrap();
+    assert_eq!(moved["data"]["a"], "2");
+    let annotation = moved["metadata"]["annotations"][LAST_APPLIED].as_str().unwrap();
+    assert!(annotation.contains("\"a\":\"2\""), "{annotation}");
+}
+
+#[test]
+fn custom_resources_follow_their_schema() {
+    let schema = Schema::custom(Structural::from_json(
+        &json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {
+            "ports": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["port"],
+                "items": {"type": "object", "properties": {"port": {"type": "integer"}, "name": {"type": "string"}}}},
+            "tags": {"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string"}},
+            "plain": {"type": "array", "items": {"type": "string"}},
+        }}}}),
+    ));
+    let config = |spec: Value| json!({"apiVersion": "e.com/v1", "kind": "W", "metadata": {"name": "w"}, "spec": spec});
+    let first = config(json!({"ports": [{"port": 1, "name": "a"}], "tags": ["x"], "plain": ["1"]}));
+    let live = apply(&schema, None, &first, "m", "", false, now()).unwrap();
+    assert_eq!(
+        fields(&live, "m"),
+        json!({"f:spec": {"f:plain": {}, "f:tags": {"v:\"x\"": {}}, "f:ports": {"k:{\"port\":1}": {".": {}, "f:name": {}, "f:port": {}}}}})
+    );
+    let second = config(json!({"ports": [{"port": 2}], "tags": ["y"]}));
+    let merged = apply(&schema, Some(&live), &second, "n", "", false, now()).unwrap();
+    assert_eq!(
+        merged["spec"],
+        json!({"ports": [{"port": 1, "name": "a"}, {"port": 2}], "tags": ["x", "y"], "plain": ["1"]})
+    );
+    let unknown = config(json!({"bogus": 1}));
+    assert!(
+        apply(&schema, None, &unknown, "m", "", false, now())
+            .unwrap_err()
+            .message()
+            .contains(".spec.bogus: field not declared")
+    );
+}
+
+#[test]
+fn many_plain_writers_are_folded_together() {
+    let mut live = created(config_map(json!({"k0": "x"})), "m0");
+    for n in 1..20 {
+        let mut new = live.clone();
+        new["data"][format!("k{n}")] = "x".into();
+        live = updated(&live, new, &format!("m{n}"), "");
+    }
+    let entries = live["metadata"]["managedFields"].as_array().unwrap();
+    assert_eq!(entries.len(), 10);
+    assert!(entries.iter().any(|entry| entry["manager"] == "ancient-changes"));
+}
+
+fn data() -> impl Strategy<Value = Value> {
+    proptest::collection::btree_map("[a-d]", "[x-z]", 0..4).prop_map(|map| json!(map))
+}
+
+proptest! {
+    /// Forced, a configuration always wins, and applying it twice changes nothing.
+    #[test]
+    fn forced_applies_win_and_are_idempotent(first in data(), second in data(), third in data()) {
+        let live = applied(None, &config_map(first), "one", false).unwrap();
+        let live = applied(Some(&live), &config_map(second), "two", true).unwrap();
+        let config = config_map(third.clone());
+        let once = applied(Some(&live), &config, "one", true).unwrap();
+        for (key, value) in third.as_object().unwrap() {
+            prop_assert_eq!(&once["data"][key], value);
+        }
+        prop_assert_eq!(applied(Some(&once), &config, "one", true).unwrap(), once);
+    }
+
+    /// Two managers who do not share a key never conflict, and each removes only its own.
+    #[test]
+    fn separate_managers_do_not_meet(mine in data(), next in data()) {
+        let theirs = config_map(json!({"q": "1"}));
+        let live = applied(None, &theirs, "two", false).unwrap();
+        let live = applied(Some(&live), &config_map(mine), "one", false).unwrap();
+        let live = applied(Some(&live), &config_map(next.clone()), "one", false).unwrap();
+        let mut wanted = next;
+        wanted["q"] = "1".into();
+        prop_assert_eq!(&live["data"], &wanted);
+    }
+}

@@ -1,0 +1,362 @@
+//! Values walked together with their schema (`sigs.k8s.io/structured-merge-diff/typed`): which
+//! fields a configuration names, how two objects differ, how a configuration merges into a live
+//! object, and how fields are taken out again.
+
+use std::collections::{BTreeMap, HashSet};
+
+use serde_json::{Map, Value};
+
+use super::fieldset::{Entry, FieldSet, field_key, item_key, value_key};
+use crate::schema::{Node, Topology};
+
+/// The keys of a list's items, or `None` for an item that lacks a key which has no default.
+fn keys_of(node: Node<'_>, topology: &Topology<'_>, items: &[Value]) -> Vec<Option<String>> {
+    items
+        .iter()
+        .map(|item| match topology {
+            Topology::Set => Some(value_key(item)),
+            Topology::ListMap(keys) => key_of(node, keys, item),
+            _ => None,
+        })
+        .collect()
+}
+
+fn key_of(node: Node<'_>, keys: &[&str], item: &Value) -> Option<String> {
+    let mut parts = BTreeMap::new();
+    for key in keys {
+        let value = match item.get(key) {
+            Some(Value::Null) | None => node.item().member(key).and_then(Node::default_value)?,
+            Some(value) => value.clone(),
+        };
+        parts.insert(*key, value);
+    }
+    Some(item_key(parts))
+}
+
+/// Items that cannot be told apart by keys go by their place.
+fn or_index(key: Option<String>, index: usize) -> String {
+    key.unwrap_or_else(|| format!("i:{index}"))
+}
+
+/// What `value` is a list of, for merging: `None` when it is no list that merges.
+fn list_topology<'a>(node: Node<'a>, value: &Value) -> Option<Topology<'a>> {
+    match node.topology(value) {
+        topology @ (Topology::Set | Topology::ListMap(_)) if value.is_array() => Some(topology),
+        _ => None,
+    }
+}
+
+fn is_granular(node: Node<'_>, value: &Value) -> bool {
+    value.is_object() && node.topology(value) == Topology::Granular
+}
+
+fn is_empty(value: Option<&Value>) -> bool {
+    match value {
+        None | Some(Value::Null) => true,
+        Some(Value::Object(members)) => members.is_empty(),
+        Some(Value::Array(items)) => items.is_empty(),
+        _ => false,
+    }
+}
+
+/// The fields that a configuration names.
+pub fn fields_of(node: Node<'_>, value: &Value) -> Entry {
+    let mut children = FieldSet::default();
+    match value {
+        Value::Object(members) if is_granular(node, value) => {
+            for (name, value) in members {
+                let inner = node.member(name).unwrap_or(Node::Untyped);
+                let mut entry = fields_of(inner, value);
+                let bare = value.is_null() || value.as_object().is_some_and(Map::is_empty);
+                entry.member |= bare || !node.names(name);
+                children.put(field_key(name), entry);
+            }
+        }
+        Value::Array(items) => match list_topology(node, value) {
+            Some(topology) => {
+                for (index, (item, key)) in items.iter().zip(keys_of(node, &topology, items)).enumerate() {
+                    let mut entry = fields_of(node.item(), item);
+                    entry.member = true;
+                    children.put(or_index(key, index), entry);
+                }
+            }
+            None => return Entry { member: true, children },
+        },
+        _ => return Entry { member: true, children },
+    }
+    Entry { member: false, children }
+}
+
+/// Problems of a configuration that merging cannot express, in upstream's words.
+pub fn check(node: Node<'_>, value: &Value, path: &str, problems: &mut Vec<String>) {
+    match value {
+        Value::Object(members) => {
+            for (name, value) in members {
+                let inner = format!("{path}.{name}");
+                match node.member(name) {
+                    Some(node) => check(node, value, &inner, problems),
+                    None => problems.push(format!("{inner}: field not declared in schema")),
+                }
+            }
+        }
+        Value::Array(items) => {
+            if let Some(topology) = list_topology(node, value) {
+                let mut seen = HashSet::new();
+                for (index, key) in keys_of(node, &topology, items).into_iter().enumerate() {
+                    match key {
+                        Some(key) if !seen.insert(key.clone()) => {
+                            let mut set = FieldSet::default();
+                            set.put(key, Entry { member: true, children: FieldSet::default() });
+                            let shown = set.paths().pop().unwrap_or_default();
+                            problems.push(format!("{path}: duplicate entries for key {shown}"));
+                        }
+                        Some(_) => {}
+                        None => problems.push(missing_key(&topology, path, index, &items[index])),
+                    }
+                }
+            }
+            for (index, item) in items.iter().enumerate() {
+                check(node.item(), item, &format!("{path}[{index}]"), problems);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn missing_key(topology: &Topology<'_>, path: &str, index: usize, item: &Value) -> String {
+    let keys = match topology {
+        Topology::ListMap(keys) => keys.as_slice(),
+        _ => &[],
+    };
+    let missing = keys.iter().find(|key| item.get(key).is_none_or(Value::is_null)).unwrap_or(&"");
+    format!(
+        "{path}: element {index}: associative list with keys has an element that omits key field {missing:?} (and doesn't have default value)"
+    )
+}
+
+/// How two objects differ.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Difference {
+    pub added: FieldSet,
+    pub modified: FieldSet,
+    pub removed: FieldSet,
+}
+
+impl Difference {
+    pub fn without(self, ignored: &FieldSet) -> Difference {
+        Difference {
+            added: self.added.recursive_difference(ignored),
+            modified: self.modified.recursive_difference(ignored),
+            removed: self.removed.recursive_difference(ignored),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Step {
+    added: Entry,
+    modified: Entry,
+    removed: Entry,
+}
+
+pub fn compare(node: Node<'_>, old: &Value, new: &Value) -> Difference {
+    let step = compare_at(node, Some(old), Some(new));
+    Difference { added: step.added.children, modified: step.modified.children, removed: step.removed.children }
+}
+
+fn compare_at(node: Node<'_>, old: Option<&Value>, new: Option<&Value>) -> Step {
+    let present = new.filter(|v| !v.is_null()).or(old).unwrap_or(&Value::Null);
+    let inner = match present {
+        // Where both are empty, empty and absent still differ: a leaf.
+        _ if is_empty(old) && is_empty(new) => None,
+        Value::Object(_) if is_granular(node, present) => compare_objects(node, old, new),
+        Value::Array(_) => list_topology(node, present).and_then(|topology| compare_lists(node, &topology, old, new)),
+        _ => None,
+    };
+    let leaf = inner.is_none();
+    let mut step = inner.unwrap_or_default();
+    match (old, new) {
+        (None, Some(_)) => step.added.member = true,
+        (Some(_), None) => step.removed.member = true,
+        (Some(old), Some(new)) if leaf => step.modified.member = !equal(old, new),
+        _ => {}
+    }
+    step
+}
+
+/// Equal as values: `1` and `1.0` are.
+fn equal(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Number(x), Value::Number(y)) => x == y || x.as_f64() == y.as_f64(),
+        (Value::Array(x), Value::Array(y)) => x.len() == y.len() && x.iter().zip(y).all(|(a, b)| equal(a, b)),
+        (Value::Object(x), Value::Object(y)) => {
+            x.len() == y.len() && x.iter().all(|(name, a)| y.get(name).is_some_and(|b| equal(a, b)))
+        }
+        _ => a == b,
+    }
+}
+
+fn put_step(step: &mut Step, key: String, inner: Step) {
+    step.added.children.put(key.clone(), inner.added);
+    step.modified.children.put(key.clone(), inner.modified);
+    step.removed.children.put(key, inner.removed);
+}
+
+/// `None` when one of them is something else: then they differ as a whole.
+fn compare_objects(node: Node<'_>, old: Option<&Value>, new: Option<&Value>) -> Option<Step> {
+    let none = Map::new();
+    let members = |value: Option<&Value>| match value {
+        None | Some(Value::Null) => Some(None),
+        Some(Value::Object(_)) => Some(value.and_then(Value::as_object).cloned()),
+        _ => None,
+    };
+    let (old, new) = (members(old)?, members(new)?);
+    let (old, new) = (old.as_ref().unwrap_or(&none), new.as_ref().unwrap_or(&none));
+    let mut step = Step::default();
+    let names = old.keys().chain(new.keys().filter(|name| !old.contains_key(*name)));
+    for name in names {
+        let inner = node.member(name).unwrap_or(Node::Untyped);
+        put_step(&mut step, field_key(name), compare_at(inner, old.get(name), new.get(name)));
+    }
+    Some(step)
+}
+
+fn compare_lists(node: Node<'_>, topology: &Topology<'_>, old: Option<&Value>, new: Option<&Value>) -> Option<Step> {
+    let items = |value: Option<&Value>| match value {
+        None | Some(Value::Null) => Some(Vec::new()),
+        Some(Value::Array(items)) => Some(items.clone()),
+        _ => None,
+    };
+    let (old, new) = (items(old)?, items(new)?);
+    let keyed = |items: &[Value]| -> BTreeMap<String, Vec<Value>> {
+        let mut keyed: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+        for (index, (item, key)) in items.iter().zip(keys_of(node, topology, items)).enumerate() {
+            keyed.entry(or_index(key, index)).or_default().push(item.clone());
+        }
+        keyed
+    };
+    let (old, new) = (keyed(&old), keyed(&new));
+    let mut step = Step::default();
+    let keys = old.keys().chain(new.keys().filter(|key| !old.contains_key(*key)));
+    for key in keys {
+        let inner = match (old.get(key).map(Vec::as_slice), new.get(key).map(Vec::as_slice)) {
+            (None | Some([_]), None | Some([_])) => {
+                let one =
+                    |items: &BTreeMap<String, Vec<Value>>| items.get(key).and_then(|items| items.first().cloned());
+                compare_at(node.item(), one(&old).as_ref(), one(&new).as_ref())
+            }
+            // Several items under one key cannot be told apart: they differ as a whole.
+            (old, new) => {
+                let mut step = Step::default();
+                step.modified.member = old.is_some() && new.is_some() && old != new;
+                step.added.member = old.is_none();
+                step.removed.member = new.is_none();
+                step
+            }
+        };
+        put_step(&mut step, key.clone(), inner);
+    }
+    Some(step)
+}
+
+/// The live value with the configuration merged in.
+pub fn merge(node: Node<'_>, live: Option<&Value>, config: &Value) -> Value {
+    match (live, config) {
+        (Some(Value::Object(live)), Value::Object(members)) if is_granular(node, config) => {
+            let mut merged = live.clone();
+            for (name, value) in members {
+                let inner = node.member(name).unwrap_or(Node::Untyped);
+                merged.insert(name.clone(), merge(inner, live.get(name), value));
+            }
+            Value::Object(merged)
+        }
+        (Some(Value::Array(live)), Value::Array(items)) => match list_topology(node, config) {
+            Some(topology) => Value::Array(merge_lists(node, &topology, live, items)),
+            None => config.clone(),
+        },
+        _ => config.clone(),
+    }
+}
+
+/// Items of the configuration keep their order among themselves; items that only the live list has
+/// stay in front of the items they were in front of.
+fn merge_lists(node: Node<'_>, topology: &Topology<'_>, live: &[Value], config: &[Value]) -> Vec<Value> {
+    let live_keys = keys_of(node, topology, live);
+    let config_keys = keys_of(node, topology, config);
+    let place_of = |key: &Option<String>| live_keys.iter().position(|known| known == key && key.is_some());
+    let shared: HashSet<&String> = config_keys.iter().flatten().collect();
+    let is_shared = |key: &Option<String>| key.as_ref().is_some_and(|key| shared.contains(key));
+    let mut merged = Vec::with_capacity(live.len() + config.len());
+    let mut next = 0;
+    for (at, (item, key)) in config.iter().zip(&config_keys).enumerate() {
+        // The first live item that is still to come in the configuration's order.
+        let stop = config_keys[at..].iter().find_map(place_of);
+        while next < live.len() && Some(next) != stop {
+            if !is_shared(&live_keys[next]) {
+                merged.push(live[next].clone());
+            }
+            next += 1;
+        }
+        let place = place_of(key);
+        merged.push(merge(node.item(), place.map(|place| &live[place]), item));
+        if place == Some(next) {
+            next += 1;
+        }
+    }
+    let rest = live.iter().zip(&live_keys).skip(next).filter(|(_, key)| !is_shared(key));
+    merged.extend(rest.map(|(item, _)| item.clone()));
+    merged
+}
+
+/// Fields of the last configuration that nobody owns any more.
+pub fn orphaned(node: Node<'_>, last: &FieldSet, owned: Option<&FieldSet>) -> FieldSet {
+    let mut orphans = FieldSet::default();
+    for (key, entry) in last.iter() {
+        let kept = owned.and_then(|owned| owned.get(key));
+        let (inner, named) = match key.strip_prefix("f:") {
+            Some(name) => (node.member(name).unwrap_or(Node::Untyped), node.names(name)),
+            None => (node.item(), false),
+        };
+        let keep = kept.is_some_and(|kept| kept.member || (named && !kept.children.is_empty()));
+        let orphan = if entry.member && !keep {
+            Entry { member: true, children: FieldSet::default() }
+        } else {
+            Entry { member: false, children: orphaned(inner, &entry.children, kept.map(|kept| &kept.children)) }
+        };
+        orphans.put(key.to_owned(), orphan);
+    }
+    orphans
+}
+
+/// Takes the fields of a set out of a value. True when nothing is left of it.
+pub fn remove(node: Node<'_>, value: &mut Value, fields: &FieldSet) -> bool {
+    if fields.is_empty() {
+        return false;
+    }
+    if value.is_object() && is_granular(node, value) {
+        let Value::Object(members) = value else { return false };
+        let before = members.len();
+        members.retain(|name, value| match fields.get(&field_key(name)) {
+            Some(entry) if entry.member => false,
+            Some(entry) => !remove(node.member(name).unwrap_or(Node::Untyped), value, &entry.children),
+            None => true,
+        });
+        return before > 0 && members.is_empty();
+    }
+    if let Some(topology) = list_topology(node, value) {
+        let Value::Array(items) = value else { return false };
+        let keys = keys_of(node, &topology, items);
+        let before = items.len();
+        let mut keys = keys.into_iter().enumerate();
+        items.retain_mut(|item| {
+            let key = keys.next().map(|(index, key)| or_index(key, index)).unwrap_or_default();
+            match fields.get(&key) {
+                Some(entry) if entry.member => false,
+                Some(entry) => !remove(node.item(), item, &entry.children),
+                None => true,
+            }
+        });
+        return before > 0 && items.is_empty();
+    }
+    false
+}
