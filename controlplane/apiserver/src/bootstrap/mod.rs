@@ -1,4 +1,8 @@
 //! What every cluster has from its first second: namespaces, roles, priority classes.
+//!
+//! [`policy`] is the RBAC table.
+
+pub mod policy;
 
 use std::sync::Arc;
 
@@ -18,6 +22,12 @@ pub async fn start(api: &Arc<Api>) -> Result<()> {
             "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"},
         })).await?;
     }
+    // All at once, so that the store commits them together.
+    let creates = policy::objects().into_iter().map(|object| {
+        let plural = format!("{}s", object["kind"].as_str().unwrap_or_default().to_lowercase());
+        async move { ensure(api, "rbac.authorization.k8s.io", &plural, object).await }
+    });
+    futures::future::try_join_all(creates).await?;
     Ok(())
 }
 
