@@ -73,11 +73,13 @@ impl Change for Patch {
 impl Patch {
     fn apply_configuration(&self, call: &Call, old: Option<&Value>) -> Result<Value> {
         let kind = call.kind();
+        // Otherwise as it was sent: what the configuration names is what its manager owns.
         let mut config = self.document.clone();
-        call.normalize(&mut config, &[])?;
-        let mut new = old.map_or_else(|| Ok(config.clone()), |old| patch::merge(old, &config))?;
-        call.normalize(&mut new, &[])?;
-        Ok(new)
+        super::metadata::check_type(&mut config, &kind.api_version(), &kind.kind)?;
+        let schema = call.endpoint.schema(&kind.group, &kind.version).ok_or_else(|| {
+            ApiError::internal(format!("no schema of {} {}: cannot apply", kind.api_version(), kind.kind))
+        })?;
+        patch::apply::apply(schema, old, &config, &call.manager, &call.info.subresource, call.options.force, call.now)
     }
 }
 
@@ -85,7 +87,14 @@ impl Call {
     /// Notes in `managedFields` which fields this write owns, unless it was an apply (which does
     /// so itself).
     pub fn track_fields(&self, old: Option<&Value>, new: &mut Value) -> Result<()> {
-        let _ = (old, new);
-        Ok(())
+        if self.applies || self.descriptor().virtual_ {
+            return Ok(());
+        }
+        match self.endpoint.hub_schema() {
+            Some(schema) => {
+                patch::apply::track_update(schema, old, new, &self.manager, &self.info.subresource, self.now)
+            }
+            None => Ok(()),
+        }
     }
 }
