@@ -14,6 +14,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         .include_file("modules.rs")
         .emit_rerun_if_changed(false)
         .disable_comments(["."])
+        // Keys and values are shared with the store's callers, not copied.
+        .bytes(".etcdserverpb")
+        .bytes(".mvccpb")
         .compile_fds(descriptors)?;
     Ok(())
 }

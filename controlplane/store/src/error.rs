@@ -6,10 +6,12 @@ use crate::Revision;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    #[error("revision {requested} has been compacted (the oldest readable one is {compacted}); list again")]
+    /// `compacted` is the oldest revision that can be read; 0: not known.
+    #[error("revision {requested} has been compacted; list again")]
     Compacted { requested: Revision, compacted: Revision },
 
-    #[error("revision {requested} lies in the future: the store is at {current}")]
+    /// `current`: 0 if not known.
+    #[error("revision {requested} lies in the future of the store")]
     FutureRevision { requested: Revision, current: Revision },
 
     #[error("a watch of {prefix:?} fell behind: {queued} events were waiting for it; list again and watch from there")]

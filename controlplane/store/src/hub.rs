@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use futures::task::AtomicWaker;
@@ -39,6 +40,8 @@ pub struct Queue {
     after: Revision,
     waiting: Mutex<Waiting>,
     waker: AtomicWaker,
+    /// Progress was asked for and not looked after yet.
+    asked: AtomicBool,
 }
 
 #[derive(Default)]
@@ -70,8 +73,13 @@ impl Hub {
     /// A new watcher of `prefix`: it gets every event published from now on with a revision above
     /// `after`. Returns the revision published so far: older events are the caller's to replay.
     pub fn register(&self, prefix: &str, after: Revision) -> (Arc<Queue>, Revision) {
-        let queue =
-            Arc::new(Queue { prefix: prefix.to_owned(), after, waiting: Mutex::default(), waker: AtomicWaker::new() });
+        let queue = Arc::new(Queue {
+            prefix: prefix.to_owned(),
+            after,
+            waiting: Mutex::default(),
+            waker: AtomicWaker::new(),
+            asked: AtomicBool::new(false),
+        });
         let mut state = self.state.lock();
         match &state.closed {
             Some(error) => queue.end(error.clone()),
@@ -111,6 +119,16 @@ impl Hub {
 }
 
 impl Queue {
+    /// Notes that progress is asked for. False: that is noted already.
+    pub fn ask(&self) -> bool {
+        !self.asked.swap(true, Ordering::AcqRel)
+    }
+
+    /// To be called before looking what progress there is: later questions count anew.
+    pub fn take_question(&self) {
+        self.asked.store(false, Ordering::Release);
+    }
+
     /// Returns false when the watch has ended and the hub can forget it.
     fn push(&self, events: &[Event], revision: Revision, limits: &QueueLimits) -> bool {
         let mut waiting = self.waiting.lock();

@@ -19,12 +19,14 @@
 
 mod embedded;
 mod error;
+mod etcd;
 mod hub;
 mod model;
 mod watch;
 
 pub use embedded::{Embedded, Options, SnapshotInfo, read_snapshot};
 pub use error::StoreError;
+pub use etcd::{Etcd, EtcdOptions, EtcdTls};
 pub use model::{Batch, Event, Got, Key, KeyValue, Page, Range, Revision, Txn, TxnOutcome, Write, prefix_end};
 pub use watch::{Progress, Watch};
 
@@ -38,7 +40,7 @@ pub trait Store: Send + Sync + 'static {
     async fn range(&self, range: Range) -> Result<Page, StoreError>;
 
     /// Writes one key if its `mod_revision` is the expected one, else returns what is there.
-    /// Answered when it is durable and every [`Watch`] has been handed its event.
+    /// Answered when it is durable; its event reaches the watches at about the same time.
     async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError>;
 
     /// Every event under `prefix` with a revision above `after`, each once, in order.
