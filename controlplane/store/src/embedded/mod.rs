@@ -68,6 +68,12 @@ impl Embedded {
         Self::start(open::open(dir, options)?)
     }
 
+    /// Opens over other storage than a file: for tests that simulate power cuts.
+    #[doc(hidden)]
+    pub fn open_backend(backend: impl redb::StorageBackend, options: &Options) -> Result<Self, StoreError> {
+        Self::start(open::open_backend(backend, "(storage of a test)", options)?)
+    }
+
     fn start(writer: writer::Writer) -> Result<Self, StoreError> {
         let shared = writer.shared.clone();
         let thread = std::thread::Builder::new()

@@ -63,7 +63,6 @@ pub fn open(dir: &Path, options: &Options) -> Result<Writer, StoreError> {
 }
 
 /// Opens over another kind of storage; `name` stands in for the path in messages.
-#[doc(hidden)]
 pub fn open_backend(backend: impl StorageBackend, name: &str, options: &Options) -> Result<Writer, StoreError> {
     let path = PathBuf::from(name);
     let db =
