@@ -1,12 +1,18 @@
 //! The `certificates.k8s.io` group.
 
-use crate::resource::{Descriptor, NameRule, Resource};
+use api::field::ErrorList;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::check::Node;
+use super::{table, value};
+use crate::resource::{Column, Context, Descriptor, Hooks, NameRule, Resource};
 
 const GROUP: &str = "certificates.k8s.io";
 
 pub fn resources() -> Vec<Resource> {
     vec![
-        Resource::plain(request_descriptor()),
+        Resource::new(request_descriptor().columns(columns()), SigningRequest),
         Resource::plain(bundle_descriptor()),
         Resource::plain(pod_request_descriptor()),
     ]
@@ -35,4 +41,181 @@ fn pod_request_descriptor() -> Descriptor {
         .selectable("spec.signerName")
         .selectable("spec.podName")
         .selectable("spec.nodeName")
+}
+
+fn columns() -> Vec<Column> {
+    vec![
+        Column::name(),
+        Column::age(),
+        table::words("SignerName", "The signer that is asked."),
+        table::words("Requestor", "Who asks."),
+        table::words("RequestedDuration", "How long the certificate is to be valid."),
+        table::words("Condition", "What was decided."),
+    ]
+}
+
+/// Who asks is written by the server; what is asked never changes; what is decided has
+/// subresources of its own.
+struct SigningRequest;
+
+/// Conditions that only `approval` may set or change.
+const DECISIONS: [&str; 2] = ["Approved", "Denied"];
+
+impl Hooks for SigningRequest {
+    fn prepare_create(&self, ctx: &Context<'_>, obj: &mut Value) {
+        let user = ctx.user;
+        value::set(obj, "spec.username", user.name.as_str());
+        value::set(obj, "spec.groups", json!(user.groups));
+        for (path, absent, given) in [
+            ("spec.uid", user.uid.is_empty(), json!(user.uid)),
+            ("spec.extra", user.extra.is_empty(), json!(user.extra)),
+        ] {
+            if absent {
+                value::remove(obj, path);
+            } else {
+                value::set(obj, path, given);
+            }
+        }
+    }
+
+    fn prepare_update(&self, _ctx: &Context<'_>, new: &mut Value, old: &Value) {
+        value::copy(old, new, "spec");
+        value::copy(old, new, "status");
+    }
+
+    fn prepare_subresource_update(&self, ctx: &Context<'_>, new: &mut Value, old: &Value) {
+        let conditions = value::list(new, "status.conditions").to_vec();
+        let certificate = value::at(new, "status.certificate").clone();
+        let decision = |condition: &Value| DECISIONS.contains(&value::text(condition, "type"));
+        let approving = ctx.subresource == "approval";
+        // Each subresource writes its own conditions and keeps the other's.
+        let mut kept: Vec<Value> = value::list(old, "status.conditions").iter().filter(|c| decision(c) != approving).cloned().collect();
+        let mut written: Vec<Value> = conditions.into_iter().filter(|c| decision(c) == approving).collect();
+        for condition in &mut written {
+            stamp(condition, old, ctx.now);
+        }
+        kept.extend(written);
+        value::copy(old, new, "spec");
+        value::copy(old, new, "status");
+        if !kept.is_empty() {
+            value::set(new, "status.conditions", Value::Array(kept));
+        }
+        if !approving && !certificate.is_null() {
+            value::set(new, "status.certificate", certificate);
+        }
+    }
+
+    fn validate_create(&self, _ctx: &Context<'_>, obj: &Value) -> ErrorList {
+        let mut errors = ErrorList::new();
+        let spec = Node::root(obj).child("spec");
+        let request = spec.child("request");
+        if request.required(&mut errors, "") && !is_request(request.text()) {
+            request.invalid(&mut errors, "PEM block type must be CERTIFICATE REQUEST");
+        }
+        spec.child("usages").required(&mut errors, "usages is required");
+        let signer = spec.child("signerName");
+        if signer.required(&mut errors, "") && !signer.text().contains('/') {
+            signer.invalid(&mut errors, "must be a fully qualified domain and path of the form \"example.com/signer-name\"");
+        }
+        let expiration = spec.child("expirationSeconds");
+        if expiration.exists() && expiration.int() < 600 {
+            expiration.invalid(&mut errors, "may not specify a duration less than 600 seconds (10 minutes)");
+        }
+        errors
+    }
+
+    fn validate_subresource_update(&self, _ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
+        let mut errors = ErrorList::new();
+        let conditions = Node::root(new).child("status.conditions");
+        let has = |object: &Value, kind: &str| value::list(object, "status.conditions").iter().any(|c| value::text(c, "type") == kind);
+        if has(new, "Approved") && has(new, "Denied") {
+            conditions.invalid(&mut errors, "Approved and Denied conditions are mutually exclusive");
+        }
+        for decision in DECISIONS {
+            if has(old, decision) && !has(new, decision) {
+                conditions.forbidden(&mut errors, format!("updates may not remove a condition of type {decision:?}"));
+            }
+        }
+        let before = value::text(old, "status.certificate");
+        if !before.is_empty() && before != value::text(new, "status.certificate") {
+            Node::root(new).child("status.certificate").forbidden(&mut errors, "updates may not change the certificate");
+        }
+        errors
+    }
+
+    fn row(&self, obj: &Value, now: Timestamp) -> Vec<Value> {
+        let duration = match value::opt_int(obj, "spec.expirationSeconds") {
+            Some(seconds) => crate::resource::human_duration(seconds).into(),
+            None => json!("<none>"),
+        };
+        vec![
+            obj["metadata"]["name"].clone(),
+            crate::resource::age(obj, now),
+            value::at(obj, "spec.signerName").clone(),
+            value::at(obj, "spec.username").clone(),
+            duration,
+            condition(obj).into(),
+        ]
+    }
+}
+
+/// Times that the writer left out: unchanged conditions keep theirs.
+fn stamp(condition: &mut Value, old: &Value, now: Timestamp) {
+    let kind = value::text(condition, "type").to_owned();
+    let status = value::text(condition, "status").to_owned();
+    let before = value::list(old, "status.conditions").iter().find(|c| value::text(c, "type") == kind);
+    let now = json!(crate::registry::metadata::timestamp(now));
+    if !value::has(condition, "lastUpdateTime") {
+        value::set(condition, "lastUpdateTime", now.clone());
+    }
+    let transition = before
+        .filter(|before| value::text(before, "status") == status)
+        .map(|before| value::at(before, "lastTransitionTime").clone())
+        .filter(|time| !time.is_null());
+    if !value::has(condition, "lastTransitionTime") {
+        value::set(condition, "lastTransitionTime", transition.unwrap_or(now));
+    }
+}
+
+/// As kubectl prints it: `Approved,Issued`.
+fn condition(obj: &Value) -> String {
+    let has = |kind: &str| value::list(obj, "status.conditions").iter().any(|c| value::text(c, "type") == kind);
+    let mut words = vec![if has("Denied") {
+        "Denied"
+    } else if has("Approved") {
+        "Approved"
+    } else {
+        "Pending"
+    }];
+    if has("Failed") {
+        words.push("Failed");
+    }
+    if !value::text(obj, "status.certificate").is_empty() {
+        words.push("Issued");
+    }
+    words.join(",")
+}
+
+fn is_request(base64: &str) -> bool {
+    use base64::Engine;
+    let decoded = base64::engine::general_purpose::STANDARD.decode(base64).unwrap_or_default();
+    let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(&decoded) else { return false };
+    pem.label == "CERTIFICATE REQUEST"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_kubectl_prints() {
+        let approved = json!({"type": "Approved", "status": "True"});
+        for (status, expected) in [
+            (json!({}), "Pending"),
+            (json!({"conditions": [approved]}), "Approved"),
+            (json!({"conditions": [approved], "certificate": "eA=="}), "Approved,Issued"),
+        ] {
+            assert_eq!(condition(&json!({"status": status})), expected);
+        }
+    }
 }
