@@ -3,13 +3,24 @@
 //! Like upstream every method is tried; a bearer token that nobody knows is 401, no credentials at
 //! all is the anonymous user, whom authorization decides about.
 
+mod bootstrap;
 pub mod certificate;
 pub mod impersonation;
+pub mod jwt;
+pub mod serviceaccount;
 mod user;
+
+use std::collections::HashMap;
+use std::sync::Arc;
 
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
 
+use self::jwt::SigningKey;
 pub use self::user::UserInfo;
 use crate::error::{ApiError, Result};
 use crate::server::{Api, Config};
@@ -17,9 +28,16 @@ use crate::server::{Api, Config};
 pub const AUTHENTICATED: &str = "system:authenticated";
 pub const UNAUTHENTICATED: &str = "system:unauthenticated";
 
+/// Tokens whose signature is remembered.
+const VERIFIED: usize = 4096;
+
 /// Finds out who sent a request.
 pub struct Authenticator {
     tokens: Vec<(String, UserInfo)>,
+    pub key: SigningKey,
+    issuer: String,
+    /// Claims of tokens whose signature was good, so that it is not computed for every request.
+    verified: Mutex<HashMap<[u8; 32], Arc<Value>>>,
 }
 
 impl Authenticator {
@@ -32,7 +50,8 @@ impl Authenticator {
             }
             None => Vec::new(),
         };
-        Ok(Self { tokens })
+        let key = SigningKey::read(&config.service_account_key)?;
+        Ok(Self { tokens, key, issuer: config.issuer.clone(), verified: Mutex::default() })
     }
 
     pub async fn identify(&self, api: &Api, headers: &HeaderMap, certificate: Option<&UserInfo>) -> Result<UserInfo> {
@@ -41,14 +60,47 @@ impl Authenticator {
         }
         let bearer = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer_token);
         match bearer {
-            Some(token) => self.by_token(api, token).await.map(authenticated).ok_or_else(ApiError::unauthorized),
+            Some(token) => self.by_token(api, token, None).await.map(authenticated).ok_or_else(ApiError::unauthorized),
             None => Ok(UserInfo::new("system:anonymous", &[UNAUTHENTICATED])),
         }
     }
 
-    /// The user that a bearer token stands for.
-    pub async fn by_token(&self, _api: &Api, token: &str) -> Option<UserInfo> {
-        self.tokens.iter().find(|(held, _)| same(held, token)).map(|(_, user)| user.clone())
+    /// The user that a bearer token stands for. `audiences`: whom the token must be for; none
+    /// means this server.
+    pub async fn by_token(&self, api: &Api, token: &str, audiences: Option<&[String]>) -> Option<UserInfo> {
+        if let Some((_, user)) = self.tokens.iter().find(|(held, _)| same(held, token)) {
+            return Some(user.clone());
+        }
+        if let Some(claims) = self.claims(token) {
+            let own = [self.issuer.clone()];
+            let audiences = audiences.unwrap_or(&own);
+            if !serviceaccount::in_force(&claims, &self.issuer, audiences, Timestamp::now()) {
+                return None;
+            }
+            return serviceaccount::user_of(api, &claims).await;
+        }
+        bootstrap::user_of(api, token).await
+    }
+
+    /// The audiences that a good token names, of those asked for.
+    pub fn audiences(&self, token: &str, asked: &[String]) -> Vec<String> {
+        let Some(claims) = self.claims(token) else { return vec![self.issuer.clone()] };
+        asked.iter().filter(|audience| claims["aud"].as_array().is_some_and(|named| named.iter().any(|n| n == *audience))).cloned().collect()
+    }
+
+    /// The claims of a token that this server signed.
+    fn claims(&self, token: &str) -> Option<Arc<Value>> {
+        let digest = Sha256::digest(token).into();
+        if let Some(claims) = self.verified.lock().get(&digest) {
+            return Some(claims.clone());
+        }
+        let claims = Arc::new(self.key.verify(token)?);
+        let mut verified = self.verified.lock();
+        if verified.len() >= VERIFIED {
+            verified.clear();
+        }
+        verified.insert(digest, claims.clone());
+        Some(claims)
     }
 }
 

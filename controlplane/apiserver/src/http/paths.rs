@@ -23,9 +23,24 @@ pub async fn handle(asked: Asked, _body: Bytes) -> Result<Response<Body>> {
         ["apis", group, version] => discovery::resources(&asked, group, version),
         ["version"] => Ok(render::json(StatusCode::OK, &version())),
         ["healthz" | "livez" | "readyz", ..] => health::handle(&asked, &parts).await,
+        ["openid", "v1", "jwks"] => {
+            let keys = json!({"keys": [asked.api.authn.key.jwk()]});
+            Ok(render::response(StatusCode::OK, "application/jwk-set+json", keys.to_string()))
+        }
+        [".well-known", "openid-configuration"] => Ok(render::json(StatusCode::OK, &openid_configuration(&asked))),
         [] => Ok(render::json(StatusCode::OK, &json!({"paths": ROOT_PATHS}))),
         _ => Err(ApiError::no_such_path()),
     }
+}
+
+fn openid_configuration(asked: &Asked) -> serde_json::Value {
+    let config = &asked.api.config;
+    json!({
+        "issuer": config.issuer,
+        "jwks_uri": format!("https://{}/openid/v1/jwks", std::net::SocketAddr::new(config.advertise_address, config.port)),
+        "response_types_supported": ["id_token"], "subject_types_supported": ["public"],
+        "id_token_signing_alg_values_supported": ["ES256"],
+    })
 }
 
 const ROOT_PATHS: &[&str] = &[

@@ -225,13 +225,13 @@ pub fn parse_body(asked: &Asked, body: &Bytes) -> Result<(Value, Vec<String>)> {
 }
 
 /// The object in the body, normalised by the resource's schema.
-fn decode(asked: &Asked, call: &Call, body: &Bytes) -> Result<Value> {
+pub fn decode(asked: &Asked, call: &Call, body: &Bytes) -> Result<Value> {
     let (mut object, duplicates) = parse_body(asked, body)?;
     call.normalize(&mut object, &duplicates)?;
     Ok(object)
 }
 
-fn decode_patch(asked: &Asked, call: &Call, body: &Bytes) -> Result<Patch> {
+pub fn decode_patch(asked: &Asked, call: &Call, body: &Bytes) -> Result<Patch> {
     let Some(kind) = PatchType::parse(media_type(asked)) else {
         return Err(ApiError::unsupported_media_type(PatchType::ACCEPTED));
     };
@@ -242,7 +242,8 @@ fn decode_patch(asked: &Asked, call: &Call, body: &Bytes) -> Result<Patch> {
         return Err(ApiError::unprocessable("PatchOptions.meta.k8s.io \"\" is invalid: force: Forbidden: may not be specified for non-apply patch"));
     }
     let content = if kind == PatchType::Apply { ContentType::Yaml } else { ContentType::Json };
-    Ok(Patch { kind, document: schema::parse(body, content)?.value })
+    let parsed = schema::parse(body, content)?;
+    Ok(Patch { kind, document: parsed.value, duplicates: parsed.duplicates })
 }
 
 pub fn delete_options(asked: &Asked, body: &Bytes) -> Result<DeleteOptions> {

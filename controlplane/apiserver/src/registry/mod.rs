@@ -8,8 +8,12 @@ pub mod cluster;
 pub mod delete;
 pub mod metadata;
 pub mod patch;
+mod pods;
 pub mod read;
+mod reviews;
+mod scale;
 pub mod subresource;
+mod token;
 pub mod watch;
 pub mod write;
 

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::Call;
+use super::{Call, metadata};
 use super::write::Change;
 use crate::error::{ApiError, Result};
 use crate::patch;
@@ -38,6 +38,8 @@ impl PatchType {
 pub struct Patch {
     pub kind: PatchType,
     pub document: Value,
+    /// Texts of duplicate fields, from parsing.
+    pub duplicates: Vec<String>,
 }
 
 impl Change for Patch {
@@ -73,13 +75,22 @@ impl Change for Patch {
 impl Patch {
     fn apply_configuration(&self, call: &Call, old: Option<&Value>) -> Result<Value> {
         let kind = call.kind();
-        // Otherwise as it was sent: what the configuration names is what its manager owns.
         let mut config = self.document.clone();
-        super::metadata::check_type(&mut config, &kind.api_version(), &kind.kind)?;
+        metadata::check_type(&mut config, &kind.api_version(), &kind.kind)?;
+        self.report_unknown(call, &config)?;
         let schema = call.endpoint.schema(&kind.group, &kind.version).ok_or_else(|| {
             ApiError::internal(format!("no schema of {} {}: cannot apply", kind.api_version(), kind.kind))
         })?;
         patch::apply::apply(schema, old, &config, &call.manager, &call.info.subresource, call.options.force, call.now)
+    }
+}
+
+impl Patch {
+    /// Unknown and duplicate fields of a configuration, reported as the request asks. The engine
+    /// itself needs the configuration as it was sent.
+    fn report_unknown(&self, call: &Call, config: &Value) -> Result<()> {
+        let mut checked = config.clone();
+        call.normalize(&mut checked, &self.duplicates)
     }
 }
 

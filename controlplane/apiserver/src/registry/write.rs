@@ -235,7 +235,7 @@ impl Call {
         hooks.defaults(&mut new);
         metadata::keep_system_fields(&mut new, old)?;
         let mut errors;
-        if self.info.subresource.is_empty() {
+        if matches!(self.info.subresource.as_str(), "" | "scale") {
             if descriptor.status {
                 metadata::keep_status(&mut new, old);
             }

@@ -1,0 +1,201 @@
+//! `pods/binding` and `pods/eviction`.
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use serde_json::{Value, json};
+
+use super::delete::DeleteOptions;
+use super::metadata::{self, Preconditions};
+use super::write::Change;
+use super::{Call, Current, subresource};
+use crate::admit::{Cluster, Operation};
+use crate::error::{ApiError, Result};
+use crate::http::body::Body;
+use crate::http::pipeline::Asked;
+use crate::kinds::core::pod::eviction::{self, Decision};
+use crate::resource::GroupVersionKind;
+
+/// Attempts at taking a disruption from a budget that others write.
+const BUDGET_ATTEMPTS: usize = 20;
+
+/// Assigns a pod to a node.
+pub async fn bind(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response<Body>> {
+    let mut binding = subresource::decode(asked, call, body, &GroupVersionKind::new("", "v1", "Binding"))?;
+    metadata::check_namespace(&mut binding, &call.info.namespace)?;
+    if call.info.subresource == "binding" {
+        metadata::check_name(&mut binding, &call.info.name)?;
+    }
+    let target = &binding["target"];
+    let kind = target["kind"].as_str().unwrap_or_default();
+    let node = target["name"].as_str().unwrap_or_default();
+    let path = api::field::Path::root("target");
+    let mut errors = Vec::new();
+    if !matches!(kind, "" | "Node") {
+        errors.push(api::field::Error::not_supported(&path.child("kind"), kind, &["Node", "<empty>"]));
+    }
+    if node.is_empty() {
+        errors.push(api::field::Error::required(&path.child("name"), ""));
+    }
+    if !errors.is_empty() {
+        return Err(ApiError::invalid("", "Binding", metadata::text(&binding, "name"), &errors));
+    }
+    let options = call.options_object("CreateOptions");
+    let binding = call.mutate(Operation::Create, binding, None, &options).await?;
+    let binding = call.validate(Operation::Create, binding, None, &options).await?;
+    let pod_call = on_pod(call, metadata::text(&binding, "name"), "binding")?;
+    pod_call.update(&Bind { binding }).await?;
+    subresource::answer(asked, StatusCode::CREATED, &subresource::success(StatusCode::CREATED))
+}
+
+/// A call on the pod itself, as part of this one.
+fn on_pod(call: &Call, name: &str, subresource: &str) -> Result<Call> {
+    let resources = call.api.resources();
+    let endpoint = resources.by_hub("", "pods").cloned().ok_or_else(ApiError::no_such_path)?;
+    let mut info = call.info.clone();
+    (info.resource, info.name, info.subresource) = ("pods".to_owned(), name.to_owned(), subresource.to_owned());
+    Ok(Call {
+        api: call.api.clone(),
+        endpoint,
+        user: call.user.clone(),
+        info,
+        query: call.query.clone(),
+        options: call.options.clone(),
+        manager: call.manager.clone(),
+        applies: false,
+        now: call.now,
+        warnings: parking_lot::Mutex::default(),
+    })
+}
+
+struct Bind {
+    binding: Value,
+}
+
+impl Change for Bind {
+    fn apply(&self, call: &Call, old: Option<&Value>) -> Result<Option<Value>> {
+        let Some(old) = old else { return Ok(None) };
+        bound(old, &self.binding, &metadata::timestamp(call.now)).map(Some)
+    }
+
+    fn retries(&self) -> bool {
+        true
+    }
+
+    fn options_kind(&self) -> &'static str {
+        "UpdateOptions"
+    }
+}
+
+/// The pod after the binding, or why it cannot be.
+fn bound(pod: &Value, binding: &Value, now: &str) -> Result<Value> {
+    let name = metadata::text(pod, "name");
+    let optional = |key: &str| Some(metadata::text(binding, key).to_owned()).filter(|text| !text.is_empty());
+    let wanted = Preconditions { uid: optional("uid"), resource_version: optional("resourceVersion") };
+    wanted.check("", "pods", pod)?;
+    let refused = |why: String| Err(ApiError::conflict("", "pods/binding", name, why));
+    if metadata::is_deleting(pod) {
+        return refused(format!("pod {name} is being deleted, cannot be assigned to a host"));
+    }
+    let assigned = pod["spec"]["nodeName"].as_str().unwrap_or_default();
+    if !assigned.is_empty() {
+        return refused(format!("pod {name} is already assigned to node {assigned:?}"));
+    }
+    if pod["spec"]["schedulingGates"].as_array().is_some_and(|gates| !gates.is_empty()) {
+        return refused(format!("pod {name} has non-empty .spec.schedulingGates"));
+    }
+    let mut pod = pod.clone();
+    pod["spec"]["nodeName"] = binding["target"]["name"].clone();
+    for part in ["annotations", "labels"] {
+        for (key, value) in binding["metadata"][part].as_object().into_iter().flatten() {
+            pod["metadata"][part][key] = value.clone();
+        }
+    }
+    set_scheduled(&mut pod, now);
+    Ok(pod)
+}
+
+fn set_scheduled(pod: &mut Value, now: &str) {
+    let mut condition = json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now});
+    if let Some(generation) = pod["metadata"]["generation"].as_i64().filter(|generation| *generation > 0) {
+        condition["observedGeneration"] = generation.into();
+    }
+    if pod["status"]["conditions"].as_array().is_none() {
+        pod["status"]["conditions"] = json!([]);
+    }
+    let Some(conditions) = pod["status"]["conditions"].as_array_mut() else { return };
+    match conditions.iter_mut().find(|held| held["type"] == "PodScheduled") {
+        Some(held) => *held = condition,
+        None => conditions.push(condition),
+    }
+}
+
+/// Deletes a pod unless a disruption budget forbids it now.
+pub async fn evict(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response<Body>> {
+    let (mut eviction, duplicates) = crate::http::resources::parse_body(asked, body)?;
+    // `policy/v1beta1` is what old clients send.
+    if eviction["apiVersion"] == "policy/v1beta1" {
+        eviction["apiVersion"] = "policy/v1".into();
+    }
+    subresource::normalize(call, &mut eviction, &GroupVersionKind::new("policy", "v1", "Eviction"), duplicates)?;
+    metadata::check_namespace(&mut eviction, &call.info.namespace)?;
+    metadata::check_name(&mut eviction, &call.info.name)?;
+    let options = call.options_object("CreateOptions");
+    let eviction = call.mutate(Operation::Create, eviction, None, &options).await?;
+    let eviction = call.validate(Operation::Create, eviction, None, &options).await?;
+    let mut delete = DeleteOptions::parse(Some(&eviction["deleteOptions"]), &asked.query)?;
+    delete.dry_run |= call.options.dry_run;
+    let pod_call = on_pod(call, &call.info.name, "")?;
+    let Current { value: pod, .. } = pod_call.current().await?.ok_or_else(|| pod_call.not_found())?;
+    delete.preconditions.check("", "pods", &pod)?;
+    spend(call, &pod, delete.dry_run).await?;
+    match pod_call.delete(&delete).await {
+        Err(error) if !error.is_not_found() => return Err(error),
+        _ => {}
+    }
+    subresource::answer(asked, StatusCode::CREATED, &subresource::success(StatusCode::CREATED))
+}
+
+/// Takes a disruption from the budget that covers the pod.
+async fn spend(call: &Call, pod: &Value, dry_run: bool) -> Result<()> {
+    let now = metadata::timestamp(call.now);
+    for _ in 0..BUDGET_ATTEMPTS {
+        let budgets = call.api.list("policy", "poddisruptionbudgets", &call.info.namespace).await?;
+        let budgets: Vec<&Value> = budgets.iter().map(|budget| &**budget).collect();
+        let Decision::SpendThenDelete(budget) = eviction::decide(pod, &budgets, &now)? else { return Ok(()) };
+        if dry_run {
+            return Ok(());
+        }
+        match call.api.update("policy", "poddisruptionbudgets", "status", *budget).await {
+            Err(error) if error.is_conflict() => {
+                // The cache will show the newer budget in a moment.
+                if let Some(endpoint) = call.api.resources().by_hub("policy", "poddisruptionbudgets") {
+                    endpoint.cache.fresh().await?;
+                }
+            }
+            outcome => return outcome.map(|_| ()),
+        }
+    }
+    Err(ApiError::too_many_requests("Cannot evict pod: its disruption budget is being changed by others", 10))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_is_bound_once() {
+        let pod = json!({"metadata": {"name": "a", "uid": "u"}, "spec": {}, "status": {"phase": "Pending"}});
+        let binding = json!({"metadata": {"name": "a", "annotations": {"x": "y"}}, "target": {"kind": "Node", "name": "n1"}});
+        let after = bound(&pod, &binding, "2026-01-01T00:00:00Z").unwrap();
+        assert_eq!(after["spec"]["nodeName"], "n1");
+        assert_eq!(after["metadata"]["annotations"]["x"], "y");
+        assert_eq!(after["status"]["conditions"][0]["type"], "PodScheduled");
+        let error = bound(&after, &binding, "now").unwrap_err();
+        assert_eq!(
+            error.message(),
+            "Operation cannot be fulfilled on pods/binding \"a\": pod a is already assigned to node \"n1\""
+        );
+        let other = json!({"metadata": {"name": "a", "uid": "v"}, "target": {"name": "n1"}});
+        assert_eq!(bound(&pod, &other, "now").unwrap_err().code(), 409);
+    }
+}

@@ -1,0 +1,181 @@
+//! Reviews: who is this token, may they, what may I. Answered from authentication and
+//! authorization, never stored.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use serde_json::{Value, json};
+
+use super::{Call, metadata, subresource};
+use crate::authn::UserInfo;
+use crate::authz::Request;
+use crate::authz::rbac::Rule;
+use crate::error::{ApiError, Result};
+use crate::http::body::Body;
+use crate::http::pipeline::Asked;
+
+pub async fn handle(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response<Body>> {
+    let mut review = subresource::decode(asked, call, body, &call.kind())?;
+    review["metadata"]["creationTimestamp"] = Value::Null;
+    review["status"] = match &*call.descriptor().kind {
+        "TokenReview" => token_status(call, &review["spec"]).await?,
+        "SelfSubjectReview" => json!({"userInfo": user_object(&call.user)}),
+        "SelfSubjectAccessReview" => access_status(call, &call.user, &review["spec"]).await?,
+        "SubjectAccessReview" => {
+            let user = reviewed_user(&review["spec"], "SubjectAccessReview")?;
+            access_status(call, &user, &review["spec"]).await?
+        }
+        "LocalSubjectAccessReview" => {
+            metadata::check_namespace(&mut review, &call.info.namespace)?;
+            let wanted = review["spec"]["resourceAttributes"]["namespace"].as_str().unwrap_or_default();
+            if wanted != call.info.namespace {
+                let why = format!(
+                    "spec.resourceAttributes.namespace must match namespace: {wanted} is not {}",
+                    call.info.namespace
+                );
+                return Err(ApiError::bad_request(why));
+            }
+            let user = reviewed_user(&review["spec"], "LocalSubjectAccessReview")?;
+            access_status(call, &user, &review["spec"]).await?
+        }
+        "SelfSubjectRulesReview" => rules_status(call, &review["spec"]).await?,
+        _ => return Err(ApiError::no_such_path()),
+    };
+    subresource::answer(asked, StatusCode::CREATED, &review)
+}
+
+fn texts(value: &Value) -> Vec<String> {
+    value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+/// `UserInfo` as `authentication.k8s.io` writes it.
+pub fn user_object(user: &UserInfo) -> Value {
+    let mut object = json!({"username": user.name, "groups": user.groups});
+    if !user.uid.is_empty() {
+        object["uid"] = user.uid.as_str().into();
+    }
+    if !user.extra.is_empty() {
+        object["extra"] = json!(user.extra);
+    }
+    object
+}
+
+async fn token_status(call: &Call, spec: &Value) -> Result<Value> {
+    let token = spec["token"].as_str().unwrap_or_default();
+    if token.is_empty() {
+        return Err(ApiError::bad_request("token is required for TokenReview in authentication"));
+    }
+    let asked = texts(&spec["audiences"]);
+    let wanted = if asked.is_empty() { vec![call.api.config.issuer.clone()] } else { asked };
+    let Some(mut user) = call.api.authn.by_token(&call.api, token, Some(&wanted)).await else {
+        let error = "[invalid bearer token, token lookup failed]";
+        return Ok(json!({"user": {}, "error": error}));
+    };
+    user.groups.push(crate::authn::AUTHENTICATED.to_owned());
+    let audiences = call.api.authn.audiences(token, &wanted);
+    Ok(json!({"authenticated": true, "user": user_object(&user), "audiences": audiences}))
+}
+
+fn reviewed_user(spec: &Value, kind: &str) -> Result<UserInfo> {
+    let extra: BTreeMap<String, Vec<String>> =
+        spec["extra"].as_object().into_iter().flatten().map(|(key, values)| (key.to_lowercase(), texts(values))).collect();
+    let user = UserInfo {
+        name: spec["user"].as_str().unwrap_or_default().to_owned(),
+        uid: spec["uid"].as_str().unwrap_or_default().to_owned(),
+        groups: texts(&spec["groups"]),
+        extra,
+    };
+    if user.name.is_empty() && user.groups.is_empty() {
+        let path = api::field::Path::root("spec").child("user");
+        let error = api::field::Error::required(&path, "at least one of user or group must be specified");
+        return Err(ApiError::invalid("authorization.k8s.io", kind, "", &[error]));
+    }
+    Ok(user)
+}
+
+async fn access_status(call: &Call, user: &UserInfo, spec: &Value) -> Result<Value> {
+    let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
+    if resource.is_null() == path.is_null() {
+        let field = api::field::Path::root("spec");
+        let error = if resource.is_null() {
+            api::field::Error::invalid(&field.child("resourceAttributes"), Value::Null, "exactly one of nonResourceAttributes or resourceAttributes must be specified")
+        } else {
+            api::field::Error::invalid(&field.child("nonResourceAttributes"), Value::Null, "cannot be specified in combination with resourceAttributes")
+        };
+        return Err(ApiError::invalid("authorization.k8s.io", &call.descriptor().kind, "", &[error]));
+    }
+    let text = |value: &'static str, of: &Value| of[value].as_str().unwrap_or_default().to_owned();
+    let (verb, group, kind, sub, namespace, name) = (
+        text("verb", if resource.is_null() { path } else { resource }),
+        text("group", resource),
+        text("resource", resource),
+        text("subresource", resource),
+        text("namespace", resource),
+        text("name", resource),
+    );
+    let path = text("path", path);
+    let request = Request {
+        verb: &verb, group: &group, resource: &kind, subresource: &sub, namespace: &namespace, name: &name, path: &path,
+    };
+    Ok(match call.api.authz.decide(&call.api, user, &request).await {
+        Ok(()) => json!({"allowed": true}),
+        Err(reason) if reason.is_empty() => json!({"allowed": false}),
+        Err(reason) => json!({"allowed": false, "reason": reason}),
+    })
+}
+
+async fn rules_status(call: &Call, spec: &Value) -> Result<Value> {
+    let namespace = spec["namespace"].as_str().unwrap_or_default();
+    if namespace.is_empty() {
+        return Err(ApiError::bad_request("no namespace on request"));
+    }
+    let mut rules = call.api.authz.index(&call.api).await.map_err(ApiError::internal)?.rules_of(&call.user, namespace);
+    if call.user.in_group("system:masters") {
+        let all = || vec!["*".to_owned()];
+        rules.insert(0, Rule { verbs: all(), groups: all(), resources: all(), ..Rule::default() });
+        rules.insert(1, Rule { verbs: all(), urls: all(), ..Rule::default() });
+    }
+    let (mut resources, mut paths) = (Vec::new(), Vec::new());
+    for rule in rules {
+        if rule.urls.is_empty() {
+            let mut entry = json!({"verbs": rule.verbs, "apiGroups": rule.groups, "resources": rule.resources});
+            if !rule.names.is_empty() {
+                entry["resourceNames"] = json!(rule.names);
+            }
+            resources.push(entry);
+        } else {
+            paths.push(json!({"verbs": rule.verbs, "nonResourceURLs": rule.urls}));
+        }
+    }
+    Ok(json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false}))
+}
+
+/// `componentstatuses`: deprecated upstream, still asked for.
+pub async fn component_statuses(asked: &Asked, call: &Call) -> Result<Response<Body>> {
+    let healthy = call.api.store.revision().await.is_ok();
+    let condition = if healthy {
+        json!({"type": "Healthy", "status": "True", "message": "ok"})
+    } else {
+        json!({"type": "Healthy", "status": "False", "message": "the store does not answer"})
+    };
+    let component = |name: &str, condition: Value| {
+        json!({"metadata": {"name": name, "creationTimestamp": null}, "conditions": [condition]})
+    };
+    let well = json!({"type": "Healthy", "status": "True", "message": "ok"});
+    let mut all = vec![
+        component("controller-manager", well.clone()),
+        component("scheduler", well),
+        component("etcd-0", condition),
+    ];
+    call.warn("v1 ComponentStatus is deprecated in v1.19+");
+    if call.info.verb == "get" {
+        let Some(at) = all.iter().position(|one| one["metadata"]["name"] == call.info.name) else { return Err(call.not_found()) };
+        let mut one = all.swap_remove(at);
+        one["kind"] = "ComponentStatus".into();
+        one["apiVersion"] = "v1".into();
+        return subresource::answer(asked, StatusCode::OK, &one);
+    }
+    let list = json!({"kind": "ComponentStatusList", "apiVersion": "v1", "metadata": {}, "items": all});
+    subresource::answer(asked, StatusCode::OK, &list)
+}

@@ -1,0 +1,175 @@
+//! `scale`: the number of replicas of any resource that has one, as an `autoscaling/v1` `Scale`.
+
+use api::field::{Error, Path};
+use api::selector::Selector;
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use serde_json::{Map, Value, json};
+
+use super::patch::{Patch, PatchType};
+use super::write::Change;
+use super::{Call, subresource};
+use crate::error::{ApiError, Result};
+use crate::http::body::Body;
+use crate::http::pipeline::Asked;
+use crate::http::resources;
+use crate::patch;
+use crate::resource::{GroupVersionKind, ScalePaths, at, set_at};
+use crate::schema;
+
+fn kind() -> GroupVersionKind {
+    GroupVersionKind::new("autoscaling", "v1", "Scale")
+}
+
+pub async fn handle(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response<Body>> {
+    let paths = call.descriptor().scale.clone().ok_or_else(ApiError::no_such_path)?;
+    let scale = match call.info.verb.as_str() {
+        "get" => {
+            let item = call.get_item().await?;
+            scale_of(&call.served(item.decode())?, &paths)
+        }
+        "update" => {
+            let wanted = subresource::decode(asked, call, body, &kind())?;
+            changed(call, &ScaleChange { paths: paths.clone(), how: How::Replace(wanted) }, &paths).await?
+        }
+        "patch" => {
+            let patch = resources::decode_patch(asked, call, body)?;
+            changed(call, &ScaleChange { paths: paths.clone(), how: How::Patch(patch) }, &paths).await?
+        }
+        _ => return Err(ApiError::method_not_allowed()),
+    };
+    subresource::answer(asked, StatusCode::OK, &scale)
+}
+
+async fn changed(call: &Call, change: &ScaleChange, paths: &ScalePaths) -> Result<Value> {
+    let written = call.update(change).await?;
+    Ok(scale_of(&call.served(written.value)?, paths))
+}
+
+/// The `Scale` of an object.
+fn scale_of(object: &Value, paths: &ScalePaths) -> Value {
+    let metadata = &object["metadata"];
+    let mut kept = Map::new();
+    for key in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+        if !metadata[key].is_null() {
+            kept.insert(key.to_owned(), metadata[key].clone());
+        }
+    }
+    let mut scale = json!({
+        "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": kept,
+        "spec": {}, "status": {"replicas": at(object, &paths.status_replicas).as_i64().unwrap_or(0)},
+    });
+    if let Some(replicas) = at(object, &paths.spec_replicas).as_i64() {
+        scale["spec"]["replicas"] = replicas.into();
+    }
+    if let Some(selector) = paths.selector.as_deref().map(|path| selector_text(at(object, path))) {
+        scale["status"]["selector"] = selector.into();
+    }
+    scale
+}
+
+/// A selector as query text: it may be text, a `LabelSelector`, or a plain map of labels.
+fn selector_text(selector: &Value) -> String {
+    let Some(map) = selector.as_object() else { return selector.as_str().unwrap_or_default().to_owned() };
+    let plain = !map.contains_key("matchLabels") && !map.contains_key("matchExpressions");
+    let wrapped = if plain { json!({"matchLabels": selector}) } else { selector.clone() };
+    Selector::from_json(Some(&wrapped)).map(|selector| selector.to_string()).unwrap_or_default()
+}
+
+struct ScaleChange {
+    paths: ScalePaths,
+    how: How,
+}
+
+enum How {
+    Replace(Value),
+    Patch(Patch),
+}
+
+impl Change for ScaleChange {
+    fn apply(&self, call: &Call, old: Option<&Value>) -> Result<Option<Value>> {
+        let Some(old) = old else { return Ok(None) };
+        let scale = match &self.how {
+            How::Replace(scale) => scale.clone(),
+            How::Patch(patch) => self.patched(call, patch, &scale_of(old, &self.paths))?,
+        };
+        let name = &call.info.name;
+        if scale["metadata"]["name"].as_str().is_some_and(|own| !own.is_empty() && own != name) {
+            let own = scale["metadata"]["name"].as_str().unwrap_or_default();
+            return Err(ApiError::bad_request(format!("the name of the object ({own}) does not match the name on the URL ({name})")));
+        }
+        let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
+        if replicas < 0 {
+            let path = Path::root("spec").child("replicas");
+            let error = Error::invalid(&path, replicas, "must be greater than or equal to 0");
+            return Err(ApiError::invalid("autoscaling", "Scale", name, &[error]));
+        }
+        let mut new = old.clone();
+        set_at(&mut new, &self.paths.spec_replicas, replicas.into());
+        // The client's precondition, or none.
+        for key in ["resourceVersion", "uid"] {
+            let wanted = scale["metadata"][key].as_str().unwrap_or_default();
+            if wanted.is_empty() {
+                super::metadata::metadata_mut(&mut new)?.remove(key);
+            } else {
+                new["metadata"][key] = wanted.into();
+            }
+        }
+        Ok(Some(new))
+    }
+
+    fn retries(&self) -> bool {
+        matches!(self.how, How::Patch(_))
+    }
+
+    fn options_kind(&self) -> &'static str {
+        if self.retries() { "PatchOptions" } else { "UpdateOptions" }
+    }
+}
+
+impl ScaleChange {
+    fn patched(&self, call: &Call, patch: &Patch, scale: &Value) -> Result<Value> {
+        let mut scale = scale.clone();
+        let mut patched = match patch.kind {
+            PatchType::Json => patch::json(&scale, &patch.document)?,
+            PatchType::Merge => patch::merge(&scale, &patch.document)?,
+            PatchType::Strategic => match schema::lookup(&kind()) {
+                Some(schema) => patch::strategic(&schema, &scale, &patch.document)?,
+                None => patch::merge(&scale, &patch.document)?,
+            },
+            // An apply names the replicas it wants; nothing else of a Scale can be owned.
+            PatchType::Apply => {
+                scale["spec"]["replicas"] = patch.document["spec"]["replicas"].clone();
+                scale
+            }
+        };
+        // The version read is no precondition unless the patch made it one.
+        if patch.document["metadata"]["resourceVersion"].is_null() && patch.kind != PatchType::Json {
+            super::metadata::metadata_mut(&mut patched)?.remove("resourceVersion");
+        }
+        subresource::normalize(call, &mut patched, &kind(), Vec::new())?;
+        Ok(patched)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scale_shows_replicas_and_selector() {
+        let paths = ScalePaths {
+            spec_replicas: "spec.replicas".into(),
+            status_replicas: "status.replicas".into(),
+            selector: Some("spec.selector".into()),
+        };
+        let object = json!({"metadata": {"name": "web", "namespace": "a", "labels": {"x": "y"}},
+            "spec": {"replicas": 3, "selector": {"matchLabels": {"app": "web"}}}, "status": {"replicas": 2}});
+        let scale = scale_of(&object, &paths);
+        assert_eq!(scale["spec"], json!({"replicas": 3}));
+        assert_eq!(scale["status"], json!({"replicas": 2, "selector": "app=web"}));
+        assert_eq!(scale["metadata"], json!({"name": "web", "namespace": "a"}));
+        assert_eq!(selector_text(&json!({"app": "web"})), "app=web");
+        assert_eq!(selector_text(&json!("a in (b)")), "a in (b)");
+    }
+}
