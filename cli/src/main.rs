@@ -19,7 +19,7 @@ use tracing_subscriber::EnvFilter;
 #[command(name = "skiff", version, about = "Kubernetes made small: a cluster in about a second", max_term_width = 100)]
 struct CommandLine {
     /// What to log: error, warn, info, debug or trace, also per part, as in info,kubelet=debug
-    #[arg(long, global = true, env = "SKIFF_LOG", default_value = "info")]
+    #[arg(long, global = true, env = "SKIFF_LOG", default_value = "info,kube_client=off,kube_runtime=error")]
     log: String,
     #[command(subcommand)]
     command: Command,

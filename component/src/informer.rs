@@ -163,7 +163,8 @@ impl<K: Kind> Informer<K> {
                 Ok(watcher::Event::Apply(object)) => self.apply(object),
                 Ok(watcher::Event::Delete(object)) => self.remove(&key_of(&object)),
                 Err(error) => {
-                    tracing::warn!(kind = %K::kind(&K::DynamicType::default()), %error, "watch failed; it will be retried");
+                    let error = brief_watch(&error);
+                    tracing::warn!(kind = %K::kind(&K::DynamicType::default()), error, "watch failed; it will be retried");
                 }
             }
         }
@@ -182,6 +183,16 @@ impl<K: Kind> Informer<K> {
         for key in gone {
             self.remove(&key);
         }
+    }
+}
+
+fn brief_watch(error: &watcher::Error) -> String {
+    match error {
+        watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error) | watcher::Error::WatchFailed(error) => {
+            crate::brief(error)
+        }
+        watcher::Error::WatchError(status) => status.message.clone(),
+        other => other.to_string(),
     }
 }
 

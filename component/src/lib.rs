@@ -20,6 +20,14 @@ pub use informer::{Change, Informer, Informers, Kind};
 pub use queue::{Outcome, WorkQueue};
 pub use supervisor::Supervisor;
 
+/// What an API call failed with, in one line: the server's own message where there is one.
+pub fn brief(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
 /// Logs one step in a pod's life, for `skiff lab timeline`. `pod` is `namespace/name`.
 ///
 /// Steps, in their usual order: `accepted`, `stored`, `scheduled`, `seen by node`, `volumes ready`,

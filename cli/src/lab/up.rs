@@ -177,7 +177,12 @@ async fn wait_for_nodes(lab: &Lab, began: Instant, limit: Duration) -> anyhow::R
     let waiting = async {
         while !missing.is_empty() {
             // The server may not answer yet: a refused connection is cheap and the next try is soon.
-            if follow_nodes(lab, &mut missing).await.is_err() {
+            let address = (lab.subnet.server(), api::defaults::API_PORT);
+            let followed = match tokio::net::TcpStream::connect(address).await {
+                Ok(_) => follow_nodes(lab, &mut missing).await,
+                Err(error) => Err(error.into()),
+            };
+            if followed.is_err() {
                 member_died(lab)?;
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
