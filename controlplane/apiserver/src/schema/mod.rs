@@ -23,7 +23,10 @@ pub use parse::{ContentType, Parsed, parse};
 pub use structural::Structural;
 
 use crate::resource::GroupVersionKind;
-pub use scalar::time as scalar_time;
+pub(crate) use scalar::{
+    base64_bytes, go_duration_nanos, go_duration_text, micro_time as micro_time_text, time as time_text,
+    timestamp as parse_timestamp, to_base64,
+};
 use table::{Base, Element, ListType, Shape, TypeId};
 
 /// The schema of a kind. Cheap to clone.
@@ -225,7 +228,7 @@ fn object_meta() -> Option<TypeId> {
     TypeId::named("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta")
 }
 
-fn schema_props() -> Option<TypeId> {
+pub(crate) fn schema_props() -> Option<TypeId> {
     TypeId::named("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps")
 }
 

@@ -356,34 +356,10 @@ fn own_form(base: Base, value: &mut Value) -> Result<(), String> {
         (Base::IntOrString, other) => return Err(not_text(other).replace("type string", "type int32")),
         (Base::Time, Value::String(text)) => scalar::time(scalar::timestamp(text)?),
         (Base::MicroTime, Value::String(text)) => scalar::micro_time(scalar::timestamp(text)?),
-        (Base::Duration, Value::String(text)) => return go_duration(text),
+        (Base::Duration, Value::String(text)) => scalar::go_duration_text(scalar::go_duration(text)?),
         (_, other) => return Err(not_text(other)),
     };
     *value = Value::String(canonical);
-    Ok(())
-}
-
-/// Whether Go's `time.ParseDuration` takes it: `1h30m`, `1.5s`, `0`.
-fn go_duration(text: &str) -> Result<(), String> {
-    let fail = || Err(format!("time: invalid duration {text:?}"));
-    let mut rest = text.strip_prefix(['-', '+']).unwrap_or(text);
-    if rest == "0" {
-        return Ok(());
-    }
-    if rest.is_empty() {
-        return fail();
-    }
-    while !rest.is_empty() {
-        let number = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
-        let unit_end =
-            rest[number..].find(|c: char| c.is_ascii_digit() || c == '.').map_or(rest.len(), |at| number + at);
-        let digits = &rest[..number];
-        let known = ["ns", "us", "µs", "μs", "ms", "s", "m", "h"].contains(&&rest[number..unit_end]);
-        if !known || !digits.contains(|c: char| c.is_ascii_digit()) || digits.matches('.').count() > 1 {
-            return fail();
-        }
-        rest = &rest[unit_end..];
-    }
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::fieldset::FieldSet;
-use crate::schema::scalar_time;
+use crate::schema::time_text;
 
 /// More entries of plain writes are folded into one.
 const MOST_UPDATE_MANAGERS: usize = 10;
@@ -141,7 +141,7 @@ impl Managers {
         let owned = self.entries.entry(manager).or_default();
         owned.fields = std::mem::take(&mut owned.fields).union(fields);
         owned.api_version = api_version.to_owned();
-        owned.time = scalar_time(now);
+        owned.time = time_text(now);
     }
 
     /// Folds the oldest plain writers together when there are too many.

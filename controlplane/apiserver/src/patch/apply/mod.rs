@@ -267,7 +267,7 @@ impl Request<'_> {
         if let Some(mine) = managers.entries.get_mut(&me)
             && (!noop || mine.time.is_empty())
         {
-            mine.time = crate::schema::scalar_time(self.now);
+            mine.time = crate::schema::time_text(self.now);
         }
         managers.drop_empty();
         Ok((object, managers))
