@@ -1,0 +1,264 @@
+//! Metrics as Prometheus text: the kubelet's own, resource use (`/metrics/resource`, what
+//! metrics-server reads), and containers under cAdvisor's names.
+
+use std::fmt::Write;
+
+use http::StatusCode;
+use k8s_openapi::api::core::v1::Pod;
+
+use super::reply::{self, Reply};
+use super::stats::qos_of;
+use crate::cgroups::Usage;
+use crate::server_contract::NodePods;
+
+pub fn reply(text: String) -> Reply {
+    reply::with_type(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
+}
+
+/// A metric's samples, written under one heading.
+struct Family {
+    text: String,
+    name: &'static str,
+}
+
+impl Family {
+    fn new(text: String, name: &'static str, kind: &str, help: &str) -> Self {
+        let mut family = Self { text, name };
+        family.line(format_args!("# HELP {name} {help}"));
+        family.line(format_args!("# TYPE {name} {kind}"));
+        family
+    }
+
+    fn sample(&mut self, labels: &[(&str, &str)], value: impl std::fmt::Display) {
+        let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}=\"{}\"", escape(value))).collect();
+        let set = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+        let name = self.name;
+        self.line(format_args!("{name}{set} {value}"));
+    }
+
+    fn line(&mut self, arguments: std::fmt::Arguments<'_>) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.text, "{arguments}");
+    }
+}
+
+fn escape(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+/// A container that runs, with what it uses.
+struct Measured {
+    namespace: String,
+    pod: String,
+    container: String,
+    id: String,
+    started: f64,
+    usage: Usage,
+}
+
+impl Measured {
+    fn labels(&self) -> [(&'static str, &str); 3] {
+        [("container", self.container.as_str()), ("namespace", self.namespace.as_str()), ("pod", self.pod.as_str())]
+    }
+}
+
+fn containers(pods: &dyn NodePods) -> Vec<Measured> {
+    let mut found = Vec::new();
+    for pod in pods.pods() {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        for run in pods.runtime_view(uid).containers.into_iter().filter(|run| run.running) {
+            let Some(usage) = pods.cgroups().container_usage(qos_of(&pod), uid, &run.id) else { continue };
+            found.push(Measured {
+                namespace: pod.metadata.namespace.clone().unwrap_or_default(),
+                pod: pod.metadata.name.clone().unwrap_or_default(),
+                container: run.name,
+                id: run.id,
+                started: run.started_at.map_or(0.0, |at| at.as_millisecond() as f64 / 1000.0),
+                usage,
+            });
+        }
+    }
+    found
+}
+
+fn pod_usages(pods: &dyn NodePods) -> Vec<(std::sync::Arc<Pod>, Usage)> {
+    let usage = |pod: &Pod| pods.cgroups().pod_usage(qos_of(pod), pod.metadata.uid.as_deref().unwrap_or_default());
+    pods.pods().into_iter().filter_map(|pod| usage(&pod).map(|usage| (pod, usage))).collect()
+}
+
+fn seconds(usage: &Usage) -> f64 {
+    usage.cpu_nanoseconds as f64 / 1e9
+}
+
+/// `/metrics/resource`
+pub fn resource(pods: &dyn NodePods) -> String {
+    let measured = containers(pods);
+    let per_pod = pod_usages(pods);
+    let node = pods.cgroups().node_usage();
+    let labels = |pod: &Pod| {
+        [
+            ("namespace", pod.metadata.namespace.clone().unwrap_or_default()),
+            ("pod", pod.metadata.name.clone().unwrap_or_default()),
+        ]
+    };
+    let mut family = Family::new(
+        String::new(),
+        "container_cpu_usage_seconds_total",
+        "counter",
+        "Cumulative cpu time consumed by the container in core-seconds",
+    );
+    measured.iter().for_each(|one| family.sample(&one.labels(), seconds(&one.usage)));
+    let mut family = Family::new(
+        family.text,
+        "container_memory_working_set_bytes",
+        "gauge",
+        "Current working set of the container in bytes",
+    );
+    measured.iter().for_each(|one| family.sample(&one.labels(), one.usage.memory_working_set));
+    let mut family = Family::new(
+        family.text,
+        "container_start_time_seconds",
+        "gauge",
+        "Start time of the container since unix epoch in seconds",
+    );
+    measured.iter().for_each(|one| family.sample(&one.labels(), one.started));
+    let mut family = Family::new(
+        family.text,
+        "node_cpu_usage_seconds_total",
+        "counter",
+        "Cumulative cpu time consumed by the node in core-seconds",
+    );
+    node.iter().for_each(|usage| family.sample(&[], seconds(usage)));
+    let mut family =
+        Family::new(family.text, "node_memory_working_set_bytes", "gauge", "Current working set of the node in bytes");
+    node.iter().for_each(|usage| family.sample(&[], usage.memory_working_set));
+    let mut family = Family::new(
+        family.text,
+        "pod_cpu_usage_seconds_total",
+        "counter",
+        "Cumulative cpu time consumed by the pod in core-seconds",
+    );
+    for (pod, usage) in &per_pod {
+        let labels = labels(pod);
+        family.sample(&labels.each_ref().map(|(key, value)| (*key, value.as_str())), seconds(usage));
+    }
+    let mut family =
+        Family::new(family.text, "pod_memory_working_set_bytes", "gauge", "Current working set of the pod in bytes");
+    for (pod, usage) in &per_pod {
+        let labels = labels(pod);
+        family.sample(&labels.each_ref().map(|(key, value)| (*key, value.as_str())), usage.memory_working_set);
+    }
+    let mut family = Family::new(
+        family.text,
+        "resource_scrape_error",
+        "gauge",
+        "1 if there was an error while getting container metrics, 0 otherwise",
+    );
+    family.sample(&[], u8::from(node.is_none()));
+    family.text
+}
+
+/// `/metrics/cadvisor`
+pub fn cadvisor(pods: &dyn NodePods) -> String {
+    let measured = containers(pods);
+    let columns: [(&str, &str, &str, fn(&Usage) -> f64); 6] = [
+        ("container_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed in seconds.", seconds),
+        (
+            "container_memory_usage_bytes",
+            "gauge",
+            "Current memory usage in bytes, including all memory regardless of when it was accessed",
+            |u| u.memory_usage as f64,
+        ),
+        ("container_memory_working_set_bytes", "gauge", "Current working set in bytes.", |u| {
+            u.memory_working_set as f64
+        }),
+        ("container_memory_rss", "gauge", "Size of RSS in bytes.", |u| u.memory_rss as f64),
+        ("container_spec_memory_limit_bytes", "gauge", "Memory limit for the container.", |u| {
+            u.memory_limit.unwrap_or(0) as f64
+        }),
+        ("container_processes", "gauge", "Number of processes running inside the container.", |u| u.processes as f64),
+    ];
+    let mut text = String::new();
+    for (name, kind, help, value) in columns {
+        let mut family = Family::new(text, name, kind, help);
+        for one in &measured {
+            let [container, namespace, pod] = one.labels();
+            family.sample(
+                &[container, ("id", one.id.as_str()), ("name", one.id.as_str()), namespace, pod],
+                value(&one.usage),
+            );
+        }
+        text = family.text;
+    }
+    text
+}
+
+/// `/metrics`: the process and what it looks after.
+pub fn own(pods: &dyn NodePods) -> String {
+    let all = pods.pods();
+    let running = containers(pods).len();
+    let mut family =
+        Family::new(String::new(), "kubelet_running_pods", "gauge", "Number of pods that have a running pod sandbox");
+    let with_sandbox = all
+        .iter()
+        .filter(|pod| pods.runtime_view(pod.metadata.uid.as_deref().unwrap_or_default()).sandbox_id.is_some());
+    family.sample(&[], with_sandbox.count());
+    let mut family =
+        Family::new(family.text, "kubelet_running_containers", "gauge", "Number of containers currently running");
+    family.sample(&[("container_state", "running")], running);
+    let mut family = Family::new(
+        family.text,
+        "kubelet_desired_pods",
+        "gauge",
+        "The number of pods the kubelet is being instructed to run.",
+    );
+    family.sample(&[], all.len());
+    let mut family = Family::new(
+        family.text,
+        "kubernetes_build_info",
+        "gauge",
+        "A metric with a constant '1' value labeled by version.",
+    );
+    family.sample(&[("platform", "linux"), ("skiff_version", env!("CARGO_PKG_VERSION"))], 1);
+    if let Some((cpu, resident)) = process_usage() {
+        family = Family::new(
+            family.text,
+            "process_cpu_seconds_total",
+            "counter",
+            "Total user and system CPU time spent in seconds.",
+        );
+        family.sample(&[], cpu);
+        family = Family::new(family.text, "process_resident_memory_bytes", "gauge", "Resident memory size in bytes.");
+        family.sample(&[], resident);
+    }
+    family.text
+}
+
+/// CPU seconds and resident bytes of this process.
+fn process_usage() -> Option<(f64, u64)> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let ticks: u64 = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
+    let memory = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = memory.split_whitespace().nth(1)?.parse().ok()?;
+    // 100 clock ticks per second and 4 KiB pages, as on every Linux this builds for
+    Some((ticks as f64 / 100.0, pages * 4096))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_have_their_heading_and_escaped_labels() {
+        let mut family = Family::new(String::new(), "m", "gauge", "Help.");
+        family.sample(&[("a", "x\"y")], 1.5);
+        family.sample(&[], 2);
+        assert_eq!(family.text, "# HELP m Help.\n# TYPE m gauge\nm{a=\"x\\\"y\"} 1.5\nm 2\n");
+    }
+
+    #[test]
+    fn this_process_uses_memory() {
+        assert!(process_usage().unwrap().1 > 0);
+    }
+}

@@ -1,0 +1,219 @@
+//! `/stats/summary`: what the node and its pods use, from cgroups and file systems.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use api::resources::QosClass;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::cgroups::Usage;
+use crate::server_contract::{ContainerRun, NodePods};
+
+/// CPU rates are taken over at least this long.
+const RATE_WINDOW: Duration = Duration::from_secs(5);
+
+/// Computes summaries; remembers CPU counters between them, for rates.
+pub struct Stats {
+    node: String,
+    root: PathBuf,
+    started: Timestamp,
+    samples: Mutex<HashMap<String, Sample>>,
+}
+
+#[derive(Clone, Copy)]
+struct Sample {
+    at: Instant,
+    cpu_nanoseconds: u64,
+    /// Nanocores over the window before `at`.
+    rate: Option<u64>,
+}
+
+impl Stats {
+    pub fn new(node: String, root: PathBuf) -> Self {
+        Self { node, root, started: Timestamp::now(), samples: Mutex::default() }
+    }
+
+    pub async fn summary(&self, pods: &dyn NodePods) -> Value {
+        let node_usage = pods.cgroups().node_usage();
+        let node_fs = file_system(&self.root);
+        let all = pods.pods();
+        let summaries: Vec<Value> = all.iter().map(|pod| self.pod(pods, pod)).collect();
+        self.forget_gone(&all);
+        json!({
+            "node": {
+                "nodeName": self.node,
+                "startTime": self.started,
+                "cpu": self.cpu("node", node_usage),
+                "memory": memory(node_usage, total_memory()),
+                "fs": node_fs,
+                "runtime": { "imageFs": image_fs(pods).await },
+                "rlimit": process_limits(),
+            },
+            "pods": summaries,
+        })
+    }
+
+    fn pod(&self, pods: &dyn NodePods, pod: &Pod) -> Value {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let class = qos_of(pod);
+        let view = pods.runtime_view(uid);
+        let containers: Vec<Value> = view
+            .containers
+            .iter()
+            .filter(|run| run.running)
+            .map(|run| self.container(run, pods.cgroups().container_usage(class, uid, &run.id)))
+            .collect();
+        let usage = pods.cgroups().pod_usage(class, uid);
+        json!({
+            "podRef": { "name": pod.metadata.name, "namespace": pod.metadata.namespace, "uid": uid },
+            "startTime": pod.status.as_ref().and_then(|status| status.start_time.clone()),
+            "containers": containers,
+            "cpu": self.cpu(uid, usage),
+            "memory": memory(usage, None),
+            "process_stats": { "process_count": usage.map(|usage| usage.processes) },
+        })
+    }
+
+    fn container(&self, run: &ContainerRun, usage: Option<Usage>) -> Value {
+        let logs = run.log_path.parent().map(directory_size).unwrap_or_default();
+        json!({
+            "name": run.name,
+            "startTime": run.started_at,
+            "cpu": self.cpu(&run.id, usage),
+            "memory": memory(usage, usage.and_then(|usage| usage.memory_limit)),
+            "logs": { "time": now(), "usedBytes": logs },
+        })
+    }
+
+    fn cpu(&self, key: &str, usage: Option<Usage>) -> Value {
+        let Some(usage) = usage else { return Value::Null };
+        let rate = self.rate(key, usage.cpu_nanoseconds, Instant::now());
+        json!({ "time": now(), "usageCoreNanoSeconds": usage.cpu_nanoseconds, "usageNanoCores": rate.unwrap_or(0) })
+    }
+
+    fn rate(&self, key: &str, cpu_nanoseconds: u64, at: Instant) -> Option<u64> {
+        let mut samples = self.samples.lock();
+        let last = samples.get(key).copied();
+        let rate = match last {
+            Some(last) if at.duration_since(last.at) < RATE_WINDOW => return last.rate,
+            Some(last) => {
+                let used = cpu_nanoseconds.saturating_sub(last.cpu_nanoseconds);
+                Some((used as f64 / at.duration_since(last.at).as_secs_f64()) as u64)
+            }
+            None => None,
+        };
+        samples.insert(key.to_owned(), Sample { at, cpu_nanoseconds, rate });
+        rate
+    }
+
+    /// Counters of pods that are gone; their containers' go after a while unused.
+    fn forget_gone(&self, pods: &[std::sync::Arc<Pod>]) {
+        const UNUSED: Duration = Duration::from_secs(600);
+        let now = Instant::now();
+        self.samples.lock().retain(|key, sample| {
+            now.duration_since(sample.at) < UNUSED || pods.iter().any(|pod| pod.metadata.uid.as_deref() == Some(key))
+        });
+    }
+}
+
+pub(super) fn qos_of(pod: &Pod) -> QosClass {
+    match pod.status.as_ref().and_then(|status| status.qos_class.as_deref()) {
+        Some("Guaranteed") => QosClass::Guaranteed,
+        Some("Burstable") => QosClass::Burstable,
+        Some("BestEffort") => QosClass::BestEffort,
+        _ => api::resources::qos_class(pod),
+    }
+}
+
+fn memory(usage: Option<Usage>, limit: Option<u64>) -> Value {
+    let Some(usage) = usage else { return Value::Null };
+    let mut value = json!({
+        "time": now(),
+        "usageBytes": usage.memory_usage,
+        "workingSetBytes": usage.memory_working_set,
+        "rssBytes": usage.memory_rss,
+        "pageFaults": usage.page_faults,
+        "majorPageFaults": usage.major_page_faults,
+    });
+    if let Some(limit) = limit {
+        value["availableBytes"] = json!(limit.saturating_sub(usage.memory_working_set));
+    }
+    value
+}
+
+async fn image_fs(pods: &dyn NodePods) -> Value {
+    let Ok(info) = pods.runtime().image_fs_info().await else { return Value::Null };
+    let Some(images) = info.image_filesystems.first() else { return Value::Null };
+    let place = images.fs_id.as_ref().map(|id| id.mountpoint.clone()).unwrap_or_default();
+    let mut value = file_system(Path::new(&place));
+    if value.is_object() {
+        value["usedBytes"] = json!(images.used_bytes.as_ref().map(|used| used.value));
+        value["inodesUsed"] = json!(images.inodes_used.as_ref().map(|used| used.value));
+    }
+    value
+}
+
+/// Size and use of the file system that holds `path`.
+fn file_system(path: &Path) -> Value {
+    let Ok(stat) = nix::sys::statvfs::statvfs(path) else { return Value::Null };
+    let block = stat.fragment_size();
+    json!({
+        "time": now(),
+        "availableBytes": stat.blocks_available() * block,
+        "capacityBytes": stat.blocks() * block,
+        "usedBytes": (stat.blocks() - stat.blocks_free()) * block,
+        "inodesFree": stat.files_free(),
+        "inodes": stat.files(),
+        "inodesUsed": stat.files() - stat.files_free(),
+    })
+}
+
+fn directory_size(path: &Path) -> u64 {
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.metadata().ok()).map(|meta| meta.len()).sum()
+}
+
+fn total_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let kib: u64 =
+        text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?.trim().trim_end_matches(" kB").parse().ok()?;
+    Some(kib * 1024)
+}
+
+fn process_limits() -> Value {
+    let number = |path: &str| std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    let running = std::fs::read_to_string("/proc/loadavg").ok();
+    let current =
+        running.as_deref().and_then(|text| text.split_whitespace().nth(3)?.split('/').nth(1)?.parse::<u64>().ok());
+    json!({ "time": now(), "maxpid": number("/proc/sys/kernel/pid_max"), "curproc": current })
+}
+
+fn now() -> String {
+    Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn cpu_rates_are_taken_over_a_window() {
+        let stats = Stats::new("n".into(), "/".into());
+        let begin = Instant::now();
+        assert_eq!(stats.rate("a", 1_000_000_000, begin), None);
+        assert_eq!(stats.rate("a", 2_000_000_000, begin + Duration::from_secs(1)), None, "too early");
+        assert_eq!(stats.rate("a", 6_000_000_000, begin + Duration::from_secs(10)), Some(500_000_000));
+        assert_eq!(stats.rate("a", 9_000_000_000, begin + Duration::from_secs(11)), Some(500_000_000));
+    }
+
+    #[test]
+    fn the_root_file_system_has_a_size() {
+        assert!(file_system(Path::new("/"))["capacityBytes"].as_u64().unwrap() > 0);
+        assert!(total_memory().unwrap() > 0);
+    }
+}
