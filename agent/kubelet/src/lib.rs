@@ -1,11 +1,166 @@
 //! The kubelet: the pods of one node.
+//!
+//! - [`manager`]: which pods there are, one worker each; [`pod`]: a worker, its rules and its steps;
+//! - [`spec`]: a pod's spec as the runtime takes it; [`downward`]: what a pod learns about itself;
+//! - [`cri`]: the container runtime; [`images`], [`cgroups`], [`probes`], [`volumes`];
+//! - [`node`]: the Node object; [`status_writer`]: pods' statuses; [`static_pods`], [`admission`];
+//! - [`server_contract`] and [`volume_contract`]: what the 10250 server and the volumes are to this room.
+//!
+//! Deciding is pure throughout; effects are at the edge of each module. Nothing is kept on disk but
+//! what pods need: everything is found again in the runtime, the API and the kernel.
 
+pub mod admission;
 pub mod cgroups;
 pub mod config;
+pub mod context;
 pub mod cri;
+pub mod downward;
+pub mod images;
 pub mod layout;
+pub mod manager;
+pub mod node;
 pub mod pod;
+pub mod probes;
 pub mod server_contract;
+pub mod spec;
+pub mod static_pods;
+pub mod status_writer;
 pub mod volume_contract;
+pub mod volumes;
+
+use std::sync::Arc;
+
+use component::{EventRecorder, Informers, Supervisor};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use parking_lot::RwLock;
 
 pub use config::Config;
+
+use cgroups::{CgroupError, Cgroups};
+use context::{NodeContext, References};
+use cri::Runtime;
+use images::Images;
+use manager::Manager;
+use node::heartbeat::Heartbeat;
+use node::machine::{Machine, file_system};
+use status_writer::StatusWriter;
+use volume_contract::Volumes;
+
+/// Why a kubelet could not start. What can come right by itself is not an error: it is waited for.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("the node has no usable cgroups: {0}")]
+    Cgroups(#[from] CgroupError),
+    #[error("making the kubelet's directory {path}: {source}")]
+    Directory { path: String, source: std::io::Error },
+}
+
+/// A running kubelet.
+#[derive(Clone)]
+pub struct Running {
+    /// The node's pods, for the 10250 server and for tests.
+    pub manager: Arc<Manager>,
+}
+
+/// Starts the kubelet below `supervisor`. It registers the node and runs its pods until cancelled;
+/// the pods' containers outlive it.
+pub fn start(config: Config, informers: Informers, supervisor: &Supervisor) -> Result<Running, StartError> {
+    let supervisor = supervisor.child("kubelet");
+    let allocatable = Arc::new(RwLock::new(api::resources::Amounts::new()));
+    let shown = allocatable.clone();
+    let volumes = volumes::NodeVolumes::start(
+        config.layout.clone(),
+        informers.client(),
+        Arc::new(move || shown.read().clone()),
+        &supervisor,
+    );
+    start_with(config, informers, &supervisor, volumes, allocatable)
+}
+
+/// The same with volumes of the caller's.
+pub fn start_with(
+    config: Config,
+    informers: Informers,
+    supervisor: &Supervisor,
+    volumes: Arc<dyn Volumes>,
+    allocatable: Arc<RwLock<api::resources::Amounts>>,
+) -> Result<Running, StartError> {
+    for directory in [config.layout.pods(), config.layout.logs.clone()] {
+        std::fs::create_dir_all(&directory)
+            .map_err(|source| StartError::Directory { path: directory.display().to_string(), source })?;
+    }
+    let cgroups = Cgroups::on_host(&config.cgroup_root, config.cgroup_driver)?;
+    let client = informers.client();
+    let runtime = Runtime::new(&config.runtime_endpoint);
+    let machine = Machine::detect();
+    let root = file_system(&config.layout.root).unwrap_or_default();
+    *allocatable.write() = node::status::allocatable(&config, &node::status::capacity(&config, &machine, root));
+    let pods = informers.selected::<Pod>(&format!("spec.nodeName={}", config.node_name));
+    let nodes = informers.of::<Node>();
+    let node = Arc::new(NodeContext {
+        images: Images::new(runtime.clone(), config.max_parallel_image_pulls),
+        statuses: StatusWriter::new(client.clone(), supervisor),
+        recorder: EventRecorder::new(client.clone(), supervisor, "kubelet", &config.node_name),
+        services: informers.of::<Service>(),
+        references: References::default(),
+        runtime_features: RwLock::default(),
+        supervisor: supervisor.clone(),
+        client,
+        runtime,
+        volumes,
+        cgroups,
+        machine,
+        allocatable,
+        config,
+    });
+    let manager = Manager::new(node.clone(), nodes, supervisor);
+    let heartbeat = Arc::new(Heartbeat::default());
+    node::heartbeat::start(&node, &heartbeat, supervisor);
+    supervisor.spawn("image-gc", images::gc::run(node.clone()));
+    supervisor.spawn("sources", run_sources(node, manager.clone(), pods, heartbeat, supervisor.clone()));
+    Ok(Running { manager })
+}
+
+/// Brings the parts up in their order: what the runtime already has, then the pods that are wanted.
+async fn run_sources(
+    node: Arc<NodeContext>,
+    manager: Arc<Manager>,
+    pods: component::Informer<Pod>,
+    heartbeat: Arc<Heartbeat>,
+    supervisor: Supervisor,
+) {
+    make_cgroups(&node).await;
+    manager.inherit().await;
+    heartbeat.wake();
+    let events = manager.clone();
+    supervisor.spawn("runtime-events", cri::events::follow(node.runtime.clone(), move |event| events.runtime_event(event)));
+    supervisor.spawn("audit", manager.clone().audit());
+    if let Some(directory) = node.config.manifests_dir.clone() {
+        manager.static_pods(static_pods::read_all(&directory, &node.config.node_name));
+        supervisor.spawn("manifests", static_pods::follow(directory, node.config.node_name.clone(), manager.clone()));
+    }
+    // Environments show every Service: the first containers must not miss any.
+    node.services.synced().await;
+    let posted = manager.clone();
+    pods.on_change(move |change| posted.api_pod(change.old, change.new));
+    pods.synced().await;
+    manager.sources_complete();
+}
+
+/// The groups above all pods: what they may use together, and the classes' weights.
+async fn make_cgroups(node: &NodeContext) {
+    use api::resources::QosClass;
+    let allocatable = node.allocatable.read().clone();
+    let cpus = allocatable.get("cpu").map_or(0, |cpu| cpu.milli());
+    let limits = cgroups::Limits { cpu_shares: Some(cpus.max(0).unsigned_abs() * 1024 / 1000), ..Default::default() };
+    let groups = [
+        (node.cgroups.node(), limits),
+        (node.cgroups.qos(QosClass::Burstable), cgroups::Limits { cpu_shares: Some(2), ..Default::default() }),
+        (node.cgroups.qos(QosClass::BestEffort), cgroups::Limits { cpu_shares: Some(2), ..Default::default() }),
+    ];
+    for (group, limits) in groups {
+        if let Err(error) = node.cgroups.apply(&group, &limits).await {
+            tracing::warn!(%error, "a cgroup of the node could not be made; pods cannot start until it can");
+        }
+    }
+}

@@ -1,3 +1,23 @@
 //! One pod on this node: what is wanted of it, what is seen of it, what to do about it.
+//!
+//! Pure: [`actions`] and [`ending`] decide, [`status`], [`phase`] and [`conditions`] describe,
+//! [`backoff`] waits, [`observed`] is what they look at. Effects: [`observe`], [`make_sandbox`],
+//! [`make_container`], [`stop`], [`cleanup`], [`hooks`], [`sub_path`]. [`worker`] ties them together.
 
+pub mod actions;
+pub mod backoff;
+pub mod cleanup;
+pub mod conditions;
+pub mod ending;
+pub mod hooks;
 pub mod labels;
+pub mod mailbox;
+pub mod make_container;
+pub mod make_sandbox;
+pub mod observe;
+pub mod observed;
+pub mod phase;
+pub mod status;
+pub mod stop;
+pub mod sub_path;
+pub mod worker;

@@ -1,0 +1,213 @@
+//! Whether this node takes a pod that was bound to it (`pkg/kubelet/lifecycle/predicate.go`). Pure.
+//!
+//! The scheduler may have been wrong or bypassed (`spec.nodeName`), so the node checks again.
+
+use std::collections::BTreeSet;
+
+use api::quantity::Quantity;
+use api::resources::{self, Amounts, Side};
+use k8s_openapi::api::core::v1::{Node, NodeSelector, NodeSelectorTerm, Pod, PodSpec};
+
+use crate::pod::status::Verdict;
+
+/// What the node has, and the pods that it took already.
+pub struct View<'a> {
+    pub allocatable: &'a Amounts,
+    /// None while the node's object is not known: selectors are then not checked.
+    pub node: Option<&'a Node>,
+    pub others: &'a [&'a Pod],
+}
+
+/// The reason to refuse, if there is one.
+pub fn refuse(pod: &Pod, view: &View<'_>) -> Option<Verdict> {
+    let spec = pod.spec.as_ref()?;
+    refuse_resources(spec, view).or_else(|| refuse_ports(spec, view)).or_else(|| refuse_selectors(spec, view))
+}
+
+fn refuse_resources(spec: &PodSpec, view: &View<'_>) -> Option<Verdict> {
+    let capacity = |name: &str| view.allocatable.get(name).copied().unwrap_or(Quantity::ZERO);
+    let pods = i64::try_from(view.others.len()).unwrap_or(i64::MAX);
+    if view.allocatable.contains_key("pods") && pods + 1 > capacity("pods").units() {
+        return Some(out_of("pods", 1, pods, capacity("pods").units()));
+    }
+    let mut used = Amounts::new();
+    for other in view.others.iter().filter_map(|pod| pod.spec.as_ref()) {
+        for (name, amount) in resources::of_pod(other, Side::Requests) {
+            let sum = used.get(&name).map_or(amount, |have| have.add(amount));
+            used.insert(name, sum);
+        }
+    }
+    for (name, wanted) in resources::of_pod(spec, Side::Requests) {
+        // Resources that the node never heard of are left to their plugins.
+        let known = view.allocatable.contains_key(&name);
+        if wanted.is_zero() || !known {
+            continue;
+        }
+        let have = used.get(&name).copied().unwrap_or(Quantity::ZERO);
+        if have.add(wanted) > capacity(&name) {
+            let count = |quantity: Quantity| if name == "cpu" { quantity.milli() } else { quantity.units() };
+            return Some(out_of(&name, count(wanted), count(have), count(capacity(&name))));
+        }
+    }
+    None
+}
+
+fn out_of(name: &str, requested: i64, used: i64, capacity: i64) -> Verdict {
+    Verdict {
+        reason: format!("OutOf{name}"),
+        message: format!(
+            "Pod was rejected: Node didn't have enough resource: {name}, requested: {requested}, used: {used}, capacity: {capacity}"
+        ),
+    }
+}
+
+/// (address, protocol, port)
+type HostPort = (String, String, i32);
+
+fn host_ports(spec: &PodSpec) -> BTreeSet<HostPort> {
+    let host_network = spec.host_network.unwrap_or(false);
+    let sidecars = spec.init_containers.iter().flatten().filter(|container| resources::is_sidecar(container));
+    spec.containers
+        .iter()
+        .chain(sidecars)
+        .flat_map(|container| container.ports.iter().flatten())
+        .filter_map(|port| {
+            let number = port.host_port.filter(|port| *port > 0).or(host_network.then_some(port.container_port))?;
+            let ip = port.host_ip.clone().filter(|ip| !ip.is_empty()).unwrap_or_else(|| "0.0.0.0".to_owned());
+            Some((ip, port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()), number))
+        })
+        .collect()
+}
+
+fn refuse_ports(spec: &PodSpec, view: &View<'_>) -> Option<Verdict> {
+    let wanted = host_ports(spec);
+    let any = |ip: &str| ip == "0.0.0.0" || ip == "::";
+    let clash =
+        view.others.iter().filter_map(|pod| pod.spec.as_ref()).flat_map(host_ports).any(|(ip, protocol, port)| {
+            wanted.iter().any(|(own_ip, own_protocol, own_port)| {
+                port == *own_port && protocol == *own_protocol && (ip == *own_ip || any(&ip) || any(own_ip))
+            })
+        });
+    clash.then(|| Verdict {
+        reason: "NodePorts".to_owned(),
+        message:
+            "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports"
+                .to_owned(),
+    })
+}
+
+fn refuse_selectors(spec: &PodSpec, view: &View<'_>) -> Option<Verdict> {
+    let node = view.node?;
+    let labels = node.metadata.labels.clone().unwrap_or_default();
+    let simple = spec.node_selector.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
+    let required = spec
+        .affinity
+        .as_ref()
+        .and_then(|affinity| affinity.node_affinity.as_ref())
+        .and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
+    let name = node.metadata.name.clone().unwrap_or_default();
+    let matches = simple && required.is_none_or(|selector| selector_matches(selector, &labels, &name));
+    (!matches).then(|| Verdict {
+        reason: "NodeAffinity".to_owned(),
+        message: "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"
+            .to_owned(),
+    })
+}
+
+type Labels = std::collections::BTreeMap<String, String>;
+
+fn selector_matches(selector: &NodeSelector, labels: &Labels, name: &str) -> bool {
+    selector.node_selector_terms.iter().any(|term| term_matches(term, labels, name))
+}
+
+fn term_matches(term: &NodeSelectorTerm, labels: &Labels, name: &str) -> bool {
+    let empty = term.match_expressions.as_ref().is_none_or(Vec::is_empty)
+        && term.match_fields.as_ref().is_none_or(Vec::is_empty);
+    if empty {
+        return false;
+    }
+    let expressions = term.match_expressions.iter().flatten().all(|requirement| {
+        holds(
+            &requirement.operator,
+            labels.get(&requirement.key).map(String::as_str),
+            requirement.values.as_deref().unwrap_or_default(),
+        )
+    });
+    let fields = term.match_fields.iter().flatten().all(|requirement| {
+        requirement.key == "metadata.name"
+            && holds(&requirement.operator, Some(name), requirement.values.as_deref().unwrap_or_default())
+    });
+    expressions && fields
+}
+
+fn holds(operator: &str, value: Option<&str>, values: &[String]) -> bool {
+    let listed = value.is_some_and(|value| values.iter().any(|known| known == value));
+    let compared = || {
+        let number = value?.parse::<i64>().ok()?;
+        let bound = values.first()?.parse::<i64>().ok()?;
+        Some(number.cmp(&bound))
+    };
+    match operator {
+        "In" => listed,
+        "NotIn" => !listed,
+        "Exists" => value.is_some(),
+        "DoesNotExist" => value.is_none(),
+        "Gt" => compared() == Some(std::cmp::Ordering::Greater),
+        "Lt" => compared() == Some(std::cmp::Ordering::Less),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn pod(spec: Value) -> Pod {
+        serde_json::from_value(json!({"spec": spec})).unwrap()
+    }
+
+    fn container(resources: Value, ports: Value) -> Value {
+        json!({"containers": [{"name": "c", "resources": {"requests": resources}, "ports": ports}]})
+    }
+
+    #[test]
+    fn reasons_to_refuse() {
+        let allocatable: Amounts = [("cpu", "2"), ("memory", "1Gi"), ("pods", "3")]
+            .into_iter()
+            .map(|(name, amount)| (name.to_owned(), amount.parse().unwrap()))
+            .collect();
+        let node: Node =
+            serde_json::from_value(json!({"metadata": {"name": "n", "labels": {"disk": "ssd", "gen": "7"}}})).unwrap();
+        let other = pod(container(json!({"cpu": "1500m"}), json!([{"containerPort": 80, "hostPort": 80}])));
+        let affinity = |operator: &str, key: &str, values: Value| {
+            json!({"containers": [], "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+                {"matchExpressions": [{"key": key, "operator": operator, "values": values}]}]}}}})
+        };
+        for (spec, reason) in [
+            (container(json!({"cpu": "500m"}), json!([])), None),
+            (container(json!({"cpu": "501m"}), json!([])), Some("OutOfcpu")),
+            (container(json!({"memory": "2Gi"}), json!([])), Some("OutOfmemory")),
+            (container(json!({"example.com/unknown": "1"}), json!([])), None),
+            (container(json!({}), json!([{"containerPort": 1, "hostPort": 80}])), Some("NodePorts")),
+            (container(json!({}), json!([{"containerPort": 1, "hostPort": 80, "protocol": "UDP"}])), None),
+            (json!({"containers": [], "nodeSelector": {"disk": "hdd"}}), Some("NodeAffinity")),
+            (json!({"containers": [], "nodeSelector": {"disk": "ssd"}}), None),
+            (affinity("Gt", "gen", json!(["5"])), None),
+            (affinity("NotIn", "disk", json!(["ssd"])), Some("NodeAffinity")),
+        ] {
+            let verdict =
+                refuse(&pod(spec.clone()), &View { allocatable: &allocatable, node: Some(&node), others: &[&other] });
+            assert_eq!(verdict.map(|verdict| verdict.reason).as_deref(), reason, "{spec}");
+        }
+        let full = refuse(
+            &pod(json!({"containers": []})),
+            &View { allocatable: &allocatable, node: None, others: &[&other, &other, &other] },
+        )
+        .unwrap();
+        assert_eq!(
+            full.message,
+            "Pod was rejected: Node didn't have enough resource: pods, requested: 1, used: 3, capacity: 3"
+        );
+    }
+}

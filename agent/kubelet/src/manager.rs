@@ -1,0 +1,499 @@
+//! Every pod of the node: which there are, where they come from, one worker each.
+//!
+//! The API's pods (an informer), the manifests' static pods and what the runtime still has meet here.
+//! Handlers only compute and post; [`crate::pod::worker`] does the work. This is also what the 10250
+//! server reads ([`NodePods`]).
+
+use std::collections::{BTreeMap, HashMap};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use component::{EventType, Informer, Supervisor};
+use futures::FutureExt;
+use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use parking_lot::Mutex;
+
+use crate::admission;
+use crate::cgroups::{self, Cgroups};
+use crate::context::NodeContext;
+use crate::cri::Runtime;
+use crate::cri::events::RuntimeEvent;
+use crate::pod::labels;
+use crate::pod::mailbox::{Mailbox, Snapshot, Source, Wish};
+use crate::pod::observed::{Fingerprint, Run};
+use crate::pod::status::Verdict;
+use crate::pod::worker::Worker;
+use crate::server_contract::{ContainerRun, NodePods, PodRuntimeView};
+use crate::static_pods;
+use api::resources::QosClass;
+
+pub struct Manager {
+    node: Arc<NodeContext>,
+    nodes: Informer<Node>,
+    supervisor: Supervisor,
+    state: Mutex<State>,
+    audit_wanted: tokio::sync::Notify,
+}
+
+#[derive(Default)]
+struct State {
+    /// By pod UID (a static pod's own).
+    pods: HashMap<String, Arc<Mailbox>>,
+    /// Mirror pods in the API by the static pod's UID.
+    mirrors: HashMap<String, Arc<Pod>>,
+    /// UIDs that the runtime had something of when the kubelet started.
+    inherited: HashMap<String, Fingerprint>,
+    /// All sources have been read once: what no source names has to go.
+    complete: bool,
+}
+
+fn uid_of(pod: &Pod) -> String {
+    pod.metadata.uid.clone().unwrap_or_default()
+}
+
+/// Whether a pod has come to its end for good.
+fn is_final(pod: &Pod) -> bool {
+    matches!(pod.status.as_ref().and_then(|status| status.phase.as_deref()), Some("Failed" | "Succeeded"))
+}
+
+impl Manager {
+    pub fn new(node: Arc<NodeContext>, nodes: Informer<Node>, supervisor: &Supervisor) -> Arc<Self> {
+        Arc::new(Self {
+            node,
+            nodes,
+            supervisor: supervisor.child("pods"),
+            state: Mutex::default(),
+            audit_wanted: tokio::sync::Notify::new(),
+        })
+    }
+
+    /// What the runtime has from before this process; no worker starts until it is known.
+    pub async fn inherit(&self) {
+        let mut delay = Duration::from_millis(10);
+        loop {
+            match self.runtime_lists().await {
+                Ok(found) => {
+                    self.state.lock().inherited = found;
+                    return;
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "the container runtime does not answer yet");
+                    tokio::time::sleep(delay).await;
+                    delay = (delay * 2).min(Duration::from_secs(1));
+                }
+            }
+        }
+    }
+
+    async fn runtime_lists(&self) -> Result<HashMap<String, Fingerprint>, crate::cri::RuntimeError> {
+        let runtime = &self.node.runtime;
+        let (sandboxes, containers) = tokio::try_join!(runtime.list_sandboxes(None), runtime.list_containers(None))?;
+        Ok(Fingerprint::by_pod(&sandboxes, &containers))
+    }
+
+    // ---- sources
+
+    /// A pod of the API appeared, changed or went (`new` none).
+    pub fn api_pod(self: &Arc<Self>, old: Option<&Arc<Pod>>, new: Option<&Arc<Pod>>) {
+        match new {
+            Some(pod) => match static_pods::mirror_of(pod) {
+                Some(uid) => self.mirror_changed(&uid, Some(pod)),
+                None => {
+                    // A pod that was deleted and made again between two lists has another UID.
+                    if let Some(old) = old.filter(|old| uid_of(old) != uid_of(pod)) {
+                        self.removed(old);
+                    }
+                    self.node.statuses.seen(&uid_of(pod), pod.status.as_ref());
+                    self.wish(pod.clone(), Source::Api, Some(uid_of(pod)));
+                }
+            },
+            None => {
+                let Some(old) = old else { return };
+                match static_pods::mirror_of(old) {
+                    Some(uid) => self.mirror_changed(&uid, None),
+                    None => self.removed(old),
+                }
+            }
+        }
+    }
+
+    fn removed(&self, pod: &Pod) {
+        let uid = uid_of(pod);
+        self.node.statuses.forget(&uid);
+        let mailbox = self.state.lock().pods.get(&uid).cloned();
+        if let Some(mailbox) = mailbox {
+            mailbox.wish.send_modify(|wish| wish.removed = true);
+        }
+    }
+
+    /// The pods of the manifests directory, all of them.
+    pub fn static_pods(self: &Arc<Self>, pods: Vec<Arc<Pod>>) {
+        let gone: Vec<Arc<Mailbox>> = {
+            let state = self.state.lock();
+            let wanted: std::collections::HashSet<String> = pods.iter().map(|pod| uid_of(pod)).collect();
+            let known = state.pods.iter();
+            known
+                .filter(|(uid, mailbox)| mailbox.wish.borrow().source == Source::File && !wanted.contains(*uid))
+                .map(|(_, mailbox)| mailbox.clone())
+                .collect()
+        };
+        for mailbox in gone {
+            let mirror = self.state.lock().mirrors.get(&uid_of(&mailbox.wish.borrow().pod)).cloned();
+            mailbox.wish.send_modify(|wish| wish.removed = true);
+            if let Some(mirror) = mirror {
+                static_pods::delete_mirror(&self.node, mirror, &self.supervisor);
+            }
+        }
+        for pod in pods {
+            let mirror = self.state.lock().mirrors.get(&uid_of(&pod)).cloned();
+            self.wish(pod.clone(), Source::File, mirror.as_deref().map(uid_of));
+            if mirror.is_none() {
+                static_pods::create_mirror(&self.node, pod, &self.supervisor);
+            }
+        }
+    }
+
+    fn mirror_changed(self: &Arc<Self>, static_uid: &str, mirror: Option<&Arc<Pod>>) {
+        let mailbox = {
+            let mut state = self.state.lock();
+            match mirror {
+                Some(mirror) => state.mirrors.insert(static_uid.to_owned(), mirror.clone()),
+                None => state.mirrors.remove(static_uid),
+            };
+            state.pods.get(static_uid).cloned()
+        };
+        let wanted = mailbox.filter(|mailbox| !mailbox.wish.borrow().removed);
+        match (wanted, mirror) {
+            (Some(mailbox), Some(mirror)) => {
+                self.node.statuses.seen(&uid_of(mirror), mirror.status.as_ref());
+                if mirror.metadata.deletion_timestamp.is_some() {
+                    // Someone deleted the mirror: it goes, and comes back; the pod itself stays.
+                    static_pods::delete_mirror(&self.node, mirror.clone(), &self.supervisor);
+                }
+                let uid = Some(uid_of(mirror));
+                if mailbox.wish.borrow().api_uid != uid {
+                    mailbox.wish.send_modify(|wish| wish.api_uid = uid);
+                }
+            }
+            (Some(mailbox), None) => {
+                mailbox.wish.send_modify(|wish| wish.api_uid = None);
+                let pod = mailbox.wish.borrow().pod.clone();
+                static_pods::create_mirror(&self.node, pod, &self.supervisor);
+            }
+            // A mirror of a static pod that is no more.
+            (None, Some(mirror)) if self.state.lock().complete => {
+                static_pods::delete_mirror(&self.node, mirror.clone(), &self.supervisor);
+            }
+            (None, _) => {}
+        }
+    }
+
+    /// Every source has been read once: what only the runtime knows is ended, and mirrors without a
+    /// static pod are deleted.
+    pub fn sources_complete(self: &Arc<Self>) {
+        let (orphans, mirrors) = {
+            let mut state = self.state.lock();
+            state.complete = true;
+            let orphans: Vec<String> =
+                state.inherited.keys().filter(|uid| !state.pods.contains_key(*uid)).cloned().collect();
+            let mirrors: Vec<Arc<Pod>> = state
+                .mirrors
+                .iter()
+                .filter(|(uid, _)| !state.pods.contains_key(*uid))
+                .map(|(_, pod)| pod.clone())
+                .collect();
+            (orphans, mirrors)
+        };
+        for mirror in mirrors {
+            static_pods::delete_mirror(&self.node, mirror, &self.supervisor);
+        }
+        for uid in orphans {
+            let manager = self.clone();
+            self.supervisor.spawn(format!("orphan/{uid}"), async move { manager.end_orphan(&uid).await });
+        }
+        self.remove_stray_cgroups();
+    }
+
+    /// Ends a pod that no source names any more.
+    async fn end_orphan(self: Arc<Self>, uid: &str) {
+        let Ok(sandboxes) = self.node.runtime.list_sandboxes(Some(uid)).await else { return };
+        let Ok(containers) = self.node.runtime.list_containers(Some(uid)).await else { return };
+        let labels_of =
+            sandboxes.first().map(|sandbox| &sandbox.labels).or(containers.first().map(|container| &container.labels));
+        let Some(found) = labels_of else { return };
+        let label = |key: &str| found.get(key).cloned();
+        let grace = containers
+            .iter()
+            .find_map(|container| container.annotations.get(labels::POD_TERMINATION_GRACE)?.parse().ok());
+        let pod = Pod {
+            metadata: ObjectMeta {
+                name: label(labels::POD_NAME),
+                namespace: label(labels::POD_NAMESPACE),
+                uid: Some(uid.to_owned()),
+                ..Default::default()
+            },
+            spec: Some(PodSpec { termination_grace_period_seconds: grace, ..Default::default() }),
+            ..Default::default()
+        };
+        tracing::info!(
+            pod = format!(
+                "{}/{}",
+                label(labels::POD_NAMESPACE).unwrap_or_default(),
+                label(labels::POD_NAME).unwrap_or_default()
+            ),
+            "ending a pod that is no longer wanted here"
+        );
+        let wish = Wish { pod: Arc::new(pod), source: Source::Runtime, api_uid: None, removed: true, verdict: None };
+        self.add_worker(uid.to_owned(), wish, true);
+    }
+
+    /// Cgroups of pods that nobody knows are left from a crash.
+    fn remove_stray_cgroups(&self) {
+        for (class, uid) in self.node.cgroups.pods() {
+            let known = {
+                let state = self.state.lock();
+                state.pods.contains_key(&uid) || state.inherited.contains_key(&uid)
+            };
+            if !known {
+                let node = self.node.clone();
+                self.supervisor.spawn(format!("cgroup/{uid}"), async move {
+                    if let Err(error) = node.cgroups.remove(&node.cgroups.pod(class, &uid)).await {
+                        tracing::warn!(%error, "a cgroup without a pod could not be removed");
+                    }
+                });
+            }
+        }
+    }
+
+    // ---- workers
+
+    fn wish(self: &Arc<Self>, pod: Arc<Pod>, source: Source, api_uid: Option<String>) {
+        let uid = uid_of(&pod);
+        let known = self.state.lock().pods.get(&uid).cloned();
+        if let Some(mailbox) = known {
+            mailbox.wish.send_modify(|wish| {
+                wish.pod = pod;
+                wish.api_uid = api_uid;
+                wish.source = source;
+            });
+            return;
+        }
+        let inherited = self.state.lock().inherited.remove(&uid).is_some();
+        let verdict = if inherited || is_final(&pod) || pod.metadata.deletion_timestamp.is_some() {
+            None
+        } else {
+            self.refusal(&pod)
+        };
+        if let Some(verdict) = &verdict {
+            let message = verdict.message.trim_start_matches("Pod was rejected: ").to_owned();
+            self.node.event(&pod, EventType::Warning, &verdict.reason, message);
+        }
+        let wish = Wish { pod, source, api_uid, removed: false, verdict: verdict.map(|verdict| (verdict, 1)) };
+        self.add_worker(uid, wish, inherited);
+        self.refresh_qos();
+    }
+
+    fn refusal(&self, pod: &Pod) -> Option<Verdict> {
+        let snapshots = self.snapshots();
+        let others: Vec<&Pod> =
+            snapshots.iter().filter(|other| !other.ended && !is_final(&other.pod)).map(|other| &*other.pod).collect();
+        let allocatable = self.node.allocatable.read().clone();
+        let own = self.nodes.get("", &self.node.config.node_name);
+        admission::refuse(pod, &admission::View { allocatable: &allocatable, node: own.as_deref(), others: &others })
+    }
+
+    fn add_worker(self: &Arc<Self>, uid: String, wish: Wish, known: bool) {
+        let mailbox = Arc::new(Mailbox::new(wish));
+        {
+            let mut state = self.state.lock();
+            if state.pods.contains_key(&uid) {
+                return;
+            }
+            state.pods.insert(uid.clone(), mailbox.clone());
+        }
+        let manager = self.clone();
+        self.supervisor.spawn(&uid.clone(), async move {
+            manager.clone().drive(mailbox, known).await;
+            let mut state = manager.state.lock();
+            state.pods.remove(&uid);
+            state.inherited.remove(&uid);
+            drop(state);
+            manager.refresh_qos();
+            // A static pod that changed has another UID, but its mirror has the same name.
+            manager.audit_wanted.notify_one();
+        });
+    }
+
+    /// Runs a pod's worker to its end. A panic ends the turn: the worker begins again from what the
+    /// runtime has.
+    async fn drive(self: Arc<Self>, mailbox: Arc<Mailbox>, known: bool) {
+        let mut known = known;
+        loop {
+            let uid = uid_of(&mailbox.wish.borrow().pod);
+            let supervisor = self.supervisor.child(&uid);
+            let worker = Worker::new(self.node.clone(), mailbox.clone(), supervisor.clone(), known);
+            let outcome = AssertUnwindSafe(worker.run()).catch_unwind().await;
+            supervisor.cancel();
+            if outcome.is_ok() {
+                return;
+            }
+            tracing::error!(uid, "a pod's worker panicked; it begins again");
+            known = true;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    /// The burstable class weighs what its pods request together.
+    fn refresh_qos(self: &Arc<Self>) {
+        let snapshots = self.snapshots();
+        let pods = snapshots.iter().filter(|snapshot| !snapshot.ended).map(|snapshot| &*snapshot.pod);
+        let limits = cgroups::qos_limits(QosClass::Burstable, pods);
+        let node = self.node.clone();
+        self.supervisor.spawn("qos", async move {
+            let group = node.cgroups.qos(QosClass::Burstable);
+            if let Err(error) = node.cgroups.apply(&group, &limits).await {
+                tracing::debug!(%error, "the burstable class's weight could not be set");
+            }
+        });
+    }
+
+    fn mailboxes(&self) -> Vec<Arc<Mailbox>> {
+        self.state.lock().pods.values().cloned().collect()
+    }
+
+    pub fn snapshots(&self) -> Vec<Snapshot> {
+        self.mailboxes().iter().map(|mailbox| mailbox.snapshot()).collect()
+    }
+
+    /// Ends a pod for the node's own reasons, within `grace` seconds.
+    pub fn evict(&self, uid: &str, verdict: Verdict, grace: i64) {
+        let mailbox = self.state.lock().pods.get(uid).cloned();
+        if let Some(mailbox) = mailbox {
+            mailbox.wish.send_modify(|wish| wish.verdict = Some((verdict, grace)));
+        }
+    }
+
+    // ---- the runtime's news
+
+    pub fn runtime_event(&self, event: RuntimeEvent) {
+        match event {
+            RuntimeEvent::Resync => self.audit_wanted.notify_one(),
+            RuntimeEvent::Changed { id } => {
+                let mailboxes = self.mailboxes();
+                let holds = |mailbox: &&Arc<Mailbox>| {
+                    let observed = mailbox.snapshot().observed;
+                    observed.runs.iter().any(|run| run.id == id)
+                        || observed.sandboxes.iter().any(|sandbox| sandbox.id == id)
+                };
+                match mailboxes.iter().find(holds) {
+                    Some(mailbox) => mailbox.post(|mail| {
+                        mail.changed.insert(id);
+                    }),
+                    // A container that is being started: its worker knows the id in a moment.
+                    None => {
+                        for mailbox in mailboxes.iter().filter(|mailbox| mailbox.snapshot().busy) {
+                            mailbox.post(|mail| {
+                                mail.changed.insert(id.clone());
+                            });
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Compares every pod with the runtime, regularly and when asked.
+    pub async fn audit(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(self.node.config.audit_period) => {}
+                () = self.audit_wanted.notified() => {}
+            }
+            match self.runtime_lists().await {
+                Ok(found) => self.compare(&found),
+                Err(error) => tracing::debug!(%error, "the audit could not list what the runtime has"),
+            }
+        }
+    }
+
+    fn compare(self: &Arc<Self>, found: &HashMap<String, Fingerprint>) {
+        let empty = Fingerprint::default();
+        let known: BTreeMap<String, Arc<Mailbox>> =
+            self.state.lock().pods.iter().map(|(uid, mailbox)| (uid.clone(), mailbox.clone())).collect();
+        for (uid, mailbox) in &known {
+            let snapshot = mailbox.snapshot();
+            if snapshot.observed.fingerprint() != *found.get(uid).unwrap_or(&empty) {
+                mailbox.post(|mail| mail.resync = true);
+            }
+        }
+        if !self.state.lock().complete {
+            return;
+        }
+        for uid in found.keys().filter(|uid| !known.contains_key(*uid)) {
+            let manager = self.clone();
+            let uid = uid.clone();
+            self.supervisor.spawn(format!("orphan/{uid}"), async move { manager.end_orphan(&uid).await });
+        }
+    }
+}
+
+fn container_run(run: &Run) -> ContainerRun {
+    ContainerRun {
+        name: run.name.clone(),
+        id: run.id.clone(),
+        attempt: run.restart_count,
+        running: run.is_running(),
+        started_at: run.started_at,
+        finished_at: run.finished_at,
+        log_path: run.log_path.clone().into(),
+    }
+}
+
+#[async_trait]
+impl NodePods for Manager {
+    fn pods(&self) -> Vec<Arc<Pod>> {
+        self.snapshots().into_iter().map(|snapshot| snapshot.pod).collect()
+    }
+
+    fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
+        let named = |pod: &Pod| {
+            pod.metadata.namespace.as_deref() == Some(namespace) && pod.metadata.name.as_deref() == Some(name)
+        };
+        let mut found: Vec<Snapshot> = self.snapshots().into_iter().filter(|snapshot| named(&snapshot.pod)).collect();
+        // Of two with one name, the one that still lives.
+        found.sort_by_key(|snapshot| snapshot.ended);
+        found.into_iter().next().map(|snapshot| snapshot.pod)
+    }
+
+    fn runtime_view(&self, pod_uid: &str) -> PodRuntimeView {
+        let mailbox = {
+            let state = self.state.lock();
+            let by_mirror = || {
+                let found = state.mirrors.iter().find(|(_, mirror)| mirror.metadata.uid.as_deref() == Some(pod_uid));
+                found.and_then(|(uid, _)| state.pods.get(uid)).cloned()
+            };
+            state.pods.get(pod_uid).cloned().or_else(by_mirror)
+        };
+        let Some(mailbox) = mailbox else { return PodRuntimeView::default() };
+        let observed = mailbox.snapshot().observed;
+        PodRuntimeView {
+            sandbox_id: observed.ready_sandbox().map(|sandbox| sandbox.id.clone()),
+            containers: observed.runs.iter().map(container_run).collect(),
+        }
+    }
+
+    fn runtime(&self) -> &Runtime {
+        &self.node.runtime
+    }
+
+    fn cgroups(&self) -> &Cgroups {
+        &self.node.cgroups
+    }
+
+    async fn healthy(&self) -> Result<(), String> {
+        self.node.runtime.version().await.map(|_| ()).map_err(|error| error.to_string())
+    }
+}

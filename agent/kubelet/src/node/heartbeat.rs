@@ -1,0 +1,327 @@
+//! Registers the node and keeps its status and its lease fresh.
+//!
+//! The status is made anew every 10 s and when something asks for it, and sent when it changed, or
+//! every five minutes. The lease is renewed at a quarter of its duration whatever happens here.
+//! At start the runtime is asked in quick succession until it is ready, so that a node is Ready
+//! within a moment of its runtime.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use component::{EventType, Supervisor};
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus, ObjectReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
+use kube::Api;
+use kube::api::{Patch, PatchParams, PostParams};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::machine::file_system;
+use super::status::{self, Pressure, View};
+use crate::context::{NodeContext, RuntimeFeatures};
+
+/// How often the status is made anew.
+const UPDATE: Duration = Duration::from_secs(10);
+/// How often the runtime is asked while the node is not ready.
+const WHILE_NOT_READY: Duration = Duration::from_millis(100);
+/// Until this long after start; then every second.
+const HURRY: Duration = Duration::from_secs(30);
+
+/// Asks for a fresh status, and tells the last one.
+#[derive(Default)]
+pub struct Heartbeat {
+    wanted: Notify,
+    pressure: Mutex<Pressure>,
+    last: Mutex<Option<NodeStatus>>,
+}
+
+impl Heartbeat {
+    /// Something changed that the status shows.
+    pub fn wake(&self) {
+        self.wanted.notify_one();
+    }
+
+    pub fn set_pressure(&self, pressure: Pressure) {
+        let changed = std::mem::replace(&mut *self.pressure.lock(), pressure) != pressure;
+        if changed {
+            self.wake();
+        }
+    }
+
+    pub fn pressure(&self) -> Pressure {
+        *self.pressure.lock()
+    }
+
+    fn last_conditions(&self) -> Vec<k8s_openapi::api::core::v1::NodeCondition> {
+        self.last.lock().as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default()
+    }
+}
+
+/// Starts the loops.
+pub fn start(node: &Arc<NodeContext>, heartbeat: &Arc<Heartbeat>, supervisor: &Supervisor) {
+    supervisor.spawn("node-status", keep_status(node.clone(), heartbeat.clone()));
+    supervisor.spawn("node-lease", keep_lease(node.clone()));
+}
+
+async fn keep_status(node: Arc<NodeContext>, heartbeat: Arc<Heartbeat>) {
+    let mut sent: Option<Value> = None;
+    let mut sent_at = Instant::now();
+    let started = Instant::now();
+    let mut registered = false;
+    loop {
+        let (fresh, ready) = fresh_status(&node, &heartbeat).await;
+        if !registered {
+            match register(&node, &fresh).await {
+                Ok(existing) => {
+                    registered = true;
+                    node_event(&node, "Starting", "Starting kubelet.");
+                    // What the API has is the base of the first patch.
+                    sent = existing;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, node = node.config.node_name, "the node could not be registered; trying again")
+                }
+            }
+        }
+        if registered {
+            let value = serde_json::to_value(&fresh).unwrap_or_else(|_| json!({}));
+            let due = sent_at.elapsed() >= node.config.node_status_report;
+            if due || sent.as_ref().is_none_or(|sent| !same(sent, &value)) {
+                match send(&node, sent.as_ref(), &value).await {
+                    Ok(()) => {
+                        tell_readiness(&node, sent.as_ref(), ready);
+                        sent = Some(value);
+                        sent_at = Instant::now();
+                        *heartbeat.last.lock() = Some(fresh);
+                    }
+                    Err(kube::Error::Api(answer)) if answer.code == 404 => registered = false,
+                    Err(error) => tracing::warn!(%error, "the node's status could not be sent; trying again"),
+                }
+            }
+        }
+        let pause = match (ready && registered, started.elapsed() < HURRY) {
+            (true, _) => UPDATE,
+            (false, true) => WHILE_NOT_READY,
+            (false, false) => Duration::from_secs(1),
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = heartbeat.wanted.notified() => {}
+        }
+    }
+}
+
+/// The events `NodeReady` and `NodeNotReady`, when that changed.
+fn tell_readiness(node: &NodeContext, before: Option<&Value>, ready: bool) {
+    let was = before
+        .and_then(|before| {
+            before["conditions"].as_array()?.iter().find(|condition| condition["type"] == "Ready").cloned()
+        })
+        .map(|condition| condition["status"] == "True");
+    let name = &node.config.node_name;
+    match (was, ready) {
+        (Some(false) | None, true) => node_event(node, "NodeReady", &format!("Node {name} status is now: NodeReady")),
+        (Some(true), false) => node_event(node, "NodeNotReady", &format!("Node {name} status is now: NodeNotReady")),
+        _ => {}
+    }
+}
+
+pub fn node_event(node: &NodeContext, reason: &str, message: &str) {
+    node_event_of(node, EventType::Normal, reason, message);
+}
+
+pub fn node_event_of(node: &NodeContext, kind: EventType, reason: &str, message: &str) {
+    let name = node.config.node_name.clone();
+    let reference = ObjectReference {
+        kind: Some("Node".to_owned()),
+        name: Some(name.clone()),
+        // As the kubelet does: the node's name stands for its UID.
+        uid: Some(name),
+        ..Default::default()
+    };
+    node.recorder.event(&reference, kind, reason, message);
+}
+
+/// Equal but for heartbeat times.
+fn same(a: &Value, b: &Value) -> bool {
+    let without = |value: &Value| {
+        let mut value = value.clone();
+        for condition in value["conditions"].as_array_mut().into_iter().flatten() {
+            if let Some(condition) = condition.as_object_mut() {
+                condition.remove("lastHeartbeatTime");
+            }
+        }
+        value
+    };
+    without(a) == without(b)
+}
+
+async fn fresh_status(node: &NodeContext, heartbeat: &Heartbeat) -> (NodeStatus, bool) {
+    let (runtime, version, images) =
+        tokio::join!(node.runtime.status(), node.runtime.version(), node.runtime.list_images());
+    let problem = runtime.as_ref().err().map(ToString::to_string).unwrap_or_default();
+    let version =
+        version.map(|version| format!("{}://{}", version.runtime_name, version.runtime_version)).unwrap_or_default();
+    if let Ok(status) = &runtime {
+        let default = status.runtime_handlers.iter().find(|handler| handler.name.is_empty());
+        let recursive =
+            default.and_then(|handler| handler.features.as_ref()).is_some_and(|f| f.recursive_read_only_mounts);
+        *node.runtime_features.write() = RuntimeFeatures { recursive_read_only_mounts: recursive };
+    }
+    let root = file_system(&node.config.layout.root).unwrap_or_default();
+    let last = heartbeat.last_conditions();
+    let status = status::generate(&View {
+        config: &node.config,
+        machine: &node.machine,
+        root,
+        runtime: runtime.as_ref().map_err(|_| problem.as_str()),
+        runtime_version: &version,
+        images: images.as_deref().unwrap_or_default(),
+        pressure: heartbeat.pressure(),
+        last: &last,
+        now: Timestamp::now(),
+    });
+    let ready = status::readiness(runtime.as_ref().map_err(|_| problem.as_str())).0;
+    (status, ready)
+}
+
+fn node_labels(node: &NodeContext) -> std::collections::BTreeMap<String, String> {
+    let architecture = node.machine.architecture.to_owned();
+    let mut labels = node.config.labels.clone();
+    for (key, value) in [
+        ("kubernetes.io/hostname", node.config.hostname.clone()),
+        ("kubernetes.io/os", "linux".to_owned()),
+        ("kubernetes.io/arch", architecture.clone()),
+        ("beta.kubernetes.io/os", "linux".to_owned()),
+        ("beta.kubernetes.io/arch", architecture),
+    ] {
+        labels.insert(key.to_owned(), value);
+    }
+    labels
+}
+
+/// Creates the Node, or puts its labels right. Returns the status the API had, if the node was there.
+async fn register(node: &NodeContext, status: &NodeStatus) -> Result<Option<Value>, kube::Error> {
+    let api: Api<Node> = Api::all(node.client.clone());
+    let config = &node.config;
+    let annotations = [("volumes.kubernetes.io/controller-managed-attach-detach".to_owned(), "true".to_owned())];
+    let object = Node {
+        metadata: ObjectMeta {
+            name: Some(config.node_name.clone()),
+            labels: Some(node_labels(node)),
+            annotations: Some(annotations.into_iter().collect()),
+            ..Default::default()
+        },
+        spec: Some(NodeSpec {
+            taints: (!config.taints.is_empty()).then(|| config.taints.clone()),
+            provider_id: config.provider_id.clone(),
+            ..Default::default()
+        }),
+        status: Some(status.clone()),
+    };
+    match api.create(&PostParams::default(), &object).await {
+        // The status a creation carries is kept by the API; nothing else is to be sent.
+        Ok(created) => Ok(created.status.and_then(|status| serde_json::to_value(status).ok())),
+        Err(kube::Error::Api(answer)) if answer.code == 409 => {
+            let patch = json!({"metadata": {"labels": node_labels(node)}});
+            let existing = api.patch(&config.node_name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+            Ok(existing.status.and_then(|status| serde_json::to_value(status).ok()))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Sends what changed. Conditions and addresses merge by type, so those of others stay.
+async fn send(node: &NodeContext, sent: Option<&Value>, wanted: &Value) -> Result<(), kube::Error> {
+    let mut changes = serde_json::Map::new();
+    for (key, value) in wanted.as_object().into_iter().flatten() {
+        let unchanged = sent.is_some_and(|sent| sent.get(key) == Some(value));
+        if unchanged {
+            continue;
+        }
+        let value = match (key.as_str(), value) {
+            // Addresses of a type that occurs twice cannot merge: the list is replaced.
+            ("addresses", Value::Array(list)) => {
+                let mut list = list.clone();
+                list.push(json!({"$patch": "replace"}));
+                Value::Array(list)
+            }
+            (_, value) => value.clone(),
+        };
+        changes.insert(key.clone(), value);
+    }
+    let patch = json!({"status": changes});
+    let api: Api<Node> = Api::all(node.client.clone());
+    api.patch_status(&node.config.node_name, &PatchParams::default(), &Patch::Strategic(patch)).await.map(|_| ())
+}
+
+async fn keep_lease(node: Arc<NodeContext>) {
+    let period = node.config.lease_duration / 4;
+    let mut next = Instant::now();
+    loop {
+        tokio::time::sleep_until(next).await;
+        next = Instant::now() + period;
+        let mut retry = Duration::from_millis(200);
+        while let Err(error) = renew(&node).await {
+            tracing::debug!(%error, "the node's lease could not be renewed; trying again");
+            tokio::time::sleep(retry).await;
+            retry = (retry * 2).min(Duration::from_secs(7));
+        }
+    }
+}
+
+const LEASE_NAMESPACE: &str = "kube-node-lease";
+
+async fn renew(node: &NodeContext) -> Result<(), kube::Error> {
+    let api: Api<Lease> = Api::namespaced(node.client.clone(), LEASE_NAMESPACE);
+    let name = &node.config.node_name;
+    let now = MicroTime(Timestamp::now());
+    let patch = json!({"spec": {"renewTime": now, "holderIdentity": name}});
+    match api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(answer)) if answer.code == 404 => {
+            let owner = Api::<Node>::all(node.client.clone()).get_opt(name).await?;
+            let seconds = i32::try_from(node.config.lease_duration.as_secs()).unwrap_or(40);
+            let lease = Lease {
+                metadata: ObjectMeta {
+                    name: Some(name.clone()),
+                    namespace: Some(LEASE_NAMESPACE.to_owned()),
+                    owner_references: owner.and_then(|owner| owner.metadata.uid).map(|uid| {
+                        vec![OwnerReference {
+                            api_version: "v1".to_owned(),
+                            kind: "Node".to_owned(),
+                            name: name.clone(),
+                            uid,
+                            ..Default::default()
+                        }]
+                    }),
+                    ..Default::default()
+                },
+                spec: Some(LeaseSpec {
+                    holder_identity: Some(name.clone()),
+                    lease_duration_seconds: Some(seconds),
+                    renew_time: Some(now),
+                    ..Default::default()
+                }),
+            };
+            api.create(&PostParams::default(), &lease).await.map(|_| ())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heartbeats_alone_are_no_change() {
+        let status = |heartbeat: &str, ready: &str| json!({"conditions": [{"type": "Ready", "status": ready, "lastHeartbeatTime": heartbeat}]});
+        assert!(same(&status("1", "True"), &status("2", "True")));
+        assert!(!same(&status("1", "True"), &status("1", "False")));
+    }
+}

@@ -1,0 +1,330 @@
+//! A NodeStatus from what the host and the runtime say (`pkg/kubelet/nodestatus/setters.go`). Pure.
+
+use std::collections::BTreeMap;
+
+use api::quantity::{Format, Quantity};
+use api::resources::Amounts;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeRuntimeHandler,
+    NodeRuntimeHandlerFeatures, NodeStatus, NodeSystemInfo,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as WireQuantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use proto::runtime::v1 as cri;
+
+use super::machine::{FileSystem, Machine};
+use crate::config::Config;
+
+/// What is being run out of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pressure {
+    pub memory: bool,
+    pub disk: bool,
+    pub pid: bool,
+}
+
+/// Everything a status is made of.
+pub struct View<'a> {
+    pub config: &'a Config,
+    pub machine: &'a Machine,
+    pub root: FileSystem,
+    /// The runtime's own word; the error if it gave none.
+    pub runtime: Result<&'a cri::StatusResponse, &'a str>,
+    /// e.g. `containerd://1.6.20`.
+    pub runtime_version: &'a str,
+    pub images: &'a [cri::Image],
+    pub pressure: Pressure,
+    /// The conditions as last sent.
+    pub last: &'a [NodeCondition],
+    pub now: Timestamp,
+}
+
+/// What Kubernetes version the node behaves as.
+pub const KUBELET_VERSION: &str = concat!("v1.37.0+skiff-", env!("CARGO_PKG_VERSION"));
+/// The most images that a status names.
+const MOST_IMAGES: usize = 50;
+
+pub fn generate(view: &View<'_>) -> NodeStatus {
+    let capacity = capacity(view.config, view.machine, view.root);
+    let allocatable = allocatable(view.config, &capacity);
+    NodeStatus {
+        addresses: Some(addresses(view.config)),
+        capacity: Some(wire(&capacity)),
+        allocatable: Some(wire(&allocatable)),
+        conditions: Some(conditions(view)),
+        daemon_endpoints: Some(NodeDaemonEndpoints {
+            kubelet_endpoint: view
+                .config
+                .server
+                .as_ref()
+                .map(|server| DaemonEndpoint { port: server.address.port().into() }),
+        }),
+        images: Some(images(view.images)),
+        node_info: Some(info(view)),
+        runtime_handlers: view.runtime.ok().and_then(runtime_handlers),
+        ..Default::default()
+    }
+}
+
+pub fn capacity(config: &Config, machine: &Machine, root: FileSystem) -> Amounts {
+    let bytes = |value: u64| Quantity::from_units(i64::try_from(value).unwrap_or(i64::MAX), Format::BinarySi);
+    let count = |value: u64| Quantity::from_units(i64::try_from(value).unwrap_or(i64::MAX), Format::DecimalSi);
+    let mut capacity = Amounts::from([
+        ("cpu".to_owned(), count(machine.cpus)),
+        // Kubernetes counts memory in kibibytes.
+        ("memory".to_owned(), bytes(machine.memory & !1023)),
+        ("ephemeral-storage".to_owned(), bytes(root.bytes & !1023)),
+        ("pods".to_owned(), count(config.max_pods.into())),
+    ]);
+    for (size, total) in &machine.huge_pages {
+        capacity.insert(format!("hugepages-{}", bytes(*size)), bytes(*total));
+    }
+    capacity
+}
+
+/// Capacity less what is reserved and what eviction keeps free.
+pub fn allocatable(config: &Config, capacity: &Amounts) -> Amounts {
+    capacity
+        .iter()
+        .map(|(name, total)| {
+            let mut left = *total;
+            if let Some(reserved) = config.system_reserved.get(name) {
+                left = left.sub(*reserved);
+            }
+            match name.as_str() {
+                "memory" => {
+                    let kept = i64::try_from(config.eviction.memory_available).unwrap_or(i64::MAX);
+                    left = left.sub(Quantity::from_units(kept, Format::BinarySi));
+                }
+                "ephemeral-storage" => {
+                    let kept = total.units() / 100 * i64::from(config.eviction.nodefs_available_percent);
+                    // Kubernetes writes the result as a plain number.
+                    left = Quantity::from_units(left.units() - kept, Format::DecimalSi);
+                }
+                _ => {}
+            }
+            if left.is_negative() {
+                left = Quantity::ZERO;
+            }
+            (name.clone(), left)
+        })
+        .collect()
+}
+
+pub fn wire(amounts: &Amounts) -> BTreeMap<String, WireQuantity> {
+    amounts.iter().map(|(name, quantity)| (name.clone(), WireQuantity::from(*quantity))).collect()
+}
+
+fn addresses(config: &Config) -> Vec<NodeAddress> {
+    let mut addresses: Vec<NodeAddress> = config
+        .node_ips
+        .iter()
+        .map(|ip| NodeAddress { type_: "InternalIP".to_owned(), address: ip.to_string() })
+        .collect();
+    addresses.push(NodeAddress { type_: "Hostname".to_owned(), address: config.hostname.clone() });
+    addresses
+}
+
+fn info(view: &View<'_>) -> NodeSystemInfo {
+    let machine = view.machine;
+    NodeSystemInfo {
+        architecture: machine.architecture.to_owned(),
+        boot_id: machine.boot_id.clone(),
+        container_runtime_version: view.runtime_version.to_owned(),
+        kernel_version: machine.kernel_version.clone(),
+        kube_proxy_version: String::new(),
+        kubelet_version: KUBELET_VERSION.to_owned(),
+        machine_id: machine.machine_id.clone(),
+        operating_system: "linux".to_owned(),
+        os_image: machine.os_image.clone(),
+        system_uuid: if machine.system_uuid.is_empty() {
+            machine.machine_id.clone()
+        } else {
+            machine.system_uuid.clone()
+        },
+        ..Default::default()
+    }
+}
+
+/// The largest images, as the scheduler's image locality wants them.
+fn images(images: &[cri::Image]) -> Vec<ContainerImage> {
+    let mut images: Vec<&cri::Image> = images.iter().collect();
+    images.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.id.cmp(&b.id)));
+    images
+        .into_iter()
+        .take(MOST_IMAGES)
+        .map(|image| {
+            let names = image
+                .repo_digests
+                .iter()
+                .chain(&image.repo_tags)
+                .filter(|name| *name != "<none>@<none>" && *name != "<none>:<none>");
+            ContainerImage {
+                names: Some(names.take(5).cloned().collect()),
+                size_bytes: Some(i64::try_from(image.size).unwrap_or(i64::MAX)),
+            }
+        })
+        .collect()
+}
+
+fn runtime_handlers(status: &cri::StatusResponse) -> Option<Vec<NodeRuntimeHandler>> {
+    let handlers: Vec<NodeRuntimeHandler> = status
+        .runtime_handlers
+        .iter()
+        .map(|handler| NodeRuntimeHandler {
+            name: Some(handler.name.clone()),
+            features: handler.features.as_ref().map(|features| NodeRuntimeHandlerFeatures {
+                recursive_read_only_mounts: Some(features.recursive_read_only_mounts),
+                user_namespaces: Some(features.user_namespaces),
+            }),
+        })
+        .collect();
+    (!handlers.is_empty()).then_some(handlers)
+}
+
+fn conditions(view: &View<'_>) -> Vec<NodeCondition> {
+    let pressure = view.pressure;
+    let (ready, ready_reason, ready_message) = readiness(view.runtime);
+    let rows: [(&str, bool, &str, String); 4] = [
+        if pressure.memory {
+            (
+                "MemoryPressure",
+                true,
+                "KubeletHasInsufficientMemory",
+                "kubelet has insufficient memory available".to_owned(),
+            )
+        } else {
+            (
+                "MemoryPressure",
+                false,
+                "KubeletHasSufficientMemory",
+                "kubelet has sufficient memory available".to_owned(),
+            )
+        },
+        if pressure.disk {
+            ("DiskPressure", true, "KubeletHasDiskPressure", "kubelet has disk pressure".to_owned())
+        } else {
+            ("DiskPressure", false, "KubeletHasNoDiskPressure", "kubelet has no disk pressure".to_owned())
+        },
+        if pressure.pid {
+            ("PIDPressure", true, "KubeletHasInsufficientPID", "kubelet has insufficient PID available".to_owned())
+        } else {
+            ("PIDPressure", false, "KubeletHasSufficientPID", "kubelet has sufficient PID available".to_owned())
+        },
+        ("Ready", ready, ready_reason, ready_message),
+    ];
+    let now = Time(Timestamp::from_second(view.now.as_second()).unwrap_or(view.now));
+    rows.into_iter()
+        .map(|(name, is_true, reason, message)| {
+            let status = if is_true { "True" } else { "False" };
+            let before = view.last.iter().find(|condition| condition.type_ == name && condition.status == status);
+            NodeCondition {
+                type_: name.to_owned(),
+                status: status.to_owned(),
+                reason: Some(reason.to_owned()),
+                message: Some(message),
+                last_heartbeat_time: Some(now.clone()),
+                last_transition_time: before
+                    .and_then(|before| before.last_transition_time.clone())
+                    .or(Some(now.clone())),
+            }
+        })
+        .collect()
+}
+
+/// Ready needs the runtime and its network.
+pub fn readiness(runtime: Result<&cri::StatusResponse, &str>) -> (bool, &'static str, String) {
+    const NOT_READY: &str = "KubeletNotReady";
+    let status = match runtime {
+        Ok(status) => status,
+        Err(error) => {
+            return (false, NOT_READY, format!("[container runtime status check may not have completed yet: {error}]"));
+        }
+    };
+    let conditions = status.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let mut problems = Vec::new();
+    for (name, title) in
+        [("RuntimeReady", "container runtime not ready"), ("NetworkReady", "container runtime network not ready")]
+    {
+        match conditions.iter().find(|condition| condition.r#type == name) {
+            Some(condition) if condition.status => {}
+            Some(condition) => problems
+                .push(format!("{title}: {name}=false reason:{} message:{}", condition.reason, condition.message)),
+            None => problems.push(format!("{title}: condition {name} not set")),
+        }
+    }
+    match problems.as_slice() {
+        [] => (true, "KubeletReady", "kubelet is posting ready status".to_owned()),
+        [one] => (false, NOT_READY, one.clone()),
+        several => (false, NOT_READY, format!("[{}]", several.join(", "))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::Layout;
+
+    fn runtime(conditions: &[(&str, bool)]) -> cri::StatusResponse {
+        let conditions = conditions
+            .iter()
+            .map(|(name, status)| cri::RuntimeCondition {
+                r#type: (*name).to_owned(),
+                status: *status,
+                reason: "NetworkPluginNotReady".to_owned(),
+                message: "Network plugin returns error: cni plugin not initialized".to_owned(),
+            })
+            .collect();
+        cri::StatusResponse { status: Some(cri::RuntimeStatus { conditions }), ..Default::default() }
+    }
+
+    #[test]
+    fn ready_needs_runtime_and_network() {
+        let good = runtime(&[("RuntimeReady", true), ("NetworkReady", true)]);
+        assert_eq!(readiness(Ok(&good)), (true, "KubeletReady", "kubelet is posting ready status".to_owned()));
+        let (ready, reason, message) = readiness(Ok(&runtime(&[("RuntimeReady", true), ("NetworkReady", false)])));
+        assert_eq!((ready, reason), (false, "KubeletNotReady"));
+        assert_eq!(
+            message,
+            "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:Network plugin returns error: cni plugin not initialized"
+        );
+        assert!(!readiness(Err("connection refused")).0);
+    }
+
+    #[test]
+    fn transitions_keep_their_time() {
+        let config = Config::new("n", vec!["10.0.0.1".parse().unwrap()], Layout::new("/k", "/l"), "/s".into());
+        let machine = Machine { cpus: 2, memory: 1 << 30, ..Default::default() };
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let good = runtime(&[("RuntimeReady", true), ("NetworkReady", true)]);
+        let make = |last: &[NodeCondition], now, runtime| {
+            let root = FileSystem { bytes: 100 << 20, ..Default::default() };
+            generate(&View {
+                config: &config,
+                machine: &machine,
+                root,
+                runtime,
+                runtime_version: "containerd://1",
+                images: &[],
+                pressure: Pressure::default(),
+                last,
+                now,
+            })
+        };
+        let first = make(&[], at(100), Ok(&good));
+        let second = make(first.conditions.as_deref().unwrap(), at(200), Ok(&good));
+        let ready = |status: &NodeStatus| status.conditions.as_ref().unwrap()[3].clone();
+        assert_eq!(ready(&second).last_transition_time.unwrap().0, at(100));
+        assert_eq!(ready(&second).last_heartbeat_time.unwrap().0, at(200));
+        let broken = make(second.conditions.as_deref().unwrap(), at(300), Err("gone"));
+        assert_eq!(
+            (ready(&broken).status.as_str(), ready(&broken).last_transition_time.unwrap().0),
+            ("False", at(300))
+        );
+        let allocatable = second.allocatable.unwrap();
+        assert_eq!(allocatable["memory"].0, "924Mi");
+        assert_eq!(allocatable["pods"].0, "110");
+        assert_eq!(second.addresses.unwrap().len(), 2);
+    }
+}

@@ -1,0 +1,1 @@
+//! Tables of (pod, observed) and what is decided.

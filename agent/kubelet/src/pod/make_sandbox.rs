@@ -1,0 +1,118 @@
+//! Making a pod's sandbox: directories, cgroup, volumes, then the runtime.
+
+use std::sync::Arc;
+
+use component::EventType;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::node::v1::RuntimeClass;
+use kube::Api;
+use proto::runtime::v1::PodSandboxConfig;
+
+use super::observe;
+use super::observed::Sandbox;
+use crate::cgroups;
+use crate::context::NodeContext;
+use crate::spec::sandbox::{Surroundings, config, qos};
+use crate::spec::{dns, security};
+
+/// Which step failed; the event was recorded already.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    #[error("making the pod's directory {path}: {source}")]
+    Directory { path: String, source: std::io::Error },
+    #[error(transparent)]
+    Cgroup(#[from] cgroups::CgroupError),
+    #[error(transparent)]
+    Volumes(#[from] crate::volume_contract::VolumeError),
+    #[error("Failed to create pod sandbox: {0}")]
+    Sandbox(String),
+}
+
+/// Makes everything a pod's containers need before the first of them.
+pub async fn make(node: &NodeContext, pod: &Arc<Pod>, attempt: u32) -> Result<Sandbox, SandboxError> {
+    prepare(node, pod).await?;
+    let sandbox_failed = |message: String| {
+        let error = SandboxError::Sandbox(message);
+        node.event(pod, EventType::Warning, "FailedCreatePodSandBox", error.to_string());
+        error
+    };
+    let handler = runtime_handler(node, pod).await.map_err(sandbox_failed)?;
+    let config = sandbox_config(node, pod, attempt, true).map_err(sandbox_failed)?;
+    let id =
+        node.runtime.run_sandbox(config, &handler).await.map_err(|error| sandbox_failed(error.runtime_message()))?;
+    observe::sandbox(&node.runtime, &id).await.map_err(|error| sandbox_failed(error.runtime_message()))
+}
+
+async fn prepare(node: &NodeContext, pod: &Arc<Pod>) -> Result<(), SandboxError> {
+    let meta = &pod.metadata;
+    let text = |field: &Option<String>| field.clone().unwrap_or_default();
+    let uid = text(&meta.uid);
+    let layout = &node.config.layout;
+    for directory in [layout.volumes(&uid), layout.pod_logs(&text(&meta.namespace), &text(&meta.name), &uid)] {
+        std::fs::create_dir_all(&directory)
+            .map_err(|source| SandboxError::Directory { path: directory.display().to_string(), source })?;
+    }
+    let group = node.cgroups.pod(qos(pod), &uid);
+    if let Err(error) = node.cgroups.apply(&group, &cgroups::pod_limits(pod)).await {
+        let message =
+            format!("error killing pod: failed to create cgroup for pod: {error}").replace("error killing pod: ", "");
+        node.event(pod, EventType::Warning, "FailedCreatePodContainer", message);
+        return Err(error.into());
+    }
+    if let Err(error) = node.volumes.set_up(pod).await {
+        node.event(pod, EventType::Warning, "FailedMount", error.to_string());
+        return Err(error.into());
+    }
+    Ok(())
+}
+
+/// The same for every call about one sandbox. `tell` records warnings as events.
+pub fn sandbox_config(
+    node: &NodeContext,
+    pod: &Arc<Pod>,
+    attempt: u32,
+    tell: bool,
+) -> Result<PodSandboxConfig, String> {
+    let resolver = dns::resolver(pod, &node.cluster_dns(), &node.host_resolver());
+    if tell {
+        for warning in resolver.warnings {
+            let reason = if warning.starts_with("kubelet does not have ClusterDNS") {
+                "MissingClusterDNS"
+            } else {
+                "DNSConfigForming"
+            };
+            node.event(pod, EventType::Warning, reason, warning);
+        }
+    }
+    let uid = pod.metadata.uid.clone().unwrap_or_default();
+    let surroundings = Surroundings {
+        layout: &node.config.layout,
+        dns: resolver.config,
+        cgroup_parent: node.cgroups.path(&node.cgroups.pod(qos(pod), &uid)),
+        cluster_domain: &node.config.cluster_domain,
+        facts: &security_facts(node),
+    };
+    config(pod, attempt, surroundings)
+}
+
+/// What the host says for every container.
+pub fn security_facts(node: &NodeContext) -> security::Facts {
+    security::Facts {
+        apparmor: node.machine.apparmor,
+        seccomp_directory: node.config.layout.root.join("seccomp").to_string_lossy().into_owned(),
+        ..Default::default()
+    }
+}
+
+async fn runtime_handler(node: &NodeContext, pod: &Pod) -> Result<String, String> {
+    let Some(class) =
+        pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.clone()).filter(|name| !name.is_empty())
+    else {
+        return Ok(String::new());
+    };
+    match Api::<RuntimeClass>::all(node.client.clone()).get_opt(&class).await {
+        Ok(Some(found)) => Ok(found.handler),
+        Ok(None) => Err(format!("failed to get sandbox runtime: RuntimeClass \"{class}\" not found")),
+        Err(error) => Err(format!("failed to get sandbox runtime: reading RuntimeClass \"{class}\": {error}")),
+    }
+}

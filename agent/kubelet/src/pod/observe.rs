@@ -1,0 +1,128 @@
+//! Asking the runtime what it has of a pod.
+
+use std::collections::HashMap;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+
+use proto::runtime::v1::Container;
+
+use super::observed::{Observed, Run, RunState, Sandbox};
+use crate::cri::{Runtime, RuntimeError};
+
+/// What Kubernetes keeps of a termination message file, bytes.
+const MESSAGE_LIMIT: u64 = 4096;
+/// What it keeps of the log with `FallbackToLogsOnError`.
+const LOG_LIMIT: u64 = 2048;
+const LOG_LINES: usize = 80;
+
+/// Everything of one pod.
+pub async fn pod(runtime: &Runtime, uid: &str) -> Result<Observed, RuntimeError> {
+    let (sandboxes, containers) =
+        tokio::try_join!(runtime.list_sandboxes(Some(uid)), runtime.list_containers(Some(uid)))?;
+    let mut seen = Vec::new();
+    for sandbox in sandboxes {
+        if let Some(sandbox) = gone_is_none(self::sandbox(runtime, &sandbox.id).await)? {
+            seen.push(sandbox);
+        }
+    }
+    let mut runs = Vec::new();
+    for container in containers {
+        if let Some(run) = gone_is_none(run(runtime, &container.id, &container.pod_sandbox_id).await)? {
+            runs.push(run);
+        }
+    }
+    Ok(Observed::new(seen, runs))
+}
+
+pub async fn sandbox(runtime: &Runtime, id: &str) -> Result<Sandbox, RuntimeError> {
+    Ok(Sandbox::from_status(&runtime.sandbox_status(id).await?))
+}
+
+/// One run, with its termination message if it ended.
+pub async fn run(runtime: &Runtime, id: &str, sandbox_id: &str) -> Result<Run, RuntimeError> {
+    let mut run = Run::from_status(&runtime.container_status(id).await?, sandbox_id);
+    if run.state == RunState::Exited {
+        run.message = termination_message(&run);
+    }
+    Ok(run)
+}
+
+fn gone_is_none<T>(answer: Result<T, RuntimeError>) -> Result<Option<T>, RuntimeError> {
+    match answer {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Sandbox ids by container id.
+pub fn owners(containers: &[Container]) -> HashMap<&str, &str> {
+    containers.iter().map(|container| (container.id.as_str(), container.pod_sandbox_id.as_str())).collect()
+}
+
+/// What the container wrote for the purpose, or the end of its log if it failed and the policy says so,
+/// or the runtime's own message.
+fn termination_message(run: &Run) -> String {
+    let written =
+        run.termination_file.as_deref().map(|file| tail_bytes(Path::new(file), MESSAGE_LIMIT)).unwrap_or_default();
+    if !written.is_empty() {
+        return written;
+    }
+    if run.termination_policy == "FallbackToLogsOnError" && run.exit_code != 0 {
+        let log = log_tail(Path::new(&run.log_path));
+        if !log.is_empty() {
+            return log;
+        }
+    }
+    run.message.clone()
+}
+
+fn tail_bytes(path: &Path, limit: u64) -> String {
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut file = std::fs::File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(limit)))?;
+        let mut bytes = Vec::new();
+        file.take(limit).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    String::from_utf8_lossy(&read().unwrap_or_default()).into_owned()
+}
+
+/// The text of the last lines of a CRI log.
+fn log_tail(path: &Path) -> String {
+    // Each line carries a time stamp, the stream and a tag: room for those of a full tail.
+    let raw = tail_bytes(path, LOG_LIMIT + 64 * LOG_LINES as u64);
+    let mut text = String::new();
+    let lines: Vec<&str> = raw.lines().collect();
+    for line in lines.iter().skip(lines.len().saturating_sub(LOG_LINES)) {
+        let mut fields = line.splitn(4, ' ');
+        if let (Some(_), Some(_), Some(tag), Some(content)) =
+            (fields.next(), fields.next(), fields.next(), fields.next())
+        {
+            text.push_str(content);
+            if tag.starts_with('F') {
+                text.push('\n');
+            }
+        }
+    }
+    let cut = text.len().saturating_sub(LOG_LIMIT as usize);
+    let start = (cut..text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
+    text[start..].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_cri_log() {
+        let file = std::env::temp_dir().join(format!("skiff-log-tail-{}", std::process::id()));
+        let lines = "2026-01-01T00:00:00.000000000Z stdout F one\n2026-01-01T00:00:00.000000000Z stderr P tw\n2026-01-01T00:00:00.000000000Z stderr F o\n";
+        std::fs::write(&file, lines).unwrap();
+        assert_eq!(log_tail(&file), "one\ntwo\n");
+        assert_eq!(tail_bytes(&file, 2), "o\n");
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(log_tail(&file), "");
+    }
+}

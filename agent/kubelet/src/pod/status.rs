@@ -1,0 +1,333 @@
+//! A pod's status from what runs (`kubelet_pods.go: generateAPIPodStatus`). Pure.
+//!
+//! [`generate`] is given the last status too: transition times and conditions that others own are
+//! kept. Neighbours: [`super::conditions`] and [`super::phase`].
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use api::resources;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
+    ContainerUser, HostIP, LinuxContainerUser, Pod, PodIP, PodStatus, VolumeMountStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::actions::{CRASH_LOOP, ContainerKind, Memory, Waiting, is_sidecar, should_restart};
+use super::conditions;
+use super::observed::{Observed, Run, RunState};
+use super::phase;
+
+/// Why a pod ends other than by itself; wins over what its containers say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// `Evicted`, `DeadlineExceeded`, `OutOfcpu`, ...
+    pub reason: String,
+    pub message: String,
+}
+
+pub struct View<'a> {
+    pub pod: &'a Pod,
+    /// The last status: what was published, with the conditions that others own.
+    pub last: &'a PodStatus,
+    pub observed: &'a Observed,
+    pub memory: &'a Memory,
+    /// Why containers wait, from the last decision.
+    pub waiting: &'a BTreeMap<String, Waiting>,
+    /// No container will be started any more.
+    pub ending: bool,
+    pub verdict: Option<&'a Verdict>,
+    pub host_ips: &'a [IpAddr],
+    pub now: Timestamp,
+}
+
+pub fn generate(view: &View<'_>) -> PodStatus {
+    let last = view.last.clone();
+    let Some(spec) = view.pod.spec.as_ref() else { return last };
+    let init = statuses(view, spec.init_containers.iter().flatten(), &last.init_container_statuses, true);
+    let main = statuses(view, spec.containers.iter(), &last.container_statuses, false);
+    let ephemeral = ephemeral_statuses(view, &last.ephemeral_container_statuses);
+    let finished_for_good = view.ending && !view.observed.any_running();
+    let was_final = last.phase.as_deref().filter(|phase| matches!(*phase, "Failed" | "Succeeded"));
+    let phase = match (view.verdict, was_final) {
+        (Some(_), _) => "Failed",
+        // An end is final, whatever is seen later.
+        (None, Some(phase)) => phase,
+        (None, None) => {
+            let phase = phase::of(spec, &init, &main, finished_for_good);
+            // Until the last container is gone the pod still runs.
+            if matches!(phase, "Failed" | "Succeeded") && view.observed.any_running() { "Running" } else { phase }
+        }
+    }
+    .to_owned();
+    let mut status = PodStatus {
+        phase: Some(phase),
+        qos_class: Some(resources::qos_class(view.pod).as_str().to_owned()),
+        start_time: last.start_time.clone().or(Some(Time(seconds(view.now)))),
+        observed_generation: view.pod.metadata.generation,
+        reason: view.verdict.map(|verdict| verdict.reason.clone()).or(last.reason.clone()),
+        message: view.verdict.map(|verdict| verdict.message.clone()).or(last.message.clone()),
+        host_ip: view.host_ips.first().map(ToString::to_string),
+        host_ips: Some(view.host_ips.iter().map(|ip| HostIP { ip: ip.to_string() }).collect()),
+        init_container_statuses: (!init.is_empty()).then_some(init),
+        container_statuses: (!main.is_empty()).then_some(main),
+        ephemeral_container_statuses: (!ephemeral.is_empty()).then_some(ephemeral),
+        nominated_node_name: None,
+        resize: None,
+        ..last.clone()
+    };
+    let ips = pod_ips(view, &last);
+    status.pod_ip = ips.first().cloned();
+    status.pod_ips = (!ips.is_empty()).then(|| ips.into_iter().map(|ip| PodIP { ip }).collect());
+    status.conditions = Some(conditions::generate(view.pod, &status, view.observed, view.now));
+    status
+}
+
+/// Whole seconds, as Kubernetes writes times.
+fn seconds(at: Timestamp) -> Timestamp {
+    Timestamp::from_second(at.as_second()).unwrap_or(at)
+}
+
+fn time(at: Timestamp) -> Time {
+    Time(seconds(at))
+}
+
+fn pod_ips(view: &View<'_>, last: &PodStatus) -> Vec<String> {
+    let spec = view.pod.spec.as_ref();
+    if spec.and_then(|spec| spec.host_network).unwrap_or(false) {
+        return view.host_ips.iter().map(ToString::to_string).collect();
+    }
+    match view.observed.sandboxes.first() {
+        Some(sandbox) if !sandbox.ips.is_empty() => sandbox.ips.clone(),
+        // A stopped sandbox no longer tells; the pod keeps showing what it had.
+        Some(sandbox) if !sandbox.ready => last.pod_ips.iter().flatten().map(|entry| entry.ip.clone()).collect(),
+        Some(_) => Vec::new(),
+        None if view.ending => last.pod_ips.iter().flatten().map(|entry| entry.ip.clone()).collect(),
+        None => Vec::new(),
+    }
+}
+
+fn statuses<'a>(
+    view: &View<'_>,
+    containers: impl Iterator<Item = &'a Container>,
+    last: &Option<Vec<ContainerStatus>>,
+    init: bool,
+) -> Vec<ContainerStatus> {
+    containers
+        .map(|container| {
+            let kind = match (init, is_sidecar(container)) {
+                (true, true) => ContainerKind::Sidecar,
+                (true, false) => ContainerKind::Init,
+                (false, _) => ContainerKind::Main,
+            };
+            let before = last.iter().flatten().find(|status| status.name == container.name);
+            one(view, container, kind, before)
+        })
+        .collect()
+}
+
+fn ephemeral_statuses(view: &View<'_>, last: &Option<Vec<ContainerStatus>>) -> Vec<ContainerStatus> {
+    let containers = view.pod.spec.iter().flat_map(|spec| spec.ephemeral_containers.iter().flatten());
+    containers
+        .map(|ephemeral| {
+            let container = crate::spec::container::from_ephemeral(ephemeral);
+            let before = last.iter().flatten().find(|status| status.name == container.name);
+            one(view, &container, ContainerKind::Ephemeral, before)
+        })
+        .collect()
+}
+
+fn one(
+    view: &View<'_>,
+    container: &Container,
+    kind: ContainerKind,
+    before: Option<&ContainerStatus>,
+) -> ContainerStatus {
+    let mut runs = view.observed.runs_of(&container.name);
+    let newest = runs.next();
+    let previous = runs.next();
+    let waiting = view.waiting.get(&container.name);
+    let mut status = ContainerStatus {
+        name: container.name.clone(),
+        image: container.image.clone().unwrap_or_default(),
+        image_id: String::new(),
+        restart_count: before.map_or(0, |before| before.restart_count),
+        ready: false,
+        started: Some(false),
+        volume_mounts: mounts(container),
+        ..Default::default()
+    };
+    let Some(run) = newest else {
+        match before {
+            Some(before) if view.ending || lost(before) => keep_without_run(view, &mut status, before),
+            _ => status.state = Some(waiting_state(waiting.cloned().unwrap_or_else(|| default_waiting(view, kind)))),
+        }
+        return status;
+    };
+    status.image_id = run.image_id.clone();
+    status.container_id = Some(format!("containerd://{}", run.id));
+    status.restart_count = i32::try_from(run.restart_count).unwrap_or(i32::MAX);
+    status.last_state = previous.filter(|run| run.state == RunState::Exited).map(|run| terminated_state(run));
+    if status.last_state.is_none() && run.restart_count > 0 {
+        // The run before was removed from the runtime: what was last said of it stays.
+        status.last_state = before
+            .filter(|before| before.container_id == status.container_id)
+            .and_then(|before| before.last_state.clone())
+            .or_else(|| before.and_then(|before| before.state.clone()).filter(|state| state.terminated.is_some()));
+    }
+    let spec = view.pod.spec.as_ref();
+    match run.state {
+        RunState::Running => {
+            let probe = view.memory.probes.get(&run.id);
+            let started = probe.is_none_or(|probe| probe.started.unwrap_or(false))
+                && !view.memory.in_post_start.contains(&run.id);
+            status.started = Some(started);
+            status.ready =
+                started && probe.is_none_or(|probe| probe.ready) && !(view.memory.stopping.contains(&run.id));
+            status.resources = container.resources.clone();
+            status.allocated_resources = container.resources.as_ref().and_then(|resources| resources.requests.clone());
+            status.user = run.user.as_ref().map(user);
+            status.state = Some(ContainerState {
+                running: Some(ContainerStateRunning { started_at: run.started_at.map(time) }),
+                ..Default::default()
+            });
+        }
+        RunState::Exited => {
+            let again = !view.ending && spec.is_some_and(|spec| should_restart(spec, container, kind, run));
+            match waiting.filter(|_| again) {
+                Some(waiting) => {
+                    status.last_state = Some(terminated_state(run));
+                    status.state = Some(waiting_state(waiting.clone()));
+                }
+                None => status.state = Some(terminated_state(run)),
+            }
+            // A plain init container that succeeded is ready.
+            status.ready = kind == ContainerKind::Init && run.exit_code == 0;
+        }
+        RunState::Created => match waiting {
+            Some(waiting) => status.state = Some(waiting_state(waiting.clone())),
+            None if view.ending => status.state = Some(never_started()),
+            None => status.state = Some(waiting_state(default_waiting(view, kind))),
+        },
+        RunState::Unknown => {
+            status.state = Some(terminated(
+                137,
+                "ContainerStatusUnknown",
+                "The container could not be located when the pod was terminated",
+            ));
+        }
+    }
+    status
+}
+
+/// The API server remembers a container that the runtime no longer has.
+fn lost(before: &ContainerStatus) -> bool {
+    before.state.as_ref().is_some_and(|state| state.terminated.is_some())
+}
+
+fn keep_without_run(view: &View<'_>, status: &mut ContainerStatus, before: &ContainerStatus) {
+    status.image = before.image.clone();
+    status.image_id = before.image_id.clone();
+    status.container_id = before.container_id.clone();
+    status.last_state = before.last_state.clone();
+    let state = before.state.clone().unwrap_or_default();
+    status.ready = false;
+    status.state = Some(if state.terminated.is_some() {
+        status.ready = before.ready;
+        state
+    } else if state.running.is_some() && view.ending {
+        terminated(137, "ContainerStatusUnknown", "The container could not be located when the pod was terminated")
+    } else {
+        state
+    });
+}
+
+fn never_started() -> ContainerState {
+    terminated(
+        137,
+        "ContainerStatusUnknown",
+        "The container was created but never started before the pod was terminated",
+    )
+}
+
+fn terminated(code: i32, reason: &str, message: &str) -> ContainerState {
+    ContainerState {
+        terminated: Some(ContainerStateTerminated {
+            exit_code: code,
+            reason: Some(reason.to_owned()),
+            message: Some(message.to_owned()),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+fn terminated_state(run: &Run) -> ContainerState {
+    let reason = match run.reason.as_str() {
+        "" if run.exit_code == 0 => "Completed",
+        "" => "Error",
+        reason => reason,
+    };
+    ContainerState {
+        terminated: Some(ContainerStateTerminated {
+            container_id: Some(format!("containerd://{}", run.id)),
+            exit_code: run.exit_code,
+            reason: Some(reason.to_owned()),
+            message: (!run.message.is_empty()).then(|| run.message.clone()),
+            signal: None,
+            // A process that never started has no start: Kubernetes writes the epoch.
+            started_at: Some(time(run.started_at.unwrap_or(Timestamp::UNIX_EPOCH))),
+            finished_at: run.finished_at.map(time),
+        }),
+        ..Default::default()
+    }
+}
+
+fn waiting_state(waiting: Waiting) -> ContainerState {
+    ContainerState {
+        waiting: Some(ContainerStateWaiting {
+            reason: Some(waiting.reason),
+            message: (!waiting.message.is_empty()).then_some(waiting.message),
+        }),
+        ..Default::default()
+    }
+}
+
+fn default_waiting(view: &View<'_>, kind: ContainerKind) -> Waiting {
+    let has_init =
+        view.pod.spec.as_ref().and_then(|spec| spec.init_containers.as_ref()).is_some_and(|init| !init.is_empty());
+    let reason = if has_init && kind != ContainerKind::Ephemeral { "PodInitializing" } else { "ContainerCreating" };
+    Waiting { reason: reason.to_owned(), message: String::new() }
+}
+
+fn mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
+    let mounts: Vec<VolumeMountStatus> = container
+        .volume_mounts
+        .iter()
+        .flatten()
+        .map(|mount| VolumeMountStatus {
+            name: mount.name.clone(),
+            mount_path: mount.mount_path.clone(),
+            read_only: mount.read_only.filter(|read_only| *read_only),
+            recursive_read_only: mount.read_only.filter(|read_only| *read_only).map(|_| "Disabled".to_owned()),
+            ..Default::default()
+        })
+        .collect();
+    (!mounts.is_empty()).then_some(mounts)
+}
+
+fn user(user: &proto::runtime::v1::LinuxContainerUser) -> ContainerUser {
+    ContainerUser {
+        linux: Some(LinuxContainerUser {
+            uid: user.uid,
+            gid: user.gid,
+            supplemental_groups: Some(user.supplemental_groups.clone()),
+        }),
+    }
+}
+
+/// Whether the status says that a container is crash-looping (for the event `BackOff`).
+pub fn crash_looping(waiting: &Waiting) -> bool {
+    waiting.reason == CRASH_LOOP
+}

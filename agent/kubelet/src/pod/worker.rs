@@ -1,0 +1,800 @@
+//! One task per pod: it holds the latest wish, looks at what runs, decides, and executes.
+//!
+//! The state machine is [`Stage`]. In each turn [`Worker::turn`] asks the pure rules
+//! ([`super::actions`], [`super::ending`]) what to do and starts it; the loop then waits for whatever
+//! comes first: a new wish, mail, the end of something under way, or a time. Whatever is under way
+//! belongs to the worker and is dropped with it, so one stuck call to the runtime stalls only the
+//! step it belongs to, and no other pod.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use component::{EventType, Supervisor};
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use tokio::sync::watch;
+
+use super::actions::{self, Decision, Memory, ProbeState, Setup, Waiting, pod_id};
+use super::mailbox::{Mail, Mailbox, Snapshot, Source, Wish};
+use super::make_sandbox::SandboxError;
+use super::observed::{Observed, Run, RunState, Sandbox};
+use super::status::{self, Verdict};
+use super::{cleanup, ending, make_container, make_sandbox, observe, stop};
+use crate::context::NodeContext;
+use crate::cri::RuntimeError;
+use crate::probes::{self, ProbeKind, Update};
+
+/// How far a pod is. Only ever goes down this list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stage {
+    /// Containers are started and kept.
+    Running,
+    /// Everything is being stopped, within `grace` seconds.
+    Ending {
+        grace: i64,
+        verdict: Option<Verdict>,
+    },
+    /// Nothing runs; volumes and cgroup are being given back.
+    Cleaning {
+        verdict: Option<Verdict>,
+    },
+    /// Only the object is left; dead containers are kept for their logs.
+    Ended {
+        verdict: Option<Verdict>,
+    },
+    /// The object is gone: what is left in the runtime and on disk is being removed.
+    Purging,
+    Gone,
+}
+
+/// How something that was under way ended.
+enum Done {
+    Sandbox(Result<Sandbox, SandboxError>),
+    Container { name: String, outcome: make_container::Outcome },
+    Stopped { id: String, result: Result<Run, RuntimeError> },
+    SandboxStopped { id: String, result: Result<(), RuntimeError> },
+    Seen { id: String, run: Result<Run, RuntimeError> },
+    SandboxSeen(Result<Sandbox, RuntimeError>),
+    AllSeen { changes: u64, observed: Result<Observed, RuntimeError> },
+    Removed { ids: Vec<String> },
+    Cleaned(Result<(), String>),
+    Purged(Result<(), String>),
+}
+
+struct ProbeTasks {
+    supervisor: Supervisor,
+    started: watch::Sender<bool>,
+}
+
+pub struct Worker {
+    node: Arc<NodeContext>,
+    mailbox: Arc<Mailbox>,
+    wishes: watch::Receiver<Wish>,
+    wish: Wish,
+    supervisor: Supervisor,
+    stage: Stage,
+    observed: Observed,
+    /// Counts what was put into `observed`, so that an older look does not undo it.
+    changes: u64,
+    /// The runtime has not told yet what it has of this pod.
+    blind: bool,
+    memory: Memory,
+    waiting: BTreeMap<String, Waiting>,
+    status: PodStatus,
+    /// The step that builds, if one is under way.
+    setup: Option<BoxFuture<'static, Done>>,
+    /// Everything else that is under way.
+    tasks: FuturesUnordered<BoxFuture<'static, Done>>,
+    probes: HashMap<String, ProbeTasks>,
+    ending: Arc<AtomicBool>,
+    stopped_sandboxes: HashSet<String>,
+    /// Changes of containers that were not known yet.
+    early: HashSet<String>,
+    sandbox_failures: u32,
+    /// Not to be tried again before.
+    pause_until: Option<Timestamp>,
+    /// Runs whose back-off was told as an event.
+    backoff_told: HashSet<String>,
+    wake_at: Option<Timestamp>,
+}
+
+impl Worker {
+    /// `known` says that the runtime has something of this pod, which must be seen before anything is
+    /// decided.
+    pub fn new(node: Arc<NodeContext>, mailbox: Arc<Mailbox>, supervisor: Supervisor, known: bool) -> Self {
+        let mut wishes = mailbox.wish.subscribe();
+        let wish = wishes.borrow_and_update().clone();
+        Self {
+            status: wish.pod.status.clone().unwrap_or_default(),
+            node,
+            mailbox,
+            wishes,
+            wish,
+            supervisor,
+            stage: Stage::Running,
+            observed: Observed::default(),
+            changes: 0,
+            blind: known,
+            memory: Memory::default(),
+            waiting: BTreeMap::new(),
+            setup: None,
+            tasks: FuturesUnordered::new(),
+            probes: HashMap::new(),
+            ending: Arc::default(),
+            stopped_sandboxes: HashSet::new(),
+            early: HashSet::new(),
+            sandbox_failures: 0,
+            pause_until: None,
+            backoff_told: HashSet::new(),
+            wake_at: None,
+        }
+    }
+
+    fn pod(&self) -> &Arc<Pod> {
+        &self.wish.pod
+    }
+
+    fn uid(&self) -> String {
+        self.pod().metadata.uid.clone().unwrap_or_default()
+    }
+
+    /// Runs until the pod is gone.
+    pub async fn run(mut self) {
+        if self.blind {
+            self.look_at_everything();
+        }
+        loop {
+            self.turn();
+            if self.stage == Stage::Gone {
+                return;
+            }
+            let wake = sleep_until(self.wake_at);
+            tokio::select! {
+                changed = self.wishes.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let wish = self.wishes.borrow_and_update().clone();
+                    self.adopt(wish);
+                }
+                () = self.mailbox.arrived() => {
+                    let mail = self.mailbox.take();
+                    self.read(mail);
+                }
+                done = under_way(&mut self.setup) => {
+                    self.setup = None;
+                    self.finish(done);
+                }
+                Some(done) = self.tasks.next() => self.finish(done),
+                () = wake => {}
+            }
+        }
+    }
+
+    /// Decides and starts what is decided, until nothing changes at once; then publishes.
+    fn turn(&mut self) {
+        self.wake_at = None;
+        let now = Timestamp::now();
+        if self.pause_until.is_some_and(|until| until <= now) {
+            self.pause_until = None;
+        }
+        if !self.blind {
+            loop {
+                let before = self.stage.clone();
+                match self.stage.clone() {
+                    Stage::Running => self.keep_running(now),
+                    Stage::Ending { grace, verdict } => self.keep_ending(grace, verdict),
+                    Stage::Cleaning { .. } => self.keep_cleaning(),
+                    Stage::Ended { .. } => self.stay_ended(),
+                    Stage::Purging | Stage::Gone => {}
+                }
+                if self.stage == before {
+                    break;
+                }
+            }
+        }
+        if let Some(until) = self.pause_until {
+            self.wake(until);
+        }
+        self.publish(now);
+    }
+
+    fn wake(&mut self, at: Timestamp) {
+        self.wake_at = Some(self.wake_at.map_or(at, |known| known.min(at)));
+    }
+
+    // ---- Running
+
+    fn keep_running(&mut self, now: Timestamp) {
+        if let Some((grace, verdict)) = self.reason_to_end(now) {
+            return self.begin_ending(grace, verdict);
+        }
+        let decision = actions::decide(&actions::View {
+            pod: &self.wish.pod,
+            observed: &self.observed,
+            memory: &self.memory,
+            busy: self.setup.is_some(),
+            now,
+        });
+        if decision.finished && self.setup.is_none() {
+            return self.begin_ending(ending::grace(self.pod()), None);
+        }
+        self.carry_out(decision);
+    }
+
+    /// Why the pod has to end although its containers may still run.
+    fn reason_to_end(&mut self, now: Timestamp) -> Option<(i64, Option<Verdict>)> {
+        let grace = ending::grace(self.pod());
+        if self.wish.removed || self.pod().metadata.deletion_timestamp.is_some() {
+            return Some((grace, None));
+        }
+        if let Some((verdict, grace)) = self.wish.verdict.clone() {
+            return Some((grace, Some(verdict)));
+        }
+        if matches!(self.status.phase.as_deref(), Some("Failed" | "Succeeded")) {
+            return Some((grace, None));
+        }
+        let limit = self.pod().spec.as_ref().and_then(|spec| spec.active_deadline_seconds)?;
+        let start = self.status.start_time.as_ref().map(|time| time.0)?;
+        let deadline = start.checked_add(SignedDuration::from_secs(limit)).ok()?;
+        if now < deadline {
+            self.wake(deadline);
+            return None;
+        }
+        let message = "Pod was active on the node longer than the specified deadline".to_owned();
+        self.node.event(self.pod(), EventType::Normal, "DeadlineExceeded", message.clone());
+        Some((grace, Some(Verdict { reason: "DeadlineExceeded".to_owned(), message })))
+    }
+
+    fn carry_out(&mut self, decision: Decision) {
+        self.tell_backoff(&decision);
+        self.waiting = decision.waiting;
+        if let Some(at) = decision.wake_at {
+            self.wake(at);
+        }
+        for kill in decision.kills {
+            if let Some(run) = self.observed.runs.iter().find(|run| run.id == kill.run_id).cloned() {
+                let grace = kill.grace.unwrap_or_else(|| ending::grace(self.pod()));
+                self.stop_run(run, kill.message, grace);
+            }
+        }
+        if let Some(id) = decision.stop_sandbox
+            && !self.memory.stopping.contains(&id)
+        {
+            self.node.event(
+                self.pod(),
+                EventType::Normal,
+                "SandboxChanged",
+                "Pod sandbox changed, it will be killed and re-created.",
+            );
+            self.stop_sandbox(id);
+        }
+        match decision.setup {
+            Some(Setup::Sandbox { attempt }) => self.start_sandbox(attempt),
+            Some(Setup::Container { name, kind, restart_count, sandbox_id }) => {
+                self.start_container(name, kind, restart_count, &sandbox_id);
+            }
+            None => {}
+        }
+    }
+
+    /// The event `BackOff`, once for each failed run.
+    fn tell_backoff(&mut self, decision: &Decision) {
+        for (name, _) in decision.waiting.iter().filter(|(_, waiting)| status::crash_looping(waiting)) {
+            let Some(run) = self.observed.newest(name) else { continue };
+            if self.backoff_told.insert(run.id.clone()) {
+                let message = format!("Back-off restarting failed container {name} in pod {}", pod_id(self.pod()));
+                self.node.container_event(self.pod(), name, EventType::Warning, "BackOff", message);
+            }
+        }
+    }
+
+    fn start_sandbox(&mut self, attempt: u32) {
+        let (node, pod) = (self.node.clone(), self.wish.pod.clone());
+        self.setup = Some(async move { Done::Sandbox(make_sandbox::make(&node, &pod, attempt).await) }.boxed());
+    }
+
+    fn start_container(&mut self, name: String, kind: actions::ContainerKind, restart_count: u32, sandbox_id: &str) {
+        let Some(sandbox) = self.observed.sandboxes.iter().find(|sandbox| sandbox.id == sandbox_id).cloned() else {
+            return;
+        };
+        let Some(container) = make_container::container_of(self.pod(), &name) else { return };
+        let exited = self.observed.newest(&name).filter(|run| run.state == RunState::Exited);
+        if let Some(finished_at) = exited.and_then(|run| run.finished_at) {
+            self.memory.restarts.advance(&name, finished_at);
+        }
+        let target = self.ephemeral_target(&name);
+        let (node, mailbox) = (self.node.clone(), self.mailbox.clone());
+        let order =
+            make_container::Order { pod: self.wish.pod.clone(), container, kind, restart_count, sandbox, target };
+        let start = async move {
+            let announce = |run: Run| mailbox.post(|mail| mail.announced.push(run));
+            let outcome = make_container::start(&node, &order, announce).await;
+            Done::Container { name, outcome }
+        };
+        self.setup = Some(start.boxed());
+    }
+
+    /// The run whose processes an ephemeral container is to see.
+    fn ephemeral_target(&self, name: &str) -> Option<String> {
+        let spec = self.pod().spec.as_ref()?;
+        let ephemeral = spec.ephemeral_containers.iter().flatten().find(|container| container.name == name)?;
+        let target = ephemeral.target_container_name.as_deref().filter(|target| !target.is_empty())?;
+        self.observed.newest(target).map(|run| run.id.clone())
+    }
+
+    // ---- Ending
+
+    fn begin_ending(&mut self, grace: i64, verdict: Option<Verdict>) {
+        self.ending.store(true, Ordering::Relaxed);
+        // Pulls, creations and hooks under way are given up; what they half made is seen by looking again.
+        if self.setup.take().is_some() {
+            self.blind = true;
+            self.look_at_everything();
+        }
+        self.waiting.clear();
+        self.memory.failures.clear();
+        self.stage = Stage::Ending { grace, verdict };
+    }
+
+    fn keep_ending(&mut self, grace: i64, verdict: Option<Verdict>) {
+        if self.blind || self.pause_until.is_some() {
+            return;
+        }
+        let next = ending::decide(self.pod(), &self.observed, &self.memory.stopping, &self.stopped_sandboxes);
+        for id in next.stop {
+            if let Some(run) = self.observed.runs.iter().find(|run| run.id == id).cloned() {
+                let message = format!("Stopping container {}", run.name);
+                self.stop_run(run, message, grace);
+            }
+        }
+        for id in next.stop_sandboxes {
+            self.stop_sandbox(id);
+        }
+        if next.done {
+            self.stage = Stage::Cleaning { verdict };
+        }
+    }
+
+    /// A second deletion may leave less time: what still runs is stopped with the new grace too.
+    fn shorten(&mut self, seconds: i64) {
+        let Stage::Ending { grace, .. } = &mut self.stage else { return };
+        if seconds >= *grace {
+            return;
+        }
+        *grace = seconds;
+        let running: Vec<String> =
+            self.observed.runs.iter().filter(|run| run.is_running()).map(|run| run.id.clone()).collect();
+        for id in running {
+            let node = self.node.clone();
+            let sandbox = self
+                .observed
+                .runs
+                .iter()
+                .find(|run| run.id == id)
+                .map(|run| run.sandbox_id.clone())
+                .unwrap_or_default();
+            let stop = async move {
+                let result = match node.runtime.stop_container(&id, seconds).await {
+                    Ok(()) => observe::run(&node.runtime, &id, &sandbox).await,
+                    Err(error) => Err(error),
+                };
+                Done::Stopped { id, result }
+            };
+            self.tasks.push(stop.boxed());
+        }
+    }
+
+    fn stop_run(&mut self, run: Run, message: String, grace: i64) {
+        if !self.memory.stopping.insert(run.id.clone()) {
+            return;
+        }
+        let id = run.id.clone();
+        let sandbox = self.observed.sandboxes.iter().find(|sandbox| sandbox.id == run.sandbox_id);
+        let order = stop::Order {
+            pod: self.wish.pod.clone(),
+            container: make_container::container_of(self.pod(), &run.name),
+            pod_ip: sandbox.and_then(|sandbox| sandbox.ips.first().cloned()),
+            run,
+            message,
+            grace,
+        };
+        let node = self.node.clone();
+        self.tasks.push(async move { Done::Stopped { id, result: stop::stop(&node, &order).await } }.boxed());
+    }
+
+    fn stop_sandbox(&mut self, id: String) {
+        self.memory.stopping.insert(id.clone());
+        let node = self.node.clone();
+        self.tasks.push(
+            async move {
+                let result = node.runtime.stop_sandbox(&id).await;
+                Done::SandboxStopped { id, result }
+            }
+            .boxed(),
+        );
+    }
+
+    fn keep_cleaning(&mut self) {
+        if self.setup.is_some() || self.pause_until.is_some() {
+            return;
+        }
+        for (_, tasks) in self.probes.drain() {
+            tasks.supervisor.cancel();
+        }
+        let (node, pod) = (self.node.clone(), self.wish.pod.clone());
+        self.setup = Some(async move { Done::Cleaned(cleanup::give_back(&node, &pod).await) }.boxed());
+    }
+
+    fn stay_ended(&mut self) {
+        if self.setup.is_some() || self.pause_until.is_some() {
+            return;
+        }
+        if self.wish.removed {
+            let (node, pod, observed) = (self.node.clone(), self.wish.pod.clone(), self.observed.clone());
+            self.setup = Some(async move { Done::Purged(cleanup::purge(&node, &pod, &observed).await) }.boxed());
+            self.stage = Stage::Purging;
+        }
+    }
+
+    // ---- what arrives
+
+    fn adopt(&mut self, wish: Wish) {
+        // Conditions that others own are theirs to change.
+        self.status = keep_own(&self.status, wish.pod.status.as_ref());
+        self.wish = wish;
+        if matches!(self.stage, Stage::Ending { .. }) && self.pod().metadata.deletion_timestamp.is_some() {
+            self.shorten(ending::grace(self.pod()));
+        }
+        self.node.volumes.refresh(self.pod());
+    }
+
+    fn read(&mut self, mail: Mail) {
+        for id in mail.changed {
+            self.look_at(id);
+        }
+        if mail.resync {
+            self.look_at_everything();
+        }
+        for run in mail.announced {
+            self.memory.in_post_start.insert(run.id.clone());
+            self.saw_run(run);
+        }
+        for update in mail.probes {
+            self.take_probe(update);
+        }
+    }
+
+    fn look_at(&mut self, id: String) {
+        let node = self.node.clone();
+        if let Some(run) = self.observed.runs.iter().find(|run| run.id == id) {
+            let sandbox = run.sandbox_id.clone();
+            let look = async move {
+                let run = observe::run(&node.runtime, &id, &sandbox).await;
+                Done::Seen { id, run }
+            };
+            self.tasks.push(look.boxed());
+        } else if self.observed.sandboxes.iter().any(|sandbox| sandbox.id == id) {
+            self.tasks.push(async move { Done::SandboxSeen(observe::sandbox(&node.runtime, &id).await) }.boxed());
+        } else if self.setup.is_some() {
+            self.early.insert(id);
+        }
+    }
+
+    fn look_at_everything(&mut self) {
+        let (node, uid, changes) = (self.node.clone(), self.uid(), self.changes);
+        let look = async move { Done::AllSeen { changes, observed: observe::pod(&node.runtime, &uid).await } };
+        self.tasks.push(look.boxed());
+    }
+
+    fn finish(&mut self, done: Done) {
+        match done {
+            Done::Sandbox(Ok(sandbox)) => {
+                self.sandbox_failures = 0;
+                self.memory.sandbox_retry_at = None;
+                self.saw_sandbox(sandbox);
+            }
+            Done::Sandbox(Err(error)) => self.sandbox_failed(&error),
+            Done::Container { name, outcome } => self.container_done(name, outcome),
+            Done::Stopped { id, result } => {
+                self.memory.stopping.remove(&id);
+                match result {
+                    Ok(run) => self.saw_run(run),
+                    Err(error) if error.is_not_found() => self.observed.forget_run(&id),
+                    Err(error) => self.stop_failed(&id, &error),
+                }
+            }
+            Done::SandboxStopped { id, result } => {
+                self.memory.stopping.remove(&id);
+                match result {
+                    Ok(()) => {
+                        self.stopped_sandboxes.insert(id);
+                        self.look_at_everything();
+                    }
+                    Err(error) => self.stop_failed(&id, &error),
+                }
+            }
+            Done::Seen { run: Ok(run), .. } => self.saw_run(run),
+            Done::Seen { id, run: Err(error) } if error.is_not_found() => self.observed.forget_run(&id),
+            Done::Seen { run: Err(error), .. } | Done::SandboxSeen(Err(error)) => {
+                tracing::debug!(pod = pod_id(self.pod()), %error, "looking again later");
+            }
+            Done::SandboxSeen(Ok(sandbox)) => self.saw_sandbox(sandbox),
+            Done::AllSeen { changes, observed } => self.all_seen(changes, observed),
+            Done::Removed { ids } => ids.iter().for_each(|id| self.observed.forget_run(id)),
+            Done::Cleaned(result) => self.cleaned(result),
+            Done::Purged(Ok(())) => self.stage = Stage::Gone,
+            Done::Purged(Err(message)) => {
+                tracing::warn!(pod = pod_id(self.pod()), message, "removing what is left of the pod; trying again");
+                self.stage = Stage::Ended { verdict: None };
+                self.pause(SignedDuration::from_secs(2));
+            }
+        }
+    }
+
+    fn pause(&mut self, delay: SignedDuration) {
+        self.pause_until = Timestamp::now().checked_add(delay).ok();
+    }
+
+    fn sandbox_failed(&mut self, error: &SandboxError) {
+        tracing::warn!(pod = pod_id(self.pod()), %error, "the pod's sandbox could not be made");
+        // 0.5 s doubling to about two minutes for volumes, to 32 s for the rest.
+        let most = if matches!(error, SandboxError::Volumes(_)) { 8 } else { 6 };
+        let delay = SignedDuration::from_millis(500 << self.sandbox_failures.min(most));
+        self.sandbox_failures += 1;
+        self.memory.sandbox_retry_at = Timestamp::now().checked_add(delay).ok();
+    }
+
+    fn stop_failed(&mut self, id: &str, error: &RuntimeError) {
+        tracing::warn!(pod = pod_id(self.pod()), id, %error, "stopping failed; trying again");
+        let message = format!("error killing pod: {}", error.runtime_message());
+        self.node.event(self.pod(), EventType::Warning, "FailedKillPod", message);
+        self.pause(SignedDuration::from_secs(1));
+        self.look_at_everything();
+    }
+
+    fn cleaned(&mut self, result: Result<(), String>) {
+        match result {
+            Ok(()) => {
+                let verdict = if let Stage::Cleaning { verdict } = &self.stage { verdict.clone() } else { None };
+                self.stage = Stage::Ended { verdict };
+            }
+            Err(message) => {
+                tracing::warn!(pod = pod_id(self.pod()), message, "giving back the pod's resources; trying again");
+                self.pause(SignedDuration::from_secs(2));
+            }
+        }
+    }
+
+    fn container_done(&mut self, name: String, outcome: make_container::Outcome) {
+        match outcome.failure {
+            Some(failure) => self.memory.failures.insert(name.clone(), failure),
+            None => self.memory.failures.remove(&name),
+        };
+        if let Some(run) = outcome.run {
+            self.memory.in_post_start.remove(&run.id);
+            let id = run.id.clone();
+            self.saw_run(run.clone());
+            if self.early.remove(&id) || outcome.hook_failed.is_some() {
+                self.look_at(id);
+            }
+            if let Some(message) = outcome.hook_failed {
+                let grace = ending::grace(self.pod());
+                self.stop_run(run, message, grace);
+            }
+        }
+        self.early.clear();
+        self.remove_old_runs(&name);
+    }
+
+    /// The newest run and the one before it are kept, for `kubectl logs --previous`.
+    fn remove_old_runs(&mut self, name: &str) {
+        let old: Vec<Run> = self.observed.runs_of(name).skip(2).filter(|run| !run.is_running()).cloned().collect();
+        if old.is_empty() {
+            return;
+        }
+        let node = self.node.clone();
+        self.tasks.push(async move { Done::Removed { ids: cleanup::remove_runs(&node, &old).await } }.boxed());
+    }
+
+    fn saw_run(&mut self, run: Run) {
+        self.changes += 1;
+        self.note(&run);
+        self.observed.put_run(run);
+    }
+
+    fn saw_sandbox(&mut self, sandbox: Sandbox) {
+        self.changes += 1;
+        self.observed.put_sandbox(sandbox);
+    }
+
+    fn all_seen(&mut self, changes: u64, observed: Result<Observed, RuntimeError>) {
+        match observed {
+            Ok(observed) if changes == self.changes => {
+                self.blind = false;
+                observed.runs.iter().for_each(|run| self.note(run));
+                let present: HashSet<&String> = observed.runs.iter().map(|run| &run.id).collect();
+                let gone: Vec<String> = self.probes.keys().filter(|id| !present.contains(id)).cloned().collect();
+                gone.iter().for_each(|id| self.forget_probes(id));
+                self.observed = observed;
+            }
+            // Something changed meanwhile: this look is older than what is known.
+            Ok(_) => self.look_at_everything(),
+            Err(error) => {
+                tracing::warn!(pod = pod_id(self.pod()), %error, "the container runtime did not say what the pod has; asking again");
+                if self.blind {
+                    let (node, uid, changes) = (self.node.clone(), self.uid(), self.changes);
+                    let look = async move {
+                        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+                        Done::AllSeen { changes, observed: observe::pod(&node.runtime, &uid).await }
+                    };
+                    self.tasks.push(look.boxed());
+                }
+            }
+        }
+    }
+
+    // ---- probes
+
+    /// Probes begin with a run and end with it.
+    fn note(&mut self, run: &Run) {
+        if !run.is_running() {
+            self.forget_probes(&run.id);
+            return;
+        }
+        if self.memory.probes.contains_key(&run.id) || self.memory.in_post_start.contains(&run.id) {
+            return;
+        }
+        let Some(container) = make_container::container_of(self.pod(), &run.name) else { return };
+        let state = self.first_probe_state(&container, run);
+        let started = watch::Sender::new(state.started == Some(true));
+        self.memory.probes.insert(run.id.clone(), state);
+        if container.liveness_probe.is_none()
+            && container.readiness_probe.is_none()
+            && container.startup_probe.is_none()
+        {
+            return;
+        }
+        let supervisor = self.supervisor.child(&run.name);
+        let sandbox = self.observed.sandboxes.iter().find(|sandbox| sandbox.id == run.sandbox_id);
+        let host_ip = self.node.config.node_ips.first().map(ToString::to_string);
+        let subject = probes::Subject {
+            node: self.node.clone(),
+            pod: self.wish.pod.clone(),
+            container,
+            run_id: run.id.clone(),
+            started_at: run.started_at.unwrap_or_else(Timestamp::now),
+            pod_ip: sandbox
+                .and_then(|sandbox| if sandbox.host_network { host_ip } else { sandbox.ips.first().cloned() }),
+            started: started.subscribe(),
+            ending: self.ending.clone(),
+        };
+        let mailbox = self.mailbox.clone();
+        probes::watch(Arc::new(subject), &supervisor, move |update| mailbox.post(|mail| mail.probes.push(update)));
+        self.probes.insert(run.id.clone(), ProbeTasks { supervisor, started });
+    }
+
+    /// What is assumed before the first answer: an agent that restarted goes on with what it last said.
+    fn first_probe_state(&self, container: &k8s_openapi::api::core::v1::Container, run: &Run) -> ProbeState {
+        let id = format!("containerd://{}", run.id);
+        let published = [&self.status.container_statuses, &self.status.init_container_statuses]
+            .into_iter()
+            .flat_map(|list| list.iter().flatten())
+            .find(|status| status.container_id.as_deref() == Some(id.as_str()));
+        let was_started = published.and_then(|status| status.started).unwrap_or(false);
+        let was_ready = published.is_some_and(|status| status.ready);
+        let started = container.startup_probe.is_none() || was_started;
+        ProbeState {
+            started: started.then_some(true),
+            ready: (container.readiness_probe.is_none() && started) || was_ready,
+            ..Default::default()
+        }
+    }
+
+    fn forget_probes(&mut self, id: &str) {
+        self.memory.probes.remove(id);
+        if let Some(tasks) = self.probes.remove(id) {
+            tasks.supervisor.cancel();
+        }
+    }
+
+    fn take_probe(&mut self, update: Update) {
+        let run = self.observed.runs.iter().find(|run| run.id == update.run_id);
+        let no_readiness = run
+            .and_then(|run| make_container::container_of(self.pod(), &run.name))
+            .is_some_and(|container| container.readiness_probe.is_none());
+        let Some(state) = self.memory.probes.get_mut(&update.run_id) else { return };
+        match (update.kind, update.success) {
+            (ProbeKind::Startup, true) => {
+                state.started = Some(true);
+                state.ready |= no_readiness;
+                if let Some(tasks) = self.probes.get(&update.run_id) {
+                    tasks.started.send_replace(true);
+                }
+            }
+            (ProbeKind::Startup, false) => {
+                state.startup_failed = true;
+                state.grace = update.grace;
+            }
+            (ProbeKind::Readiness, success) => state.ready = success,
+            (ProbeKind::Liveness, success) => {
+                state.liveness_failed = !success;
+                state.grace = update.grace;
+            }
+        }
+    }
+
+    // ---- what others see
+
+    fn publish(&mut self, now: Timestamp) {
+        if !self.blind && self.wish.source != Source::Runtime {
+            let verdict = match &self.stage {
+                Stage::Ending { verdict, .. } | Stage::Cleaning { verdict } | Stage::Ended { verdict } => {
+                    verdict.as_ref()
+                }
+                _ => None,
+            };
+            let generated = status::generate(&status::View {
+                pod: &self.wish.pod,
+                last: &self.status,
+                observed: &self.observed,
+                memory: &self.memory,
+                waiting: &self.waiting,
+                ending: self.stage != Stage::Running,
+                verdict,
+                host_ips: &self.node.config.node_ips,
+                now,
+            });
+            let may_delete =
+                matches!(self.stage, Stage::Ended { .. }) && self.pod().metadata.deletion_timestamp.is_some();
+            if !self.wish.removed
+                && let Some(uid) = self.wish.api_uid.clone()
+            {
+                self.node.statuses.set(&self.wish.pod, uid, &generated, may_delete);
+            }
+            self.status = generated;
+        }
+        let mut pod = Pod::clone(&self.wish.pod);
+        pod.status = Some(self.status.clone());
+        self.mailbox.publish(Snapshot {
+            pod: Arc::new(pod),
+            observed: Arc::new(self.observed.clone()),
+            busy: self.setup.is_some(),
+            ended: matches!(self.stage, Stage::Ended { .. } | Stage::Purging | Stage::Gone),
+        });
+    }
+}
+
+/// The kubelet's own status with the conditions of others as the API has them now.
+fn keep_own(own: &PodStatus, theirs: Option<&PodStatus>) -> PodStatus {
+    let Some(theirs) = theirs else { return own.clone() };
+    let mine = |name: &str| super::conditions::is_owned(name);
+    let mut status = own.clone();
+    let mut conditions: Vec<_> =
+        theirs.conditions.iter().flatten().filter(|condition| !mine(&condition.type_)).cloned().collect();
+    conditions.extend(own.conditions.iter().flatten().filter(|condition| mine(&condition.type_)).cloned());
+    status.conditions = (!conditions.is_empty()).then_some(conditions);
+    status.resource_claim_statuses = theirs.resource_claim_statuses.clone();
+    status
+}
+
+async fn under_way(setup: &mut Option<BoxFuture<'static, Done>>) -> Done {
+    match setup {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(at: Option<Timestamp>) {
+    match at {
+        Some(at) => {
+            let left = std::time::Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
+            tokio::time::sleep(left).await;
+        }
+        None => std::future::pending().await,
+    }
+}

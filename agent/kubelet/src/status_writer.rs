@@ -1,0 +1,257 @@
+//! Sends pods' statuses to the API: the latest of each pod, changes only, several pods at once.
+//!
+//! [`patch`] is pure. A pod that has ended and is marked for deletion is deleted for good here, after
+//! its last status was written: nobody can then see it gone while it still ran.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use component::{Outcome, Supervisor, WorkQueue};
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::{Api, Client};
+use parking_lot::Mutex;
+use serde_json::{Map, Value, json};
+
+use crate::pod::conditions;
+
+/// Writers at work at once.
+const WRITERS: usize = 8;
+
+#[derive(Clone)]
+pub struct StatusWriter {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    client: Client,
+    queue: WorkQueue<String>,
+    /// By the pod's UID in the API.
+    entries: Mutex<HashMap<String, Entry>>,
+}
+
+struct Entry {
+    namespace: String,
+    name: String,
+    wanted: PodStatus,
+    /// What the API has, as far as known.
+    base: Value,
+    /// The pod is to be deleted once `wanted` is written.
+    delete: bool,
+}
+
+impl StatusWriter {
+    pub fn new(client: Client, supervisor: &Supervisor) -> Self {
+        let writer = Self::detached(client);
+        let inner = writer.inner.clone();
+        writer.inner.queue.run(&supervisor.child("status"), WRITERS, move |uid| {
+            let inner = inner.clone();
+            async move { inner.write(&uid).await }
+        });
+        writer
+    }
+
+    /// A writer that nothing drives.
+    pub fn detached(client: Client) -> Self {
+        Self { inner: Arc::new(Inner { client, queue: WorkQueue::new(), entries: Mutex::default() }) }
+    }
+
+    /// Wishes a pod's status to be `status`. `uid` is that of the API object.
+    pub fn set(&self, pod: &Pod, uid: String, status: &PodStatus, delete: bool) {
+        let mut entries = self.inner.entries.lock();
+        match entries.get_mut(&uid) {
+            Some(entry) if entry.wanted == *status && entry.delete == delete => return,
+            Some(entry) => {
+                entry.wanted = status.clone();
+                entry.delete = delete;
+            }
+            None => {
+                let base = pod
+                    .status
+                    .as_ref()
+                    .and_then(|status| serde_json::to_value(status).ok())
+                    .unwrap_or_else(|| json!({}));
+                let entry = Entry {
+                    namespace: pod.metadata.namespace.clone().unwrap_or_default(),
+                    name: pod.metadata.name.clone().unwrap_or_default(),
+                    wanted: status.clone(),
+                    base,
+                    delete,
+                };
+                entries.insert(uid.clone(), entry);
+            }
+        }
+        drop(entries);
+        self.inner.queue.add(uid);
+    }
+
+    /// The API shows this status now. If someone else changed what is the kubelet's, it is put right.
+    pub fn seen(&self, uid: &str, status: Option<&PodStatus>) {
+        let mut entries = self.inner.entries.lock();
+        let Some(entry) = entries.get_mut(uid) else { return };
+        let theirs = status.cloned().unwrap_or_default();
+        if agrees(&entry.wanted, &theirs) {
+            return;
+        }
+        entry.base = serde_json::to_value(&theirs).unwrap_or_else(|_| json!({}));
+        drop(entries);
+        self.inner.queue.add(uid.to_owned());
+    }
+
+    pub fn forget(&self, uid: &str) {
+        self.inner.entries.lock().remove(uid);
+    }
+}
+
+/// Whether phase and owned conditions are as wished.
+fn agrees(wanted: &PodStatus, theirs: &PodStatus) -> bool {
+    let owned = |status: &PodStatus| -> Vec<(String, String)> {
+        let mut found: Vec<(String, String)> = status
+            .conditions
+            .iter()
+            .flatten()
+            .filter(|condition| conditions::is_owned(&condition.type_))
+            .map(|condition| (condition.type_.clone(), condition.status.clone()))
+            .collect();
+        found.sort();
+        found
+    };
+    wanted.phase == theirs.phase && owned(wanted) == owned(theirs)
+}
+
+impl Inner {
+    async fn write(&self, uid: &str) -> Outcome {
+        let Some((namespace, name, wanted, base, delete)) = self.entries.lock().get(uid).map(|entry| {
+            let wanted = serde_json::to_value(&entry.wanted).unwrap_or_else(|_| json!({}));
+            (entry.namespace.clone(), entry.name.clone(), wanted, entry.base.clone(), entry.delete)
+        }) else {
+            return Outcome::Done;
+        };
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
+        if let Some(patch) = patch(uid, &base, &wanted) {
+            match api.patch_status(&name, &PatchParams::default(), &Patch::Strategic(patch)).await {
+                Ok(_) => {
+                    if let Some(entry) = self.entries.lock().get_mut(uid) {
+                        entry.base = wanted;
+                    }
+                }
+                Err(error) => return self.failed(uid, "writing the status of", &namespace, &name, &error),
+            }
+        }
+        if !delete {
+            return Outcome::Done;
+        }
+        let parameters = DeleteParams {
+            grace_period_seconds: Some(0),
+            preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
+            ..Default::default()
+        };
+        match api.delete(&name, &parameters).await {
+            Ok(_) => Outcome::Done,
+            Err(error) => self.failed(uid, "deleting", &namespace, &name, &error),
+        }
+    }
+
+    fn failed(&self, uid: &str, action: &str, namespace: &str, name: &str, error: &kube::Error) -> Outcome {
+        if let kube::Error::Api(status) = error
+            && (status.code == 404 || status.code == 409)
+        {
+            // The object is gone, or another one has its name.
+            self.entries.lock().remove(uid);
+            return Outcome::Done;
+        }
+        tracing::warn!(pod = format!("{namespace}/{name}"), %error, "{action} a pod failed; trying again");
+        Outcome::Retry
+    }
+}
+
+/// The strategic merge patch that makes `base` into `wanted`; none if nothing changed.
+pub fn patch(uid: &str, base: &Value, wanted: &Value) -> Option<Value> {
+    let empty = Map::new();
+    let base = base.as_object().unwrap_or(&empty);
+    let wanted = wanted.as_object().unwrap_or(&empty);
+    let mut changes = Map::new();
+    for (key, value) in wanted {
+        if base.get(key) == Some(value) {
+            continue;
+        }
+        let change = match key.as_str() {
+            "conditions" => changed_conditions(base.get(key), value),
+            "podIPs" => replaced_ips(base.get(key), value),
+            _ => value.clone(),
+        };
+        if change.as_array().is_none_or(|list| !list.is_empty()) {
+            changes.insert(key.clone(), change);
+        }
+    }
+    for key in base.keys().filter(|key| !wanted.contains_key(*key)) {
+        changes.insert(key.clone(), Value::Null);
+    }
+    (!changes.is_empty()).then(|| json!({"metadata": {"uid": uid}, "status": changes}))
+}
+
+/// The kubelet's own conditions that differ: the list merges by type.
+fn changed_conditions(base: Option<&Value>, wanted: &Value) -> Value {
+    let known = base.and_then(Value::as_array).cloned().unwrap_or_default();
+    let changed = wanted.as_array().into_iter().flatten().filter(|condition| {
+        let owned = condition["type"].as_str().is_some_and(conditions::is_owned);
+        owned && !known.contains(condition)
+    });
+    let with_removals = changed.map(|condition| {
+        let before = known.iter().find(|before| before["type"] == condition["type"]);
+        let mut condition = condition.clone();
+        for key in ["reason", "message"] {
+            if before.is_some_and(|before| before.get(key).is_some()) && condition.get(key).is_none() {
+                condition[key] = Value::Null;
+            }
+        }
+        condition
+    });
+    Value::Array(with_removals.collect())
+}
+
+/// Addresses merge by `ip`: those that are gone are deleted by name.
+fn replaced_ips(base: Option<&Value>, wanted: &Value) -> Value {
+    let known = base.and_then(Value::as_array).cloned().unwrap_or_default();
+    let mut list = wanted.as_array().cloned().unwrap_or_default();
+    let gone: Vec<Value> =
+        known.iter().filter(|ip| !list.contains(ip)).map(|ip| json!({"ip": ip["ip"], "$patch": "delete"})).collect();
+    list.extend(gone);
+    Value::Array(list)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_changed_is_sent() {
+        let ready = |status: &str| json!({"type": "Ready", "status": status});
+        for (base, wanted, status) in [
+            (json!({"phase": "Running"}), json!({"phase": "Running"}), None),
+            (
+                json!({"phase": "Pending", "message": "m"}),
+                json!({"phase": "Running"}),
+                Some(json!({"phase": "Running", "message": null})),
+            ),
+            (
+                json!({"conditions": [ready("False"), {"type": "Foreign", "status": "True"}]}),
+                json!({"conditions": [{"type": "Foreign", "status": "False"}, ready("True")]}),
+                Some(json!({"conditions": [ready("True")]})),
+            ),
+            (
+                json!({"conditions": [{"type": "Ready", "status": "False", "reason": "X"}]}),
+                json!({"conditions": [ready("True")]}),
+                Some(json!({"conditions": [{"type": "Ready", "status": "True", "reason": null}]})),
+            ),
+            (
+                json!({"podIPs": [{"ip": "1.1.1.1"}]}),
+                json!({"podIPs": [{"ip": "2.2.2.2"}]}),
+                Some(json!({"podIPs": [{"ip": "2.2.2.2"}, {"ip": "1.1.1.1", "$patch": "delete"}]})),
+            ),
+        ] {
+            let expected = status.map(|status| json!({"metadata": {"uid": "u"}, "status": status}));
+            assert_eq!(patch("u", &base, &wanted), expected, "{base} {wanted}");
+        }
+    }
+}
