@@ -17,6 +17,7 @@ mod config;
 pub mod containerd;
 pub mod images;
 pub mod join;
+mod parts;
 mod start;
 
 pub use config::{Config, Directories, ProxyMode};

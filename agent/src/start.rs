@@ -22,6 +22,12 @@ pub enum AgentError {
     Join(#[from] JoinError),
     #[error("installing the network plugins: {0}")]
     Plugins(#[from] CniError),
+    #[error("starting the kubelet: {0}")]
+    Kubelet(#[from] kubelet::StartError),
+    #[error("the node address {0} is no IPv4 address; choose one with --node-ip")]
+    NodeAddress(IpAddr),
+    #[error("the cluster CIDR {0:?} is no network; it has the form 10.42.0.0/16")]
+    ClusterCidr(String),
 }
 
 /// A node that runs. It ends with its supervisor; its pods go on.
@@ -42,7 +48,8 @@ pub async fn start(config: Config, supervisor: &Supervisor) -> Result<Running, A
     let (runtime, joined) = tokio::try_join!(start_runtime(&config, &supervisor), join_cluster(&config, &supervisor))?;
     let node_ip = node_ip(&config)?;
     joined.keep_serving_certificate(vec![node_ip], config.node_name.clone(), &supervisor);
-    let _informers = Informers::new(joined.client.clone(), &supervisor);
+    let informers = Informers::new(joined.client.clone(), &supervisor);
+    crate::parts::start(&config, node_ip, &runtime.socket, &joined.files, &informers, &supervisor)?;
     Ok(Running { node_name: config.node_name, node_ip, client: joined.client, runtime: runtime.socket })
 }
 
@@ -84,8 +91,11 @@ fn node_ip(config: &Config) -> Result<IpAddr, AgentError> {
     }
 }
 
-/// Removes what the node's parts made in this network namespace: links, routes, tables and chains.
+/// Removes what the node's parts, with their data under `data_dir`, made in this network namespace: links, routes, tables and chains.
 /// Returns what could not be removed.
-pub fn remove_network_objects() -> Vec<String> {
-    Vec::new()
+pub fn remove_network_objects(data_dir: &std::path::Path) -> Vec<String> {
+    let directories = crate::config::Directories { data: data_dir.join("agent"), ..Default::default() };
+    let mut problems: Vec<String> = proxy::cleanup().iter().map(ToString::to_string).collect();
+    problems.extend(network::cleanup(&directories.cni_conf()).iter().map(ToString::to_string));
+    problems
 }

@@ -37,7 +37,7 @@ pub fn run(arguments: &UninstallArguments) -> anyhow::Result<ExitCode> {
     lab::end_processes_naming(&directories, &mut problems);
     lab::unmount_under(&directories.map(Clone::clone), &mut problems);
     lab::remove_cgroups("skiff", &mut problems);
-    problems.extend(agent::remove_network_objects());
+    problems.extend(agent::remove_network_objects(&arguments.data_dir));
     for directory in directories {
         match std::fs::remove_dir_all(directory) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -1,0 +1,79 @@
+//! The node's parts and what each is told, once runtime and identity are there.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use component::{Informers, Supervisor};
+use kubelet::config::{CgroupDriver, ServerConfig};
+use kubelet::layout::Layout;
+use netlink::IpNet;
+
+use crate::config::{Config, ProxyMode};
+use crate::containerd;
+use crate::join::Files;
+use crate::start::AgentError;
+
+/// Starts network, kubelet, proxy and DNS over one set of informers.
+pub fn start(
+    config: &Config,
+    node_ip: IpAddr,
+    runtime: &Path,
+    files: &Files,
+    informers: &Informers,
+    supervisor: &Supervisor,
+) -> Result<(), AgentError> {
+    let IpAddr::V4(address) = node_ip else { return Err(AgentError::NodeAddress(node_ip)) };
+    let cluster_cidr: IpNet =
+        config.cluster_cidr.parse().map_err(|_| AgentError::ClusterCidr(config.cluster_cidr.clone()))?;
+
+    let mut network = network::Config::new(&config.node_name, address);
+    network.cni_conf_dir = config.directories.cni_conf();
+    network.cni_bin_dir = config.directories.cni_bin();
+    network.cni_data_dir = config.directories.cni_state();
+    network.cluster_cidr = cluster_cidr;
+    network::start(network, informers.clone(), supervisor);
+
+    let kubelet = kubelet_config(config, node_ip, runtime, files);
+    kubelet::start(kubelet, informers.clone(), supervisor)?;
+
+    let mut proxy = proxy::Config::new(&config.node_name);
+    proxy.mode = match config.proxy_mode {
+        ProxyMode::Nftables => proxy::Mode::Nftables,
+        ProxyMode::Iptables => proxy::Mode::Iptables,
+    };
+    proxy.cluster_cidr = cluster_cidr;
+    proxy::start(proxy, informers.clone(), supervisor);
+
+    let mut dns = dns::Config { domain: config.cluster_domain.clone(), ..dns::Config::default() };
+    dns.resolv_conf = config.resolv_conf.clone();
+    if let IpAddr::V4(address) = config.cluster_dns {
+        dns.address = address;
+    }
+    dns::start(dns, informers.clone(), supervisor);
+    Ok(())
+}
+
+fn kubelet_config(config: &Config, node_ip: IpAddr, runtime: &Path, files: &Files) -> kubelet::Config {
+    let layout = Layout::new(config.directories.kubelet(), config.directories.pod_logs.clone());
+    let mut kubelet = kubelet::Config::new(&config.node_name, vec![node_ip], layout, runtime.to_owned());
+    kubelet.labels = config.labels.clone();
+    kubelet.taints = config.taints.clone();
+    kubelet.manifests_dir = config.manifests.clone();
+    kubelet.cluster_dns = vec![config.cluster_dns];
+    kubelet.cluster_domain = config.cluster_domain.clone();
+    kubelet.resolv_conf = config.resolv_conf.clone();
+    kubelet.cgroup_root = config.cgroup_root.clone();
+    kubelet.cgroup_driver = match config.cgroup_driver {
+        containerd::CgroupDriver::Cgroupfs => CgroupDriver::Cgroupfs,
+        containerd::CgroupDriver::Systemd => CgroupDriver::Systemd,
+    };
+    kubelet.max_pods = config.max_pods;
+    kubelet.server = Some(ServerConfig {
+        address: (node_ip, config.kubelet_port).into(),
+        // One file holds certificate and key.
+        certificate: files.serving.clone(),
+        key: files.serving.clone(),
+        client_ca: files.ca.clone(),
+    });
+    kubelet
+}
