@@ -89,7 +89,8 @@ impl Hooks for SigningRequest {
         let decision = |condition: &Value| DECISIONS.contains(&value::text(condition, "type"));
         let approving = ctx.subresource == "approval";
         // Each subresource writes its own conditions and keeps the other's.
-        let mut kept: Vec<Value> = value::list(old, "status.conditions").iter().filter(|c| decision(c) != approving).cloned().collect();
+        let mut kept: Vec<Value> =
+            value::list(old, "status.conditions").iter().filter(|c| decision(c) != approving).cloned().collect();
         let mut written: Vec<Value> = conditions.into_iter().filter(|c| decision(c) == approving).collect();
         for condition in &mut written {
             stamp(condition, old, ctx.now);
@@ -115,7 +116,10 @@ impl Hooks for SigningRequest {
         spec.child("usages").required(&mut errors, "usages is required");
         let signer = spec.child("signerName");
         if signer.required(&mut errors, "") && !signer.text().contains('/') {
-            signer.invalid(&mut errors, "must be a fully qualified domain and path of the form \"example.com/signer-name\"");
+            signer.invalid(
+                &mut errors,
+                "must be a fully qualified domain and path of the form \"example.com/signer-name\"",
+            );
         }
         let expiration = spec.child("expirationSeconds");
         if expiration.exists() && expiration.int() < 600 {
@@ -127,7 +131,9 @@ impl Hooks for SigningRequest {
     fn validate_subresource_update(&self, _ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
         let mut errors = ErrorList::new();
         let conditions = Node::root(new).child("status.conditions");
-        let has = |object: &Value, kind: &str| value::list(object, "status.conditions").iter().any(|c| value::text(c, "type") == kind);
+        let has = |object: &Value, kind: &str| {
+            value::list(object, "status.conditions").iter().any(|c| value::text(c, "type") == kind)
+        };
         if has(new, "Approved") && has(new, "Denied") {
             conditions.invalid(&mut errors, "Approved and Denied conditions are mutually exclusive");
         }
@@ -138,7 +144,9 @@ impl Hooks for SigningRequest {
         }
         let before = value::text(old, "status.certificate");
         if !before.is_empty() && before != value::text(new, "status.certificate") {
-            Node::root(new).child("status.certificate").forbidden(&mut errors, "updates may not change the certificate");
+            Node::root(new)
+                .child("status.certificate")
+                .forbidden(&mut errors, "updates may not change the certificate");
         }
         errors
     }
@@ -164,7 +172,7 @@ fn stamp(condition: &mut Value, old: &Value, now: Timestamp) {
     let kind = value::text(condition, "type").to_owned();
     let status = value::text(condition, "status").to_owned();
     let before = value::list(old, "status.conditions").iter().find(|c| value::text(c, "type") == kind);
-    let now = json!(crate::registry::metadata::timestamp(now));
+    let now = json!(super::core::pod::timestamp(now));
     if !value::has(condition, "lastUpdateTime") {
         value::set(condition, "lastUpdateTime", now.clone());
     }

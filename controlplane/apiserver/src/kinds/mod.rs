@@ -6,7 +6,9 @@
 //! pure but for Service addresses (`core::service`), which are reserved around a write.
 
 pub mod check;
+pub mod csr;
 pub mod meta;
+pub mod names;
 pub mod table;
 pub mod value;
 
