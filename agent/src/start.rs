@@ -97,5 +97,6 @@ pub fn remove_network_objects(data_dir: &std::path::Path) -> Vec<String> {
     let directories = crate::config::Directories { data: data_dir.join("agent"), ..Default::default() };
     let mut problems: Vec<String> = proxy::cleanup().iter().map(ToString::to_string).collect();
     problems.extend(network::cleanup(&directories.cni_conf()).iter().map(ToString::to_string));
+    problems.extend(dns::cleanup());
     problems
 }
