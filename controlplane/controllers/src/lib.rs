@@ -17,14 +17,17 @@ mod hash;
 mod index;
 mod lag;
 mod meta;
+mod node_match;
 mod ownership;
 mod podcontrol;
 mod podstate;
+mod revisions;
 mod service_pods;
 mod taints;
 
 mod bootstrap;
 mod certificates;
+mod daemonset;
 mod deployment;
 mod endpoints;
 mod endpointslice;
@@ -35,10 +38,10 @@ mod node_ipam;
 mod node_lifecycle;
 mod pod_gc;
 mod replicaset;
+mod statefulset;
 mod taint_eviction;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use component::Supervisor;
 use kube::Client;
@@ -56,8 +59,6 @@ pub struct Config {
     pub node_mask: u8,
     /// Never given to a node, e.g. `10.43.0.0/16`.
     pub service_cidr: String,
-    /// A node silent for this long is marked unknown; Kubernetes' default was 40 s up to 1.31.
-    pub node_monitor_grace: Duration,
     /// What nodes reach the API server by, e.g. `https://10.0.0.1:6443`; published in
     /// `kube-public/cluster-info`.
     pub server: String,
@@ -68,6 +69,8 @@ pub fn start(config: Config, supervisor: &Supervisor) {
     let context = context::Context::new(config, supervisor);
     replicaset::start(&context);
     deployment::start(&context);
+    daemonset::start(&context);
+    statefulset::start(&context);
     endpointslice::start(&context);
     endpoints::start(&context);
     namespace_defaults::start(&context);

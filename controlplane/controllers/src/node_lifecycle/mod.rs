@@ -25,6 +25,8 @@ use crate::{meta, podstate};
 
 const LEASES: &str = "kube-node-lease";
 const WORKERS: usize = 4;
+/// A node silent for this long is marked unknown: four missed renewals of its lease.
+const GRACE: Duration = Duration::from_secs(40);
 
 pub fn start(context: &Context) {
     let queue = WorkQueue::<String>::new();
@@ -48,7 +50,7 @@ pub fn start(context: &Context) {
         pods: context.pods.clone(),
         signs,
         queue: queue.clone(),
-        grace: context.config.node_monitor_grace,
+        grace: GRACE,
         zones: Mutex::default(),
     });
     controller.run(&queue, WORKERS, synced!(nodes, leases, context.pods.informer), move |name: String| {
