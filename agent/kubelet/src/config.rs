@@ -148,4 +148,45 @@ impl Config {
             audit_period: Duration::from_secs(10),
         }
     }
+
+    /// The configuration in Kubernetes' field names (`KubeletConfiguration`), as /configz shows it.
+    pub fn as_json(&self) -> serde_json::Value {
+        let driver = match self.cgroup_driver {
+            CgroupDriver::Cgroupfs => "cgroupfs",
+            CgroupDriver::Systemd => "systemd",
+        };
+        let reserved: BTreeMap<&String, String> =
+            self.system_reserved.iter().map(|(name, quantity)| (name, quantity.to_string())).collect();
+        serde_json::json!({
+            "kind": "KubeletConfiguration",
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "staticPodPath": self.manifests_dir,
+            "port": self.server.as_ref().map(|server| server.address.port()),
+            "address": self.server.as_ref().map(|server| server.address.ip().to_string()),
+            "clusterDomain": self.cluster_domain,
+            "clusterDNS": self.cluster_dns,
+            "containerRuntimeEndpoint": format!("unix://{}", self.runtime_endpoint.display()),
+            "nodeStatusReportFrequency": format!("{}s", self.node_status_report.as_secs()),
+            "nodeLeaseDurationSeconds": self.lease_duration.as_secs(),
+            "imageMinimumGCAge": format!("{}s", self.image_gc.min_age.as_secs()),
+            "imageGCHighThresholdPercent": self.image_gc.high_percent,
+            "imageGCLowThresholdPercent": self.image_gc.low_percent,
+            "cgroupRoot": self.cgroup_root,
+            "cgroupDriver": driver,
+            "maxPods": self.max_pods,
+            "resolvConf": self.resolv_conf,
+            "maxParallelImagePulls": self.max_parallel_image_pulls,
+            "serializeImagePulls": self.max_parallel_image_pulls <= 1,
+            "evictionHard": {
+                "memory.available": self.eviction.memory_available.to_string(),
+                "nodefs.available": format!("{}%", self.eviction.nodefs_available_percent),
+                "nodefs.inodesFree": format!("{}%", self.eviction.nodefs_inodes_percent),
+                "imagefs.available": format!("{}%", self.eviction.imagefs_available_percent),
+            },
+            "containerLogMaxSize": self.container_log_max_size.to_string(),
+            "containerLogMaxFiles": self.container_log_max_files,
+            "systemReserved": reserved,
+            "podLogsDir": self.layout.logs,
+        })
+    }
 }

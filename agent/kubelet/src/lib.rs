@@ -21,6 +21,7 @@ pub mod manager;
 pub mod node;
 pub mod pod;
 pub mod probes;
+pub mod server;
 pub mod server_contract;
 pub mod spec;
 pub mod static_pods;
@@ -117,8 +118,30 @@ pub fn start_with(
     let heartbeat = Arc::new(Heartbeat::default());
     node::heartbeat::start(&node, &heartbeat, supervisor);
     supervisor.spawn("image-gc", images::gc::run(node.clone()));
+    if node.config.server.is_some() {
+        supervisor.spawn("serve", serve(node.clone(), manager.clone(), supervisor.clone()));
+    }
     supervisor.spawn("sources", run_sources(node, manager.clone(), pods, heartbeat, supervisor.clone()));
     Ok(Running { manager })
+}
+
+/// Listens on the kubelet's port; waits for it as long as someone else holds it.
+async fn serve(node: Arc<NodeContext>, manager: Arc<Manager>, supervisor: Supervisor) {
+    let Some(config) = node.config.server.clone() else { return };
+    loop {
+        let options = server::Options {
+            config: config.clone(),
+            node_name: node.config.node_name.clone(),
+            client: node.client.clone(),
+            root: node.config.layout.root.clone(),
+            configz: node.config.as_json(),
+        };
+        match server::start(options, manager.clone(), &supervisor).await {
+            Ok(_) => return,
+            Err(error) => tracing::error!(%error, "the kubelet's server does not run; trying again"),
+        }
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    }
 }
 
 /// Brings the parts up in their order: what the runtime already has, then the pods that are wanted.
