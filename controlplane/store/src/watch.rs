@@ -10,13 +10,16 @@ use futures::{Stream, StreamExt};
 use crate::hub::{Hub, Queue};
 use crate::{Batch, StoreError};
 
+/// Leads, sooner or later, to [`Hub::progress`] on the queue it is given.
+pub(crate) type Ask = Arc<dyn Fn(&Arc<Queue>) + Send + Sync>;
+
 /// A stream of [`Batch`]es. It ends after the first error; the watcher then lists again.
 /// Dropping it ends the watch.
 pub struct Watch {
     /// Events from before the watch began; none once it is exhausted.
     replay: Option<BoxStream<'static, Result<Batch, StoreError>>>,
     live: Registration,
-    ask: Arc<dyn Fn(&Arc<Queue>) + Send + Sync>,
+    ask: Ask,
     ended: bool,
 }
 
@@ -24,7 +27,7 @@ pub struct Watch {
 #[derive(Clone)]
 pub struct Progress {
     queue: Arc<Queue>,
-    ask: Arc<dyn Fn(&Arc<Queue>) + Send + Sync>,
+    ask: Ask,
 }
 
 /// A queue, forgotten by its hub when dropped.
@@ -46,11 +49,10 @@ impl Drop for Registration {
 }
 
 impl Watch {
-    /// `ask` must sooner or later lead to [`Hub::progress`] on the queue it is given.
     pub(crate) fn new(
         replay: Option<BoxStream<'static, Result<Batch, StoreError>>>,
         live: Registration,
-        ask: Arc<dyn Fn(&Arc<Queue>) + Send + Sync>,
+        ask: Ask,
     ) -> Self {
         Self { replay, live, ask, ended: false }
     }

@@ -1,4 +1,5 @@
 //! What every store must do: one suite, run against the embedded engine and against etcd.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

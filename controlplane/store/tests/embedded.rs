@@ -1,26 +1,26 @@
 //! What only the embedded engine promises: restart, snapshots, damage, bounds.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::time::Duration;
+mod common;
 
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::{done, events_until, steps};
 use futures::StreamExt;
-use store::{Embedded, Range, Store, StoreError, Txn, TxnOutcome};
-
-fn done(outcome: TxnOutcome) -> u64 {
-    match outcome {
-        TxnOutcome::Done { revision } => revision,
-        TxnOutcome::Conflict { .. } => panic!("conflict: {outcome:?}"),
-    }
-}
+use rand::Rng;
+use store::{Embedded, KeyValue, Options, Range, Store, StoreError, Txn, read_snapshot};
 
 #[tokio::test]
 async fn what_was_answered_is_there_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let store = Embedded::open(dir.path()).unwrap();
-    let first = done(store.txn(Txn::create("/a/x", "1")).await.unwrap());
+    let first = done(store.txn(Txn::create("/a/x", "1")).await);
     assert_eq!(first, 2);
-    let second = done(store.txn(Txn::update("/a/x", first, "2")).await.unwrap());
-    done(store.txn(Txn::create("/a/y", "1")).await.unwrap());
-    done(store.txn(Txn::delete("/a/y", 4)).await.unwrap());
+    let second = done(store.txn(Txn::update("/a/x", first, "2")).await);
+    done(store.txn(Txn::create("/a/y", "1")).await);
+    done(store.txn(Txn::delete("/a/y", 4)).await);
     drop(store);
 
     let store = Embedded::open(dir.path()).unwrap();
@@ -48,9 +48,202 @@ async fn expired_keys_are_deleted() {
     let dir = tempfile::tempdir().unwrap();
     let store = Embedded::open(dir.path()).unwrap();
     let mut watch = store.watch("/events/", 1).await.unwrap();
-    done(store.txn(Txn::create("/events/a", "1").with_ttl(Duration::from_secs(1))).await.unwrap());
+    done(store.txn(Txn::create("/events/a", "1").with_ttl(Duration::from_secs(1))).await);
     let put = watch.next().await.unwrap().unwrap();
     assert!(put.events[0].value.is_some());
     let deleted = tokio::time::timeout(Duration::from_secs(5), watch.next()).await.unwrap().unwrap().unwrap();
     assert_eq!(deleted.events[0].value, None);
+}
+
+#[tokio::test]
+async fn history_that_is_compacted_is_gone_and_the_rest_is_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { history_revisions: 100, ..Options::default() };
+    let store = Embedded::open_with(dir.path(), &options).unwrap();
+    let mut last = 0;
+    for n in 0..600u64 {
+        last = done(store.txn(Txn::update("/a", last, n.to_string())).await);
+        if n % 10 == 0 {
+            let revision = done(store.txn(Txn::create(format!("/gone/{n}"), "1")).await);
+            last = done(store.txn(Txn::update("/a", last, n.to_string())).await);
+            done(store.txn(Txn::delete(format!("/gone/{n}"), revision)).await);
+        }
+    }
+    let now = store.revision().await.unwrap();
+    assert!(matches!(store.range(Range::prefix("/").at(now - 200)).await, Err(StoreError::Compacted { .. })));
+    assert!(matches!(store.watch("/", now - 200).await, Err(StoreError::Compacted { .. })));
+    let mut watch = store.watch("/", now - 90).await.unwrap();
+    assert_eq!(events_until(&mut watch, now).await.len(), 90);
+    drop(store);
+    let store = Embedded::open_with(dir.path(), &options).unwrap();
+    let mut watch = store.watch("/", now - 90).await.unwrap();
+    assert_eq!(events_until(&mut watch, now).await.len(), 90, "deletions among them, after reopening");
+    assert_eq!(store.range(Range::prefix("/")).await.unwrap().kvs.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_file_stays_in_proportion_to_what_lives() {
+    const KEYS: u64 = 1000;
+    const VALUE: usize = 1024;
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { history_revisions: 500, ..Options::default() };
+    let store = Arc::new(Embedded::open_with(dir.path(), &options).unwrap());
+    let updates = steps(30_000) as u64;
+    let writers = (0..50).map(|writer| {
+        let store = store.clone();
+        tokio::spawn(async move {
+            let mut slowest = Duration::ZERO;
+            let keys = KEYS / 50;
+            let mut revisions = vec![0; keys as usize];
+            for n in 0..updates / 50 {
+                let own = (n % keys) as usize;
+                let txn = Txn::update(format!("/k/{writer}/{own}"), revisions[own], vec![n as u8; VALUE]);
+                let begin = Instant::now();
+                revisions[own] = done(store.txn(txn).await);
+                slowest = slowest.max(begin.elapsed());
+            }
+            slowest
+        })
+    });
+    let begin = Instant::now();
+    let slowest = futures::future::join_all(writers).await.into_iter().map(Result::unwrap).max().unwrap();
+    let took = begin.elapsed();
+    let live = KEYS * (VALUE as u64 + 60);
+    let size = size_of_file(dir.path());
+    println!("{updates} updates in {took:?}, slowest {slowest:?}: file {size} for {live} live bytes");
+    // Twice what lives and its history (half the live keys), and what one group of commits holds.
+    assert!(size < 2 * (live + live / 2) + 1024 * 1024, "{size} bytes for {live} live ones");
+}
+
+fn size_of_file(dir: &Path) -> u64 {
+    std::fs::metadata(dir.join("store.redb")).unwrap().len()
+}
+
+async fn filled(dir: &Path, keys: u64) -> (Embedded, Vec<KeyValue>) {
+    let store = Embedded::open(dir).unwrap();
+    let writes = (0..keys).map(|n| store.txn(Txn::create(format!("/registry/k/{n:06}"), vec![n as u8; 300])));
+    let writes = futures::stream::iter(writes).buffer_unordered(1000);
+    writes
+        .for_each(|outcome| {
+            done(outcome);
+            std::future::ready(())
+        })
+        .await;
+    let kvs = store.range(Range::prefix("/")).await.unwrap().kvs;
+    (store, kvs)
+}
+
+#[tokio::test]
+async fn a_large_store_opens_quickly() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = filled(dir.path(), 100_000).await;
+    drop(store);
+    let begin = Instant::now();
+    let store = Embedded::open(dir.path()).unwrap();
+    let took = begin.elapsed();
+    println!("opening 100,000 keys took {took:?}");
+    assert_eq!(store.range(Range::prefix("/").limit(1)).await.unwrap().count, 100_000);
+    // An optimized build takes a fraction of this.
+    assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_taken_while_writing_restores_one_moment() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, before) = filled(&dir.path().join("a"), 2000).await;
+    done(store.txn(Txn::create("/events/e", "1").with_ttl(Duration::from_secs(3600))).await);
+    let store = Arc::new(store);
+    let writer = tokio::spawn({
+        let store = store.clone();
+        async move {
+            for n in 0..500 {
+                done(store.txn(Txn::create(format!("/registry/more/{n}"), "1")).await);
+            }
+        }
+    });
+    let file = dir.path().join("snapshot");
+    let info = store.snapshot(&file).await.unwrap();
+    writer.await.unwrap();
+    let want = store.range(Range::prefix("/").at(info.revision)).await.unwrap().kvs;
+    assert_eq!(info.keys, want.len() as u64);
+    assert!(want.len() > before.len());
+
+    let mut read = Vec::new();
+    assert_eq!(read_snapshot(&file, |kv| read.push(kv)).unwrap(), info);
+    assert_eq!(read, want);
+
+    let restored = dir.path().join("b");
+    assert_eq!(Embedded::restore(&file, &restored).unwrap(), info);
+    let again = Embedded::restore(&file, &restored).unwrap_err();
+    assert!(again.to_string().contains("existing store"), "{again}");
+    let copy = Embedded::open(&restored).unwrap();
+    let page = copy.range(Range::prefix("/")).await.unwrap();
+    assert_eq!((page.kvs, page.revision), (want, info.revision));
+    assert!(matches!(copy.watch("/", info.revision - 1).await, Err(StoreError::Compacted { .. })));
+    let next = done(copy.txn(Txn::create("/after", "1")).await);
+    assert_eq!(next, info.revision + 1);
+}
+
+#[tokio::test]
+async fn a_damaged_snapshot_is_refused_and_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = filled(&dir.path().join("a"), 50).await;
+    let file = dir.path().join("snapshot");
+    store.snapshot(&file).await.unwrap();
+    let good = std::fs::read(&file).unwrap();
+    let mut random = rand::rng();
+    for _ in 0..200 {
+        let mut bad = good.clone();
+        match random.random_range(0..3) {
+            0 => bad.truncate(random.random_range(0..good.len())),
+            _ => bad[random.random_range(0..good.len())] ^= 1 << random.random_range(0..8),
+        }
+        std::fs::write(&file, &bad).unwrap();
+        match read_snapshot(&file, |_| {}) {
+            Err(StoreError::Damaged { path, .. }) => assert_eq!(path, file),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Flips one bit anywhere in a closed file. Whatever the store then answers is right, or it says
+/// that the file is damaged: never a wrong or a missing key.
+#[tokio::test]
+async fn damage_is_noticed_and_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, want) = filled(dir.path(), 1000).await;
+    drop(store);
+    // The file layer panics over damaged pages; the store catches that.
+    std::panic::set_hook(Box::new(|panic| {
+        if !panic.location().is_some_and(|location| location.file().contains("redb")) {
+            eprintln!("{panic}");
+        }
+    }));
+    let file = dir.path().join("store.redb");
+    let good = std::fs::read(&file).unwrap();
+    let mut random = rand::rng();
+    let (mut noticed, mut harmless) = (0, 0);
+    for _ in 0..steps(300) {
+        let mut bad = good.clone();
+        let at = random.random_range(0..good.len());
+        bad[at] ^= 1 << random.random_range(0..8);
+        std::fs::write(&file, &bad).unwrap();
+        let read = match Embedded::open(dir.path()) {
+            Ok(store) => store.range(Range::prefix("/")).await,
+            Err(error) => Err(error),
+        };
+        match read {
+            Ok(page) => {
+                assert!(page.kvs == want, "silently wrong after a flip in byte {at}");
+                harmless += 1;
+            }
+            Err(StoreError::Damaged { path, .. } | StoreError::Io { path, .. }) => {
+                assert_eq!(path, file);
+                noticed += 1;
+            }
+            Err(other) => panic!("byte {at}: {other}"),
+        }
+    }
+    println!("{noticed} noticed, {harmless} in unused parts of the file");
+    assert!(noticed > 0);
 }

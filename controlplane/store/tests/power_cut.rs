@@ -1,4 +1,5 @@
 //! Power cuts: the storage forgets an arbitrary part of what was not synced.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

@@ -5,6 +5,7 @@
 //! An error while writing ends the writer for good: what the file holds is then only known to the
 //! next start.
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,8 +20,12 @@ use super::damage::Damage;
 use super::retention::History;
 use super::view::View;
 use crate::hub::Hub;
-use crate::{Event, Revision, StoreError, Txn, TxnOutcome};
+use crate::{Event, Revision, StoreError, Txn, TxnOutcome, Write};
 
+/// A commit takes no more requests than this, nor starts another beyond so many bytes: larger ones
+/// outgrow the page cache, and the first in the group would wait for the last.
+const GROUP_REQUESTS: usize = 1024;
+const GROUP_BYTES: usize = 2 * 1024 * 1024;
 /// Keys that expire in one commit: the rest waits for the next.
 const EXPIRE_STEP: usize = 256;
 /// Revisions compacted in one commit, beside two for each request in it.
@@ -44,10 +49,24 @@ pub struct Inbox {
 
 #[derive(Default)]
 struct Waiting {
-    requests: Vec<Request>,
+    requests: VecDeque<Request>,
     /// No more requests are taken; those that wait are still answered.
     closed: bool,
     failed: Option<StoreError>,
+}
+
+impl Waiting {
+    /// The oldest requests, as many as share a commit well.
+    fn group(&mut self) -> Vec<Request> {
+        let mut bytes = 0;
+        let fitting = self.requests.iter().take(GROUP_REQUESTS).take_while(|request| {
+            let fits = bytes < GROUP_BYTES;
+            bytes += request.size();
+            fits
+        });
+        let fitting = fitting.count();
+        self.requests.drain(..fitting).collect()
+    }
 }
 
 impl Inbox {
@@ -59,7 +78,7 @@ impl Inbox {
         if waiting.closed {
             return Err(StoreError::Closed);
         }
-        waiting.requests.push(request);
+        waiting.requests.push_back(request);
         drop(waiting);
         self.arrived.notify_one();
         Ok(())
@@ -70,19 +89,19 @@ impl Inbox {
         self.arrived.notify_one();
     }
 
-    fn fail(&self, error: &StoreError) -> Vec<Request> {
+    fn fail(&self, error: &StoreError) -> VecDeque<Request> {
         let mut waiting = self.waiting.lock();
         waiting.failed = Some(error.clone());
         std::mem::take(&mut waiting.requests)
     }
 
-    /// Everything that waits; empty after `limit` with nothing. None: closed and all is done.
+    /// What waits, up to a group; empty after `limit` with nothing. None: closed and all is done.
     fn take(&self, limit: Option<Duration>) -> Option<Vec<Request>> {
         let mut waiting = self.waiting.lock();
         let deadline = limit.map(|limit| Instant::now() + limit);
         loop {
             if !waiting.requests.is_empty() {
-                return Some(std::mem::take(&mut waiting.requests));
+                return Some(waiting.group());
             }
             if waiting.closed {
                 return None;
@@ -91,7 +110,7 @@ impl Inbox {
                 None => self.arrived.wait(&mut waiting),
                 Some(deadline) => {
                     if self.arrived.wait_until(&mut waiting, deadline).timed_out() {
-                        return Some(std::mem::take(&mut waiting.requests));
+                        return Some(waiting.group());
                     }
                 }
             }
@@ -124,6 +143,14 @@ enum Outcome {
 }
 
 impl Request {
+    /// Bytes it will write, about.
+    fn size(&self) -> usize {
+        match self {
+            Self::Txn { txn: Txn { write: Write::Put { value, .. }, .. }, .. } => value.len(),
+            _ => 0,
+        }
+    }
+
     /// A caller that has gone away does not want its answer.
     fn answer(self, outcome: Outcome) {
         match (self, outcome) {

@@ -64,7 +64,6 @@ fn raise(round: Round) -> TxnRequest {
         target: CompareTarget::Version.into(),
         key: KEY.into(),
         target_union: Some(TargetUnion::Version(round.version)),
-        ..Compare::default()
     };
     let put = PutRequest { key: KEY.into(), value: round.revision.to_string().into(), ..PutRequest::default() };
     let get = RangeRequest { key: KEY.into(), ..RangeRequest::default() };

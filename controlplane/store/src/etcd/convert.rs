@@ -70,7 +70,6 @@ pub fn txn_request(txn: &Txn, lease: i64) -> TxnRequest {
         target: CompareTarget::Mod.into(),
         key: key(),
         target_union: Some(TargetUnion::ModRevision(to_wire(txn.expected))),
-        ..Compare::default()
     };
     let write = match &txn.write {
         Write::Put { value, .. } => request_op::Request::RequestPut(PutRequest {
