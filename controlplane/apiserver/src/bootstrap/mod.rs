@@ -1,40 +1,98 @@
-//! What every cluster has from its first second: namespaces, roles, priority classes.
-//!
-//! [`policy`] is the RBAC table.
+//! What every cluster has from its first second: namespaces, roles and bindings, priority classes,
+//! the `kubernetes` Service, the CA for extension servers. Made at start where missing, and roles
+//! kept complete.
 
-pub mod policy;
+mod aggregation;
+mod policy;
+mod service;
 
 use std::sync::Arc;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::admit::Cluster;
 use crate::error::Result;
 use crate::server::Api;
 
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
+const RBAC: &str = "rbac.authorization.k8s.io";
 
-/// Makes what is missing.
+/// Makes what is missing, and starts what keeps it.
 pub async fn start(api: &Arc<Api>) -> Result<()> {
-    for name in NAMESPACES {
-        ensure(api, "", "namespaces", json!({
-            "metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}},
-            "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"},
-        })).await?;
+    let namespaces = NAMESPACES.iter().map(|name| ensure(api, "", "namespaces", namespace(name)));
+    futures::future::try_join_all(namespaces).await?;
+    // Independent of each other: one commit of the store takes them all.
+    let rules = policy::objects();
+    let rules = rules.into_iter().map(|(plural, object)| ensure_policy(api, plural, object));
+    futures::future::try_join_all(rules).await?;
+    let classes = [priority_class("system-node-critical", 2_000_001_000, "Used for system critical pods that must not be moved from their current node."),
+        priority_class("system-cluster-critical", 2_000_000_000, "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.")];
+    for class in classes {
+        ensure(api, "scheduling.k8s.io", "priorityclasses", class).await?;
     }
-    // All at once, so that the store commits them together.
-    let creates = policy::objects().into_iter().map(|object| {
-        let plural = format!("{}s", object["kind"].as_str().unwrap_or_default().to_lowercase());
-        async move { ensure(api, "rbac.authorization.k8s.io", &plural, object).await }
-    });
-    futures::future::try_join_all(creates).await?;
+    extension_authentication(api).await?;
+    service::ensure(api).await?;
+    aggregation::aggregate_all(api).await?;
+    aggregation::start(api);
     Ok(())
 }
 
+fn namespace(name: &str) -> Value {
+    json!({
+        "metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}},
+        "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"},
+    })
+}
+
+fn priority_class(name: &str, value: i64, description: &str) -> Value {
+    json!({"metadata": {"name": name}, "value": value, "description": description, "preemptionPolicy": "PreemptLowerPriority"})
+}
+
 /// Creates an object unless it exists.
-pub async fn ensure(api: &Api, group: &str, plural: &str, object: serde_json::Value) -> Result<()> {
+pub async fn ensure(api: &Api, group: &str, plural: &str, object: Value) -> Result<()> {
     match api.create(group, plural, object).await {
         Err(error) if error.is_already_exists() => Ok(()),
         outcome => outcome.map(|_| ()),
     }
+}
+
+async fn ensure_policy(api: &Api, plural: &'static str, object: Value) -> Result<()> {
+    match api.create(RBAC, plural, object.clone()).await {
+        Err(error) if error.is_already_exists() => {}
+        outcome => return outcome.map(|_| ()),
+    }
+    let text = |key: &str| object["metadata"][key].as_str().unwrap_or_default();
+    let Some(held) = api.get_live(RBAC, plural, text("namespace"), text("name")).await? else { return Ok(()) };
+    match policy::reconciled(&held, &object) {
+        Some(merged) => match api.update(RBAC, plural, "", merged).await {
+            // Another server did the same at the same time.
+            Err(error) if error.is_conflict() => Ok(()),
+            outcome => outcome.map(|_| ()),
+        },
+        None => Ok(()),
+    }
+}
+
+/// `kube-system/extension-apiserver-authentication`: how aggregated servers know this one.
+async fn extension_authentication(api: &Api) -> Result<()> {
+    let read = |path: &std::path::Path| std::fs::read_to_string(path).unwrap_or_default();
+    let mut data = json!({"client-ca-file": read(&api.config.client_ca)});
+    if let Some(ca) = &api.config.front_proxy_ca {
+        data["requestheader-client-ca-file"] = read(ca).into();
+        data["requestheader-allowed-names"] = json!(["front-proxy-client"]).to_string().into();
+        data["requestheader-extra-headers-prefix"] = json!(["X-Remote-Extra-"]).to_string().into();
+        data["requestheader-group-headers"] = json!(["X-Remote-Group"]).to_string().into();
+        data["requestheader-username-headers"] = json!(["X-Remote-User"]).to_string().into();
+        data["requestheader-uid-headers"] = json!(["X-Remote-Uid"]).to_string().into();
+    }
+    let name = "extension-apiserver-authentication";
+    let object = json!({"metadata": {"name": name, "namespace": "kube-system"}, "data": data});
+    ensure(api, "", "configmaps", object).await?;
+    let Some(held) = api.get_live("", "configmaps", "kube-system", name).await? else { return Ok(()) };
+    if held["data"] != data {
+        let mut changed = (*held).clone();
+        changed["data"] = data;
+        api.update("", "configmaps", "", changed).await?;
+    }
+    Ok(())
 }

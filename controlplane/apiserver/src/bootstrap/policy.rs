@@ -1,145 +1,220 @@
-//! Reads `policy.txt`, the RBAC objects of a new cluster, into objects.
+//! The roles and bindings of `roles.txt` as objects. Pure.
 
 use serde_json::{Value, json};
 
-const POLICY: &str = include_str!("policy.txt");
-const GROUP: &str = "rbac.authorization.k8s.io";
+const TEXT: &str = include_str!("roles.txt");
+const READ: &[&str] = &["get", "list", "watch"];
+const WRITE: &[&str] = &["create", "delete", "deletecollection", "patch", "update"];
+const API_GROUP: &str = "rbac.authorization.k8s.io";
 
-/// Every bootstrap role and binding, complete but for what the registry adds.
-pub fn objects() -> Vec<Value> {
-    let mut objects: Vec<Value> = Vec::new();
-    for line in POLICY.lines().map(|line| line.split(" #").next().unwrap_or_default().trim_end()) {
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
+/// Plural of the resource, and the object.
+pub type Object = (&'static str, Value);
+
+/// Everything, roles before their bindings.
+pub fn objects() -> Vec<Object> {
+    let mut objects: Vec<Object> = Vec::new();
+    let mut bindings = Vec::new();
+    for line in TEXT.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
         let words: Vec<&str> = line.split_whitespace().collect();
         if line.starts_with(' ') {
-            if let Some(rules) = objects.last_mut().and_then(|role| role["rules"].as_array_mut()) {
+            if let Some((_, role)) = objects.last_mut()
+                && let Some(rules) = role["rules"].as_array_mut()
+            {
                 rules.push(rule(&words));
             }
             continue;
         }
         match words.as_slice() {
-            ["clusterrole", name, rest @ ..] => objects.push(cluster_role(name, rest)),
-            ["role", namespace, name] => objects.push(role("Role", namespace, name)),
-            ["controller", name] => {
-                let role_name = format!("system:controller:{name}");
-                objects.push(binding("", &role_name, &role_name, &[&format!("sa:kube-system/{name}")]));
-                let mut role = role("ClusterRole", "", &role_name);
-                // Every controller tells what it does.
-                role["rules"] = json!([rule(&["create,patch,update", "core,events.k8s.io", "events"])]);
-                objects.push(role);
+            ["role", name, labels @ ..] => objects.push(role(name, labels)),
+            ["aggregate", name, from, labels @ ..] => {
+                let (plural, mut object) = role(name, labels);
+                object["aggregationRule"] = json!({"clusterRoleSelectors": [{"matchLabels": {aggregate_label(from): "true"}}]});
+                objects.push((plural, object));
             }
-            ["bind", name, role, subjects @ ..] => objects.push(binding("", name, role, subjects)),
-            ["bindin", namespace, name, role, subjects @ ..] => objects.push(binding(namespace, name, role, subjects)),
-            // The test below reads the whole table and refuses what is not understood.
-            _ => debug_assert!(false, "policy.txt: {line:?} is not understood"),
+            ["controller", name] => {
+                let full = format!("system:controller:{name}");
+                objects.push(role(&full, &[]));
+                bindings.push(binding(&full, &full, &format!("s:kube-system/{name}")));
+            }
+            ["bind", role, subjects] => bindings.push(binding(role, role, subjects)),
+            ["bindas", name, role, subjects] => bindings.push(binding(name, role, subjects)),
+            _ => {}
         }
     }
+    objects.extend(bindings);
     objects
 }
 
-fn role(kind: &str, namespace: &str, name: &str) -> Value {
-    json!({"apiVersion": format!("{GROUP}/v1"), "kind": kind, "metadata": metadata(namespace, name), "rules": []})
+fn aggregate_label(name: &str) -> String {
+    format!("rbac.authorization.k8s.io/aggregate-to-{name}")
 }
 
-fn metadata(namespace: &str, name: &str) -> Value {
+fn metadata(name: &str) -> (Option<&str>, Value) {
+    let (namespace, name) = match name.split_once('/') {
+        Some((namespace, name)) => (Some(namespace), name),
+        None => (None, name),
+    };
     let mut metadata = json!({
-        "name": name,
-        "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"},
+        "name": name, "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"},
         "annotations": {"rbac.authorization.kubernetes.io/autoupdate": "true"},
     });
-    if !namespace.is_empty() {
-        metadata["namespace"] = json!(namespace);
+    if let Some(namespace) = namespace {
+        metadata["namespace"] = namespace.into();
     }
-    metadata
+    (namespace, metadata)
 }
 
-fn cluster_role(name: &str, options: &[&str]) -> Value {
-    let mut object = role("ClusterRole", "", name);
-    for option in options.chunks(2) {
-        match option {
-            ["aggregates", to] => {
-                let label = format!("rbac.authorization.k8s.io/aggregate-to-{to}");
-                object["aggregationRule"] = json!({"clusterRoleSelectors": [{"matchLabels": {label: "true"}}]});
-            }
-            ["adds-to", to] => {
-                object["metadata"]["labels"][format!("rbac.authorization.k8s.io/aggregate-to-{to}")] = json!("true");
-            }
-            _ => debug_assert!(false, "policy.txt: {option:?} is no option of a role"),
-        }
+fn role(name: &str, labels: &[&str]) -> Object {
+    let (namespace, mut metadata) = metadata(name);
+    for label in labels.iter().filter_map(|label| label.strip_prefix('+')) {
+        metadata["labels"][aggregate_label(label)] = "true".into();
     }
-    object
+    let plural = if namespace.is_some() { "roles" } else { "clusterroles" };
+    (plural, json!({"metadata": metadata, "rules": []}))
 }
 
 fn rule(words: &[&str]) -> Value {
     let list = |text: &str| -> Vec<String> { text.split(',').map(str::to_owned).collect() };
     match words {
-        [verbs, urls] => json!({"verbs": list(verbs), "nonResourceURLs": list(urls.trim_start_matches("url="))}),
-        [verbs, groups, resources, rest @ ..] => {
-            let groups: Vec<String> = list(groups).into_iter().map(|g| if g == "core" { String::new() } else { g }).collect();
-            let mut rule = json!({"verbs": list(verbs), "apiGroups": groups, "resources": list(resources)});
-            if let [names] = rest {
-                rule["resourceNames"] = json!(list(names.trim_start_matches("names=")));
+        ["events"] => json!({"apiGroups": ["", "events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch", "update"]}),
+        ["url", verbs, paths] => json!({"verbs": list(verbs), "nonResourceURLs": list(paths)}),
+        [verbs, groups, resources, names @ ..] => {
+            let groups: Vec<String> = list(groups).into_iter().map(|group| if group == "core" { String::new() } else { group }).collect();
+            let mut rule = json!({"verbs": expand(verbs), "apiGroups": groups, "resources": list(resources)});
+            if let [names] = names {
+                rule["resourceNames"] = json!(list(names));
             }
             rule
         }
-        _ => Value::Null,
+        _ => json!({"verbs": []}),
     }
 }
 
-fn binding(namespace: &str, name: &str, role: &str, subjects: &[&str]) -> Value {
-    let (kind, role_kind) = if namespace.is_empty() { ("ClusterRoleBinding", "ClusterRole") } else { ("RoleBinding", "Role") };
-    let mut object = json!({
-        "apiVersion": format!("{GROUP}/v1"), "kind": kind, "metadata": metadata(namespace, name),
-        "roleRef": {"apiGroup": GROUP, "kind": role_kind, "name": role},
-    });
+fn expand(verbs: &str) -> Vec<&str> {
+    match verbs {
+        "read" => READ.to_vec(),
+        "write" => WRITE.to_vec(),
+        "all" => [READ, WRITE].concat(),
+        verbs => verbs.split(',').collect(),
+    }
+}
+
+fn binding(name: &str, role: &str, subjects: &str) -> Object {
+    let (namespace, metadata) = metadata(name);
+    let subjects: Vec<Value> = subjects.split(',').filter_map(subject).collect();
+    let (plural, kind) = if namespace.is_some() { ("rolebindings", "Role") } else { ("clusterrolebindings", "ClusterRole") };
+    let role = role.rsplit_once('/').map_or(role, |(_, name)| name);
+    let mut object = json!({"metadata": metadata, "roleRef": {"apiGroup": API_GROUP, "kind": kind, "name": role}});
     if !subjects.is_empty() {
-        object["subjects"] = subjects.iter().map(|subject| subject_of(subject)).collect();
+        object["subjects"] = subjects.into();
     }
-    object
+    (plural, object)
 }
 
-fn subject_of(text: &str) -> Value {
-    let (kind, name) = text.split_once(':').unwrap_or(("user", text));
-    match kind {
-        "group" => json!({"kind": "Group", "apiGroup": GROUP, "name": name}),
-        "sa" => {
-            let (namespace, name) = name.split_once('/').unwrap_or(("kube-system", name));
+fn subject(text: &str) -> Option<Value> {
+    let (kind, name) = text.split_once(':')?;
+    Some(match kind {
+        "u" => json!({"apiGroup": API_GROUP, "kind": "User", "name": name}),
+        "g" => json!({"apiGroup": API_GROUP, "kind": "Group", "name": name}),
+        _ => {
+            let (namespace, name) = name.split_once('/')?;
             json!({"kind": "ServiceAccount", "namespace": namespace, "name": name})
         }
-        _ => json!({"kind": "User", "apiGroup": GROUP, "name": name}),
+    })
+}
+
+/// What of a bootstrap object is missing in the one that is there: rules, subjects, labels are
+/// added, never taken away. None if nothing is, or if the object asks to be left alone.
+pub fn reconciled(held: &Value, wanted: &Value) -> Option<Value> {
+    if held["metadata"]["annotations"]["rbac.authorization.kubernetes.io/autoupdate"] == "false" {
+        return None;
     }
+    let mut merged = held.clone();
+    for part in ["labels", "annotations"] {
+        for (key, value) in wanted["metadata"][part].as_object().into_iter().flatten() {
+            merged["metadata"][part][key] = value.clone();
+        }
+    }
+    for part in ["rules", "subjects"] {
+        if held["aggregationRule"].is_object() && part == "rules" {
+            continue;
+        }
+        for entry in wanted[part].as_array().into_iter().flatten() {
+            if !held[part].as_array().is_some_and(|entries| entries.contains(entry)) {
+                if merged[part].as_array().is_none() {
+                    merged[part] = json!([]);
+                }
+                if let Some(entries) = merged[part].as_array_mut() {
+                    entries.push(entry.clone());
+                }
+            }
+        }
+    }
+    (merged != *held).then_some(merged)
+}
+
+/// The rules of an aggregated role, from the roles that its selectors choose, in order of name.
+pub fn aggregated_rules(role: &Value, all: &[&Value]) -> Vec<Value> {
+    let selectors: Vec<_> = role["aggregationRule"]["clusterRoleSelectors"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|selector| api::selector::Selector::from_json(Some(selector)).ok())
+        .collect();
+    let mut rules: Vec<Value> = Vec::new();
+    for other in all.iter().filter(|other| other["metadata"]["name"] != role["metadata"]["name"]) {
+        if selectors.iter().any(|selector| selector.matches_json(other["metadata"].get("labels"))) {
+            for rule in other["rules"].as_array().into_iter().flatten() {
+                if !rules.contains(rule) {
+                    rules.push(rule.clone());
+                }
+            }
+        }
+    }
+    rules
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashSet;
 
     #[test]
-    fn every_line_is_understood_and_every_binding_has_its_role() {
+    fn every_line_is_understood() {
         let objects = objects();
-        let named = |kind: &str, name: &str| objects.iter().any(|o| o["kind"] == kind && o["metadata"]["name"] == name);
-        for object in &objects {
-            let kind = object["kind"].as_str().unwrap();
-            if kind.ends_with("Binding") {
-                let reference = &object["roleRef"];
-                assert!(named(reference["kind"].as_str().unwrap(), reference["name"].as_str().unwrap()), "{object}");
-            } else {
-                let aggregated = object.get("aggregationRule").is_some();
-                let rules = object["rules"].as_array().unwrap();
-                assert_eq!(rules.is_empty(), aggregated, "{object}");
-                assert!(rules.iter().all(|rule| rule["verbs"].is_array()), "{object}");
+        let mut names = HashSet::new();
+        for (plural, object) in &objects {
+            let name = (plural, object["metadata"]["namespace"].as_str(), object["metadata"]["name"].as_str().unwrap());
+            assert!(names.insert(name), "{name:?} twice");
+            for rule in object["rules"].as_array().into_iter().flatten() {
+                let verbs = rule["verbs"].as_array().unwrap();
+                assert!(!verbs.is_empty(), "{rule}");
             }
         }
-        assert!(named("ClusterRole", "system:controller:job-controller"));
+        // Every binding's role is there.
+        for (plural, object) in objects.iter().filter(|(plural, _)| plural.ends_with("bindings")) {
+            let role = object["roleRef"]["name"].as_str().unwrap();
+            let namespace = object["metadata"]["namespace"].as_str();
+            let of = if *plural == "rolebindings" { "roles" } else { "clusterroles" };
+            assert!(names.contains(&(&of, namespace, role)), "{role}");
+        }
+        let admin = objects.iter().find(|(_, object)| object["metadata"]["name"] == "edit").unwrap();
+        assert_eq!(admin.1["metadata"]["labels"]["rbac.authorization.k8s.io/aggregate-to-admin"], "true");
     }
 
     #[test]
-    fn a_rule_reads_as_upstream_writes_it() {
-        assert_eq!(
-            rule(&["get,update", "core", "configmaps", "names=a,b"]),
-            json!({"verbs": ["get", "update"], "apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["a", "b"]})
-        );
+    fn reconciling_adds_and_never_removes() {
+        let wanted = json!({"metadata": {"labels": {"a": "b"}}, "rules": [{"verbs": ["get"]}]});
+        let held = json!({"metadata": {"name": "x"}, "rules": [{"verbs": ["list"]}]});
+        let merged = reconciled(&held, &wanted).unwrap();
+        assert_eq!(merged["rules"], json!([{"verbs": ["list"]}, {"verbs": ["get"]}]));
+        assert!(reconciled(&merged, &wanted).is_none());
+    }
+
+    #[test]
+    fn aggregation_follows_labels() {
+        let part = json!({"metadata": {"name": "p", "labels": {"x": "true"}}, "rules": [{"verbs": ["get"]}]});
+        let role = json!({"metadata": {"name": "r"}, "aggregationRule": {"clusterRoleSelectors": [{"matchLabels": {"x": "true"}}]}});
+        assert_eq!(aggregated_rules(&role, &[&part, &role]), [json!({"verbs": ["get"]})]);
     }
 }

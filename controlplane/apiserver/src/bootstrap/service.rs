@@ -1,0 +1,66 @@
+//! The Service `default/kubernetes` and its endpoints: how pods find this server.
+
+use serde_json::{Value, json};
+
+use super::ensure as ensure_object;
+use crate::admit::Cluster;
+use crate::error::Result;
+use crate::server::Api;
+
+const NAME: &str = "kubernetes";
+const NAMESPACE: &str = "default";
+
+/// Makes them, and points them at this server's address.
+pub async fn ensure(api: &Api) -> Result<()> {
+    let cluster_ip = api::defaults::API_SERVICE_IP;
+    ensure_object(api, "", "services", json!({
+        "metadata": {"name": NAME, "namespace": NAMESPACE, "labels": {"component": "apiserver", "provider": "kubernetes"}},
+        "spec": {
+            "type": "ClusterIP", "clusterIP": cluster_ip, "clusterIPs": [cluster_ip],
+            "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack", "sessionAffinity": "None",
+            "internalTrafficPolicy": "Cluster",
+            "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": api.config.port}],
+        },
+        "status": {"loadBalancer": {}},
+    })).await?;
+    point(api, "", "endpoints", endpoints(api)).await?;
+    point(api, "discovery.k8s.io", "endpointslices", slice(api)).await
+}
+
+fn endpoints(api: &Api) -> Value {
+    json!({
+        "metadata": {"name": NAME, "namespace": NAMESPACE, "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
+        "subsets": [{
+            "addresses": [{"ip": api.config.advertise_address.to_string()}],
+            "ports": [{"name": "https", "port": api.config.port, "protocol": "TCP"}],
+        }],
+    })
+}
+
+fn slice(api: &Api) -> Value {
+    let address = api.config.advertise_address;
+    json!({
+        "metadata": {"name": NAME, "namespace": NAMESPACE, "labels": {"kubernetes.io/service-name": NAME}},
+        "addressType": if address.is_ipv4() { "IPv4" } else { "IPv6" },
+        "endpoints": [{"addresses": [address.to_string()], "conditions": {"ready": true}}],
+        "ports": [{"name": "https", "port": api.config.port, "protocol": "TCP"}],
+    })
+}
+
+async fn point(api: &Api, group: &str, plural: &str, wanted: Value) -> Result<()> {
+    ensure_object(api, group, plural, wanted.clone()).await?;
+    let Some(held) = api.get_live(group, plural, NAMESPACE, NAME).await? else { return Ok(()) };
+    let mut changed = (*held).clone();
+    for key in ["subsets", "endpoints", "ports", "addressType"] {
+        if !wanted[key].is_null() {
+            changed[key] = wanted[key].clone();
+        }
+    }
+    if changed == *held {
+        return Ok(());
+    }
+    match api.update(group, plural, "", changed).await {
+        Err(error) if error.is_conflict() => Ok(()),
+        outcome => outcome.map(|_| ()),
+    }
+}
