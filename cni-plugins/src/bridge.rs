@@ -1,4 +1,9 @@
 //! `bridge`: a veth pair from the sandbox to a bridge of the host.
+//!
+//! Beside the reference plugin's options there is `routed`: the sandbox gets its address as a single
+//! one and reaches everything, its neighbours on the bridge included, through the gateway. Then every
+//! packet passes the host's IP hooks, with or without `br_netfilter`. A plugin that does not know the
+//! option switches between neighbours, as is usual.
 
 use std::net::IpAddr;
 
@@ -26,6 +31,7 @@ struct Config {
     promisc_mode: bool,
     port_isolation: bool,
     vlan: u16,
+    routed: bool,
 }
 
 impl Default for Config {
@@ -41,6 +47,7 @@ impl Default for Config {
             promisc_mode: false,
             port_isolation: false,
             vlan: 0,
+            routed: false,
         }
     }
 }
@@ -123,7 +130,6 @@ fn connect(
     if config.is_default_gateway {
         add_default_routes(result);
     }
-    interface::configure(inside, namespace, pair.sandbox_index, &call.ifname, result)?;
     if config.is_gateway {
         for ip in &result.ips {
             if let Some(gateway) = ip.gateway {
@@ -132,6 +138,12 @@ fn connect(
         }
         interface::enable_forwarding(&result.ips)?;
     }
+    if config.routed {
+        for ip in &mut result.ips {
+            ip.address = IpNet::host(ip.address.address);
+        }
+    }
+    interface::configure(inside, namespace, pair.sandbox_index, &call.ifname, result)?;
     if config.ip_masq {
         masquerade::add(call, &result.ips)?;
     }

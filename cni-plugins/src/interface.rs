@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::net::IpAddr;
 
-use netlink::{Address, LinkKind, Mac, Namespace, RouteScope, Rtnl, VethPeer, sysctl};
+use netlink::{Address, IpNet, LinkKind, Mac, Namespace, RouteScope, Rtnl, VethPeer, sysctl};
 
 use crate::spec::{Call, Error, Ip, NetworkResult, Result, Route};
 
@@ -106,6 +106,12 @@ pub fn configure(
         inside.add_address(&Address::new(index, ip.address))?;
     }
     inside.set_up(index)?;
+    for (ip, gateway) in result.ips.iter().filter_map(|ip| Some((ip, ip.gateway?))) {
+        // With a single address no prefix says that the gateway is on this link.
+        if ip.address.prefix == ip.address.bits() {
+            inside.add_route(&netlink::Route::direct(IpNet::host(gateway), index, RouteScope::Link))?;
+        }
+    }
     for route in &result.routes {
         add_route(inside, index, route, &result.ips)?;
     }

@@ -99,6 +99,41 @@ fn two_sandboxes_on_a_bridge_reach_each_other_and_the_host() {
 }
 
 #[test]
+fn routed_sandboxes_meet_in_the_hosts_ip_hooks() {
+    on_hosts(&[Suite::Ours], |host| {
+        // With and without packets on bridges going through the IP hooks.
+        for call_iptables in ["0", "1"] {
+            if sysctl::read("net/bridge/bridge-nf-call-iptables").is_ok() {
+                sysctl::write("net/bridge/bridge-nf-call-iptables", call_iptables).unwrap();
+            }
+            let (a, b) = (Sandbox::new("a"), Sandbox::new("b"));
+            let mut config = bridge_config(host, "1.0.0", "10.42.19.0/24");
+            config["routed"] = json!(true);
+            let first = call(host, "bridge", "ADD", &a, &config).unwrap();
+            let second = call(host, "bridge", "ADD", &b, &config).unwrap();
+            assert!(first["ips"][0]["address"].as_str().unwrap().ends_with("/32"));
+            let target = second["ips"][0]["address"].as_str().unwrap().trim_end_matches("/32").to_owned();
+            let bound = format!("{target}:80");
+            let server = echo_once(b.namespace.run(|| TcpListener::bind(&bound).unwrap()).unwrap());
+            a.namespace.run(|| talk(&format!("{target}:80"))).unwrap().unwrap();
+            server.join().unwrap();
+            call(host, "bridge", "CHECK", &a, &with_previous(&config, &first)).unwrap();
+            let mut nft = netlink::nft::Nft::open().unwrap();
+            use netlink::nft::{BaseChain, ChainType, Family, Hook, Rule, Ruleset, Statement, Table};
+            let mut closed = Ruleset::new(Table::new(Family::Ipv4, "skiff_test"));
+            closed.base_chain("forward", BaseChain::new(ChainType::Filter, Hook::Forward, 0));
+            closed.rule("forward", Rule::new([Statement::drop()]));
+            closed.apply_over_unknown(&mut nft).unwrap();
+            a.namespace.run(|| talk(&format!("{target}:80"))).unwrap().unwrap_err();
+            nft.delete_table(&closed.table).unwrap();
+            for sandbox in [&a, &b] {
+                call(host, "bridge", "DEL", sandbox, &config).unwrap();
+            }
+        }
+    });
+}
+
+#[test]
 fn every_version_is_answered_in_itself() {
     on_hosts(&BOTH, |host| {
         for (at, version) in VERSIONS.iter().enumerate() {

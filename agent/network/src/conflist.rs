@@ -27,7 +27,7 @@ pub fn render(config: &Config, plan: &Plan) -> Value {
                 "isDefaultGateway": true,
                 "forceAddress": true,
                 "hairpinMode": true,
-                "portIsolation": true,
+                "routed": true,
                 "mtu": plan.mtu,
                 "ipam": {
                     "type": "host-local",

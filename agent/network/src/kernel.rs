@@ -6,7 +6,9 @@ use netlink::nft::{
     BaseChain, ChainType, ElementValue, Family, Field, Hook, KeyPart, KeyType, Nft, Rule, Ruleset, SetKind, SetSpec,
     Statement, Table, key, priority,
 };
-use netlink::{Address, ForwardingEntry, IpNet, Link, LinkKind, Mac, Neighbour, PROTOCOL_SKIFF, Route, Rtnl, sysctl};
+use netlink::{
+    Address, ForwardingEntry, IpNet, Link, LinkKind, Mac, Neighbour, PROTOCOL_SKIFF, Route, RouteScope, Rtnl, sysctl,
+};
 
 use crate::plan::{Peer, Plan, Uplink, Vxlan, vtep_mac};
 use crate::{BRIDGE, Error, VXLAN};
@@ -23,7 +25,7 @@ pub fn uplink(node_ip: Ipv4Addr) -> Result<Uplink, Error> {
 pub fn apply(plan: &Plan) -> Result<(), Error> {
     let mut rtnl = Rtnl::open()?;
     sysctl::ensure("net/ipv4/ip_forward", "1")?;
-    ensure_bridge(&mut rtnl, plan)?;
+    let bridge = ensure_bridge(&mut rtnl, plan)?;
     let tunnel = match &plan.vxlan {
         Some(vxlan) => Some(ensure_vxlan(&mut rtnl, plan, vxlan)?),
         None => {
@@ -31,7 +33,7 @@ pub fn apply(plan: &Plan) -> Result<(), Error> {
             None
         }
     };
-    sync_routes(&mut rtnl, &routes(plan, tunnel.as_ref().map(|link| link.index)))?;
+    sync_routes(&mut rtnl, &routes(plan, bridge, tunnel.as_ref().map(|link| link.index)))?;
     Ok(masquerade(plan).apply_over_unknown(&mut Nft::open()?)?)
 }
 
@@ -42,7 +44,7 @@ fn remove_link(rtnl: &mut Rtnl, name: &str) -> Result<(), Error> {
     }
 }
 
-fn ensure_bridge(rtnl: &mut Rtnl, plan: &Plan) -> Result<(), Error> {
+fn ensure_bridge(rtnl: &mut Rtnl, plan: &Plan) -> Result<u32, Error> {
     let [a, b, c, d] = plan.gateway.octets();
     let mac = Mac([0x0a, 0x58, a, b, c, d]);
     let bridge = match rtnl.find_link(BRIDGE)? {
@@ -66,22 +68,16 @@ fn ensure_bridge(rtnl: &mut Rtnl, plan: &Plan) -> Result<(), Error> {
     if !bridge.up {
         rtnl.set_up(bridge.index)?;
     }
-    route_between_ports()
+    keep_neighbours_routed()?;
+    Ok(bridge.index)
 }
 
-/// The bridge's ports are isolated: it answers ARP for its pods, at once, and forwards between
-/// them. It must not tell them of a shorter way, which there is not.
-fn route_between_ports() -> Result<(), Error> {
-    for (name, value) in [
-        (format!("net/ipv4/conf/{BRIDGE}/proxy_arp_pvlan"), "1"),
-        (format!("net/ipv4/neigh/{BRIDGE}/proxy_delay"), "0"),
-        (format!("net/ipv4/conf/{BRIDGE}/send_redirects"), "0"),
-        // redirects are sent when either this or the interface's own switch is on
-        ("net/ipv4/conf/all/send_redirects".to_owned(), "0"),
-    ] {
-        sysctl::ensure(&name, value)?;
-    }
-    Ok(())
+/// Pods send everything to the gateway, also what is for their neighbours. It must not tell them of
+/// a shorter way.
+fn keep_neighbours_routed() -> Result<(), Error> {
+    // Redirects are sent when either this or the interface's own switch is on.
+    sysctl::ensure("net/ipv4/conf/all/send_redirects", "0")?;
+    Ok(sysctl::ensure(&format!("net/ipv4/conf/{BRIDGE}/send_redirects"), "0")?)
 }
 
 fn ensure_vxlan(rtnl: &mut Rtnl, plan: &Plan, vxlan: &Vxlan) -> Result<Link, Error> {
@@ -138,8 +134,8 @@ fn sync_peers(rtnl: &mut Rtnl, link: u32, peers: &[Peer]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Routes to the other nodes' pods, marked as ours by their protocol.
-fn routes(plan: &Plan, tunnel: Option<u32>) -> Vec<Route> {
+/// Routes to the other nodes' pods and to the cluster IPs, marked as ours by their protocol.
+fn routes(plan: &Plan, bridge: u32, tunnel: Option<u32>) -> Vec<Route> {
     let mark = |mut route: Route| {
         route.protocol = PROTOCOL_SKIFF;
         route.onlink = true;
@@ -152,7 +148,10 @@ fn routes(plan: &Plan, tunnel: Option<u32>) -> Vec<Route> {
         .flat_map(|vxlan| &vxlan.peers)
         .zip(std::iter::repeat(tunnel))
         .filter_map(|(peer, link)| Some(mark(Route::via(peer.pods.network(), peer.pods.network().address, link?))));
-    direct.chain(tunnelled).collect()
+    let mut services = Route::direct(plan.services.network(), bridge, RouteScope::Link);
+    services.source = Some(plan.node_ip.into());
+    services.protocol = PROTOCOL_SKIFF;
+    direct.chain(tunnelled).chain([services]).collect()
 }
 
 fn sync_routes(rtnl: &mut Rtnl, wanted: &[Route]) -> Result<(), Error> {

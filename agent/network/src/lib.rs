@@ -10,9 +10,9 @@
 //! - [`cni`]: GC and STATUS calls to the configured plugins.
 //! - [`policy`]: NetworkPolicy objects into one nf_tables table.
 //!
-//! Pods of one node are routed, not switched: the bridge's ports are isolated from one another and
-//! the bridge answers ARP for them. So every packet between pods passes the host's netfilter hooks,
-//! which makes Services and network policies work between neighbours without `br_netfilter`.
+//! Pods of one node are routed, not switched: each has a single address and sends everything to the
+//! gateway. So every packet between pods passes the host's netfilter hooks once, which makes Services
+//! and network policies work between neighbours with and without `br_netfilter`.
 
 mod cleanup;
 mod cni;
@@ -56,6 +56,9 @@ pub struct Config {
     pub cni_data_dir: PathBuf,
     /// The pods of all nodes, e.g. 10.42.0.0/16.
     pub cluster_cidr: IpNet,
+    /// The cluster IPs, e.g. 10.43.0.0/16: routed into the bridge, so that this node's own processes
+    /// can send to them without a default route, and none leaves by one.
+    pub service_cidr: IpNet,
     pub backend: Backend,
     /// VXLAN network identifier; all nodes of a cluster use the same.
     pub vxlan_id: u32,
@@ -76,6 +79,7 @@ impl Config {
             cni_bin_dir: "/opt/cni/bin".into(),
             cni_data_dir: "/var/lib/cni/networks".into(),
             cluster_cidr: IpNet::new(Ipv4Addr::new(10, 42, 0, 0).into(), 16),
+            service_cidr: IpNet::new(Ipv4Addr::new(10, 43, 0, 0).into(), 16),
             backend: Backend::Auto,
             vxlan_id: 1,
             vxlan_port: 8472,

@@ -50,6 +50,8 @@ pub struct Plan {
     pub gateway: Ipv4Addr,
     pub mtu: u32,
     pub cluster: IpNet,
+    pub services: IpNet,
+    pub node_ip: Ipv4Addr,
     /// By plain route: prefix and the node's address.
     pub routed: Vec<Peer>,
     pub vxlan: Option<Vxlan>,
@@ -138,7 +140,17 @@ pub fn plan(config: &Config, uplink: &Uplink, peers: impl IntoIterator<Item = Pe
         0 => uplink.mtu,
         mtu => mtu,
     };
-    Some(Plan { uplink: uplink.index, pods, gateway: gateway(pods)?, mtu, cluster: config.cluster_cidr, routed, vxlan })
+    Some(Plan {
+        uplink: uplink.index,
+        pods,
+        gateway: gateway(pods)?,
+        mtu,
+        cluster: config.cluster_cidr,
+        services: config.service_cidr,
+        node_ip: config.node_ip,
+        routed,
+        vxlan,
+    })
 }
 
 #[cfg(test)]

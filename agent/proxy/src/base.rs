@@ -8,9 +8,8 @@ use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use tokio::sync::{Notify, watch};
 
-use crate::conntrack::UdpTable;
 use crate::health::{Health, HealthChecks};
-use crate::model::Rules;
+use crate::kernel::Kernel;
 use crate::rules::{NodeView, build};
 use crate::{Config, Error, Mode, Settings, iptables, nftables};
 
@@ -39,34 +38,6 @@ impl Proxy {
         let mut synced = self.synced.clone();
         if synced.wait_for(|count| *count > 0).await.is_err() {
             std::future::pending::<()>().await;
-        }
-    }
-}
-
-enum Writer {
-    Nftables(nftables::Writer),
-    Iptables(iptables::Writer),
-}
-
-impl Writer {
-    fn new(mode: Mode) -> Self {
-        match mode {
-            Mode::Iptables => Self::Iptables(iptables::Writer::default()),
-            Mode::Auto | Mode::Nftables => Self::Nftables(nftables::Writer::default()),
-        }
-    }
-
-    fn write(&mut self, rules: &Rules, settings: &Settings) -> Result<(), Error> {
-        match self {
-            Self::Nftables(writer) => writer.write(rules, settings),
-            Self::Iptables(writer) => writer.write(rules, settings),
-        }
-    }
-
-    fn audit(&mut self) -> Result<(), Error> {
-        match self {
-            Self::Nftables(writer) => writer.audit(),
-            Self::Iptables(writer) => writer.audit(),
         }
     }
 }
@@ -150,12 +121,6 @@ fn zone_of(node: &Node) -> Option<String> {
     node.metadata.labels.as_ref()?.get(ZONE_LABEL).cloned()
 }
 
-/// What one pass needs from the one before.
-struct State {
-    writer: Writer,
-    flows: UdpTable,
-}
-
 async fn sync_forever(
     config: Config,
     mode: Mode,
@@ -173,7 +138,7 @@ async fn sync_forever(
         node_port_nets: config.node_port_nets.clone(),
         served_here: config.dns_address,
     };
-    let mut state = State { writer: Writer::new(mode), flows: UdpTable::default() };
+    let mut kernel = Kernel::new(mode);
     let mut first = true;
     loop {
         let began = Instant::now();
@@ -187,15 +152,15 @@ async fn sync_forever(
         let pass_settings = settings.clone();
         let pass = tokio::task::spawn_blocking(move || {
             let rules = build(&services, &slices, &node);
-            let outcome = write(&mut state, &rules, &pass_settings);
+            let outcome = kernel.write(&rules, &pass_settings);
             if first {
                 remove_other(mode);
             }
-            (state, rules, outcome)
+            (kernel, rules, outcome)
         });
         let pause = match pass.await {
             Ok((returned, rules, outcome)) => {
-                state = returned;
+                kernel = returned;
                 first = false;
                 checks.update(&rules.health_checks);
                 match outcome {
@@ -212,7 +177,7 @@ async fn sync_forever(
             }
             Err(panic) => {
                 tracing::error!(%panic, "building or writing Service rules panicked; retrying");
-                state = State { writer: Writer::new(mode), flows: UdpTable::default() };
+                kernel = Kernel::new(mode);
                 RETRY
             }
         };
@@ -220,33 +185,18 @@ async fn sync_forever(
         tokio::time::sleep(began.elapsed().min(LONGEST_PAUSE)).await;
         if tokio::time::timeout(pause, changed.notified()).await.is_err() {
             let audited = tokio::task::spawn_blocking(move || {
-                let outcome = state.writer.audit();
-                (state, outcome)
+                let outcome = kernel.audit();
+                (kernel, outcome)
             });
             match audited.await {
                 Ok((returned, outcome)) => {
-                    state = returned;
+                    kernel = returned;
                     if let Err(error) = outcome {
                         tracing::warn!(%error, "Service rules could not be audited");
                     }
                 }
-                Err(_) => state = State { writer: Writer::new(mode), flows: UdpTable::default() },
+                Err(_) => kernel = Kernel::new(mode),
             }
         }
     }
-}
-
-fn write(state: &mut State, rules: &Rules, settings: &Settings) -> Result<(), Error> {
-    state.writer.write(rules, settings)?;
-    let flows = UdpTable::new(rules);
-    if flows != state.flows {
-        match flows.reconcile(&state.flows) {
-            Ok(0) => {}
-            Ok(deleted) => tracing::debug!(deleted, "ended UDP flows of endpoints that are gone"),
-            // The rules are right; only old flows are not. They end by their own timeout.
-            Err(error) => tracing::warn!(%error, "stale UDP flows could not be ended"),
-        }
-        state.flows = flows;
-    }
-    Ok(())
 }

@@ -15,10 +15,13 @@ mod base;
 mod conntrack;
 mod health;
 pub mod iptables;
+mod kernel;
 pub mod model;
 mod names;
 pub mod nftables;
 pub mod rules;
+#[cfg(test)]
+mod trace;
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -26,6 +29,7 @@ use component::{Informers, Supervisor};
 use netlink::IpNet;
 
 pub use base::Proxy;
+pub use kernel::Kernel;
 
 /// Where Kubernetes' own proxy answers health checks.
 pub const HEALTH_PORT: u16 = 10256;

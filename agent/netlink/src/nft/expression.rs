@@ -4,7 +4,7 @@
 //! consecutive registers, each part padded to four bytes.
 
 use super::element::{ElementValue, SetKind, flag};
-use super::model::{Comparison, Field, Reject, Statement, Verdict};
+use super::model::{Comparison, Family, Field, Reject, Statement, Verdict};
 use super::{Element, KeyType, SetSpec, Transaction};
 use crate::message::Message;
 
@@ -169,12 +169,19 @@ fn lookup(list: &mut Message, lookup: &Lookup<'_>) {
     });
 }
 
-fn reject(list: &mut Message, reject: Reject) {
-    let (kind, code) = match reject {
-        // ICMPX: works in every family
-        Reject::PortUnreachable => (2, Some(1)),
-        Reject::AdminProhibited => (2, Some(3)),
-        Reject::TcpReset => (1, None),
+/// The family-independent form is only understood by tables that see both families; others take it
+/// and drop without an answer.
+fn reject(list: &mut Message, reject: Reject, family: Family) {
+    const UNREACHABLE: u32 = 0;
+    const ANY_FAMILY: u32 = 2;
+    let (kind, code) = match (reject, family) {
+        (Reject::TcpReset, _) => (1, None),
+        (Reject::PortUnreachable, Family::Ipv4) => (UNREACHABLE, Some(3)),
+        (Reject::PortUnreachable, Family::Ipv6) => (UNREACHABLE, Some(4)),
+        (Reject::PortUnreachable, _) => (ANY_FAMILY, Some(1)),
+        (Reject::AdminProhibited, Family::Ipv4) => (UNREACHABLE, Some(13)),
+        (Reject::AdminProhibited, Family::Ipv6) => (UNREACHABLE, Some(1)),
+        (Reject::AdminProhibited, _) => (ANY_FAMILY, Some(3)),
     };
     expression(list, "reject", |data| {
         data.u32_be(1, kind);
@@ -219,7 +226,7 @@ pub(super) fn prepare<'a>(transaction: &mut Transaction, statement: &'a Statemen
     }
 }
 
-pub(super) fn write(list: &mut Message, prepared: &Prepared<'_>) {
+pub(super) fn write(list: &mut Message, prepared: &Prepared<'_>, family: Family) {
     let statement = match prepared {
         Prepared::Plain(statement) => *statement,
         Prepared::Random { count, map, id } => {
@@ -275,7 +282,7 @@ pub(super) fn write(list: &mut Message, prepared: &Prepared<'_>) {
                 data.string(1, set).u32_be(3, 1).u32_be(4, REGISTER);
             });
         }
-        Statement::Reject(kind) => reject(list, *kind),
+        Statement::Reject(kind) => reject(list, *kind, family),
         Statement::NoTrack => expression(list, "notrack", |_| {}),
         Statement::Counter => expression(list, "counter", |data| {
             data.u64_be(1, 0).u64_be(2, 0);

@@ -125,9 +125,10 @@ impl Transaction {
         let prepared: Vec<Prepared<'_>> = rule.statements.iter().map(|statement| prepare(self, statement)).collect();
         let mut message = self.message(operation::NEW_RULE, flag::CREATE | flag::APPEND);
         message.string(1, &self.table.name).string(2, chain);
+        let family = self.table.family;
         message.nested(4, |list| {
             for statement in &prepared {
-                write(list, statement);
+                write(list, statement, family);
             }
         });
         if !rule.comment.is_empty() {

@@ -115,8 +115,10 @@ fn skeleton(settings: &Settings) -> Ruleset {
     let to_cluster_ip =
         Statement::InSet { fields: vec![Field::DestinationAddress], set: CLUSTER_IPS.to_owned(), negated: false };
     ruleset.rule(ENDPOINTS_CHECK, Rule::new([to_cluster_ip, Statement::goto(REJECT)]).comment("no such port"));
+    // A local process is still sending when an ICMP answer to its SYN comes, and would only notice at
+    // the next try, a second later; a reset it takes at once.
     let tcp = Statement::equals(Field::Protocol, [6]);
-    ruleset.rule(REJECT, Rule::new([tcp, Statement::Reject(Reject::PortUnreachable)]));
+    ruleset.rule(REJECT, Rule::new([tcp, Statement::Reject(Reject::TcpReset)]));
     ruleset.rule(REJECT, Rule::new([Statement::Reject(Reject::PortUnreachable)]));
     ruleset
 }
