@@ -1,16 +1,20 @@
 //! The `networking.k8s.io` group.
 
+mod ingress;
+mod policy;
+mod service_cidr;
+
 use crate::resource::{Descriptor, NameRule, Resource};
 
 const GROUP: &str = "networking.k8s.io";
 
 pub fn resources() -> Vec<Resource> {
     vec![
-        Resource::plain(ingress_class_descriptor()),
-        Resource::plain(ingress_descriptor()),
-        Resource::plain(ip_address_descriptor()),
-        Resource::plain(network_policy_descriptor()),
-        Resource::plain(service_cidr_descriptor()),
+        Resource::new(ingress_class_descriptor().columns(ingress::class_columns()), ingress::IngressClass),
+        Resource::new(ingress_descriptor().columns(ingress::columns()), ingress::Ingress),
+        Resource::new(ip_address_descriptor().columns(service_cidr::address_columns()), service_cidr::IpAddress),
+        Resource::new(network_policy_descriptor().columns(policy::columns()), policy::NetworkPolicy),
+        Resource::new(service_cidr_descriptor().columns(service_cidr::columns()), service_cidr::ServiceCidr),
     ]
 }
 
