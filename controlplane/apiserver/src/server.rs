@@ -89,6 +89,7 @@ pub struct Api {
     pub authn: Authenticator,
     pub authz: Authorizer,
     pub limits: crate::http::limits::Limits,
+    pub openapi: crate::openapi::OpenApi,
     /// Cancelled when the server begins to stop: watches end.
     pub stopping: CancellationToken,
 }
@@ -131,6 +132,7 @@ impl ApiServer {
             authn: Authenticator::new(&config)?,
             authz: Authorizer::default(),
             limits: crate::http::limits::Limits::new(config.max_in_flight),
+            openapi: crate::openapi::OpenApi::default(),
             admission: crate::admission::all(),
             resources: RwLock::new(Arc::new(Resources::new(endpoints))),
             stopping: supervisor.token().child_token(),
@@ -138,10 +140,11 @@ impl ApiServer {
             store,
             config,
         });
+        crate::bootstrap::start(&api).await?;
+        // After that: the hooks' allocators then know the addresses that bootstrap gave out.
         for endpoint in api.resources().all() {
             endpoint.hooks().start(&*api).await?;
         }
-        crate::bootstrap::start(&api).await?;
         Ok(Self { api })
     }
 

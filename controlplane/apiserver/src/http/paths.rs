@@ -21,6 +21,7 @@ pub async fn handle(asked: Asked, _body: Bytes) -> Result<Response<Body>> {
         ["api", version] => discovery::resources(&asked, "", version),
         ["apis", group] => discovery::group(&asked, group),
         ["apis", group, version] => discovery::resources(&asked, group, version),
+        ["openapi", rest @ ..] => crate::openapi::serve::handle(&asked, rest),
         ["version"] => Ok(render::json(StatusCode::OK, &version())),
         ["healthz" | "livez" | "readyz", ..] => health::handle(&asked, &parts).await,
         ["openid", "v1", "jwks"] => {

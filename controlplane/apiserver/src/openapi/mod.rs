@@ -9,10 +9,11 @@
 pub mod definitions;
 mod gnostic;
 mod paths;
+pub mod serve;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{Read, Write};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use flate2::Compression;
@@ -22,11 +23,13 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha512};
 
 use crate::resource::{Descriptor, GroupVersionKind};
+use crate::resources::Resources;
 use crate::schema::table::{Descriptions, TypeId};
 use crate::schema::{group_of, type_of};
 use definitions::{Definitions, Reference, Version};
 
-pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// What answers are marked with: `@`, as clients ask for it, is not allowed in a media type.
+pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
 
 /// A resource to describe.
@@ -73,6 +76,8 @@ struct State {
     /// `api/v1`, `apis/apps/v1` → its resources.
     groups: BTreeMap<String, Group>,
     v2: HashMap<&'static str, Document>,
+    /// The index of resources that was looked at last; weak, so as to keep no caches alive.
+    seen: Weak<Resources>,
 }
 
 #[derive(Clone)]
@@ -113,6 +118,15 @@ impl OpenApi {
         state.groups = next;
         if changed {
             state.v2.clear();
+        }
+    }
+
+    /// Looks at the served resources again if they were swapped.
+    pub fn follow(&self, resources: &Arc<Resources>) {
+        let seen = self.state.lock().seen.as_ptr();
+        if seen != Arc::as_ptr(resources) {
+            self.set_sources(serve::sources(resources));
+            self.state.lock().seen = Arc::downgrade(resources);
         }
     }
 

@@ -37,7 +37,7 @@ pub fn json(live: &Value, patch: &Value) -> Result<Value, ApiError> {
     let decode = |error: serde_json::Error| ApiError::bad_request(format!("error decoding patch: {error}"));
     let mut patched = live.clone();
     let mut copied = 0;
-    for operation in operations {
+    for (index, operation) in operations.iter().enumerate() {
         if operation["op"] == "copy" {
             let source = operation["from"].as_str().and_then(|from| patched.pointer(from));
             copied += source.map_or(0, |value| value.to_string().len());
@@ -46,7 +46,9 @@ pub fn json(live: &Value, patch: &Value) -> Result<Value, ApiError> {
             }
         }
         let one: json_patch::PatchOperation = serde_json::from_value(operation.clone()).map_err(decode)?;
-        json_patch::patch(&mut patched, &[one]).map_err(|error| rejected(&error.to_string()))?;
+        json_patch::patch(&mut patched, &[one]).map_err(|error| {
+            rejected(&format!("operation {index} failed at path {:?}: {}", error.path.as_str(), error.kind))
+        })?;
     }
     Ok(patched)
 }

@@ -99,6 +99,11 @@ impl Schema {
         Schema::Custom(Arc::new(Structural { root: true, ..schema }))
     }
 
+    /// The schema of a custom resource from its `openAPIV3Schema`, which is kept for OpenAPI.
+    pub fn from_openapi(schema: &Value) -> Schema {
+        Schema::custom(Structural { source: Some(Arc::new(schema.clone())), ..Structural::from_json(schema) })
+    }
+
     pub fn root(&self) -> Node<'_> {
         match self {
             Schema::Builtin(id) => Node::Builtin(Element::of_type(*id)),

@@ -3,6 +3,7 @@
 //! defaults in; value validation is left to the validator of custom resources.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
@@ -31,6 +32,8 @@ pub struct Structural {
     pub map_type: Option<String>,
     /// The object itself: it has metadata.
     pub root: bool,
+    /// What it was read from, kept by [`super::Schema::from_openapi`] for OpenAPI.
+    pub source: Option<Arc<Value>>,
 }
 
 impl Structural {
@@ -64,6 +67,7 @@ impl Structural {
                 .collect(),
             map_type: text("x-kubernetes-map-type"),
             root: false,
+            source: None,
         }
     }
 

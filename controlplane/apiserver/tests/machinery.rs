@@ -1,0 +1,184 @@
+//! Schemas, patches, server-side apply and OpenAPI, as unmodified kubectls see them.
+#![allow(clippy::unwrap_used)]
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use apiserver::testing::Cluster;
+
+struct Kubectl {
+    binary: &'static str,
+    config: PathBuf,
+}
+
+impl Kubectl {
+    /// Success, stdout, stderr.
+    async fn run(&self, line: &str, input: &str) -> (bool, String, String) {
+        let mut command = Command::new(self.binary);
+        command.arg("--kubeconfig").arg(&self.config).arg("--cache-dir").arg(self.config.with_extension("cache"));
+        command.args(line.split_whitespace()).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let input = input.to_owned();
+        let work = move || {
+            let mut child = command.spawn().expect("kubectl is missing: apt-get install kubernetes-client");
+            // A command that reads no input may have closed it.
+            let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+            let output = child.wait_with_output().unwrap();
+            let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+            (output.status.success(), text(output.stdout), text(output.stderr))
+        };
+        tokio::task::spawn_blocking(work).await.unwrap()
+    }
+
+    async fn ok(&self, line: &str, input: &str) -> String {
+        let (success, out, err) = self.run(line, input).await;
+        assert!(success, "{} {line}\n{out}\n{err}", self.binary);
+        out
+    }
+
+    async fn fails(&self, line: &str, input: &str) -> String {
+        let (success, out, err) = self.run(line, input).await;
+        assert!(!success, "{} {line} should fail\n{out}\n{err}", self.binary);
+        err
+    }
+}
+
+fn kubectls(cluster: &Cluster) -> Vec<Kubectl> {
+    let known = [
+        "/usr/bin/kubectl",
+        "/usr/lib/google-cloud-sdk/bin/kubectl.1.27",
+        "/usr/lib/google-cloud-sdk/bin/kubectl.1.33",
+    ];
+    let found: Vec<Kubectl> = known
+        .into_iter()
+        .filter(|binary| Path::new(binary).exists())
+        .map(|binary| Kubectl { binary, config: cluster.kubeconfig("admin", &["system:masters"]) })
+        .collect();
+    assert!(!found.is_empty(), "no kubectl found: apt-get install kubernetes-client");
+    found
+}
+
+const DEPLOYMENT: &str = r"
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, labels: {app: web}}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      containers:
+      - name: nginx
+        image: nginx:1
+        ports: [{containerPort: 80}]
+        resources: {limits: {cpu: 500m, memory: 64Mi}}
+      volumes:
+      - {name: tmp, emptyDir: {}}
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kinds_are_explained() {
+    let cluster = Cluster::start().await;
+    cluster.listen().await;
+    for kubectl in kubectls(&cluster) {
+        let text = kubectl.ok("explain pod.spec.containers.livenessProbe", "").await;
+        assert!(text.contains("Periodic probe of container liveness"), "{text}");
+        let tree = kubectl.ok("explain deployment --recursive", "").await;
+        for field in ["revisionHistoryLimit", "maxUnavailable", "topologySpreadConstraints"] {
+            assert!(tree.contains(field), "{field} is missing:\n{tree}");
+        }
+        assert!(kubectl.ok("explain crd.spec.versions.schema", "").await.contains("openAPIV3Schema"));
+        assert!(kubectl.ok("explain hpa.spec.metrics", "").await.contains("MetricSpec"));
+        assert!(kubectl.fails("explain pod.spec.nothing", "").await.contains("does not exist"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_fields_are_found_by_validation() {
+    let cluster = Cluster::start().await;
+    cluster.listen().await;
+    for kubectl in kubectls(&cluster) {
+        let typo = DEPLOYMENT.replace("replicas", "replcias");
+        let error = kubectl.fails("create -f -", &typo).await;
+        assert!(error.contains("strict decoding error: unknown field \"spec.replcias\""), "{error}");
+        let (_, _, warning) = kubectl.run("create --validate=warn --dry-run=server -f -", &typo).await;
+        assert!(warning.contains("unknown field \"spec.replcias\""), "{warning}");
+        let wrong = DEPLOYMENT.replace("replicas: 2", "replicas: two");
+        let error = kubectl.fails("create -f -", &wrong).await;
+        assert!(
+            error.contains("cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32"),
+            "{error}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_side_apply_merges() {
+    let cluster = Cluster::start().await;
+    cluster.listen().await;
+    for kubectl in kubectls(&cluster) {
+        assert!(kubectl.ok("apply -f -", DEPLOYMENT).await.contains("created"));
+        assert!(kubectl.ok("apply -f -", DEPLOYMENT).await.contains("unchanged"));
+        kubectl.ok("set env deployment/web MODE=test", "").await;
+        kubectl.ok("scale deployment/web --replicas=5", "").await;
+        let changed = DEPLOYMENT
+            .replace("500m", "0.5")
+            .replace("64Mi", "65536Ki")
+            .replace("nginx:1", "nginx:2")
+            .replace("  replicas: 2\n", "");
+        assert!(kubectl.ok("apply -f -", &changed).await.contains("configured"));
+        let path = "jsonpath={.spec.template.spec.containers[0].image},{.spec.template.spec.containers[0].env[0].name},{.spec.template.spec.containers[0].resources.limits}";
+        let text = kubectl.ok(&format!("get deployment web -o {path}"), "").await;
+        assert_eq!(text, "nginx:2,MODE,{\"cpu\":\"500m\",\"memory\":\"64Mi\"}");
+        let volumes = changed.replace("emptyDir: {}", "hostPath: {path: /tmp}");
+        kubectl.ok("apply -f -", &volumes).await;
+        let volume = kubectl.ok("get deployment web -o jsonpath={.spec.template.spec.volumes[0]}", "").await;
+        assert!(volume.contains("hostPath") && !volume.contains("emptyDir"), "{volume}");
+        let error = kubectl
+            .fails("patch deployment web --type=json -p [{\"op\":\"remove\",\"path\":\"/spec/nothing\"}]", "")
+            .await;
+        assert!(error.contains("The request is invalid") && error.contains("/spec/nothing"), "{error}");
+        kubectl.ok("delete deployment web", "").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_side_apply_knows_owners() {
+    let cluster = Cluster::start().await;
+    cluster.listen().await;
+    for kubectl in kubectls(&cluster) {
+        kubectl.ok("apply --server-side -f -", DEPLOYMENT).await;
+        kubectl.ok("apply --server-side -f -", DEPLOYMENT).await;
+        let managers = kubectl
+            .ok("get deployment web --show-managed-fields -o jsonpath={.metadata.managedFields[*].manager}", "")
+            .await;
+        assert_eq!(managers, "kubectl");
+        let other = DEPLOYMENT.replace("replicas: 2", "replicas: 3");
+        let error = kubectl.fails("apply --server-side --field-manager=other -f -", &other).await;
+        assert!(error.contains("Apply failed with 1 conflict: conflict with \"kubectl\": .spec.replicas"), "{error}");
+        kubectl.ok("apply --server-side --field-manager=other --force-conflicts -f -", &other).await;
+        assert_eq!(kubectl.ok("get deployment web -o jsonpath={.spec.replicas}", "").await, "3");
+        // What nobody names any more goes.
+        let fewer = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\n";
+        kubectl.ok("apply --server-side --field-manager=other -f -", fewer).await;
+        let labels = kubectl.ok("get deployment web -o jsonpath={.metadata.labels}", "").await;
+        assert_eq!(labels, "{\"app\":\"web\"}");
+        let error = kubectl.fails("apply --server-side -f -", &DEPLOYMENT.replace("replicas", "replcias")).await;
+        assert!(error.contains("spec.replcias"), "{error}");
+        kubectl.ok("delete deployment web", "").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_side_moves_over_to_server_side() {
+    let cluster = Cluster::start().await;
+    cluster.listen().await;
+    for kubectl in kubectls(&cluster) {
+        kubectl.ok("apply -f -", DEPLOYMENT).await;
+        kubectl.ok("apply --server-side -f -", &DEPLOYMENT.replace("nginx:1", "nginx:3")).await;
+        let image = kubectl.ok("get deployment web -o jsonpath={.spec.template.spec.containers[0].image}", "").await;
+        assert_eq!(image, "nginx:3");
+        kubectl.ok("delete deployment web", "").await;
+    }
+}
