@@ -195,3 +195,7 @@ fn masquerade(plan: &Plan) -> Ruleset {
     );
     ruleset
 }
+
+#[cfg(test)]
+#[path = "kernel_tests.rs"]
+mod tests;
