@@ -13,6 +13,7 @@
 //! [`start`] brings these up side by side: the runtime takes about as long as joining does.
 
 pub mod cni;
+mod collect;
 mod config;
 pub mod containerd;
 pub mod images;

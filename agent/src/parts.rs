@@ -7,21 +7,20 @@ use component::{Informers, Supervisor};
 use kubelet::config::{CgroupDriver, ServerConfig};
 use kubelet::layout::Layout;
 use netlink::IpNet;
+use network::Network;
 
 use crate::config::{Config, ProxyMode};
 use crate::containerd;
 use crate::join::Files;
 use crate::start::AgentError;
 
-/// Starts network, kubelet, proxy and DNS over one set of informers.
-pub fn start(
+/// Starts what needs no runtime: network, proxy and DNS.
+pub fn start_network(
     config: &Config,
     node_ip: IpAddr,
-    runtime: &Path,
-    files: &Files,
     informers: &Informers,
     supervisor: &Supervisor,
-) -> Result<(), AgentError> {
+) -> Result<Network, AgentError> {
     let IpAddr::V4(address) = node_ip else { return Err(AgentError::NodeAddress(node_ip)) };
     let cluster_cidr: IpNet =
         config.cluster_cidr.parse().map_err(|_| AgentError::ClusterCidr(config.cluster_cidr.clone()))?;
@@ -31,10 +30,7 @@ pub fn start(
     network.cni_bin_dir = config.directories.cni_bin();
     network.cni_data_dir = config.directories.cni_state();
     network.cluster_cidr = cluster_cidr;
-    network::start(network, informers.clone(), supervisor);
-
-    let kubelet = kubelet_config(config, node_ip, runtime, files);
-    kubelet::start(kubelet, informers.clone(), supervisor)?;
+    let network = network::start(network, informers.clone(), supervisor);
 
     let mut proxy = proxy::Config::new(&config.node_name);
     proxy.mode = match config.proxy_mode {
@@ -42,14 +38,27 @@ pub fn start(
         ProxyMode::Iptables => proxy::Mode::Iptables,
     };
     proxy.cluster_cidr = cluster_cidr;
-    proxy::start(proxy, informers.clone(), supervisor);
-
     let mut dns = dns::Config { domain: config.cluster_domain.clone(), ..dns::Config::default() };
     dns.resolv_conf = config.resolv_conf.clone();
     if let IpAddr::V4(address) = config.cluster_dns {
         dns.address = address;
+        proxy.dns_address = Some(address);
     }
+    proxy::start(proxy, informers.clone(), supervisor);
     dns::start(dns, informers.clone(), supervisor);
+    Ok(network)
+}
+
+/// Starts the kubelet, with its server.
+pub fn start_kubelet(
+    config: &Config,
+    node_ip: IpAddr,
+    runtime: &Path,
+    files: &Files,
+    informers: &Informers,
+    supervisor: &Supervisor,
+) -> Result<(), AgentError> {
+    kubelet::start(kubelet_config(config, node_ip, runtime, files), informers.clone(), supervisor)?;
     Ok(())
 }
 

@@ -6,10 +6,12 @@ use std::path::PathBuf;
 use component::{Informers, Supervisor};
 
 use crate::cni::{self, CniError};
+use crate::collect;
 use crate::config::Config;
 use crate::containerd::{Containerd, ContainerdError, Options, Paths};
 use crate::images::{ImageError, Importer, pause};
 use crate::join::{self, JoinError, Joined};
+use crate::parts;
 
 /// Why a node could not start.
 #[derive(Debug, thiserror::Error)]
@@ -45,11 +47,20 @@ pub async fn start(config: Config, supervisor: &Supervisor) -> Result<Running, A
     let supervisor = supervisor.child("agent");
     let executable = cni::locate(config.cni_executable.as_deref())?;
     cni::install(&executable, &config.directories.cni_bin())?;
-    let (runtime, joined) = tokio::try_join!(start_runtime(&config, &supervisor), join_cluster(&config, &supervisor))?;
-    let node_ip = node_ip(&config)?;
-    joined.keep_serving_certificate(vec![node_ip], config.node_name.clone(), &supervisor);
-    let informers = Informers::new(joined.client.clone(), &supervisor);
-    crate::parts::start(&config, node_ip, &runtime.socket, &joined.files, &informers, &supervisor)?;
+    let runtime = start_runtime(&config, &supervisor);
+    let node = async {
+        let joined = join_cluster(&config, &supervisor).await?;
+        let node_ip = node_ip(&config)?;
+        joined.keep_serving_certificate(vec![node_ip], config.node_name.clone(), &supervisor);
+        let informers = Informers::new(joined.client.clone(), &supervisor);
+        let network = parts::start_network(&config, node_ip, &informers, &supervisor)?;
+        Ok::<_, AgentError>((joined, node_ip, informers, network))
+    };
+    let (runtime, (joined, node_ip, informers, network)) = tokio::try_join!(runtime, node)?;
+    let addresses = config.directories.cni_state();
+    let stale = collect::first_look(&addresses, &runtime.channel).await;
+    supervisor.spawn("collect", collect::run(network, addresses, runtime.channel.clone(), stale));
+    parts::start_kubelet(&config, node_ip, &runtime.socket, &joined.files, &informers, &supervisor)?;
     Ok(Running { node_name: config.node_name, node_ip, client: joined.client, runtime: runtime.socket })
 }
 
@@ -91,12 +102,12 @@ fn node_ip(config: &Config) -> Result<IpAddr, AgentError> {
     }
 }
 
-/// Removes what the node's parts, with their data under `data_dir`, made in this network namespace: links, routes, tables and chains.
-/// Returns what could not be removed.
+/// Removes what the node's parts, with their data under `data_dir`, made in this network
+/// namespace: links, addresses, routes, tables and chains. Returns what could not be removed.
 pub fn remove_network_objects(data_dir: &std::path::Path) -> Vec<String> {
     let directories = crate::config::Directories { data: data_dir.join("agent"), ..Default::default() };
-    let mut problems: Vec<String> = proxy::cleanup().iter().map(ToString::to_string).collect();
-    problems.extend(network::cleanup(&directories.cni_conf()).iter().map(ToString::to_string));
+    let mut problems = proxy::cleanup();
+    problems.extend(network::cleanup(&directories.cni_conf()));
     problems.extend(dns::cleanup());
     problems
 }
