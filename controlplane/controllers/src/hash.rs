@@ -30,11 +30,6 @@ pub fn of(value: &impl Serialize, collisions: Option<i32>) -> String {
     safe_encode(&hash.to_string())
 }
 
-/// A plain number of a text, for names that must be stable (PVC and Endpoints mirrors).
-pub fn number(text: &str) -> u32 {
-    fnv1a(text.as_bytes(), 0x811c_9dc5)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

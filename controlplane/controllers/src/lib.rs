@@ -27,11 +27,13 @@ mod taints;
 
 mod bootstrap;
 mod certificates;
+mod cronjob;
 mod daemonset;
 mod deployment;
 mod endpoints;
 mod endpointslice;
 mod garbage_collector;
+mod job;
 mod namespace;
 mod namespace_defaults;
 mod node_ipam;
@@ -71,6 +73,8 @@ pub fn start(config: Config, supervisor: &Supervisor) {
     deployment::start(&context);
     daemonset::start(&context);
     statefulset::start(&context);
+    job::start(&context);
+    cronjob::start(&context);
     endpointslice::start(&context);
     endpoints::start(&context);
     namespace_defaults::start(&context);

@@ -42,10 +42,6 @@ fn compares(operator: &str, toleration: Option<&str>, taint: Option<&str>) -> bo
     }
 }
 
-pub fn same_taint(a: &Taint, b: &Taint) -> bool {
-    a.key == b.key && a.effect == b.effect
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -224,8 +224,6 @@ async fn a_namespace_is_emptied_and_goes() {
             .expect("a map");
     cluster.api::<ConfigMap>("team").create(&PostParams::default(), &held).await.expect("created");
     namespaces.delete("team", &DeleteParams::default()).await.expect("deleted");
-    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
-    println!("{}", serde_json::to_string_pretty(&namespaces.get("team").await.expect("there")).expect("json"));
     eventually("the finalizer is told", || async {
         let conditions = namespaces.get("team").await.ok()?.status?.conditions?;
         let remaining = conditions.iter().find(|condition| condition.type_ == "NamespaceFinalizersRemaining")?;
