@@ -182,3 +182,106 @@ async fn client_side_moves_over_to_server_side() {
         kubectl.ok("delete deployment web", "").await;
     }
 }
+
+/// Every `$ref` of a document leads somewhere.
+fn check_references(value: &serde_json::Value, document: &serde_json::Value) {
+    match value {
+        serde_json::Value::Object(members) => {
+            if let Some(serde_json::Value::String(reference)) = members.get("$ref") {
+                let pointer = reference.strip_prefix('#').unwrap();
+                assert!(document.pointer(pointer).is_some(), "{reference} leads nowhere");
+            }
+            members.values().for_each(|value| check_references(value, document));
+        }
+        serde_json::Value::Array(items) => items.iter().for_each(|value| check_references(value, document)),
+        _ => {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn openapi_documents_of_all_groups_are_whole() {
+    let cluster = Cluster::start().await;
+    cluster.listen().await;
+    let kubectl = &kubectls(&cluster)[0];
+    let get = async |path: &str| -> serde_json::Value {
+        serde_json::from_str(&kubectl.ok(&format!("get --raw {path}"), "").await).unwrap()
+    };
+    let index = get("/openapi/v3").await;
+    let paths = index["paths"].as_object().unwrap();
+    assert!(paths.len() > 20, "{index}");
+    for (path, place) in paths {
+        let start = std::time::Instant::now();
+        let document = get(place["serverRelativeURL"].as_str().unwrap()).await;
+        println!("{path}: {} bytes in {:?}", document.to_string().len(), start.elapsed());
+        check_references(&document, &document);
+        let operations = document["paths"].as_object().unwrap().values().flat_map(|item| item.as_object().unwrap());
+        for (method, operation) in operations.filter(|(method, _)| *method != "parameters") {
+            assert!(operation["responses"]["200"]["description"].is_string(), "{path} {method}");
+        }
+    }
+    let start = std::time::Instant::now();
+    let document = get("/openapi/v2").await;
+    println!("v2: {} bytes in {:?}", document.to_string().len(), start.elapsed());
+    check_references(&document, &document);
+    let error = kubectl.fails("get --raw /openapi/v3/apis/nothing/v1", "").await;
+    assert!(error.contains("the server could not find the requested resource"), "{error}");
+}
+
+/// Status, content type and body of one request, sent in-process.
+async fn send(client: &kube::Client, method: &str, path: &str, accept: &str, body: Vec<u8>) -> (u16, String, Vec<u8>) {
+    use http_body_util::BodyExt;
+    let request = http::Request::builder()
+        .method(method)
+        .uri(path)
+        .header("Accept", accept)
+        .header("Content-Type", PROTOBUF)
+        .body(kube::client::Body::from(body))
+        .unwrap();
+    let response = client.send(request).await.unwrap();
+    let (parts, body) = response.into_parts();
+    let kind = parts.headers.get("Content-Type").map(|v| v.to_str().unwrap().to_owned()).unwrap_or_default();
+    (parts.status.as_u16(), kind, body.collect().await.unwrap().to_bytes().to_vec())
+}
+
+const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn protobuf_goes_in_and_out() {
+    use apiserver::protobuf::{decode, encode};
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let pod = serde_json::json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "default"},
+        "spec": {"containers": [{"name": "a", "image": "i", "ports": [{"containerPort": 80}], "resources": {"limits": {"cpu": "1500m"}}}],
+            "tolerations": [{"key": "k", "operator": "Exists"}]}});
+    let account = serde_json::json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
+    send(&client, "POST", "/api/v1/namespaces/default/serviceaccounts", PROTOBUF, encode(&account).unwrap()).await;
+    let pods = "/api/v1/namespaces/default/pods";
+    let (status, kind, body) = send(&client, "POST", pods, PROTOBUF, encode(&pod).unwrap()).await;
+    assert_eq!((status, kind.as_str()), (201, PROTOBUF), "{}", String::from_utf8_lossy(&body));
+    let created = decode(&body).unwrap();
+    assert_eq!(created["spec"]["containers"][0]["imagePullPolicy"], "Always");
+    let (_, _, json) = send(&client, "GET", &format!("{pods}/p"), "application/json", Vec::new()).await;
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    let (_, _, body) = send(&client, "GET", &format!("{pods}/p"), PROTOBUF, Vec::new()).await;
+    assert_eq!(body, encode(&json).unwrap());
+    let (_, kind, body) =
+        send(&client, "GET", pods, "application/vnd.kubernetes.protobuf,application/json", Vec::new()).await;
+    let list = decode(&body).unwrap();
+    assert_eq!((kind.as_str(), list["kind"].as_str()), (PROTOBUF, Some("PodList")));
+    assert_eq!(list["items"].as_array().unwrap().len(), 1);
+    let (status, _, _) = send(&client, "GET", &format!("{pods}/none"), PROTOBUF, Vec::new()).await;
+    assert_eq!(status, 404);
+    let (_, kind, body) =
+        send(&client, "GET", &format!("{pods}?watch=true&timeoutSeconds=1"), PROTOBUF, Vec::new()).await;
+    assert_eq!(kind, "application/vnd.kubernetes.protobuf;stream=watch");
+    let length = u32::from_be_bytes(body[..4].try_into().unwrap()) as usize;
+    assert!(body.len() >= length + 4 && &body[4..11] == b"\x0a\x05ADDED", "{body:?}");
+    for garbage in [&b"k8s\0garbage"[..], b"", b"{}"] {
+        let (status, _, _) = send(&client, "POST", pods, "application/json", garbage.to_vec()).await;
+        assert_eq!(status, 400);
+    }
+    let delete =
+        encode(&serde_json::json!({"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0})).unwrap();
+    let (status, _, body) = send(&client, "DELETE", &format!("{pods}/p"), PROTOBUF, delete).await;
+    assert_eq!(status, 200, "{}", String::from_utf8_lossy(&body));
+}

@@ -38,9 +38,6 @@ pub struct Output {
     pub pretty: bool,
 }
 
-/// Whether built-in kinds are spoken in Kubernetes' protobuf form.
-pub const PROTOBUF: bool = false;
-
 pub const ACCEPTED: &[&str] = &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
 
 impl Output {
@@ -52,7 +49,6 @@ impl Output {
     /// `protobuf`: whether the resource has that representation. `views`: whether the request may
     /// ask for tables and metadata.
     pub fn negotiate(accept: &str, query: &Query, user_agent: &str, protobuf: bool, views: bool) -> Result<Self> {
-        let protobuf = protobuf && PROTOBUF;
         let pretty = pretty(query, user_agent);
         if accept.trim().is_empty() {
             return Ok(Self { pretty, ..Self::plain() });
@@ -141,7 +137,6 @@ mod tests {
             ("application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io", Media::Json, View::Metadata { version: "v1" }),
         ] {
             let output = Output::negotiate(accept, &Query::default(), "", true, true).unwrap();
-            let media = if PROTOBUF || media != Media::Protobuf { media } else { Media::Json };
             assert_eq!((output.media, output.view), (media, view), "{accept}");
         }
         let refused = Output::negotiate("text/html", &Query::default(), "", true, true).unwrap_err();

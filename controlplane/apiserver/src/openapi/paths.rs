@@ -72,6 +72,11 @@ struct Place<'a> {
     namespaced: bool,
 }
 
+/// Streams and proxies: nothing of them is an API object.
+fn connects(place: &Place<'_>) -> bool {
+    place.kind.kind.ends_with("Options")
+}
+
 fn path_item(target: &Target<'_>, place: &Place<'_>, verbs: &[&str], emit: &mut dyn FnMut(&str, Value)) {
     if verbs.is_empty() {
         return;
@@ -105,25 +110,27 @@ fn path_item(target: &Target<'_>, place: &Place<'_>, verbs: &[&str], emit: &mut 
 
 fn operation(target: &Target<'_>, place: &Place<'_>, verb: &str) -> Value {
     let version = target.version;
-    let name = (target.schema_name)(place.kind);
+    let name = (target.schema_name)(place.kind).filter(|_| !connects(place));
     let list = GroupVersionKind { kind: target.descriptor.list_kind.clone(), ..place.kind.clone() };
     let result = match verb {
         "list" => (target.schema_name)(&list),
+        _ if connects(place) => None,
         "delete" | "deletecollection" => Some(STATUS.to_owned()),
         _ => name.clone(),
     };
     let body = match verb {
         "create" | "update" => name,
+        _ if connects(place) => None,
         "patch" => Some(PATCH.to_owned()),
         "delete" | "deletecollection" => Some(DELETE_OPTIONS.to_owned()),
         _ => None,
     };
-    let mut parameters = query_parameters(version, verb);
+    let mut parameters = if connects(place) { Vec::new() } else { query_parameters(version, verb) };
     let mut operation = json!({
         "description": describe(place, verb),
         "operationId": operation_id(target, place, verb),
         "tags": [tag(target.served)],
-        "x-kubernetes-action": action(verb),
+        "x-kubernetes-action": if connects(place) { "connect" } else { action(verb) },
         "x-kubernetes-group-version-kind": {
             "group": place.kind.group, "kind": place.kind.kind, "version": place.kind.version,
         },
@@ -298,6 +305,8 @@ fn operation_id(target: &Target<'_>, place: &Place<'_>, verb: &str) -> String {
         "deletecollection" => "deleteCollection",
         other => other,
     };
+    let connect = format!("connect{}", capitalised(action(verb)));
+    let word = if connects(place) { connect.as_str() } else { word };
     let group = tag(target.served).split('_').map(capitalised).collect::<String>();
     let everywhere = target.descriptor.namespaced && !place.namespaced;
     let scope = if place.namespaced { "Namespaced" } else { "" };
