@@ -1,15 +1,50 @@
 //! The `admissionregistration.k8s.io` group: webhooks and CEL policies.
 
-use crate::resource::{Descriptor, Resource};
+use api::field::{Error, ErrorList};
+use api::names;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::check::{Node, Seen, label_selector, url_host};
+use super::table::{UNSET, named, number, row, size, words};
+use super::value::{default, default_text, get_mut, has, list_mut, opt_text, text};
+use crate::resource::{Column, Context, Descriptor, Hooks, Resource};
 
 pub fn resources() -> Vec<Resource> {
     vec![
-        Resource::plain(descriptor("MutatingAdmissionPolicy", "mutatingadmissionpolicies")),
-        Resource::plain(descriptor("MutatingAdmissionPolicyBinding", "mutatingadmissionpolicybindings")),
-        Resource::plain(descriptor("MutatingWebhookConfiguration", "mutatingwebhookconfigurations")),
-        Resource::plain(descriptor("ValidatingAdmissionPolicy", "validatingadmissionpolicies").with_status()),
-        Resource::plain(descriptor("ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings")),
-        Resource::plain(descriptor("ValidatingWebhookConfiguration", "validatingwebhookconfigurations")),
+        Resource::new(
+            descriptor("MutatingAdmissionPolicy", "mutatingadmissionpolicies").columns(policy_columns(
+                "Mutations",
+                "Mutations indicates the number of mutations rules defined in this configuration",
+            )),
+            Policy { rules: "spec.mutations" },
+        ),
+        Resource::new(
+            descriptor("MutatingAdmissionPolicyBinding", "mutatingadmissionpolicybindings").columns(binding_columns()),
+            Binding { actions: false },
+        ),
+        Resource::new(
+            descriptor("MutatingWebhookConfiguration", "mutatingwebhookconfigurations").columns(webhook_columns()),
+            Webhooks { mutating: true },
+        ),
+        Resource::new(
+            descriptor("ValidatingAdmissionPolicy", "validatingadmissionpolicies").with_status().columns(
+                policy_columns(
+                    "Validations",
+                    "Validations indicates the number of validation rules defined in this configuration",
+                ),
+            ),
+            Policy { rules: "spec.validations" },
+        ),
+        Resource::new(
+            descriptor("ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings")
+                .columns(binding_columns()),
+            Binding { actions: true },
+        ),
+        Resource::new(
+            descriptor("ValidatingWebhookConfiguration", "validatingwebhookconfigurations").columns(webhook_columns()),
+            Webhooks { mutating: false },
+        ),
     ]
 }
 
@@ -20,4 +55,397 @@ fn descriptor(kind: &'static str, plural: &'static str) -> Descriptor {
         .with_generation();
     descriptor.unconditional_update = false;
     descriptor
+}
+
+struct Webhooks {
+    mutating: bool,
+}
+
+impl Hooks for Webhooks {
+    fn defaults(&self, configuration: &mut Value) {
+        for webhook in list_mut(configuration, "webhooks") {
+            default(webhook, "failurePolicy", "Fail");
+            default(webhook, "matchPolicy", "Equivalent");
+            default(webhook, "namespaceSelector", json!({}));
+            default(webhook, "objectSelector", json!({}));
+            default(webhook, "timeoutSeconds", 10);
+            if self.mutating {
+                default(webhook, "reinvocationPolicy", "Never");
+            }
+            for rule in list_mut(webhook, "rules") {
+                default(rule, "scope", "*");
+            }
+            if has(webhook, "clientConfig.service") {
+                default(webhook, "clientConfig.service.port", 443);
+            }
+        }
+    }
+
+    fn validate_create(&self, _ctx: &Context<'_>, configuration: &Value) -> ErrorList {
+        let mut errors = ErrorList::new();
+        let mut seen = Seen::default();
+        for webhook in Node::root(configuration).items("webhooks") {
+            validate_webhook(&webhook, self.mutating, &mut errors);
+            if !seen.insert(webhook.child("name").text()) {
+                webhook.child("name").duplicate(&mut errors);
+            }
+        }
+        errors
+    }
+
+    fn validate_update(&self, ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
+        self.validate_create(ctx, new)
+    }
+
+    fn row(&self, configuration: &Value, now: Timestamp) -> Vec<Value> {
+        row(configuration, now, vec![size(configuration, "webhooks").into()])
+    }
+}
+
+fn webhook_columns() -> Vec<Column> {
+    named(vec![number("Webhooks", "Webhooks indicates the number of webhooks registered in this configuration")])
+}
+
+fn validate_webhook(webhook: &Node<'_>, mutating: bool, errors: &mut ErrorList) {
+    let name = webhook.child("name");
+    if name.required_format(errors, names::dns1123_subdomain) && name.text().split('.').count() < 3 {
+        name.invalid(errors, "should be a domain with at least three segments separated by dots");
+    }
+    client_config(&webhook.child("clientConfig"), errors);
+    for rule in webhook.items("rules") {
+        validate_rule(&rule, errors);
+    }
+    webhook.child("failurePolicy").optional_one_of(errors, &["Fail", "Ignore"]);
+    webhook.child("matchPolicy").optional_one_of(errors, &["Equivalent", "Exact"]);
+    if webhook.has("sideEffects") {
+        webhook.child("sideEffects").one_of(errors, &["None", "NoneOnDryRun"]);
+    } else {
+        webhook.child("sideEffects").missing(errors, "must specify one of None, NoneOnDryRun");
+    }
+    let timeout = webhook.child("timeoutSeconds");
+    if timeout.exists() && !(1..=30).contains(&timeout.int()) {
+        timeout.invalid(errors, "the timeout value must be between 1 and 30 seconds");
+    }
+    for field in ["namespaceSelector", "objectSelector"] {
+        label_selector(&webhook.child(field), errors);
+    }
+    let versions = webhook.items("admissionReviewVersions");
+    if versions.is_empty() {
+        webhook.child("admissionReviewVersions").missing(errors, "must specify one of v1, v1beta1");
+    } else if !versions.iter().any(|version| matches!(version.text(), "v1" | "v1beta1")) {
+        webhook.child("admissionReviewVersions").invalid(errors, "must include at least one of v1, v1beta1");
+    }
+    if mutating {
+        webhook.child("reinvocationPolicy").optional_one_of(errors, &["IfNeeded", "Never"]);
+    }
+    match_conditions(webhook, errors);
+}
+
+fn match_conditions(owner: &Node<'_>, errors: &mut ErrorList) {
+    let conditions = owner.items("matchConditions");
+    if conditions.len() > 64 {
+        errors.push(Error::too_many(&owner.child("matchConditions").path, conditions.len(), 64));
+    }
+    let mut seen = Seen::default();
+    for condition in conditions {
+        condition.child("expression").required(errors, "");
+        let name = condition.child("name");
+        if name.required_format(errors, names::qualified_name) && !seen.insert(name.text()) {
+            name.duplicate(errors);
+        }
+    }
+}
+
+fn client_config(config: &Node<'_>, errors: &mut ErrorList) {
+    let (url, service) = (config.child("url"), config.child("service"));
+    if url.exists() == service.exists() {
+        return config.missing(errors, "exactly one of url or service is required");
+    }
+    if service.exists() {
+        for field in ["name", "namespace"] {
+            service.child(field).required(errors, "");
+        }
+        service.child("port").port_number(errors);
+        let path = service.child("path");
+        if path.exists() && !path.text().starts_with('/') {
+            path.invalid(errors, "must start with a '/'");
+        }
+        return;
+    }
+    match url_host(url.text()) {
+        Some(("https", host)) if !host.is_empty() => {}
+        Some(("https", _)) => url.invalid(errors, "host must be specified; desired format: https://host[/path]"),
+        _ => url.invalid(errors, "'https' is the only allowed URL scheme; desired format: https://host[/path]"),
+    }
+    if url.text().contains('?') {
+        url.invalid(errors, "query parameters are not permitted in webhook URL");
+    }
+}
+
+fn validate_rule(rule: &Node<'_>, errors: &mut ErrorList) {
+    for field in ["apiGroups", "apiVersions", "resources", "operations"] {
+        let items = rule.items(field);
+        if items.is_empty() {
+            rule.child(field).missing(errors, "");
+        }
+        if items.len() > 1 && items.iter().any(|item| item.text() == "*") && field != "resources" {
+            rule.child(field).invalid(errors, "if '*' is present, must not specify other values");
+        }
+    }
+    for operation in rule.items("operations") {
+        operation.one_of(errors, &["*", "CONNECT", "CREATE", "DELETE", "UPDATE"]);
+    }
+    rule.child("scope").optional_one_of(errors, &["*", "Cluster", "Namespaced"]);
+}
+
+/// Defaults of `MatchResources`.
+fn match_defaults(resources: &mut Value) {
+    default(resources, "matchPolicy", "Equivalent");
+    default(resources, "namespaceSelector", json!({}));
+    default(resources, "objectSelector", json!({}));
+    for field in ["resourceRules", "excludeResourceRules"] {
+        for rule in list_mut(resources, field) {
+            default(rule, "scope", "*");
+        }
+    }
+}
+
+fn match_resources(resources: &Node<'_>, errors: &mut ErrorList) {
+    resources.child("matchPolicy").optional_one_of(errors, &["Equivalent", "Exact"]);
+    for field in ["namespaceSelector", "objectSelector"] {
+        label_selector(&resources.child(field), errors);
+    }
+    for field in ["resourceRules", "excludeResourceRules"] {
+        for rule in resources.items(field) {
+            validate_rule(&rule, errors);
+        }
+    }
+}
+
+/// A policy; `rules` is where its validations or mutations are.
+struct Policy {
+    rules: &'static str,
+}
+
+impl Hooks for Policy {
+    fn defaults(&self, policy: &mut Value) {
+        default_text(policy, "spec.failurePolicy", "Fail");
+        if let Some(resources) = get_mut(policy, "spec.matchConstraints") {
+            match_defaults(resources);
+        }
+    }
+
+    fn validate_create(&self, _ctx: &Context<'_>, policy: &Value) -> ErrorList {
+        let mut errors = ErrorList::new();
+        let spec = Node::root(policy).child("spec");
+        spec.child("failurePolicy").optional_one_of(&mut errors, &["Fail", "Ignore"]);
+        let constraints = spec.child("matchConstraints");
+        if !constraints.exists() {
+            constraints.missing(&mut errors, "");
+        } else {
+            match_resources(&constraints, &mut errors);
+            if constraints.items("resourceRules").is_empty() {
+                constraints.child("resourceRules").missing(&mut errors, "");
+            }
+        }
+        match_conditions(&spec, &mut errors);
+        if spec.has("paramKind") {
+            for field in ["apiVersion", "kind"] {
+                spec.child("paramKind").child(field).required(&mut errors, "");
+            }
+        }
+        let mut seen = Seen::default();
+        for variable in spec.items("variables") {
+            variable.child("expression").required(&mut errors, "");
+            let name = variable.child("name");
+            if name.required(&mut errors, "name is required") && !seen.insert(name.text()) {
+                name.duplicate(&mut errors);
+            }
+        }
+        self.rules_are_sound(policy, &spec, &mut errors);
+        errors
+    }
+
+    fn validate_update(&self, ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
+        self.validate_create(ctx, new)
+    }
+
+    fn row(&self, policy: &Value, now: Timestamp) -> Vec<Value> {
+        let params = if has(policy, "spec.paramKind") {
+            format!("{}/{}", text(policy, "spec.paramKind.apiVersion"), text(policy, "spec.paramKind.kind"))
+        } else {
+            UNSET.to_owned()
+        };
+        row(policy, now, vec![size(policy, self.rules).into(), params.into()])
+    }
+}
+
+impl Policy {
+    fn rules_are_sound(&self, policy: &Value, spec: &Node<'_>, errors: &mut ErrorList) {
+        let root = Node::root(policy);
+        if self.rules == "spec.mutations" {
+            root.child(self.rules).required(errors, "mutations must contain at least one item");
+            spec.child("reinvocationPolicy").required_one_of(errors, &["IfNeeded", "Never"]);
+            for mutation in root.items(self.rules) {
+                match mutation.child("patchType").text() {
+                    "ApplyConfiguration" => {
+                        mutation.child("applyConfiguration.expression").required(errors, "");
+                    }
+                    "JSONPatch" => {
+                        mutation.child("jsonPatch.expression").required(errors, "");
+                    }
+                    _ => {
+                        mutation.child("patchType").required_one_of(errors, &["ApplyConfiguration", "JSONPatch"]);
+                    }
+                }
+            }
+            return;
+        }
+        if root.items(self.rules).is_empty() && spec.items("auditAnnotations").is_empty() {
+            for field in ["validations", "auditAnnotations"] {
+                spec.child(field)
+                    .missing(errors, "validations or auditAnnotations must be specified; they cannot both be empty");
+            }
+        }
+        for validation in root.items(self.rules) {
+            validation.child("expression").required(errors, "expression is not specified");
+            validation
+                .child("reason")
+                .optional_one_of(errors, &["Forbidden", "Invalid", "RequestEntityTooLarge", "Unauthorized"]);
+        }
+        for annotation in spec.items("auditAnnotations") {
+            annotation.child("key").required(errors, "");
+            annotation.child("valueExpression").required(errors, "valueExpression is not specified");
+        }
+    }
+}
+
+fn policy_columns(rules: &'static str, description: &'static str) -> Vec<Column> {
+    named(vec![
+        number(rules, description),
+        words("ParamKind", "ParamKind specifies the kind of resources used to parameterize this policy."),
+    ])
+}
+
+struct Binding {
+    /// Validating bindings say what a failed validation does.
+    actions: bool,
+}
+
+impl Hooks for Binding {
+    fn defaults(&self, binding: &mut Value) {
+        if let Some(resources) = get_mut(binding, "spec.matchResources") {
+            match_defaults(resources);
+        }
+    }
+
+    fn validate_create(&self, _ctx: &Context<'_>, binding: &Value) -> ErrorList {
+        let mut errors = ErrorList::new();
+        let spec = Node::root(binding).child("spec");
+        if spec.child("policyName").required(&mut errors, "") {
+            spec.child("policyName").format(&mut errors, names::dns1123_subdomain);
+        }
+        let params = spec.child("paramRef");
+        if params.exists() {
+            let (name, selector) = (!params.child("name").text().is_empty(), params.has("selector"));
+            if name == selector {
+                let words = if name {
+                    "name and selector are mutually exclusive"
+                } else {
+                    "one of name or selector must be specified"
+                };
+                if name {
+                    params.child("name").forbidden(&mut errors, words)
+                } else {
+                    params.missing(&mut errors, words)
+                }
+            }
+            params.child("parameterNotFoundAction").required_one_of(&mut errors, &["Allow", "Deny"]);
+        }
+        match_resources(&spec.child("matchResources"), &mut errors);
+        if self.actions {
+            let actions = spec.items("validationActions");
+            if actions.is_empty() {
+                spec.child("validationActions").missing(&mut errors, "at least one validation action is required");
+            }
+            let mut seen = Seen::default();
+            for action in &actions {
+                action.one_of(&mut errors, &["Audit", "Deny", "Warn"]);
+                if !seen.insert(action.text()) {
+                    action.duplicate(&mut errors);
+                }
+            }
+            let has = |name: &str| actions.iter().any(|action| action.text() == name);
+            if has("Deny") && has("Warn") {
+                spec.child("validationActions").invalid(&mut errors, "must not contain both Deny and Warn (repeating the same validation failure information in the API response and headers serves no purpose)");
+            }
+        }
+        errors
+    }
+
+    fn validate_update(&self, ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
+        self.validate_create(ctx, new)
+    }
+
+    fn row(&self, binding: &Value, now: Timestamp) -> Vec<Value> {
+        let params = if has(binding, "spec.paramRef") {
+            match (opt_text(binding, "spec.paramRef.namespace"), opt_text(binding, "spec.paramRef.name")) {
+                (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
+                (None, Some(name)) => name.to_owned(),
+                (Some(namespace), None) => format!("{namespace}/*"),
+                (None, None) => "*".to_owned(),
+            }
+        } else {
+            UNSET.to_owned()
+        };
+        row(binding, now, vec![text(binding, "spec.policyName").into(), params.into()])
+    }
+}
+
+fn binding_columns() -> Vec<Column> {
+    named(vec![
+        words("PolicyName", "PolicyName indicates the policy definition which the policy binding binded to"),
+        words("ParamRef", "ParamRef indicates the param resource which sets the configuration param"),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use api::field::join;
+
+    #[test]
+    fn webhooks() {
+        let hooks = Webhooks { mutating: true };
+        let mut configuration = json!({"webhooks": [{"name": "a.example.com", "sideEffects": "None", "admissionReviewVersions": ["v1"],
+            "clientConfig": {"service": {"name": "s", "namespace": "n"}},
+            "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"], "operations": ["CREATE"]}]}]});
+        hooks.defaults(&mut configuration);
+        let webhook = &configuration["webhooks"][0];
+        for (field, value) in [
+            ("failurePolicy", json!("Fail")),
+            ("timeoutSeconds", json!(10)),
+            ("matchPolicy", json!("Equivalent")),
+            ("reinvocationPolicy", json!("Never")),
+        ] {
+            assert_eq!(webhook[field], value);
+        }
+        assert_eq!(webhook["clientConfig"]["service"]["port"], 443);
+        let mut errors = ErrorList::new();
+        validate_webhook(&Node::root(webhook), true, &mut errors);
+        assert_eq!(join(&errors), "[]");
+        let bad = json!({"name": "a.b", "clientConfig": {"url": "http://x"}, "timeoutSeconds": 40, "admissionReviewVersions": ["v2"]});
+        let mut errors = ErrorList::new();
+        validate_webhook(&Node::root(&bad), false, &mut errors);
+        let found = join(&errors);
+        for expected in [
+            "at least three segments",
+            "'https' is the only allowed URL scheme",
+            "sideEffects: Required value: must specify one of None, NoneOnDryRun",
+            "between 1 and 30 seconds",
+            "must include at least one of v1, v1beta1",
+        ] {
+            assert!(found.contains(expected), "{expected}: {found}");
+        }
+    }
 }

@@ -13,7 +13,13 @@ const GROUP: &str = "certificates.k8s.io";
 pub fn resources() -> Vec<Resource> {
     vec![
         Resource::new(request_descriptor().columns(columns()), SigningRequest),
-        Resource::plain(bundle_descriptor()),
+        Resource::new(
+            bundle_descriptor().columns(vec![
+                Column::name(),
+                table::words("SignerName", "The signer associated with the trust bundle"),
+            ]),
+            TrustBundle,
+        ),
         Resource::plain(pod_request_descriptor()),
     ]
 }
@@ -209,6 +215,42 @@ fn is_request(base64: &str) -> bool {
     let decoded = base64::engine::general_purpose::STANDARD.decode(base64).unwrap_or_default();
     let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(&decoded) else { return false };
     pem.label == "CERTIFICATE REQUEST"
+}
+
+struct TrustBundle;
+
+impl Hooks for TrustBundle {
+    fn validate_create(&self, _ctx: &Context<'_>, bundle: &Value) -> ErrorList {
+        let mut errors = ErrorList::new();
+        let root = Node::root(bundle);
+        let (name, signer) = (root.child("metadata.name"), root.child("spec.signerName"));
+        if signer.text().is_empty() {
+            if name.text().contains(':') {
+                name.invalid(&mut errors, "ClusterTrustBundle without signer name must not have \":\" in its name");
+            }
+        } else if !name.text().starts_with(&format!("{}:", signer.text().replace('/', ":"))) {
+            name.invalid(
+                &mut errors,
+                format!(
+                    "ClusterTrustBundle for signerName {} must be named with prefix {}:",
+                    signer.text(),
+                    signer.text().replace('/', ":")
+                ),
+            );
+        }
+        root.child("spec.trustBundle").required(&mut errors, "");
+        errors
+    }
+
+    fn validate_update(&self, ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
+        let mut errors = self.validate_create(ctx, new);
+        Node::root(new).child("spec.signerName").immutable(&mut errors, &Node::root(old).child("spec.signerName"));
+        errors
+    }
+
+    fn row(&self, bundle: &Value, _now: Timestamp) -> Vec<Value> {
+        vec![value::name(bundle).into(), value::text(bundle, "spec.signerName").into()]
+    }
 }
 
 #[cfg(test)]
