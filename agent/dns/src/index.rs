@@ -67,6 +67,12 @@ pub fn dashed(address: IpAddr) -> String {
 }
 
 impl Index {
+    /// Empty, and known to be.
+    #[cfg(test)]
+    pub fn known() -> Self {
+        Self { complete: true, ..Self::default() }
+    }
+
     pub fn apply_service(&mut self, service: &Service) {
         self.remove_service(service);
         let Some(spec) = &service.spec else { return };

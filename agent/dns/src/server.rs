@@ -261,3 +261,7 @@ fn encode(request: &Message, mut answer: Message, limit: u16) -> Vec<u8> {
     }
     answer.to_vec().unwrap_or_default()
 }
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;
