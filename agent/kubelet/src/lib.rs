@@ -15,8 +15,10 @@ pub mod config;
 pub mod context;
 pub mod cri;
 pub mod downward;
+pub mod eviction;
 pub mod images;
 pub mod layout;
+pub mod log_rotation;
 pub mod manager;
 pub mod node;
 pub mod pod;
@@ -118,6 +120,8 @@ pub fn start_with(
     let heartbeat = Arc::new(Heartbeat::default());
     node::heartbeat::start(&node, &heartbeat, supervisor);
     supervisor.spawn("image-gc", images::gc::run(node.clone()));
+    supervisor.spawn("eviction", eviction::run(node.clone(), manager.clone(), heartbeat.clone()));
+    supervisor.spawn("log-rotation", log_rotation::run(node.clone(), manager.clone()));
     if node.config.server.is_some() {
         supervisor.spawn("serve", serve(node.clone(), manager.clone(), supervisor.clone()));
     }

@@ -94,7 +94,8 @@ pub fn file_system(path: &Path) -> Option<FileSystem> {
     let stat = nix::sys::statvfs::statvfs(existing).ok()?;
     let block = stat.fragment_size();
     Some(FileSystem {
-        bytes: stat.blocks() * block,
+        // What is used and what may be used: blocks that the kernel keeps back count as neither.
+        bytes: (stat.blocks().saturating_sub(stat.blocks_free()) + stat.blocks_available()) * block,
         available: stat.blocks_available() * block,
         inodes: stat.files(),
         inodes_free: stat.files_free(),

@@ -225,7 +225,7 @@ fn decide_one(
                 decision.kills.push(kill);
                 return false;
             }
-            let started = view.memory.probes.get(&run.id).is_none_or(|probe| probe.started.unwrap_or(true));
+            let started = view.memory.probes.get(&run.id).is_none_or(|probe| probe.started == Some(true));
             started && !view.memory.in_post_start.contains(&run.id)
         }
         Some(run) if run.state == RunState::Exited => {

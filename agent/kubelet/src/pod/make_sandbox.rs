@@ -63,6 +63,7 @@ async fn prepare(node: &NodeContext, pod: &Arc<Pod>) -> Result<(), SandboxError>
         node.event(pod, EventType::Warning, "FailedMount", error.to_string());
         return Err(error.into());
     }
+    component::timeline(&format!("{}/{}", text(&meta.namespace), text(&meta.name)), "volumes ready");
     Ok(())
 }
 

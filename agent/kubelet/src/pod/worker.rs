@@ -142,8 +142,14 @@ impl Worker {
         self.pod().metadata.uid.clone().unwrap_or_default()
     }
 
+    /// A step in the pod's life, for whoever measures it.
+    fn tell(&self, step: &str) {
+        component::timeline(&full_name(self.pod()), step);
+    }
+
     /// Runs until the pod is gone.
     pub async fn run(mut self) {
+        self.tell("seen by node");
         if self.blind {
             self.look_at_everything();
         }
@@ -496,6 +502,7 @@ impl Worker {
             Done::Sandbox(Ok(sandbox)) => {
                 self.sandbox_failures = 0;
                 self.memory.sandbox_retry_at = None;
+                self.tell("sandbox and network ready");
                 self.saw_sandbox(sandbox);
             }
             Done::Sandbox(Err(error)) => self.sandbox_failed(&error),
@@ -578,6 +585,7 @@ impl Worker {
         if let Some(run) = outcome.run {
             self.memory.in_post_start.remove(&run.id);
             let id = run.id.clone();
+            self.tell("container started");
             self.saw_run(run.clone());
             if self.early.remove(&id) || outcome.hook_failed.is_some() {
                 self.look_at(id);
@@ -756,6 +764,9 @@ impl Worker {
             {
                 self.node.statuses.set(&self.wish.pod, uid, &generated, may_delete);
             }
+            if !is_ready(&self.status) && is_ready(&generated) {
+                self.tell("ready");
+            }
             self.status = generated;
         }
         let mut pod = Pod::clone(&self.wish.pod);
@@ -767,6 +778,15 @@ impl Worker {
             ended: matches!(self.stage, Stage::Ended { .. } | Stage::Purging | Stage::Gone),
         });
     }
+}
+
+fn full_name(pod: &Pod) -> String {
+    let text = |field: &Option<String>| field.clone().unwrap_or_default();
+    format!("{}/{}", text(&pod.metadata.namespace), text(&pod.metadata.name))
+}
+
+fn is_ready(status: &PodStatus) -> bool {
+    status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 /// The kubelet's own status with the conditions of others as the API has them now.

@@ -1,0 +1,227 @@
+//! Keeping the node alive when memory or disk runs out (`pkg/kubelet/eviction`).
+//!
+//! [`rank`] and [`pressure_of`] are pure; [`run`] looks every ten seconds, sets the node's pressure
+//! conditions, and ends at most one pod a time. emptyDir volumes over their size limit are ended here
+//! too.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::quantity::{Format, Quantity};
+use api::resources::{self, Side};
+use component::EventType;
+use k8s_openapi::api::core::v1::Pod;
+use tokio::time::Instant;
+
+use crate::config::EvictionThresholds;
+use crate::context::NodeContext;
+use crate::images::gc::image_file_system;
+use crate::manager::Manager;
+use crate::node::heartbeat::{Heartbeat, node_event_of};
+use crate::node::machine::{FileSystem, available_memory, file_system};
+use crate::node::status::Pressure;
+use crate::pod::status::Verdict;
+use crate::spec::sandbox::qos;
+
+const PERIOD: Duration = Duration::from_secs(10);
+/// A pod that is evicted because the node is in danger is killed at once.
+const HARD_GRACE: i64 = 1;
+/// Pods of this priority and above are never evicted (system-node-critical).
+const CRITICAL: i32 = 2_000_001_000;
+
+/// What the node has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Signals {
+    /// Bytes.
+    pub memory_available: u64,
+    pub nodefs: FileSystem,
+    pub imagefs: FileSystem,
+}
+
+/// A threshold that is met.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Met {
+    /// `memory`, `ephemeral-storage` or `inodes`.
+    pub resource: &'static str,
+    pub threshold: Quantity,
+    pub available: Quantity,
+}
+
+/// Every threshold that is met, memory first.
+pub fn pressure_of(signals: &Signals, thresholds: &EvictionThresholds) -> Vec<Met> {
+    let bytes = |value: u64| Quantity::from_units(i64::try_from(value).unwrap_or(i64::MAX), Format::BinarySi);
+    let share = |total: u64, percent: u8| total / 100 * u64::from(percent);
+    let mut met = Vec::new();
+    let mut check = |resource, available: u64, threshold: u64| {
+        if available < threshold {
+            met.push(Met { resource, threshold: bytes(threshold), available: bytes(available) });
+        }
+    };
+    check("memory", signals.memory_available, thresholds.memory_available);
+    let (nodefs, imagefs) = (signals.nodefs, signals.imagefs);
+    check("ephemeral-storage", nodefs.available, share(nodefs.bytes, thresholds.nodefs_available_percent));
+    check("inodes", nodefs.inodes_free, share(nodefs.inodes, thresholds.nodefs_inodes_percent));
+    check("ephemeral-storage", imagefs.available, share(imagefs.bytes, thresholds.imagefs_available_percent));
+    met
+}
+
+/// A pod that could be ended, and what it uses of the resource in question.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    pub pod: Arc<Pod>,
+    pub usage: u64,
+    pub request: u64,
+}
+
+/// The pods in the order in which they go: those over their request first, then by priority, then by
+/// how far over.
+pub fn rank(candidates: &mut [Candidate]) {
+    candidates.sort_by_key(|candidate| {
+        let priority = candidate.pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or(0);
+        let over = i128::from(candidate.usage) - i128::from(candidate.request);
+        (over <= 0, priority, std::cmp::Reverse(over))
+    });
+}
+
+fn may_be_evicted(pod: &Pod) -> bool {
+    let spec = pod.spec.as_ref();
+    let critical = spec.and_then(|spec| spec.priority).is_some_and(|priority| priority >= CRITICAL);
+    let annotations = pod.metadata.annotations.as_ref();
+    let is_static = annotations.is_some_and(|annotations| annotations.contains_key(crate::pod::labels::CONFIG_HASH));
+    !(critical || is_static && spec.and_then(|spec| spec.priority).unwrap_or(0) >= CRITICAL)
+}
+
+pub async fn run(node: Arc<NodeContext>, manager: Arc<Manager>, heartbeat: Arc<Heartbeat>) {
+    // When each kind of pressure was last seen, so that it does not flap.
+    let mut seen: BTreeMap<&'static str, Instant> = BTreeMap::new();
+    loop {
+        let signals = Signals {
+            memory_available: available_memory(),
+            nodefs: file_system(&node.config.layout.root).unwrap_or_default(),
+            imagefs: image_file_system(&node).await,
+        };
+        let met = pressure_of(&signals, &node.config.eviction);
+        for threshold in &met {
+            seen.insert(if threshold.resource == "memory" { "memory" } else { "disk" }, Instant::now());
+        }
+        let recently = |kind| seen.get(kind).is_some_and(|at: &Instant| at.elapsed() < node.config.eviction.transition_period);
+        heartbeat.set_pressure(Pressure { memory: recently("memory"), disk: recently("disk"), pid: false });
+        match met.first() {
+            Some(first) => relieve(&node, &manager, first),
+            None => limit_empty_dirs(&node, &manager).await,
+        }
+        tokio::time::sleep(PERIOD).await;
+    }
+}
+
+fn relieve(node: &NodeContext, manager: &Manager, met: &Met) {
+    node_event_of(node, EventType::Warning, "EvictionThresholdMet", &format!("Attempting to reclaim {}", met.resource));
+    let mut candidates: Vec<Candidate> = manager
+        .snapshots()
+        .into_iter()
+        .filter(|snapshot| !snapshot.ended && may_be_evicted(&snapshot.pod))
+        .map(|snapshot| candidate(node, snapshot.pod, met.resource))
+        .collect();
+    rank(&mut candidates);
+    let Some(chosen) = candidates.into_iter().next() else { return };
+    let message = format!(
+        "The node was low on resource: {}. Threshold quantity: {}, available: {}. ",
+        met.resource, met.threshold, met.available
+    );
+    evict(node, manager, &chosen.pod, message);
+}
+
+fn candidate(node: &NodeContext, pod: Arc<Pod>, resource: &str) -> Candidate {
+    let uid = pod.metadata.uid.clone().unwrap_or_default();
+    let name = if resource == "memory" { "memory" } else { "ephemeral-storage" };
+    let request = pod.spec.as_ref().and_then(|spec| resources::of_pod(spec, Side::Requests).get(name).copied());
+    let usage = match resource {
+        "memory" => node.cgroups.pod_usage(qos(&pod), &uid).map_or(0, |usage| usage.memory_working_set),
+        _ => disk_usage(&node.config.layout.pod(&uid)),
+    };
+    Candidate { pod, usage, request: request.map_or(0, |request| request.units().max(0).unsigned_abs()) }
+}
+
+fn evict(node: &NodeContext, manager: &Manager, pod: &Pod, message: String) {
+    node.event(pod, EventType::Warning, "Evicted", message.clone());
+    let uid = pod.metadata.uid.clone().unwrap_or_default();
+    manager.evict(&uid, Verdict { reason: "Evicted".to_owned(), message }, HARD_GRACE);
+}
+
+/// Ends pods whose emptyDir volumes hold more than their limit.
+async fn limit_empty_dirs(node: &Arc<NodeContext>, manager: &Manager) {
+    for snapshot in manager.snapshots().into_iter().filter(|snapshot| !snapshot.ended) {
+        let pod = snapshot.pod;
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
+            let limit = volume.empty_dir.as_ref().and_then(|source| source.size_limit.as_ref()).map(Quantity::from);
+            let Some(limit) = limit.filter(|limit| !limit.is_zero()) else { continue };
+            let directory = node.config.layout.volume(&uid, "kubernetes.io/empty-dir", &volume.name);
+            let used = tokio::task::spawn_blocking(move || disk_usage(&directory)).await.unwrap_or(0);
+            if used > limit.units().max(0).unsigned_abs() {
+                let message = format!("Usage of EmptyDir volume \"{}\" exceeds the limit \"{limit}\". ", volume.name);
+                evict(node, manager, &pod, message);
+                break;
+            }
+        }
+    }
+}
+
+/// Bytes on disk below a directory, not following links.
+fn disk_usage(directory: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let mut total = 0;
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let Ok(meta) = entry.path().symlink_metadata() else { continue };
+        total += meta.blocks() * 512;
+        if meta.is_dir() {
+            total += disk_usage(&entry.path());
+        }
+    }
+    total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn thresholds_that_are_met() {
+        let fs = |available: u64, inodes_free: u64| FileSystem { bytes: 1000, available, inodes: 1000, inodes_free };
+        let thresholds = EvictionThresholds::default();
+        let good = Signals { memory_available: 1 << 30, nodefs: fs(500, 500), imagefs: fs(500, 500) };
+        let names = |signals: Signals| -> Vec<&'static str> { pressure_of(&signals, &thresholds).into_iter().map(|met| met.resource).collect() };
+        assert!(names(good).is_empty());
+        assert_eq!(names(Signals { memory_available: 1 << 20, ..good }), ["memory"]);
+        assert_eq!(names(Signals { nodefs: fs(50, 500), ..good }), ["ephemeral-storage"]);
+        assert_eq!(names(Signals { nodefs: fs(500, 10), ..good }), ["inodes"]);
+        assert_eq!(names(Signals { imagefs: fs(140, 500), ..good }), ["ephemeral-storage"]);
+    }
+
+    #[test]
+    fn those_over_their_request_go_first_then_the_least_important() {
+        let candidate = |name: &str, priority: i32, usage: u64, request: u64| Candidate {
+            pod: Arc::new(serde_json::from_value(json!({"metadata": {"name": name}, "spec": {"containers": [], "priority": priority}})).unwrap()),
+            usage,
+            request,
+        };
+        let mut all = vec![
+            candidate("within", 0, 10, 20),
+            candidate("important", 9, 90, 10),
+            candidate("little-over", 0, 30, 20),
+            candidate("far-over", 0, 90, 20),
+        ];
+        rank(&mut all);
+        let names: Vec<&str> = all.iter().filter_map(|candidate| candidate.pod.metadata.name.as_deref()).collect();
+        assert_eq!(names, ["far-over", "little-over", "important", "within"]);
+    }
+
+    #[test]
+    fn critical_pods_stay() {
+        let pod = |priority: i32| serde_json::from_value::<Pod>(json!({"spec": {"containers": [], "priority": priority}})).unwrap();
+        assert!(may_be_evicted(&pod(0)) && !may_be_evicted(&pod(CRITICAL)));
+    }
+}
