@@ -47,10 +47,10 @@ async fn objects_live_and_die_by_kubectl() {
         let run = async |line: &str, input: &str| kubectl(binary, &config, line, input).await;
         assert!(run("version", "").await.contains("v1.37.0+skiff"));
         assert!(run("api-resources", "").await.contains("deployments"));
-        run("create --validate=false -f -", CONFIG_MAP).await;
+        run("create -f -", CONFIG_MAP).await;
         assert!(run("get configmaps -l app=web", "").await.contains("settings"));
         assert!(run("get cm settings -o jsonpath={.data.a}", "").await == "1");
-        run("apply --validate=false -f -", &CONFIG_MAP.replace("'1'", "'2'")).await;
+        run("apply -f -", &CONFIG_MAP.replace("'1'", "'2'")).await;
         assert!(run("get cm settings -o yaml", "").await.contains("a: \"2\""));
         run("patch cm settings --type=merge -p {\"data\":{\"b\":\"3\"}}", "").await;
         run("label cm settings tier=front", "").await;

@@ -4,6 +4,7 @@
 //! [`Request`] is the question; an authorizer never denies, it only allows or has no opinion, and
 //! what nobody allows is forbidden.
 
+mod node;
 pub mod rbac;
 
 use std::sync::Arc;
@@ -103,8 +104,15 @@ impl Authorizer {
         if user.in_group("system:masters") {
             return Ok(());
         }
+        let reason = match user.as_node() {
+            Some(node) => match node::decide(api, node, request).await {
+                Ok(()) => return Ok(()),
+                Err(reason) => reason,
+            },
+            None => String::new(),
+        };
         let index = self.index(api).await?;
-        if index.allows(user, request) { Ok(()) } else { Err(String::new()) }
+        if index.allows(user, request) { Ok(()) } else { Err(reason) }
     }
 
     /// The roles and bindings as they are now.

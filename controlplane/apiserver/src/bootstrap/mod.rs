@@ -37,6 +37,13 @@ pub async fn start(api: &Arc<Api>) -> Result<()> {
     Ok(())
 }
 
+/// What the role `system:node` grants.
+pub fn node_rules() -> Vec<crate::authz::rbac::Rule> {
+    let roles = policy::objects();
+    let role = roles.iter().find(|(plural, role)| *plural == "clusterroles" && role["metadata"]["name"] == "system:node");
+    role.map(|(_, role)| crate::authz::rbac::Rule::all_of(role)).unwrap_or_default()
+}
+
 fn namespace(name: &str) -> Value {
     json!({
         "metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}},

@@ -1,16 +1,188 @@
-//! Streams to and from nodes: logs, exec, attach, port-forward, proxy.
+//! Streams to and from nodes, pods and Services: logs, exec, attach, port-forward, proxy.
+//!
+//! [`target`] finds out where a request leads; [`dial`] connects. An upgraded connection (SPDY or
+//! WebSocket) is tunnelled: bytes are copied in both directions, and never looked at.
+
+mod dial;
+mod target;
 
 use bytes::Bytes;
-use http::Response;
+use http::header::{self, HeaderMap, HeaderName};
+use http::{Request, Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
 
+use self::target::Target;
+use crate::admit::{Attributes, Operation};
 use crate::error::{ApiError, Result};
 use crate::http::body::{Body, BoxError};
 use crate::http::pipeline::Asked;
 
-pub async fn connect<B>(asked: Asked, _body: B) -> Result<Response<Body>>
+/// A kubelet's complaint is passed on up to this many bytes.
+const COMPLAINT: usize = 4096;
+
+type RequestBody = UnsyncBoxBody<Bytes, BoxError>;
+
+/// Answers a request that leads to a node, a pod or a Service.
+pub async fn connect<B>(mut asked: Asked, body: B) -> Result<Response<Body>>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    Err(ApiError::unavailable(format!("{} has no node to go to", asked.info.path)))
+    let target = target::of(&asked).await?;
+    admit(&asked, &target).await?;
+    let upgrades = asked.parts.headers.contains_key(header::UPGRADE);
+    let body: RequestBody = if target.takes_body && !upgrades {
+        body.map_err(Into::into).boxed_unsync()
+    } else {
+        Empty::new().map_err(|never| match never {}).boxed_unsync()
+    };
+    let request = forwarded(&asked, &target, upgrades, body)?;
+    let response = dial::send(&asked.api, &target, request).await?;
+    if upgrades && response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return tunnel(&mut asked, response);
+    }
+    if target.is_kubelet_call && response.status().as_u16() >= 400 {
+        return Err(complaint(&asked, response).await);
+    }
+    let (mut parts, body) = response.into_parts();
+    strip_hop_by_hop(&mut parts.headers, false);
+    let frames = body.into_data_stream();
+    let frames = futures::TryStreamExt::map_err(frames, |error| -> BoxError { error.into() });
+    Ok(Response::from_parts(parts, Body::stream(frames)))
+}
+
+/// Runs admission for `CONNECT`.
+async fn admit(asked: &Asked, target: &Target) -> Result<()> {
+    let (api, info) = (&asked.api, &asked.info);
+    if matches!(info.subresource.as_str(), "log") {
+        return Ok(());
+    }
+    let resources = api.resources();
+    let endpoint = resources.find("", "v1", &info.resource).ok_or_else(ApiError::no_such_path)?;
+    let mut attributes = Attributes {
+        user: &asked.user,
+        descriptor: endpoint.descriptor(),
+        group: "",
+        version: "v1",
+        subresource: &info.subresource,
+        operation: Operation::Connect,
+        namespace: if endpoint.descriptor().namespaced { &info.namespace } else { "" },
+        name: &target.name,
+        object: target.options.clone(),
+        old: None,
+        options: &Value::Null,
+        dry_run: false,
+        warnings: Vec::new(),
+        audit: Vec::new(),
+    };
+    for plugin in &api.admission {
+        if plugin.handles(&attributes) {
+            plugin.mutate(&mut attributes, &**api).await?;
+        }
+    }
+    for plugin in &api.admission {
+        if plugin.handles(&attributes) {
+            plugin.validate(&mut attributes, &**api).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The request as the target gets it: without the client's credentials.
+fn forwarded(asked: &Asked, target: &Target, upgrades: bool, body: RequestBody) -> Result<Request<RequestBody>> {
+    let mut headers = asked.parts.headers.clone();
+    strip_hop_by_hop(&mut headers, upgrades);
+    headers.remove(header::AUTHORIZATION);
+    headers.remove(header::HOST);
+    // The kubelet answers plain text to a client that takes anything.
+    let impersonation: Vec<HeaderName> =
+        headers.keys().filter(|name| name.as_str().starts_with("impersonate-") || name.as_str().starts_with("x-remote-")).cloned().collect();
+    for name in impersonation {
+        headers.remove(name);
+    }
+    if !target.takes_body {
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    if let Some(peer) = asked.peer
+        && let Ok(value) = peer.ip().to_string().parse()
+    {
+        headers.append("x-forwarded-for", value);
+    }
+    if let Ok(host) = target.host.parse() {
+        headers.insert(header::HOST, host);
+    }
+    let mut request = Request::new(body);
+    *request.method_mut() = asked.parts.method.clone();
+    *request.uri_mut() =
+        target.path.parse().map_err(|error| ApiError::bad_request(format!("the path {:?} is no URL: {error}", target.path)))?;
+    *request.headers_mut() = headers;
+    Ok(request)
+}
+
+/// Headers that are about one connection only.
+fn strip_hop_by_hop(headers: &mut HeaderMap, keep_upgrade: bool) {
+    for name in [header::TE, header::TRAILER, header::TRANSFER_ENCODING, header::PROXY_AUTHENTICATE, header::PROXY_AUTHORIZATION] {
+        headers.remove(name);
+    }
+    headers.remove("keep-alive");
+    if !keep_upgrade {
+        headers.remove(header::CONNECTION);
+        headers.remove(header::UPGRADE);
+    }
+}
+
+/// Answers 101 and copies bytes between the two upgraded connections until one ends.
+fn tunnel(asked: &mut Asked, response: Response<hyper::body::Incoming>) -> Result<Response<Body>> {
+    let client = asked.parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
+    let client = client.ok_or_else(|| ApiError::bad_request("this connection cannot be upgraded; use HTTP/1.1"))?;
+    let mut answer = Response::new(Body::empty());
+    *answer.status_mut() = response.status();
+    *answer.headers_mut() = response.headers().clone();
+    let backend = hyper::upgrade::on(response);
+    let path = asked.info.path.clone();
+    let stopping = asked.api.supervisor.token().clone();
+    asked.api.supervisor.spawn("tunnel", async move {
+        let (client, backend) = match tokio::try_join!(client, backend) {
+            Ok(both) => both,
+            Err(error) => {
+                tracing::debug!(path, %error, "an upgraded connection was not taken over");
+                return;
+            }
+        };
+        let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
+        tokio::select! {
+            () = stopping.cancelled() => {}
+            copied = tokio::io::copy_bidirectional(&mut client, &mut backend) => {
+                if let Err(error) = copied {
+                    tracing::debug!(path, %error, "a tunnel ended");
+                }
+            }
+        }
+    });
+    Ok(answer)
+}
+
+/// What a kubelet says went wrong, as a `Status`.
+async fn complaint(asked: &Asked, response: Response<hyper::body::Incoming>) -> ApiError {
+    let code = response.status();
+    let text = http_body_util::Limited::new(response.into_body(), COMPLAINT).collect().await;
+    let text = text.map(|text| String::from_utf8_lossy(&text.to_bytes()).trim().to_owned()).unwrap_or_default();
+    if let Ok(status) = serde_json::from_str::<Value>(&text)
+        && status["kind"] == "Status"
+    {
+        return ApiError::from_status(status, code);
+    }
+    match code {
+        StatusCode::NOT_FOUND => {
+            let message = if text.is_empty() { format!("the server could not find the requested resource ( pods/log {})", asked.info.name) } else { text };
+            ApiError::new(code, "NotFound", message)
+        }
+        StatusCode::BAD_REQUEST => ApiError::bad_request(text),
+        StatusCode::FORBIDDEN => ApiError::new(code, "Forbidden", text),
+        code if code.is_server_error() => ApiError::internal(if text.is_empty() { format!("the node answered {code}") } else { text }),
+        code => ApiError::new(code, "", text),
+    }
 }

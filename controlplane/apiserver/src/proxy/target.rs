@@ -1,0 +1,324 @@
+//! Where a request for a node, a pod or a Service leads.
+
+use serde_json::{Value, json};
+
+use crate::admit::Cluster;
+use crate::error::{ApiError, Result};
+use crate::http::pipeline::Asked;
+use crate::http::query::Query;
+use crate::server::Api;
+
+/// An address and what to ask for there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Target {
+    pub tls: bool,
+    /// The server is a kubelet: shown our client certificate.
+    pub kubelet: bool,
+    /// Its complaints become `Status` objects.
+    pub is_kubelet_call: bool,
+    pub address: String,
+    pub port: u16,
+    /// For the `Host` header.
+    pub host: String,
+    /// Path and query.
+    pub path: String,
+    pub takes_body: bool,
+    /// The object's name, without scheme and port.
+    pub name: String,
+    /// `PodExecOptions` and so on, for admission.
+    pub options: Value,
+}
+
+pub async fn of(asked: &Asked) -> Result<Target> {
+    let info = &asked.info;
+    match (info.resource.as_str(), info.subresource.as_str()) {
+        ("pods", "proxy") => pod_proxy(asked).await,
+        ("services", _) => service_proxy(asked).await,
+        ("nodes", _) => node_proxy(asked).await,
+        _ => kubelet_call(asked).await,
+    }
+}
+
+/// `name`, `name:port`, `scheme:name:port`.
+fn split_name(text: &str) -> Result<(&str, &str, &str)> {
+    let parts: Vec<&str> = text.split(':').collect();
+    match parts.as_slice() {
+        [name] => Ok(("", name, "")),
+        [name, port] => Ok(("", name, port)),
+        [scheme @ ("http" | "https" | ""), name, port] => Ok((scheme, name, port)),
+        _ => Err(ApiError::bad_request(format!("invalid proxy request {text:?}: it must be NAME, NAME:PORT or SCHEME:NAME:PORT"))),
+    }
+}
+
+/// What is asked of the proxied server.
+fn proxied_path(asked: &Asked) -> String {
+    let rest = if asked.info.rest.is_empty() { "/" } else { &asked.info.rest };
+    match asked.parts.uri.query() {
+        Some(query) => format!("{rest}?{query}"),
+        None => rest.to_owned(),
+    }
+}
+
+async fn find(api: &Api, plural: &str, namespace: &str, name: &str) -> Result<std::sync::Arc<Value>> {
+    api.get("", plural, namespace, name).await?.ok_or_else(|| ApiError::not_found("", plural, name))
+}
+
+/// Address and port of a node's kubelet.
+async fn kubelet(api: &Api, node: &str) -> Result<(String, u16)> {
+    let node_object = find(api, "nodes", "", node).await?;
+    let addresses = node_object["status"]["addresses"].as_array();
+    let of_type = |wanted: &str| {
+        addresses.into_iter().flatten().find(|address| address["type"] == wanted).and_then(|address| address["address"].as_str())
+    };
+    let address = ["InternalIP", "ExternalIP", "Hostname"].iter().find_map(|wanted| of_type(wanted));
+    let Some(address) = address else {
+        return Err(ApiError::internal(format!("no preferred addresses found on node {node}; known types: []")));
+    };
+    let port = node_object["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64();
+    Ok((address.to_owned(), port.and_then(|port| u16::try_from(port).ok()).unwrap_or(api::defaults::KUBELET_PORT)))
+}
+
+fn host(address: &str, port: u16) -> String {
+    if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
+}
+
+async fn kubelet_call(asked: &Asked) -> Result<Target> {
+    let (api, info) = (&asked.api, &asked.info);
+    let pod = find(api, "pods", &info.namespace, &info.name).await?;
+    let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
+    let asked_container = asked.query.text("container");
+    let container = if info.subresource == "portforward" { String::new() } else { container_of(&pod, asked_container)? };
+    if node.is_empty() {
+        if info.subresource == "log" {
+            // Nothing has run yet: there is nothing to read.
+            return Err(ApiError::bad_request(format!("container \"{container}\" in pod \"{}\" is not available: the pod is not assigned to a node", info.name)));
+        }
+        return Err(ApiError::bad_request(format!("pod {} does not have a host assigned", info.name)));
+    }
+    let (address, port) = kubelet(api, node).await?;
+    let path = kubelet_path(&info.subresource, &info.namespace, &info.name, &container, &asked.query)?;
+    let kind = match info.subresource.as_str() {
+        "exec" => "PodExecOptions",
+        "attach" => "PodAttachOptions",
+        "portforward" => "PodPortForwardOptions",
+        _ => "PodLogOptions",
+    };
+    let mut options = json!({"kind": kind, "apiVersion": "v1", "container": container});
+    for key in ["stdin", "stdout", "stderr", "tty"] {
+        options[key] = asked.query.flag(key).into();
+    }
+    options["command"] = asked.query.all("command").collect::<Vec<_>>().into();
+    Ok(Target {
+        tls: true,
+        kubelet: true,
+        is_kubelet_call: true,
+        host: host(&address, port),
+        address,
+        port,
+        path,
+        takes_body: false,
+        name: info.name.clone(),
+        options,
+    })
+}
+
+/// The container asked for, or the only one.
+fn container_of(pod: &Value, asked: &str) -> Result<String> {
+    let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+    let names = |field: &str| -> Vec<&str> {
+        pod["spec"][field].as_array().into_iter().flatten().filter_map(|container| container["name"].as_str()).collect()
+    };
+    let (main, init, ephemeral) = (names("containers"), names("initContainers"), names("ephemeralContainers"));
+    if !asked.is_empty() {
+        if main.contains(&asked) || init.contains(&asked) || ephemeral.contains(&asked) {
+            return Ok(asked.to_owned());
+        }
+        return Err(ApiError::bad_request(format!("container {asked} is not valid for pod {name}")));
+    }
+    if let [only] = main.as_slice() {
+        return Ok((*only).to_owned());
+    }
+    let mut message = format!("a container name must be specified for pod {name}, choose one of: [{}]", main.join(" "));
+    if !init.is_empty() {
+        message += &format!(" or one of the init containers: [{}]", init.join(" "));
+    }
+    Err(ApiError::bad_request(message))
+}
+
+/// The kubelet's path for a pod's subresource.
+fn kubelet_path(subresource: &str, namespace: &str, pod: &str, container: &str, query: &Query) -> Result<String> {
+    let mut pairs: Vec<(String, String)> = Vec::new();
+    let mut copy = |key: &str, as_key: &str| {
+        for value in query.all(key) {
+            pairs.push((as_key.to_owned(), value.to_owned()));
+        }
+    };
+    let path = match subresource {
+        "log" => {
+            let keys = ["follow", "previous", "sinceSeconds", "sinceTime", "timestamps", "tailLines", "limitBytes", "stream"];
+            for key in ["sinceSeconds", "tailLines", "limitBytes"] {
+                if query.number(key)?.is_some_and(|number| number < 0 || (number == 0 && key != "tailLines")) {
+                    let least = if key == "tailLines" { "must be greater than or equal to 0" } else { "must be greater than 0" };
+                    return Err(ApiError::unprocessable(format!(
+                        "PodLogOptions \"{pod}\" is invalid: {key}: Invalid value: {}: {least}", query.text(key)
+                    )));
+                }
+            }
+            keys.iter().for_each(|key| copy(key, key));
+            format!("/containerLogs/{namespace}/{pod}/{container}")
+        }
+        "portforward" => {
+            copy("ports", "port");
+            format!("/portForward/{namespace}/{pod}")
+        }
+        which => {
+            copy("command", "command");
+            for (key, short) in [("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")] {
+                if query.flag(key) {
+                    pairs.push((short.to_owned(), "1".to_owned()));
+                }
+            }
+            format!("/{which}/{namespace}/{pod}/{container}")
+        }
+    };
+    Ok(if pairs.is_empty() { path } else { format!("{path}?{}", encode(&pairs)) })
+}
+
+fn encode(pairs: &[(String, String)]) -> String {
+    let escape = |text: &str| -> String {
+        text.bytes()
+            .map(|byte| match byte {
+                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
+                byte => format!("%{byte:02X}"),
+            })
+            .collect()
+    };
+    pairs.iter().map(|(key, value)| format!("{}={}", escape(key), escape(value))).collect::<Vec<_>>().join("&")
+}
+
+async fn node_proxy(asked: &Asked) -> Result<Target> {
+    let (scheme, name, port) = split_name(&asked.info.name)?;
+    let (address, own_port) = kubelet(&asked.api, name).await?;
+    let port = if port.is_empty() { own_port } else { port_number(port)? };
+    let kubelet = port == own_port;
+    Ok(Target {
+        tls: scheme == "https" || (scheme.is_empty() && kubelet),
+        kubelet,
+        is_kubelet_call: false,
+        host: host(&address, port),
+        address,
+        port,
+        path: proxied_path(asked),
+        takes_body: true,
+        name: name.to_owned(),
+        options: json!({"kind": "NodeProxyOptions", "apiVersion": "v1", "path": asked.info.rest}),
+    })
+}
+
+fn port_number(text: &str) -> Result<u16> {
+    text.parse().map_err(|_| ApiError::bad_request(format!("{text:?} is no port number")))
+}
+
+async fn pod_proxy(asked: &Asked) -> Result<Target> {
+    let (scheme, name, port) = split_name(&asked.info.name)?;
+    let pod = find(&asked.api, "pods", &asked.info.namespace, name).await?;
+    let address = pod["status"]["podIP"].as_str().unwrap_or_default();
+    if address.is_empty() {
+        return Err(ApiError::unavailable(format!("address not allowed: pod {name} has no address yet")));
+    }
+    let first = || {
+        let containers = pod["spec"]["containers"].as_array().into_iter().flatten();
+        containers.filter_map(|container| container["ports"][0]["containerPort"].as_u64()).next()
+    };
+    let port = if port.is_empty() { first().and_then(|port| u16::try_from(port).ok()).unwrap_or(80) } else { port_number(port)? };
+    Ok(direct(asked, scheme == "https", address, port, name, "PodProxyOptions"))
+}
+
+fn direct(asked: &Asked, tls: bool, address: &str, port: u16, name: &str, kind: &str) -> Target {
+    Target {
+        tls,
+        kubelet: false,
+        is_kubelet_call: false,
+        host: host(address, port),
+        address: address.to_owned(),
+        port,
+        path: proxied_path(asked),
+        takes_body: true,
+        name: name.to_owned(),
+        options: json!({"kind": kind, "apiVersion": "v1", "path": asked.info.rest}),
+    }
+}
+
+async fn service_proxy(asked: &Asked) -> Result<Target> {
+    let (scheme, name, port) = split_name(&asked.info.name)?;
+    let namespace = &asked.info.namespace;
+    let service = find(&asked.api, "services", namespace, name).await?;
+    let slices = asked.api.list("discovery.k8s.io", "endpointslices", namespace).await?;
+    let slices: Vec<&Value> = slices.iter().map(|slice| &**slice).collect();
+    let Some((address, port)) = endpoint_of(&service, &slices, port) else {
+        return Err(ApiError::unavailable(format!("no endpoints available for service \"{name}\"")));
+    };
+    Ok(direct(asked, scheme == "https", &address, port, name, "ServiceProxyOptions"))
+}
+
+/// A ready endpoint of the Service's port (by name or number; empty: its only one). Pure.
+fn endpoint_of(service: &Value, slices: &[&Value], wanted: &str) -> Option<(String, u16)> {
+    let ports: Vec<&Value> = service["spec"]["ports"].as_array().into_iter().flatten().collect();
+    let port = match wanted {
+        "" => ports.first(),
+        wanted => ports.iter().find(|port| port["name"] == wanted || port["port"].to_string() == wanted),
+    };
+    let port_name = port?["name"].as_str().unwrap_or_default();
+    let own = slices.iter().filter(|slice| slice["metadata"]["labels"]["kubernetes.io/service-name"] == service["metadata"]["name"]);
+    for slice in own {
+        let number = slice["ports"].as_array()?.iter().find(|port| port["name"].as_str().unwrap_or_default() == port_name);
+        let Some(number) = number.and_then(|port| port["port"].as_u64()).and_then(|port| u16::try_from(port).ok()) else { continue };
+        let ready = |endpoint: &&Value| endpoint["conditions"]["ready"].as_bool().unwrap_or(true);
+        if let Some(address) = slice["endpoints"].as_array()?.iter().find(ready).and_then(|endpoint| endpoint["addresses"][0].as_str()) {
+            return Some((address.to_owned(), number));
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kubelet_paths_carry_the_options() {
+        let query = Query::parse("container=c&stdin=true&stdout=true&tty=false&command=sh&command=-c&command=a%20b");
+        assert_eq!(
+            kubelet_path("exec", "ns", "p", "c", &query).unwrap(),
+            "/exec/ns/p/c?command=sh&command=-c&command=a%20b&input=1&output=1"
+        );
+        let query = Query::parse("follow=true&tailLines=0&container=c&pretty=1");
+        assert_eq!(kubelet_path("log", "ns", "p", "c", &query).unwrap(), "/containerLogs/ns/p/c?follow=true&tailLines=0");
+        assert!(kubelet_path("log", "ns", "p", "c", &Query::parse("tailLines=-1")).is_err());
+        assert_eq!(kubelet_path("portforward", "ns", "p", "", &Query::parse("ports=80")).unwrap(), "/portForward/ns/p?port=80");
+    }
+
+    #[test]
+    fn the_container_must_be_one_of_the_pods() {
+        let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "a"}, {"name": "b"}], "initContainers": [{"name": "i"}]}});
+        assert_eq!(container_of(&pod, "i").unwrap(), "i");
+        assert_eq!(container_of(&pod, "x").unwrap_err().message(), "container x is not valid for pod p");
+        assert_eq!(
+            container_of(&pod, "").unwrap_err().message(),
+            "a container name must be specified for pod p, choose one of: [a b] or one of the init containers: [i]"
+        );
+    }
+
+    #[test]
+    fn services_lead_to_a_ready_endpoint() {
+        let service = json!({"metadata": {"name": "web"}, "spec": {"ports": [{"name": "http", "port": 80}]}});
+        let slice = json!({"metadata": {"labels": {"kubernetes.io/service-name": "web"}}, "ports": [{"name": "http", "port": 8080}],
+            "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": false}}, {"addresses": ["10.0.0.2"], "conditions": {"ready": true}}]});
+        for wanted in ["", "http", "80"] {
+            assert_eq!(endpoint_of(&service, &[&slice], wanted), Some(("10.0.0.2".to_owned(), 8080)), "{wanted}");
+        }
+        assert_eq!(endpoint_of(&service, &[&slice], "https"), None);
+        assert_eq!(split_name("https:web:443").unwrap(), ("https", "web", "443"));
+        assert!(split_name("a:b:c:d").is_err());
+    }
+}
