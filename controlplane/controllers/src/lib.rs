@@ -30,18 +30,23 @@ mod certificates;
 mod cronjob;
 mod daemonset;
 mod deployment;
+mod disruption;
 mod endpoints;
 mod endpointslice;
+mod ephemeral_volume;
 mod garbage_collector;
 mod job;
 mod namespace;
 mod namespace_defaults;
 mod node_ipam;
 mod node_lifecycle;
+mod node_ttl;
 mod pod_gc;
 mod replicaset;
 mod statefulset;
 mod taint_eviction;
+mod ttl_after_finished;
+mod volume_protection;
 
 use std::sync::Arc;
 
@@ -75,6 +80,11 @@ pub fn start(config: Config, supervisor: &Supervisor) {
     statefulset::start(&context);
     job::start(&context);
     cronjob::start(&context);
+    ttl_after_finished::start(&context);
+    disruption::start(&context);
+    volume_protection::start(&context);
+    ephemeral_volume::start(&context);
+    node_ttl::start(&context);
     endpointslice::start(&context);
     endpoints::start(&context);
     namespace_defaults::start(&context);

@@ -19,13 +19,7 @@ const WORKERS: usize = 8;
 
 pub fn start(context: &Context) {
     let queue = WorkQueue::<Key>::new();
-    let mut controller = context.controller("node-controller");
-    controller.events = component::EventRecorder::new(
-        controller.client.clone(),
-        &controller.supervisor,
-        "taint-eviction-controller",
-        "",
-    );
+    let controller = context.controller("taint-eviction-controller");
     let nodes = context.informers.of::<Node>();
     let (changed, by_node) = (queue.clone(), context.pods.by_node.clone());
     nodes.on_change(move |change| {

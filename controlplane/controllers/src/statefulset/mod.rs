@@ -245,9 +245,9 @@ impl Worker {
             let name = wanted.name_any();
             let Some(existing) = self.claims.get(&key.0, &name) else { continue };
             let Some(owners) = identity::claim_owners(set, pod, ordinal, &existing) else { continue };
-            let version = existing.metadata.resource_version.clone();
-            let patch = Patch::Merge(json!({"metadata": {"resourceVersion": version, "ownerReferences": owners}}));
-            let patched = api.patch(&name, &PatchParams::default(), &patch).await;
+            let mut changed = (*existing).clone();
+            changed.metadata.owner_references = Some(owners);
+            let patched = api.replace(&name, &PostParams::default(), &changed).await;
             patched.unless_gone("setting the owners of claim", &name)?;
         }
         Ok(())

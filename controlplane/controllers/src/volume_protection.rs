@@ -1,0 +1,142 @@
+//! Claims in use by a pod, and volumes bound to a claim, stay until they are not: finalizers
+//! `kubernetes.io/pvc-protection` and `kubernetes.io/pv-protection`.
+
+use std::sync::Arc;
+
+use component::{Outcome, WorkQueue};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::ResourceExt;
+use kube::api::PostParams;
+
+use crate::context::{self, Context, Key, synced};
+use crate::error::During;
+use crate::index::Index;
+use crate::{meta, podstate};
+
+const CLAIM: &str = "kubernetes.io/pvc-protection";
+const VOLUME: &str = "kubernetes.io/pv-protection";
+
+pub fn start(context: &Context) {
+    start_claims(context);
+    start_volumes(context);
+}
+
+/// Claims that a pod names, its ephemeral ones included.
+pub fn claims_of(pod: &Pod) -> Vec<String> {
+    let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_ref()).into_iter().flatten();
+    let named = volumes.filter_map(|volume| match (&volume.persistent_volume_claim, &volume.ephemeral) {
+        (Some(claim), _) => Some(claim.claim_name.clone()),
+        (None, Some(_)) => Some(format!("{}-{}", pod.name_any(), volume.name)),
+        (None, None) => None,
+    });
+    named.collect()
+}
+
+/// Pods by `namespace/claim`.
+pub fn by_claim(context: &Context) -> Index<Pod> {
+    Index::new(&context.pods.informer, |pod: &Pod| {
+        let namespace = pod.namespace().unwrap_or_default();
+        claims_of(pod).into_iter().map(|claim| format!("{namespace}/{claim}")).collect()
+    })
+}
+
+#[derive(Debug, PartialEq)]
+enum Change {
+    None,
+    Add,
+    Remove,
+}
+
+fn change(meta: &ObjectMeta, finalizer: &str, in_use: bool) -> Change {
+    match (meta::is_deleting(meta), meta::has_finalizer(meta, finalizer)) {
+        (false, false) => Change::Add,
+        (true, true) if !in_use => Change::Remove,
+        _ => Change::None,
+    }
+}
+
+fn apply(meta: &mut ObjectMeta, finalizer: &str, change: &Change) {
+    let finalizers = meta.finalizers.get_or_insert_default();
+    finalizers.retain(|name| name != finalizer);
+    if *change == Change::Add {
+        finalizers.push(finalizer.to_owned());
+    }
+}
+
+fn start_claims(context: &Context) {
+    let queue = WorkQueue::<Key>::new();
+    let controller = context.controller("pvc-protection-controller");
+    let claims = context.informers.of::<PersistentVolumeClaim>();
+    let users = by_claim(context);
+    context::enqueue_changes(&claims, &queue);
+    let changed = queue.clone();
+    context.pods.informer.on_change(move |change| {
+        let Some(pod) = change.old.filter(|_| change.new.is_none()) else { return };
+        let namespace = pod.namespace().unwrap_or_default();
+        claims_of(pod).into_iter().for_each(|claim| changed.add((namespace.clone(), claim)));
+    });
+    let (cached, writer) = (claims.clone(), controller.clone());
+    controller.run(&queue, 1, synced!(claims, context.pods.informer), move |key: Key| {
+        let (cached, writer, users) = (cached.clone(), writer.clone(), users.clone());
+        async move {
+            let Some(claim) = cached.get(&key.0, &key.1) else { return Ok(Outcome::Done) };
+            // kubelets see pods only when they are scheduled
+            let scheduled = |pod: &Arc<Pod>| !podstate::node_name(pod).is_empty();
+            let in_use = users.get(&format!("{}/{}", key.0, key.1)).iter().any(scheduled);
+            let change = change(&claim.metadata, CLAIM, in_use);
+            if change != Change::None {
+                let mut changed = (*claim).clone();
+                apply(&mut changed.metadata, CLAIM, &change);
+                let api = writer.namespaced::<PersistentVolumeClaim>(&key.0);
+                let written = api.replace(&key.1, &PostParams::default(), &changed).await;
+                written.unless_gone("protecting claim", &meta::display(&claim.metadata))?;
+            }
+            Ok(Outcome::Done)
+        }
+    });
+}
+
+fn start_volumes(context: &Context) {
+    let queue = WorkQueue::<Key>::new();
+    let controller = context.controller("pv-protection-controller");
+    let volumes = context.informers.of::<PersistentVolume>();
+    context::enqueue_changes(&volumes, &queue);
+    let (cached, writer) = (volumes.clone(), controller.clone());
+    controller.run(&queue, 1, synced!(volumes), move |key: Key| {
+        let (cached, writer) = (cached.clone(), writer.clone());
+        async move {
+            let Some(volume) = cached.get("", &key.1) else { return Ok(Outcome::Done) };
+            let bound = volume.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Bound");
+            let change = change(&volume.metadata, VOLUME, bound);
+            if change != Change::None {
+                let mut changed = (*volume).clone();
+                apply(&mut changed.metadata, VOLUME, &change);
+                let written =
+                    writer.cluster::<PersistentVolume>().replace(&key.1, &PostParams::default(), &changed).await;
+                written.unless_gone("protecting volume", &key.1)?;
+            }
+            Ok(Outcome::Done)
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::podstate::testing::at;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+    #[test]
+    fn protection_comes_at_once_and_goes_when_unused() {
+        let mut meta = ObjectMeta::default();
+        assert_eq!(change(&meta, CLAIM, false), Change::Add);
+        apply(&mut meta, CLAIM, &Change::Add);
+        assert_eq!(change(&meta, CLAIM, false), Change::None);
+        meta.deletion_timestamp = Some(Time(at(1)));
+        assert_eq!(change(&meta, CLAIM, true), Change::None);
+        assert_eq!(change(&meta, CLAIM, false), Change::Remove);
+        apply(&mut meta, CLAIM, &Change::Remove);
+        assert_eq!(change(&meta, CLAIM, false), Change::None);
+    }
+}
