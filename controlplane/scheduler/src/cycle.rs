@@ -343,13 +343,13 @@ mod tests {
             (
                 asking("p", "1", "1Gi"),
                 vec![tainted(), cordoned()],
-                "0/2 nodes are available: 1 node(s) had untolerated taint {a: b}, 1 node(s) were unschedulable. \
+                "0/2 nodes are available: 1 node(s) had untolerated taint(s), 1 node(s) were unschedulable. \
                  preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling.",
             ),
             (
                 asking("p", "3", "1Gi"),
                 vec![holding("full", vec![asking("q", "2", "1Gi")]), tainted()],
-                "0/2 nodes are available: 1 Insufficient cpu, 1 node(s) had untolerated taint {a: b}. \
+                "0/2 nodes are available: 1 Insufficient cpu, 1 node(s) had untolerated taint(s). \
                  preemption: 0/2 nodes are available: 1 No preemption victims found for incoming pod, \
                  1 Preemption is not helpful for scheduling.",
             ),

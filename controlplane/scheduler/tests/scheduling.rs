@@ -1,0 +1,211 @@
+//! The scheduler on a real API server (in this process, over a temporary store): what people see.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use apiserver::testing::Cluster as Server;
+use component::{EventRecorder, Informers};
+use k8s_openapi::api::core::v1::{Event, Node, Pod, PodCondition, ServiceAccount};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+
+struct Cluster {
+    client: Client,
+    pods: Api<Pod>,
+    nodes: Api<Node>,
+    _server: Server,
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        let server = Server::start().await;
+        // The scheduler's own identity: what it does must be within its role.
+        let own = server.client("system:kube-scheduler");
+        let recorder = EventRecorder::new(own.clone(), &server.supervisor, "default-scheduler", "");
+        scheduler::start(Informers::new(own, &server.supervisor), recorder, &server.supervisor);
+        let client = server.admin();
+        let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
+        let accounts: Api<ServiceAccount> = Api::default_namespaced(client.clone());
+        let create = async || accounts.create(&PostParams::default(), &from(account.clone())).await.ok();
+        until("the default namespace", create).await;
+        Self { pods: Api::default_namespaced(client.clone()), nodes: Api::all(client.clone()), client, _server: server }
+    }
+
+    async fn add_node(&self, name: &str, cpu: &str) {
+        let node = json!({
+            "apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}},
+            "status": {"allocatable": {"cpu": cpu, "memory": "8Gi", "pods": "110"},
+                "capacity": {"cpu": cpu, "memory": "8Gi", "pods": "110"}},
+        });
+        self.nodes.create(&PostParams::default(), &from(node.clone())).await.unwrap();
+        // As the kubelet and the node controller do: its status, and no more taint of not being ready.
+        let patch = |value: Value| Patch::Merge(value);
+        let params = PatchParams::default();
+        self.nodes.patch_status(name, &params, &patch(json!({"status": node["status"]}))).await.unwrap();
+        self.nodes.patch(name, &params, &patch(json!({"spec": {"taints": null}}))).await.unwrap();
+    }
+
+    async fn create(&self, name: &str, spec: Value) {
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec});
+        self.pods.create(&PostParams::default(), &from(pod)).await.unwrap();
+    }
+
+    async fn node_of(&self, name: &str) -> String {
+        let bound = async || self.pods.get(name).await.ok()?.spec?.node_name;
+        until(&format!("{name} to be bound"), bound).await
+    }
+
+    async fn condition(&self, name: &str) -> PodCondition {
+        let find = async || {
+            let conditions = self.pods.get(name).await.ok()?.status?.conditions?;
+            conditions.into_iter().find(|condition| condition.type_ == "PodScheduled" && condition.status == "False")
+        };
+        until(&format!("{name} to be found unschedulable"), find).await
+    }
+
+    /// The message of an event about a pod.
+    async fn event(&self, name: &str, reason: &str) -> String {
+        let events: Api<Event> = Api::default_namespaced(self.client.clone());
+        let find = async || {
+            let events = events.list(&ListParams::default()).await.ok()?.items;
+            let about = |event: &Event| event.involved_object.name.as_deref() == Some(name);
+            events.into_iter().find(|event| about(event) && event.reason.as_deref() == Some(reason))?.message
+        };
+        until(&format!("the event {reason} of {name}"), find).await
+    }
+}
+
+fn from<K: serde::de::DeserializeOwned>(value: Value) -> K {
+    serde_json::from_value(value).unwrap()
+}
+
+async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited 20 s for {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn asking(cpu: &str) -> Value {
+    json!({"containers": [{"name": "c", "image": "nginx", "resources": {"requests": {"cpu": cpu}}}]})
+}
+
+fn assert_contains<T: AsRef<str> + Debug>(text: &T, part: &str) {
+    assert!(text.as_ref().contains(part), "{part:?} is not in {text:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_are_bound_and_it_is_said() {
+    let cluster = Cluster::start().await;
+    cluster.add_node("n1", "4").await;
+    cluster.add_node("n2", "4").await;
+    cluster.create("warm", asking("1m")).await;
+    cluster.node_of("warm").await;
+
+    let begin = Instant::now();
+    for n in 0..20 {
+        let name = format!("p{n}");
+        cluster.create(&name, asking("100m")).await;
+        cluster.node_of(&name).await;
+    }
+    println!("create to bound, one after another: {:?} each", begin.elapsed() / 20);
+
+    let pods = cluster.pods.list(&ListParams::default()).await.unwrap().items;
+    let on =
+        |node: &str| pods.iter().filter(|pod| pod.spec.as_ref().unwrap().node_name.as_deref() == Some(node)).count();
+    assert!(on("n1").abs_diff(on("n2")) <= 1, "{} and {}: spread by what is free", on("n1"), on("n2"));
+    let node = cluster.node_of("p0").await;
+    assert_eq!(cluster.event("p0", "Scheduled").await, format!("Successfully assigned default/p0 to {node}"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unschedulable_pod_says_why_and_goes_on_when_it_can() {
+    let cluster = Cluster::start().await;
+    cluster.create("p", asking("2")).await;
+    assert_eq!(cluster.condition("p").await.message.as_deref(), Some("no nodes available to schedule pods"));
+
+    cluster.add_node("small", "1").await;
+    let message = "0/1 nodes are available: 1 Insufficient cpu. \
+        preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling.";
+    let said = async || cluster.condition("p").await.message.filter(|text| text == message);
+    until("the message about cpu", said).await;
+    let condition = cluster.condition("p").await;
+    assert_eq!(condition.reason.as_deref(), Some("Unschedulable"));
+    cluster.event("p", "FailedScheduling").await;
+
+    cluster.add_node("large", "4").await;
+    assert_eq!(cluster.node_of("p").await, "large");
+    let scheduled = async || {
+        let conditions = cluster.pods.get("p").await.ok()?.status?.conditions?;
+        conditions.into_iter().find(|condition| condition.type_ == "PodScheduled" && condition.status == "True")
+    };
+    until("the condition to become true", scheduled).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_freed_place_is_taken_at_once() {
+    let cluster = Cluster::start().await;
+    cluster.add_node("n", "1").await;
+    cluster.create("first", asking("1")).await;
+    cluster.node_of("first").await;
+    cluster.create("second", asking("1")).await;
+    let message = cluster.condition("second").await.message.unwrap();
+    assert_contains(&message, "1 Insufficient cpu");
+    assert_contains(&message, "1 No preemption victims found for incoming pod");
+    let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+    cluster.pods.delete("first", &now).await.unwrap();
+    let begin = Instant::now();
+    cluster.node_of("second").await;
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_important_pod_displaces_a_lesser_one() {
+    let cluster = Cluster::start().await;
+    let class = json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": "high"}, "value": 1000});
+    let classes: Api<k8s_openapi::api::scheduling::v1::PriorityClass> = Api::all(cluster.client.clone());
+    classes.create(&PostParams::default(), &from(class)).await.unwrap();
+    cluster.add_node("n", "1").await;
+    cluster.create("lesser", asking("1")).await;
+    cluster.node_of("lesser").await;
+
+    let mut important = asking("1");
+    important["priorityClassName"] = json!("high");
+    cluster.create("important", important).await;
+    let nominated = async || cluster.pods.get("important").await.ok()?.status?.nominated_node_name;
+    assert_eq!(until("the nomination", nominated).await, "n");
+    let victim = async || cluster.pods.get("lesser").await.ok().filter(|pod| pod.metadata.deletion_timestamp.is_some());
+    let victim = until("the victim to be deleted", victim).await;
+    let conditions = victim.status.unwrap().conditions.unwrap();
+    let target = conditions.iter().find(|condition| condition.type_ == "DisruptionTarget").unwrap();
+    assert_eq!(target.reason.as_deref(), Some("PreemptionByScheduler"));
+    assert_contains(&cluster.event("lesser", "Preempted").await, "Preempted by pod ");
+
+    // The kubelet's part: the victim has stopped.
+    let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+    cluster.pods.delete("lesser", &now).await.unwrap();
+    assert_eq!(cluster.node_of("important").await, "n");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gates_hold_a_pod_until_they_are_removed() {
+    let cluster = Cluster::start().await;
+    cluster.add_node("n", "1").await;
+    let mut gated = asking("100m");
+    gated["schedulingGates"] = json!([{"name": "example.com/wait"}]);
+    cluster.create("gated", gated).await;
+    cluster.create("free", asking("100m")).await;
+    cluster.node_of("free").await;
+    assert_eq!(cluster.pods.get("gated").await.unwrap().spec.unwrap().node_name, None);
+    let open = Patch::Merge(json!({"spec": {"schedulingGates": null}}));
+    cluster.pods.patch("gated", &PatchParams::default(), &open).await.unwrap();
+    cluster.node_of("gated").await;
+}
