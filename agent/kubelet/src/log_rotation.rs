@@ -61,7 +61,10 @@ fn rotated(log: &Path) -> Vec<PathBuf> {
         .into_iter()
         .flatten()
         .flatten()
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix) && !entry.file_name().to_string_lossy().ends_with(".tmp"))
+        .filter(|entry| {
+            entry.file_name().to_string_lossy().starts_with(&prefix)
+                && !entry.file_name().to_string_lossy().ends_with(".tmp")
+        })
         .map(|entry| entry.path())
         .collect();
     found.sort();
@@ -102,6 +105,9 @@ mod tests {
         assert_eq!(surplus(&old, 1), [directory.path().join("0.log.20260101-000000.gz")]);
         assert!(surplus(&old, 5).is_empty());
         compress(&directory.path().join("0.log.20260102-000000")).unwrap();
-        assert!(directory.path().join("0.log.20260102-000000.gz").exists() && !directory.path().join("0.log.20260102-000000").exists());
+        assert!(
+            directory.path().join("0.log.20260102-000000.gz").exists()
+                && !directory.path().join("0.log.20260102-000000").exists()
+        );
     }
 }

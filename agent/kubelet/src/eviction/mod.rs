@@ -106,7 +106,8 @@ pub async fn run(node: Arc<NodeContext>, manager: Arc<Manager>, heartbeat: Arc<H
         for threshold in &met {
             seen.insert(if threshold.resource == "memory" { "memory" } else { "disk" }, Instant::now());
         }
-        let recently = |kind| seen.get(kind).is_some_and(|at: &Instant| at.elapsed() < node.config.eviction.transition_period);
+        let recently =
+            |kind| seen.get(kind).is_some_and(|at: &Instant| at.elapsed() < node.config.eviction.transition_period);
         heartbeat.set_pressure(Pressure { memory: recently("memory"), disk: recently("disk"), pid: false });
         match met.first() {
             Some(first) => relieve(&node, &manager, first),
@@ -193,7 +194,9 @@ mod tests {
         let fs = |available: u64, inodes_free: u64| FileSystem { bytes: 1000, available, inodes: 1000, inodes_free };
         let thresholds = EvictionThresholds::default();
         let good = Signals { memory_available: 1 << 30, nodefs: fs(500, 500), imagefs: fs(500, 500) };
-        let names = |signals: Signals| -> Vec<&'static str> { pressure_of(&signals, &thresholds).into_iter().map(|met| met.resource).collect() };
+        let names = |signals: Signals| -> Vec<&'static str> {
+            pressure_of(&signals, &thresholds).into_iter().map(|met| met.resource).collect()
+        };
         assert!(names(good).is_empty());
         assert_eq!(names(Signals { memory_available: 1 << 20, ..good }), ["memory"]);
         assert_eq!(names(Signals { nodefs: fs(50, 500), ..good }), ["ephemeral-storage"]);
@@ -204,7 +207,12 @@ mod tests {
     #[test]
     fn those_over_their_request_go_first_then_the_least_important() {
         let candidate = |name: &str, priority: i32, usage: u64, request: u64| Candidate {
-            pod: Arc::new(serde_json::from_value(json!({"metadata": {"name": name}, "spec": {"containers": [], "priority": priority}})).unwrap()),
+            pod: Arc::new(
+                serde_json::from_value(
+                    json!({"metadata": {"name": name}, "spec": {"containers": [], "priority": priority}}),
+                )
+                .unwrap(),
+            ),
             usage,
             request,
         };
@@ -221,7 +229,9 @@ mod tests {
 
     #[test]
     fn critical_pods_stay() {
-        let pod = |priority: i32| serde_json::from_value::<Pod>(json!({"spec": {"containers": [], "priority": priority}})).unwrap();
+        let pod = |priority: i32| {
+            serde_json::from_value::<Pod>(json!({"spec": {"containers": [], "priority": priority}})).unwrap()
+        };
         assert!(may_be_evicted(&pod(0)) && !may_be_evicted(&pod(CRITICAL)));
     }
 }

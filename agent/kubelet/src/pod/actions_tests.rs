@@ -92,7 +92,8 @@ fn restart_policies() {
 fn init_containers_that_fail() {
     let sb = || vec![sandbox("sb", 0, true)];
     for (policy, expected) in [("Always", "start i #1"), ("OnFailure", "start i #1"), ("Never", "finished")] {
-        let spec = json!({"restartPolicy": policy, "initContainers": containers(&["i"]), "containers": containers(&["a"])});
+        let spec =
+            json!({"restartPolicy": policy, "initContainers": containers(&["i"]), "containers": containers(&["a"])});
         assert_eq!(words(&decide_plain(spec, sb(), vec![exited("i", "sb", 1, 0)])), expected, "{policy}");
     }
 }
@@ -100,7 +101,8 @@ fn init_containers_that_fail() {
 #[test]
 fn sidecars_start_in_order_and_are_kept() {
     let sidecar = json!({"name": "s", "restartPolicy": "Always", "startupProbe": {"tcpSocket": {"port": 1}}});
-    let spec = json!({"restartPolicy": "Never", "initContainers": [sidecar, {"name": "i"}], "containers": containers(&["a"])});
+    let spec =
+        json!({"restartPolicy": "Never", "initContainers": [sidecar, {"name": "i"}], "containers": containers(&["a"])});
     let sb = vec![sandbox("sb", 0, true)];
     let started = |started: Option<bool>| {
         let mut memory = Memory::default();
@@ -108,7 +110,10 @@ fn sidecars_start_in_order_and_are_kept() {
         memory
     };
     let observed = Observed::new(sb.clone(), vec![run("s", "sb", Running, 0)]);
-    let not_yet = Memory { probes: HashMap::from([("s-0".to_owned(), ProbeState { started: Some(false), ..Default::default() })]), ..Default::default() };
+    let not_yet = Memory {
+        probes: HashMap::from([("s-0".to_owned(), ProbeState { started: Some(false), ..Default::default() })]),
+        ..Default::default()
+    };
     assert_eq!(words(&decide_at(spec.clone(), &observed, &not_yet, now())), "-");
     assert_eq!(words(&decide_at(spec.clone(), &observed, &started(Some(true)), now())), "start i #0");
     let mut hook = started(Some(true));
@@ -156,14 +161,19 @@ fn sandboxes_that_are_lost() {
 #[test]
 fn probes_and_changed_images_kill() {
     let spec = json!({"containers": [{"name": "a", "image": "new"}]});
-    let observed = |hash: &str| Observed::new(vec![sandbox("sb", 0, true)], vec![Run { hash: hash.to_owned(), ..run("a", "sb", Running, 0) }]);
+    let observed = |hash: &str| {
+        Observed::new(vec![sandbox("sb", 0, true)], vec![Run { hash: hash.to_owned(), ..run("a", "sb", Running, 0) }])
+    };
     let message = |hash: &str, memory: &Memory| {
         let decision = decide_at(spec.clone(), &observed(hash), memory, now());
         decision.kills.first().map(|kill| (kill.message.clone(), kill.grace))
     };
     let with = |state: ProbeState| Memory { probes: HashMap::from([("a-0".to_owned(), state)]), ..Default::default() };
     assert_eq!(message("", &Memory::default()), None);
-    assert_eq!(message("other", &Memory::default()), Some(("Container a definition changed, will be restarted".to_owned(), None)));
+    assert_eq!(
+        message("other", &Memory::default()),
+        Some(("Container a definition changed, will be restarted".to_owned(), None))
+    );
     let live = with(ProbeState { started: Some(true), liveness_failed: true, grace: Some(7), ..Default::default() });
     assert_eq!(message("", &live), Some(("Container a failed liveness probe, will be restarted".to_owned(), Some(7))));
     let startup = with(ProbeState { startup_failed: true, ..Default::default() });
@@ -184,7 +194,10 @@ fn back_off_says_how_long_and_wakes_when_over() {
     let decision = decide_at(spec.clone(), &observed, &memory, finished_at);
     assert_eq!(words(&decision), "-");
     let waiting = &decision.waiting["a"];
-    assert_eq!((waiting.reason.as_str(), waiting.message.as_str()), ("CrashLoopBackOff", "back-off 10s restarting failed container=a pod=p_n(u)"));
+    assert_eq!(
+        (waiting.reason.as_str(), waiting.message.as_str()),
+        ("CrashLoopBackOff", "back-off 10s restarting failed container=a pod=p_n(u)")
+    );
     let due = decision.wake_at.unwrap();
     assert_eq!(due.duration_since(finished_at).as_secs(), 10);
     assert_eq!(words(&decide_at(spec, &observed, &memory, due)), "start a #2");
@@ -196,7 +209,10 @@ fn a_failure_waits_for_its_time_and_does_not_hold_the_others() {
     let observed = Observed::new(vec![sandbox("sb", 0, true)], vec![]);
     let waiting = Waiting { reason: "ErrImagePull".to_owned(), message: "no".to_owned() };
     let retry_at = Timestamp::from_second(1200).unwrap();
-    let memory = Memory { failures: HashMap::from([("a".to_owned(), Failure { waiting: waiting.clone(), retry_at })]), ..Default::default() };
+    let memory = Memory {
+        failures: HashMap::from([("a".to_owned(), Failure { waiting: waiting.clone(), retry_at })]),
+        ..Default::default()
+    };
     let decision = decide_at(spec.clone(), &observed, &memory, now());
     assert_eq!((words(&decision).as_str(), decision.wake_at), ("start b #0", Some(retry_at)));
     assert_eq!(decision.waiting["a"], waiting);
@@ -218,6 +234,7 @@ fn ephemeral_containers_run_once_beside_the_others() {
 fn nothing_is_built_while_something_is_being_built() {
     let observed = Observed::default();
     let spec = pod(json!({"containers": containers(&["a"])}));
-    let decision = decide(&View { pod: &spec, observed: &observed, memory: &Memory::default(), busy: true, now: now() });
+    let decision =
+        decide(&View { pod: &spec, observed: &observed, memory: &Memory::default(), busy: true, now: now() });
     assert_eq!(decision.setup, None);
 }

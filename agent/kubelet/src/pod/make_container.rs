@@ -78,7 +78,8 @@ pub async fn start(node: &NodeContext, order: &Order, announce: impl Fn(Run)) ->
     };
     order.event(node, EventType::Normal, "Created", "Container created");
     let meta = &order.pod.metadata;
-    let pod_name = format!("{}/{}", meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
+    let pod_name =
+        format!("{}/{}", meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
     component::timeline(&pod_name, "container created");
     let started = node.runtime.start_container(&id).await;
     let run = observe::run(&node.runtime, &id, &order.sandbox.id).await;

@@ -40,7 +40,10 @@ pub fn on_a_node<F>(name: &'static str, test: impl FnOnce(Arc<tokio::sync::Mutex
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    let _ = tracing_subscriber::fmt().with_env_filter(std::env::var("RUST_LOG").unwrap_or_default()).with_test_writer().try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(std::env::var("RUST_LOG").unwrap_or_default())
+        .with_test_writer()
+        .try_init();
     // Threads inherit the namespace of the thread that makes them: the runtime's and containerd too.
     let thread = std::thread::spawn(move || {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("these tests need root: run them with sudo");
@@ -75,6 +78,10 @@ impl Node {
         std::fs::write(directory.join("cni/10-test.conflist"), conflist(&directory)).unwrap();
         let cluster = Cluster::start().await;
         let client = cluster.admin();
+        // There are no controllers here to make it.
+        let account = serde_json::from_value(json!({"metadata": {"name": "default"}})).unwrap();
+        let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> = Api::namespaced(client.clone(), "default");
+        accounts.create(&PostParams::default(), &account).await.unwrap();
         let options = Options {
             paths: Paths::under(&directory.join("data"), &directory.join("run")),
             binary: None,
@@ -113,14 +120,20 @@ impl Node {
     pub async fn stop_kubelet(&mut self) {
         self.running = None;
         if let Some(supervisor) = self.kubelet.take() {
-            assert!(supervisor.shut_down(Duration::from_secs(5)).await, "the kubelet's tasks end with their supervisor");
+            assert!(
+                supervisor.shut_down(Duration::from_secs(5)).await,
+                "the kubelet's tasks end with their supervisor"
+            );
         }
     }
 
     /// SIGKILL to containerd; its supervisor starts it again.
     pub fn kill_runtime(&self) {
         let pid = std::fs::read_to_string(&self.options.paths.pid).unwrap();
-        let pid: i32 = pid.split_whitespace().find_map(|word| word.trim_matches(|c: char| !c.is_ascii_digit()).parse().ok()).unwrap();
+        let pid: i32 = pid
+            .split_whitespace()
+            .find_map(|word| word.trim_matches(|c: char| !c.is_ascii_digit()).parse().ok())
+            .unwrap();
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
     }
 
