@@ -33,6 +33,7 @@ mod deployment;
 mod disruption;
 mod endpoints;
 mod endpointslice;
+mod endpointslice_mirroring;
 mod ephemeral_volume;
 mod garbage_collector;
 mod job;
@@ -46,6 +47,7 @@ mod replicaset;
 mod statefulset;
 mod taint_eviction;
 mod ttl_after_finished;
+mod volume_binder;
 mod volume_protection;
 
 use std::sync::Arc;
@@ -85,6 +87,8 @@ pub fn start(config: Config, supervisor: &Supervisor) {
     volume_protection::start(&context);
     ephemeral_volume::start(&context);
     node_ttl::start(&context);
+    volume_binder::start(&context);
+    endpointslice_mirroring::start(&context);
     endpointslice::start(&context);
     endpoints::start(&context);
     namespace_defaults::start(&context);
