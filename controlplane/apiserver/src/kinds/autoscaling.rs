@@ -121,10 +121,10 @@ fn to_v1(scaler: &mut Value) {
     }
     let current = remove(scaler, "status.currentMetrics");
     for metric in current.as_ref().and_then(Value::as_array).into_iter().flatten() {
-        if text(metric, "resource.name") == "cpu" {
-            if let Some(now) = opt_int(metric, "resource.current.averageUtilization") {
-                set(scaler, "status.currentCPUUtilizationPercentage", now);
-            }
+        if text(metric, "resource.name") == "cpu"
+            && let Some(now) = opt_int(metric, "resource.current.averageUtilization")
+        {
+            set(scaler, "status.currentCPUUtilizationPercentage", now);
         }
     }
     notes.extend(

@@ -38,10 +38,10 @@ pub fn validate_create(object: &Value, namespaced: bool, rule: NameRule) -> Erro
     let mut errors = Vec::new();
     let meta = Node::root(object).child("metadata");
     let generate = meta.child("generateName");
-    if !generate.text().is_empty() {
-        if let Some(problem) = name_problem(rule, generate.text(), true) {
-            generate.invalid(&mut errors, problem);
-        }
+    if !generate.text().is_empty()
+        && let Some(problem) = name_problem(rule, generate.text(), true)
+    {
+        generate.invalid(&mut errors, problem);
     }
     let name = meta.child("name");
     if name.text().is_empty() {

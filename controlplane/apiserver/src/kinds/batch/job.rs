@@ -21,10 +21,10 @@ pub struct Job;
 impl Hooks for Job {
     fn defaults(&self, job: &mut Value) {
         defaults(job);
-        if map(job, "metadata.labels").is_none_or(serde_json::Map::is_empty) {
-            if let Some(labels) = map(job, "spec.template.metadata.labels").filter(|l| !l.is_empty()).cloned() {
-                set(job, "metadata.labels", labels);
-            }
+        if map(job, "metadata.labels").is_none_or(serde_json::Map::is_empty)
+            && let Some(labels) = map(job, "spec.template.metadata.labels").filter(|l| !l.is_empty()).cloned()
+        {
+            set(job, "metadata.labels", labels);
         }
     }
 

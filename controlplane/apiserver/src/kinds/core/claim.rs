@@ -296,14 +296,14 @@ fn validate_volume(object: &Value) -> ErrorList {
             &["storage"],
         ));
     }
-    if let Some(amount) = quantity(spec.child("capacity.storage").value) {
-        if amount.is_zero() || amount.is_negative() {
-            errors.push(Error::invalid(
-                &spec.child("capacity").path.key("storage"),
-                amount.to_string(),
-                "must be greater than zero",
-            ));
-        }
+    if let Some(amount) = quantity(spec.child("capacity.storage").value)
+        && (amount.is_zero() || amount.is_negative())
+    {
+        errors.push(Error::invalid(
+            &spec.child("capacity").path.key("storage"),
+            amount.to_string(),
+            "must be greater than zero",
+        ));
     }
     spec.child("persistentVolumeReclaimPolicy").one_of(&mut errors, &["Delete", "Recycle", "Retain"]);
     spec.child("volumeMode").optional_one_of(&mut errors, &["Block", "Filesystem"]);

@@ -156,11 +156,11 @@ fn validate_secret(secret: &Value) -> ErrorList {
         }
     };
     match text(secret, "type") {
-        "kubernetes.io/service-account-token" => {
-            if annotation(secret, "kubernetes.io/service-account.name").unwrap_or("").is_empty() {
-                let path = Path::root("metadata").child("annotations").key("kubernetes.io/service-account.name");
-                errors.push(Error::required(&path, ""));
-            }
+        "kubernetes.io/service-account-token"
+            if annotation(secret, "kubernetes.io/service-account.name").unwrap_or("").is_empty() =>
+        {
+            let path = Path::root("metadata").child("annotations").key("kubernetes.io/service-account.name");
+            errors.push(Error::required(&path, ""));
         }
         "kubernetes.io/dockercfg" => registry_json(secret, ".dockercfg", &mut errors),
         "kubernetes.io/dockerconfigjson" => registry_json(secret, ".dockerconfigjson", &mut errors),

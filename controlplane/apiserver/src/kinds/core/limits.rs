@@ -132,14 +132,14 @@ fn ordered(item: &Node<'_>, errors: &mut ErrorList) {
                 ));
             }
         }
-        if let Some(ratio) = amount("maxLimitRequestRatio", name) {
-            if ratio < Quantity::from_units(1, api::quantity::Format::DecimalSi) {
-                errors.push(Error::invalid(
-                    &item.child("maxLimitRequestRatio").path.key(name),
-                    ratio.to_string(),
-                    format!("ratio {ratio} is less than 1"),
-                ));
-            }
+        if let Some(ratio) = amount("maxLimitRequestRatio", name)
+            && ratio < Quantity::from_units(1, api::quantity::Format::DecimalSi)
+        {
+            errors.push(Error::invalid(
+                &item.child("maxLimitRequestRatio").path.key(name),
+                ratio.to_string(),
+                format!("ratio {ratio} is less than 1"),
+            ));
         }
     }
 }

@@ -27,10 +27,10 @@ impl Hooks for Node {
         if list(node, "spec.podCIDRs").is_empty() && !text(node, "spec.podCIDR").is_empty() {
             let first = at(node, "spec.podCIDR").clone();
             set(node, "spec.podCIDRs", json!([first]));
-        } else if text(node, "spec.podCIDR").is_empty() {
-            if let Some(first) = list(node, "spec.podCIDRs").first().cloned() {
-                set(node, "spec.podCIDR", first);
-            }
+        } else if text(node, "spec.podCIDR").is_empty()
+            && let Some(first) = list(node, "spec.podCIDRs").first().cloned()
+        {
+            set(node, "spec.podCIDR", first);
         }
     }
 

@@ -201,10 +201,10 @@ fn drop_type_dependent(new: &mut Value, old: &Value) {
 fn held(service: &Value) -> (Vec<Ipv4Addr>, Vec<u16>) {
     let mut addresses: Vec<Ipv4Addr> =
         texts(service, "spec.clusterIPs").iter().filter_map(|ip| ip.parse().ok()).collect();
-    if let Ok(address) = text(service, "spec.clusterIP").parse() {
-        if !addresses.contains(&address) {
-            addresses.push(address);
-        }
+    if let Ok(address) = text(service, "spec.clusterIP").parse()
+        && !addresses.contains(&address)
+    {
+        addresses.push(address);
     }
     let numbers = list(service, "spec.ports").iter().map(|port| int(port, "nodePort"));
     let mut ports: Vec<u16> = numbers

@@ -266,10 +266,10 @@ fn address_changes(service: &Value, old: &Value, spec: &Node<'_>, errors: &mut E
         errors.push(Error::invalid(&listed.path.index(0), listed.value.clone(), "may not change once set"));
     }
     let first = |service: &Value| list(service, "spec.ipFamilies").first().cloned();
-    if let (Some(now), Some(was)) = (first(service), first(old)) {
-        if now != was {
-            errors.push(Error::invalid(&spec.child("ipFamilies").path.index(0), now, "may not change once set"));
-        }
+    if let (Some(now), Some(was)) = (first(service), first(old))
+        && now != was
+    {
+        errors.push(Error::invalid(&spec.child("ipFamilies").path.index(0), now, "may not change once set"));
     }
     if text(old, "spec.type") == "LoadBalancer"
         && text(service, "spec.type") == "LoadBalancer"

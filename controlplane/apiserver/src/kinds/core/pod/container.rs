@@ -100,7 +100,7 @@ fn ephemeral(container: &Node<'_>, errors: &mut ErrorList) {
             found.forbidden(errors, "cannot be set for an Ephemeral Container");
         }
     }
-    if container.child("resources").len() > 0 {
+    if !container.child("resources").is_empty() {
         container.child("resources").forbidden(errors, "cannot be set for an Ephemeral Container");
     }
     for mount in container.items("volumeMounts") {

@@ -95,10 +95,10 @@ fn dns(spec: &Node<'_>, errors: &mut ErrorList) {
     for search in searches {
         // A lone dot and underscores are names that resolvers take.
         let bare = search.text().strip_suffix('.').unwrap_or(search.text()).replace('_', "x");
-        if !bare.is_empty() || search.text() != "." {
-            if let Some(problem) = names::dns1123_subdomain(&bare) {
-                search.invalid(errors, problem);
-            }
+        if (!bare.is_empty() || search.text() != ".")
+            && let Some(problem) = names::dns1123_subdomain(&bare)
+        {
+            search.invalid(errors, problem);
         }
     }
     for option in config.items("options") {

@@ -220,10 +220,10 @@ pub fn validate_resize(new: &Value, old: &Value) -> ErrorList {
                 map.remove("memory");
                 map
             };
-            if let Some(was) = was {
-                if ["limits", "requests"].iter().any(|side| only(container.value, side) != only(was, side)) {
-                    spec.forbidden(&mut errors, "only cpu and memory resources are mutable");
-                }
+            if let Some(was) = was
+                && ["limits", "requests"].iter().any(|side| only(container.value, side) != only(was, side))
+            {
+                spec.forbidden(&mut errors, "only cpu and memory resources are mutable");
             }
         }
     }

@@ -107,10 +107,8 @@ pub fn remote(source: &Node<'_>, kind: &str, errors: &mut ErrorList) {
         "cephfs" => {
             source.child("monitors").required(errors, "");
         }
-        "fc" => {
-            if source.items("targetWWNs").is_empty() && source.items("wwids").is_empty() {
-                source.child("targetWWNs").missing(errors, "must specify either targetWWNs or wwids, but not both");
-            }
+        "fc" if source.items("targetWWNs").is_empty() && source.items("wwids").is_empty() => {
+            source.child("targetWWNs").missing(errors, "must specify either targetWWNs or wwids, but not both");
         }
         _ => {}
     }
