@@ -4,6 +4,7 @@
 //! [`Request`] is the question; an authorizer never denies, it only allows or has no opinion, and
 //! what nobody allows is forbidden.
 
+pub mod escalation;
 mod node;
 pub mod rbac;
 

@@ -11,6 +11,7 @@ use store::{Txn, TxnOutcome};
 use super::metadata::{self, Preconditions};
 use super::{Call, Current};
 use crate::admit::Operation;
+use crate::authz::escalation;
 use crate::cache::item::{encode, remove_version, with_version};
 use crate::cache::store_error;
 use crate::error::{ApiError, Result};
@@ -84,6 +85,7 @@ impl Call {
         for warning in hooks.warnings(&object, None) {
             self.warn(warning);
         }
+        self.guard_rights(&object, None).await?;
         let mut object = self.validate(Operation::Create, object, None, options).await?;
         let reservation = hooks.reserve(&context, &mut object, None).await?;
         let stored = Bytes::from(encode(&object));
@@ -104,6 +106,13 @@ impl Call {
             }
             TxnOutcome::Conflict { .. } => Err(ApiError::already_exists(&self.info.group, &descriptor.plural, &name)),
         }
+    }
+
+    async fn guard_rights(&self, new: &Value, old: Option<&Value>) -> Result<()> {
+        if self.descriptor().hub_group() != "rbac.authorization.k8s.io" {
+            return Ok(());
+        }
+        escalation::check(&self.api, &self.user, &self.descriptor().plural, new, old).await
     }
 
     async fn pretend_create(&self, key: &str, object: Value, stored: Bytes) -> Result<Written> {
@@ -140,6 +149,7 @@ impl Call {
         metadata::keep_system_fields(&mut new, &old)?;
         let new = self.mutate(Operation::Update, new, Some(&old), &options).await?;
         let new = self.prepare(new, &old)?;
+        self.guard_rights(&new, Some(&old)).await?;
         let mut new = self.validate(Operation::Update, new, Some(&old), &options).await?;
         let hooks = self.endpoint.hooks();
         let context = self.context(&self.info.name);

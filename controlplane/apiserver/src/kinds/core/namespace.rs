@@ -51,6 +51,14 @@ impl Hooks for Namespace {
         if ctx.subresource == "finalize" { finalizers(new) } else { ErrorList::new() }
     }
 
+    fn begin_delete(&self, namespace: &mut Value) {
+        set(namespace, "status.phase", "Terminating");
+    }
+
+    fn holds_deletion(&self, namespace: &Value) -> bool {
+        namespace["spec"]["finalizers"].as_array().is_some_and(|finalizers| !finalizers.is_empty())
+    }
+
     fn row(&self, namespace: &Value, now: Timestamp) -> Vec<Value> {
         row(namespace, now, vec![cell(namespace, "status.phase")])
     }

@@ -1,0 +1,421 @@
+//! Built-in kinds and admission against a running server: one sound object of every kind goes in,
+//! comes back defaulted and survives an update that changes nothing; addresses are never given out
+//! twice; plugins see real namespaces and accounts.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::HashSet;
+
+use apiserver::testing::Cluster;
+use http::Request;
+use kube::Client;
+use serde_json::{Value, json};
+
+async fn call(client: &Client, method: &str, path: &str, body: Option<&Value>) -> Result<Value, String> {
+    let bytes = body.map(|body| serde_json::to_vec(body).unwrap()).unwrap_or_default();
+    let mut request = Request::builder().method(method).uri(path);
+    if body.is_some() {
+        request = request.header("content-type", "application/json");
+    }
+    let answer = client.request::<Value>(request.body(bytes).unwrap()).await;
+    answer.map_err(|error| match error {
+        kube::Error::Api(status) => status.message,
+        other => other.to_string(),
+    })
+}
+
+fn pod_template() -> Value {
+    json!({"metadata": {"labels": {"app": "x"}}, "spec": {"containers": [{"name": "c", "image": "nginx", "ports": [{"containerPort": 80}],
+        "livenessProbe": {"httpGet": {"port": 80}}, "resources": {"limits": {"cpu": "0.5", "memory": "1024Mi"}}}]}})
+}
+
+fn workload(extra: Value) -> Value {
+    let mut spec = json!({"selector": {"matchLabels": {"app": "x"}}, "template": pod_template()});
+    for (key, value) in extra.as_object().unwrap() {
+        spec[key] = value.clone();
+    }
+    json!({ "spec": spec })
+}
+
+/// Path of the collection, kind, API version and a sound object of each kind.
+fn samples() -> Vec<(&'static str, &'static str, &'static str, Value)> {
+    let ns = |group: &'static str| group;
+    let job = json!({"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}}});
+    let rule = json!({"apiGroups": [""], "apiVersions": ["v1"], "resources": ["configmaps"], "operations": ["CREATE"]});
+    let webhook = json!({"webhooks": [{"name": "a.b.example.com", "sideEffects": "None", "admissionReviewVersions": ["v1"], "failurePolicy": "Ignore",
+        "clientConfig": {"service": {"name": "s", "namespace": "default"}}, "namespaceSelector": {"matchLabels": {"never": "there"}}, "rules": [rule]}]});
+    vec![
+        (ns("/api/v1/namespaces"), "Namespace", "v1", json!({})),
+        ("/api/v1/nodes", "Node", "v1", json!({"status": {"capacity": {"cpu": "4"}}})),
+        (
+            "/api/v1/persistentvolumes",
+            "PersistentVolume",
+            "v1",
+            json!({"spec": {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "hostPath": {"path": "/x"}}}),
+        ),
+        ("/api/v1/namespaces/default/configmaps", "ConfigMap", "v1", json!({"data": {"a": "b"}})),
+        ("/api/v1/namespaces/default/secrets", "Secret", "v1", json!({"stringData": {"a": "b"}})),
+        ("/api/v1/namespaces/default/serviceaccounts", "ServiceAccount", "v1", json!({})),
+        (
+            "/api/v1/namespaces/default/endpoints",
+            "Endpoints",
+            "v1",
+            json!({"subsets": [{"addresses": [{"ip": "10.0.0.1"}], "ports": [{"port": 80}]}]}),
+        ),
+        (
+            "/api/v1/namespaces/default/events",
+            "Event",
+            "v1",
+            json!({"involvedObject": {"kind": "Pod", "name": "p", "namespace": "default"}, "reason": "R", "message": "m"}),
+        ),
+        (
+            "/api/v1/namespaces/default/limitranges",
+            "LimitRange",
+            "v1",
+            json!({"spec": {"limits": [{"type": "Pod", "max": {"cpu": "64"}}]}}),
+        ),
+        ("/api/v1/namespaces/default/resourcequotas", "ResourceQuota", "v1", json!({"spec": {"hard": {"pods": "10"}}})),
+        (
+            "/api/v1/namespaces/default/persistentvolumeclaims",
+            "PersistentVolumeClaim",
+            "v1",
+            json!({"spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}),
+        ),
+        (
+            "/api/v1/namespaces/default/services",
+            "Service",
+            "v1",
+            json!({"spec": {"type": "NodePort", "ports": [{"port": 80}], "selector": {"a": "b"}}}),
+        ),
+        (
+            "/api/v1/namespaces/default/pods",
+            "Pod",
+            "v1",
+            json!({"metadata": {"labels": {"app": "x"}}, "spec": pod_template()["spec"]}),
+        ),
+        ("/api/v1/namespaces/default/podtemplates", "PodTemplate", "v1", json!({"template": pod_template()})),
+        (
+            "/api/v1/namespaces/default/replicationcontrollers",
+            "ReplicationController",
+            "v1",
+            json!({"spec": {"template": pod_template()}}),
+        ),
+        ("/apis/apps/v1/namespaces/default/deployments", "Deployment", "apps/v1", workload(json!({}))),
+        ("/apis/apps/v1/namespaces/default/replicasets", "ReplicaSet", "apps/v1", workload(json!({}))),
+        ("/apis/apps/v1/namespaces/default/daemonsets", "DaemonSet", "apps/v1", workload(json!({}))),
+        (
+            "/apis/apps/v1/namespaces/default/statefulsets",
+            "StatefulSet",
+            "apps/v1",
+            workload(
+                json!({"serviceName": "s", "volumeClaimTemplates": [{"metadata": {"name": "d"}, "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}]}),
+            ),
+        ),
+        (
+            "/apis/apps/v1/namespaces/default/controllerrevisions",
+            "ControllerRevision",
+            "apps/v1",
+            json!({"revision": 1, "data": {"a": 1}}),
+        ),
+        ("/apis/batch/v1/namespaces/default/jobs", "Job", "batch/v1", json!({"spec": job})),
+        (
+            "/apis/batch/v1/namespaces/default/cronjobs",
+            "CronJob",
+            "batch/v1",
+            json!({"spec": {"schedule": "@hourly", "jobTemplate": {"spec": job}}}),
+        ),
+        (
+            "/apis/autoscaling/v2/namespaces/default/horizontalpodautoscalers",
+            "HorizontalPodAutoscaler",
+            "autoscaling/v2",
+            json!({"spec": {"maxReplicas": 3, "scaleTargetRef": {"kind": "Deployment", "name": "d", "apiVersion": "apps/v1"}}}),
+        ),
+        (
+            "/apis/policy/v1/namespaces/default/poddisruptionbudgets",
+            "PodDisruptionBudget",
+            "policy/v1",
+            json!({"spec": {"minAvailable": "50%", "selector": {"matchLabels": {"no": "such"}}}}),
+        ),
+        (
+            "/apis/networking.k8s.io/v1/namespaces/default/ingresses",
+            "Ingress",
+            "networking.k8s.io/v1",
+            json!({"spec": {"defaultBackend": {"service": {"name": "s", "port": {"number": 80}}}}}),
+        ),
+        (
+            "/apis/networking.k8s.io/v1/ingressclasses",
+            "IngressClass",
+            "networking.k8s.io/v1",
+            json!({"spec": {"controller": "example.com/c"}}),
+        ),
+        (
+            "/apis/networking.k8s.io/v1/namespaces/default/networkpolicies",
+            "NetworkPolicy",
+            "networking.k8s.io/v1",
+            json!({"spec": {"podSelector": {}, "ingress": [{"ports": [{"port": 80}]}]}}),
+        ),
+        (
+            "/apis/networking.k8s.io/v1/servicecidrs",
+            "ServiceCIDR",
+            "networking.k8s.io/v1",
+            json!({"spec": {"cidrs": ["10.99.0.0/16"]}}),
+        ),
+        (
+            "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices",
+            "EndpointSlice",
+            "discovery.k8s.io/v1",
+            json!({"addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"]}], "ports": [{"port": 80}]}),
+        ),
+        (
+            "/apis/rbac.authorization.k8s.io/v1/namespaces/default/roles",
+            "Role",
+            "rbac.authorization.k8s.io/v1",
+            json!({"rules": [{"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}]}),
+        ),
+        (
+            "/apis/rbac.authorization.k8s.io/v1/clusterroles",
+            "ClusterRole",
+            "rbac.authorization.k8s.io/v1",
+            json!({"rules": [{"verbs": ["get"], "nonResourceURLs": ["/x"]}]}),
+        ),
+        (
+            "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+            "ClusterRoleBinding",
+            "rbac.authorization.k8s.io/v1",
+            json!({"roleRef": {"kind": "ClusterRole", "name": "view"}, "subjects": [{"kind": "User", "name": "u"}]}),
+        ),
+        (
+            "/apis/rbac.authorization.k8s.io/v1/namespaces/default/rolebindings",
+            "RoleBinding",
+            "rbac.authorization.k8s.io/v1",
+            json!({"roleRef": {"kind": "ClusterRole", "name": "view"}, "subjects": [{"kind": "ServiceAccount", "name": "u", "namespace": "default"}]}),
+        ),
+        (
+            "/apis/coordination.k8s.io/v1/namespaces/default/leases",
+            "Lease",
+            "coordination.k8s.io/v1",
+            json!({"spec": {"holderIdentity": "h", "leaseDurationSeconds": 40}}),
+        ),
+        ("/apis/node.k8s.io/v1/runtimeclasses", "RuntimeClass", "node.k8s.io/v1", json!({"handler": "runc"})),
+        ("/apis/scheduling.k8s.io/v1/priorityclasses", "PriorityClass", "scheduling.k8s.io/v1", json!({"value": 5})),
+        (
+            "/apis/storage.k8s.io/v1/storageclasses",
+            "StorageClass",
+            "storage.k8s.io/v1",
+            json!({"provisioner": "example.com/p"}),
+        ),
+        ("/apis/storage.k8s.io/v1/csidrivers", "CSIDriver", "storage.k8s.io/v1", json!({"spec": {}})),
+        ("/apis/storage.k8s.io/v1/csinodes", "CSINode", "storage.k8s.io/v1", json!({"spec": {"drivers": []}})),
+        (
+            "/apis/storage.k8s.io/v1/namespaces/default/csistoragecapacities",
+            "CSIStorageCapacity",
+            "storage.k8s.io/v1",
+            json!({"storageClassName": "s"}),
+        ),
+        (
+            "/apis/storage.k8s.io/v1/volumeattachments",
+            "VolumeAttachment",
+            "storage.k8s.io/v1",
+            json!({"spec": {"attacher": "a", "nodeName": "n", "source": {"persistentVolumeName": "v"}}}),
+        ),
+        (
+            "/apis/storage.k8s.io/v1/volumeattributesclasses",
+            "VolumeAttributesClass",
+            "storage.k8s.io/v1",
+            json!({"driverName": "d", "parameters": {"a": "b"}}),
+        ),
+        (
+            "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations",
+            "ValidatingWebhookConfiguration",
+            "admissionregistration.k8s.io/v1",
+            webhook.clone(),
+        ),
+        (
+            "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations",
+            "MutatingWebhookConfiguration",
+            "admissionregistration.k8s.io/v1",
+            webhook,
+        ),
+        (
+            "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies",
+            "ValidatingAdmissionPolicy",
+            "admissionregistration.k8s.io/v1",
+            json!({"spec": {"matchConstraints": {"resourceRules": [rule]}, "validations": [{"expression": "true"}]}}),
+        ),
+        (
+            "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings",
+            "ValidatingAdmissionPolicyBinding",
+            "admissionregistration.k8s.io/v1",
+            json!({"spec": {"policyName": "absent", "validationActions": ["Audit"]}}),
+        ),
+        (
+            "/apis/flowcontrol.apiserver.k8s.io/v1/flowschemas",
+            "FlowSchema",
+            "flowcontrol.apiserver.k8s.io/v1",
+            json!({"spec": {"priorityLevelConfiguration": {"name": "p"}}}),
+        ),
+        (
+            "/apis/flowcontrol.apiserver.k8s.io/v1/prioritylevelconfigurations",
+            "PriorityLevelConfiguration",
+            "flowcontrol.apiserver.k8s.io/v1",
+            json!({"spec": {"type": "Limited", "limited": {"limitResponse": {"type": "Queue", "queuing": {}}}}}),
+        ),
+        ("/apis/resource.k8s.io/v1/deviceclasses", "DeviceClass", "resource.k8s.io/v1", json!({"spec": {}})),
+        (
+            "/apis/resource.k8s.io/v1/namespaces/default/resourceclaims",
+            "ResourceClaim",
+            "resource.k8s.io/v1",
+            json!({"spec": {"devices": {"requests": [{"name": "r", "exactly": {"deviceClassName": "c"}}]}}}),
+        ),
+        (
+            "/apis/resource.k8s.io/v1/namespaces/default/resourceclaimtemplates",
+            "ResourceClaimTemplate",
+            "resource.k8s.io/v1",
+            json!({"spec": {"spec": {"devices": {"requests": [{"name": "r", "exactly": {"deviceClassName": "c"}}]}}}}),
+        ),
+        (
+            "/apis/resource.k8s.io/v1/resourceslices",
+            "ResourceSlice",
+            "resource.k8s.io/v1",
+            json!({"spec": {"driver": "d", "nodeName": "n", "pool": {"name": "p", "generation": 1, "resourceSliceCount": 1}}}),
+        ),
+        (
+            "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
+            "CustomResourceDefinition",
+            "apiextensions.k8s.io/v1",
+            json!({"metadata": {"name": "widgets.example.com"}, "spec": {"group": "example.com", "scope": "Namespaced", "names": {"plural": "widgets", "kind": "Widget"},
+            "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {"type": "object"}}}]}}),
+        ),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_is_stable() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
+    call(&client, "POST", "/api/v1/namespaces/default/serviceaccounts", Some(&account)).await.unwrap();
+    let mut failures = Vec::new();
+    for (path, kind, api_version, mut object) in samples() {
+        object["kind"] = kind.into();
+        object["apiVersion"] = api_version.into();
+        if object["metadata"]["name"].is_null() {
+            object["metadata"]["name"] = "sample".into();
+        }
+        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+        let created = match call(&client, "POST", &format!("{path}?fieldValidation=Strict"), Some(&object)).await {
+            Ok(created) => created,
+            Err(why) => {
+                failures.push(format!("{kind}: create: {why}"));
+                continue;
+            }
+        };
+        // Another writer (the definition's own status, say) may come first: compare with what is there.
+        let stored = call(&client, "GET", &format!("{path}/{name}"), None).await.unwrap();
+        match call(&client, "PUT", &format!("{path}/{name}"), Some(&stored)).await {
+            Ok(same) if same["metadata"]["resourceVersion"] == stored["metadata"]["resourceVersion"] => {}
+            Ok(same) => failures.push(format!("{kind}: an update without a change wrote\n{stored}\n{same}")),
+            Err(why) => failures.push(format!("{kind}: update: {why}")),
+        }
+        // The manifest as it was sent applies again, too.
+        object["metadata"]["resourceVersion"] = created["metadata"]["resourceVersion"].clone();
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn addresses_are_given_out_once() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let services = "/api/v1/namespaces/default/services";
+    let service = |name: String, spec: Value| json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec});
+    let creates = (0..40).map(|index| {
+        let (client, object) =
+            (client.clone(), service(format!("s{index}"), json!({"type": "NodePort", "ports": [{"port": 80}]})));
+        async move { call(&client, "POST", services, Some(&object)).await.unwrap() }
+    });
+    let created = futures::future::join_all(creates).await;
+    let addresses: HashSet<&str> = created.iter().map(|s| s["spec"]["clusterIP"].as_str().unwrap()).collect();
+    let ports: HashSet<i64> = created.iter().map(|s| s["spec"]["ports"][0]["nodePort"].as_i64().unwrap()).collect();
+    assert_eq!((addresses.len(), ports.len()), (40, 40));
+
+    let taken = created[0]["spec"]["clusterIP"].as_str().unwrap();
+    let wanted = service("again".into(), json!({"clusterIP": taken, "ports": [{"port": 80}]}));
+    let refused = call(&client, "POST", services, Some(&wanted)).await.unwrap_err();
+    assert!(refused.contains(&format!("failed to allocate IP {taken}: provided IP is already allocated")), "{refused}");
+    call(&client, "DELETE", &format!("{services}/s0"), None).await.unwrap();
+    let again = call(&client, "POST", services, Some(&wanted)).await.unwrap();
+    assert_eq!(again["spec"]["clusterIP"], taken);
+
+    // The other way to lose an address: by becoming a mere name.
+    let name = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s1", "resourceVersion": created[1]["metadata"]["resourceVersion"]},
+        "spec": {"type": "ExternalName", "externalName": "example.com"}});
+    let changed = call(&client, "PUT", &format!("{services}/s1"), Some(&name)).await.unwrap();
+    assert!(changed["spec"]["clusterIP"].is_null(), "{changed}");
+    let freed = created[1]["spec"]["clusterIP"].as_str().unwrap();
+    let reuse = service("reuse".into(), json!({"clusterIP": freed, "ports": [{"port": 80}]}));
+    assert_eq!(call(&client, "POST", services, Some(&reuse)).await.unwrap()["spec"]["clusterIP"], freed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn quota_holds_under_concurrency() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let quota = json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q"}, "spec": {"hard": {"configmaps": "5"}}});
+    let quotas = "/api/v1/namespaces/default/resourcequotas";
+    let mut stored = call(&client, "POST", quotas, Some(&quota)).await.unwrap();
+    // As the quota controller does once it has counted.
+    stored["status"] = json!({"hard": {"configmaps": "5"}, "used": {"configmaps": "0"}});
+    call(&client, "PUT", &format!("{quotas}/q/status"), Some(&stored)).await.unwrap();
+    wait_for_quota(&client).await;
+    let creates = (0..20).map(|index| {
+        let client = client.clone();
+        let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": format!("c{index}")}});
+        async move { call(&client, "POST", "/api/v1/namespaces/default/configmaps", Some(&object)).await }
+    });
+    let outcomes = futures::future::join_all(creates).await;
+    assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 5);
+    let refused = outcomes.iter().find_map(|outcome| outcome.as_ref().err()).unwrap();
+    assert!(
+        refused.contains("exceeded quota: q, requested: configmaps=1, used: configmaps=5, limited: configmaps=5"),
+        "{refused}"
+    );
+}
+
+/// Plugins read quotas from the watch cache: a dry run is refused as soon as it has caught up.
+async fn wait_for_quota(client: &Client) {
+    let object = json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q"}});
+    for _ in 0..200 {
+        let listed =
+            call(client, "GET", "/api/v1/namespaces/default/resourcequotas?resourceVersion=0", None).await.unwrap();
+        if listed["items"][0]["status"]["hard"]["configmaps"] == "5" {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+    panic!("the cache never showed the status of {object}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plugins_see_the_cluster() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let pod = |spec: Value| json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": spec});
+    let plain = pod(json!({"serviceAccountName": "x", "containers": [{"name": "c", "image": "i"}]}));
+    let missing = call(&client, "POST", "/api/v1/namespaces/nowhere/pods", Some(&plain)).await.unwrap_err();
+    assert_eq!(missing, "namespaces \"nowhere\" not found");
+    let account = call(&client, "POST", "/api/v1/namespaces/default/pods", Some(&plain)).await.unwrap_err();
+    assert_eq!(
+        account,
+        "pods \"p\" is forbidden: error looking up service account default/x: serviceaccount \"x\" not found"
+    );
+    let stays = call(&client, "DELETE", "/api/v1/namespaces/kube-system", None).await.unwrap_err();
+    assert_eq!(stays, "namespaces \"kube-system\" is forbidden: this namespace may not be deleted");
+    let critical = pod(json!({"priorityClassName": "none-such", "containers": [{"name": "c", "image": "i"}]}));
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
+    call(&client, "POST", "/api/v1/namespaces/default/serviceaccounts", Some(&account)).await.unwrap();
+    let refused = call(&client, "POST", "/api/v1/namespaces/default/pods", Some(&critical)).await.unwrap_err();
+    assert_eq!(refused, "pods \"p\" is forbidden: no PriorityClass with name none-such was found");
+    let high = pod(json!({"priorityClassName": "system-node-critical", "containers": [{"name": "c", "image": "i"}]}));
+    let stored = call(&client, "POST", "/api/v1/namespaces/default/pods", Some(&high)).await.unwrap();
+    assert_eq!(stored["spec"]["priority"], 2_000_001_000);
+}

@@ -1,0 +1,353 @@
+//! What the API promises, asked over the in-process client: each test is one story.
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use apiserver::testing::Cluster;
+use http::{Request, StatusCode};
+use serde_json::{Value, json};
+
+const BASE: &str = "/api/v1/namespaces/default";
+
+/// Status code and body of one request.
+async fn ask(client: &kube::Client, method: &str, path: &str, content: &str, body: &str) -> (u16, Value) {
+    let request = Request::builder().method(method).uri(path).header("content-type", content).header("user-agent", "test/1");
+    let request = request.body(kube::client::Body::from(body.as_bytes().to_vec())).unwrap();
+    let response = client.send(request).await.unwrap();
+    let code = response.status().as_u16();
+    let bytes = response.into_body().collect_bytes().await.unwrap();
+    (code, serde_json::from_slice(&bytes).unwrap_or_else(|_| json!(String::from_utf8_lossy(&bytes))))
+}
+
+async fn post(client: &kube::Client, path: &str, body: &Value) -> (u16, Value) {
+    ask(client, "POST", path, "application/json", &body.to_string()).await
+}
+
+async fn get(client: &kube::Client, path: &str) -> (u16, Value) {
+    ask(client, "GET", path, "", "").await
+}
+
+async fn delete(client: &kube::Client, path: &str) -> (u16, Value) {
+    ask(client, "DELETE", path, "", "").await
+}
+
+fn config_map(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"a": "1"}})
+}
+
+fn pod(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+        "spec": {"containers": [{"name": "c", "image": "nginx"}], "automountServiceAccountToken": false}})
+}
+
+async fn with_account(client: &kube::Client) {
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
+    assert_eq!(post(client, &format!("{BASE}/serviceaccounts"), &account).await.0, 201);
+}
+
+#[tokio::test]
+async fn writes_conflict_only_when_they_should() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let path = format!("{BASE}/configmaps");
+    let (code, first) = post(&client, &path, &config_map("a")).await;
+    assert_eq!(code, 201, "{first}");
+    assert_eq!(first["metadata"]["managedFields"][0]["manager"], "test");
+    let (code, status) = post(&client, &path, &config_map("a")).await;
+    assert_eq!((code, status["reason"].as_str()), (409, Some("AlreadyExists")), "{status}");
+
+    // An update that changes nothing writes nothing.
+    let one = format!("{path}/a");
+    let (code, same) = ask(&client, "PUT", &one, "application/json", &first.to_string()).await;
+    assert_eq!((code, &same["metadata"]["resourceVersion"]), (200, &first["metadata"]["resourceVersion"]));
+
+    let mut changed = first.clone();
+    changed["data"]["a"] = "2".into();
+    let (code, second) = ask(&client, "PUT", &one, "application/json", &changed.to_string()).await;
+    assert_eq!(code, 200, "{second}");
+    changed["data"]["a"] = "3".into();
+    let (code, status) = ask(&client, "PUT", &one, "application/json", &changed.to_string()).await;
+    assert_eq!(code, 409);
+    assert_eq!(
+        status["message"],
+        "Operation cannot be fulfilled on configmaps \"a\": the object has been modified; please apply your changes to the latest version and try again"
+    );
+    changed["metadata"].as_object_mut().unwrap().remove("resourceVersion");
+    assert_eq!(ask(&client, "PUT", &one, "application/json", &changed.to_string()).await.0, 200);
+    let (code, status) = ask(&client, "DELETE", &one, "application/json", &json!({"preconditions": {"uid": "x"}}).to_string()).await;
+    assert_eq!(code, 409, "{status}");
+    let (code, status) = delete(&client, &one).await;
+    assert_eq!((code, status["status"].as_str()), (200, Some("Success")), "{status}");
+    assert_eq!(delete(&client, &one).await.0, 404);
+}
+
+#[tokio::test]
+async fn names_are_generated_and_dry_runs_leave_nothing() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let path = format!("{BASE}/configmaps");
+    let object = json!({"metadata": {"generateName": "gen-"}});
+    let (code, made) = post(&client, &path, &object).await;
+    assert_eq!(code, 201, "{made}");
+    assert!(made["metadata"]["name"].as_str().unwrap().starts_with("gen-"));
+    let (code, dry) = post(&client, &format!("{path}?dryRun=All"), &config_map("dry")).await;
+    assert_eq!(code, 201, "{dry}");
+    assert_eq!(get(&client, &format!("{path}/dry")).await.0, 404);
+    assert_eq!(post(&client, &format!("{path}?dryRun=Some"), &config_map("dry")).await.0, 422);
+}
+
+#[tokio::test]
+async fn lists_are_paged_at_one_revision_and_selected() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let path = format!("{BASE}/configmaps");
+    for at in 0..7 {
+        let mut object = config_map(&format!("m{at}"));
+        object["metadata"]["labels"] = json!({"odd": (at % 2 == 1).to_string()});
+        assert_eq!(post(&client, &path, &object).await.0, 201);
+    }
+    let (_, page) = get(&client, &format!("{path}?limit=3")).await;
+    assert_eq!(page["items"].as_array().unwrap().len(), 3);
+    assert_eq!(page["metadata"]["remainingItemCount"], 4);
+    assert!(page["items"][0].get("kind").is_none(), "items of a typed list carry no kind");
+    delete(&client, &format!("{path}/m4")).await;
+    let token = page["metadata"]["continue"].as_str().unwrap();
+    let (_, rest) = get(&client, &format!("{path}?limit=10&continue={token}")).await;
+    assert_eq!(rest["items"].as_array().unwrap().len(), 4, "the list shows one revision: {rest}");
+    assert_eq!(rest["metadata"]["resourceVersion"], page["metadata"]["resourceVersion"]);
+    let (_, odd) = get(&client, &format!("{path}?labelSelector=odd%3Dtrue")).await;
+    assert_eq!(odd["items"].as_array().unwrap().len(), 3);
+    let (_, one) = get(&client, &format!("{path}?fieldSelector=metadata.name%3Dm1")).await;
+    assert_eq!(one["items"].as_array().unwrap().len(), 1);
+    let (code, status) = get(&client, &format!("{path}?fieldSelector=spec.x%3D1")).await;
+    assert_eq!(code, 400, "{status}");
+    let (code, status) = get(&client, &format!("{path}?resourceVersion=99999")).await;
+    assert_eq!(code, 504, "{status}");
+    let (code, status) = get(&client, &format!("{path}?resourceVersion=abc")).await;
+    assert_eq!(code, 422, "{status}");
+}
+
+#[tokio::test]
+async fn bad_requests_are_refused_with_a_status() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let path = format!("{BASE}/configmaps");
+    for (method, path, content, body, code) in [
+        ("POST", path.as_str(), "application/json", "{", 400),
+        ("POST", &path, "application/json", "[]", 400),
+        ("POST", &path, "text/html", "{}", 415),
+        ("POST", &path, "application/json", r#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"x"}}"#, 400),
+        ("POST", &path, "application/json", r#"{"apiVersion":"v2","kind":"ConfigMap","metadata":{"name":"x"}}"#, 400),
+        ("POST", &path, "application/json", r#"{"metadata":{"name":"x","namespace":"other"}}"#, 400),
+        ("POST", &path, "application/json", r#"{"metadata":{"name":"Bad_Name"}}"#, 422),
+        ("POST", &path, "application/json", r#"{"metadata":{}}"#, 422),
+        ("POST", &path, "application/json", r#"{"metadata":{"name":"x","resourceVersion":"5"}}"#, 400),
+        ("POST", &path, "application/json", r#"{"metadata":{"name":"x"},"data":{"a":1}}"#, 400),
+        ("POST", "/api/v1/namespaces/none/configmaps", "application/json", r#"{"metadata":{"name":"x"}}"#, 404),
+        ("POST", "/api/v1/configmaps", "application/json", r#"{"metadata":{"name":"x"}}"#, 405),
+        ("GET", "/api/v1/nothing", "", "", 404),
+        ("GET", "/apis/none/v1/nothing", "", "", 404),
+        ("PATCH", "/api/v1/namespaces/default", "application/json", "{}", 415),
+        ("PATCH", "/api/v1/namespaces/default", "application/json-patch+json", "[{\"op\":\"test\",\"path\":\"/x\",\"value\":1}]", 422),
+        ("DELETE", "/api/v1/namespaces/default/configmaps/none", "application/json", "{\"kind\":\"Pod\"}", 400),
+        ("PUT", "/api/v1/namespaces/default/configmaps/none", "application/json", r#"{"metadata":{"name":"other"}}"#, 404),
+        ("POST", "/version", "", "", 405),
+    ] {
+        let (got, status) = ask(&client, method, path, content, body).await;
+        assert_eq!(got, code, "{method} {path} {body}: {status}");
+        assert_eq!(status["kind"], "Status", "{method} {path} {body}: {status}");
+        assert_eq!(status["status"], "Failure");
+        assert_eq!(status["code"], code);
+        assert!(!status["message"].as_str().unwrap().is_empty());
+    }
+    let strict = format!("{path}?fieldValidation=Strict");
+    let (code, status) = ask(&client, "POST", &strict, "application/json", r#"{"metadata":{"name":"x"},"dota":{}}"#).await;
+    assert_eq!(code, 400);
+    assert!(status["message"].as_str().unwrap().contains("unknown field \"dota\""), "{status}");
+    let large = json!({"metadata": {"name": "x"}, "data": {"a": "x".repeat(4 << 20)}});
+    let (code, status) = post(&client, &path, &large).await;
+    assert_eq!((code, status["reason"].as_str()), (413, Some("RequestEntityTooLarge")));
+}
+
+#[tokio::test]
+async fn patches_of_every_kind_change_objects() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let path = format!("{BASE}/configmaps/a");
+    post(&client, &format!("{BASE}/configmaps"), &config_map("a")).await;
+    for (content, patch) in [
+        ("application/merge-patch+json", json!({"data": {"b": "2"}})),
+        ("application/json-patch+json", json!([{"op": "add", "path": "/data/c", "value": "3"}])),
+        ("application/strategic-merge-patch+json", json!({"data": {"a": null}})),
+    ] {
+        let (code, after) = ask(&client, "PATCH", &path, content, &patch.to_string()).await;
+        assert_eq!(code, 200, "{content}: {after}");
+    }
+    let apply = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"c": "4"}});
+    let target = format!("{path}?fieldManager=me");
+    let (code, status) = ask(&client, "PATCH", &target, "application/apply-patch+yaml", &apply.to_string()).await;
+    assert_eq!(code, 409, "{status}");
+    let forced = format!("{target}&force=true");
+    let (code, after) = ask(&client, "PATCH", &forced, "application/apply-patch+yaml", &apply.to_string()).await;
+    assert_eq!(code, 200, "{after}");
+    assert_eq!(after["data"], json!({"b": "2", "c": "4"}));
+    let made = format!("{BASE}/configmaps/fresh?fieldManager=me");
+    let fresh = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "fresh"}, "data": {"c": "4"}});
+    assert_eq!(ask(&client, "PATCH", &made, "application/apply-patch+yaml", &fresh.to_string()).await.0, 201);
+}
+
+#[tokio::test]
+async fn pods_are_bound_and_deleted_gracefully() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    with_account(&client).await;
+    let (code, made) = post(&client, &format!("{BASE}/pods"), &pod("web")).await;
+    assert_eq!(code, 201, "{made}");
+    assert_eq!(made["status"]["phase"], "Pending");
+    assert_eq!(made["spec"]["terminationGracePeriodSeconds"], 30);
+    let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "web"}, "target": {"kind": "Node", "name": "n1"}});
+    let path = format!("{BASE}/pods/web");
+    assert_eq!(post(&client, &format!("{path}/binding"), &binding).await.0, 201);
+    let (code, status) = post(&client, &format!("{path}/binding"), &binding).await;
+    assert_eq!(code, 409, "{status}");
+    let (_, bound) = get(&client, &path).await;
+    assert_eq!(bound["spec"]["nodeName"], "n1");
+    let patch = json!({"status": {"phase": "Running"}, "spec": {"nodeName": "other"}}).to_string();
+    let (code, after) = ask(&client, "PATCH", &format!("{path}/status"), "application/merge-patch+json", &patch).await;
+    assert_eq!((code, after["status"]["phase"].as_str(), after["spec"]["nodeName"].as_str()), (200, Some("Running"), Some("n1")));
+    let (code, going) = delete(&client, &path).await;
+    assert_eq!((code, going["metadata"]["deletionGracePeriodSeconds"].as_i64()), (200, Some(30)), "{going}");
+    let now = json!({"gracePeriodSeconds": 0}).to_string();
+    assert_eq!(ask(&client, "DELETE", &path, "application/json", &now).await.0, 200);
+    assert_eq!(get(&client, &path).await.0, 404);
+}
+
+#[tokio::test]
+async fn namespaces_end_when_their_finalizer_goes() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let (code, _) = post(&client, "/api/v1/namespaces", &json!({"metadata": {"name": "work"}})).await;
+    assert_eq!(code, 201);
+    let (code, going) = delete(&client, "/api/v1/namespaces/work").await;
+    assert_eq!((code, going["status"]["phase"].as_str()), (200, Some("Terminating")), "{going}");
+    let (code, status) = post(&client, "/api/v1/namespaces/work/configmaps", &config_map("late")).await;
+    assert_eq!(code, 403, "{status}");
+    assert!(status["message"].as_str().unwrap().contains("because it is being terminated"), "{status}");
+    let mut finalized = going.clone();
+    finalized["spec"]["finalizers"] = json!([]);
+    let (code, answer) = ask(&client, "PUT", "/api/v1/namespaces/work/finalize", "application/json", &finalized.to_string()).await;
+    assert_eq!(code, 200, "{answer}");
+    assert_eq!(get(&client, "/api/v1/namespaces/work").await.0, 404);
+}
+
+#[tokio::test]
+async fn scales_are_read_and_written() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let template = json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "nginx"}]}});
+    let deployment = json!({"metadata": {"name": "web"}, "spec": {"replicas": 2, "selector": {"matchLabels": {"app": "web"}}, "template": template}});
+    let path = "/apis/apps/v1/namespaces/default/deployments";
+    let (code, made) = post(&client, path, &deployment).await;
+    assert_eq!(code, 201, "{made}");
+    let scale = format!("{path}/web/scale");
+    let (_, shown) = get(&client, &scale).await;
+    assert_eq!((&shown["spec"]["replicas"], &shown["status"]["selector"]), (&json!(2), &json!("app=web")));
+    let patch = json!({"spec": {"replicas": 5}}).to_string();
+    let (code, after) = ask(&client, "PATCH", &scale, "application/merge-patch+json", &patch).await;
+    assert_eq!((code, after["spec"]["replicas"].as_i64()), (200, Some(5)), "{after}");
+    let (_, deployment) = get(&client, &format!("{path}/web")).await;
+    assert_eq!((&deployment["spec"]["replicas"], &deployment["metadata"]["generation"]), (&json!(5), &json!(2)));
+    let patch = json!({"spec": {"replicas": -1}}).to_string();
+    assert_eq!(ask(&client, "PATCH", &scale, "application/merge-patch+json", &patch).await.0, 422);
+}
+
+#[tokio::test]
+async fn rights_come_from_roles_and_cannot_be_given_away() {
+    let cluster = Cluster::start().await;
+    let (admin, jane) = (cluster.admin(), cluster.client("jane"));
+    let (code, status) = get(&jane, &format!("{BASE}/pods")).await;
+    assert_eq!(code, 403);
+    assert_eq!(
+        status["message"],
+        "pods is forbidden: User \"jane\" cannot list resource \"pods\" in API group \"\" in the namespace \"default\""
+    );
+    let rbac = "/apis/rbac.authorization.k8s.io/v1";
+    let binding = json!({"metadata": {"name": "jane-admin"}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "admin"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "jane"}]});
+    let (code, answer) = post(&admin, &format!("{rbac}/namespaces/default/rolebindings"), &binding).await;
+    assert_eq!(code, 201, "{answer}");
+    assert_eq!(get(&jane, &format!("{BASE}/pods")).await.0, 200, "the role admin is aggregated");
+    assert_eq!(get(&jane, "/api/v1/nodes").await.0, 403);
+    // Jane may make roles, but only of what she may do herself.
+    let role = |verb: &str, resource: &str| json!({"metadata": {"name": format!("r-{resource}")}, "rules": [{"apiGroups": [""], "resources": [resource], "verbs": [verb]}]});
+    let roles = format!("{rbac}/namespaces/default/roles");
+    assert_eq!(post(&jane, &roles, &role("get", "pods")).await.0, 201);
+    let (code, status) = post(&jane, &roles, &role("get", "nodes")).await;
+    assert_eq!(code, 403, "{status}");
+    assert!(status["message"].as_str().unwrap().contains("attempting to grant RBAC permissions not currently held"), "{status}");
+    let mut greedy = binding.clone();
+    greedy["metadata"]["name"] = "greedy".into();
+    greedy["roleRef"]["name"] = "cluster-admin".into();
+    let (code, status) = post(&jane, &format!("{rbac}/namespaces/default/rolebindings"), &greedy).await;
+    assert_eq!(code, 403, "{status}");
+    let review = json!({"spec": {"resourceAttributes": {"namespace": "default", "verb": "get", "resource": "pods"}}});
+    let (code, answer) = post(&jane, "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", &review).await;
+    assert_eq!((code, &answer["status"]["allowed"]), (201, &json!(true)), "{answer}");
+}
+
+#[tokio::test]
+async fn nodes_see_only_what_their_pods_refer_to() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    with_account(&admin).await;
+    let node = cluster.server.client(&apiserver::UserInfo::new("system:node:n1", &["system:nodes", "system:authenticated"]));
+    for name in ["mine", "other"] {
+        let secret = json!({"metadata": {"name": name}, "stringData": {"a": "b"}});
+        assert_eq!(post(&admin, &format!("{BASE}/secrets"), &secret).await.0, 201);
+    }
+    let mut web = pod("web");
+    web["spec"]["nodeName"] = "n1".into();
+    web["spec"]["volumes"] = json!([{"name": "v", "secret": {"secretName": "mine"}}]);
+    let (code, answer) = post(&admin, &format!("{BASE}/pods"), &web).await;
+    assert_eq!(code, 201, "{answer}");
+    assert_eq!(get(&node, &format!("{BASE}/secrets/mine")).await.0, 200);
+    let (code, status) = get(&node, &format!("{BASE}/secrets/other")).await;
+    assert_eq!(code, 403);
+    assert!(status["message"].as_str().unwrap().ends_with("no relationship found between node 'n1' and this object"), "{status}");
+    assert_eq!(get(&node, &format!("{BASE}/secrets")).await.0, 403);
+    let request = json!({"spec": {"boundObjectRef": {"kind": "Pod", "apiVersion": "v1", "name": "web", "uid": answer["metadata"]["uid"]}}});
+    let (code, token) = post(&node, &format!("{BASE}/serviceaccounts/default/token"), &request).await;
+    assert_eq!(code, 201, "{token}");
+    let review = json!({"spec": {"token": token["status"]["token"]}});
+    let (_, answer) = post(&admin, "/apis/authentication.k8s.io/v1/tokenreviews", &review).await;
+    assert_eq!(answer["status"]["user"]["username"], "system:serviceaccount:default:default", "{answer}");
+    assert_eq!(answer["status"]["user"]["extra"]["authentication.kubernetes.io/pod-name"], json!(["web"]));
+    let now = json!({"gracePeriodSeconds": 0}).to_string();
+    ask(&admin, "DELETE", &format!("{BASE}/pods/web"), "application/json", &now).await;
+    let (_, answer) = post(&admin, "/apis/authentication.k8s.io/v1/tokenreviews", &review).await;
+    assert!(answer["status"]["authenticated"].is_null(), "a token ends with its pod: {answer}");
+}
+
+#[tokio::test]
+async fn informers_follow_the_watch_cache() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let informers = component::Informers::new(client.clone(), &cluster.supervisor);
+    let maps = informers.of::<k8s_openapi::api::core::v1::ConfigMap>();
+    maps.synced().await;
+    post(&client, &format!("{BASE}/configmaps"), &config_map("seen")).await;
+    let appeared = async {
+        while maps.get("default", "seen").is_none() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), appeared).await.unwrap();
+    let (code, _) = delete(&client, &format!("{BASE}/configmaps/seen")).await;
+    assert_eq!(code, StatusCode::OK.as_u16());
+    let vanished = async {
+        while maps.get("default", "seen").is_some() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), vanished).await.unwrap();
+}
