@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use component::{Change, EventRecorder, EventType, Informer, Informers, Supervisor};
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::storage::v1::StorageClass;
 use kube::Client;
 use parking_lot::Mutex;
 use rand::Rng;
@@ -31,7 +32,7 @@ use crate::report;
 pub fn start(informers: Informers, recorder: EventRecorder, supervisor: &Supervisor) {
     let supervisor = supervisor.child("scheduler");
     let scheduler = Arc::new(Scheduler {
-        framework: default_framework(informers.client()),
+        framework: default_framework(&informers),
         client: informers.client(),
         recorder,
         supervisor: supervisor.clone(),
@@ -41,9 +42,10 @@ pub fn start(informers: Informers, recorder: EventRecorder, supervisor: &Supervi
     });
     let (pods, nodes, namespaces) = (informers.of::<Pod>(), informers.of::<Node>(), informers.of::<Namespace>());
     scheduler.clone().follow(&pods, &nodes, &namespaces);
+    let storage = scheduler.follow_storage(&informers);
     supervisor.spawn("queue", async move {
         // Deciding on half a cluster would put pods on full nodes.
-        tokio::join!(pods.synced(), nodes.synced(), namespaces.synced(), scheduler.budgets.synced());
+        tokio::join!(pods.synced(), nodes.synced(), namespaces.synced(), scheduler.budgets.synced(), storage);
         scheduler.run().await;
     });
 }
@@ -74,6 +76,25 @@ impl Scheduler {
         let scheduler = self.clone();
         namespaces.on_change(move |change| scheduler.namespace_changed(change));
         pods.on_change(move |change| self.pod_changed(change));
+    }
+
+    /// Ready when claims, volumes and classes are known.
+    fn follow_storage(self: &Arc<Self>, informers: &Informers) -> impl Future<Output = ()> + Send + 'static {
+        let claims = informers.of::<PersistentVolumeClaim>();
+        let (volumes, classes) = (informers.of::<PersistentVolume>(), informers.of::<StorageClass>());
+        let scheduler = self.clone();
+        claims.on_change(move |_| scheduler.storage_changed());
+        let scheduler = self.clone();
+        volumes.on_change(move |_| scheduler.storage_changed());
+        let scheduler = self.clone();
+        classes.on_change(move |_| scheduler.storage_changed());
+        async move {
+            tokio::join!(claims.synced(), volumes.synced(), classes.synced());
+        }
+    }
+
+    fn storage_changed(&self) {
+        self.announce(self.state.lock(), &ClusterEvent::StorageChanged);
     }
 
     fn node_changed(&self, change: &Change<'_, Node>) {

@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 
 use apiserver::testing::Cluster as Server;
 use component::{EventRecorder, Informers};
-use k8s_openapi::api::core::v1::{Event, Node, Pod, PodCondition, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    Event, Node, PersistentVolume, PersistentVolumeClaim, Pod, PodCondition, ServiceAccount,
+};
+use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
@@ -208,4 +211,38 @@ async fn gates_hold_a_pod_until_they_are_removed() {
     let open = Patch::Merge(json!({"spec": {"schedulingGates": null}}));
     cluster.pods.patch("gated", &PatchParams::default(), &open).await.unwrap();
     cluster.node_of("gated").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_goes_where_its_volume_is() {
+    let cluster = Cluster::start().await;
+    cluster.add_node("n1", "8").await;
+    cluster.add_node("n2", "1").await;
+    let mut with_claim = asking("100m");
+    with_claim["volumes"] = json!([{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]);
+    cluster.create("p", with_claim).await;
+    let message = cluster.condition("p").await.message.unwrap();
+    assert_contains(&message, "0/2 nodes are available: persistentvolumeclaim \"data\" not found.");
+
+    let class = json!({"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": "local"},
+        "provisioner": "kubernetes.io/no-provisioner", "volumeBindingMode": "WaitForFirstConsumer"});
+    let classes: Api<StorageClass> = Api::all(cluster.client.clone());
+    classes.create(&PostParams::default(), &from(class)).await.unwrap();
+    let volume = json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "disk"}, "spec": {
+        "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "storageClassName": "local",
+        "local": {"path": "/disk"}, "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
+            {"key": "kubernetes.io/hostname", "operator": "In", "values": ["n2"]}]}]}}}});
+    let volumes: Api<PersistentVolume> = Api::all(cluster.client.clone());
+    volumes.create(&PostParams::default(), &from(volume)).await.unwrap();
+    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data"}, "spec": {
+        "accessModes": ["ReadWriteOnce"], "storageClassName": "local", "resources": {"requests": {"storage": "1Gi"}}}});
+    let claims: Api<PersistentVolumeClaim> = Api::default_namespaced(cluster.client.clone());
+    claims.create(&PostParams::default(), &from(claim)).await.unwrap();
+
+    let reserved = async || volumes.get("disk").await.ok()?.spec?.claim_ref?.name;
+    assert_eq!(until("the volume to be reserved", reserved).await, "data");
+    // The volume controller's part.
+    let complete = json!({"metadata": {"annotations": {"pv.kubernetes.io/bind-completed": "yes"}}, "spec": {"volumeName": "disk"}});
+    claims.patch("data", &PatchParams::default(), &Patch::Merge(complete)).await.unwrap();
+    assert_eq!(cluster.node_of("p").await, "n2");
 }

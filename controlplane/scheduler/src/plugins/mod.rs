@@ -17,19 +17,22 @@ mod pod_topology_spread;
 mod priority_sort;
 mod scheduling_gates;
 mod taint_toleration;
+mod volume_binding;
 
-use kube::Client;
+use component::Informers;
 
 use crate::framework::{Framework, Plugin};
 
-/// The default profile; pods are bound through `client`.
-pub fn default_framework(client: Client) -> Framework {
+/// The default profile. Pods are bound through the informers' client.
+pub fn default_framework(informers: &Informers) -> Framework {
     let mut plugins = deciding();
-    plugins.push(Box::new(default_binder::DefaultBinder::new(client)));
+    let spread = plugins.iter().position(|plugin| plugin.name() == "PodTopologySpread").unwrap_or(plugins.len());
+    plugins.insert(spread, Box::new(volume_binding::VolumeBinding::new(informers)));
+    plugins.push(Box::new(default_binder::DefaultBinder::new(informers.client())));
     Framework::new(plugins)
 }
 
-/// All but the binder: those that only decide.
+/// Those that only decide, on nothing but a snapshot.
 pub fn deciding() -> Vec<Box<dyn Plugin>> {
     vec![
         Box::new(scheduling_gates::SchedulingGates),
