@@ -3,97 +3,18 @@
 //! Needs root, containerd, runc and busybox-static. Everything happens in a temporary directory
 //! and in a network namespace of the test's own thread.
 
-use std::path::Path;
+mod support;
+
 use std::time::{Duration, Instant};
 
-use agent::containerd::{CgroupDriver, Containerd, Options, Paths, remove};
+use agent::containerd::{Containerd, Options, remove};
 use agent::images::{Importer, pause, presets};
 use component::Supervisor;
 use proto::runtime::v1 as cri;
 use proto::runtime::v1::image_service_client::ImageServiceClient;
 use proto::runtime::v1::runtime_service_client::RuntimeServiceClient;
+use support::{CleanUp, in_namespace, options, remove_cgroups, run_container};
 use tonic::transport::Channel;
-
-fn options(directory: &Path) -> Options {
-    let data = directory.join("data");
-    Options {
-        paths: Paths::under(&data, &directory.join("run")),
-        binary: None,
-        cni_bin_dir: data.join("cni/bin"),
-        cni_conf_dir: data.join("cni/net.d"),
-        registry_dir: data.join("registries"),
-        cgroup_driver: CgroupDriver::Cgroupfs,
-    }
-}
-
-/// Runs `test` on a thread with its own network namespace and a runtime that stays on it.
-fn in_namespace<F: Future<Output = ()> + 'static>(test: impl FnOnce() -> F + Send + 'static) {
-    let thread = std::thread::spawn(move || {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("these tests need root");
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test());
-    });
-    if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-fn sandbox_config(directory: &Path, cgroup: &str) -> cri::PodSandboxConfig {
-    let host = cri::NamespaceMode::Node as i32;
-    let options =
-        cri::NamespaceOption { network: host, pid: cri::NamespaceMode::Pod as i32, ipc: host, ..Default::default() };
-    cri::PodSandboxConfig {
-        metadata: Some(cri::PodSandboxMetadata {
-            name: "p".into(),
-            uid: "u".into(),
-            namespace: "default".into(),
-            attempt: 0,
-        }),
-        log_directory: directory.join("logs").to_string_lossy().into_owned(),
-        linux: Some(cri::LinuxPodSandboxConfig {
-            cgroup_parent: cgroup.to_owned(),
-            security_context: Some(cri::LinuxSandboxSecurityContext {
-                namespace_options: Some(options),
-                ..Default::default()
-            }),
-            ..Default::default()
-        }),
-        ..Default::default()
-    }
-}
-
-async fn run_container(channel: &Channel, directory: &Path, cgroup: &str) -> (String, String) {
-    let mut runtime = RuntimeServiceClient::new(channel.clone());
-    let config = sandbox_config(directory, cgroup);
-    let request = cri::RunPodSandboxRequest { config: Some(config.clone()), ..Default::default() };
-    let sandbox = runtime.run_pod_sandbox(request).await.unwrap().into_inner().pod_sandbox_id;
-    let container = cri::ContainerConfig {
-        metadata: Some(cri::ContainerMetadata { name: "c".into(), attempt: 0 }),
-        image: Some(cri::ImageSpec { image: "busybox".into(), ..Default::default() }),
-        command: vec!["sleep".into(), "600".into()],
-        log_path: "c.log".into(),
-        linux: Some(cri::LinuxContainerConfig {
-            security_context: Some(cri::LinuxContainerSecurityContext {
-                namespace_options: Some(cri::NamespaceOption {
-                    network: cri::NamespaceMode::Node as i32,
-                    ipc: cri::NamespaceMode::Node as i32,
-                    pid: cri::NamespaceMode::Container as i32,
-                    ..Default::default()
-                }),
-                ..Default::default()
-            }),
-            ..Default::default()
-        }),
-        ..Default::default()
-    };
-    let request = cri::CreateContainerRequest {
-        pod_sandbox_id: sandbox.clone(),
-        config: Some(container),
-        sandbox_config: Some(config),
-    };
-    let container = runtime.create_container(request).await.unwrap().into_inner().container_id;
-    runtime.start_container(cri::StartContainerRequest { container_id: container.clone() }).await.unwrap();
-    (sandbox, container)
-}
 
 async fn state_of(channel: &Channel, container: &str) -> Option<i32> {
     let request = cri::ContainerStatusRequest { container_id: container.to_owned(), verbose: false };
@@ -111,6 +32,7 @@ fn containers_outlive_containerd_and_the_agent_and_removal_leaves_nothing() {
     in_namespace(|| async {
         let directory = tempfile::tempdir().unwrap();
         let options = options(directory.path());
+        let _cleanup = CleanUp(options.paths.clone());
         let cgroup = format!("/skiff-test-{}", std::process::id());
         let agent = Supervisor::new("agent");
         let began = Instant::now();
@@ -128,7 +50,8 @@ fn containers_outlive_containerd_and_the_agent_and_removal_leaves_nothing() {
         assert!(names.contains(&"docker.io/library/busybox:latest".to_owned()), "{names:?}");
 
         let began = Instant::now();
-        let (_, container) = run_container(&containerd.channel, directory.path(), &cgroup).await;
+        let (_, container) =
+            run_container(&containerd.channel, directory.path(), &cgroup, "exec sleep 600", false).await;
         println!("first container after {:?}", began.elapsed());
         let running = cri::ContainerState::ContainerRunning as i32;
         assert_eq!(state_of(&containerd.channel, &container).await, Some(running));
@@ -158,23 +81,12 @@ fn containers_outlive_containerd_and_the_agent_and_removal_leaves_nothing() {
     });
 }
 
-/// Empty cgroups of killed containers: the kubelet's to remove, which is not here.
-fn remove_cgroups(parent: &str) {
-    let roots = std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|entry| entry.path());
-    for root in roots.chain(["/sys/fs/cgroup".into()]) {
-        let directory = root.join(parent.trim_start_matches('/'));
-        for child in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
-            let _ = std::fs::remove_dir(child.path());
-        }
-        let _ = std::fs::remove_dir(directory);
-    }
-}
-
 #[test]
 fn an_image_that_was_removed_is_gone_for_cri_too() {
     in_namespace(|| async {
         let directory = tempfile::tempdir().unwrap();
         let options = options(directory.path());
+        let _cleanup = CleanUp(options.paths.clone());
         let agent = Supervisor::new("agent");
         let containerd = Containerd::start(options.clone(), &agent).await.unwrap();
         let importer = Importer::new(containerd.channel.clone());

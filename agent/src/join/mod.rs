@@ -35,8 +35,8 @@ pub use token::{BadToken, JoinToken, ca_digest};
 
 const FIRST_RETRY: Duration = Duration::from_millis(20);
 const LONGEST_RETRY: Duration = Duration::from_secs(2);
-/// A renewal that fails is tried again after this long.
-const RENEWAL_RETRY: Duration = Duration::from_secs(60);
+/// The longest pause before a certificate is asked for again.
+const RENEWAL_RETRY: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {

@@ -84,6 +84,9 @@ impl Writer {
             block.extend_from_slice(&(!length).to_le_bytes());
             block.extend_from_slice(stored);
         }
+        // An empty block, as a flush writes it: inflaters hand out what they hold when they see one,
+        // and would else wait for bytes of the next frame.
+        block.extend_from_slice(&[0, 0, 0, 0xff, 0xff]);
         block
     }
 }
