@@ -80,7 +80,7 @@ fn add(call: &Call) -> Result<Value> {
             limit_sending(call, &mut host, &veth, &bucket(limits.egress_rate, limits.egress_burst))?;
         }
     }
-    previous.to_json(&call.version)
+    previous.into_json(&call.version)
 }
 
 fn limit_sending(call: &Call, host: &mut Rtnl, veth: &Link, bucket: &TokenBucket) -> Result<()> {

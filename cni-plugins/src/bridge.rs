@@ -77,7 +77,7 @@ fn add(call: &Call) -> Result<Value> {
         // The runtime will DEL too, but what this call made should not depend on it.
         let _ = host.delete_link(&pair.host_name);
     }
-    made?.to_json(&call.version)
+    made?.into_json(&call.version)
 }
 
 /// Everything after the pair exists; the caller removes the pair when this fails.

@@ -51,7 +51,7 @@ fn add(call: &Call) -> Result<Value> {
         }
     }
     Nft::open()?.commit(transaction)?;
-    previous.to_json(&call.version)
+    previous.into_json(&call.version)
 }
 
 fn remove_where(gone: &dyn Fn(&str) -> bool) -> Result<()> {

@@ -74,7 +74,10 @@ pub fn status(call: &Call) -> Result<()> {
     run(call, "STATUS", |plugin| plugin.status)
 }
 
-fn run(call: &Call, command: &str, ours: fn(&Plugin) -> fn(&Call) -> Result<()>) -> Result<()> {
+/// One of a plugin's commands without a result.
+type Act = fn(&Call) -> Result<()>;
+
+fn run(call: &Call, command: &str, ours: fn(&Plugin) -> Act) -> Result<()> {
     if kind(call).is_empty() {
         return Ok(());
     }

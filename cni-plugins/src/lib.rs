@@ -13,6 +13,8 @@
 //! A pod waits for these plugins to start: nothing here spawns a process, a runtime or a pool on
 //! the usual road.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that cannot go on fails"))]
+
 mod bandwidth;
 mod bridge;
 mod firewall;

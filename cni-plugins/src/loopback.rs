@@ -23,7 +23,7 @@ fn add(call: &Call) -> Result<Value> {
         rtnl.set_up(link.index)?;
     }
     if let Some(previous) = call.previous()? {
-        return previous.to_json(&call.version);
+        return previous.into_json(&call.version);
     }
     let ips = rtnl.addresses_of(link.index)?.into_iter().map(|address| Ip {
         version: String::new(),
@@ -41,7 +41,7 @@ fn add(call: &Call) -> Result<Value> {
         ips: ips.collect(),
         ..NetworkResult::default()
     };
-    result.to_json(&call.version)
+    result.into_json(&call.version)
 }
 
 fn delete(call: &Call) -> Result<()> {

@@ -89,7 +89,7 @@ fn add(call: &Call) -> Result<Value> {
     if let (Some(target), false) = (sandbox_address(&previous), mappings.is_empty()) {
         install(call, &config, &mappings, target, &previous)?;
     }
-    previous.to_json(&call.version)
+    previous.into_json(&call.version)
 }
 
 /// The first IPv4 address of an interface inside the sandbox.

@@ -27,7 +27,7 @@ fn add(call: &Call) -> Result<Value> {
         let _ = ipam::delete(call);
     }
     outcome?;
-    result.to_json(&call.version)
+    result.into_json(&call.version)
 }
 
 fn attach(call: &Call, config: &Config, result: &mut NetworkResult) -> Result<()> {

@@ -54,7 +54,7 @@ fn result(call: &Call) -> Result<NetworkResult> {
 }
 
 fn add(call: &Call) -> Result<Value> {
-    result(call)?.to_json(&call.version)
+    result(call)?.into_json(&call.version)
 }
 
 fn check(call: &Call) -> Result<()> {

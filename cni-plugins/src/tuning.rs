@@ -62,7 +62,7 @@ fn add(call: &Call) -> Result<Value> {
     if let Some(packets) = config.tx_q_len {
         inside.set_transmit_queue(link.index, packets)?;
     }
-    previous.to_json(&call.version)
+    previous.into_json(&call.version)
 }
 
 fn parameters(config: &Config, call: &Call) -> Result<Vec<(String, String)>> {

@@ -13,6 +13,8 @@
 //! The address is one of the node's own, so a query from a pod is delivered, not translated, and the
 //! rules of [`address`] keep conntrack out of it.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that cannot go on fails"))]
+
 mod address;
 pub mod forward;
 pub mod index;

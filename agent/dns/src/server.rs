@@ -145,7 +145,7 @@ impl Server {
                     return Reply::Ready(self.authoritative(request, answers, additionals, false));
                 }
                 Answer::Alias { alias, target } => {
-                    answers.push(alias);
+                    answers.push(*alias);
                     name = target;
                 }
             }

@@ -53,9 +53,8 @@ fn ask_tcp(server: SocketAddr, message: &Message) -> Message {
 
 /// A headless Service with so many endpoints that no datagram holds them.
 fn many(count: u8) -> (k8s_openapi::api::core::v1::Service, k8s_openapi::api::discovery::v1::EndpointSlice) {
-    let service = format!(
-        r#"{{"metadata":{{"name":"many","namespace":"default"}},"spec":{{"clusterIP":"None","ports":[{{"port":80}}]}}}}"#
-    );
+    let service =
+        r#"{"metadata":{"name":"many","namespace":"default"},"spec":{"clusterIP":"None","ports":[{"port":80}]}}"#;
     let endpoints: Vec<String> = (0..count)
         .map(|number| format!(r#"{{"addresses":["10.42.3.{number}"],"conditions":{{"ready":true}}}}"#))
         .collect();
@@ -63,7 +62,7 @@ fn many(count: u8) -> (k8s_openapi::api::core::v1::Service, k8s_openapi::api::di
         r#"{{"metadata":{{"name":"many-1","namespace":"default","labels":{{"kubernetes.io/service-name":"many"}}}},"addressType":"IPv4","endpoints":[{}],"ports":[]}}"#,
         endpoints.join(",")
     );
-    (serde_json::from_str(&service).unwrap(), serde_json::from_str(&slice).unwrap())
+    (serde_json::from_str(service).unwrap(), serde_json::from_str(&slice).unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -35,7 +35,7 @@ pub enum Answer {
     /// The name exists; no records where there are none of the type.
     Found { answers: Vec<Record>, additionals: Vec<Record> },
     /// The name is another's: the records of `target` belong into the answer too.
-    Alias { alias: Record, target: Name },
+    Alias { alias: Box<Record>, target: Name },
     /// No such name.
     Missing,
 }
@@ -257,7 +257,7 @@ impl Question<'_> {
         let alias = Record::from_rdata(self.name.clone(), TTL, RData::CNAME(CNAME(target.clone())));
         match self.kind {
             RecordType::CNAME => Answer::records(vec![alias]),
-            _ => Answer::Alias { alias, target },
+            _ => Answer::Alias { alias: Box::new(alias), target },
         }
     }
 

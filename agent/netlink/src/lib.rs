@@ -14,6 +14,8 @@
 //! it from its own tasks for single requests, and from blocking threads for long batches). A socket
 //! stays in the namespace in which it was opened and may be used from any thread.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that cannot go on fails"))]
+
 pub mod conntrack;
 mod error;
 pub mod message;

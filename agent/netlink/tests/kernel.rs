@@ -1,6 +1,8 @@
 //! Against the running kernel, in network namespaces of the tests' own threads: they vanish with
 //! the thread. Needs root; `nft` is used to read back what was written.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::process::Command;
 use std::time::Duration;
 

@@ -14,6 +14,8 @@
 //! gateway. So every packet between pods passes the host's netfilter hooks once, which makes Services
 //! and network policies work between neighbours with and without `br_netfilter`.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that cannot go on fails"))]
+
 mod cleanup;
 mod cni;
 mod conflist;

@@ -172,7 +172,8 @@ mod tests {
         let far = peer("c", "198.51.100.3", "10.42.2.0/24");
         let all = || [own.clone(), far.clone(), near.clone()];
         // backend, routed, tunnelled, mtu of pods
-        let cases: &[(Backend, &[&Peer], Option<&[&Peer]>, u32)] = &[
+        type Case<'a> = (Backend, &'a [&'a Peer], Option<&'a [&'a Peer]>, u32);
+        let cases: &[Case<'_>] = &[
             (Backend::Auto, &[&near], Some(&[&far]), 1450),
             (Backend::Route, &[&near, &far], None, 1500),
             (Backend::Vxlan, &[], Some(&[&near, &far]), 1450),

@@ -11,6 +11,8 @@
 //! A change of an endpoint becomes a rule as soon as it is seen; only when changes come faster than
 //! the kernel takes them are they gathered.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that cannot go on fails"))]
+
 mod base;
 mod conntrack;
 mod health;

@@ -79,7 +79,7 @@ fn services_that_are_not_redirected() {
         service("dns", "10.43.0.10", |_| {}),
     ];
     for service in cases {
-        assert!(build(&[service.clone()], &[], &node()).ports.is_empty(), "{:?}", service.metadata.name);
+        assert!(build(std::slice::from_ref(&service), &[], &node()).ports.is_empty(), "{:?}", service.metadata.name);
     }
     let mut other = service("other", "10.43.0.1", |_| {});
     Arc::make_mut(&mut other).metadata.labels = Some([(PROXY_NAME_LABEL.to_owned(), "x".to_owned())].into());

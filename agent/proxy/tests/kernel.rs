@@ -1,6 +1,8 @@
 //! Real packets through the rules of both writers, in network namespaces of the tests' own threads.
 //! Needs root, nft and iptables.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};

@@ -128,7 +128,7 @@ fn add(call: &Call) -> Result<Value> {
         store.release(&owner)?;
         return Err(Error::internal(format!("failed to allocate all requested IPs: {requested:?}")));
     }
-    NetworkResult { ips, routes: plan.routes, dns: plan.dns, ..NetworkResult::default() }.to_json(&call.version)
+    NetworkResult { ips, routes: plan.routes, dns: plan.dns, ..NetworkResult::default() }.into_json(&call.version)
 }
 
 fn allocate(store: &Store, owner: &Owner, at: usize, set: &[Range], wanted: Option<IpAddr>) -> Result<Ip> {

@@ -149,7 +149,8 @@ mod tests {
     fn addresses_go_round_and_skip_the_gateway_and_what_is_taken() {
         let whole = set(&[("10.42.0.0/29", "", "")]);
         let two = set(&[("10.1.0.0/24", "10.1.0.10", "10.1.0.11"), ("10.2.0.0/24", "10.2.0.20", "10.2.0.20")]);
-        let cases: &[(&[Range], &str, &[&str], Option<&str>)] = &[
+        type Case<'a> = (&'a [Range], &'a str, &'a [&'a str], Option<&'a str>);
+        let cases: &[Case<'_>] = &[
             (&whole, "", &[], Some("10.42.0.2")),
             (&whole, "10.42.0.2", &[], Some("10.42.0.3")),
             (&whole, "10.42.0.6", &[], Some("10.42.0.2")),

@@ -225,7 +225,8 @@ mod tests {
 
     #[test]
     fn bad_calls_get_the_specifications_codes() {
-        let cases: &[(Command, &str, &[(&str, &str)], u32)] = &[
+        type Case<'a> = (Command, &'a str, &'a [(&'a str, &'a str)], u32);
+        let cases: &[Case<'_>] = &[
             (Command::Add, GOOD, &[("CNI_NETNS", "")], 4),
             (Command::Add, GOOD, &[("CNI_CONTAINERID", "")], 4),
             (Command::Add, GOOD, &[("CNI_CONTAINERID", "../x")], 4),

@@ -76,7 +76,7 @@ pub struct NetworkResult {
 
 impl NetworkResult {
     /// As JSON of one version of the specification.
-    pub fn to_json(mut self, version: &str) -> Result<Value> {
+    pub fn into_json(mut self, version: &str) -> Result<Value> {
         version.clone_into(&mut self.version);
         for ip in &mut self.ips {
             let family = if ip.address.address.is_ipv4() { "4" } else { "6" };
@@ -130,10 +130,10 @@ mod tests {
             interfaces: vec![Interface { name: "eth0".into(), mtu: 1450, ..Interface::default() }],
             ..NetworkResult::default()
         };
-        let old = result.clone().to_json("0.4.0").unwrap();
+        let old = result.clone().into_json("0.4.0").unwrap();
         assert_eq!(old["ips"][0]["version"], "4");
         assert!(old["interfaces"][0].get("mtu").is_none());
-        let new = result.to_json("1.1.0").unwrap();
+        let new = result.into_json("1.1.0").unwrap();
         assert_eq!(
             new["ips"][0],
             serde_json::json!({"interface": 0, "address": "10.42.0.5/24", "gateway": "10.42.0.1"})

@@ -15,7 +15,7 @@ enum State {
 }
 
 pub fn ways(text: &Text, packet: Packet) -> Ways {
-    let here = packet.from_here();
+    let here = packet.is_from_here();
     let mut found = Ways::new();
     let mut note = |state: State| match state {
         State::Ended(verdict) => found.insert(verdict.to_owned()),

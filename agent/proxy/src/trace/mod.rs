@@ -29,7 +29,7 @@ pub fn is_local(address: Ipv4Addr) -> bool {
 }
 
 impl Packet {
-    pub fn from_here(&self) -> bool {
+    pub fn is_from_here(&self) -> bool {
         is_local(self.source)
     }
 }

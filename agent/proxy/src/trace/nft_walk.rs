@@ -19,7 +19,7 @@ struct Walk<'a> {
 
 pub fn ways(rules: &Ruleset, packet: Packet) -> Ways {
     let walk = Walk { rules };
-    let entry = if packet.from_here() { Hook::Output } else { Hook::Prerouting };
+    let entry = if packet.is_from_here() { Hook::Output } else { Hook::Prerouting };
     let mut states = walk.hook(entry, "firewall", packet);
     states = states.into_iter().flat_map(|state| walk.then(state, entry, "")).collect();
     let mut found = Ways::new();
@@ -34,13 +34,13 @@ pub fn ways(rules: &Ruleset, packet: Packet) -> Ways {
         let destination = target.map_or(packet.destination, |(address, _)| address);
         let mut after = packet;
         (after.destination, after.port) = target.unwrap_or((packet.destination, packet.port));
-        let hook = match (packet.from_here(), is_local(destination)) {
+        let hook = match (packet.is_from_here(), is_local(destination)) {
             (true, _) => Hook::Output,
             (false, true) => Hook::Input,
             (false, false) => Hook::Forward,
         };
         let mut filtered = walk.hook(hook, "filter", after);
-        if packet.from_here() && is_local(destination) {
+        if packet.is_from_here() && is_local(destination) {
             let again = filtered.into_iter().flat_map(|state| walk.then(state, Hook::Input, "filter"));
             filtered = again.collect();
         }
