@@ -29,6 +29,27 @@ pub struct Context {
     pub informers: Informers,
     pub supervisor: Supervisor,
     pub pods: Pods,
+    pub removals: Removals,
+}
+
+type Listener = Box<dyn Fn(&str) + Send + Sync>;
+
+/// Tells when any object of a namespace has gone, whatever its kind. The garbage collector, which
+/// watches every kind, is the source.
+#[derive(Clone, Default)]
+pub struct Removals {
+    listeners: Arc<parking_lot::RwLock<Vec<Listener>>>,
+}
+
+impl Removals {
+    /// `listener` gets the namespace; it must not block.
+    pub fn subscribe(&self, listener: impl Fn(&str) + Send + Sync + 'static) {
+        self.listeners.write().push(Box::new(listener));
+    }
+
+    pub fn announce(&self, namespace: &str) {
+        self.listeners.read().iter().for_each(|listener| listener(namespace));
+    }
 }
 
 /// Every pod, and the ways controllers look for them.
@@ -76,7 +97,7 @@ impl Context {
         let supervisor = supervisor.child("controllers");
         let informers = Informers::new((config.client)(""), &supervisor);
         let pods = Pods::new(informers.of::<Pod>());
-        Self { config: Arc::new(config), informers, supervisor, pods }
+        Self { config: Arc::new(config), informers, supervisor, pods, removals: Removals::default() }
     }
 
     /// `name` is Kubernetes' name of the controller, and of its ServiceAccount.

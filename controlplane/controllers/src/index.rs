@@ -50,10 +50,6 @@ impl<K: Kind> Index<K> {
     pub fn get(&self, key: &str) -> Vec<Arc<K>> {
         self.buckets.read().get(key).map(|bucket| bucket.values().cloned().collect()).unwrap_or_default()
     }
-
-    pub fn keys(&self) -> Vec<String> {
-        self.buckets.read().keys().cloned().collect()
-    }
 }
 
 fn name_of<K: kube::Resource>(object: &K) -> Name {
@@ -83,6 +79,6 @@ mod tests {
         assert!(index.get("n1").is_empty());
         assert_eq!(index.get("n2").len(), 1);
         informer.remove(&("default".into(), "a".into()));
-        assert!(index.keys().is_empty());
+        assert!(index.buckets.read().is_empty());
     }
 }

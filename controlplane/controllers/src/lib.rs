@@ -44,6 +44,7 @@ mod node_lifecycle;
 mod node_ttl;
 mod pod_gc;
 mod replicaset;
+mod resource_quota;
 mod statefulset;
 mod taint_eviction;
 mod ttl_after_finished;
@@ -88,6 +89,7 @@ pub fn start(config: Config, supervisor: &Supervisor) {
     ephemeral_volume::start(&context);
     node_ttl::start(&context);
     volume_binder::start(&context);
+    resource_quota::start(&context);
     endpointslice_mirroring::start(&context);
     endpointslice::start(&context);
     endpoints::start(&context);

@@ -36,7 +36,7 @@ pub fn start(context: &Context) {
     let controller = context.controller("generic-garbage-collector");
     let queue = WorkQueue::<Task>::new();
     let graph = Arc::new(Mutex::new(Graph::default()));
-    let (mapper, ready) = monitors::start(&controller, &graph, &queue);
+    let (mapper, ready) = monitors::start(&controller, &graph, &queue, &context.removals);
     let worker = Arc::new(Worker { controller: controller.clone(), graph, queue: queue.clone(), mapper });
     controller.run(&queue, WORKERS, ready, move |task| {
         let worker = worker.clone();

@@ -19,7 +19,7 @@ use tokio::sync::{Notify, watch};
 
 use super::graph::{Graph, Location};
 use super::{Task, enqueue};
-use crate::context::Controller;
+use crate::context::{Controller, Removals};
 use crate::discovery::{self, Served};
 use crate::error::{During, Result};
 use crate::meta;
@@ -70,6 +70,7 @@ struct Monitors {
     queue: WorkQueue<Task>,
     mapper: Mapper,
     rediscover: Arc<Notify>,
+    removals: Removals,
     running: HashMap<String, (Supervisor, watch::Receiver<bool>)>,
 }
 
@@ -78,6 +79,7 @@ pub fn start(
     controller: &Controller,
     graph: &Arc<Mutex<Graph>>,
     queue: &WorkQueue<Task>,
+    removals: &Removals,
 ) -> (Mapper, impl Future<Output = ()> + Send + 'static) {
     let mapper = Mapper { known: Arc::default(), client: controller.client.clone() };
     let (first, mut seen) = watch::channel(false);
@@ -87,6 +89,7 @@ pub fn start(
         queue: queue.clone(),
         mapper: mapper.clone(),
         rediscover: Arc::new(Notify::new()),
+        removals: removals.clone(),
         running: HashMap::new(),
     };
     controller.supervisor.spawn("monitors", async move {
@@ -166,6 +169,7 @@ impl Monitors {
             graph: self.graph.clone(),
             queue: self.queue.clone(),
             rediscover: self.rediscover.clone(),
+            removals: self.removals.clone(),
             known: HashSet::new(),
         };
         supervisor.spawn("watch", monitor.follow(self.controller.client.clone(), listed));
@@ -187,6 +191,7 @@ struct Monitor {
     graph: Arc<Mutex<Graph>>,
     queue: WorkQueue<Task>,
     rediscover: Arc<Notify>,
+    removals: Removals,
     /// Its objects define what is served.
     defines_kinds: bool,
     known: HashSet<String>,
@@ -215,6 +220,9 @@ impl Monitor {
                 }
                 Ok(watcher::Event::Delete(object)) => {
                     self.remove(meta::uid(&object.metadata));
+                    if let Some(namespace) = &object.metadata.namespace {
+                        self.removals.announce(namespace);
+                    }
                     self.announce();
                 }
                 Err(error) => tracing::debug!(resource = self.served.name(), %error, "metadata watch failed"),
