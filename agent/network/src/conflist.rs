@@ -24,7 +24,6 @@ pub fn render(config: &Config, plan: &Plan) -> Value {
                 "type": "bridge",
                 "bridge": BRIDGE,
                 "isGateway": true,
-                "isDefaultGateway": true,
                 "forceAddress": true,
                 "hairpinMode": true,
                 "routed": true,

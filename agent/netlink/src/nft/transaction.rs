@@ -1,5 +1,9 @@
 //! Batches: everything in one takes effect at once, or nothing does.
 
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use super::element::{Element, ElementValue, SetKind, SetSpec};
 use super::expression::{Prepared, prepare, verdict, write};
 use super::model::{BaseChain, ChainType, Rule, Table};
@@ -147,7 +151,7 @@ impl Transaction {
     /// A set that lives as long as the rule that the next message adds.
     pub(super) fn add_anonymous(&mut self, spec: &SetSpec, flags: u32, elements: &[Element]) -> (String, u32) {
         let id = self.take_set_id();
-        let name = "__map%d".to_owned();
+        let name = anonymous_name();
         let message = self.set_message(&name, spec, spec.flags() | flags, id);
         self.push("add an anonymous map".to_owned(), message);
         self.elements(operation::NEW_ELEMENT, &name, Some(id), elements, "fill an anonymous map");
@@ -215,6 +219,21 @@ impl Transaction {
             self.push(what.to_owned(), message);
         }
     }
+}
+
+/// A name that no other set has. The kernel would number `__map%d` by parsing the name of every set
+/// of the table, which takes seconds with thousands of them; a name that differs from the others in
+/// its first letters costs it almost nothing.
+fn anonymous_name() -> String {
+    static FIRST: OnceLock<u64> = OnceLock::new();
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    // From the clock, past the names that an earlier process left behind.
+    let first = FIRST.get_or_init(|| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(now.as_nanos()).unwrap_or(1)
+    });
+    let number = first.wrapping_add(COUNT.fetch_add(1, Ordering::Relaxed));
+    format!("__{:016x}", number.wrapping_mul(0x9e37_79b9_7f4a_7c15).swap_bytes())
 }
 
 fn write_element(nested: &mut Message, element: &Element) {
