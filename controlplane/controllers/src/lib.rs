@@ -25,6 +25,7 @@ mod revisions;
 mod service_pods;
 mod taints;
 
+mod autoscaler;
 mod bootstrap;
 mod certificates;
 mod cronjob;
@@ -90,6 +91,7 @@ pub fn start(config: Config, supervisor: &Supervisor) {
     node_ttl::start(&context);
     volume_binder::start(&context);
     resource_quota::start(&context);
+    autoscaler::start(&context);
     endpointslice_mirroring::start(&context);
     endpointslice::start(&context);
     endpoints::start(&context);

@@ -1,0 +1,342 @@
+//! Reading metrics, and what each asks for.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use api::quantity::{Format, Quantity};
+use api::resources::{self, Side};
+use api::selector::Selector;
+use jiff::Timestamp;
+use k8s_openapi::api::autoscaling::v2::{
+    ContainerResourceMetricStatus, CrossVersionObjectReference, ExternalMetricStatus, HorizontalPodAutoscaler,
+    MetricIdentifier, MetricSpec, MetricStatus, MetricTarget, MetricValueStatus, ObjectMetricStatus, PodsMetricStatus,
+    ResourceMetricStatus,
+};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Client, ResourceExt};
+use serde_json::Value;
+
+use super::behavior;
+use super::replicas::{self, Groups, Input, Values};
+use crate::context::Pods;
+use crate::{discovery, meta};
+
+pub struct Problem {
+    pub reason: &'static str,
+    pub text: String,
+}
+
+impl Problem {
+    pub fn nothing_to_measure() -> Self {
+        Self { reason: "InvalidMetricSourceType", text: "no metrics are specified".to_owned() }
+    }
+}
+
+pub struct Proposal {
+    pub replicas: i32,
+    /// In the condition's words, e.g. `cpu resource utilization (percentage of request)`.
+    pub metric: String,
+    pub status: MetricStatus,
+}
+
+pub struct Reader<'a> {
+    client: &'a Client,
+    namespace: String,
+    selector: &'a str,
+    pods: Vec<Arc<Pod>>,
+    current: i32,
+    tolerance: (f64, f64),
+    now: Timestamp,
+}
+
+fn encode(text: &str) -> String {
+    let keep = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    text.bytes().map(|byte| if keep(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
+
+fn milli(text: Option<&Value>) -> Option<i64> {
+    text?.as_str()?.parse::<Quantity>().ok().map(|quantity| quantity.milli())
+}
+
+fn target_milli(quantity: Option<&k8s_openapi::apimachinery::pkg::api::resource::Quantity>) -> Option<i64> {
+    quantity.map(|quantity| Quantity::from(quantity).milli())
+}
+
+fn quantity(milli: i64) -> Option<k8s_openapi::apimachinery::pkg::api::resource::Quantity> {
+    Some(Quantity::from_milli(milli, Format::DecimalSi).into())
+}
+
+impl<'a> Reader<'a> {
+    pub fn new(
+        client: &'a Client,
+        pods: &Pods,
+        scaler: &HorizontalPodAutoscaler,
+        selector: &'a str,
+        current: i32,
+        now: Timestamp,
+    ) -> Self {
+        let namespace = scaler.namespace().unwrap_or_default();
+        let labels = Selector::parse_labels(selector).unwrap_or_else(|_| Selector::nothing());
+        let mut own = pods.by_namespace.get(&namespace);
+        own.retain(|pod| labels.matches(meta::labels(&pod.metadata)));
+        Self { client, namespace, selector, pods: own, current, tolerance: behavior::tolerance(&scaler.spec), now }
+    }
+
+    pub async fn propose(&self, spec: &MetricSpec) -> Result<Proposal, Problem> {
+        let missing = |what: &str| Problem {
+            reason: "InvalidMetricSourceType",
+            text: format!("metric source of type {:?} has no {what}", spec.type_),
+        };
+        match spec.type_.as_str() {
+            "Resource" => {
+                let source = spec.resource.as_ref().ok_or_else(|| missing("resource"))?;
+                self.resource(&source.name, None, &source.target).await
+            }
+            "ContainerResource" => {
+                let source = spec.container_resource.as_ref().ok_or_else(|| missing("containerResource"))?;
+                self.resource(&source.name, Some(&source.container), &source.target).await
+            }
+            "Pods" => {
+                let source = spec.pods.as_ref().ok_or_else(|| missing("pods"))?;
+                self.of_pods(&source.metric, &source.target).await
+            }
+            "Object" => {
+                let source = spec.object.as_ref().ok_or_else(|| missing("object"))?;
+                self.of_object(&source.metric, &source.described_object, &source.target).await
+            }
+            "External" => {
+                let source = spec.external.as_ref().ok_or_else(|| missing("external"))?;
+                self.external(&source.metric, &source.target).await
+            }
+            _ => Err(missing("known type")),
+        }
+    }
+
+    async fn get(&self, path: &str, reason: &'static str, what: &str) -> Result<Value, Problem> {
+        let problem = |why: String| Problem { reason, text: format!("failed to get {what}: {why}") };
+        let request = http_get(path).map_err(&problem)?;
+        self.client.request(request).await.map_err(|error| problem(crate::error::message(&error)))
+    }
+
+    fn input<'i>(&self, values: &'i Values, groups: &'i Groups) -> Input<'i> {
+        Input { values, groups, current: self.current, tolerance: self.tolerance }
+    }
+
+    fn ready_pods(&self) -> i32 {
+        self.pods.iter().filter(|pod| crate::podstate::is_ready(pod)).count() as i32
+    }
+
+    async fn resource(&self, name: &str, container: Option<&str>, target: &MetricTarget) -> Result<Proposal, Problem> {
+        let reason = if container.is_some() { "FailedGetContainerResourceMetric" } else { "FailedGetResourceMetric" };
+        let path = format!(
+            "/apis/metrics.k8s.io/v1beta1/namespaces/{}/pods?labelSelector={}",
+            self.namespace,
+            encode(self.selector)
+        );
+        let answer =
+            self.get(&path, reason, &format!("{name} utilization: unable to get metrics for resource {name}")).await?;
+        let mut values = Values::new();
+        for item in answer["items"].as_array().into_iter().flatten() {
+            let containers = item["containers"].as_array().into_iter().flatten();
+            let chosen = containers.filter(|c| container.is_none_or(|wanted| c["name"] == wanted));
+            let amounts: Option<Vec<i64>> = chosen.map(|c| milli(c["usage"].get(name))).collect();
+            if let (Some(pod), Some(amounts)) = (item["metadata"]["name"].as_str(), amounts.filter(|a| !a.is_empty())) {
+                values.insert(pod.to_owned(), amounts.iter().sum());
+            }
+        }
+        if values.is_empty() {
+            let text =
+                format!("unable to get metrics for resource {name}: no metrics returned from resource metrics API");
+            return Err(Problem { reason, text });
+        }
+        let groups = replicas::group(&self.pods, &values, name == "cpu", self.now);
+        let input = self.input(&values, &groups);
+        let (replicas, metric, shown) = match (target.average_utilization, target_milli(target.average_value.as_ref()))
+        {
+            (Some(percent), _) => {
+                let requests = self.requests(name, container, reason)?;
+                let (replicas, shown) = replicas::by_utilization(&input, &requests, percent);
+                let average = values.values().sum::<i64>() / values.len() as i64;
+                let status = MetricValueStatus {
+                    average_utilization: Some(shown),
+                    average_value: quantity(average),
+                    value: None,
+                };
+                (replicas, format!("{name} resource utilization (percentage of request)"), status)
+            }
+            (None, Some(average)) => {
+                let (replicas, shown) = replicas::by_average(&input, average);
+                let status = MetricValueStatus { average_value: quantity(shown), ..Default::default() };
+                (replicas, format!("{name} resource"), status)
+            }
+            (None, None) => {
+                let text = "invalid resource metric source: neither an average utilization target nor an average value \
+                            (usage) target was set";
+                return Err(Problem { reason, text: text.to_owned() });
+            }
+        };
+        let status = match container {
+            None => MetricStatus {
+                type_: "Resource".to_owned(),
+                resource: Some(ResourceMetricStatus { name: name.to_owned(), current: shown }),
+                ..Default::default()
+            },
+            Some(container) => MetricStatus {
+                type_: "ContainerResource".to_owned(),
+                container_resource: Some(ContainerResourceMetricStatus {
+                    name: name.to_owned(),
+                    container: container.to_owned(),
+                    current: shown,
+                }),
+                ..Default::default()
+            },
+        };
+        Ok(Proposal { replicas, metric, status })
+    }
+
+    fn requests(
+        &self,
+        name: &str,
+        container: Option<&str>,
+        reason: &'static str,
+    ) -> Result<BTreeMap<String, i64>, Problem> {
+        let mut requests = BTreeMap::new();
+        for pod in &self.pods {
+            let spec = pod.spec.clone().unwrap_or_default();
+            let sidecars = spec.init_containers.iter().flatten().filter(|c| resources::is_sidecar(c));
+            let chosen =
+                spec.containers.iter().chain(sidecars).filter(|c| container.is_none_or(|wanted| c.name == wanted));
+            let mut sum = 0;
+            for c in chosen {
+                let amounts = resources::of_container(c, Side::Requests);
+                let Some(amount) = amounts.get(name) else {
+                    let text = format!(
+                        "failed to get {name} utilization: missing request for {name} in container {} of Pod {}",
+                        c.name,
+                        pod.name_any()
+                    );
+                    return Err(Problem { reason, text });
+                };
+                sum += amount.milli();
+            }
+            requests.insert(pod.name_any(), sum);
+        }
+        Ok(requests)
+    }
+
+    async fn of_pods(&self, metric: &MetricIdentifier, target: &MetricTarget) -> Result<Proposal, Problem> {
+        let path = format!(
+            "/apis/custom.metrics.k8s.io/v1beta1/namespaces/{}/pods/*/{}?labelSelector={}",
+            self.namespace,
+            encode(&metric.name),
+            encode(self.selector)
+        );
+        let answer = self
+            .get(&path, "FailedGetPodsMetric", &format!("pods metric value: unable to get metric {}", metric.name))
+            .await?;
+        let items = answer["items"].as_array().into_iter().flatten();
+        let values: Values = items
+            .filter_map(|item| Some((item["describedObject"]["name"].as_str()?.to_owned(), milli(item.get("value"))?)))
+            .collect();
+        let groups = replicas::group(&self.pods, &values, false, self.now);
+        let (replicas, shown) = replicas::by_average(
+            &self.input(&values, &groups),
+            target_milli(target.average_value.as_ref()).unwrap_or(1),
+        );
+        let status = MetricStatus {
+            type_: "Pods".to_owned(),
+            pods: Some(PodsMetricStatus {
+                metric: metric.clone(),
+                current: MetricValueStatus { average_value: quantity(shown), ..Default::default() },
+            }),
+            ..Default::default()
+        };
+        Ok(Proposal { replicas, metric: format!("pods metric {}", metric.name), status })
+    }
+
+    async fn of_object(
+        &self,
+        metric: &MetricIdentifier,
+        object: &CrossVersionObjectReference,
+        target: &MetricTarget,
+    ) -> Result<Proposal, Problem> {
+        const REASON: &str = "FailedGetObjectMetric";
+        let problem = |text: String| Problem { reason: REASON, text };
+        let version = object.api_version.as_deref().unwrap_or("v1");
+        let served = discovery::version(self.client, version).await.map_err(|e| problem(crate::error::message(&e)))?;
+        let served = served.into_iter().find(|served| served.api.kind == object.kind);
+        let served = served
+            .ok_or_else(|| problem(format!("no matches for kind \"{}\" in version \"{version}\"", object.kind)))?;
+        let path = format!(
+            "/apis/custom.metrics.k8s.io/v1beta1/namespaces/{}/{}/{}/{}",
+            self.namespace,
+            served.name(),
+            encode(&object.name),
+            encode(&metric.name)
+        );
+        let answer =
+            self.get(&path, REASON, &format!("object metric value: unable to get metric {}", metric.name)).await?;
+        let value = milli(answer["items"][0].get("value"))
+            .ok_or_else(|| problem(format!("no value was returned for metric {}", metric.name)))?;
+        let (replicas, shown) = self.by_targets(value, target);
+        let name = format!("{} metric {}", object.kind, metric.name);
+        let status = MetricStatus {
+            type_: "Object".to_owned(),
+            object: Some(ObjectMetricStatus {
+                metric: metric.clone(),
+                described_object: object.clone(),
+                current: shown,
+            }),
+            ..Default::default()
+        };
+        Ok(Proposal { replicas, metric: name, status })
+    }
+
+    async fn external(&self, metric: &MetricIdentifier, target: &MetricTarget) -> Result<Proposal, Problem> {
+        const REASON: &str = "FailedGetExternalMetric";
+        let selector = match Selector::from_label_selector(metric.selector.as_ref()) {
+            Ok(selector) if metric.selector.is_some() => selector.to_string(),
+            _ => String::new(),
+        };
+        let path = format!(
+            "/apis/external.metrics.k8s.io/v1beta1/namespaces/{}/{}?labelSelector={}",
+            self.namespace,
+            encode(&metric.name),
+            encode(&selector)
+        );
+        let answer = self.get(&path, REASON, &format!("external metric {}", metric.name)).await?;
+        let items = answer["items"].as_array().filter(|items| !items.is_empty());
+        let Some(items) = items else {
+            let text = format!("no metrics returned from external metrics API for {}", metric.name);
+            return Err(Problem { reason: REASON, text });
+        };
+        let value = items.iter().filter_map(|item| milli(item.get("value"))).sum();
+        let (replicas, shown) = self.by_targets(value, target);
+        let status = MetricStatus {
+            type_: "External".to_owned(),
+            external: Some(ExternalMetricStatus { metric: metric.clone(), current: shown }),
+            ..Default::default()
+        };
+        Ok(Proposal { replicas, metric: format!("external metric {}", metric.name), status })
+    }
+
+    /// One value, against a target for all or per pod.
+    fn by_targets(&self, value: i64, target: &MetricTarget) -> (i32, MetricValueStatus) {
+        match (target_milli(target.value.as_ref()), target_milli(target.average_value.as_ref())) {
+            (None, Some(average)) => {
+                let replicas = replicas::by_value_per_pod(value, average, self.current, self.tolerance);
+                let shown = value / i64::from(self.current.max(1));
+                (replicas, MetricValueStatus { average_value: quantity(shown), ..Default::default() })
+            }
+            (whole, _) => {
+                let whole = whole.unwrap_or(1);
+                let replicas = replicas::by_value(value, whole, self.ready_pods(), self.current, self.tolerance);
+                (replicas, MetricValueStatus { value: quantity(value), ..Default::default() })
+            }
+        }
+    }
+}
+
+fn http_get(path: &str) -> Result<http::Request<Vec<u8>>, String> {
+    http::Request::get(path).body(Vec::new()).map_err(|error| error.to_string())
+}

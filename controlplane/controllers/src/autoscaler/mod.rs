@@ -1,0 +1,293 @@
+//! HorizontalPodAutoscalers: replicas that follow metrics.
+//!
+//! - [`metrics`]: reading `metrics.k8s.io`, `custom.metrics.k8s.io`, `external.metrics.k8s.io`;
+//! - [`replicas`]: how many replicas a metric asks for; pure;
+//! - [`behavior`]: stabilization windows, scaling policies and limits; pure;
+//! - this module: one look every 15 seconds per autoscaler, as metrics have no watch.
+
+mod behavior;
+mod metrics;
+mod replicas;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use component::{EventType, Informer, Outcome, WorkQueue};
+use jiff::Timestamp;
+use k8s_openapi::api::autoscaling::v1::Scale;
+use k8s_openapi::api::autoscaling::v2::{
+    HorizontalPodAutoscaler, HorizontalPodAutoscalerCondition, HorizontalPodAutoscalerStatus, MetricStatus,
+};
+use kube::api::{DynamicObject, PostParams};
+use kube::{Api, ResourceExt};
+use parking_lot::Mutex;
+
+use crate::context::{Context, Controller, Key, Pods, synced};
+use crate::discovery;
+use crate::error::{During, Result, message};
+use crate::meta;
+use behavior::History;
+
+const PERIOD: Duration = Duration::from_secs(15);
+const WORKERS: usize = 5;
+
+pub fn start(context: &Context) {
+    let queue = WorkQueue::<Key>::new();
+    let controller = context.controller("horizontal-pod-autoscaler");
+    let autoscalers = context.informers.of::<HorizontalPodAutoscaler>();
+    let changed = queue.clone();
+    autoscalers.on_change(move |change| {
+        let spec = |scaler: &Arc<HorizontalPodAutoscaler>| scaler.spec.clone();
+        if change.old.map(spec) != change.new.map(spec) {
+            changed.add(meta::key(&change.object().metadata));
+        }
+    });
+    let ready = synced!(autoscalers, context.pods.informer);
+    let worker =
+        Worker { controller: controller.clone(), autoscalers, pods: context.pods.clone(), histories: Mutex::default() };
+    let worker = Arc::new(worker);
+    controller.run(&queue, WORKERS, ready, move |key| {
+        let worker = worker.clone();
+        async move { worker.reconcile(key).await }
+    });
+}
+
+struct Worker {
+    controller: Controller,
+    autoscalers: Informer<HorizontalPodAutoscaler>,
+    pods: Pods,
+    histories: Mutex<HashMap<Key, History>>,
+}
+
+/// What one look found, as it goes into the status.
+struct Look {
+    conditions: Vec<HorizontalPodAutoscalerCondition>,
+    metrics: Option<Vec<MetricStatus>>,
+    current: i32,
+    desired: i32,
+    scaled: bool,
+}
+
+/// The object that is scaled.
+struct Target {
+    api: Api<DynamicObject>,
+    scale: Scale,
+}
+
+impl Worker {
+    async fn reconcile(&self, key: Key) -> Result<Outcome> {
+        let Some(scaler) = self.autoscalers.get(&key.0, &key.1) else {
+            self.histories.lock().remove(&key);
+            return Ok(Outcome::Done);
+        };
+        if meta::is_deleting(&scaler.metadata) {
+            return Ok(Outcome::Done);
+        }
+        let now = meta::now();
+        let old = scaler.status.clone().unwrap_or_default();
+        let mut look = Look {
+            conditions: old.conditions.clone().unwrap_or_default(),
+            metrics: old.current_metrics.clone(),
+            current: old.current_replicas.unwrap_or(0),
+            desired: old.desired_replicas,
+            scaled: false,
+        };
+        match self.target(&scaler).await {
+            Err(problem) => {
+                self.warn(&scaler, "FailedGetScale", &problem);
+                let text = format!("the HPA controller was unable to get the target's current scale: {problem}");
+                set(&mut look.conditions, "AbleToScale", "False", "FailedGetScale", &text, now);
+            }
+            Ok(target) => {
+                let text = "the HPA controller was able to get the target's current scale";
+                set(&mut look.conditions, "AbleToScale", "True", "SucceededGetScale", text, now);
+                self.scale(&key, &scaler, target, &mut look, now).await;
+            }
+        }
+        self.write_status(&key, &scaler, look, now).await?;
+        Ok(Outcome::After(PERIOD))
+    }
+
+    async fn target(&self, scaler: &HorizontalPodAutoscaler) -> std::result::Result<Target, String> {
+        let reference = &scaler.spec.scale_target_ref;
+        let version = reference.api_version.as_deref().unwrap_or("v1");
+        let served = discovery::version(&self.controller.client, version).await.map_err(|error| message(&error))?;
+        let served = served.into_iter().find(|served| served.api.kind == reference.kind);
+        let served =
+            served.ok_or_else(|| format!("no matches for kind \"{}\" in version \"{version}\"", reference.kind))?;
+        let namespace = scaler.namespace().unwrap_or_default();
+        let api: Api<DynamicObject> = Api::namespaced_with(self.controller.client.clone(), &namespace, &served.api);
+        match api.get_scale(&reference.name).await {
+            Ok(scale) => Ok(Target { api, scale }),
+            Err(error) => Err(message(&error)),
+        }
+    }
+
+    async fn scale(
+        &self,
+        key: &Key,
+        scaler: &HorizontalPodAutoscaler,
+        target: Target,
+        look: &mut Look,
+        now: Timestamp,
+    ) {
+        let current = target.scale.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(0);
+        let (least, most) = (scaler.spec.min_replicas.unwrap_or(1), scaler.spec.max_replicas);
+        look.current = current;
+        let wish = if current == 0 && least != 0 {
+            let text = "scaling is disabled since the replica count of the target is zero";
+            set(&mut look.conditions, "ScalingActive", "False", "ScalingDisabled", text, now);
+            look.desired = 0;
+            return;
+        } else if current > most {
+            Some((most, "Current number of replicas above Spec.MaxReplicas".to_owned()))
+        } else if current < least {
+            Some((least, "Current number of replicas below Spec.MinReplicas".to_owned()))
+        } else {
+            self.measured(key, scaler, &target, look, now).await
+        };
+        let Some((desired, reason)) = wish else { return };
+        look.desired = desired;
+        if desired == current {
+            let text = "recommended size matches current size";
+            set(&mut look.conditions, "AbleToScale", "True", "ReadyForNewScale", text, now);
+            return;
+        }
+        let mut changed = target.scale;
+        changed.spec.get_or_insert_default().replicas = Some(desired);
+        let name = &scaler.spec.scale_target_ref.name;
+        match target.api.replace_scale(name, &PostParams::default(), &changed).await {
+            Ok(_) => {
+                let text = format!("New size: {desired}; reason: {reason}");
+                self.controller.events.object_event(scaler, EventType::Normal, "SuccessfulRescale", text);
+                let text = format!("the HPA controller was able to update the target scale to {desired}");
+                set(&mut look.conditions, "AbleToScale", "True", "SucceededRescale", &text, now);
+                self.histories.lock().entry(key.clone()).or_default().scaled(current, desired, now);
+                look.scaled = true;
+            }
+            Err(error) => {
+                let text = format!("New size: {desired}; reason: {reason}; error: {}", message(&error));
+                self.warn(scaler, "FailedRescale", &text);
+                let text = format!("the HPA controller was unable to update the target scale: {}", message(&error));
+                set(&mut look.conditions, "AbleToScale", "False", "FailedUpdateScale", &text, now);
+                look.desired = current;
+            }
+        }
+    }
+
+    /// The size that metrics, behavior and limits lead to, and why.
+    async fn measured(
+        &self,
+        key: &Key,
+        scaler: &HorizontalPodAutoscaler,
+        target: &Target,
+        look: &mut Look,
+        now: Timestamp,
+    ) -> Option<(i32, String)> {
+        let selector = target.scale.status.as_ref().and_then(|status| status.selector.clone()).unwrap_or_default();
+        if selector.is_empty() {
+            let text = "the HPA target's scale is missing a selector";
+            self.warn(scaler, "SelectorRequired", "selector is required");
+            set(&mut look.conditions, "ScalingActive", "False", "InvalidSelector", text, now);
+            return None;
+        }
+        let reader = metrics::Reader::new(&self.controller.client, &self.pods, scaler, &selector, look.current, now);
+        let mut best: Option<metrics::Proposal> = None;
+        let (mut statuses, mut failure) = (Vec::new(), None);
+        for spec in scaler.spec.metrics.iter().flatten() {
+            match reader.propose(spec).await {
+                Ok(proposal) => {
+                    statuses.push(proposal.status.clone());
+                    if best.as_ref().is_none_or(|known| proposal.replicas > known.replicas) {
+                        best = Some(proposal);
+                    }
+                }
+                Err(problem) => failure = failure.or(Some(problem)),
+            }
+        }
+        if let Some(problem) = &failure {
+            self.warn(scaler, problem.reason, &problem.text);
+        }
+        // with a metric missing, only growing is safe
+        let usable = best.filter(|best| failure.is_none() || best.replicas > look.current);
+        let Some(best) = usable else {
+            let problem = failure.unwrap_or_else(metrics::Problem::nothing_to_measure);
+            let text = format!("the HPA was unable to compute the replica count: {}", problem.text);
+            set(&mut look.conditions, "ScalingActive", "False", problem.reason, &text, now);
+            self.warn(scaler, "FailedComputeMetricsReplicas", &format!("invalid metrics: {}", problem.text));
+            return None;
+        };
+        look.metrics = Some(statuses);
+        let text = format!("the HPA was able to successfully calculate a replica count from {}", best.metric);
+        set(&mut look.conditions, "ScalingActive", "True", "ValidMetricFound", &text, now);
+        let mut histories = self.histories.lock();
+        let history = histories.entry(key.clone()).or_default();
+        let limited = behavior::limit(&scaler.spec, history, look.current, best.replicas, now);
+        if let Some((reason, text)) = limited.stabilized {
+            set(&mut look.conditions, "AbleToScale", "True", reason, text, now);
+        }
+        set(&mut look.conditions, "ScalingLimited", limited.status, limited.reason, limited.text, now);
+        let reason = match limited.replicas > look.current {
+            true => format!("{} above target", best.metric),
+            false => "All metrics below target".to_owned(),
+        };
+        Some((limited.replicas, reason))
+    }
+
+    fn warn(&self, scaler: &HorizontalPodAutoscaler, reason: &str, text: &str) {
+        self.controller.events.object_event(scaler, EventType::Warning, reason, text);
+    }
+
+    async fn write_status(
+        &self,
+        key: &Key,
+        scaler: &HorizontalPodAutoscaler,
+        look: Look,
+        now: Timestamp,
+    ) -> Result<()> {
+        let old = scaler.status.clone().unwrap_or_default();
+        let status = HorizontalPodAutoscalerStatus {
+            conditions: Some(look.conditions),
+            current_metrics: look.metrics,
+            current_replicas: Some(look.current),
+            desired_replicas: look.desired,
+            last_scale_time: if look.scaled { meta::stamp(now) } else { old.last_scale_time.clone() },
+            observed_generation: old.observed_generation,
+        };
+        if scaler.status.as_ref() == Some(&status) {
+            return Ok(());
+        }
+        let changed = HorizontalPodAutoscaler { status: Some(status), ..scaler.clone() };
+        let api: Api<HorizontalPodAutoscaler> = self.controller.namespaced(&key.0);
+        let written = api.replace_status(&key.1, &PostParams::default(), &changed).await;
+        written.unless_gone("updating the status of", &meta::display(&scaler.metadata)).map(drop)
+    }
+}
+
+fn set(
+    conditions: &mut Vec<HorizontalPodAutoscalerCondition>,
+    name: &str,
+    status: &str,
+    reason: &str,
+    text: &str,
+    now: Timestamp,
+) {
+    let mut next = HorizontalPodAutoscalerCondition {
+        type_: name.to_owned(),
+        status: status.to_owned(),
+        reason: Some(reason.to_owned()),
+        message: Some(text.to_owned()),
+        last_transition_time: meta::stamp(now),
+        observed_generation: None,
+    };
+    match conditions.iter_mut().find(|condition| condition.type_ == name) {
+        None => conditions.push(next),
+        Some(known) => {
+            if known.status == next.status {
+                next.last_transition_time = known.last_transition_time.clone();
+            }
+            *known = next;
+        }
+    }
+}
