@@ -126,7 +126,8 @@ impl ApiServer {
     /// priority classes); answers requests when this returns. [`ApiServer::serve`] listens.
     pub async fn start(config: Config, store: Arc<dyn Store>, supervisor: &Supervisor) -> Result<Self> {
         let supervisor = supervisor.child("apiserver");
-        let endpoints = crate::kinds::all();
+        let ranges = crate::kinds::ServiceRanges { cidr: config.service_cidr.clone(), ..Default::default() };
+        let endpoints = crate::kinds::all_with(ranges);
         let endpoints = endpoints.into_iter().map(|resource| Endpoint::new(resource, store.clone(), &supervisor)).collect();
         let api = Arc::new(Api {
             authn: Authenticator::new(&config)?,
@@ -145,6 +146,7 @@ impl ApiServer {
         for endpoint in api.resources().all() {
             endpoint.hooks().start(&*api).await?;
         }
+        crate::crd::start(&api).await?;
         Ok(Self { api })
     }
 

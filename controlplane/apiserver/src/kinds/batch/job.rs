@@ -21,11 +21,7 @@ pub struct Job;
 impl Hooks for Job {
     fn defaults(&self, job: &mut Value) {
         defaults(job);
-        if map(job, "metadata.labels").is_none_or(serde_json::Map::is_empty)
-            && let Some(labels) = map(job, "spec.template.metadata.labels").filter(|l| !l.is_empty()).cloned()
-        {
-            set(job, "metadata.labels", labels);
-        }
+        labels_of_template(job);
     }
 
     fn prepare_create(&self, _ctx: &Context<'_>, job: &mut Value) {
@@ -33,6 +29,7 @@ impl Hooks for Job {
         if !flag(job, "spec.manualSelector") {
             generate_selector(job);
         }
+        labels_of_template(job);
     }
 
     fn prepare_update(&self, _ctx: &Context<'_>, new: &mut Value, old: &Value) {
@@ -91,6 +88,15 @@ pub fn defaults(job: &mut Value) {
         }
     }
     template_defaults(job);
+}
+
+/// A Job without labels has those of its pods.
+fn labels_of_template(job: &mut Value) {
+    if map(job, "metadata.labels").is_none_or(serde_json::Map::is_empty)
+        && let Some(labels) = map(job, "spec.template.metadata.labels").filter(|labels| !labels.is_empty()).cloned()
+    {
+        set(job, "metadata.labels", labels);
+    }
 }
 
 /// Pods of a Job carry its UID and name, and its selector is the UID.
