@@ -47,6 +47,22 @@ pub async fn run(runtime: &Runtime, id: &str, sandbox_id: &str) -> Result<Run, R
     Ok(run)
 }
 
+/// Pauses between looks at a run whose end was announced, about a second in all.
+const LOOKS: [u64; 8] = [3, 6, 12, 25, 50, 100, 200, 400];
+
+/// A run that the runtime announced to have changed. containerd tells of an exit before its own CRI
+/// side has taken note of it, so a run that still seems to run is looked at again, a few times.
+pub async fn changed_run(runtime: &Runtime, id: &str, sandbox_id: &str) -> Result<Run, RuntimeError> {
+    for pause in LOOKS {
+        let seen = run(runtime, id, sandbox_id).await?;
+        if !seen.is_running() {
+            return Ok(seen);
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(pause)).await;
+    }
+    run(runtime, id, sandbox_id).await
+}
+
 fn gone_is_none<T>(answer: Result<T, RuntimeError>) -> Result<Option<T>, RuntimeError> {
     match answer {
         Ok(value) => Ok(Some(value)),

@@ -480,7 +480,7 @@ impl Worker {
         if let Some(run) = self.observed.runs.iter().find(|run| run.id == id) {
             let sandbox = run.sandbox_id.clone();
             let look = async move {
-                let run = observe::run(&node.runtime, &id, &sandbox).await;
+                let run = observe::changed_run(&node.runtime, &id, &sandbox).await;
                 Done::Seen { id, run }
             };
             self.tasks.push(look.boxed());

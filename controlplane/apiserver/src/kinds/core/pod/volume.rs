@@ -9,7 +9,8 @@ use super::container::{field_ref, relative_path, resource_ref};
 use super::quantity;
 use crate::kinds::check::{Node, Seen, no_backsteps};
 
-const FIELDS: [&str; 3] = ["metadata.name", "metadata.namespace", "metadata.uid"];
+const FIELDS: [&str; 5] =
+    ["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
 const HOST_PATH_TYPES: [&str; 8] =
     ["", "DirectoryOrCreate", "Directory", "FileOrCreate", "File", "Socket", "CharDevice", "BlockDevice"];
 

@@ -1,0 +1,68 @@
+//! `make bench`: the figures of README, each beside a floor measured in the same run.
+//!
+//! Machines differ and have neighbours, so only ratios mean anything, and nothing here fails for
+//! being slow.
+
+mod idle;
+mod pods;
+mod startup;
+
+use std::path::{Path, PathBuf};
+
+use integration::{BUSYBOX, NGINX, command, skiff};
+
+/// One line of the report.
+pub struct Figure {
+    pub what: String,
+    pub value: String,
+    pub floor: String,
+}
+
+impl Figure {
+    pub fn new(what: impl Into<String>, value: impl Into<String>, floor: impl Into<String>) -> Self {
+        Self { what: what.into(), value: value.into(), floor: floor.into() }
+    }
+}
+
+pub fn milliseconds(duration: std::time::Duration) -> String {
+    format!("{:.0} ms", duration.as_secs_f64() * 1000.0)
+}
+
+/// The middle of a series.
+pub fn median(series: &mut [std::time::Duration]) -> std::time::Duration {
+    series.sort();
+    series.get(series.len() / 2).copied().unwrap_or_default()
+}
+
+fn archives() -> [PathBuf; 2] {
+    let dir = std::env::temp_dir();
+    [("nginx", NGINX), ("busybox", BUSYBOX)].map(|(preset, name)| {
+        let path = dir.join(format!("skiff-bench-{preset}.tar"));
+        command(skiff(), &["images", "build", preset, "--name", name, "--output", &path.display().to_string()], &[], "").expect_ok();
+        path
+    })
+}
+
+fn size(path: &Path) -> String {
+    std::fs::metadata(path).map_or_else(|error| error.to_string(), |meta| format!("{:.1} MiB", meta.len() as f64 / f64::from(1 << 20)))
+}
+
+fn main() -> anyhow::Result<()> {
+    // The only provider of this process.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let archives = archives();
+    let mut figures = vec![
+        Figure::new("size of skiff", size(&skiff()), ""),
+        Figure::new("size of skiff-cni", size(&skiff().with_file_name("skiff-cni")), ""),
+    ];
+    figures.extend(runtime.block_on(startup::measure(&archives))?);
+    let lab = integration::Lab::up("bench", &[]);
+    figures.extend(runtime.block_on(pods::measure(&lab))?);
+    figures.extend(runtime.block_on(idle::measure(&lab))?);
+    println!("| figure | value | floor in the same run |\n|---|---|---|");
+    for figure in figures {
+        println!("| {} | {} | {} |", figure.what, figure.value, figure.floor);
+    }
+    Ok(())
+}
