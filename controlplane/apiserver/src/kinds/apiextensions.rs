@@ -90,6 +90,10 @@ impl Hooks for Definition {
         errors
     }
 
+    fn delete_finalizers(&self) -> &'static [&'static str] {
+        &["customresourcecleanup.apiextensions.k8s.io"]
+    }
+
     fn row(&self, definition: &Value, _now: Timestamp) -> Vec<Value> {
         created_at_row(definition)
     }

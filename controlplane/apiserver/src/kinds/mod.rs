@@ -93,6 +93,22 @@ mod tests {
         }
     }
 
+    /// What `kubectl get -o wide` shows of every kind; columns of `-o wide` alone in brackets.
+    #[test]
+    fn columns_are_kubectls() {
+        let mut lines = Vec::new();
+        for resource in all().iter().filter(|resource| !resource.descriptor.virtual_) {
+            let shown = resource.descriptor.columns.iter().map(|column| {
+                let name = column.name.to_uppercase();
+                if column.priority > 0 { format!("[{name}]") } else { name }
+            });
+            lines.push(format!("{}: {}", resource.descriptor.plural, shown.collect::<Vec<_>>().join(", ")));
+        }
+        lines.sort();
+        let golden: Vec<&str> = include_str!("columns.golden").lines().collect();
+        assert_eq!(lines, golden, "columns.golden holds other columns:\n{}", lines.join("\n"));
+    }
+
     #[test]
     fn hooks_survive_any_object() {
         for resource in all() {
