@@ -5,7 +5,7 @@ use std::path::Path;
 use netlink::nft::{Family, Nft, Table};
 use netlink::{PROTOCOL_SKIFF, Rtnl};
 
-use crate::{BRIDGE, VXLAN, conflist, kernel, policy};
+use crate::{BRIDGE, VXLAN, conflist, forwarding, kernel, policy};
 
 /// Tables of the CNI plugins, which outlive a node whose sandboxes were not torn down.
 const PLUGIN_TABLES: [(Family, &str); 4] = [
@@ -32,6 +32,7 @@ pub fn cleanup(cni_conf_dir: &Path) -> Vec<String> {
         }
         Ok(())
     }));
+    forwarding::remove();
     if let Err(error) = conflist::remove(cni_conf_dir) {
         failures.push(format!("remove the CNI configuration from {}: {error}", cni_conf_dir.display()));
     }

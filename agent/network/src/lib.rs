@@ -19,6 +19,7 @@
 mod cleanup;
 mod cni;
 mod conflist;
+mod forwarding;
 mod kernel;
 mod plan;
 pub mod policy;
@@ -226,6 +227,7 @@ fn reconcile(config: &Config, nodes: &[Arc<Node>]) -> Result<Option<serde_json::
     let peers = nodes.iter().filter_map(|node| plan::peer(node));
     let Some(plan) = plan::plan(config, &uplink, peers) else { return Ok(None) };
     kernel::apply(&plan)?;
+    forwarding::accept(config.cluster_cidr);
     let content = conflist::render(config, &plan);
     conflist::write(&config.cni_conf_dir, &content)?;
     Ok(Some(content))

@@ -153,20 +153,20 @@ async fn sync_forever(
         let pass = tokio::task::spawn_blocking(move || {
             let rules = build(&services, &slices, &node);
             let outcome = kernel.write(&rules, &pass_settings);
-            if first {
-                remove_other(mode);
-            }
             (kernel, rules, outcome)
         });
         let pause = match pass.await {
             Ok((returned, rules, outcome)) => {
                 kernel = returned;
-                first = false;
                 checks.update(&rules.health_checks);
                 match outcome {
                     Ok(()) => {
                         health.succeeded();
                         synced.send_modify(|count| *count += 1);
+                        if std::mem::take(&mut first) {
+                            // Only now: at no time is there neither. Nothing waits for it.
+                            drop(tokio::task::spawn_blocking(move || remove_other(mode)));
+                        }
                         AUDIT
                     }
                     Err(error) => {

@@ -168,8 +168,19 @@ fn prepare() -> Result<(), Error> {
     Ok(netlink::sysctl::ensure("net/ipv4/conf/all/route_localnet", "1")?)
 }
 
+/// Whether anybody has used iptables in this network namespace: its nf_tables flavour leaves tables of
+/// the old names, the legacy one a list. Asking iptables itself would cost processes at every start.
+fn is_in_use() -> bool {
+    let legacy = std::fs::read_to_string("/proc/thread-self/net/ip_tables_names").is_ok_and(|names| !names.is_empty());
+    let tables = netlink::nft::Nft::open().and_then(|mut nft| nft.tables(netlink::nft::Family::Ipv4));
+    legacy || tables.is_ok_and(|names| names.iter().any(|name| name == "nat" || name == "filter"))
+}
+
 /// Removes every jump and chain of ours. Nothing to do where iptables is not installed.
 pub fn remove() -> Result<(), Error> {
+    if !is_in_use() {
+        return Ok(());
+    }
     for table in ["filter", "nat"] {
         let found = match existing(table) {
             Ok(found) => found,
