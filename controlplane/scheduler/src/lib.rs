@@ -5,6 +5,7 @@
 //! - `pod`, `node`, `cluster` are the picture that scheduling works on, `event` what changes it;
 //! - `queue` says which pod is next, `cycle` where it goes: both pure;
 //! - `driver` does it: informers in, bindings, conditions and events out.
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
 mod cluster;
 mod cycle;

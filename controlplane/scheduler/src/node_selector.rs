@@ -58,7 +58,7 @@ impl NodeTerm {
             return false;
         }
         selects(&self.labels, node)
-            && self.fields.matches_with(|field| (field == "metadata.name").then(|| node.metadata.name.as_deref())?)
+            && self.fields.matches_with(|field| node.metadata.name.as_deref().filter(|_| field == "metadata.name"))
     }
 }
 

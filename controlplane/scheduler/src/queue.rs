@@ -32,6 +32,8 @@ pub struct Queue {
     active: VecDeque<Uid>,
     /// By the end of the back-off.
     backoff: BTreeSet<(Instant, Uid)>,
+    /// Unschedulable ones, by the time since when.
+    held: BTreeSet<(Instant, Uid)>,
     in_flight: HashMap<Uid, InFlight>,
 }
 
@@ -95,10 +97,7 @@ impl Queue {
     /// With nothing active the pod that would be tried next anyway is taken early.
     pub fn pop(&mut self, framework: &Framework, now: Instant) -> Option<Arc<PodInfo>> {
         self.flush(framework, now);
-        let early =
-            || self.backoff.iter().find(|(_, uid)| !self.backs_off_after_error(uid)).map(|(_, uid)| uid.clone());
-        let uid = self.active.front().cloned().or_else(early)?;
-        self.unlink(&uid);
+        let uid = self.active.pop_front().or_else(|| self.take_early())?;
         let mut entry = self.pods.remove(&uid)?;
         entry.tries += 1;
         entry.last_try = Some(now);
@@ -122,9 +121,11 @@ impl Queue {
         };
         entry.place = place;
         self.pods.insert(uid.clone(), entry);
-        if let Place::Backoff { until, .. } = place {
-            self.backoff.insert((until, uid.clone()));
-        }
+        match place {
+            Place::Backoff { until, .. } => self.backoff.insert((until, uid.clone())),
+            Place::Unschedulable { since, .. } => self.held.insert((since, uid.clone())),
+            Place::Active | Place::Gated => false,
+        };
     }
 
     /// Something changed: lets those pods go on that it could help.
@@ -132,15 +133,13 @@ impl Queue {
         for flight in self.in_flight.values_mut() {
             flight.events.push(event.clone());
         }
-        let helped: Vec<Uid> = self
-            .pods
-            .iter()
-            .filter(|(_, entry)| match entry.place {
-                Place::Unschedulable { rejected_by, .. } => framework.helps(&entry.pod, rejected_by, event),
-                _ => false,
-            })
-            .map(|(uid, _)| uid.clone())
-            .collect();
+        let is_helped = |uid: &Uid| match self.pods.get(uid) {
+            Some(Entry { pod, place: Place::Unschedulable { rejected_by, .. }, .. }) => {
+                framework.helps(pod, *rejected_by, event)
+            }
+            _ => false,
+        };
+        let helped: Vec<Uid> = self.held.iter().filter(|(_, uid)| is_helped(uid)).map(|(_, uid)| uid.clone()).collect();
         for uid in helped {
             self.consider(&uid, framework, now);
         }
@@ -149,11 +148,8 @@ impl Queue {
     /// When something is due without an event.
     pub fn next_due(&self) -> Option<Instant> {
         let backoff = self.backoff.first().map(|(until, _)| *until);
-        let held = self.pods.values().filter_map(|entry| match entry.place {
-            Place::Unschedulable { since, .. } => Some(since + LONGEST_UNSCHEDULABLE),
-            _ => None,
-        });
-        held.chain(backoff).min()
+        let held = self.held.first().map(|(since, _)| *since + LONGEST_UNSCHEDULABLE);
+        held.into_iter().chain(backoff).min()
     }
 
     /// Moves a pod that waits for something to where its back-off and its gates allow.
@@ -185,22 +181,24 @@ impl Queue {
 
     /// Back-offs that are over, and pods held for too long.
     fn flush(&mut self, framework: &Framework, now: Instant) {
-        let over: Vec<Uid> =
-            self.backoff.iter().take_while(|(until, _)| *until <= now).map(|(_, uid)| uid.clone()).collect();
-        let held = self.pods.iter().filter(|(_, entry)| match entry.place {
-            Place::Unschedulable { since, .. } => now.saturating_duration_since(since) >= LONGEST_UNSCHEDULABLE,
-            _ => false,
-        });
-        let due: Vec<Uid> = held.map(|(uid, _)| uid.clone()).chain(over).collect();
+        let over = self.backoff.iter().take_while(|(until, _)| *until <= now);
+        let held = self.held.iter().take_while(|(since, _)| *since + LONGEST_UNSCHEDULABLE <= now);
+        let due: Vec<Uid> = held.chain(over).map(|(_, uid)| uid.clone()).collect();
         for uid in due {
             self.unlink(&uid);
             self.activate(&uid, framework);
         }
     }
 
-    fn backs_off_after_error(&self, uid: &Uid) -> bool {
-        let entry = self.pods.get(uid);
-        entry.is_some_and(|entry| matches!(entry.place, Place::Backoff { after_error: true, .. }))
+    /// The pod whose back-off ends first, unless it backs off after an error.
+    fn take_early(&mut self) -> Option<Uid> {
+        let after_error = |uid: &Uid| {
+            let entry = self.pods.get(uid);
+            entry.is_some_and(|entry| matches!(entry.place, Place::Backoff { after_error: true, .. }))
+        };
+        let uid = self.backoff.iter().find(|(_, uid)| !after_error(uid)).map(|(_, uid)| uid.clone())?;
+        self.unlink(&uid);
+        Some(uid)
     }
 
     /// Takes a pod out of the orderings; its entry stays.
@@ -209,6 +207,9 @@ impl Queue {
             Some(Place::Active) => self.active.retain(|other| other != uid),
             Some(Place::Backoff { until, .. }) => {
                 self.backoff.remove(&(until, uid.clone()));
+            }
+            Some(Place::Unschedulable { since, .. }) => {
+                self.held.remove(&(since, uid.clone()));
             }
             _ => {}
         }

@@ -16,6 +16,7 @@
 //!
 //! Old versions stay readable until they are compacted, so a list can be paged at one revision and
 //! a watch can start in the past.
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
 mod embedded;
 mod error;

@@ -32,8 +32,10 @@ const EXPIRE_STEP: usize = 256;
 const CLEAN_STEP: u64 = 16;
 /// The same for a commit without requests; less than that is left alone while nothing is written.
 const IDLE_CLEAN_STEP: u64 = 256;
-/// How often history is looked at while there is some to forget.
-const TICK: Duration = Duration::from_secs(1);
+/// How often history is looked at while nothing is written and there is some to forget.
+const HISTORY_TICK: Duration = Duration::from_secs(10);
+/// Expiry is no more exact than this.
+const EXPIRY_TICK: Duration = Duration::from_secs(1);
 
 pub enum Request {
     Txn { txn: Txn, reply: oneshot::Sender<Result<TxnOutcome, StoreError>> },
@@ -199,8 +201,9 @@ impl Writer {
         if self.state.cleaned < self.state.compacted {
             return Some(Duration::ZERO);
         }
-        let history = (self.state.revision - self.state.compacted >= IDLE_CLEAN_STEP).then_some(TICK);
-        let expiry = self.next_expiry.map(|due| Duration::from_secs(due.saturating_sub(unix_seconds())).max(TICK));
+        let history = (self.state.revision - self.state.compacted >= IDLE_CLEAN_STEP).then_some(HISTORY_TICK);
+        let expiry =
+            self.next_expiry.map(|due| Duration::from_secs(due.saturating_sub(unix_seconds())).max(EXPIRY_TICK));
         history.into_iter().chain(expiry).min()
     }
 

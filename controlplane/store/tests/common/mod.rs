@@ -49,13 +49,13 @@ impl Bench {
     }
 }
 
-async fn connect(options: &EtcdOptions, dir: &TempDir) -> Etcd {
+pub async fn connect(options: &EtcdOptions, dir: &TempDir) -> Etcd {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         match Etcd::connect(options).await {
             Ok(etcd) => return etcd,
             Err(error) if Instant::now() > deadline => {
-                let log = std::fs::read_to_string(dir.path().join("etcd.log")).unwrap_or_default();
+                let log = std::fs::read_to_string(dir.path().join("member0.log")).unwrap_or_default();
                 panic!("etcd does not come up: {error}\n{log}");
             }
             Err(_) => {}
@@ -64,29 +64,47 @@ async fn connect(options: &EtcdOptions, dir: &TempDir) -> Etcd {
     }
 }
 
-/// Debian's etcd with one member, on loopback. Killed when dropped.
+/// One member of Debian's etcd, on loopback. Killed when dropped.
 pub struct EtcdProcess {
     child: Child,
     pub url: String,
 }
 
 impl EtcdProcess {
+    /// A cluster of one.
     pub fn start(dir: &TempDir) -> Self {
+        Self::cluster(dir, 1).remove(0)
+    }
+
+    /// A cluster of `size` members, all new.
+    pub fn cluster(dir: &TempDir, size: usize) -> Vec<Self> {
         let port = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let (url, peer) = (format!("http://127.0.0.1:{}", port()), format!("http://127.0.0.1:{}", port()));
+        let url = || format!("http://127.0.0.1:{}", port());
+        let members: Vec<_> = (0..size).map(|n| (format!("member{n}"), url(), url())).collect();
+        let peers: Vec<String> = members.iter().map(|(name, _, peer)| format!("{name}={peer}")).collect();
+        members.iter().map(|(name, url, peer)| Self::member(dir, name, url, peer, &peers.join(","))).collect()
+    }
+
+    fn member(dir: &TempDir, name: &str, url: &str, peer: &str, cluster: &str) -> Self {
         let child = Command::new("etcd")
-            .args(["--name", "one", "--logger", "zap", "--log-level", "error", "--unsafe-no-fsync"])
-            .args(["--listen-client-urls", &url, "--advertise-client-urls", &url])
-            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("one={peer}")])
+            .args(["--name", name, "--logger", "zap", "--log-level", "error", "--unsafe-no-fsync"])
+            .args(["--listen-client-urls", url, "--advertise-client-urls", url])
+            .args(["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer])
+            .args(["--initial-cluster", cluster])
             .arg("--data-dir")
-            .arg(dir.path().join("etcd"))
+            .arg(dir.path().join(name))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(File::create(dir.path().join("etcd.log")).unwrap())
+            .stderr(File::create(dir.path().join(format!("{name}.log"))).unwrap())
             .spawn()
             .unwrap_or_else(|error| panic!("etcd cannot be started ({error}): apt-get install etcd-server"));
-        Self { child, url }
+        Self { child, url: url.to_owned() }
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 }
 
