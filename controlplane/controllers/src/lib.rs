@@ -25,6 +25,7 @@ mod revisions;
 mod service_pods;
 mod taints;
 
+mod attach_detach;
 mod autoscaler;
 mod bootstrap;
 mod certificates;
@@ -46,6 +47,7 @@ mod node_ttl;
 mod pod_gc;
 mod replicaset;
 mod resource_quota;
+mod service_account_tokens;
 mod statefulset;
 mod taint_eviction;
 mod ttl_after_finished;
@@ -92,6 +94,8 @@ pub fn start(config: Config, supervisor: &Supervisor) {
     volume_binder::start(&context);
     resource_quota::start(&context);
     autoscaler::start(&context);
+    attach_detach::start(&context);
+    service_account_tokens::start(&context);
     endpointslice_mirroring::start(&context);
     endpointslice::start(&context);
     endpoints::start(&context);

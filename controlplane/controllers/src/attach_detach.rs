@@ -1,0 +1,226 @@
+//! VolumeAttachments: which CSI volumes should be attached to which node, for external attachers to
+//! carry out; and `status.volumesAttached` of the nodes.
+//!
+//! One key per node. [`wanted`] is pure: from the node's pods through their claims to volumes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use component::{Informer, Outcome, WorkQueue};
+use k8s_openapi::api::core::v1::{AttachedVolume, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment, VolumeAttachmentSource, VolumeAttachmentSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{DeleteParams, PostParams};
+use kube::{Api, ResourceExt};
+use sha2::{Digest, Sha256};
+
+use crate::context::{Context, Controller, Pods, synced};
+use crate::error::{During, Result, is_already_exists};
+use crate::index::Index;
+use crate::volume_protection::{by_claim, claims_of};
+use crate::{meta, podstate};
+
+const WORKERS: usize = 4;
+
+pub fn start(context: &Context) {
+    let queue = WorkQueue::<String>::new();
+    let controller = context.controller("attachdetach-controller");
+    let nodes = context.informers.of::<Node>();
+    let claims = context.informers.of::<PersistentVolumeClaim>();
+    let volumes = context.informers.of::<PersistentVolume>();
+    let drivers = context.informers.of::<CSIDriver>();
+    let attachments = context.informers.of::<VolumeAttachment>();
+    let by_node = Index::new(&attachments, |attachment: &VolumeAttachment| vec![attachment.spec.node_name.clone()]);
+    let changed = queue.clone();
+    context.pods.informer.on_change(move |change| {
+        let pod = change.object();
+        let needs = |pod: Option<&Arc<Pod>>| pod.is_some_and(|pod| needs_volumes(pod));
+        if needs(change.old) != needs(change.new) && !claims_of(pod).is_empty() {
+            changed.add(podstate::node_name(pod).to_owned());
+        }
+    });
+    let (changed, users) = (queue.clone(), by_claim(context));
+    claims.on_change(move |change| {
+        let key = meta::display(&change.object().metadata);
+        users.get(&key).iter().for_each(|pod| changed.add(podstate::node_name(pod).to_owned()));
+    });
+    let changed = queue.clone();
+    attachments.on_change(move |change| changed.add(change.object().spec.node_name.clone()));
+    let changed = queue.clone();
+    nodes.on_change(move |change| {
+        let in_use = |node: &Arc<Node>| node.status.as_ref().and_then(|status| status.volumes_in_use.clone());
+        if change.old.map(in_use) != change.new.map(in_use) {
+            changed.add(change.object().name_any());
+        }
+    });
+    let ready = synced!(nodes, claims, volumes, drivers, attachments, context.pods.informer);
+    let worker = Worker {
+        controller: controller.clone(),
+        nodes,
+        claims,
+        volumes,
+        drivers,
+        attachments: by_node,
+        pods: context.pods.clone(),
+    };
+    let worker = Arc::new(worker);
+    controller.run(&queue, WORKERS, ready, move |node: String| {
+        let worker = worker.clone();
+        async move { worker.reconcile(&node).await }
+    });
+}
+
+/// Scheduled and not finished: its volumes must be on its node.
+fn needs_volumes(pod: &Pod) -> bool {
+    !podstate::node_name(pod).is_empty() && !podstate::is_finished(pod)
+}
+
+struct Worker {
+    controller: Controller,
+    nodes: Informer<Node>,
+    claims: Informer<PersistentVolumeClaim>,
+    volumes: Informer<PersistentVolume>,
+    drivers: Informer<CSIDriver>,
+    attachments: Index<VolumeAttachment>,
+    pods: Pods,
+}
+
+impl Worker {
+    async fn reconcile(&self, node: &str) -> Result<Outcome> {
+        if node.is_empty() {
+            return Ok(Outcome::Done);
+        }
+        let pods = self.pods.by_node.get(node);
+        let volume = |namespace: &str, claim: &str| {
+            let claim = self.claims.get(namespace, claim)?;
+            let name = claim.spec.as_ref()?.volume_name.as_deref().filter(|name| !name.is_empty())?;
+            self.volumes.get("", name)
+        };
+        let attach_required =
+            |driver: &str| self.drivers.get("", driver).is_none_or(|driver| driver.spec.attach_required != Some(false));
+        let wanted = wanted(node, &pods, volume, attach_required);
+        let existing = self.attachments.get(node);
+        let api: Api<VolumeAttachment> = self.controller.cluster();
+        for (name, attachment) in &wanted {
+            if existing.iter().all(|known| known.name_any() != *name) {
+                match api.create(&PostParams::default(), attachment).await {
+                    Err(error) if is_already_exists(&error) => {}
+                    other => drop(other.during("attaching a volume by VolumeAttachment", name)?),
+                }
+            }
+        }
+        let object = self.nodes.get("", node);
+        let in_use = object.as_ref().and_then(|node| node.status.as_ref()?.volumes_in_use.clone()).unwrap_or_default();
+        for known in existing.iter().filter(|known| !wanted.contains_key(&known.name_any())) {
+            let unique = self.unique_name(known);
+            // the kubelet says when it has unmounted; a node that is gone says nothing
+            let mounted = unique.is_some_and(|unique| in_use.contains(&unique)) && object.is_some();
+            if known.name_any().starts_with("csi-") && !mounted && !meta::is_deleting(&known.metadata) {
+                let name = known.name_any();
+                api.delete(&name, &DeleteParams::default())
+                    .await
+                    .unless_gone("detaching by VolumeAttachment", &name)?;
+            }
+        }
+        if let Some(object) = object {
+            self.report(&object, &existing).await?;
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// The volume's name as kubelets use it: `kubernetes.io/csi/<driver>^<handle>`.
+    fn unique_name(&self, attachment: &VolumeAttachment) -> Option<String> {
+        let volume = self.volumes.get("", attachment.spec.source.persistent_volume_name.as_deref()?)?;
+        let csi = volume.spec.as_ref()?.csi.as_ref()?;
+        Some(format!("kubernetes.io/csi/{}^{}", csi.driver, csi.volume_handle))
+    }
+
+    async fn report(&self, node: &Node, attachments: &[Arc<VolumeAttachment>]) -> Result<()> {
+        let attached = attachments.iter().filter(|a| a.status.as_ref().is_some_and(|status| status.attached));
+        let mut names: Vec<String> = attached.filter_map(|attachment| self.unique_name(attachment)).collect();
+        names.sort();
+        let list: Vec<_> = names.into_iter().map(|name| AttachedVolume { name, device_path: String::new() }).collect();
+        let wanted = (!list.is_empty()).then_some(list);
+        let known = node.status.as_ref().and_then(|status| status.volumes_attached.clone());
+        if known.filter(|list| !list.is_empty()) == wanted {
+            return Ok(());
+        }
+        let mut changed = node.clone();
+        changed.status.get_or_insert_default().volumes_attached = wanted;
+        let (name, api) = (node.name_any(), self.controller.cluster::<Node>());
+        let written = api.replace_status(&name, &PostParams::default(), &changed).await;
+        written.unless_gone("updating the attached volumes of node", &name).map(drop)
+    }
+}
+
+/// Attachments by name.
+fn wanted(
+    node: &str,
+    pods: &[Arc<Pod>],
+    volume: impl Fn(&str, &str) -> Option<Arc<PersistentVolume>>,
+    attach_required: impl Fn(&str) -> bool,
+) -> BTreeMap<String, VolumeAttachment> {
+    let mut wanted = BTreeMap::new();
+    for pod in pods.iter().filter(|pod| needs_volumes(pod)) {
+        let namespace = pod.namespace().unwrap_or_default();
+        for volume in claims_of(pod).iter().filter_map(|claim| volume(&namespace, claim)) {
+            let csi = volume.spec.as_ref().and_then(|spec| spec.csi.as_ref());
+            let Some(csi) = csi.filter(|csi| attach_required(&csi.driver)) else { continue };
+            let name = attachment_name(&csi.volume_handle, &csi.driver, node);
+            let attachment = VolumeAttachment {
+                metadata: ObjectMeta { name: Some(name.clone()), ..Default::default() },
+                spec: VolumeAttachmentSpec {
+                    attacher: csi.driver.clone(),
+                    node_name: node.to_owned(),
+                    source: VolumeAttachmentSource {
+                        persistent_volume_name: volume.metadata.name.clone(),
+                        inline_volume_spec: None,
+                    },
+                },
+                status: None,
+            };
+            wanted.insert(name, attachment);
+        }
+    }
+    wanted
+}
+
+/// Kubernetes' name, which kubelets compute too: SHA-256 of handle, driver and node.
+fn attachment_name(handle: &str, driver: &str, node: &str) -> String {
+    let digest = Sha256::digest(format!("{handle}{driver}{node}"));
+    let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("csi-{hex}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn volumes_of_running_pods_are_attached() {
+        let pod = |name: &str, phase: &str| -> Arc<Pod> {
+            let value = json!({
+                "metadata": {"name": name, "namespace": "default"},
+                "spec": {"nodeName": "n1", "containers": [], "volumes": [
+                    {"name": "v", "persistentVolumeClaim": {"claimName": format!("claim-{name}")}},
+                ]},
+                "status": {"phase": phase},
+            });
+            Arc::new(serde_json::from_value(value).expect("a pod"))
+        };
+        let volume = |_: &str, claim: &str| -> Option<Arc<PersistentVolume>> {
+            let value = json!({
+                "metadata": {"name": format!("pv-{claim}")},
+                "spec": {"csi": {"driver": "disk.example.com", "volumeHandle": claim}},
+            });
+            Some(Arc::new(serde_json::from_value(value).expect("a volume")))
+        };
+        let pods = [pod("a", "Running"), pod("b", "Succeeded")];
+        let found = wanted("n1", &pods, volume, |_| true);
+        let sources: Vec<_> = found.values().filter_map(|a| a.spec.source.persistent_volume_name.clone()).collect();
+        assert_eq!(sources, ["pv-claim-a"]);
+        assert!(found.keys().all(|name| name.starts_with("csi-") && name.len() == 68));
+        assert!(wanted("n1", &pods, volume, |_| false).is_empty());
+    }
+}

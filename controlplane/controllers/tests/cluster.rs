@@ -1,0 +1,184 @@
+//! Certificates, joining, volumes, quotas and budgets against a real API server.
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use apiserver::UserInfo;
+use common::{Cluster, eventually};
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, ResourceQuota, Secret};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::{Api, ResourceExt};
+use rcgen::{CertificateParams, DnType, KeyPair};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+fn parse<K: DeserializeOwned>(value: Value) -> K {
+    serde_json::from_value(value).expect("an object of the kind")
+}
+
+fn request(name: &str, signer: &str, names: Vec<String>, usage: &str) -> CertificateSigningRequest {
+    use base64::Engine;
+    let mut params = CertificateParams::new(names).expect("names");
+    params.distinguished_name.push(DnType::CommonName, "system:node:n1");
+    params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
+    let key = KeyPair::generate().expect("a key");
+    let pem = params.serialize_request(&key).expect("a request").pem().expect("as PEM");
+    parse(json!({
+        "metadata": {"name": name},
+        "spec": {
+            "request": base64::engine::general_purpose::STANDARD.encode(pem),
+            "signerName": format!("kubernetes.io/{signer}"),
+            "usages": ["digital signature", usage], "expirationSeconds": 3600,
+        },
+    }))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_joins_with_certificates() {
+    let cluster = Cluster::start().await;
+    let issued = |user: UserInfo, csr: CertificateSigningRequest| {
+        let api: Api<CertificateSigningRequest> = Api::all(cluster.server.client(&user));
+        async move {
+            let name = csr.name_any();
+            api.create(&PostParams::default(), &csr).await.expect("created");
+            eventually("the certificate is issued", || async {
+                let certificate = api.get(&name).await.ok()?.status?.certificate?;
+                String::from_utf8(certificate.0).ok()?.contains("BEGIN CERTIFICATE").then_some(())
+            })
+            .await
+        }
+    };
+    let joining = UserInfo::new("system:bootstrap:abcdef", &["system:bootstrappers", "system:authenticated"]);
+    issued(joining, request("client", "kube-apiserver-client-kubelet", Vec::new(), "client auth")).await;
+    let node = UserInfo::new("system:node:n1", &["system:nodes", "system:authenticated"]);
+    issued(node.clone(), request("serving", "kubelet-serving", vec!["n1".to_owned()], "server auth")).await;
+    issued(node, request("renewal", "kube-apiserver-client-kubelet", Vec::new(), "client auth")).await;
+
+    // somebody without the right waits for a person
+    let stranger = cluster.server.client(&UserInfo::admin());
+    let api: Api<CertificateSigningRequest> = Api::all(stranger);
+    let odd = request("odd", "kubelet-serving", vec!["n1".to_owned()], "server auth");
+    api.create(&PostParams::default(), &odd).await.expect("created");
+
+    let token: Secret = parse(json!({
+        "metadata": {"name": "bootstrap-token-abcdef", "namespace": "kube-system"},
+        "type": "bootstrap.kubernetes.io/token",
+        "stringData": {
+            "token-id": "abcdef", "token-secret": "0123456789abcdef",
+            "usage-bootstrap-signing": "true", "usage-bootstrap-authentication": "true",
+        },
+    }));
+    cluster.api::<Secret>("kube-system").create(&PostParams::default(), &token).await.expect("created");
+    let anonymous = UserInfo::new("system:anonymous", &["system:unauthenticated"]);
+    let infos: Api<ConfigMap> = Api::namespaced(cluster.server.client(&anonymous), "kube-public");
+    let data: BTreeMap<String, String> = eventually("cluster-info is signed", || async {
+        infos.get("cluster-info").await.ok()?.data.filter(|data| data.contains_key("jws-kubeconfig-abcdef"))
+    })
+    .await;
+    assert!(data["kubeconfig"].contains("server: https://127.0.0.1:6443"));
+    assert!(api.get("odd").await.expect("there").status.and_then(|status| status.conditions).is_none());
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_is_bound_and_its_volume_released() {
+    let cluster = Cluster::start().await;
+    let volumes: Api<PersistentVolume> = Api::all(cluster.client.clone());
+    let claims: Api<PersistentVolumeClaim> = cluster.api("default");
+    for (name, size) in [("small", "1Gi"), ("fit", "5Gi"), ("large", "50Gi")] {
+        let volume: PersistentVolume = parse(json!({
+            "metadata": {"name": name},
+            "spec": {
+                "capacity": {"storage": size}, "accessModes": ["ReadWriteOnce"],
+                "persistentVolumeReclaimPolicy": "Retain", "hostPath": {"path": format!("/srv/{name}")},
+            },
+        }));
+        volumes.create(&PostParams::default(), &volume).await.expect("created");
+    }
+    let claim: PersistentVolumeClaim = parse(json!({
+        "metadata": {"name": "data"},
+        "spec": {
+            "accessModes": ["ReadWriteOnce"], "storageClassName": "",
+            "resources": {"requests": {"storage": "2Gi"}},
+        },
+    }));
+    claims.create(&PostParams::default(), &claim).await.expect("created");
+    let phase = |name: &'static str, wanted: &'static str| {
+        let volumes = volumes.clone();
+        async move {
+            eventually("the volume has its phase", || async {
+                (volumes.get(name).await.ok()?.status?.phase.as_deref() == Some(wanted)).then_some(())
+            })
+            .await
+        }
+    };
+    let bound = eventually("the claim is bound", || async {
+        let claim = claims.get("data").await.ok()?;
+        (claim.status.as_ref()?.phase.as_deref() == Some("Bound")).then_some(claim)
+    })
+    .await;
+    assert_eq!(bound.spec.and_then(|spec| spec.volume_name).as_deref(), Some("fit"));
+    phase("fit", "Bound").await;
+    phase("small", "Available").await;
+    claims.delete("data", &DeleteParams::default()).await.expect("deleted");
+    phase("fit", "Released").await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn quotas_count_down_and_budgets_follow_readiness() {
+    let cluster = Cluster::start().await;
+    let quotas: Api<ResourceQuota> = cluster.api("default");
+    let quota: ResourceQuota = parse(json!({
+        "metadata": {"name": "few"},
+        "spec": {"hard": {"pods": "5", "requests.cpu": "2", "count/configmaps": "20"}},
+    }));
+    quotas.create(&PostParams::default(), &quota).await.expect("created");
+    let used = |name: &'static str, wanted: &'static str| {
+        let quotas = quotas.clone();
+        async move {
+            eventually("the quota counts", || async {
+                (quotas.get("few").await.ok()?.status?.used?.get(name)?.0 == wanted).then_some(())
+            })
+            .await
+        }
+    };
+    used("pods", "0").await;
+    let budget: PodDisruptionBudget = parse(json!({
+        "metadata": {"name": "web"}, "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "web"}}},
+    }));
+    cluster.api::<PodDisruptionBudget>("default").create(&PostParams::default(), &budget).await.expect("created");
+    let pods: Api<Pod> = cluster.api("default");
+    for name in ["a", "b"] {
+        let pod: Pod = parse(json!({
+            "metadata": {"name": name, "labels": {"app": "web"}},
+            "spec": {"containers": [{"name": "c", "image": "i", "resources": {"requests": {"cpu": "500m"}}}]},
+        }));
+        // the ServiceAccount may still be on its way
+        eventually("the pod is accepted", || async { pods.create(&PostParams::default(), &pod).await.ok() }).await;
+    }
+    cluster.run_pods();
+    used("requests.cpu", "1").await;
+    let allowed = |wanted: i32| {
+        let budgets = cluster.api::<PodDisruptionBudget>("default");
+        async move {
+            eventually("the budget allows", || async {
+                (budgets.get("web").await.ok()?.status?.disruptions_allowed == Some(wanted)).then_some(())
+            })
+            .await
+        }
+    };
+    allowed(1).await;
+    pods.delete("a", &DeleteParams::default().grace_period(0)).await.expect("deleted");
+    allowed(0).await;
+    used("pods", "1").await;
+    used("requests.cpu", "500m").await;
+    let maps = cluster.api::<ConfigMap>("default");
+    let count = maps.list(&ListParams::default()).await.expect("listed").items.len();
+    assert_eq!(count, 1, "the root CA");
+    used("count/configmaps", "1").await;
+    cluster.stop().await;
+}
