@@ -39,6 +39,7 @@ pub mod authn;
 pub mod authz;
 mod bootstrap;
 pub mod cache;
+mod crd;
 mod discovery;
 pub mod error;
 pub mod http;

@@ -488,6 +488,11 @@ pub trait Hooks: Send + Sync + 'static {
     /// becomes `Terminating`.
     fn begin_delete(&self, _obj: &mut Value) {}
 
+    /// Finalizers that a delete adds: they keep the object until what depends on it is cleaned up.
+    fn delete_finalizers(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Whether something other than `metadata.finalizers` keeps a marked object: a namespace's
     /// `spec.finalizers`.
     fn holds_deletion(&self, _obj: &Value) -> bool {

@@ -20,24 +20,17 @@ pub struct Endpoint {
     /// By served version, for custom resources; built-in kinds are looked up.
     custom_schemas: Vec<Option<Schema>>,
     schemas: OnceLock<Vec<Option<Schema>>>,
-    /// Validation rules, conversion and so on of a custom resource; see `crd`.
-    pub custom: Option<Arc<dyn std::any::Any + Send + Sync>>,
 }
 
 impl Endpoint {
     pub fn new(resource: Resource, store: Arc<dyn Store>, supervisor: &Supervisor) -> Arc<Self> {
         let cache = Cache::new(resource.descriptor.clone(), store, supervisor);
-        Arc::new(Self { resource, cache, custom_schemas: Vec::new(), schemas: OnceLock::new(), custom: None })
+        Arc::new(Self { resource, cache, custom_schemas: Vec::new(), schemas: OnceLock::new() })
     }
 
     /// A custom resource; `schemas` are in the order of `served`.
-    pub fn custom(
-        resource: Resource,
-        cache: Arc<Cache>,
-        schemas: Vec<Option<Schema>>,
-        custom: Arc<dyn std::any::Any + Send + Sync>,
-    ) -> Arc<Self> {
-        Arc::new(Self { resource, cache, custom_schemas: schemas, schemas: OnceLock::new(), custom: Some(custom) })
+    pub fn custom(resource: Resource, cache: Arc<Cache>, schemas: Vec<Option<Schema>>) -> Arc<Self> {
+        Arc::new(Self { resource, cache, custom_schemas: schemas, schemas: OnceLock::new() })
     }
 
     pub fn descriptor(&self) -> &Descriptor {

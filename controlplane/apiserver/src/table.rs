@@ -43,7 +43,11 @@ pub fn column_definitions(columns: &[Column]) -> Value {
 /// One row. `object` is what the cells are made from (hub version); `shown` goes along with it, in
 /// the version asked for.
 pub fn row(hooks: &dyn Hooks, object: &Value, shown: Value, include: Include, now: Timestamp, version: &str) -> Value {
-    let mut row = json!({ "cells": hooks.row(object, now) });
+    row_of(hooks.row(object, now), shown, include, version)
+}
+
+pub fn row_of(cells: Vec<Value>, shown: Value, include: Include, version: &str) -> Value {
+    let mut row = json!({ "cells": cells });
     match include {
         Include::None => {}
         Include::Metadata => row["object"] = partial(shown, version),

@@ -351,3 +351,50 @@ async fn informers_follow_the_watch_cache() {
     };
     tokio::time::timeout(Duration::from_secs(5), vanished).await.unwrap();
 }
+
+#[tokio::test]
+async fn custom_resources_are_served_and_cleaned_up() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let definition = json!({"metadata": {"name": "crons.example.com"}, "spec": {
+        "group": "example.com", "scope": "Namespaced",
+        "names": {"plural": "crons", "kind": "Cron", "shortNames": ["cn"]},
+        "versions": [{"name": "v1", "served": true, "storage": true,
+            "schema": {"openAPIV3Schema": {"type": "object", "properties": {
+                "spec": {"type": "object", "properties": {
+                    "size": {"type": "integer", "default": 3, "minimum": 1},
+                    "color": {"type": "string"}}},
+                "status": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}},
+            "subresources": {"status": {}},
+            "additionalPrinterColumns": [{"name": "Size", "type": "integer", "jsonPath": ".spec.size"}]}]}});
+    let definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    let (code, made) = post(&client, definitions, &definition).await;
+    assert_eq!(code, 201, "{made}");
+    let path = "/apis/example.com/v1/namespaces/default/crons";
+    let served = async {
+        while get(&client, path).await.0 != 200 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(1), served).await.expect("served within a second");
+    let object = json!({"apiVersion": "example.com/v1", "kind": "Cron", "metadata": {"name": "a"}, "spec": {"color": "red", "other": 1}, "status": {"x": 1}});
+    let (code, made) = post(&client, path, &object).await;
+    assert_eq!(code, 201, "{made}");
+    assert_eq!(made["spec"], json!({"color": "red", "size": 3}), "pruned and defaulted");
+    assert!(made["status"].is_null());
+    let patch = json!({"spec": {"color": "blue"}}).to_string();
+    let (code, after) = ask(&client, "PATCH", &format!("{path}/a"), "application/merge-patch+json", &patch).await;
+    assert_eq!((code, after["metadata"]["generation"].as_i64()), (200, Some(2)), "{after}");
+    let strategic = ask(&client, "PATCH", &format!("{path}/a"), "application/strategic-merge-patch+json", &patch).await;
+    assert_eq!(strategic.0, 415);
+    let (_, group) = get(&client, "/apis/example.com/v1").await;
+    assert_eq!(group["resources"][0]["name"], "crons", "{group}");
+    let (code, going) = delete(&client, &format!("{definitions}/crons.example.com")).await;
+    assert_eq!(code, 200, "{going}");
+    let gone = async {
+        while get(&client, &format!("{definitions}/crons.example.com")).await.0 != 404 || get(&client, path).await.0 != 404 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), gone).await.expect("cleaned up");
+}

@@ -37,9 +37,11 @@ impl Item {
         stored: &[u8],
         revision: u64,
     ) -> Result<Self, serde_json::Error> {
-        let value: Value = serde_json::from_slice(stored)?;
+        let mut value: Value = serde_json::from_slice(stored)?;
+        // A custom resource may have been stored in what was the storage version then.
+        let renamed = descriptor.custom && rename_version(descriptor, &mut value);
         let (bytes, metadata_at) = match metadata_position(stored) {
-            Some(at) if value["metadata"]["resourceVersion"].is_null() => (splice(stored, at, revision), at),
+            Some(at) if value["metadata"]["resourceVersion"].is_null() && !renamed => (splice(stored, at, revision), at),
             _ => {
                 let mut clean = value.clone();
                 remove_version(&mut clean);
@@ -129,6 +131,15 @@ impl Item {
             && (fields.is_everything()
                 || fields.matches_with(|key| Some(self.field(descriptor, key).unwrap_or_default())))
     }
+}
+
+fn rename_version(descriptor: &Descriptor, value: &mut Value) -> bool {
+    let hub = descriptor.hub_kind().api_version();
+    let differs = value["apiVersion"] != hub;
+    if differs {
+        value["apiVersion"] = hub.into();
+    }
+    differs
 }
 
 /// What a selectable field compares as.

@@ -124,6 +124,12 @@ pub fn decide(
         grace = 1;
     }
     let already = metadata::is_deleting(object);
+    if !already {
+        let held = metadata::finalizers(&marked).into_iter().map(str::to_owned);
+        let missing = hooks.delete_finalizers().iter().filter(|name| !metadata::finalizers(&marked).contains(name));
+        let all = held.chain(missing.map(|name| (*name).to_owned())).collect();
+        set_finalizers(&mut marked, all);
+    }
     if already {
         let held = object["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
         // A second delete can only shorten the wait, and only when it says so.

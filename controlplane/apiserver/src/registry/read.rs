@@ -275,6 +275,11 @@ impl Call {
 
     pub fn row(&self, object: Value, version: &str) -> Result<Value> {
         let shown = self.served(object.clone())?;
+        if self.descriptor().custom {
+            let columns = table::columns(self.descriptor(), &self.info.group, &self.info.version);
+            let cells = crate::crd::resource::cells(columns, &shown, self.now);
+            return Ok(table::row_of(cells, shown, self.include()?, version));
+        }
         Ok(table::row(self.endpoint.hooks(), &object, shown, self.include()?, self.now, version))
     }
 

@@ -1,0 +1,312 @@
+//! CustomResourceDefinitions: serves what they define, a moment after they are written.
+//!
+//! Layer: beside the registry, which serves custom resources like any other. One task follows the
+//! stored definitions: it accepts their names, swaps the set of served resources, and empties what
+//! a deleted definition leaves behind. [`resource`] is the pure part.
+
+mod jsonpath;
+pub mod resource;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use self::resource::{Constraints, SchemaHooks};
+use crate::admit::Cluster;
+use crate::authn::UserInfo;
+use crate::cache::Cache;
+use crate::cache::watch::Selection;
+use crate::error::Result;
+use crate::http::info::RequestInfo;
+use crate::registry::delete::DeleteOptions;
+use crate::registry::{Call, metadata};
+use crate::resource::Resource;
+use crate::resources::{Endpoint, Resources};
+use crate::schema::Schema;
+use crate::server::Api;
+
+pub const GROUP: &str = "apiextensions.k8s.io";
+pub const PLURAL: &str = "customresourcedefinitions";
+/// Keeps a deleted definition until its objects are gone.
+pub const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
+const RETRY: Duration = Duration::from_millis(250);
+
+/// Serves the definitions that are stored now, and follows them from then on.
+pub async fn start(api: &Arc<Api>) -> Result<()> {
+    let mut server = CustomServer { api: api.clone(), built_in: api.resources().all().to_vec(), served: HashMap::new() };
+    server.reconcile().await?;
+    let supervisor = api.supervisor.clone();
+    supervisor.spawn("custom-resources", async move { server.follow().await });
+    Ok(())
+}
+
+/// What is served of one definition.
+struct ServedDefinition {
+    endpoint: Arc<Endpoint>,
+    /// The parts of the definition that the endpoint was made from.
+    made_from: (Value, Value),
+}
+
+struct CustomServer {
+    api: Arc<Api>,
+    built_in: Vec<Arc<Endpoint>>,
+    /// By name of the definition.
+    served: HashMap<String, ServedDefinition>,
+}
+
+impl CustomServer {
+    async fn follow(&mut self) {
+        let Some(endpoint) = self.api.resources().by_hub(GROUP, PLURAL).cloned() else { return };
+        let mut changed = endpoint.cache.subscribe();
+        let mut seen = 0;
+        loop {
+            let now = endpoint.cache.read().changed;
+            if now != seen {
+                match self.reconcile().await {
+                    Ok(true) => seen = now,
+                    Ok(false) => tokio::time::sleep(RETRY).await,
+                    Err(error) => {
+                        tracing::debug!(%error, "serving custom resources; trying again");
+                        tokio::time::sleep(RETRY).await;
+                    }
+                }
+                continue;
+            }
+            if changed.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Brings what is served in line with the definitions. False: something has to be waited for.
+    async fn reconcile(&mut self) -> Result<bool> {
+        let definitions = self.api.list(GROUP, PLURAL, "").await?;
+        let mut settled = true;
+        for definition in &definitions {
+            if let Some(status) = accepted(definition, &definitions) {
+                let mut changed = (**definition).clone();
+                changed["status"] = status;
+                match self.api.update(GROUP, PLURAL, "status", changed).await {
+                    // Someone wrote it in between: it comes again.
+                    Err(error) if error.is_conflict() || error.is_not_found() => {}
+                    outcome => drop(outcome?),
+                }
+            }
+        }
+        let definitions = self.api.list(GROUP, PLURAL, "").await?;
+        self.serve(&definitions);
+        for definition in definitions.iter().filter(|definition| metadata::is_deleting(definition)) {
+            settled &= self.clean(definition).await?;
+        }
+        Ok(settled)
+    }
+
+    /// Swaps the served resources if they changed.
+    fn serve(&mut self, definitions: &[Arc<Value>]) {
+        let mut kept = HashSet::new();
+        let mut changed = false;
+        for definition in definitions.iter().filter(|definition| is_established(definition)) {
+            let name = metadata::text(definition, "name").to_owned();
+            let made_from = (definition["spec"].clone(), definition["status"]["acceptedNames"].clone());
+            kept.insert(name.clone());
+            if self.served.get(&name).is_some_and(|served| served.made_from == made_from) {
+                continue;
+            }
+            let Some(endpoint) = self.endpoint(definition, self.served.get(&name)) else { continue };
+            changed = true;
+            self.served.insert(name, ServedDefinition { endpoint, made_from });
+        }
+        self.served.retain(|name, served| {
+            let keep = kept.contains(name);
+            if !keep {
+                served.endpoint.cache.stop();
+                changed = true;
+            }
+            keep
+        });
+        if changed {
+            let custom = self.served.values().map(|served| served.endpoint.clone());
+            let mut custom: Vec<_> = custom.collect();
+            custom.sort_by(|a, b| a.descriptor().storage_prefix.cmp(&b.descriptor().storage_prefix));
+            let all = self.built_in.iter().cloned().chain(custom).collect();
+            self.api.set_resources(Resources::new(all));
+        }
+    }
+
+    fn endpoint(&self, definition: &Value, before: Option<&ServedDefinition>) -> Option<Arc<Endpoint>> {
+        let custom = resource::read(definition, &definition["status"]["acceptedNames"])?;
+        let hub = custom.descriptor.hub;
+        let schema = custom.schemas[hub].clone();
+        let constraints = match &schema {
+            Some(Schema::Custom(structural)) => structural.source.as_ref().map(|source| Arc::new(Constraints::new(source))),
+            _ => None,
+        };
+        let hooks = SchemaHooks { schema, constraints, columns: custom.descriptor.columns.clone() };
+        let descriptor = Arc::new(custom.descriptor);
+        // The cache goes on when it would hold the same.
+        let same = before.filter(|before| {
+            let old = before.endpoint.descriptor();
+            old.selectable == descriptor.selectable && old.hub_version() == descriptor.hub_version()
+        });
+        let cache = match (same, before) {
+            (Some(same), _) => same.endpoint.cache.clone(),
+            (None, before) => {
+                if let Some(before) = before {
+                    before.endpoint.cache.stop();
+                }
+                Cache::new(descriptor.clone(), self.api.store.clone(), &self.api.supervisor)
+            }
+        };
+        let resource = Resource { descriptor, hooks: Arc::new(hooks) };
+        Some(Endpoint::custom(resource, cache, custom.schemas))
+    }
+
+    /// Deletes every object of a deleted definition; then lets the definition go.
+    async fn clean(&self, definition: &Value) -> Result<bool> {
+        if !metadata::finalizers(definition).contains(&CLEANUP) {
+            return Ok(true);
+        }
+        if let Some(served) = self.served.get(metadata::text(definition, "name")) {
+            let call = self.cleaning_call(&served.endpoint);
+            let left = call.delete_collection(&Selection::default(), &DeleteOptions::default()).await?;
+            if !left.is_empty() {
+                return Ok(false);
+            }
+        }
+        let name = metadata::text(definition, "name");
+        let Some(current) = self.api.get_live(GROUP, PLURAL, "", name).await? else { return Ok(true) };
+        let call = self.cleaning_call(self.api.resources().by_hub(GROUP, PLURAL).ok_or_else(crate::ApiError::no_such_path)?);
+        let call = Call { info: RequestInfo { name: name.to_owned(), verb: "update".into(), ..call.info.clone() }, ..call };
+        let mut changed = (*current).clone();
+        if let Some(finalizers) = changed["metadata"]["finalizers"].as_array_mut() {
+            finalizers.retain(|finalizer| finalizer != CLEANUP);
+        }
+        call.update(&crate::registry::write::Replace { object: changed }).await?;
+        Ok(true)
+    }
+
+    /// A request of the server itself on a resource.
+    fn cleaning_call(&self, endpoint: &Arc<Endpoint>) -> Call {
+        let descriptor = endpoint.descriptor();
+        let info = RequestInfo {
+            is_resource: true,
+            verb: "deletecollection".to_owned(),
+            group: descriptor.hub_group().to_owned(),
+            version: descriptor.hub_version().to_owned(),
+            resource: descriptor.plural.to_string(),
+            ..RequestInfo::default()
+        };
+        Call {
+            api: self.api.clone(),
+            endpoint: endpoint.clone(),
+            user: Arc::new(UserInfo::new("system:apiserver", &["system:masters"])),
+            info,
+            query: Default::default(),
+            options: Default::default(),
+            manager: "kube-apiserver".to_owned(),
+            applies: false,
+            now: jiff::Timestamp::now(),
+            warnings: Default::default(),
+        }
+    }
+}
+
+fn condition<'a>(definition: &'a Value, kind: &str) -> Option<&'a Value> {
+    definition["status"]["conditions"].as_array()?.iter().find(|condition| condition["type"] == kind)
+}
+
+fn is_established(definition: &Value) -> bool {
+    condition(definition, "Established").is_some_and(|condition| condition["status"] == "True")
+}
+
+/// The names of a definition that no other of its group may use.
+fn claimed(names: &Value) -> Vec<String> {
+    let one = ["plural", "singular"].iter().filter_map(|key| names[*key].as_str());
+    let short = names["shortNames"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    one.chain(short).map(str::to_owned).collect()
+}
+
+/// The status of a definition when its names are (not) accepted; none if it says so already. Pure.
+fn accepted(definition: &Value, all: &[Arc<Value>]) -> Option<Value> {
+    let (spec, name) = (&definition["spec"], &definition["metadata"]["name"]);
+    let mine = claimed(&spec["names"]);
+    let conflict = all
+        .iter()
+        .filter(|other| other["metadata"]["name"] != *name && other["spec"]["group"] == spec["group"])
+        .find_map(|other| {
+            let theirs = &other["status"]["acceptedNames"];
+            let taken = claimed(theirs).into_iter().find(|taken| !taken.is_empty() && mine.contains(taken));
+            let kind = ["kind", "listKind"].into_iter().find(|key| theirs[*key].as_str().is_some_and(|kind| !kind.is_empty() && spec["names"][*key] == kind));
+            taken.or(kind.map(|key| spec["names"][key].as_str().unwrap_or_default().to_owned()))
+        });
+    let now = metadata::timestamp(jiff::Timestamp::now());
+    let entry = |kind: &str, status: &str, reason: &str, message: &str| {
+        json!({"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": now})
+    };
+    let wanted = match &conflict {
+        None => vec![
+            entry("NamesAccepted", "True", "NoConflicts", "no conflicts found"),
+            entry("Established", "True", "InitialNamesAccepted", "the initial names have been accepted"),
+        ],
+        Some(taken) => {
+            let mut wanted = vec![entry("NamesAccepted", "False", "NameConflict", &format!("{taken:?} is already in use"))];
+            if !is_established(definition) {
+                wanted.push(entry("Established", "False", "NotAccepted", "not all names are accepted"));
+            }
+            wanted
+        }
+    };
+    let says = |wanted: &Value| {
+        condition(definition, wanted["type"].as_str().unwrap_or_default())
+            .is_some_and(|held| held["status"] == wanted["status"] && held["message"] == wanted["message"])
+    };
+    let names_fit = conflict.is_some() || definition["status"]["acceptedNames"] == spec["names"];
+    if names_fit && wanted.iter().all(says) {
+        return None;
+    }
+    let mut status = definition["status"].clone();
+    if conflict.is_none() {
+        status["acceptedNames"] = spec["names"].clone();
+    }
+    let mut conditions: Vec<Value> = status["conditions"].as_array().cloned().unwrap_or_default();
+    for new in wanted {
+        match conditions.iter_mut().find(|held| held["type"] == new["type"]) {
+            Some(held) => {
+                let kept = if held["status"] == new["status"] { held["lastTransitionTime"].clone() } else { Value::Null };
+                *held = new;
+                if !kept.is_null() {
+                    held["lastTransitionTime"] = kept;
+                }
+            }
+            None => conditions.push(new),
+        }
+    }
+    status["conditions"] = conditions.into();
+    Some(status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn definition(name: &str, kind: &str, short: &str) -> Arc<Value> {
+        let names = json!({"plural": name, "singular": name, "kind": kind, "listKind": format!("{kind}List"), "shortNames": [short]});
+        Arc::new(json!({"metadata": {"name": format!("{name}.example.com")}, "spec": {"group": "example.com", "names": names}}))
+    }
+
+    #[test]
+    fn names_are_accepted_once() {
+        let first = definition("crons", "Cron", "cr");
+        let status = accepted(&first, std::slice::from_ref(&first)).unwrap();
+        let mut established = (*first).clone();
+        established["status"] = status;
+        assert!(is_established(&established));
+        assert!(accepted(&established, &[Arc::new(established.clone())]).is_none(), "nothing more to say");
+        let second = definition("others", "Other", "cr");
+        let status = accepted(&second, &[Arc::new(established), second.clone()]).unwrap();
+        assert_eq!(status["conditions"][0]["status"], "False");
+        assert_eq!(status["conditions"][0]["message"], "\"cr\" is already in use");
+    }
+}
