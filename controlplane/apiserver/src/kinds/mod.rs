@@ -36,6 +36,9 @@ mod storagemigration;
 
 use crate::resource::Resource;
 
+#[cfg(test)]
+mod fuzz;
+
 pub use core::allocator::ServiceRanges;
 
 /// Every built-in resource, with the default Service ranges.

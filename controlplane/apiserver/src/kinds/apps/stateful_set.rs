@@ -29,6 +29,7 @@ impl Hooks for StatefulSet {
         default_text(set, "spec.updateStrategy.type", "RollingUpdate");
         if text(set, "spec.updateStrategy.type") == "RollingUpdate" {
             default(set, "spec.updateStrategy.rollingUpdate.partition", 0);
+            default(set, "spec.updateStrategy.rollingUpdate.maxUnavailable", 1);
         }
         default_text(set, "spec.persistentVolumeClaimRetentionPolicy.whenDeleted", "Retain");
         default_text(set, "spec.persistentVolumeClaimRetentionPolicy.whenScaled", "Retain");
@@ -170,7 +171,10 @@ mod tests {
     #[test]
     fn defaulted_and_refused() {
         let spec = &stateful(json!({}))["spec"];
-        assert_eq!(spec["updateStrategy"], json!({"type": "RollingUpdate", "rollingUpdate": {"partition": 0}}));
+        assert_eq!(
+            spec["updateStrategy"],
+            json!({"type": "RollingUpdate", "rollingUpdate": {"partition": 0, "maxUnavailable": 1}})
+        );
         assert_eq!(
             spec["persistentVolumeClaimRetentionPolicy"],
             json!({"whenDeleted": "Retain", "whenScaled": "Retain"})
