@@ -381,27 +381,23 @@ impl Manager {
     pub fn runtime_event(&self, event: RuntimeEvent) {
         match event {
             RuntimeEvent::Resync => self.audit_wanted.notify_one(),
-            RuntimeEvent::Changed { id } => {
-                let mailboxes = self.mailboxes();
-                let holds = |mailbox: &&Arc<Mailbox>| {
-                    let observed = mailbox.snapshot().observed;
-                    observed.runs.iter().any(|run| run.id == id)
-                        || observed.sandboxes.iter().any(|sandbox| sandbox.id == id)
-                };
-                match mailboxes.iter().find(holds) {
-                    Some(mailbox) => mailbox.post(|mail| {
-                        mail.changed.insert(id);
-                    }),
-                    // A container that is being started: its worker knows the id in a moment.
-                    None => {
-                        for mailbox in mailboxes.iter().filter(|mailbox| mailbox.snapshot().busy) {
-                            mailbox.post(|mail| {
-                                mail.changed.insert(id.clone());
-                            });
-                        }
-                    }
-                }
-            }
+            RuntimeEvent::Changed { id } => self.post_change(&id, false),
+            RuntimeEvent::Ended { id } => self.post_change(&id, true),
+        }
+    }
+
+    /// Tells the pod that has a container or sandbox; if none is known to have it, those that are
+    /// starting something: one of them knows the id in a moment.
+    fn post_change(&self, id: &str, ended: bool) {
+        let mailboxes = self.mailboxes();
+        let holds = |mailbox: &&Arc<Mailbox>| {
+            let observed = mailbox.snapshot().observed;
+            observed.runs.iter().any(|run| run.id == id) || observed.sandboxes.iter().any(|sandbox| sandbox.id == id)
+        };
+        let tell = |mailbox: &Arc<Mailbox>| mailbox.post(|mail| *mail.changed.entry(id.to_owned()).or_default() |= ended);
+        match mailboxes.iter().find(holds) {
+            Some(mailbox) => tell(mailbox),
+            None => mailboxes.iter().filter(|mailbox| mailbox.snapshot().busy).for_each(tell),
         }
     }
 

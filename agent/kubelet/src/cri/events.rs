@@ -22,6 +22,8 @@ use super::Runtime;
 pub enum RuntimeEvent {
     /// A container or a sandbox changed; the id is either's.
     Changed { id: String },
+    /// Its process ended. CRI's own answer may be a moment behind: it learns from the same event.
+    Ended { id: String },
     /// Events may have been missed: compare everything.
     Resync,
 }
@@ -99,7 +101,7 @@ fn read_envelope(topic: &str, event: Option<&prost_types::Any>) -> Option<Runtim
     match topic {
         "/tasks/exit" => {
             let exit = TaskExit::decode(bytes).ok()?;
-            (exit.id == exit.container_id || exit.id.is_empty()).then_some(RuntimeEvent::Changed { id: exit.container_id })
+            (exit.id == exit.container_id || exit.id.is_empty()).then_some(RuntimeEvent::Ended { id: exit.container_id })
         }
         "/tasks/oom" => {
             let oom = TaskOom::decode(bytes).ok()?;
@@ -122,7 +124,7 @@ mod tests {
         let main = TaskExit { container_id: "c".into(), id: "c".into(), pid: 7, ..Default::default() };
         let exec = TaskExit { container_id: "c".into(), id: "exec-1".into(), pid: 8, ..Default::default() };
         let changed = Some(RuntimeEvent::Changed { id: "c".into() });
-        assert_eq!(read_envelope("/tasks/exit", Some(&any(&main))), changed);
+        assert_eq!(read_envelope("/tasks/exit", Some(&any(&main))), Some(RuntimeEvent::Ended { id: "c".into() }));
         assert_eq!(read_envelope("/tasks/exit", Some(&any(&exec))), None);
         assert_eq!(read_envelope("/tasks/oom", Some(&any(&TaskOom { container_id: "c".into() }))), changed);
         assert_eq!(read_envelope("/images/create", Some(&any(&main))), None);

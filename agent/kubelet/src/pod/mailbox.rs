@@ -1,7 +1,7 @@
 //! How the rest of the kubelet talks to a pod's worker: the latest wish, and a few marks. Nothing
 //! here grows with the number of messages, and nobody ever waits for the worker.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
@@ -38,8 +38,8 @@ pub struct Wish {
 /// What happened since the worker last looked.
 #[derive(Debug, Default)]
 pub struct Mail {
-    /// Containers or sandboxes that the runtime says have changed.
-    pub changed: HashSet<String>,
+    /// Containers or sandboxes that the runtime says have changed, and whether they ended.
+    pub changed: HashMap<String, bool>,
     /// Compare everything with the runtime.
     pub resync: bool,
     /// Verdicts of probes, oldest first.

@@ -3,12 +3,17 @@
 use std::collections::HashMap;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
+use std::time::Duration;
 
 use proto::runtime::v1::Container;
 
 use super::observed::{Observed, Run, RunState, Sandbox};
 use crate::cri::{Runtime, RuntimeError};
 
+/// How soon the runtime is asked again about what ended, doubling...
+const FIRST_LOOK: Duration = Duration::from_millis(2);
+/// ... up to this.
+const LAST_LOOK: Duration = Duration::from_secs(2);
 /// What Kubernetes keeps of a termination message file, bytes.
 const MESSAGE_LIMIT: u64 = 4096;
 /// What it keeps of the log with `FallbackToLogsOnError`.
@@ -61,6 +66,32 @@ pub async fn changed_run(runtime: &Runtime, id: &str, sandbox_id: &str) -> Resul
         tokio::time::sleep(std::time::Duration::from_millis(pause)).await;
     }
     run(runtime, id, sandbox_id).await
+}
+
+/// One run that has just ended. The runtime's own bookkeeping may be a moment behind its event.
+pub async fn ended_run(runtime: &Runtime, id: &str, sandbox_id: &str) -> Result<Run, RuntimeError> {
+    let mut delay = FIRST_LOOK;
+    loop {
+        let run = run(runtime, id, sandbox_id).await?;
+        if !run.is_running() || delay > LAST_LOOK {
+            return Ok(run);
+        }
+        tokio::time::sleep(delay).await;
+        delay *= 2;
+    }
+}
+
+/// A sandbox whose own process has just ended, likewise.
+pub async fn ended_sandbox(runtime: &Runtime, id: &str) -> Result<Sandbox, RuntimeError> {
+    let mut delay = FIRST_LOOK;
+    loop {
+        let sandbox = sandbox(runtime, id).await?;
+        if !sandbox.ready || delay > LAST_LOOK {
+            return Ok(sandbox);
+        }
+        tokio::time::sleep(delay).await;
+        delay *= 2;
+    }
 }
 
 fn gone_is_none<T>(answer: Result<T, RuntimeError>) -> Result<Option<T>, RuntimeError> {

@@ -93,7 +93,7 @@ pub struct Worker {
     ending: Arc<AtomicBool>,
     stopped_sandboxes: HashSet<String>,
     /// Changes of containers that were not known yet.
-    early: HashSet<String>,
+    early: HashMap<String, bool>,
     sandbox_failures: u32,
     /// Not to be tried again before.
     pause_until: Option<Timestamp>,
@@ -126,7 +126,7 @@ impl Worker {
             probes: HashMap::new(),
             ending: Arc::default(),
             stopped_sandboxes: HashSet::new(),
-            early: HashSet::new(),
+            early: HashMap::new(),
             sandbox_failures: 0,
             pause_until: None,
             backoff_told: HashSet::new(),
@@ -460,8 +460,8 @@ impl Worker {
     }
 
     fn read(&mut self, mail: Mail) {
-        for id in mail.changed {
-            self.look_at(id);
+        for (id, ended) in mail.changed {
+            self.look_at(id, ended);
         }
         if mail.resync {
             self.look_at_everything();
@@ -475,19 +475,28 @@ impl Worker {
         }
     }
 
-    fn look_at(&mut self, id: String) {
+    fn look_at(&mut self, id: String, ended: bool) {
         let node = self.node.clone();
         if let Some(run) = self.observed.runs.iter().find(|run| run.id == id) {
             let sandbox = run.sandbox_id.clone();
             let look = async move {
-                let run = observe::changed_run(&node.runtime, &id, &sandbox).await;
+                let run = match ended {
+                    true => observe::ended_run(&node.runtime, &id, &sandbox).await,
+                    false => observe::run(&node.runtime, &id, &sandbox).await,
+                };
                 Done::Seen { id, run }
             };
             self.tasks.push(look.boxed());
         } else if self.observed.sandboxes.iter().any(|sandbox| sandbox.id == id) {
-            self.tasks.push(async move { Done::SandboxSeen(observe::sandbox(&node.runtime, &id).await) }.boxed());
+            let look = async move {
+                Done::SandboxSeen(match ended {
+                    true => observe::ended_sandbox(&node.runtime, &id).await,
+                    false => observe::sandbox(&node.runtime, &id).await,
+                })
+            };
+            self.tasks.push(look.boxed());
         } else if self.setup.is_some() {
-            self.early.insert(id);
+            *self.early.entry(id).or_default() |= ended;
         }
     }
 
@@ -587,8 +596,8 @@ impl Worker {
             let id = run.id.clone();
             self.tell("container started");
             self.saw_run(run.clone());
-            if self.early.remove(&id) || outcome.hook_failed.is_some() {
-                self.look_at(id);
+            if let Some(ended) = self.early.remove(&id) {
+                self.look_at(id, ended);
             }
             if let Some(message) = outcome.hook_failed {
                 let grace = ending::grace(self.pod());

@@ -6,6 +6,7 @@ use std::fmt::Write;
 use http::StatusCode;
 use k8s_openapi::api::core::v1::Pod;
 
+use super::machine;
 use super::reply::{self, Reply};
 use super::stats::qos_of;
 use crate::cgroups::Usage;
@@ -94,7 +95,7 @@ fn seconds(usage: &Usage) -> f64 {
 pub fn resource(pods: &dyn NodePods) -> String {
     let measured = containers(pods);
     let per_pod = pod_usages(pods);
-    let node = pods.cgroups().node_usage();
+    let node = machine::usage();
     let labels = |pod: &Pod| {
         [
             ("namespace", pod.metadata.namespace.clone().unwrap_or_default()),

@@ -9,6 +9,7 @@
 mod auth;
 mod files;
 mod logs;
+mod machine;
 mod metrics;
 mod reply;
 mod route;

@@ -173,7 +173,8 @@ impl Changes {
         inotify.add_watch(directory, flags)?;
         let readiness = inotify.as_fd().try_clone_to_owned()?;
         // SAFETY: the descriptor belongs to the value that is registered and lives as long as it.
-        let readiness = unsafe { AsyncFd::register(readiness) }.map_err(|error| std::io::Error::other(error.to_string()))?;
+        let readiness =
+            unsafe { AsyncFd::register(readiness) }.map_err(|error| std::io::Error::other(error.to_string()))?;
         Ok(Self { inotify, readiness })
     }
 
