@@ -113,7 +113,10 @@ impl Manager {
             None => {
                 let Some(old) = old else { return };
                 match static_pods::mirror_of(old) {
-                    Some(uid) => self.mirror_changed(&uid, None),
+                    Some(uid) => {
+                        self.mirror_changed(&uid, None);
+                        self.ensure_mirrors();
+                    }
                     None => self.removed(old),
                 }
             }
@@ -180,14 +183,26 @@ impl Manager {
             }
             (Some(mailbox), None) => {
                 mailbox.wish.send_modify(|wish| wish.api_uid = None);
-                let pod = mailbox.wish.borrow().pod.clone();
-                static_pods::create_mirror(&self.node, pod, &self.supervisor);
             }
             // A mirror of a static pod that is no more.
             (None, Some(mirror)) if self.state.lock().complete => {
                 static_pods::delete_mirror(&self.node, mirror.clone(), &self.supervisor);
             }
             (None, _) => {}
+        }
+    }
+
+    /// A manifest that changed is another static pod with the same name: its mirror can be made only
+    /// when the one before it is gone.
+    fn ensure_mirrors(self: &Arc<Self>) {
+        let missing: Vec<Arc<Pod>> = {
+            let state = self.state.lock();
+            let wishes = state.pods.iter().filter(|(uid, _)| !state.mirrors.contains_key(*uid));
+            let wishes = wishes.map(|(_, mailbox)| mailbox.wish.borrow().clone());
+            wishes.filter(|wish| wish.source == Source::File && !wish.removed).map(|wish| wish.pod).collect()
+        };
+        for pod in missing {
+            static_pods::create_mirror(&self.node, pod, &self.supervisor);
         }
     }
 
@@ -215,6 +230,28 @@ impl Manager {
             self.supervisor.spawn(format!("orphan/{uid}"), async move { manager.end_orphan(&uid).await });
         }
         self.remove_stray_cgroups();
+        self.remove_stray_directories();
+    }
+
+    /// Directories of pods that nobody knows are left from a crash.
+    fn remove_stray_directories(&self) {
+        let uids = self.node.config.layout.pod_uids().unwrap_or_default();
+        let strays: Vec<String> = {
+            let state = self.state.lock();
+            uids.into_iter().filter(|uid| !state.pods.contains_key(uid) && !state.inherited.contains_key(uid)).collect()
+        };
+        for uid in strays {
+            let node = self.node.clone();
+            self.supervisor.spawn(format!("directory/{uid}"), async move {
+                let directory = node.config.layout.pod(&uid);
+                crate::pod::sub_path::release_all(&directory.join("volume-subpaths"));
+                let torn_down = node.volumes.tear_down(&uid).await.map_err(|error| error.to_string());
+                let removed = torn_down.and_then(|()| crate::pod::cleanup::remove_tree(&directory).map_err(|error| error.to_string()));
+                if let Err(error) = removed {
+                    tracing::warn!(directory = %directory.display(), error, "a pod's directory without a pod could not be removed");
+                }
+            });
+        }
     }
 
     /// Ends a pod that no source names any more.
@@ -322,8 +359,7 @@ impl Manager {
             state.inherited.remove(&uid);
             drop(state);
             manager.refresh_qos();
-            // A static pod that changed has another UID, but its mirror has the same name.
-            manager.audit_wanted.notify_one();
+            manager.forget_references();
         });
     }
 
@@ -344,6 +380,13 @@ impl Manager {
             known = true;
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
+    }
+
+    /// What environments referred to is remembered only for namespaces that have pods here.
+    fn forget_references(&self) {
+        let snapshots = self.snapshots();
+        let used = |namespace: &str| snapshots.iter().any(|one| one.pod.metadata.namespace.as_deref() == Some(namespace));
+        self.node.references.retain(used);
     }
 
     /// The burstable class weighs what its pods request together.

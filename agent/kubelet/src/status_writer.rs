@@ -194,8 +194,8 @@ pub fn patch(uid: &str, base: &Value, wanted: &Value) -> Option<Value> {
 fn changed_conditions(base: Option<&Value>, wanted: &Value) -> Value {
     let known = base.and_then(Value::as_array).cloned().unwrap_or_default();
     let changed = wanted.as_array().into_iter().flatten().filter(|condition| {
-        let owned = condition["type"].as_str().is_some_and(conditions::is_owned);
-        owned && !known.contains(condition)
+        let name = condition["type"].as_str().unwrap_or_default();
+        conditions::is_ours(name, condition["reason"].as_str()) && !known.contains(condition)
     });
     let with_removals = changed.map(|condition| {
         let before = known.iter().find(|before| before["type"] == condition["type"]);

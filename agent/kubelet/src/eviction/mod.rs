@@ -22,7 +22,7 @@ use crate::manager::Manager;
 use crate::node::heartbeat::{Heartbeat, node_event_of};
 use crate::node::machine::{FileSystem, available_memory, file_system};
 use crate::node::status::Pressure;
-use crate::pod::status::Verdict;
+use crate::pod::status::{EVICTED, Verdict};
 use crate::spec::sandbox::qos;
 
 const PERIOD: Duration = Duration::from_secs(10);
@@ -146,9 +146,9 @@ fn candidate(node: &NodeContext, pod: Arc<Pod>, resource: &str) -> Candidate {
 }
 
 fn evict(node: &NodeContext, manager: &Manager, pod: &Pod, message: String) {
-    node.event(pod, EventType::Warning, "Evicted", message.clone());
+    node.event(pod, EventType::Warning, EVICTED, message.clone());
     let uid = pod.metadata.uid.clone().unwrap_or_default();
-    manager.evict(&uid, Verdict { reason: "Evicted".to_owned(), message }, HARD_GRACE);
+    manager.evict(&uid, Verdict { reason: EVICTED.to_owned(), message }, HARD_GRACE);
 }
 
 /// Ends pods whose emptyDir volumes hold more than their limit.

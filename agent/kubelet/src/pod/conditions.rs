@@ -180,3 +180,17 @@ fn initialized(spec: &PodSpec, status: &PodStatus, phase: &str) -> Verdict {
 pub fn is_owned(name: &str) -> bool {
     OWNED.contains(&name)
 }
+
+const DISRUPTION_TARGET: &str = "DisruptionTarget";
+
+/// Says that the node itself ends the pod, so that Jobs do not count it as their own failure.
+pub fn disrupted(message: &str, last: &[PodCondition], generation: Option<i64>, now: Timestamp) -> PodCondition {
+    let verdict = Verdict { status: true, reason: Some("TerminationByKubelet"), message: Some(message.to_owned()) };
+    let before = last.iter().find(|condition| condition.type_ == DISRUPTION_TARGET);
+    condition(DISRUPTION_TARGET, verdict, before, generation, now)
+}
+
+/// Whether the kubelet wrote a condition: one that it owns, or its word on a disruption.
+pub fn is_ours(name: &str, reason: Option<&str>) -> bool {
+    is_owned(name) || name == DISRUPTION_TARGET && reason == Some("TerminationByKubelet")
+}

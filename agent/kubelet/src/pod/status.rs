@@ -27,6 +27,9 @@ pub struct Verdict {
     pub message: String,
 }
 
+/// The reason of a pod that the node ended because it ran out of something.
+pub const EVICTED: &str = "Evicted";
+
 pub struct View<'a> {
     pub pod: &'a Pod,
     /// The last status: what was published, with the conditions that others own.
@@ -80,7 +83,14 @@ pub fn generate(view: &View<'_>) -> PodStatus {
     let ips = pod_ips(view, &last);
     status.pod_ip = ips.first().cloned();
     status.pod_ips = (!ips.is_empty()).then(|| ips.into_iter().map(|ip| PodIP { ip }).collect());
-    status.conditions = Some(conditions::generate(view.pod, &status, view.observed, view.now));
+    let mut made = conditions::generate(view.pod, &status, view.observed, view.now);
+    if let Some(verdict) = view.verdict.filter(|verdict| verdict.reason == EVICTED) {
+        let last = status.conditions.as_deref().unwrap_or_default();
+        let disrupted = conditions::disrupted(&verdict.message, last, view.pod.metadata.generation, view.now);
+        made.retain(|condition| condition.type_ != disrupted.type_);
+        made.push(disrupted);
+    }
+    status.conditions = Some(made);
     status
 }
 

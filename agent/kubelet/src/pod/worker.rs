@@ -15,7 +15,7 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
 use tokio::sync::watch;
 
 use super::actions::{self, Decision, Memory, ProbeState, Setup, Waiting, pod_id};
@@ -801,11 +801,11 @@ fn is_ready(status: &PodStatus) -> bool {
 /// The kubelet's own status with the conditions of others as the API has them now.
 fn keep_own(own: &PodStatus, theirs: Option<&PodStatus>) -> PodStatus {
     let Some(theirs) = theirs else { return own.clone() };
-    let mine = |name: &str| super::conditions::is_owned(name);
+    let mine = |condition: &PodCondition| super::conditions::is_ours(&condition.type_, condition.reason.as_deref());
     let mut status = own.clone();
     let mut conditions: Vec<_> =
-        theirs.conditions.iter().flatten().filter(|condition| !mine(&condition.type_)).cloned().collect();
-    conditions.extend(own.conditions.iter().flatten().filter(|condition| mine(&condition.type_)).cloned());
+        theirs.conditions.iter().flatten().filter(|condition| !mine(condition)).cloned().collect();
+    conditions.extend(own.conditions.iter().flatten().filter(|condition| mine(condition)).cloned());
     status.conditions = (!conditions.is_empty()).then_some(conditions);
     status.resource_claim_statuses = theirs.resource_claim_statuses.clone();
     status

@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 
 pub const NODE: &str = "node-1";
 pub const BUSYBOX: &str = "docker.io/library/busybox:latest";
-pub const SOON: Duration = Duration::from_secs(20);
+pub const SOON: Duration = Duration::from_secs(60);
 
 pub struct Node {
     pub cluster: Cluster,
