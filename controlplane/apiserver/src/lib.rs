@@ -56,6 +56,7 @@ mod server;
 mod table;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod webhook;
 
 pub use authn::UserInfo;
 pub use error::ApiError;

@@ -115,6 +115,15 @@ impl Api {
     }
 }
 
+/// Built-in plugins with the cluster's own webhooks among them.
+fn admission_plugins() -> Vec<Arc<dyn Admission>> {
+    let mut plugins = crate::admission::before_webhooks();
+    plugins.push(Arc::new(crate::webhook::Mutating));
+    plugins.push(Arc::new(crate::webhook::Validating));
+    plugins.extend(crate::admission::after_webhooks());
+    plugins
+}
+
 /// A running API server. Cheap to clone.
 #[derive(Clone)]
 pub struct ApiServer {
@@ -134,7 +143,7 @@ impl ApiServer {
             authz: Authorizer::default(),
             limits: crate::http::limits::Limits::new(config.max_in_flight),
             openapi: crate::openapi::OpenApi::default(),
-            admission: crate::admission::all(),
+            admission: admission_plugins(),
             resources: RwLock::new(Arc::new(Resources::new(endpoints))),
             stopping: supervisor.token().child_token(),
             supervisor,

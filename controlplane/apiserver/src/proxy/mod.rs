@@ -15,6 +15,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 
 use self::target::Target;
+pub use self::target::endpoint_of;
 use crate::admit::{Attributes, Operation};
 use crate::error::{ApiError, Result};
 use crate::http::body::{Body, BoxError};

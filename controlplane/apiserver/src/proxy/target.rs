@@ -262,7 +262,7 @@ async fn service_proxy(asked: &Asked) -> Result<Target> {
 }
 
 /// A ready endpoint of the Service's port (by name or number; empty: its only one). Pure.
-fn endpoint_of(service: &Value, slices: &[&Value], wanted: &str) -> Option<(String, u16)> {
+pub fn endpoint_of(service: &Value, slices: &[&Value], wanted: &str) -> Option<(String, u16)> {
     let ports: Vec<&Value> = service["spec"]["ports"].as_array().into_iter().flatten().collect();
     let port = match wanted {
         "" => ports.first(),

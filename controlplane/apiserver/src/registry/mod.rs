@@ -17,6 +17,8 @@ mod token;
 pub mod watch;
 pub mod write;
 
+pub use self::reviews::user_object;
+
 use std::sync::Arc;
 
 use jiff::Timestamp;

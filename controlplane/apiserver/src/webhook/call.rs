@@ -1,0 +1,127 @@
+//! One HTTPS POST of JSON to a webhook, named by URL or by Service.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use http::{Request, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::rt::TokioIo;
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, ServerName};
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::admit::Cluster;
+
+/// Larger answers are refused.
+const MAX_ANSWER: usize = 3 << 20;
+
+/// Where a webhook is: addresses to try, the name its certificate must have, the path.
+struct Place {
+    address: String,
+    port: u16,
+    name: String,
+    path: String,
+    tls: bool,
+}
+
+/// Posts `body` to where `client_config` (`WebhookClientConfig`) says, and reads the JSON answer.
+pub async fn post(cluster: &dyn Cluster, client_config: &Value, body: &Value, timeout: Duration) -> Result<Value, String> {
+    let place = place(cluster, client_config).await?;
+    let exchange = exchange(&place, client_config, body);
+    match tokio::time::timeout(timeout, exchange).await {
+        Ok(answer) => answer,
+        Err(_) => Err(format!("Post \"https://{}:{}{}\": context deadline exceeded", place.name, place.port, place.path)),
+    }
+}
+
+async fn place(cluster: &dyn Cluster, client_config: &Value) -> Result<Place, String> {
+    if let Some(url) = client_config["url"].as_str() {
+        let uri: http::Uri = url.parse().map_err(|error| format!("the URL {url:?} is not valid: {error}"))?;
+        let tls = uri.scheme_str() != Some("http");
+        let name = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+        let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
+        return Ok(Place { address: name.clone(), port, name, path, tls });
+    }
+    let text = |key: &str| client_config["service"][key].as_str().unwrap_or_default();
+    let (namespace, name) = (text("namespace"), text("name"));
+    let port = client_config["service"]["port"].as_u64().unwrap_or(443).to_string();
+    let service = cluster.get("", "services", namespace, name).await.map_err(|error| error.to_string())?;
+    let service = service.ok_or_else(|| format!("service {name:?} not found"))?;
+    let slices = cluster.list("discovery.k8s.io", "endpointslices", namespace).await.map_err(|error| error.to_string())?;
+    let slices: Vec<&Value> = slices.iter().map(|slice| &**slice).collect();
+    let (address, number) = crate::proxy::endpoint_of(&service, &slices, &port)
+        .ok_or_else(|| format!("no endpoints available for service {name:?}"))?;
+    let path = text("path");
+    let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+    Ok(Place { address, port: number, name: format!("{name}.{namespace}.svc"), path, tls: true })
+}
+
+async fn exchange(place: &Place, client_config: &Value, body: &Value) -> Result<Value, String> {
+    let failed = |why: &dyn std::fmt::Display| format!("Post \"https://{}:{}{}\": {why}", place.name, place.port, place.path);
+    let stream = TcpStream::connect((place.address.as_str(), place.port)).await.map_err(|error| failed(&error))?;
+    let request = Request::post(&place.path)
+        .header(header::HOST, &place.name)
+        .header(header::CONTENT_TYPE, "application/json")
+        .header(header::ACCEPT, "application/json, */*")
+        .header(header::USER_AGENT, "kube-apiserver-admission")
+        .body(Full::new(Bytes::from(body.to_string())))
+        .map_err(|error| failed(&error))?;
+    let response = if place.tls {
+        let connector = connector(client_config).map_err(|error| failed(&error))?;
+        let name = ServerName::try_from(place.name.clone()).map_err(|error| failed(&error))?;
+        let stream = connector.connect(name, stream).await.map_err(|error| failed(&error))?;
+        send(TokioIo::new(stream), request).await
+    } else {
+        send(TokioIo::new(stream), request).await
+    };
+    let (status, bytes) = response.map_err(|error| failed(&error))?;
+    if status != StatusCode::OK {
+        return Err(failed(&format!("the server answered {status}: {}", String::from_utf8_lossy(&bytes).trim())));
+    }
+    serde_json::from_slice(&bytes).map_err(|error| failed(&format!("its answer is no JSON: {error}")))
+}
+
+async fn send<S>(stream: S, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), crate::http::body::BoxError>
+where
+    S: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
+    let answer = async {
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        let bytes = Limited::new(response.into_body(), MAX_ANSWER).collect().await?.to_bytes();
+        Ok((status, bytes))
+    };
+    // The connection is driven only as long as its one answer is awaited.
+    tokio::select! {
+        answer = answer => answer,
+        ended = connection => Err(ended.err().map_or_else(|| "the connection was closed".into(), Into::into)),
+    }
+}
+
+fn connector(client_config: &Value) -> Result<TlsConnector, String> {
+    let bundle = client_config["caBundle"].as_str().unwrap_or_default();
+    let pem = BASE64_STANDARD.decode(bundle).map_err(|error| format!("caBundle is not base64: {error}"))?;
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        let certificate = certificate.map_err(|error| format!("caBundle is not PEM: {error}"))?;
+        roots.add(certificate).map_err(|error| format!("caBundle: {error}"))?;
+    }
+    if roots.is_empty() {
+        return Err("tls: failed to verify certificate: x509: certificate signed by unknown authority (caBundle is empty)".into());
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
+}
