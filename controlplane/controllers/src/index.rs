@@ -11,9 +11,11 @@ use kube::ResourceExt;
 use parking_lot::RwLock;
 
 type Name = (String, String);
+/// Key → the objects under it, by namespace and name.
+type Buckets<K> = HashMap<String, HashMap<Name, Arc<K>>>;
 
 pub struct Index<K> {
-    buckets: Arc<RwLock<HashMap<String, HashMap<Name, Arc<K>>>>>,
+    buckets: Arc<RwLock<Buckets<K>>>,
 }
 
 impl<K> Clone for Index<K> {

@@ -119,12 +119,15 @@ where
     (done, 0, None)
 }
 
+type ByReference = dyn Fn(&str, &OwnerReference) -> Option<Key> + Send + Sync;
+type BySelector = dyn Fn(&Pod) -> Vec<Key> + Send + Sync;
+
 /// How a pod's event finds the keys of its owners.
 pub struct PodOwners {
     /// The key a controller reference leads to, if that very object exists.
-    pub of_reference: Box<dyn Fn(&str, &OwnerReference) -> Option<Key> + Send + Sync>,
+    pub of_reference: Box<ByReference>,
     /// Owners whose selector matches an orphan.
-    pub of_orphan: Box<dyn Fn(&Pod) -> Vec<Key> + Send + Sync>,
+    pub of_orphan: Box<BySelector>,
 }
 
 /// Turns pod events into keys, and ticks off expectations.

@@ -145,8 +145,11 @@ fn place(view: &View<'_>, name: &str, on: &OnNode, changes: &mut Changes) {
     }
 }
 
-/// The new and the old pod of a node; none when it has several of one sort, which `place` mends.
-fn pair<'p>(view: &View<'_>, on: &'p OnNode) -> Option<(Option<&'p Arc<Pod>>, Option<&'p Arc<Pod>>)> {
+/// The new and the old pod of a node.
+type Pair<'p> = (Option<&'p Arc<Pod>>, Option<&'p Arc<Pod>>);
+
+/// None when it has several of one sort, which `place` mends.
+fn pair<'p>(view: &View<'_>, on: &'p OnNode) -> Option<Pair<'p>> {
     let (mut new, mut old) = (None, None);
     for pod in on.pods.iter().filter(|pod| !meta::is_deleting(&pod.metadata)) {
         let place = if view.is_new(pod) { &mut new } else { &mut old };
@@ -182,11 +185,8 @@ fn put_beside(view: &View<'_>, max_surge: i32, changes: &mut Changes) {
     for (name, on) in view.nodes.iter().filter(|(_, on)| on.may_stay) {
         match pair(view, on) {
             None => surge += 1,
-            Some((None, Some(old))) if !on.should_run || view.is_available(old) => {
-                if on.should_run {
-                    candidates.push(name.clone());
-                }
-            }
+            Some((None, Some(_))) if !on.should_run => {}
+            Some((None, Some(old))) if view.is_available(old) => candidates.push(name.clone()),
             Some((None, Some(_))) => {
                 surge += 1;
                 changes.create.push(name.clone());

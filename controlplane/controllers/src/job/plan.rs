@@ -392,10 +392,10 @@ fn surplus(view: &View<'_>, count: usize) -> Vec<Arc<Pod>> {
 }
 
 fn create(view: &View<'_>, tally: &Tally, missing: usize, plan: &mut Plan) {
-    if view.spec.backoff_limit_per_index.is_none() {
-        if let Some(moment) = backoff(view, None).filter(|moment| *moment > view.now) {
-            return plan.wake_at(moment);
-        }
+    if view.spec.backoff_limit_per_index.is_none()
+        && let Some(moment) = backoff(view, None).filter(|moment| *moment > view.now)
+    {
+        return plan.wake_at(moment);
     }
     if !view.indexed {
         plan.create = vec![NewPod { index: None, failures: None }; missing];
