@@ -2,72 +2,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::collections::HashMap;
-use std::convert::Infallible;
+mod api;
+
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use api::Api;
 use component::{Informers, Supervisor};
-use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
-use hyper::body::{Bytes, Frame};
 use netlink::{Address, Route, RouteScope, Rtnl};
 use proxy::{Config, Mode};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
-
-type Answer = hyper::Response<BoxBody<Bytes, Infallible>>;
-
-/// Lists what it was given and streams what is pushed, per plural.
-#[derive(Clone, Default)]
-struct Api {
-    lists: Arc<Mutex<HashMap<String, (String, Vec<Value>)>>>,
-    watchers: Arc<Mutex<HashMap<String, mpsc::UnboundedSender<Value>>>>,
-}
-
-impl Api {
-    fn list(&self, plural: &str, kind: &str, items: Vec<Value>) {
-        self.lists.lock().unwrap().insert(plural.into(), (kind.into(), items));
-    }
-
-    fn push(&self, plural: &str, kind: &str, object: &Value) {
-        let event = json!({ "type": kind, "object": object });
-        self.watchers.lock().unwrap()[plural].send(event).unwrap();
-    }
-
-    fn answer(&self, uri: &hyper::Uri) -> Answer {
-        let plural = uri.path().rsplit('/').next().unwrap().to_owned();
-        if !uri.query().unwrap_or_default().contains("watch=true") {
-            let (kind, items) = self.lists.lock().unwrap().get(&plural).cloned().unwrap_or_default();
-            let version = if plural == "endpointslices" { "discovery.k8s.io/v1" } else { "v1" };
-            let list = json!({ "kind": format!("{kind}List"), "apiVersion": version, "metadata": { "resourceVersion": "1" }, "items": items });
-            return hyper::Response::new(Full::new(Bytes::from(list.to_string())).boxed());
-        }
-        let (sender, receiver) = mpsc::unbounded_channel::<Value>();
-        self.watchers.lock().unwrap().insert(plural, sender);
-        let stream = events(receiver);
-        hyper::Response::new(StreamBody::new(stream).boxed())
-    }
-
-    fn client(&self) -> kube::Client {
-        let api = self.clone();
-        let service = tower::service_fn(move |request: hyper::Request<kube::client::Body>| {
-            let answer = api.answer(request.uri());
-            async move { Ok::<_, Infallible>(answer) }
-        });
-        kube::Client::new(service, "default")
-    }
-}
-
-fn events(
-    receiver: mpsc::UnboundedReceiver<Value>,
-) -> impl futures::Stream<Item = Result<Frame<Bytes>, Infallible>> + Send + Sync {
-    futures::stream::unfold(receiver, |mut receiver| async move {
-        let event = receiver.recv().await?;
-        Some((Ok(Frame::data(Bytes::from(format!("{event}\n")))), receiver))
-    })
-}
 
 fn slice(version: &str, addresses: &[&str]) -> Value {
     let endpoints: Vec<Value> = addresses
