@@ -253,8 +253,9 @@ fn point_to_point_sandboxes_are_routed() {
 }
 
 /// A bridge with a sandbox, then port mappings for it.
-fn map_ports(host: &Host, sandbox: &Sandbox, mappings: Value) -> (Value, Value, Value) {
-    let config = bridge_config(host, "1.0.0", "10.42.13.0/24");
+fn map_ports(host: &Host, sandbox: &Sandbox, mappings: &Value, routed: bool) -> (Value, Value, Value) {
+    let mut config = bridge_config(host, "1.0.0", "10.42.13.0/24");
+    config["routed"] = json!(routed);
     let result = call(host, "bridge", "ADD", sandbox, &config).unwrap();
     let ports = json!({
         "cniVersion": "1.0.0", "name": "podnet", "type": "portmap", "capabilities": { "portMappings": true },
@@ -268,40 +269,43 @@ fn map_ports(host: &Host, sandbox: &Sandbox, mappings: Value) -> (Value, Value, 
 
 #[test]
 fn host_ports_lead_to_the_sandbox() {
-    on_hosts(&BOTH, |host| {
-        let (web, client) = (Sandbox::new("web"), Sandbox::new("client"));
-        let mappings = json!([{ "hostPort": 8080, "containerPort": 80, "protocol": "tcp" }, { "hostPort": 5353, "containerPort": 53, "protocol": "UDP" }]);
-        let (config, chained, result) = map_ports(host, &web, mappings);
-        let result_client = call(host, "bridge", "ADD", &client, &config).unwrap();
-        assert_ne!(result["ips"], result_client["ips"]);
-        let serve = || echo_once(web.namespace.run(|| TcpListener::bind("0.0.0.0:80").unwrap()).unwrap());
-        // from a neighbour, from the host by its address, from the host by localhost
-        let server = serve();
-        client.namespace.run(|| talk("10.42.13.1:8080")).unwrap().unwrap();
-        server.join().unwrap();
-        let server = serve();
-        talk("10.42.13.1:8080").unwrap();
-        server.join().unwrap();
-        let server = serve();
-        talk("127.0.0.1:8080").unwrap();
-        assert_eq!(server.join().unwrap(), "10.42.13.1", "localhost is translated");
-        // the sandbox itself, by the host's port
-        let server = serve();
-        web.namespace.run(|| talk("10.42.13.1:8080")).unwrap().unwrap();
-        server.join().unwrap();
-        let udp = web.namespace.run(|| UdpSocket::bind("0.0.0.0:53").unwrap()).unwrap();
-        udp.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
-        UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"ping", "10.42.13.1:5353").unwrap();
-        udp.recv_from(&mut [0; 8]).unwrap();
-        if host.suite == Suite::Ours {
-            // The reference (1.1.1) looks for IPv6 rules that it did not make.
-            call(host, "portmap", "CHECK", &web, &chained).unwrap();
-        }
-        call(host, "portmap", "DEL", &web, &chained).unwrap();
-        call(host, "portmap", "DEL", &web, &chained).unwrap();
-        talk("127.0.0.1:8080").unwrap_err();
-        talk("10.42.13.1:8080").unwrap_err();
-    });
+    on_hosts(&BOTH, |host| host_ports(host, false));
+    on_hosts(&[Suite::Ours], |host| host_ports(host, true));
+}
+
+fn host_ports(host: &Host, routed: bool) {
+    let (web, client) = (Sandbox::new("web"), Sandbox::new("client"));
+    let mappings = json!([{ "hostPort": 8080, "containerPort": 80, "protocol": "tcp" }, { "hostPort": 5353, "containerPort": 53, "protocol": "UDP" }]);
+    let (config, chained, result) = map_ports(host, &web, &mappings, routed);
+    let result_client = call(host, "bridge", "ADD", &client, &config).unwrap();
+    assert_ne!(result["ips"], result_client["ips"]);
+    let serve = || echo_once(web.namespace.run(|| TcpListener::bind("0.0.0.0:80").unwrap()).unwrap());
+    // from a neighbour, from the host by its address, from the host by localhost
+    let server = serve();
+    client.namespace.run(|| talk("10.42.13.1:8080")).unwrap().unwrap();
+    server.join().unwrap();
+    let server = serve();
+    talk("10.42.13.1:8080").unwrap();
+    server.join().unwrap();
+    let server = serve();
+    talk("127.0.0.1:8080").unwrap();
+    assert_eq!(server.join().unwrap(), "10.42.13.1", "localhost is translated");
+    // the sandbox itself, by the host's port
+    let server = serve();
+    web.namespace.run(|| talk("10.42.13.1:8080")).unwrap().unwrap();
+    server.join().unwrap();
+    let udp = web.namespace.run(|| UdpSocket::bind("0.0.0.0:53").unwrap()).unwrap();
+    udp.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+    UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"ping", "10.42.13.1:5353").unwrap();
+    udp.recv_from(&mut [0; 8]).unwrap();
+    if host.suite == Suite::Ours {
+        // The reference (1.1.1) looks for IPv6 rules that it did not make.
+        call(host, "portmap", "CHECK", &web, &chained).unwrap();
+    }
+    call(host, "portmap", "DEL", &web, &chained).unwrap();
+    call(host, "portmap", "DEL", &web, &chained).unwrap();
+    talk("127.0.0.1:8080").unwrap_err();
+    talk("10.42.13.1:8080").unwrap_err();
 }
 
 #[test]
