@@ -23,6 +23,14 @@ pub fn class(object: &Value) -> Option<&str> {
     annotation(object, CLASS_ANNOTATION).or_else(|| opt_text(object, "spec.storageClassName"))
 }
 
+/// The annotation that stood for the class before there was a field.
+fn old_class(object: &Value) -> Option<String> {
+    annotation(object, CLASS_ANNOTATION)?;
+    Some(format!(
+        "metadata.annotations[{CLASS_ANNOTATION}]: deprecated since v1.8; use \"storageClassName\" attribute instead"
+    ))
+}
+
 pub struct Claim;
 
 impl Hooks for Claim {
@@ -56,6 +64,10 @@ impl Hooks for Claim {
             resource_quantity(name, &amount, &mut errors);
         }
         errors
+    }
+
+    fn warnings(&self, new: &Value, _old: Option<&Value>) -> Vec<String> {
+        old_class(new).into_iter().collect()
     }
 
     fn row(&self, claim: &Value, now: Timestamp) -> Vec<Value> {
@@ -237,6 +249,14 @@ impl Hooks for Volume {
             spec.child("nodeAffinity").invalid(&mut errors, IMMUTABLE);
         }
         errors
+    }
+
+    fn warnings(&self, new: &Value, _old: Option<&Value>) -> Vec<String> {
+        let mut found: Vec<String> = old_class(new).into_iter().collect();
+        if text(new, "spec.persistentVolumeReclaimPolicy") == "Recycle" {
+            found.push("spec.persistentVolumeReclaimPolicy: The Recycle reclaim policy is deprecated. Instead, the recommended approach is to use dynamic provisioning.".to_owned());
+        }
+        found
     }
 
     fn row(&self, volume: &Value, now: Timestamp) -> Vec<Value> {

@@ -255,6 +255,10 @@ impl Hooks for Service {
         if ctx.subresource == "status" { service_validation::validate_status(new) } else { ErrorList::new() }
     }
 
+    fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
+        warnings(new, old)
+    }
+
     fn row(&self, service: &Value, now: Timestamp) -> Vec<Value> {
         cells(service, now)
     }
@@ -293,6 +297,24 @@ impl Hooks for Service {
         }
         Ok(())
     }
+}
+
+/// Fields that have no effect on a Service without an address (`pkg/api/service/warnings.go`).
+fn warnings(new: &Value, old: Option<&Value>) -> Vec<String> {
+    let changed = |field: &str| old.is_none_or(|old| !same_at(old, new, field));
+    let mut found = Vec::new();
+    if is_headless(new) {
+        if !text(new, "spec.loadBalancerIP").is_empty() && changed("spec.loadBalancerIP") {
+            found.push("spec.loadBalancerIP is ignored for headless services".to_owned());
+        }
+        if !list(new, "spec.externalIPs").is_empty() && changed("spec.externalIPs") {
+            found.push("spec.externalIPs is ignored for headless services".to_owned());
+        }
+        if text(new, "spec.sessionAffinity") != "None" && changed("spec.sessionAffinity") {
+            found.push("spec.SessionAffinity is ignored for headless services".to_owned());
+        }
+    }
+    found
 }
 
 fn take_address(hold: &mut Hold, service: &mut Value, errors: &mut ErrorList) {

@@ -36,6 +36,14 @@ impl Hooks for Ingress {
         validate(new)
     }
 
+    fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
+        let key = "kubernetes.io/ingress.class";
+        if old.is_none() && crate::kinds::value::annotation(new, key).is_some() {
+            return vec![format!("annotation \"{key}\" is deprecated, please use 'spec.ingressClassName' instead")];
+        }
+        Vec::new()
+    }
+
     fn row(&self, ingress: &Value, now: Timestamp) -> Vec<Value> {
         let class = opt_text(ingress, "spec.ingressClassName")
             .or_else(|| crate::kinds::value::annotation(ingress, "kubernetes.io/ingress.class"))

@@ -2,7 +2,7 @@
 //!
 //! - [`defaults`]: defaults of pods and templates;
 //! - [`spec`], [`container`], [`probe`], [`volume`], [`security`], [`placement`]: validation;
-//! - [`update`]: what may change afterwards;
+//! - [`update`]: what may change afterwards; `warn`: what is doubtful but allowed;
 //! - [`row`]: what `kubectl get` shows.
 
 pub mod container;
@@ -15,6 +15,9 @@ pub mod security;
 pub mod spec;
 pub mod update;
 pub mod volume;
+mod warn;
+
+pub use warn::warnings;
 
 use api::field::ErrorList;
 use api::quantity::Quantity;
@@ -189,50 +192,6 @@ fn label_keys(pod: &mut Value) {
     for constraint in list_mut(pod, "spec.topologySpreadConstraints") {
         add(constraint, "matchLabelKeys", "In");
     }
-}
-
-/// Warnings about a pod spec (`pkg/api/pod/warnings.go`), also of templates at `path`.
-pub fn warnings(spec: &Value, path: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    for field in ["initContainers", "containers"] {
-        for (index, container) in list(spec, field).iter().enumerate() {
-            let mut seen = crate::kinds::check::Seen::default();
-            for (position, variable) in list(container, "env").iter().enumerate() {
-                let name = text(variable, "name");
-                if !seen.insert(name) {
-                    found.push(format!("{path}.{field}[{index}].env[{position}]: hides previous definition of \"{name}\", which may be dropped when using apply"));
-                }
-            }
-            let mut ports = crate::kinds::check::Seen::default();
-            for (position, port) in list(container, "ports").iter().enumerate() {
-                let key = format!(
-                    "{}/{}/{}/{}",
-                    at(port, "containerPort"),
-                    text(port, "protocol"),
-                    at(port, "hostPort"),
-                    text(port, "hostIP")
-                );
-                if !ports.insert(key) {
-                    let first = list(container, "ports")
-                        .iter()
-                        .position(|p| at(p, "containerPort") == at(port, "containerPort"))
-                        .unwrap_or(0);
-                    found.push(format!("{path}.{field}[{index}].ports[{position}]: duplicate port definition with {path}.{field}[{index}].ports[{first}]"));
-                }
-            }
-        }
-    }
-    for (index, alias) in list(spec, "imagePullSecrets").iter().enumerate() {
-        if text(alias, "name").is_empty() {
-            found.push(format!("{path}.imagePullSecrets[{index}].name: invalid empty name \"\""));
-        }
-    }
-    if opt_int(spec, "terminationGracePeriodSeconds").is_some_and(|seconds| seconds < 0) {
-        found.push(format!(
-            "{path}.terminationGracePeriodSeconds: must be >= 0; negative values are invalid and will be treated as 1"
-        ));
-    }
-    found
 }
 
 #[cfg(test)]
