@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::Taint;
+use kubelet::config::{EvictionThresholds, ImageGc};
 
 use crate::containerd::CgroupDriver;
 use crate::join::Credentials;
@@ -48,6 +49,10 @@ pub struct Config {
     pub resolv_conf: PathBuf,
     pub max_pods: u32,
     pub kubelet_port: u16,
+    /// When the node is under pressure and pods must go.
+    pub eviction: EvictionThresholds,
+    /// When unused images are removed.
+    pub image_gc: ImageGc,
 }
 
 /// Where an agent's files lie.
@@ -120,6 +125,8 @@ impl Config {
             resolv_conf: host_resolv_conf(),
             max_pods: 110,
             kubelet_port: api::defaults::KUBELET_PORT,
+            eviction: EvictionThresholds::default(),
+            image_gc: ImageGc::default(),
         }
     }
 }

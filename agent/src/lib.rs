@@ -22,4 +22,5 @@ mod parts;
 mod start;
 
 pub use config::{Config, Directories, ProxyMode};
+pub use kubelet::config::{EvictionThresholds, ImageGc};
 pub use start::{AgentError, Running, remove_network_objects, start};

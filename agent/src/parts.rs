@@ -77,6 +77,8 @@ fn kubelet_config(config: &Config, node_ip: IpAddr, runtime: &Path, files: &File
         containerd::CgroupDriver::Systemd => CgroupDriver::Systemd,
     };
     kubelet.max_pods = config.max_pods;
+    kubelet.eviction = config.eviction.clone();
+    kubelet.image_gc = config.image_gc.clone();
     kubelet.server = Some(ServerConfig {
         address: (node_ip, config.kubelet_port).into(),
         // One file holds certificate and key.

@@ -1,7 +1,8 @@
 //! Bringing a node up.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use component::{Informers, Supervisor};
 
@@ -24,6 +25,8 @@ pub enum AgentError {
     Join(#[from] JoinError),
     #[error("installing the network plugins: {0}")]
     Plugins(#[from] CniError),
+    #[error("making the directory {path}: {error}", path = path.display())]
+    Directory { path: PathBuf, error: std::io::Error },
     #[error("starting the kubelet: {0}")]
     Kubelet(#[from] kubelet::StartError),
     #[error("the node address {0} is no IPv4 address; choose one with --node-ip")]
@@ -45,6 +48,8 @@ pub struct Running {
 /// Starts a node, and returns once its parts run. It waits for the server as long as it takes.
 pub async fn start(config: Config, supervisor: &Supervisor) -> Result<Running, AgentError> {
     let supervisor = supervisor.child("agent");
+    private_directory(&config.directories.kubelet())?;
+    private_directory(&config.directories.pki())?;
     let executable = cni::locate(config.cni_executable.as_deref())?;
     cni::install(&executable, &config.directories.cni_bin())?;
     let runtime = start_runtime(&config, &supervisor);
@@ -62,6 +67,14 @@ pub async fn start(config: Config, supervisor: &Supervisor) -> Result<Running, A
     supervisor.spawn("collect", collect::run(network, addresses, runtime.channel.clone(), stale));
     parts::start_kubelet(&config, node_ip, &runtime.socket, &joined.files, &informers, &supervisor)?;
     Ok(Running { node_name: config.node_name, node_ip, client: joined.client, runtime: runtime.socket })
+}
+
+/// Makes a directory that other users of the machine cannot enter: pods' secrets are below it, with
+/// the permissions that the pods wish.
+fn private_directory(path: &Path) -> Result<(), AgentError> {
+    let failed = |error| AgentError::Directory { path: path.to_owned(), error };
+    std::fs::create_dir_all(path).map_err(failed)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o750)).map_err(failed)
 }
 
 /// The runtime, with the sandbox image in it.

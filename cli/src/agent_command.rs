@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use agent::EvictionThresholds;
 use agent::join::Credentials;
 use anyhow::Context;
 use clap::Args;
@@ -59,6 +60,12 @@ pub struct NodeArguments {
     /// Another CRI socket instead of skiff's own containerd
     #[arg(long)]
     container_runtime_endpoint: Option<PathBuf>,
+    /// When pods are evicted, e.g. memory.available<100Mi,nodefs.available<10%
+    #[arg(long, default_value = "")]
+    eviction_hard: EvictionThresholds,
+    /// Unused images are removed when their file system is fuller than this many percent
+    #[arg(long, default_value_t = 85, value_parser = clap::value_parser!(u8).range(0..=100))]
+    image_gc_high_threshold: u8,
     /// How Services reach the kernel
     #[arg(long, default_value = "nftables", value_parser = ["nftables", "iptables"])]
     proxy_mode: String,
@@ -92,6 +99,9 @@ impl NodeArguments {
         config.runtime_endpoint = self.container_runtime_endpoint.clone();
         config.manifests = Some(self.pod_manifest_path.clone().unwrap_or_else(|| data_dir.join("manifests")));
         config.cgroup_root = self.cgroup_root.clone();
+        config.eviction = self.eviction_hard.clone();
+        config.image_gc.high_percent = self.image_gc_high_threshold;
+        config.image_gc.low_percent = config.image_gc.low_percent.min(self.image_gc_high_threshold);
         config.proxy_mode =
             if self.proxy_mode == "iptables" { agent::ProxyMode::Iptables } else { agent::ProxyMode::Nftables };
         Ok(config)

@@ -70,6 +70,38 @@ impl Default for EvictionThresholds {
     }
 }
 
+/// `memory.available<100Mi,nodefs.available<10%,…`, as upstream's `--eviction-hard`; signals that
+/// are not named keep their default, `0%` switches one off.
+impl std::str::FromStr for EvictionThresholds {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut thresholds = Self::default();
+        for part in text.split(',').filter(|part| !part.is_empty()) {
+            let (signal, limit) = part.split_once('<').ok_or_else(|| format!("{part:?} has not the form signal<limit"))?;
+            let percent = || {
+                let number = limit.strip_suffix('%').and_then(|number| number.parse::<u8>().ok());
+                number.filter(|number| *number <= 100).ok_or_else(|| format!("{limit:?} is no percentage, as {signal} needs"))
+            };
+            match signal {
+                "memory.available" => {
+                    let bytes: api::quantity::Quantity = limit.parse().map_err(|error| format!("{limit:?}: {error}"))?;
+                    thresholds.memory_available = u64::try_from(bytes.units()).map_err(|_| format!("{limit:?} is negative"))?;
+                }
+                "nodefs.available" => thresholds.nodefs_available_percent = percent()?,
+                "nodefs.inodesFree" => thresholds.nodefs_inodes_percent = percent()?,
+                "imagefs.available" => thresholds.imagefs_available_percent = percent()?,
+                other => {
+                    return Err(format!(
+                        "{other:?} is no eviction signal: use memory.available, nodefs.available, nodefs.inodesFree or imagefs.available"
+                    ));
+                }
+            }
+        }
+        Ok(thresholds)
+    }
+}
+
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The Node object's name.

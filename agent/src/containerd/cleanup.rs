@@ -18,11 +18,8 @@ use super::process::{Identity, start_time};
 pub async fn remove(paths: &Paths) -> Vec<String> {
     let mut problems = Vec::new();
     stop_containerd(paths, &mut problems).await;
-    let sockets = shim_sockets(&paths.state);
     stop_shims(paths, &mut problems).await;
-    for socket in sockets {
-        let _ = std::fs::remove_file(socket);
-    }
+    remove_shim_sockets(&paths.state);
     unmount_under(&[&paths.state, &paths.root], &mut problems);
     for directory in [&paths.state, &paths.root] {
         match std::fs::remove_dir_all(directory) {
@@ -92,6 +89,19 @@ fn bundles(state: &Path) -> Vec<PathBuf> {
             .unwrap_or_default()
     };
     list(&state.join("io.containerd.runtime.v2.task")).iter().flat_map(|namespace| list(namespace)).collect()
+}
+
+/// Removes the sockets of shims that are gone. Shims make them in a directory of their own choosing,
+/// outside containerd's, and a shim that is killed leaves its socket behind. To be called before the
+/// state directory goes, because only the bundles in it say which sockets are ours.
+pub fn remove_shim_sockets(state: &Path) {
+    for socket in shim_sockets(state) {
+        let refused = std::os::unix::net::UnixStream::connect(&socket)
+            .is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused);
+        if refused {
+            let _ = std::fs::remove_file(socket);
+        }
+    }
 }
 
 /// Shims listen in /run/containerd/s, whatever containerd's own directories are; each bundle says where.
@@ -177,6 +187,23 @@ mod tests {
                     4 1 0:7 / /run/skiffy rw - tmpfs tmpfs rw\n";
         let found = mounts_under(info, &[Path::new("/run/skiff")]);
         assert_eq!(found, [PathBuf::from("/run/skiff/a b/c"), PathBuf::from("/run/skiff/a b")]);
+    }
+
+    #[test]
+    fn only_sockets_without_a_listener_are_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let bundle = |name: &str| {
+            let bundle = directory.path().join("io.containerd.runtime.v2.task/k8s.io").join(name);
+            std::fs::create_dir_all(&bundle).unwrap();
+            let socket = directory.path().join(name);
+            std::fs::write(bundle.join("address"), format!("unix://{}", socket.display())).unwrap();
+            (std::os::unix::net::UnixListener::bind(&socket).unwrap(), socket)
+        };
+        let (_listening, alive) = bundle("alive");
+        let (gone, dead) = bundle("dead");
+        drop(gone);
+        remove_shim_sockets(directory.path());
+        assert!(alive.exists() && !dead.exists());
     }
 
     #[test]

@@ -23,7 +23,7 @@ use proto::runtime::v1 as cri;
 use tokio::time::Instant;
 use tonic::transport::Channel;
 
-pub use cleanup::remove;
+pub use cleanup::{remove, remove_shim_sockets};
 pub use config::CgroupDriver;
 pub use probe::find as find_program;
 use process::Identity;
@@ -182,6 +182,8 @@ impl Plan {
     }
 
     fn launch(&self) -> Result<Identity, ContainerdError> {
+        // after the node was switched off: containerd will drop the bundles that name them
+        remove_shim_sockets(&self.paths().state);
         process::start(&self.binary, self.paths(), &self.digest)
     }
 }

@@ -3,8 +3,10 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -37,7 +39,7 @@ impl Image {
         add("index.json", index.len() as u64, &mut index.as_bytes()).map_err(failed())?;
         for blob in &self.blobs {
             let name = format!("blobs/{}", blob.descriptor.digest.replace(':', "/"));
-            let mut data = blob.open()?;
+            let mut data = blob.open();
             add(&name, blob.descriptor.size, &mut data).map_err(failed())?;
         }
         tar.into_inner().and_then(|file| file.sync_all()).map_err(failed())
@@ -61,22 +63,32 @@ impl Image {
 
 impl Blob {
     /// The blob's bytes, from their start.
-    pub fn open(&self) -> Result<Box<dyn Read + Send + '_>, ImageError> {
+    pub fn open(&self) -> Box<dyn Read + Send + '_> {
         match &self.data {
-            Data::Memory(bytes) => Ok(Box::new(bytes.as_slice())),
-            Data::File { path, offset } => {
-                let mut file = File::open(path).map_err(ImageError::file("opening", path))?;
-                file.seek(SeekFrom::Start(*offset)).map_err(ImageError::file("seeking in", path))?;
-                Ok(Box::new(file.take(self.descriptor.size)))
-            }
+            Data::Memory(bytes) => Box::new(bytes.as_slice()),
+            Data::File { file, offset } => Box::new(Part { file, offset: *offset }.take(self.descriptor.size)),
         }
+    }
+}
+
+/// Reads a shared file from an offset on, without moving its position.
+struct Part<'a> {
+    file: &'a File,
+    offset: u64,
+}
+
+impl Read for Part<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.file.read_at(buffer, self.offset)?;
+        self.offset += read as u64;
+        Ok(read)
     }
 }
 
 /// The images of an archive. Those without a name in the archive have none here either.
 ///
-/// The result reads from `path` later, so the file must stay as it is until the import is done.
-/// A compressed archive is unpacked beside it, into `<path>.unpacked`, which the caller removes.
+/// The result reads from the file later, so its content must stay as it is until the import is
+/// done. A compressed archive is unpacked into a temporary file without a name.
 pub fn read(path: &Path) -> Result<Vec<Image>, ImageError> {
     let archive = Archive::open(path)?;
     if archive.files.contains_key("index.json") {
@@ -91,6 +103,7 @@ pub fn read(path: &Path) -> Result<Vec<Image>, ImageError> {
 /// Where each member's bytes are in a tar file.
 struct Archive {
     path: PathBuf,
+    file: Arc<File>,
     /// member name → offset and size in bytes
     files: HashMap<String, (u64, u64)>,
 }
@@ -132,23 +145,22 @@ impl Archive {
         let mut magic = [0; 2];
         let compressed = file.read_exact(&mut magic).is_ok() && magic == [0x1f, 0x8b];
         file.rewind().map_err(failed())?;
-        let mut path = path.to_owned();
         if compressed {
-            let unpacked = unpacked_beside(&path);
-            let mut output = File::create(&unpacked).map_err(ImageError::file("creating", &unpacked))?;
+            let mut output = tempfile::tempfile().map_err(ImageError::file("unpacking to a temporary file", path))?;
             std::io::copy(&mut flate2::read::MultiGzDecoder::new(file), &mut output).map_err(failed())?;
-            file = File::open(&unpacked).map_err(ImageError::file("reading", &unpacked))?;
-            path = unpacked;
+            output.rewind().map_err(failed())?;
+            file = output;
         }
+        let not_tar =
+            |error: std::io::Error| ImageError::NotAnArchive { path: path.to_owned(), why: error.to_string() };
         let mut files = HashMap::new();
         let mut tar = tar::Archive::new(file);
-        let not_tar = |error: std::io::Error| ImageError::NotAnArchive { path: path.clone(), why: error.to_string() };
         for entry in tar.entries_with_seek().map_err(not_tar)? {
             let entry = entry.map_err(not_tar)?;
             let name = entry.path().map_err(not_tar)?.to_string_lossy().trim_start_matches("./").to_owned();
             files.insert(name, (entry.raw_file_position(), entry.size()));
         }
-        Ok(Self { path, files })
+        Ok(Self { path: path.to_owned(), file: Arc::new(tar.into_inner()), files })
     }
 
     fn wrong(&self, why: impl Into<String>) -> ImageError {
@@ -161,10 +173,10 @@ impl Archive {
             return Err(self.wrong(format!("{name} has {size} bytes")));
         }
         let descriptor = Descriptor { media_type: String::new(), digest: String::new(), size };
-        let data = Data::File { path: self.path.clone(), offset };
+        let data = Data::File { file: self.file.clone(), offset };
         let mut bytes = Vec::new();
         let blob = Blob { descriptor, data, references: Vec::new() };
-        blob.open()?.read_to_end(&mut bytes).map_err(ImageError::file("reading", &self.path))?;
+        blob.open().read_to_end(&mut bytes).map_err(ImageError::file("reading", &self.path))?;
         Ok(bytes)
     }
 
@@ -219,7 +231,7 @@ impl Archive {
         if size != descriptor.size {
             return Err(self.wrong(format!("{member} has {size} bytes, its descriptor says {}", descriptor.size)));
         }
-        let data = Data::File { path: self.path.clone(), offset };
+        let data = Data::File { file: self.file.clone(), offset };
         blobs.push(Blob { descriptor: descriptor.clone(), data, references });
         Ok(())
     }
@@ -244,19 +256,13 @@ impl Archive {
         let (offset, size) = *self.files.get(name).ok_or_else(|| self.wrong(format!("it lacks {name}")))?;
         let media_type = "application/vnd.oci.image.layer.v1.tar".to_owned();
         let descriptor = Descriptor { media_type, digest: String::new(), size };
-        let data = Data::File { path: self.path.clone(), offset };
+        let data = Data::File { file: self.file.clone(), offset };
         let mut blob = Blob { descriptor, data, references: Vec::new() };
         let mut hash = Sha256::new();
-        std::io::copy(&mut blob.open()?, &mut hash).map_err(ImageError::file("reading", &self.path))?;
+        std::io::copy(&mut blob.open(), &mut hash).map_err(ImageError::file("reading", &self.path))?;
         blob.descriptor.digest = hex_digest(hash.finalize().as_slice());
         Ok(blob)
     }
-}
-
-fn unpacked_beside(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".unpacked");
-    name.into()
 }
 
 #[cfg(test)]

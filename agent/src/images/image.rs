@@ -1,6 +1,7 @@
 //! An image in memory: what it is called and the blobs it is made of.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -37,7 +38,8 @@ pub enum Data {
     Memory(Vec<u8>),
     /// A part of an archive, which may be too large for memory.
     File {
-        path: PathBuf,
+        file: Arc<File>,
+        /// bytes
         offset: u64,
     },
 }

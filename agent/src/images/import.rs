@@ -243,7 +243,7 @@ fn write_requests(
     tokio::task::spawn_blocking(move || {
         let total = blob.descriptor.size;
         let mut offset = 0;
-        let Ok(mut data) = blob.open() else { return };
+        let mut data = blob.open();
         loop {
             let mut chunk = Vec::new();
             if data.by_ref().take(CHUNK as u64).read_to_end(&mut chunk).is_err() {

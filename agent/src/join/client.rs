@@ -1,6 +1,7 @@
 //! The agent's connection to the server: one HTTP/2 connection, whose client certificate can be
 //! replaced while it is in use.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -19,6 +20,9 @@ use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use super::{Identity, JoinError};
 
+/// Requests per connection: servers refuse more than 100 to 250 streams on one, and a node that
+/// watches every object its pods refer to may need more.
+const STREAMS: usize = 90;
 /// A server that says nothing for this long is pinged; one that does not answer is given up.
 const PING: Duration = Duration::from_secs(15);
 const CONNECT: Duration = Duration::from_secs(5);
@@ -51,8 +55,52 @@ pub struct Connection {
 }
 
 struct Current {
-    connections: Connections,
+    tls: rustls::ClientConfig,
+    /// One HTTP/2 connection each; a new one is added when all are full.
+    lanes: Vec<Lane>,
     authorization: Option<HeaderValue>,
+}
+
+struct Lane {
+    connections: Connections,
+    /// Held by each answer that is still being read, so that counting holders counts streams.
+    in_use: Arc<()>,
+}
+
+impl Lane {
+    fn new(tls: &rustls::ClientConfig) -> Self {
+        Self { connections: connections(tls.clone()), in_use: Arc::new(()) }
+    }
+
+    fn has_room(&self) -> bool {
+        Arc::strong_count(&self.in_use) <= STREAMS
+    }
+}
+
+/// An answer's body, which keeps its place in a lane until it is dropped.
+pub struct Counted {
+    body: hyper::body::Incoming,
+    _place: Arc<()>,
+}
+
+impl http_body::Body for Counted {
+    type Data = bytes::Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<bytes::Bytes>, hyper::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
 }
 
 impl Connection {
@@ -76,43 +124,28 @@ impl Connection {
         kube::Client::new(self.clone(), "default")
     }
 
-    fn prepare(&self, mut request: Request<Body>) -> (Connections, Request<Body>) {
+    /// A connection with room, and the request as it is to be sent on it.
+    fn prepare(&self, mut request: Request<Body>) -> (Connections, Arc<()>, Request<Body>) {
         let mut parts = self.server.clone().into_parts();
         parts.path_and_query = request.uri().path_and_query().cloned();
         // Scheme, authority and path are all present: they come from two valid URIs.
         if let Ok(uri) = http::Uri::from_parts(parts) {
             *request.uri_mut() = uri;
         }
-        let current = self.current.read();
+        let mut current = self.current.write();
         if let Some(value) = &current.authorization {
             request.headers_mut().insert(header::AUTHORIZATION, value.clone());
         }
         let agent = HeaderValue::from_static(concat!("skiff-agent/", env!("CARGO_PKG_VERSION")));
         request.headers_mut().entry(header::USER_AGENT).or_insert(agent);
-        (current.connections.clone(), request)
+        let (connections, place) = current.place();
+        (connections, place, request)
     }
 }
 
 impl Current {
     fn new(trust: &Trust, credential: &Credential) -> Result<Self, JoinError> {
         let tls = tls_config(trust, credential)?;
-        let mut connector = HttpConnector::new();
-        connector.enforce_http(false);
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT));
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
-            .https_only()
-            .enable_all_versions()
-            .wrap_connector(connector);
-        let connections = HyperClient::builder(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .pool_timer(TokioTimer::new())
-            .http2_keep_alive_interval(PING)
-            .http2_keep_alive_timeout(PING)
-            .http2_keep_alive_while_idle(true)
-            .http2_adaptive_window(true)
-            .build(connector);
         let authorization = match credential {
             Credential::Bearer(token) => {
                 let mut value = HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| JoinError::BearerToken)?;
@@ -121,12 +154,38 @@ impl Current {
             }
             _ => None,
         };
-        Ok(Self { connections, authorization })
+        Ok(Self { lanes: vec![Lane::new(&tls)], tls, authorization })
+    }
+
+    fn place(&mut self) -> (Connections, Arc<()>) {
+        if !self.lanes.iter().any(Lane::has_room) {
+            self.lanes.push(Lane::new(&self.tls));
+        }
+        // The one just added has room, so there is always one.
+        let lane = self.lanes.iter().find(|lane| lane.has_room()).unwrap_or(&self.lanes[0]);
+        (lane.connections.clone(), lane.in_use.clone())
     }
 }
 
+fn connections(tls: rustls::ClientConfig) -> Connections {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(CONNECT));
+    let connector =
+        HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_all_versions().wrap_connector(connector);
+    HyperClient::builder(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .pool_timer(TokioTimer::new())
+        .http2_keep_alive_interval(PING)
+        .http2_keep_alive_timeout(PING)
+        .http2_keep_alive_while_idle(true)
+        .http2_adaptive_window(true)
+        .build(connector)
+}
+
 impl tower::Service<Request<Body>> for Connection {
-    type Response = Response<hyper::body::Incoming>;
+    type Response = Response<Counted>;
     type Error = tower::BoxError;
     type Future = futures::future::BoxFuture<'static, Result<Self::Response, Self::Error>>;
 
@@ -135,8 +194,11 @@ impl tower::Service<Request<Body>> for Connection {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let (connections, request) = self.prepare(request);
-        Box::pin(async move { connections.request(request).await.map_err(Into::into) })
+        let (connections, place, request) = self.prepare(request);
+        Box::pin(async move {
+            let answer = connections.request(request).await?;
+            Ok(answer.map(|body| Counted { body, _place: place }))
+        })
     }
 }
 

@@ -168,6 +168,9 @@ fn agent_arguments(lab: &Lab, member: &str) -> anyhow::Result<Vec<String>> {
         "--pod-log-dir".into(), text(lab.member_dir(member).join("pod-logs")),
         "--cgroup-root".into(), lab.cgroup(member),
         "--proxy-mode".into(), lab.proxy_mode.clone(),
+        // A lab shares its disk with everything else on the machine and is not to evict for that.
+        "--eviction-hard".into(), "nodefs.available<0%,nodefs.inodesFree<0%,imagefs.available<0%".into(),
+        "--image-gc-high-threshold".into(), "100".into(),
     ])
 }
 
