@@ -39,6 +39,7 @@ pub mod authn;
 pub mod authz;
 mod bootstrap;
 pub mod cache;
+pub mod cel;
 mod crd;
 mod discovery;
 pub mod error;

@@ -11,6 +11,7 @@ use crate::resource::{
     Column, Context, Descriptor, Hooks, NameRule, ScalePaths, SelectableField, Served, Text, since,
 };
 use crate::schema::Schema;
+pub use crate::schema::constraints::Constraints;
 
 /// What a definition serves.
 pub struct Custom {
@@ -141,19 +142,6 @@ pub struct SchemaHooks {
     pub schema: Option<Schema>,
     pub constraints: Option<Arc<Constraints>>,
     pub columns: Vec<Column>,
-}
-
-/// Checks values against a schema.
-pub struct Constraints;
-
-impl Constraints {
-    pub fn new(_schema: &Value) -> Self {
-        Self
-    }
-
-    pub fn validate(&self, _new: &Value, _old: Option<&Value>) -> ErrorList {
-        ErrorList::new()
-    }
 }
 
 impl Hooks for SchemaHooks {

@@ -1,13 +1,14 @@
 //! Schemas of JSON values: machinery that knows no kind by name.
 //!
 //! - [`table`]: the embedded table of built-in types;
-//! - [`structural`]: schemas of custom resources;
+//! - [`structural`]: schemas of custom resources; [`constraints`]: what they demand of values;
 //! - [`parse`](mod@parse): JSON and YAML to values, finding duplicate fields;
 //! - [`normalize`](mod@normalize): what decoding into Go's types and encoding again would do.
 //!
 //! A [`Schema`] is a handle on the schema of one kind; [`Node`] is a place in it, which patches and
 //! apply walk together with the value.
 
+pub mod constraints;
 pub mod normalize;
 pub mod parse;
 mod scalar;
@@ -24,8 +25,8 @@ pub use structural::Structural;
 
 use crate::resource::GroupVersionKind;
 pub(crate) use scalar::{
-    base64_bytes, go_duration_nanos, go_duration_text, micro_time as micro_time_text, time as time_text,
-    timestamp as parse_timestamp, to_base64,
+    base64 as base64_checked, base64_bytes, go_duration, go_duration_nanos, go_duration_text,
+    micro_time as micro_time_text, time as time_text, timestamp as parse_timestamp, to_base64,
 };
 use table::{Base, Element, ListType, Shape, TypeId};
 

@@ -1,0 +1,219 @@
+//! CEL as Kubernetes speaks it: the standard library with the string, list and math extensions and
+//! Kubernetes' own functions ([`library`]), over JSON values.
+//!
+//! Validation rules of custom resources (`x-kubernetes-validations`, see
+//! [`crate::schema::constraints`]), admission policies and match conditions use it:
+//!
+//! ```text
+//! let program = cel::compile("self.minReplicas <= self.replicas")?;
+//! program.test(&[("self", cel::from_json(&object["spec"]))])?      → true
+//! ```
+
+mod library;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+pub use cel::Value;
+use cel::objects::{Key, Map, OptionalValue};
+
+/// A compiled expression.
+pub struct Program {
+    program: cel::Program,
+    text: String,
+}
+
+/// Why an expression does not compile or cannot be evaluated.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CelError {
+    #[error("compilation failed: {0}")]
+    Compile(String),
+    #[error("{0}")]
+    Evaluate(String),
+    #[error("the expression must be a {wanted}, it is a {found}")]
+    Type { wanted: &'static str, found: String },
+}
+
+/// Compiles an expression.
+pub fn compile(text: &str) -> Result<Program, CelError> {
+    let program = library::environment().compile(text).map_err(|error| CelError::Compile(error.to_string()))?;
+    Ok(Program { program, text: text.to_owned() })
+}
+
+impl std::fmt::Debug for Program {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Program").field(&self.text).finish()
+    }
+}
+
+impl Program {
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether the expression refers to a variable.
+    pub fn uses(&self, variable: &str) -> bool {
+        self.program.references().has_variable(variable)
+    }
+
+    pub fn evaluate(&self, variables: &[(&str, Value)]) -> Result<Value, CelError> {
+        let mut scope = library::context().new_inner_scope();
+        for (name, value) in variables {
+            scope.add_variable_from_value(*name, value.clone());
+        }
+        self.program.execute(&scope).map_err(|error| CelError::Evaluate(error.to_string()))
+    }
+
+    /// Evaluates an expression that must be true or false.
+    pub fn test(&self, variables: &[(&str, Value)]) -> Result<bool, CelError> {
+        match self.evaluate(variables)? {
+            Value::Bool(truth) => Ok(truth),
+            other => Err(CelError::Type { wanted: "bool", found: other.type_of().to_string() }),
+        }
+    }
+
+    /// Evaluates an expression that must be text.
+    pub fn text_of(&self, variables: &[(&str, Value)]) -> Result<String, CelError> {
+        match self.evaluate(variables)? {
+            Value::String(text) => Ok(text.to_string()),
+            other => Err(CelError::Type { wanted: "string", found: other.type_of().to_string() }),
+        }
+    }
+}
+
+/// JSON as CEL sees it when no schema says more: whole numbers are ints.
+pub fn from_json(json: &serde_json::Value) -> Value {
+    match json {
+        serde_json::Value::Null => Value::Null,
+        serde_json::Value::Bool(truth) => Value::Bool(*truth),
+        serde_json::Value::Number(number) => match number.as_i64() {
+            Some(whole) => Value::Int(whole),
+            None => Value::Float(number.as_f64().unwrap_or_default()),
+        },
+        serde_json::Value::String(text) => text.as_str().into(),
+        serde_json::Value::Array(items) => list(items.iter().map(from_json)),
+        serde_json::Value::Object(members) => map(members.iter().map(|(name, value)| (name.clone(), from_json(value)))),
+    }
+}
+
+pub fn list(items: impl Iterator<Item = Value>) -> Value {
+    Value::List(Arc::new(items.collect()))
+}
+
+pub fn map(members: impl Iterator<Item = (String, Value)>) -> Value {
+    let members: HashMap<Key, Value> = members.map(|(name, value)| (Key::String(Arc::new(name)), value)).collect();
+    Value::Map(Map { map: Arc::new(members) })
+}
+
+/// A timestamp; `None` outside of what CEL holds.
+pub fn timestamp(time: &jiff::Timestamp) -> Option<Value> {
+    let nanos = u32::try_from(time.subsec_nanosecond()).ok()?;
+    let utc = chrono::DateTime::from_timestamp(time.as_second(), nanos)?;
+    Some(Value::Timestamp(utc.fixed_offset()))
+}
+
+pub fn duration(nanos: i64) -> Value {
+    Value::Duration(chrono::Duration::nanoseconds(nanos))
+}
+
+/// `optional.of(value)` or `optional.none()`.
+pub fn optional(value: Option<Value>) -> Value {
+    Value::Opaque(Arc::new(value.map_or_else(OptionalValue::none, OptionalValue::of)))
+}
+
+/// CEL's result as JSON; `None` for what JSON cannot say.
+pub fn to_json(value: &Value) -> Option<serde_json::Value> {
+    Some(match value {
+        Value::Null => serde_json::Value::Null,
+        Value::Bool(truth) => (*truth).into(),
+        Value::Int(number) => (*number).into(),
+        Value::UInt(number) => (*number).into(),
+        Value::Float(number) => serde_json::Number::from_f64(*number)?.into(),
+        Value::String(text) => text.as_str().into(),
+        Value::Bytes(bytes) => crate::schema::to_base64(bytes).into(),
+        Value::List(items) => items.iter().map(to_json).collect::<Option<Vec<_>>>()?.into(),
+        Value::Map(map) => {
+            let mut members = serde_json::Map::new();
+            for (key, value) in map.map.iter() {
+                let Key::String(name) = key else { return None };
+                members.insert(name.to_string(), to_json(value)?);
+            }
+            members.into()
+        }
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn truth(text: &str) -> Result<bool, String> {
+        let object = json!({"replicas": 3, "name": "web-1", "labels": {"a": "1"}, "ports": [80, 443], "cpu": "1500m"});
+        compile(text)
+            .and_then(|program| program.test(&[("self", from_json(&object))]))
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn kubernetes_expressions_hold() {
+        for text in [
+            "self.replicas <= 5 && self.replicas > 0",
+            "has(self.labels) && !has(self.none)",
+            "self.ports.all(p, p > 0)",
+            "self.name.matches('^web-[0-9]+$')",
+            "self.name.startsWith('web') && self.name.size() == 5",
+            "'a' in self.labels && self.labels['a'] == '1'",
+            "self.name.find('[0-9]+') == '1'",
+            "'a1b22'.findAll('[0-9]+') == ['1', '22']",
+            "'a1b22'.findAll('[0-9]+', 1) == ['1']",
+            "[1, 2, 3].sum() == 6 && [1, 2, 3].isSorted() && [3, 1].max() == 3 && [3, 1].min() == 1",
+            "[1, 2, 1].indexOf(1) == 0 && [1, 2, 1].lastIndexOf(1) == 2 && 'hello'.indexOf('l') == 2",
+            "quantity(self.cpu).isGreaterThan(quantity('1')) && quantity('1Gi').compareTo(quantity('1024Mi')) == 0",
+            "isQuantity('1Gi') && !isQuantity('x') && quantity('2').asInteger() == 2 && quantity('50k').isInteger()",
+            "quantity('1').add(quantity('500m')).compareTo(quantity('1500m')) == 0 && quantity('3').sub(1).sign() == 1",
+            "quantity('1500m').asApproximateFloat() == 1.5",
+            "ip('10.0.0.1').family() == 4 && isIP('::1') && !isIP('x') && ip('::1').isLoopback()",
+            "cidr('10.0.0.0/8').containsIP('10.1.2.3') && cidr('10.0.0.0/8').containsCIDR('10.1.0.0/16')",
+            "cidr('10.1.2.3/8').masked() == cidr('10.0.0.0/8') && cidr('10.0.0.0/8').prefixLength() == 8 && isCIDR('::/0')",
+            "cidr('10.0.0.0/8').ip() == ip('10.0.0.0') && ip.isCanonical('::1') && !ip.isCanonical('0::1')",
+            "url('https://user@example.com:8443/a%20b?x=1').getHost() == 'example.com:8443'",
+            "url('https://example.com:8443/a?x=1').getPort() == '8443' && url('http://[::1]/').getHostname() == '::1'",
+            "url('https://e.com/p?x=1&y=2&x=3').getQuery()['x'] == ['1', '3'] && url('https://e.com/p').getEscapedPath() == '/p'",
+            "isURL('https://e.com') && !isURL('not a url')",
+            "semver('1.2.3').isLessThan(semver('1.10.0')) && semver('1.2.3').minor() == 2 && isSemver('1.0.0-rc.1') && !isSemver('v1')",
+            "semver('1.0.0-alpha').compareTo(semver('1.0.0')) == -1",
+            "self.name.upperAscii() == 'WEB-1' && 'a,b'.split(',') == ['a', 'b'] && ['a', 'b'].join('-') == 'a-b'",
+            "duration('1h') > duration('59m') && timestamp('2024-01-01T00:00:00Z') < timestamp('2024-01-02T00:00:00Z')",
+            "self.?none.orValue('x') == 'x'",
+        ] {
+            assert_eq!(truth(text), Ok(true), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        assert!(truth("self.replicas <").unwrap_err().starts_with("compilation failed"));
+        assert!(truth("self.none > 1").unwrap_err().contains("none"));
+        assert!(truth("self.replicas").unwrap_err().contains("must be a bool"));
+        assert!(truth("quantity('x').sign() == 1").unwrap_err().contains("quantit"));
+        assert!(truth("1 / 0 == 1").is_err());
+    }
+
+    #[test]
+    fn values_go_both_ways() {
+        let value = json!({"a": [1, 2.5, "x", null, true], "b": {"c": -1}});
+        assert_eq!(to_json(&from_json(&value)), Some(value));
+    }
+
+    proptest! {
+        #[test]
+        fn random_expressions_never_panic(text in "[a-c0-9.()\\[\\]+*<>=!&|?:'\", ]{0,40}") {
+            if let Ok(program) = compile(&text) {
+                let _ = program.test(&[("a", from_json(&json!({"b": 1})))]);
+            }
+        }
+    }
+}

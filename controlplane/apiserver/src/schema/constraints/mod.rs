@@ -1,0 +1,382 @@
+//! What the schema of a custom resource demands of values: types, bounds, patterns, formats,
+//! combinations, unique lists and validation rules. Messages are those of upstream's validator.
+//!
+//! [`Constraints::new`] compiles an `openAPIV3Schema` once; [`Constraints::validate`] checks an
+//! object, and its change, without further parsing. [`rules`] are the CEL rules, [`formats`] the
+//! formats that are checked.
+
+mod formats;
+mod rules;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashSet};
+
+use api::field::{Error, ErrorList, ErrorType, Path};
+use regex::Regex;
+use serde_json::Value;
+
+use rules::Rule;
+
+/// A compiled schema.
+#[derive(Debug, Default)]
+pub struct Constraints {
+    /// The object itself: apiVersion, kind and metadata are checked elsewhere.
+    root: bool,
+    kind: String,
+    nullable: bool,
+    int_or_string: bool,
+    embedded_resource: bool,
+    format: String,
+    required: Vec<String>,
+    allowed: Vec<Value>,
+    pattern: Option<Regex>,
+    minimum: Option<(f64, bool)>,
+    maximum: Option<(f64, bool)>,
+    multiple_of: Option<f64>,
+    /// Characters, items or properties: least and most.
+    length: (Option<usize>, Option<usize>),
+    items_count: (Option<usize>, Option<usize>),
+    properties_count: (Option<usize>, Option<usize>),
+    properties: BTreeMap<String, Constraints>,
+    additional: Option<Box<Constraints>>,
+    items: Option<Box<Constraints>>,
+    all_of: Vec<Constraints>,
+    any_of: Vec<Constraints>,
+    one_of: Vec<Constraints>,
+    not: Option<Box<Constraints>>,
+    unique: Unique,
+    rules: Vec<Rule>,
+}
+
+/// What makes items of a list the same.
+#[derive(Debug, Default, PartialEq)]
+enum Unique {
+    #[default]
+    No,
+    Values,
+    Keys(Vec<String>),
+}
+
+impl Constraints {
+    /// Compiles the schema of a whole object.
+    pub fn new(schema: &Value) -> Self {
+        Self { root: true, ..Self::compile(schema) }
+    }
+
+    fn compile(schema: &Value) -> Self {
+        let text = |key: &str| schema[key].as_str().unwrap_or_default().to_owned();
+        let flag = |key: &str| schema[key].as_bool().unwrap_or_default();
+        let count = |key: &str| schema[key].as_u64().and_then(|n| usize::try_from(n).ok());
+        let bound = |key: &str, exclusive: &str| schema[key].as_f64().map(|limit| (limit, flag(exclusive)));
+        let texts = |key: &str| -> Vec<String> {
+            schema[key].as_array().into_iter().flatten().filter_map(|v| v.as_str().map(str::to_owned)).collect()
+        };
+        let one = |key: &str| schema[key].is_object().then(|| Box::new(Self::compile(&schema[key])));
+        let many = |key: &str| schema[key].as_array().into_iter().flatten().map(Self::compile).collect();
+        let properties = schema["properties"].as_object().into_iter().flatten();
+        Self {
+            root: false,
+            kind: text("type"),
+            nullable: flag("nullable"),
+            int_or_string: flag("x-kubernetes-int-or-string"),
+            embedded_resource: flag("x-kubernetes-embedded-resource"),
+            format: text("format"),
+            required: texts("required"),
+            allowed: schema["enum"].as_array().cloned().unwrap_or_default(),
+            pattern: schema["pattern"].as_str().and_then(|pattern| Regex::new(pattern).ok()),
+            minimum: bound("minimum", "exclusiveMinimum"),
+            maximum: bound("maximum", "exclusiveMaximum"),
+            multiple_of: schema["multipleOf"].as_f64(),
+            length: (count("minLength"), count("maxLength")),
+            items_count: (count("minItems"), count("maxItems")),
+            properties_count: (count("minProperties"), count("maxProperties")),
+            properties: properties.map(|(name, schema)| (name.clone(), Self::compile(schema))).collect(),
+            additional: one("additionalProperties"),
+            items: one("items"),
+            all_of: many("allOf"),
+            any_of: many("anyOf"),
+            one_of: many("oneOf"),
+            not: one("not"),
+            unique: match schema["x-kubernetes-list-type"].as_str() {
+                Some("set") => Unique::Values,
+                Some("map") => Unique::Keys(texts("x-kubernetes-list-map-keys")),
+                _ => Unique::No,
+            },
+            rules: schema["x-kubernetes-validations"].as_array().into_iter().flatten().map(Rule::compile).collect(),
+        }
+    }
+
+    /// What is wrong with an object; `old` is what it was before an update.
+    pub fn validate(&self, new: &Value, old: Option<&Value>) -> ErrorList {
+        let mut errors = ErrorList::new();
+        self.check(new, &Path::empty(), &mut errors);
+        // Rules may count on the types: they only run on values that are of them.
+        if errors.is_empty() {
+            self.check_rules(new, old, &Path::empty(), &mut errors);
+        }
+        errors
+    }
+
+    fn check(&self, value: &Value, path: &Path, errors: &mut ErrorList) {
+        if value.is_null() && self.nullable {
+            return;
+        }
+        if !self.check_type(value, path, errors) {
+            return;
+        }
+        match value {
+            Value::String(text) => self.check_text(text, path, errors),
+            Value::Number(_) => self.check_number(value, path, errors),
+            Value::Array(items) => self.check_list(items, path, errors),
+            Value::Object(members) => self.check_object(members, path, errors),
+            _ => {}
+        }
+        if !self.allowed.is_empty() && !self.allowed.contains(value) {
+            errors.push(not_supported(path, value, &self.allowed));
+        }
+        self.check_combinations(value, path, errors);
+    }
+
+    /// False when the type is wrong: nothing else is worth saying then.
+    fn check_type(&self, value: &Value, path: &Path, errors: &mut ErrorList) -> bool {
+        let found = match value {
+            Value::Null => "null",
+            Value::Bool(_) => "boolean",
+            Value::Number(number) if number.as_f64().is_some_and(|n| n.fract() == 0.0) => "integer",
+            Value::Number(_) => "number",
+            Value::String(_) => "string",
+            Value::Array(_) => "array",
+            Value::Object(_) => "object",
+        };
+        let wanted = if self.int_or_string { "integer,string" } else { self.kind.as_str() };
+        let fits =
+            wanted.is_empty() || wanted.split(',').any(|kind| kind == found || (kind, found) == ("number", "integer"));
+        if !fits {
+            let detail = format!("{} in body must be of type {wanted}: {found:?}", shown(path));
+            errors.push(Error::type_invalid(path, found, detail));
+        }
+        fits
+    }
+
+    fn check_text(&self, text: &str, path: &Path, errors: &mut ErrorList) {
+        let length = text.chars().count();
+        if let Some(least) = self.length.0.filter(|least| length < *least) {
+            errors.push(Error::invalid(
+                path,
+                text,
+                format!("{} in body should be at least {least} chars long", shown(path)),
+            ));
+        }
+        if let Some(most) = self.length.1.filter(|most| length > *most) {
+            errors.push(Error::too_long(path, most));
+        }
+        if let Some(pattern) = self.pattern.as_ref().filter(|pattern| !pattern.is_match(text)) {
+            errors.push(Error::invalid(path, text, format!("{} in body should match '{pattern}'", shown(path))));
+        }
+        if !formats::fits(&self.format, text) {
+            let detail = format!("{} in body must be of type {}: {text:?}", shown(path), self.format);
+            errors.push(Error::invalid(path, text, detail));
+        }
+    }
+
+    fn check_number(&self, value: &Value, path: &Path, errors: &mut ErrorList) {
+        let number = value.as_f64().unwrap_or_default();
+        let mut fail = |what: String| {
+            errors.push(Error::invalid(path, value.clone(), format!("{} in body should be {what}", shown(path))))
+        };
+        match self.minimum {
+            Some((limit, true)) if number <= limit => fail(format!("greater than {limit}")),
+            Some((limit, false)) if number < limit => fail(format!("greater than or equal to {limit}")),
+            _ => {}
+        }
+        match self.maximum {
+            Some((limit, true)) if number >= limit => fail(format!("less than {limit}")),
+            Some((limit, false)) if number > limit => fail(format!("less than or equal to {limit}")),
+            _ => {}
+        }
+        if let Some(step) = self.multiple_of.filter(|step| *step > 0.0 && (number / step).fract().abs() > f64::EPSILON)
+        {
+            fail(format!("a multiple of {step}"));
+        }
+    }
+
+    fn check_list(&self, items: &[Value], path: &Path, errors: &mut ErrorList) {
+        if let Some(least) = self.items_count.0.filter(|least| items.len() < *least) {
+            errors.push(Error::invalid(
+                path,
+                items.len(),
+                format!("{} in body should have at least {least} items", shown(path)),
+            ));
+        }
+        if let Some(most) = self.items_count.1.filter(|most| items.len() > *most) {
+            errors.push(Error::too_many(path, items.len(), most));
+        }
+        if let Some(schema) = &self.items {
+            for (index, item) in items.iter().enumerate() {
+                schema.check(item, &path.index(index), errors);
+            }
+        }
+        let mut seen = HashSet::new();
+        for (index, item) in items.iter().enumerate() {
+            let Some(key) = self.item_key(item) else { continue };
+            if !seen.insert(key.to_string()) {
+                errors.push(Error::duplicate(&path.index(index), key));
+            }
+        }
+    }
+
+    /// What an item is known by in a set or map-like list.
+    fn item_key(&self, item: &Value) -> Option<Value> {
+        match &self.unique {
+            Unique::No => None,
+            Unique::Values => Some(item.clone()),
+            Unique::Keys(names) => {
+                let member = |name: &String| Some((name.clone(), item.get(name)?.clone()));
+                Some(Value::Object(names.iter().filter_map(member).collect()))
+            }
+        }
+    }
+
+    fn check_object(&self, members: &serde_json::Map<String, Value>, path: &Path, errors: &mut ErrorList) {
+        for name in self.required.iter().filter(|name| !members.contains_key(*name)) {
+            errors.push(Error::required(&path.child(name), ""));
+        }
+        if let Some(least) = self.properties_count.0.filter(|least| members.len() < *least) {
+            let detail = format!("{} in body should have at least {least} properties", shown(path));
+            errors.push(Error::invalid(path, members.len(), detail));
+        }
+        if let Some(most) = self.properties_count.1.filter(|most| members.len() > *most) {
+            errors.push(Error::too_many(path, members.len(), most));
+        }
+        for (name, value) in members {
+            if let Some((schema, path)) = self.member(name, path) {
+                schema.check(value, &path, errors);
+            }
+        }
+    }
+
+    /// The schema of a member and where it is: `spec.name` for fields, `spec.map[key]` for keys.
+    fn member(&self, name: &str, path: &Path) -> Option<(&Constraints, Path)> {
+        if (self.root || self.embedded_resource) && matches!(name, "apiVersion" | "kind" | "metadata") {
+            return None;
+        }
+        match (self.properties.get(name), &self.additional) {
+            (Some(schema), _) => Some((schema, path.child(name))),
+            (None, Some(schema)) => Some((schema, path.child(name))),
+            _ => None,
+        }
+    }
+
+    fn check_combinations(&self, value: &Value, path: &Path, errors: &mut ErrorList) {
+        let fits = |schema: &Constraints| {
+            let mut errors = ErrorList::new();
+            schema.check(value, path, &mut errors);
+            errors.is_empty()
+        };
+        let mut fail =
+            |what: &str| errors.push(Error::invalid(path, kind_of(value), format!("{} in body {what}", shown(path))));
+        if !self.any_of.is_empty() && !self.any_of.iter().any(fits) {
+            fail("must validate at least one schema (anyOf)");
+        }
+        match self.one_of.iter().filter(|schema| fits(schema)).count() {
+            _ if self.one_of.is_empty() => {}
+            1 => {}
+            0 => fail("must validate one and only one schema (oneOf). Found none valid"),
+            count => fail(&format!("must validate one and only one schema (oneOf). Found {count} valid alternatives")),
+        }
+        if self.not.as_deref().is_some_and(fits) {
+            fail("must not validate the schema (not)");
+        }
+        for schema in &self.all_of {
+            schema.check(value, path, errors);
+        }
+    }
+
+    fn check_rules(&self, new: &Value, old: Option<&Value>, path: &Path, errors: &mut ErrorList) {
+        if new.is_null() {
+            return;
+        }
+        if !self.rules.is_empty() {
+            let this = rules::to_cel(self, new);
+            let before = old.map(|old| rules::to_cel(self, old));
+            for rule in &self.rules {
+                errors.extend(rule.check(&this, before.as_ref(), &self.kind, path));
+            }
+        }
+        match new {
+            Value::Object(members) => {
+                for (name, value) in members {
+                    if let Some((schema, path)) = self.member(name, path) {
+                        schema.check_rules(value, old.and_then(|old| old.get(name)), &path, errors);
+                    }
+                }
+            }
+            Value::Array(items) => {
+                let Some(schema) = &self.items else { return };
+                for (index, item) in items.iter().enumerate() {
+                    schema.check_rules(item, self.before(item, old), &path.index(index), errors);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The old item that an item of a map-like list was: others cannot be told.
+    fn before<'a>(&self, item: &Value, old: Option<&'a Value>) -> Option<&'a Value> {
+        let Unique::Keys(_) = self.unique else { return None };
+        let key = self.item_key(item);
+        old?.as_array()?.iter().find(|known| self.item_key(known) == key)
+    }
+
+    /// Rules that do not compile, for the validation of definitions: where, and why.
+    pub fn broken_rules(&self) -> Vec<(Path, String)> {
+        let mut broken = Vec::new();
+        self.collect_broken(&Path::empty(), &mut broken);
+        broken
+    }
+
+    fn collect_broken(&self, path: &Path, broken: &mut Vec<(Path, String)>) {
+        for (index, rule) in self.rules.iter().enumerate() {
+            if let Some(why) = rule.broken() {
+                broken.push((path.child("x-kubernetes-validations").index(index).child("rule"), why));
+            }
+        }
+        for (name, schema) in &self.properties {
+            schema.collect_broken(&path.child("properties").key(name), broken);
+        }
+        for (name, schema) in [("items", &self.items), ("additionalProperties", &self.additional)] {
+            if let Some(schema) = schema {
+                schema.collect_broken(&path.child(name), broken);
+            }
+        }
+    }
+}
+
+/// The path as the middle of messages has it: empty for the object itself.
+fn shown(path: &Path) -> String {
+    if *path == Path::empty() { "\"\"".to_owned() } else { path.to_string() }
+}
+
+fn kind_of(value: &Value) -> Value {
+    match value {
+        Value::Object(_) => "object".into(),
+        Value::Array(_) => "array".into(),
+        other => other.clone(),
+    }
+}
+
+fn not_supported(path: &Path, value: &Value, allowed: &[Value]) -> Error {
+    let texts: Vec<&str> = allowed.iter().filter_map(Value::as_str).collect();
+    if texts.len() == allowed.len() {
+        return Error::not_supported(path, value.clone(), &texts);
+    }
+    let list: Vec<String> = allowed.iter().map(|value| format!("\"{value}\"")).collect();
+    Error {
+        kind: ErrorType::NotSupported,
+        field: path.clone(),
+        value: value.clone(),
+        detail: format!("supported values: {}", list.join(", ")),
+    }
+}

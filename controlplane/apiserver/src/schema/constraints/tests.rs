@@ -1,0 +1,154 @@
+use super::*;
+use proptest::prelude::*;
+use serde_json::json;
+
+fn schema() -> Value {
+    json!({"type": "object", "required": ["spec"], "properties": {"spec": {"type": "object",
+    "required": ["cronSpec"],
+    "x-kubernetes-validations": [
+        {"rule": "!has(self.replicas) || !has(self.minReplicas) || self.minReplicas <= self.replicas", "message": "replicas should be at least minReplicas"},
+        {"rule": "!has(self.__namespace__) || self.__namespace__ != 'kube-system'", "reason": "FieldValueForbidden", "fieldPath": ".namespace"},
+    ],
+    "properties": {
+        "cronSpec": {"type": "string", "pattern": "^[0-9* ]+$", "minLength": 1, "maxLength": 20},
+        "replicas": {"type": "integer", "minimum": 1, "maximum": 10},
+        "minReplicas": {"type": "integer"},
+        "ratio": {"type": "number", "exclusiveMinimum": true, "minimum": 0, "multipleOf": 0.5},
+        "color": {"type": "string", "enum": ["red", "blue"]},
+        "port": {"x-kubernetes-int-or-string": true},
+        "tags": {"type": "array", "x-kubernetes-list-type": "set", "maxItems": 3, "items": {"type": "string"}},
+        "hosts": {"type": "array", "minItems": 1, "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"],
+            "items": {"type": "object", "properties": {"name": {"type": "string"}, "ip": {"type": "string", "format": "ipv4"}},
+                "x-kubernetes-validations": [{"rule": "self.ip == oldSelf.ip", "messageExpression": "'ip of ' + self.name + ' is immutable'"}]}},
+        "labels": {"type": "object", "additionalProperties": {"type": "string", "maxLength": 2}, "minProperties": 1},
+        "note": {"type": "string", "nullable": true},
+        "namespace": {"type": "string"},
+        "until": {"type": "string", "format": "date-time",
+            "x-kubernetes-validations": [{"rule": "self > timestamp('2020-01-01T00:00:00Z')"}]},
+        "either": {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "string"}}, "oneOf": [{"required": ["a"]}, {"required": ["b"]}]},
+    }}}})
+}
+
+fn check(spec: Value, old: Option<Value>) -> Vec<String> {
+    let object = |spec: Value| json!({"apiVersion": "e.com/v1", "kind": "C", "metadata": {"name": "c"}, "spec": spec});
+    let old = old.map(object);
+    Constraints::new(&schema()).validate(&object(spec), old.as_ref()).iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn values_that_fit_pass() {
+    let spec = json!({"cronSpec": "* * 5", "replicas": 3, "minReplicas": 1, "ratio": 1.5, "color": "red", "port": "http", "tags": ["a", "b"],
+        "hosts": [{"name": "a", "ip": "10.0.0.1"}], "labels": {"k": "v"}, "note": null, "until": "2024-01-01T00:00:00Z", "either": {"a": "x"}});
+    assert_eq!(check(spec.clone(), None), Vec::<String>::new());
+    assert_eq!(check(spec.clone(), Some(spec)), Vec::<String>::new());
+}
+
+#[test]
+fn each_constraint_has_upstreams_message() {
+    for (spec, message) in [
+        (json!({}), "spec.cronSpec: Required value"),
+        (
+            json!({"cronSpec": 5}),
+            "spec.cronSpec: Invalid value: \"integer\": spec.cronSpec in body must be of type string: \"integer\"",
+        ),
+        (
+            json!({"cronSpec": "x"}),
+            "spec.cronSpec: Invalid value: \"x\": spec.cronSpec in body should match '^[0-9* ]+$'",
+        ),
+        (json!({"cronSpec": "000000000000000000000"}), "spec.cronSpec: Too long: may not be more than 20 bytes"),
+        (
+            json!({"cronSpec": "*", "replicas": 0}),
+            "spec.replicas: Invalid value: 0: spec.replicas in body should be greater than or equal to 1",
+        ),
+        (
+            json!({"cronSpec": "*", "replicas": 11}),
+            "spec.replicas: Invalid value: 11: spec.replicas in body should be less than or equal to 10",
+        ),
+        (
+            json!({"cronSpec": "*", "ratio": 0}),
+            "spec.ratio: Invalid value: 0: spec.ratio in body should be greater than 0",
+        ),
+        (
+            json!({"cronSpec": "*", "ratio": 0.7}),
+            "spec.ratio: Invalid value: 0.7: spec.ratio in body should be a multiple of 0.5",
+        ),
+        (
+            json!({"cronSpec": "*", "color": "green"}),
+            "spec.color: Unsupported value: \"green\": supported values: \"blue\", \"red\"",
+        ),
+        (
+            json!({"cronSpec": "*", "port": true}),
+            "spec.port: Invalid value: \"boolean\": spec.port in body must be of type integer,string: \"boolean\"",
+        ),
+        (json!({"cronSpec": "*", "tags": ["a", "a"]}), "spec.tags[1]: Duplicate value: \"a\""),
+        (json!({"cronSpec": "*", "tags": ["a", "b", "c", "d"]}), "spec.tags: Too many: 4: must have at most 3 items"),
+        (
+            json!({"cronSpec": "*", "hosts": []}),
+            "spec.hosts: Invalid value: 0: spec.hosts in body should have at least 1 items",
+        ),
+        (
+            json!({"cronSpec": "*", "hosts": [{"name": "a"}, {"name": "a"}]}),
+            "spec.hosts[1]: Duplicate value: {\"name\":\"a\"}",
+        ),
+        (
+            json!({"cronSpec": "*", "hosts": [{"name": "a", "ip": "x"}]}),
+            "spec.hosts[0].ip: Invalid value: \"x\": spec.hosts[0].ip in body must be of type ipv4: \"x\"",
+        ),
+        (json!({"cronSpec": "*", "labels": {"k": "long"}}), "spec.labels.k: Too long: may not be more than 2 bytes"),
+        (
+            json!({"cronSpec": null}),
+            "spec.cronSpec: Invalid value: \"null\": spec.cronSpec in body must be of type string: \"null\"",
+        ),
+        (
+            json!({"cronSpec": "*", "either": {"a": "x", "b": "y"}}),
+            "spec.either: Invalid value: \"object\": spec.either in body must validate one and only one schema (oneOf). Found 2 valid alternatives",
+        ),
+    ] {
+        assert_eq!(check(spec.clone(), None), [message], "{spec}");
+    }
+}
+
+#[test]
+fn rules_are_evaluated() {
+    for (spec, message) in [
+        (
+            json!({"cronSpec": "*", "replicas": 1, "minReplicas": 2}),
+            "spec: Invalid value: \"object\": replicas should be at least minReplicas",
+        ),
+        (
+            json!({"cronSpec": "*", "namespace": "kube-system"}),
+            "spec.namespace: Forbidden: failed rule: !has(self.__namespace__) || self.__namespace__ != 'kube-system'",
+        ),
+        (
+            json!({"cronSpec": "*", "until": "2019-01-01T00:00:00Z"}),
+            "spec.until: Invalid value: \"string\": failed rule: self > timestamp('2020-01-01T00:00:00Z')",
+        ),
+    ] {
+        assert_eq!(check(spec.clone(), None), [message], "{spec}");
+    }
+    let spec = |ip: &str| json!({"cronSpec": "*", "hosts": [{"name": "a", "ip": ip}]});
+    assert_eq!(check(spec("10.0.0.1"), None), Vec::<String>::new());
+    assert_eq!(
+        check(spec("10.0.0.1"), Some(spec("10.0.0.2"))),
+        ["spec.hosts[0]: Invalid value: \"object\": ip of a is immutable"]
+    );
+}
+
+#[test]
+fn rules_that_do_not_compile_are_named() {
+    let schema = json!({"type": "object", "properties": {"a": {"type": "string", "x-kubernetes-validations": [{"rule": "self.("}]}}});
+    let broken = Constraints::new(&schema).broken_rules();
+    assert_eq!(broken[0].0.to_string(), "properties[a].x-kubernetes-validations[0].rule");
+    assert!(broken[0].1.starts_with("compilation failed"));
+}
+
+proptest! {
+    #[test]
+    fn random_values_never_panic(text in ".{0,20}", number in any::<f64>(), flag in any::<bool>()) {
+        for value in [json!(text), json!(number), json!(flag), json!([text]), json!({"name": text})] {
+            for name in ["cronSpec", "replicas", "ratio", "color", "port", "tags", "hosts", "labels", "note", "until", "either"] {
+                let _ = check(json!({"cronSpec": "*", name: value}), None);
+            }
+        }
+    }
+}
