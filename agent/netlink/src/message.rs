@@ -266,4 +266,16 @@ mod tests {
         }
         assert_eq!(Attributes(&[3, 0, 1, 0]).into_iter().count(), 0, "a length below the header's");
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_the_parsers_fail(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..512)) {
+            for reply in replies(&bytes) {
+                let attributes = reply.attributes(16);
+                let _ = (attributes.string(3), attributes.nested(18).u32(1), attributes.u64_be(1));
+                let _ = crate::socket::error_of("test", &reply);
+            }
+            let _ = Attributes(&bytes).into_iter().count();
+        }
+    }
 }

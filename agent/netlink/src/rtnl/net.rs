@@ -153,4 +153,18 @@ mod tests {
             assert!(bad.parse::<Mac>().is_err(), "{bad}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn prefixes_survive_their_text(bits in proptest::prelude::any::<u32>(), prefix in 0u8..=32) {
+            let net = IpNet::new(IpAddr::from(bits.to_be_bytes()), prefix);
+            proptest::prop_assert_eq!(net.to_string().parse::<IpNet>().unwrap(), net);
+            proptest::prop_assert!(net.network().contains(net.address) && net.contains(net.network().address));
+        }
+
+        #[test]
+        fn odd_text_is_refused_not_fatal(text in ".{0,40}") {
+            let _ = (text.parse::<IpNet>(), text.parse::<Mac>());
+        }
+    }
 }

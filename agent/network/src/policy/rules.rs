@@ -70,7 +70,7 @@ pub fn render(
     node: &str,
 ) -> Ruleset {
     let cluster = Cluster {
-        pods: pods.iter().filter_map(|pod| PodView::new(pod)).collect(),
+        pods: one_per_address(pods.iter().filter_map(|pod| PodView::new(pod)).collect()),
         namespaces: namespaces
             .iter()
             .map(|each| {
@@ -91,6 +91,15 @@ pub fn render(
         }
     }
     ruleset
+}
+
+/// An address belongs to the pod that is staying.
+fn one_per_address(mut pods: Vec<PodView>) -> Vec<PodView> {
+    pods.sort_by(|a, b| {
+        (a.address, a.leaving, &a.namespace, &a.name).cmp(&(b.address, b.leaving, &b.namespace, &b.name))
+    });
+    pods.dedup_by_key(|pod| pod.address);
+    pods
 }
 
 fn skeleton() -> Ruleset {

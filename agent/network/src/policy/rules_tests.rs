@@ -217,6 +217,19 @@ fn policies_add_up_and_both_ends_have_a_say() {
 }
 
 #[test]
+fn an_address_belongs_to_the_pod_that_stays() {
+    let mut leaving = pod("old", "default", "here", WEB, json!({ "app": "old" }));
+    let stamp = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+    Arc::make_mut(&mut leaving).metadata.deletion_timestamp = Some(stamp);
+    let staying = pod("web", "default", "here", WEB, json!({ "app": "web" }));
+    let open = policy(json!({ "podSelector": { "matchLabels": { "app": "web" } }, "ingress": [{}] }));
+    let mut closed = policy(json!({ "podSelector": { "matchLabels": { "app": "old" } } }));
+    Arc::make_mut(&mut closed).metadata.name = Some("closed".into());
+    let table = render(&[open, closed], &[leaving, staying], &[namespace("default")], "here");
+    assert!(passes(&table, OUTSIDE, WEB, 6, 80));
+}
+
+#[test]
 fn the_kernel_takes_the_table() {
     let spec = json!({
         "podSelector": {}, "policyTypes": ["Ingress", "Egress"],

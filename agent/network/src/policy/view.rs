@@ -14,6 +14,8 @@ pub struct PodView {
     pub labels: BTreeMap<String, String>,
     /// Name, protocol number, number.
     pub ports: Vec<(String, u8, u16)>,
+    /// It is being deleted: another pod may have its address already.
+    pub leaving: bool,
 }
 
 /// TCP when nothing is said.
@@ -49,6 +51,7 @@ impl PodView {
             address,
             labels: pod.metadata.labels.clone().unwrap_or_default(),
             ports: ports.collect(),
+            leaving: pod.metadata.deletion_timestamp.is_some(),
         })
     }
 
