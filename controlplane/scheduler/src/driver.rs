@@ -260,9 +260,11 @@ impl Scheduler {
         let now = Instant::now();
         let mut state = self.state.lock();
         state.cluster.forget(&pod.uid);
-        state.queue.set_back(&pod.uid, Setback::Error, &self.framework, now);
+        let waits = state.queue.set_back(&pod.uid, Setback::Error, &self.framework, now);
         self.announce(state, &ClusterEvent::PodGone(pod.clone()));
-        self.report_failure(pod, report::SCHEDULER_ERROR, why.to_owned(), None);
+        if waits {
+            self.report_failure(pod, report::SCHEDULER_ERROR, why.to_owned(), None);
+        }
     }
 
     fn reject(self: &Arc<Self>, pod: Arc<PodInfo>, error: FitError) {
@@ -280,8 +282,12 @@ impl Scheduler {
             Some(PostFilter::Nothing(_)) if state.nominations.remove(&pod.uid) => nomination = Some(String::new()),
             _ => {}
         }
-        let rejected_by = error.rejected_by;
-        state.queue.set_back(&pod.uid, Setback::Unschedulable(rejected_by), &self.framework, now);
+        let setback = Setback::Unschedulable(error.rejected_by);
+        if !state.queue.set_back(&pod.uid, setback, &self.framework, now) {
+            // It was deleted while it was being decided about.
+            state.nominations.remove(&pod.uid);
+            return;
+        }
         drop(state);
         if let Some(PostFilter::Nominate { node, victims }) = error.post_filter {
             self.preempt(&pod, node, victims, displaced);

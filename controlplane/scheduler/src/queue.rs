@@ -106,9 +106,9 @@ impl Queue {
         Some(pod)
     }
 
-    /// Ends a try that did not place the pod.
-    pub fn set_back(&mut self, uid: &Uid, setback: Setback, framework: &Framework, now: Instant) {
-        let Some(InFlight { mut entry, events }) = self.in_flight.remove(uid) else { return };
+    /// Ends a try that did not place the pod. False: the pod was gone, or bound, before that.
+    pub fn set_back(&mut self, uid: &Uid, setback: Setback, framework: &Framework, now: Instant) -> bool {
+        let Some(InFlight { mut entry, events }) = self.in_flight.remove(uid) else { return false };
         let place = match setback {
             Setback::Error => Place::Backoff { until: now + backoff(entry.tries), after_error: true },
             Setback::Unschedulable(plugins) => {
@@ -126,6 +126,7 @@ impl Queue {
             Place::Unschedulable { since, .. } => self.held.insert((since, uid.clone())),
             Place::Active | Place::Gated => false,
         };
+        true
     }
 
     /// Something changed: lets those pods go on that it could help.
