@@ -89,6 +89,7 @@ pub struct Api {
     pub authn: Authenticator,
     pub authz: Authorizer,
     pub limits: crate::http::limits::Limits,
+    pub metrics: crate::http::metrics::Metrics,
     pub openapi: crate::openapi::OpenApi,
     /// Cancelled when the server begins to stop: watches end.
     pub stopping: CancellationToken,
@@ -141,6 +142,7 @@ impl ApiServer {
         let api = Arc::new(Api {
             authn: Authenticator::new(&config)?,
             authz: Authorizer::default(),
+            metrics: crate::http::metrics::Metrics::default(),
             limits: crate::http::limits::Limits::new(config.max_in_flight),
             openapi: crate::openapi::OpenApi::default(),
             admission: admission_plugins(),

@@ -8,6 +8,7 @@ pub mod health;
 pub mod info;
 pub mod inprocess;
 pub mod limits;
+pub mod metrics;
 pub mod negotiate;
 pub mod paths;
 pub mod pipeline;

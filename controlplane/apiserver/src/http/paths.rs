@@ -22,6 +22,11 @@ pub async fn handle(asked: Asked, _body: Bytes) -> Result<Response<Body>> {
         ["apis", group] => discovery::group(&asked, group),
         ["apis", group, version] => discovery::resources(&asked, group, version),
         ["openapi", rest @ ..] => crate::openapi::serve::handle(&asked, rest),
+        ["metrics"] => Ok(render::response(
+            StatusCode::OK,
+            "text/plain; version=0.0.4; charset=utf-8",
+            super::metrics::page(&asked.api),
+        )),
         ["version"] => Ok(render::json(StatusCode::OK, &version())),
         ["healthz" | "livez" | "readyz", ..] => health::handle(&asked, &parts).await,
         ["openid", "v1", "jwks"] => {

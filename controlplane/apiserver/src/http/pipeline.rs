@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -79,10 +80,15 @@ where
     let (parts, body) = request.into_parts();
     let audit = parts.headers.get("audit-id").cloned();
     let head = parts.method == http::Method::HEAD;
-    let mut response = match answer(api, parts, body, caller).await {
+    let query = Query::parse(parts.uri.query().unwrap_or_default());
+    let info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
+    let started = Instant::now();
+    let counted = RequestInfo { name: String::new(), namespace: String::new(), ..info.clone() };
+    let mut response = match answer(api.clone(), parts, body, caller, (info, query)).await {
         Ok(response) => response,
         Err(error) => refuse(&error),
     };
+    api.metrics.record(&counted, response.status().as_u16(), started.elapsed());
     let audit = audit.or_else(|| HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).ok());
     if let Some(audit) = audit {
         response.headers_mut().insert("audit-id", audit);
@@ -102,13 +108,17 @@ pub fn refuse(error: &ApiError) -> Response<Body> {
     response
 }
 
-async fn answer<B>(api: Arc<Api>, parts: Parts, body: B, caller: Caller) -> Result<Response<Body>>
+async fn answer<B>(
+    api: Arc<Api>,
+    parts: Parts,
+    body: B,
+    caller: Caller,
+    (mut info, query): (RequestInfo, Query),
+) -> Result<Response<Body>>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let query = Query::parse(parts.uri.query().unwrap_or_default());
-    let mut info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
     if info.is_resource && matches!(info.verb.as_str(), "list" | "watch" | "deletecollection") {
         let fields = api::selector::Selector::parse_fields(query.text("fieldSelector")).unwrap_or_default();
         info.take_name_from(fields.exact("metadata.name"));
