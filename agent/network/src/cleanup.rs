@@ -5,7 +5,7 @@ use std::path::Path;
 use netlink::nft::{Family, Nft, Table};
 use netlink::{PROTOCOL_SKIFF, Rtnl};
 
-use crate::{BRIDGE, VXLAN, conflist, forwarding, kernel, policy};
+use crate::{BRIDGE, VXLAN, conflist, forwarding, masquerade, policy};
 
 /// Tables of the CNI plugins, which outlive a node whose sandboxes were not torn down.
 const PLUGIN_TABLES: [(Family, &str); 4] = [
@@ -25,7 +25,7 @@ pub fn cleanup(cni_conf_dir: &Path) -> Vec<String> {
     };
     note(remove_links_and_routes());
     note(Nft::open().and_then(|mut nft| {
-        nft.delete_table(&kernel::table())?;
+        nft.delete_table(&masquerade::table())?;
         nft.delete_table(&policy::table())?;
         for (family, name) in PLUGIN_TABLES {
             nft.delete_table(&Table::new(family, name))?;
@@ -33,6 +33,7 @@ pub fn cleanup(cni_conf_dir: &Path) -> Vec<String> {
         Ok(())
     }));
     forwarding::remove();
+    masquerade::remove_from_iptables();
     if let Err(error) = conflist::remove(cni_conf_dir) {
         failures.push(format!("remove the CNI configuration from {}: {error}", cni_conf_dir.display()));
     }

@@ -1,17 +1,13 @@
-//! Makes the kernel agree with a plan: bridge, routes, VXLAN, masquerading.
+//! Makes the kernel agree with a plan: bridge, routes, VXLAN.
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use netlink::nft::{
-    BaseChain, ChainType, ElementValue, Family, Field, Hook, KeyPart, KeyType, Nft, Rule, Ruleset, SetKind, SetSpec,
-    Statement, Table, key, priority,
-};
 use netlink::{
     Address, ForwardingEntry, IpNet, Link, LinkKind, Mac, Neighbour, PROTOCOL_SKIFF, Route, RouteScope, Rtnl, sysctl,
 };
 
 use crate::plan::{Peer, Plan, Uplink, Vxlan, vtep_mac};
-use crate::{BRIDGE, Error, VXLAN};
+use crate::{BRIDGE, Error, VXLAN, masquerade};
 
 /// The link that holds the node's address.
 pub fn uplink(node_ip: Ipv4Addr) -> Result<Uplink, Error> {
@@ -34,7 +30,7 @@ pub fn apply(plan: &Plan) -> Result<(), Error> {
         }
     };
     sync_routes(&mut rtnl, &routes(plan, bridge, tunnel.as_ref().map(|link| link.index)))?;
-    Ok(masquerade(plan).apply_over_unknown(&mut Nft::open()?)?)
+    masquerade::apply(plan)
 }
 
 fn remove_link(rtnl: &mut Rtnl, name: &str) -> Result<(), Error> {
@@ -166,34 +162,6 @@ fn sync_routes(rtnl: &mut Rtnl, wanted: &[Route]) -> Result<(), Error> {
         }
     }
     Ok(())
-}
-
-pub fn table() -> Table {
-    Table::new(Family::Ipv4, "skiff_network")
-}
-
-/// Pods reach each other, and nodes on the same link, with their own addresses; everything else
-/// sees the node's.
-fn masquerade(plan: &Plan) -> Ruleset {
-    let mut ruleset = Ruleset::new(table());
-    let nodes = ruleset.set("nodes", SetSpec::new([KeyType::Ipv4], SetKind::Set));
-    for peer in &plan.routed {
-        nodes.elements.insert(key(&[KeyPart::Address(peer.address.into())]), ElementValue::None);
-    }
-    ruleset.base_chain("postrouting", BaseChain::new(ChainType::Nat, Hook::Postrouting, priority::SRCNAT));
-    let multicast = IpNet::new(Ipv4Addr::new(224, 0, 0, 0).into(), 4);
-    ruleset.rule(
-        "postrouting",
-        Rule::new([
-            Statement::in_net(Field::SourceAddress, plan.pods.network()),
-            Statement::not_in_net(Field::DestinationAddress, plan.cluster),
-            Statement::not_in_net(Field::DestinationAddress, multicast),
-            Statement::InSet { fields: vec![Field::DestinationAddress], set: "nodes".into(), negated: true },
-            Statement::Masquerade { fully_random: true },
-        ])
-        .comment("pods leaving the cluster"),
-    );
-    ruleset
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::Duration;
 
+use netlink::nft::{Family, Nft};
 use netlink::{Address, IpNet, LinkKind, Namespace, Rtnl, VethPeer};
 
 use super::*;

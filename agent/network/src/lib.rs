@@ -21,6 +21,7 @@ mod cni;
 mod conflist;
 mod forwarding;
 mod kernel;
+mod masquerade;
 mod plan;
 pub mod policy;
 
@@ -100,6 +101,10 @@ pub enum Error {
     Conflist { path: PathBuf, source: std::io::Error },
     #[error("node address {address} is on no interface of this network namespace; set the node IP to one that is")]
     NoSuchNodeAddress { address: Ipv4Addr },
+    #[error(
+        "{program} refused the rules for pods leaving the cluster: {message}; install iptables, or a kernel with nf_tables"
+    )]
+    Iptables { program: &'static str, message: String },
     #[error("CNI plugin {plugin} {command}: {message}")]
     Plugin { plugin: String, command: &'static str, message: String },
 }

@@ -15,10 +15,14 @@ use tokio::sync::mpsc;
 type Answer = hyper::Response<BoxBody<Bytes, Infallible>>;
 
 /// Lists what it was given and streams what is pushed, per plural.
+/// Kind and objects.
+type Lists = HashMap<String, (String, Vec<Value>)>;
+type Watchers = HashMap<String, mpsc::UnboundedSender<Value>>;
+
 #[derive(Clone, Default)]
 pub struct Api {
-    lists: Arc<Mutex<HashMap<String, (String, Vec<Value>)>>>,
-    watchers: Arc<Mutex<HashMap<String, mpsc::UnboundedSender<Value>>>>,
+    lists: Arc<Mutex<Lists>>,
+    watchers: Arc<Mutex<Watchers>>,
 }
 
 impl Api {
