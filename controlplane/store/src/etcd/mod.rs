@@ -11,6 +11,7 @@ mod convert;
 mod endpoints;
 mod feed;
 mod lease;
+mod snapshot;
 
 use std::sync::Arc;
 use std::time::Duration;
