@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use apiserver::UserInfo;
 use common::{Cluster, eventually};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, ResourceQuota, Secret};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, ResourceQuota, Secret, ServiceAccount,
+};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, ResourceExt};
@@ -80,6 +82,28 @@ async fn a_node_joins_with_certificates() {
     .await;
     assert!(data["kubeconfig"].contains("server: https://127.0.0.1:6443"));
     assert!(api.get("odd").await.expect("there").status.and_then(|status| status.conditions).is_none());
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_secret_is_filled_and_goes_with_its_account() {
+    let cluster = Cluster::start().await;
+    let (accounts, secrets): (Api<ServiceAccount>, Api<Secret>) = (cluster.api("default"), cluster.api("default"));
+    let account: ServiceAccount = parse(json!({"metadata": {"name": "robot"}}));
+    accounts.create(&PostParams::default(), &account).await.expect("created");
+    let secret: Secret = parse(json!({
+        "metadata": {"name": "robot-token", "annotations": {"kubernetes.io/service-account.name": "robot"}},
+        "type": "kubernetes.io/service-account-token",
+    }));
+    secrets.create(&PostParams::default(), &secret).await.expect("created");
+    let data = eventually("the token is there", || async {
+        secrets.get("robot-token").await.ok()?.data.filter(|data| data.contains_key("token"))
+    })
+    .await;
+    assert!(data["token"].0.split(|byte| *byte == b'.').count() == 3 && !data["ca.crt"].0.is_empty());
+    accounts.delete("robot", &DeleteParams::default()).await.expect("deleted");
+    eventually("the token is gone", || async { secrets.get_opt("robot-token").await.ok()?.is_none().then_some(()) })
+        .await;
     cluster.stop().await;
 }
 
