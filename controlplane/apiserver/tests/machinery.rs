@@ -285,3 +285,64 @@ async fn protobuf_goes_in_and_out() {
     let (status, _, body) = send(&client, "DELETE", &format!("{pods}/p"), PROTOBUF, delete).await;
     assert_eq!(status, 200, "{}", String::from_utf8_lossy(&body));
 }
+
+const WIDGETS: &str = r"
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: widgets.example.com}
+spec:
+  group: example.com
+  scope: Namespaced
+  names: {plural: widgets, singular: widget, kind: Widget, listKind: WidgetList}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    schema:
+      openAPIV3Schema:
+        type: object
+        properties:
+          spec:
+            type: object
+            x-kubernetes-validations:
+            - {rule: 'self.least <= self.size', message: 'size must be at least the least'}
+            properties:
+              size: {type: integer, minimum: 1, description: How large it is.}
+              least: {type: integer, default: 1}
+              ports:
+                type: array
+                x-kubernetes-list-type: map
+                x-kubernetes-list-map-keys: [port]
+                items: {type: object, required: [port], properties: {port: {type: integer}, name: {type: string}}}
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn custom_resources_obey_their_schema() {
+    let cluster = Cluster::start().await;
+    cluster.listen().await;
+    let widget =
+        |spec: &str| format!("apiVersion: example.com/v1\nkind: Widget\nmetadata: {{name: w}}\nspec: {spec}\n");
+    let kubectls = kubectls(&cluster);
+    kubectls[0].ok("create -f -", WIDGETS).await;
+    kubectls[0].ok("wait --for=condition=Established crd/widgets.example.com --timeout=10s", "").await;
+    for kubectl in kubectls {
+        let error = kubectl.fails("create -f -", &widget("{size: 0}")).await;
+        assert!(
+            error.contains("spec.size: Invalid value: 0: spec.size in body should be greater than or equal to 1"),
+            "{error}"
+        );
+        let error = kubectl.fails("create -f -", &widget("{size: 1, least: 2}")).await;
+        assert!(error.contains("spec: Invalid value: \"object\": size must be at least the least"), "{error}");
+        let error = kubectl.fails("create -f -", &widget("{size: 1, bogus: 2}")).await;
+        assert!(error.contains("unknown field \"spec.bogus\""), "{error}");
+        kubectl.ok("apply --server-side -f -", &widget("{size: 3, ports: [{port: 80, name: web}]}")).await;
+        kubectl.ok("apply --server-side --field-manager=other -f -", &widget("{ports: [{port: 443}]}")).await;
+        let spec = kubectl.ok("get widget w -o jsonpath={.spec}", "").await;
+        assert_eq!(spec, "{\"least\":1,\"ports\":[{\"name\":\"web\",\"port\":80},{\"port\":443}],\"size\":3}");
+        kubectl.ok("patch widget w --type=merge -p {\"spec\":{\"size\":4}}", "").await;
+        let error = kubectl.fails("patch widget w --type=strategic -p {\"spec\":{\"size\":4}}", "").await;
+        assert!(error.contains("application/merge-patch+json"), "{error}");
+        assert!(kubectl.ok("explain widget.spec.size", "").await.contains("How large it is."));
+        kubectl.ok("delete widget w", "").await;
+    }
+}
