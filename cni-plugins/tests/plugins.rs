@@ -253,7 +253,7 @@ fn point_to_point_sandboxes_are_routed() {
 }
 
 /// A bridge with a sandbox, then port mappings for it.
-fn map_ports(host: &Host, sandbox: &Sandbox, mappings: &Value, routed: bool) -> (Value, Value, Value) {
+fn map_ports(host: &Host, sandbox: &Sandbox, mappings: &Value, routed: bool, backend: &str) -> (Value, Value, Value) {
     let mut config = bridge_config(host, "1.0.0", "10.42.13.0/24");
     config["routed"] = json!(routed);
     let result = call(host, "bridge", "ADD", sandbox, &config).unwrap();
@@ -261,7 +261,10 @@ fn map_ports(host: &Host, sandbox: &Sandbox, mappings: &Value, routed: bool) -> 
         "cniVersion": "1.0.0", "name": "podnet", "type": "portmap", "capabilities": { "portMappings": true },
         "runtimeConfig": { "portMappings": mappings },
     });
-    let chained = with_previous(&ports, &result);
+    let mut chained = with_previous(&ports, &result);
+    if !backend.is_empty() {
+        chained["backend"] = json!(backend);
+    }
     let passed = call(host, "portmap", "ADD", sandbox, &chained).unwrap();
     assert_eq!(passed["ips"], result["ips"]);
     (config, chained, result)
@@ -273,10 +276,19 @@ fn host_ports_lead_to_the_sandbox() {
     on_hosts(&[Suite::Ours], |host| host_ports(host, true));
 }
 
+#[test]
+fn host_ports_by_iptables() {
+    on_hosts(&[Suite::Ours], |host| host_ports_by(host, true, "iptables"));
+}
+
 fn host_ports(host: &Host, routed: bool) {
+    host_ports_by(host, routed, "");
+}
+
+fn host_ports_by(host: &Host, routed: bool, backend: &str) {
     let (web, client) = (Sandbox::new("web"), Sandbox::new("client"));
     let mappings = json!([{ "hostPort": 8080, "containerPort": 80, "protocol": "tcp" }, { "hostPort": 5353, "containerPort": 53, "protocol": "UDP" }]);
-    let (config, chained, result) = map_ports(host, &web, &mappings, routed);
+    let (config, chained, result) = map_ports(host, &web, &mappings, routed, backend);
     let result_client = call(host, "bridge", "ADD", &client, &config).unwrap();
     assert_ne!(result["ips"], result_client["ips"]);
     let serve = || echo_once(web.namespace.run(|| TcpListener::bind("0.0.0.0:80").unwrap()).unwrap());

@@ -16,6 +16,9 @@ use crate::Error;
 use crate::plan::Plan;
 
 const CHAIN: &str = "SKIFF-MASQUERADE";
+/// Ours and the portmap plugin's.
+const CHAINS: [&str; 2] = [CHAIN, "SKIFF-HOSTPORTS"];
+const BUILT_IN: [&str; 3] = ["PREROUTING", "OUTPUT", "POSTROUTING"];
 
 pub fn apply(plan: &Plan) -> Result<(), Error> {
     let mut nft = Nft::open()?;
@@ -96,18 +99,19 @@ fn run(program: &'static str, arguments: &[&str], input: Option<&str>) -> Result
     Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
 }
 
-/// Removes what iptables was given; nothing where it was given nothing.
+/// Removes what iptables was given, here and by the portmap plugin; nothing where it was given nothing.
 pub fn remove_from_iptables() {
     let Ok(listed) = run("iptables", &["-w", "5", "-t", "nat", "-S"], None) else { return };
-    if !listed.contains(CHAIN) {
-        return;
-    }
-    for jump in listed.lines().filter(|line| line.starts_with("-A POSTROUTING") && line.ends_with(CHAIN)) {
-        let rule: Vec<&str> = jump.split(' ').skip(1).collect();
+    let ours = |line: &&str| CHAINS.iter().any(|chain| line.contains(chain));
+    let of_built_in = |line: &&str| BUILT_IN.iter().any(|chain| line.starts_with(&format!("-A {chain} ")));
+    for rule in listed.lines().filter(ours).filter(of_built_in) {
+        let rule: Vec<&str> = rule.split(' ').skip(1).collect();
         let _ = run("iptables", &[&["-w", "5", "-t", "nat", "-D"][..], &rule].concat(), None);
     }
-    for action in ["-F", "-X"] {
-        let _ = run("iptables", &["-w", "5", "-t", "nat", action, CHAIN], None);
+    for chain in CHAINS.iter().filter(|chain| listed.contains(&format!("-N {chain}"))) {
+        for action in ["-F", "-X"] {
+            let _ = run("iptables", &["-w", "5", "-t", "nat", action, chain], None);
+        }
     }
 }
 
@@ -142,8 +146,11 @@ mod tests {
             ];
             let rules: Vec<&str> = listed.lines().filter(|line| line.starts_with("-A")).collect();
             assert_eq!(rules, expected);
+            // as the portmap plugin leaves it
+            run("iptables", &["-t", "nat", "-N", "SKIFF-HOSTPORTS"], None).unwrap();
+            run("iptables", &["-t", "nat", "-I", "OUTPUT", "-j", "SKIFF-HOSTPORTS"], None).unwrap();
             remove_from_iptables();
-            assert!(!run("iptables", &["-t", "nat", "-S"], None).unwrap().contains(CHAIN));
+            assert!(!run("iptables", &["-t", "nat", "-S"], None).unwrap().contains("SKIFF"));
         };
         std::thread::spawn(host).join().unwrap();
     }

@@ -2,7 +2,9 @@
 //!
 //! Everything is in table `skiff_hostports`; a mapping's rules carry their owner in the comment. The
 //! base chains' few rules are written again in every transaction, so that no call depends on which
-//! came first.
+//! came first. Kernels without nf_tables get the same from [`iptables`].
+
+mod iptables;
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -30,11 +32,29 @@ struct Config {
     snat: bool,
     masq_all: bool,
     mark_masq_bit: u32,
+    /// `nftables` or `iptables`; what the kernel has when empty.
+    backend: String,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { snat: true, masq_all: false, mark_masq_bit: 13 }
+        Self { snat: true, masq_all: false, mark_masq_bit: 13, backend: String::new() }
+    }
+}
+
+impl Config {
+    /// Of packets that must seem to come from the host.
+    fn mark(&self) -> u32 {
+        1u32.checked_shl(self.mark_masq_bit).unwrap_or(1 << 13)
+    }
+
+    fn uses_iptables(&self) -> Result<bool> {
+        match self.backend.as_str() {
+            "iptables" => Ok(true),
+            "nftables" => Ok(false),
+            "" => Ok(Nft::open().and_then(|mut nft| nft.tables(Family::Ipv4)).is_err()),
+            other => Err(Error::config(format!("backend {other:?} is neither nftables nor iptables"))),
+        }
     }
 }
 
@@ -100,20 +120,12 @@ fn sandbox_address(previous: &NetworkResult) -> Option<IpNet> {
 }
 
 fn install(call: &Call, config: &Config, mappings: &[Mapping], target: IpNet, previous: &NetworkResult) -> Result<()> {
-    let mut nft = Nft::open()?;
-    let mut transaction = Transaction::new(&table());
-    base(&mut transaction, config);
-    // ADD again after a crash: the old rules of this owner go in the same step.
     let owner = call.owner();
-    for rule in nft.rules(&table())?.iter().filter(|rule| rule.comment == owner) {
-        transaction.delete_rule(&rule.chain, rule.handle);
+    if config.uses_iptables()? {
+        iptables::install(config, mappings, target, &owner)?;
+    } else {
+        install_table(config, mappings, target, &owner)?;
     }
-    for mapping in mappings {
-        for rule in rules(config, mapping, target)? {
-            transaction.add_rule(MAPPINGS, &rule.comment(&owner));
-        }
-    }
-    nft.commit(transaction)?;
     if config.snat {
         // Packets from 127.0.0.1 may leave by the interface that leads to the sandbox.
         for interface in previous.interfaces.iter().filter(|interface| interface.sandbox.is_empty()) {
@@ -123,13 +135,29 @@ fn install(call: &Call, config: &Config, mappings: &[Mapping], target: IpNet, pr
     forget_udp_flows(mappings)
 }
 
+fn install_table(config: &Config, mappings: &[Mapping], target: IpNet, owner: &str) -> Result<()> {
+    let mut nft = Nft::open()?;
+    let mut transaction = Transaction::new(&table());
+    base(&mut transaction, config);
+    // ADD again after a crash: the old rules of this owner go in the same step.
+    for rule in nft.rules(&table())?.iter().filter(|rule| rule.comment == owner) {
+        transaction.delete_rule(&rule.chain, rule.handle);
+    }
+    for mapping in mappings {
+        for rule in rules(config, mapping, target)? {
+            transaction.add_rule(MAPPINGS, &rule.comment(owner));
+        }
+    }
+    Ok(nft.commit(transaction)?)
+}
+
 fn table() -> Table {
     Table::new(Family::Ipv4, TABLE)
 }
 
 /// Hooks and the rules that lead to the mappings.
 fn base(transaction: &mut Transaction, config: &Config) {
-    let mark = 1u32.checked_shl(config.mark_masq_bit).unwrap_or(1 << 13);
+    let mark = config.mark();
     let local = || Statement::equals(Field::DestinationType, Field::LOCAL.to_ne_bytes());
     let to_mappings = Rule::new([local(), Statement::jump(MAPPINGS)]);
     let masquerade = Rule::new([Statement::has_bits(Field::Mark, mark), Statement::Masquerade { fully_random: false }]);
@@ -155,7 +183,7 @@ fn rules(config: &Config, mapping: &Mapping, target: IpNet) -> Result<Vec<Rule>>
     }
     matches.push(Statement::equals(Field::Protocol, [protocol]));
     matches.push(Statement::equals(Field::DestinationPort, mapping.host_port.to_be_bytes()));
-    let mark = Statement::OrMark(1u32.checked_shl(config.mark_masq_bit).unwrap_or(1 << 13));
+    let mark = Statement::OrMark(config.mark());
     let mut found = Vec::new();
     if config.snat {
         // A neighbour on the same bridge would answer directly, and 127.0.0.1 cannot be answered
@@ -191,12 +219,15 @@ fn forget_udp_flows(mappings: &[Mapping]) -> Result<()> {
 
 fn delete(call: &Call) -> Result<()> {
     let gone = call.owner();
-    remove_where(&|comment| comment == gone)?;
+    remove_where(call, &|comment| comment == gone)?;
     // Some runtimes DEL without the mappings: then their flows end by themselves.
     forget_udp_flows(&mappings(call)?)
 }
 
-fn remove_where(gone: &dyn Fn(&str) -> bool) -> Result<()> {
+fn remove_where(call: &Call, gone: &dyn Fn(&str) -> bool) -> Result<()> {
+    if call.config::<Config>()?.uses_iptables()? {
+        return iptables::remove_where(gone);
+    }
     let mut nft = Nft::open()?;
     let mut transaction = Transaction::new(&table());
     for rule in nft.rules(&table())?.iter().filter(|rule| gone(&rule.comment)) {
@@ -212,9 +243,12 @@ fn check(call: &Call) -> Result<()> {
     call.required_previous()?;
     let owner = call.owner();
     let wanted = mappings(call)?.len();
-    let found = Nft::open()?.rules(&table())?.iter().filter(|rule| rule.comment == owner).count();
+    let found = match call.config::<Config>()?.uses_iptables()? {
+        true => iptables::count(&owner)?,
+        false => Nft::open()?.rules(&table())?.iter().filter(|rule| rule.comment == owner).count(),
+    };
     if found < wanted {
-        return Err(Error::internal(format!("{found} rules for {wanted} port mappings in table {TABLE}")));
+        return Err(Error::internal(format!("{found} rules for {wanted} port mappings")));
     }
     Ok(())
 }
@@ -223,5 +257,5 @@ fn collect(call: &Call) -> Result<()> {
     let prefix = format!("{}/", call.network);
     let valid: HashSet<String> =
         call.valid_attachments()?.iter().map(|each| owner(&call.network, &each.container_id, &each.ifname)).collect();
-    remove_where(&|comment| comment.starts_with(&prefix) && !valid.contains(comment))
+    remove_where(call, &|comment| comment.starts_with(&prefix) && !valid.contains(comment))
 }
