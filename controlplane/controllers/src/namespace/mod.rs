@@ -37,11 +37,11 @@ pub fn start(context: &Context) {
         }
     });
     let (changed, terminating) = (queue.clone(), namespaces.clone());
-    context.pods.informer.on_change(move |change| {
-        let namespace = change.object().namespace().unwrap_or_default();
+    // whatever goes may have been the last that held the namespace
+    context.removals.subscribe(move |namespace| {
         let going = |namespace: Arc<Namespace>| meta::is_deleting(&namespace.metadata);
-        if change.new.is_none() && terminating.get("", &namespace).is_some_and(going) {
-            changed.add(namespace);
+        if terminating.get("", namespace).is_some_and(going) {
+            changed.add(namespace.to_owned());
         }
     });
     let worker = Arc::new(Worker { controller: controller.clone(), namespaces: namespaces.clone() });
@@ -69,7 +69,7 @@ impl Worker {
             return Ok(Outcome::Done);
         }
         self.report(&namespace, &progress).await?;
-        // pods wake this key when they go; everything else is looked at again
+        // what goes wakes this key; this is for what no watch tells
         Ok(match progress.grace {
             0 => Outcome::Retry,
             grace => Outcome::After(Duration::from_secs((grace / 2 + 1).unsigned_abs())),
