@@ -1,6 +1,7 @@
 //! Service addresses and node ports: who holds which.
 //!
-//! In memory, rebuilt from the stored Services at start. A value is taken before the write of its
+//! In memory, rebuilt from the stored Services at start and brought up to date with them while
+//! Services are written ([`Allocator::sync`]: other servers on the same store write some). A value is taken before the write of its
 //! Service and given back when the write fails ([`Hold`] dropped) or the Service goes, so that
 //! concurrent creates never get the same one. The lower band of each range is left to people who
 //! ask for a certain value, as upstream does (`ServiceIPStaticSubrange`,
@@ -9,6 +10,7 @@
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rand::Rng;
@@ -39,6 +41,27 @@ pub enum AllocationError {
     Full,
 }
 
+/// How long what the stored Services say is trusted.
+const FRESH: Duration = Duration::from_secs(1);
+/// Longer than any write takes: what is held longer and not stored has gone.
+const IN_FLIGHT: Duration = Duration::from_secs(120);
+
+/// Who holds a value, since when this server knows it, and whether it was seen stored.
+#[derive(Debug)]
+struct Holder {
+    owner: String,
+    since: Instant,
+    stored: bool,
+}
+
+/// What one stored Service holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holding {
+    pub owner: String,
+    pub addresses: Vec<Ipv4Addr>,
+    pub ports: Vec<u16>,
+}
+
 /// One range of numbers and who holds which of them, by the owner's UID.
 #[derive(Debug)]
 struct Range {
@@ -46,12 +69,14 @@ struct Range {
     last: u32,
     /// Values before this one are taken last.
     band: u32,
-    held: HashMap<u32, String>,
+    held: HashMap<u32, Holder>,
+    /// Given back here a moment ago; a cache that is behind may still show them as held.
+    released: HashMap<(u32, String), Instant>,
 }
 
 impl Range {
     fn new(first: u32, last: u32, band: u32) -> Self {
-        Self { first, last, band: band.min(last - first), held: HashMap::new() }
+        Self { first, last, band: band.min(last - first), held: HashMap::new(), released: HashMap::new() }
     }
 
     fn contains(&self, value: u32) -> bool {
@@ -61,10 +86,11 @@ impl Range {
     /// Whether `value` was free or already `owner`'s; new for it when free.
     fn take(&mut self, value: u32, owner: &str) -> Option<bool> {
         match self.held.get(&value) {
-            Some(holder) if holder == owner => Some(false),
+            Some(holder) if holder.owner == owner => Some(false),
             Some(_) => None,
             None => {
-                self.held.insert(value, owner.to_owned());
+                self.released.remove(&(value, owner.to_owned()));
+                self.hold(value, owner, false);
                 Some(true)
             }
         }
@@ -73,8 +99,27 @@ impl Range {
     fn take_any(&mut self, owner: &str) -> Option<u32> {
         let (middle, end) = (self.first + self.band, self.last + 1);
         let value = self.free_in(middle, end).or_else(|| self.free_in(self.first, middle))?;
-        self.held.insert(value, owner.to_owned());
+        self.hold(value, owner, false);
         Some(value)
+    }
+
+    fn hold(&mut self, value: u32, owner: &str, stored: bool) {
+        self.held.insert(value, Holder { owner: owner.to_owned(), since: Instant::now(), stored });
+    }
+
+    /// Makes the range what is stored, but for what writes under way have just taken or given back.
+    fn sync(&mut self, stored: &HashMap<u32, &str>, now: Instant) {
+        self.released.retain(|_, at| now.duration_since(*at) < IN_FLIGHT);
+        self.held.retain(|value, holder| {
+            stored.contains_key(value) || !holder.stored && now.duration_since(holder.since) < IN_FLIGHT
+        });
+        for (value, owner) in stored {
+            match self.held.get_mut(value) {
+                Some(holder) if holder.owner == *owner => holder.stored = true,
+                _ if self.released.contains_key(&(*value, (*owner).to_owned())) => {}
+                _ => self.hold(*value, owner, true),
+            }
+        }
     }
 
     /// A free value of `[from, to)`, searched from a random place on.
@@ -87,8 +132,9 @@ impl Range {
     }
 
     fn release(&mut self, value: u32, owner: &str) {
-        if self.held.get(&value).is_some_and(|holder| holder == owner) {
+        if self.held.get(&value).is_some_and(|holder| holder.owner == owner) {
             self.held.remove(&value);
+            self.released.insert((value, owner.to_owned()), Instant::now());
         }
     }
 }
@@ -99,6 +145,7 @@ pub struct Allocator {
     ranges: ServiceRanges,
     addresses: Mutex<Range>,
     ports: Mutex<Range>,
+    synced: Mutex<Option<Instant>>,
 }
 
 /// What one write took, and what it gives up once it is stored.
@@ -124,6 +171,7 @@ impl Allocator {
             addresses: Mutex::new(Range::new(first, last, static_band(size, 16, 256))),
             ports: Mutex::new(Range::new(ports.0, ports.1, static_band(port_count, 32, 128))),
             ranges,
+            synced: Mutex::new(None),
         })
     }
 
@@ -138,15 +186,21 @@ impl Allocator {
         }
     }
 
-    /// Marks what a stored Service holds.
-    pub fn adopt(&self, owner: &str, addresses: &[Ipv4Addr], ports: &[u16]) {
-        let (mut held_addresses, mut held_ports) = (self.addresses.lock(), self.ports.lock());
-        for address in addresses {
-            held_addresses.take(u32::from(*address), owner);
-        }
-        for port in ports {
-            held_ports.take(u32::from(*port), owner);
-        }
+    /// Whether it is time to look at the stored Services again.
+    pub fn is_stale(&self, now: Instant) -> bool {
+        self.synced.lock().is_none_or(|synced| now.duration_since(synced) >= FRESH)
+    }
+
+    /// Brings the allocator up to date with the stored Services.
+    pub fn sync(&self, stored: &[Holding], now: Instant) {
+        let addresses = stored
+            .iter()
+            .flat_map(|held| held.addresses.iter().map(|address| (u32::from(*address), held.owner.as_str())));
+        let ports =
+            stored.iter().flat_map(|held| held.ports.iter().map(|port| (u32::from(*port), held.owner.as_str())));
+        self.addresses.lock().sync(&addresses.collect(), now);
+        self.ports.lock().sync(&ports.collect(), now);
+        *self.synced.lock() = Some(now);
     }
 
     pub fn release(&self, owner: &str, addresses: &[Ipv4Addr], ports: &[u16]) {
@@ -282,11 +336,36 @@ mod tests {
         update.free_later(&[], &[30001]);
         update.commit();
         assert_eq!(allocator.hold("b").port(30001), Ok(()));
-        allocator.adopt("c", &[], &[30002]);
+        let held = Holding { owner: "c".into(), addresses: vec![], ports: vec![30002] };
+        allocator.sync(&[held], Instant::now());
         allocator.release("other", &[], &[30002]);
         assert_eq!(allocator.hold("b").port(30002), Err(AllocationError::Taken("port")));
         allocator.release("c", &[], &[30002]);
         assert_eq!(allocator.hold("b").port(30002), Ok(()));
+    }
+
+    #[test]
+    fn other_servers_write_too() {
+        let allocator = small();
+        let (now, later) = (Instant::now(), Instant::now() + IN_FLIGHT + FRESH);
+        assert!(allocator.is_stale(now));
+        let mut hold = Box::new(allocator.hold("a"));
+        hold.port(30000).unwrap();
+        hold.commit();
+        // Not seen yet, but too young to be gone; what others stored is taken.
+        let theirs = Holding { owner: "b".into(), addresses: vec![Ipv4Addr::new(10, 0, 0, 2)], ports: vec![30001] };
+        allocator.sync(std::slice::from_ref(&theirs), now);
+        assert!(!allocator.is_stale(now) && allocator.is_stale(now + FRESH));
+        assert_eq!(allocator.hold("c").port(30000), Err(AllocationError::Taken("port")));
+        assert_eq!(allocator.hold("c").port(30001), Err(AllocationError::Taken("port")));
+        // Given back here; a cache that is behind does not take it again.
+        allocator.release("b", &theirs.addresses, &theirs.ports);
+        allocator.sync(&[theirs], now);
+        assert_eq!(allocator.hold("c").port(30001), Ok(()));
+        // Deleted through another server.
+        allocator.sync(&[], later);
+        assert_eq!(allocator.hold("c").port(30000), Ok(()));
+        assert_eq!(allocator.hold("c").address(Ipv4Addr::new(10, 0, 0, 2)), Ok(()));
     }
 
     #[test]

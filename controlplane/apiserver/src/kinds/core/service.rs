@@ -6,13 +6,14 @@
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use api::field::{Error, ErrorList, Path};
 use async_trait::async_trait;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::allocator::{AllocationError, Allocator, Hold, ServiceRanges};
+use super::allocator::{AllocationError, Allocator, Hold, Holding, ServiceRanges};
 use super::service_validation;
 use crate::admit::Cluster;
 use crate::error::{ApiError, Result};
@@ -29,6 +30,21 @@ pub struct Service {
 impl Service {
     pub fn new(ranges: ServiceRanges) -> Self {
         Self { allocator: Allocator::new(ranges) }
+    }
+
+    /// Looks at what the stored Services hold.
+    async fn sync(&self, cluster: &dyn Cluster) -> Result<()> {
+        let asked = Instant::now();
+        let services = cluster.list("", "services", "").await?;
+        let holdings: Vec<Holding> = services
+            .iter()
+            .map(|service| {
+                let (addresses, ports) = held(service);
+                Holding { owner: owner(service), addresses, ports }
+            })
+            .collect();
+        self.allocator.sync(&holdings, asked);
+        Ok(())
     }
 }
 
@@ -265,10 +281,13 @@ impl Hooks for Service {
 
     async fn reserve(
         &self,
-        _ctx: &Context<'_>,
+        ctx: &Context<'_>,
         new: &mut Value,
         old: Option<&Value>,
     ) -> Result<Option<Box<dyn Reservation>>> {
+        if self.allocator.is_stale(Instant::now()) {
+            self.sync(ctx.cluster).await?;
+        }
         let mut hold = self.allocator.hold(&owner(new));
         let mut errors = ErrorList::new();
         take_address(&mut hold, new, &mut errors);
@@ -291,11 +310,7 @@ impl Hooks for Service {
     }
 
     async fn start(&self, cluster: &dyn Cluster) -> Result<()> {
-        for service in cluster.list("", "services", "").await? {
-            let (addresses, ports) = held(&service);
-            self.allocator.adopt(&owner(&service), &addresses, &ports);
-        }
-        Ok(())
+        self.sync(cluster).await
     }
 }
 
