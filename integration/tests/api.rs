@@ -248,7 +248,7 @@ fn bad_input_is_answered_and_explained() {
 #[test]
 fn watches_see_every_change_once() {
     let lab = Lab::up_without_images("watch", &[]);
-    let mut watching = lab.spawn_kubectl(&["get", "configmaps", "-l", "seen=yes", "--watch", "--output-watch-events", "-o", "name"]);
+    let mut watching = lab.spawn_kubectl(&["get", "configmaps", "-l", "seen=yes", "--watch", "--output-watch-events"]);
     for index in 0..3 {
         let name = format!("w-{index}");
         lab.kubectl(&["create", "configmap", &name]);

@@ -61,13 +61,14 @@ fn a_killed_agent_or_containerd_restarts_no_container() {
 }
 
 fn find_containerd(lab: &Lab) -> Option<String> {
-    let run = lab.member("node-1")["runDir"].as_str()?.to_owned();
+    let member = lab.member("node-1");
+    let places: Vec<String> = ["runDir", "dataDir"].iter().filter_map(|key| Some(format!("{}/", member[*key].as_str()?))).collect();
     std::fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
         let pid = entry.file_name().to_str()?.to_owned();
         let line = std::fs::read(entry.path().join("cmdline")).ok()?;
         let words: Vec<_> = line.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
         let is_containerd = words.first()?.ends_with("/containerd") || *words.first()? == "containerd";
-        (is_containerd && words.iter().any(|word| word.contains(&run))).then_some(pid)
+        (is_containerd && words.iter().any(|word| places.iter().any(|place| word.contains(place.as_str())))).then_some(pid)
     })
 }
 

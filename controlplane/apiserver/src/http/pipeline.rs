@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Limited};
+use http_body_util::BodyExt;
 use rustls_pki_types::CertificateDer;
 
 use super::body::{Body, BoxError};
@@ -22,6 +22,9 @@ use crate::server::Api;
 
 /// Larger bodies are refused.
 pub const MAX_BODY: usize = 3 << 20;
+/// A client that sends more than it may is read to its end, up to this, so that it sees the answer
+/// instead of a broken connection.
+const MAX_DISCARDED: usize = 64 << 20;
 
 /// What is known of a TLS connection.
 pub struct Connection {
@@ -103,7 +106,9 @@ pub fn refuse(error: &ApiError) -> Response<Body> {
         response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     }
     if error.code() == StatusCode::UNAUTHORIZED {
-        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"kubernetes\""));
+        response
+            .headers_mut()
+            .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"kubernetes\""));
     }
     response
 }
@@ -141,7 +146,9 @@ where
     }
     match tokio::time::timeout(limit, dispatch(asked, body)).await {
         Ok(answer) => answer,
-        Err(_) => Err(ApiError::timeout(format!("request did not complete within the allowed {} seconds", limit.as_secs()))),
+        Err(_) => {
+            Err(ApiError::timeout(format!("request did not complete within the allowed {} seconds", limit.as_secs())))
+        }
     }
 }
 
@@ -167,14 +174,22 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let too_large = || ApiError::too_large(format!("Request entity too large: limit is {MAX_BODY}"));
     let announced = text(&parts.headers, &header::CONTENT_LENGTH).parse::<usize>().unwrap_or(0);
-    if announced > MAX_BODY {
-        return Err(too_large());
+    let mut body = std::pin::pin!(body);
+    let mut kept = BytesMut::with_capacity(announced.min(MAX_BODY));
+    let mut seen = 0;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| ApiError::bad_request(format!("reading the request body: {}", error.into())))?;
+        let Some(data) = frame.data_ref() else { continue };
+        seen += data.len();
+        if seen <= MAX_BODY {
+            kept.extend_from_slice(data);
+        } else if seen > MAX_DISCARDED {
+            break;
+        }
     }
-    match Limited::new(body, MAX_BODY).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
-        Err(error) => Err(ApiError::bad_request(format!("reading the request body: {error}"))),
+    if seen > MAX_BODY {
+        return Err(ApiError::too_large(format!("Request entity too large: limit is {MAX_BODY}")));
     }
+    Ok(kept.freeze())
 }
