@@ -352,7 +352,7 @@ impl Manager {
             state.pods.insert(uid.clone(), mailbox.clone());
         }
         let manager = self.clone();
-        self.supervisor.spawn(&uid.clone(), async move {
+        self.supervisor.spawn(uid.clone(), async move {
             manager.clone().drive(mailbox, known).await;
             let mut state = manager.state.lock();
             state.pods.remove(&uid);

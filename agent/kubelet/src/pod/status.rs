@@ -178,7 +178,7 @@ fn one(
     status.image_id = run.image_id.clone();
     status.container_id = Some(format!("containerd://{}", run.id));
     status.restart_count = i32::try_from(run.restart_count).unwrap_or(i32::MAX);
-    status.last_state = previous.filter(|run| run.state == RunState::Exited).map(|run| terminated_state(run));
+    status.last_state = previous.filter(|run| run.state == RunState::Exited).map(terminated_state);
     if status.last_state.is_none() && run.restart_count > 0 {
         // The run before was removed from the runtime: what was last said of it stays.
         status.last_state = before

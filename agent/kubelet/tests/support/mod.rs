@@ -112,6 +112,12 @@ impl Node {
         let ip = "127.0.0.1".parse().unwrap();
         let mut config = kubelet::Config::new(NODE, vec![ip], layout, self.options.paths.socket.clone());
         config.cgroup_root = self.cgroup.clone();
+        // How full the test host is decides no test.
+        config.eviction.memory_available = 0;
+        config.eviction.nodefs_available_percent = 0;
+        config.eviction.nodefs_inodes_percent = 0;
+        config.eviction.imagefs_available_percent = 0;
+        config.image_gc.high_percent = 100;
         config.manifests_dir = Some(self.directory.join("manifests"));
         self.running = Some(kubelet::start(config, informers, &supervisor).unwrap());
         self.kubelet = Some(supervisor);
