@@ -33,6 +33,11 @@ pub fn brief(error: &kube::Error) -> String {
 /// Steps, in their usual order: `accepted`, `stored`, `scheduled`, `seen by node`, `volumes ready`,
 /// `sandbox and network ready`, `container created`, `container started`, `ready`, `routed`.
 pub fn timeline(pod: &str, step: &str) {
-    let line = serde_json::json!({"at": jiff::Timestamp::now().as_microsecond(), "step": step, "pod": pod});
+    timeline_at(pod, step, jiff::Timestamp::now());
+}
+
+/// The same for a step that is told later than it was.
+pub fn timeline_at(pod: &str, step: &str, at: jiff::Timestamp) {
+    let line = serde_json::json!({"at": at.as_microsecond(), "step": step, "pod": pod});
     tracing::info!(target: "timeline", "timeline {line}");
 }

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use component::{Informer, Informers, Supervisor};
+use component::{Change, Informer, Informers, Supervisor};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use crate::health::{Health, HealthChecks};
@@ -74,6 +75,8 @@ struct Watched {
     services: Informer<Service>,
     slices: Informer<EndpointSlice>,
     nodes: Informer<Node>,
+    /// Pods that became endpoints since the last pass.
+    unrouted: Arc<Mutex<Vec<String>>>,
 }
 
 pub fn start(config: Config, informers: &Informers, supervisor: &Supervisor) -> Proxy {
@@ -83,6 +86,7 @@ pub fn start(config: Config, informers: &Informers, supervisor: &Supervisor) -> 
         services: informers.of::<Service>(),
         slices: informers.of::<EndpointSlice>(),
         nodes: informers.of::<Node>(),
+        unrouted: Arc::default(),
     };
     let changed = Arc::new(Notify::new());
     let health = Health::new(&config.node_name);
@@ -106,8 +110,11 @@ fn wake_on_change(watched: &Watched, node_name: &str, changed: &Arc<Notify>, hea
     };
     let on_service = wake();
     watched.services.on_change(move |_| on_service());
-    let on_slice = wake();
-    watched.slices.on_change(move |_| on_slice());
+    let (on_slice, routed) = (wake(), watched.unrouted.clone());
+    watched.slices.on_change(move |change| {
+        routed.lock().extend(became_ready(change));
+        on_slice();
+    });
     let (on_node, name) = (wake(), node_name.to_owned());
     watched.nodes.on_change(move |change| {
         let zone = |node: Option<&Arc<Node>>| node.and_then(|node| zone_of(node));
@@ -115,6 +122,22 @@ fn wake_on_change(watched: &Watched, node_name: &str, changed: &Arc<Notify>, hea
             on_node();
         }
     });
+}
+
+/// The pods, `namespace/name`, that a change makes ready endpoints.
+fn became_ready(change: &Change<'_, EndpointSlice>) -> Vec<String> {
+    let pods = |slice: Option<&Arc<EndpointSlice>>| -> Vec<String> {
+        let endpoints = slice.map(|slice| slice.endpoints.as_deref().unwrap_or_default()).unwrap_or_default();
+        let ready = endpoints.iter().filter(|endpoint| {
+            endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true)
+        });
+        ready
+            .filter_map(|endpoint| endpoint.target_ref.as_ref())
+            .filter_map(|pod| Some(format!("{}/{}", pod.namespace.as_deref()?, pod.name.as_deref()?)))
+            .collect()
+    };
+    let before = pods(change.old);
+    pods(change.new).into_iter().filter(|pod| !before.contains(pod)).collect()
 }
 
 fn zone_of(node: &Node) -> Option<String> {
@@ -143,6 +166,7 @@ async fn sync_forever(
     loop {
         let began = Instant::now();
         health.begun();
+        let unrouted = std::mem::take(&mut *watched.unrouted.lock());
         let node = NodeView {
             name: config.node_name.clone(),
             zone: watched.nodes.get("", &config.node_name).and_then(|node| zone_of(&node)),
@@ -162,6 +186,9 @@ async fn sync_forever(
                 match outcome {
                     Ok(()) => {
                         health.succeeded();
+                        for pod in &unrouted {
+                            component::timeline(pod, "routed");
+                        }
                         synced.send_modify(|count| *count += 1);
                         if std::mem::take(&mut first) {
                             // Only now: at no time is there neither. Nothing waits for it.

@@ -25,8 +25,18 @@ pub async fn start(api: &Arc<Api>) -> Result<()> {
     let rules = policy::objects();
     let rules = rules.into_iter().map(|(plural, object)| ensure_policy(api, plural, object));
     futures::future::try_join_all(rules).await?;
-    let classes = [priority_class("system-node-critical", 2_000_001_000, "Used for system critical pods that must not be moved from their current node."),
-        priority_class("system-cluster-critical", 2_000_000_000, "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.")];
+    let classes = [
+        priority_class(
+            "system-node-critical",
+            2_000_001_000,
+            "Used for system critical pods that must not be moved from their current node.",
+        ),
+        priority_class(
+            "system-cluster-critical",
+            2_000_000_000,
+            "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
+        ),
+    ];
     for class in classes {
         ensure(api, "scheduling.k8s.io", "priorityclasses", class).await?;
     }
@@ -40,7 +50,8 @@ pub async fn start(api: &Arc<Api>) -> Result<()> {
 /// What the role `system:node` grants.
 pub fn node_rules() -> Vec<crate::authz::rbac::Rule> {
     let roles = policy::objects();
-    let role = roles.iter().find(|(plural, role)| *plural == "clusterroles" && role["metadata"]["name"] == "system:node");
+    let role =
+        roles.iter().find(|(plural, role)| *plural == "clusterroles" && role["metadata"]["name"] == "system:node");
     role.map(|(_, role)| crate::authz::rbac::Rule::all_of(role)).unwrap_or_default()
 }
 

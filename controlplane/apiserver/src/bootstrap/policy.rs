@@ -28,7 +28,8 @@ pub fn objects() -> Vec<Object> {
             ["role", name, labels @ ..] => objects.push(role(name, labels)),
             ["aggregate", name, from, labels @ ..] => {
                 let (plural, mut object) = role(name, labels);
-                object["aggregationRule"] = json!({"clusterRoleSelectors": [{"matchLabels": {aggregate_label(from): "true"}}]});
+                object["aggregationRule"] =
+                    json!({"clusterRoleSelectors": [{"matchLabels": {aggregate_label(from): "true"}}]});
                 objects.push((plural, object));
             }
             ["controller", name] => {
@@ -76,10 +77,13 @@ fn role(name: &str, labels: &[&str]) -> Object {
 fn rule(words: &[&str]) -> Value {
     let list = |text: &str| -> Vec<String> { text.split(',').map(str::to_owned).collect() };
     match words {
-        ["events"] => json!({"apiGroups": ["", "events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch", "update"]}),
+        ["events"] => {
+            json!({"apiGroups": ["", "events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch", "update"]})
+        }
         ["url", verbs, paths] => json!({"verbs": list(verbs), "nonResourceURLs": list(paths)}),
         [verbs, groups, resources, names @ ..] => {
-            let groups: Vec<String> = list(groups).into_iter().map(|group| if group == "core" { String::new() } else { group }).collect();
+            let groups: Vec<String> =
+                list(groups).into_iter().map(|group| if group == "core" { String::new() } else { group }).collect();
             let mut rule = json!({"verbs": expand(verbs), "apiGroups": groups, "resources": list(resources)});
             if let [names] = names {
                 rule["resourceNames"] = json!(list(names));
@@ -102,7 +106,8 @@ fn expand(verbs: &str) -> Vec<&str> {
 fn binding(name: &str, role: &str, subjects: &str) -> Object {
     let (namespace, metadata) = metadata(name);
     let subjects: Vec<Value> = subjects.split(',').filter_map(subject).collect();
-    let (plural, kind) = if namespace.is_some() { ("rolebindings", "Role") } else { ("clusterrolebindings", "ClusterRole") };
+    let (plural, kind) =
+        if namespace.is_some() { ("rolebindings", "Role") } else { ("clusterrolebindings", "ClusterRole") };
     let role = role.rsplit_once('/').map_or(role, |(_, name)| name);
     let mut object = json!({"metadata": metadata, "roleRef": {"apiGroup": API_GROUP, "kind": kind, "name": role}});
     if !subjects.is_empty() {

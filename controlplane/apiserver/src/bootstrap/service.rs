@@ -23,8 +23,29 @@ pub async fn ensure(api: &Api) -> Result<()> {
         },
         "status": {"loadBalancer": {}},
     })).await?;
+    ensure_dns(api).await?;
     point(api, "", "endpoints", endpoints(api)).await?;
     point(api, "discovery.k8s.io", "endpointslices", slice(api)).await
+}
+
+/// `kube-system/kube-dns`, where people and charts look for the cluster's DNS address. Every node
+/// answers on it itself, so it leads to no pods; having it keeps the address from being given away.
+async fn ensure_dns(api: &Api) -> Result<()> {
+    let cluster_ip = api::defaults::DNS_IP;
+    let port = |name: &str, protocol: &str| json!({"name": name, "port": 53, "protocol": protocol, "targetPort": 53});
+    ensure_object(api, "", "services", json!({
+        "metadata": {
+            "name": "kube-dns", "namespace": "kube-system",
+            "labels": {"k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS"},
+        },
+        "spec": {
+            "type": "ClusterIP", "clusterIP": cluster_ip, "clusterIPs": [cluster_ip],
+            "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack", "sessionAffinity": "None",
+            "internalTrafficPolicy": "Cluster",
+            "ports": [port("dns", "UDP"), port("dns-tcp", "TCP")],
+        },
+        "status": {"loadBalancer": {}},
+    })).await
 }
 
 fn endpoints(api: &Api) -> Value {

@@ -53,14 +53,19 @@ impl Call {
         let options = self.options_object("CreateOptions");
         self.endpoint.hooks().defaults(&mut object);
         let object = self.mutate(Operation::Create, object, None, &options).await?;
-        let generates = metadata::text(&object, "name").is_empty() && !metadata::text(&object, "generateName").is_empty();
+        let generates =
+            metadata::text(&object, "name").is_empty() && !metadata::text(&object, "generateName").is_empty();
         let mut attempt = 1;
         loop {
             match self.create_once(object.clone(), &options).await {
                 Err(error) if error.is_already_exists() && generates => {
                     if attempt == NAME_ATTEMPTS {
                         let name = error.to_status()["details"]["name"].as_str().unwrap_or_default().to_owned();
-                        return Err(ApiError::generate_name_conflict(&self.info.group, &self.descriptor().plural, &name));
+                        return Err(ApiError::generate_name_conflict(
+                            &self.info.group,
+                            &self.descriptor().plural,
+                            &name,
+                        ));
                     }
                     attempt += 1;
                 }
@@ -101,6 +106,11 @@ impl Call {
             TxnOutcome::Done { revision } => {
                 if let Some(reservation) = reservation {
                     reservation.commit();
+                }
+                if descriptor.plural == "pods" && descriptor.hub_group().is_empty() {
+                    let pod = format!("{}/{name}", self.namespace());
+                    component::timeline_at(&pod, "accepted", self.now);
+                    component::timeline(&pod, "stored");
                 }
                 Ok(written(object, &stored, revision, true))
             }
