@@ -3,6 +3,8 @@
 //! Needs root, containerd, runc and busybox-static. Everything happens in a temporary directory
 //! and in a network namespace of the test's own thread.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod support;
 
 use std::time::{Duration, Instant};

@@ -4,6 +4,8 @@
 //! Needs root, containerd, runc and busybox-static; everything is in a temporary directory and a
 //! network namespace of the test's own.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod support;
 
 use std::net::SocketAddr;

@@ -3,6 +3,8 @@
 //!
 //! Needs root (tmpfs mounts, ownership).
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::collections::HashMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;

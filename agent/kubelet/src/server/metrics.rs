@@ -159,10 +159,13 @@ pub fn resource(pods: &dyn NodePods) -> String {
     family.text
 }
 
+/// A metric's name, kind, help text and value.
+type Column = (&'static str, &'static str, &'static str, fn(&Usage) -> f64);
+
 /// `/metrics/cadvisor`
 pub fn cadvisor(pods: &dyn NodePods) -> String {
     let measured = containers(pods);
-    let columns: [(&str, &str, &str, fn(&Usage) -> f64); 6] = [
+    let columns: [Column; 6] = [
         ("container_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed in seconds.", seconds),
         (
             "container_memory_usage_bytes",
