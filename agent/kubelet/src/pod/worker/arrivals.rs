@@ -1,0 +1,223 @@
+//! What reaches a worker: wishes, mail, and the ends of what it started.
+
+use std::collections::HashSet;
+
+use component::EventType;
+use futures::FutureExt;
+use jiff::{SignedDuration, Timestamp};
+
+use super::{Done, Stage, Worker, keep_own};
+use crate::cri::RuntimeError;
+use crate::pod::actions::pod_id;
+use crate::pod::mailbox::{Mail, Wish};
+use crate::pod::make_sandbox::SandboxError;
+use crate::pod::observed::{Observed, Run, Sandbox};
+use crate::pod::{cleanup, ending, make_container, observe};
+
+impl Worker {
+    pub(super) fn adopt(&mut self, wish: Wish) {
+        // Conditions that others own are theirs to change.
+        self.status = keep_own(&self.status, wish.pod.status.as_ref());
+        self.wish = wish;
+        if matches!(self.stage, Stage::Ending { .. }) && self.pod().metadata.deletion_timestamp.is_some() {
+            self.shorten(ending::grace(self.pod()));
+        }
+        self.node.volumes.refresh(self.pod());
+    }
+
+    pub(super) fn read(&mut self, mail: Mail) {
+        for (id, ended) in mail.changed {
+            self.look_at(id, ended);
+        }
+        if mail.resync {
+            self.look_at_everything();
+        }
+        for run in mail.announced {
+            self.memory.in_post_start.insert(run.id.clone());
+            self.saw_run(run);
+        }
+        for update in mail.probes {
+            self.take_probe(update);
+        }
+    }
+
+    pub(super) fn look_at(&mut self, id: String, ended: bool) {
+        let node = self.node.clone();
+        if let Some(run) = self.observed.runs.iter().find(|run| run.id == id) {
+            let sandbox = run.sandbox_id.clone();
+            let look = async move {
+                let run = match ended {
+                    true => observe::ended_run(&node.runtime, &id, &sandbox).await,
+                    false => observe::run(&node.runtime, &id, &sandbox).await,
+                };
+                Done::Seen { id, run }
+            };
+            self.tasks.push(look.boxed());
+        } else if self.observed.sandboxes.iter().any(|sandbox| sandbox.id == id) {
+            let look = async move {
+                Done::SandboxSeen(match ended {
+                    true => observe::ended_sandbox(&node.runtime, &id).await,
+                    false => observe::sandbox(&node.runtime, &id).await,
+                })
+            };
+            self.tasks.push(look.boxed());
+        } else if self.setup.is_some() {
+            *self.early.entry(id).or_default() |= ended;
+        }
+    }
+
+    pub(super) fn look_at_everything(&mut self) {
+        let (node, uid, changes) = (self.node.clone(), self.uid(), self.changes);
+        let look = async move { Done::AllSeen { changes, observed: observe::pod(&node.runtime, &uid).await } };
+        self.tasks.push(look.boxed());
+    }
+
+    pub(super) fn finish(&mut self, done: Done) {
+        match done {
+            Done::Sandbox(Ok(sandbox)) => {
+                self.sandbox_failures = 0;
+                self.memory.sandbox_retry_at = None;
+                self.tell("sandbox and network ready");
+                self.saw_sandbox(sandbox);
+            }
+            Done::Sandbox(Err(error)) => self.sandbox_failed(&error),
+            Done::Container { name, outcome } => self.container_done(name, outcome),
+            Done::Stopped { id, result } => {
+                self.memory.stopping.remove(&id);
+                match result {
+                    Ok(run) => self.saw_run(run),
+                    Err(error) if error.is_not_found() => self.observed.forget_run(&id),
+                    Err(error) => self.stop_failed(&id, &error),
+                }
+            }
+            Done::SandboxStopped { id, result } => {
+                self.memory.stopping.remove(&id);
+                match result {
+                    Ok(()) => {
+                        self.stopped_sandboxes.insert(id);
+                        self.look_at_everything();
+                    }
+                    Err(error) => self.stop_failed(&id, &error),
+                }
+            }
+            Done::Seen { run: Ok(run), .. } => self.saw_run(run),
+            Done::Seen { id, run: Err(error) } if error.is_not_found() => self.observed.forget_run(&id),
+            Done::Seen { run: Err(error), .. } | Done::SandboxSeen(Err(error)) => {
+                tracing::debug!(pod = pod_id(self.pod()), %error, "looking again later");
+            }
+            Done::SandboxSeen(Ok(sandbox)) => self.saw_sandbox(sandbox),
+            Done::AllSeen { changes, observed } => self.all_seen(changes, observed),
+            Done::Removed { ids } => ids.iter().for_each(|id| self.observed.forget_run(id)),
+            Done::Cleaned(result) => self.cleaned(result),
+            Done::Purged(Ok(())) => self.stage = Stage::Gone,
+            Done::Purged(Err(message)) => {
+                tracing::warn!(pod = pod_id(self.pod()), message, "removing what is left of the pod; trying again");
+                self.stage = Stage::Ended { verdict: None };
+                self.pause(SignedDuration::from_secs(2));
+            }
+        }
+    }
+
+    pub(super) fn pause(&mut self, delay: SignedDuration) {
+        self.pause_until = Timestamp::now().checked_add(delay).ok();
+    }
+
+    pub(super) fn sandbox_failed(&mut self, error: &SandboxError) {
+        tracing::warn!(pod = pod_id(self.pod()), %error, "the pod's sandbox could not be made");
+        // 0.5 s doubling to about two minutes for volumes, to 32 s for the rest.
+        let most = if matches!(error, SandboxError::Volumes(_)) { 8 } else { 6 };
+        let delay = SignedDuration::from_millis(500 << self.sandbox_failures.min(most));
+        self.sandbox_failures += 1;
+        self.memory.sandbox_retry_at = Timestamp::now().checked_add(delay).ok();
+    }
+
+    pub(super) fn stop_failed(&mut self, id: &str, error: &RuntimeError) {
+        tracing::warn!(pod = pod_id(self.pod()), id, %error, "stopping failed; trying again");
+        let message = format!("error killing pod: {}", error.runtime_message());
+        self.node.event(self.pod(), EventType::Warning, "FailedKillPod", message);
+        self.pause(SignedDuration::from_secs(1));
+        self.look_at_everything();
+    }
+
+    pub(super) fn cleaned(&mut self, result: Result<(), String>) {
+        match result {
+            Ok(()) => {
+                let verdict = if let Stage::Cleaning { verdict } = &self.stage { verdict.clone() } else { None };
+                self.stage = Stage::Ended { verdict };
+            }
+            Err(message) => {
+                tracing::warn!(pod = pod_id(self.pod()), message, "giving back the pod's resources; trying again");
+                self.pause(SignedDuration::from_secs(2));
+            }
+        }
+    }
+
+    pub(super) fn container_done(&mut self, name: String, outcome: make_container::Outcome) {
+        match outcome.failure {
+            Some(failure) => self.memory.failures.insert(name.clone(), failure),
+            None => self.memory.failures.remove(&name),
+        };
+        if let Some(run) = outcome.run {
+            self.memory.in_post_start.remove(&run.id);
+            let id = run.id.clone();
+            self.tell("container started");
+            self.saw_run(run.clone());
+            if let Some(ended) = self.early.remove(&id) {
+                self.look_at(id, ended);
+            }
+            if let Some(message) = outcome.hook_failed {
+                let grace = ending::grace(self.pod());
+                self.stop_run(run, message, grace);
+            }
+        }
+        self.early.clear();
+        self.remove_old_runs(&name);
+    }
+
+    /// The newest run and the one before it are kept, for `kubectl logs --previous`.
+    pub(super) fn remove_old_runs(&mut self, name: &str) {
+        let old: Vec<Run> = self.observed.runs_of(name).skip(2).filter(|run| !run.is_running()).cloned().collect();
+        if old.is_empty() {
+            return;
+        }
+        let node = self.node.clone();
+        self.tasks.push(async move { Done::Removed { ids: cleanup::remove_runs(&node, &old).await } }.boxed());
+    }
+
+    pub(super) fn saw_run(&mut self, run: Run) {
+        self.changes += 1;
+        self.note(&run);
+        self.observed.put_run(run);
+    }
+
+    pub(super) fn saw_sandbox(&mut self, sandbox: Sandbox) {
+        self.changes += 1;
+        self.observed.put_sandbox(sandbox);
+    }
+
+    pub(super) fn all_seen(&mut self, changes: u64, observed: Result<Observed, RuntimeError>) {
+        match observed {
+            Ok(observed) if changes == self.changes => {
+                self.blind = false;
+                observed.runs.iter().for_each(|run| self.note(run));
+                let present: HashSet<&String> = observed.runs.iter().map(|run| &run.id).collect();
+                let gone: Vec<String> = self.probes.keys().filter(|id| !present.contains(id)).cloned().collect();
+                gone.iter().for_each(|id| self.forget_probes(id));
+                self.observed = observed;
+            }
+            // Something changed meanwhile: this look is older than what is known.
+            Ok(_) => self.look_at_everything(),
+            Err(error) => {
+                tracing::warn!(pod = pod_id(self.pod()), %error, "the container runtime did not say what the pod has; asking again");
+                if self.blind {
+                    let (node, uid, changes) = (self.node.clone(), self.uid(), self.changes);
+                    let look = async move {
+                        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+                        Done::AllSeen { changes, observed: observe::pod(&node.runtime, &uid).await }
+                    };
+                    self.tasks.push(look.boxed());
+                }
+            }
+        }
+    }
+}
