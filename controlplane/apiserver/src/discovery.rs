@@ -14,10 +14,27 @@ use crate::resources::Resources;
 
 /// Groups in upstream's order of priority; others follow in the order of their definition.
 const ORDER: &[&str] = &[
-    "", "apiregistration.k8s.io", "apps", "events.k8s.io", "authentication.k8s.io", "authorization.k8s.io",
-    "autoscaling", "batch", "certificates.k8s.io", "networking.k8s.io", "policy", "rbac.authorization.k8s.io",
-    "storage.k8s.io", "admissionregistration.k8s.io", "apiextensions.k8s.io", "scheduling.k8s.io",
-    "coordination.k8s.io", "node.k8s.io", "discovery.k8s.io", "resource.k8s.io", "flowcontrol.apiserver.k8s.io",
+    "",
+    "apiregistration.k8s.io",
+    "apps",
+    "events.k8s.io",
+    "authentication.k8s.io",
+    "authorization.k8s.io",
+    "autoscaling",
+    "batch",
+    "certificates.k8s.io",
+    "networking.k8s.io",
+    "policy",
+    "rbac.authorization.k8s.io",
+    "storage.k8s.io",
+    "admissionregistration.k8s.io",
+    "apiextensions.k8s.io",
+    "scheduling.k8s.io",
+    "coordination.k8s.io",
+    "node.k8s.io",
+    "discovery.k8s.io",
+    "resource.k8s.io",
+    "flowcontrol.apiserver.k8s.io",
 ];
 
 /// A group and its served versions, the preferred first.
@@ -76,15 +93,20 @@ pub fn root(asked: &Asked, named: bool) -> Result<Response<Body>> {
     }
     let groups = groups(&resources);
     if named {
-        let groups: Vec<Value> = groups.iter().filter(|group| !group.name.is_empty()).map(|group| api_group(group, false)).collect();
+        let groups: Vec<Value> =
+            groups.iter().filter(|group| !group.name.is_empty()).map(|group| api_group(group, false)).collect();
         return answer(asked, &json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}));
     }
-    let versions: Vec<&String> = groups.iter().filter(|group| group.name.is_empty()).flat_map(|group| &group.versions).collect();
+    let versions: Vec<&String> =
+        groups.iter().filter(|group| group.name.is_empty()).flat_map(|group| &group.versions).collect();
     let address = format!("{}:{}", asked.api.config.advertise_address, asked.api.config.port);
-    answer(asked, &json!({
-        "kind": "APIVersions", "versions": versions,
-        "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": address}],
-    }))
+    answer(
+        asked,
+        &json!({
+            "kind": "APIVersions", "versions": versions,
+            "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": address}],
+        }),
+    )
 }
 
 /// `/apis/<group>`.
@@ -109,18 +131,29 @@ pub fn resources(asked: &Asked, group: &str, version: &str) -> Result<Response<B
             api_resources(descriptor, group, version, &mut list);
         }
     }
-    answer(asked, &json!({
-        "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": api_version(group, version), "resources": list,
-    }))
+    answer(
+        asked,
+        &json!({
+            "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": api_version(group, version), "resources": list,
+        }),
+    )
 }
 
 fn answer(asked: &Asked, value: &Value) -> Result<Response<Body>> {
     let output = crate::http::negotiate::Output::negotiate(
-        asked.header(header::ACCEPT), &asked.query, asked.user_agent(), true, false,
+        asked.header(header::ACCEPT),
+        &asked.query,
+        asked.user_agent(),
+        true,
+        false,
     )
     .unwrap_or_else(|_| crate::http::negotiate::Output::plain());
     let bytes = render::encode(value, &output)?;
-    Ok(render::compressed(render::response(StatusCode::OK, output.media.name(), Body::empty()), bytes, asked.accepts_gzip()))
+    Ok(render::compressed(
+        render::response(StatusCode::OK, output.media.name(), Body::empty()),
+        bytes,
+        asked.accepts_gzip(),
+    ))
 }
 
 fn api_group(group: &Group, typed: bool) -> Value {
@@ -199,7 +232,8 @@ fn version_hash(descriptor: &Descriptor) -> String {
 fn aggregated_version(accept: &str) -> Option<&'static str> {
     accept.split(',').map(str::trim).find_map(|clause| {
         let has = |wanted: &str| clause.split(';').any(|part| part.trim() == wanted);
-        if !(has("g=apidiscovery.k8s.io") && has("as=APIGroupDiscoveryList")) || !clause.starts_with("application/json") {
+        let asks = has("g=apidiscovery.k8s.io") && has("as=APIGroupDiscoveryList");
+        if !asks || !clause.starts_with("application/json") {
             return None;
         }
         ["v2", "v2beta1"].into_iter().find(|version| has(&format!("v={version}")))
@@ -248,7 +282,8 @@ pub fn aggregated_document(resources: &Resources, named: bool, version: &str) ->
 
 fn discovered(resources: &Resources, group: &str, version: &str) -> Vec<Value> {
     let serves = |descriptor: &Descriptor| descriptor.find_served(group, version).is_some_and(|served| served.served);
-    let descriptors = resources.all().iter().map(|endpoint| endpoint.descriptor()).filter(|descriptor| serves(descriptor));
+    let descriptors =
+        resources.all().iter().map(|endpoint| endpoint.descriptor()).filter(|descriptor| serves(descriptor));
     descriptors.map(|descriptor| discovered_resource(descriptor, group, version)).collect()
 }
 

@@ -36,7 +36,10 @@ pub fn qualified(group: &str, resource: &str) -> String {
 
 impl ApiError {
     pub fn new(code: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { inner: Box::new(Inner { code, reason, details: None, continue_: None, foreign: None }), message: message.into() }
+        Self {
+            inner: Box::new(Inner { code, reason, details: None, continue_: None, foreign: None }),
+            message: message.into(),
+        }
     }
 
     /// Passes on a `Status` that a webhook or an aggregated server answered.
@@ -45,7 +48,10 @@ impl ApiError {
             status["code"].as_u64().and_then(|c| u16::try_from(c).ok()).and_then(|c| StatusCode::from_u16(c).ok());
         let message = status["message"].as_str().unwrap_or_default().to_owned();
         let code = code.filter(|c| c.as_u16() >= 400).unwrap_or(fallback);
-        Self { inner: Box::new(Inner { code, reason: "", details: None, continue_: None, foreign: Some(status) }), message }
+        Self {
+            inner: Box::new(Inner { code, reason: "", details: None, continue_: None, foreign: Some(status) }),
+            message,
+        }
     }
 
     #[must_use]

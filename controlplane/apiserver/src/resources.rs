@@ -110,6 +110,8 @@ impl Resources {
     }
 
     pub fn has_group_version(&self, group: &str, version: &str) -> bool {
-        self.endpoints.iter().any(|endpoint| endpoint.descriptor().find_served(group, version).is_some_and(|s| s.served))
+        self.endpoints
+            .iter()
+            .any(|endpoint| endpoint.descriptor().find_served(group, version).is_some_and(|s| s.served))
     }
 }

@@ -138,7 +138,8 @@ impl ApiServer {
         let supervisor = supervisor.child("apiserver");
         let ranges = crate::kinds::ServiceRanges { cidr: config.service_cidr.clone(), ..Default::default() };
         let endpoints = crate::kinds::all_with(ranges);
-        let endpoints = endpoints.into_iter().map(|resource| Endpoint::new(resource, store.clone(), &supervisor)).collect();
+        let endpoints =
+            endpoints.into_iter().map(|resource| Endpoint::new(resource, store.clone(), &supervisor)).collect();
         let api = Arc::new(Api {
             authn: Authenticator::new(&config)?,
             authz: Authorizer::default(),

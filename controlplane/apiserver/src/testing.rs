@@ -23,7 +23,10 @@ use std::sync::Arc;
 
 use component::Supervisor;
 use parking_lot::Mutex;
-use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair as Key, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair as Key, SanType,
+};
 use tempfile::TempDir;
 
 use crate::{ApiServer, Config, KeyPair, UserInfo};
@@ -102,7 +105,9 @@ impl Cluster {
         let path = self.dir.path().join(format!("{user}.kubeconfig"));
         let text = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: test\nclusters: [{{name: test, cluster: {{server: 'https://{address}', certificate-authority: '{}'}}}}]\ncontexts: [{{name: test, context: {{cluster: test, user: test}}}}]\nusers: [{{name: test, user: {{client-certificate: '{}', client-key: '{}'}}}}]\n",
-            self.dir.path().join("ca.crt").display(), pair.certificate.display(), pair.key.display(),
+            self.dir.path().join("ca.crt").display(),
+            pair.certificate.display(),
+            pair.key.display(),
         );
         std::fs::write(&path, text).unwrap();
         path
@@ -142,8 +147,10 @@ fn leaf(dir: &Path, ca: &Issuer<'static, Key>, common: &str, groups: &[&str], se
     params.distinguished_name = name(common, groups);
     if server {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        params.subject_alt_names =
-            vec![SanType::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST)), SanType::DnsName("localhost".try_into().unwrap())];
+        params.subject_alt_names = vec![
+            SanType::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            SanType::DnsName("localhost".try_into().unwrap()),
+        ];
     } else {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     }

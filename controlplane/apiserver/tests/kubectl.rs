@@ -31,11 +31,16 @@ async fn try_kubectl(binary: &str, config: &Path, line: &str, input: &str) -> (b
 }
 
 fn binaries() -> Vec<&'static str> {
-    let known = ["/usr/bin/kubectl", "/usr/lib/google-cloud-sdk/bin/kubectl.1.27", "/usr/lib/google-cloud-sdk/bin/kubectl.1.33"];
+    let known = [
+        "/usr/bin/kubectl",
+        "/usr/lib/google-cloud-sdk/bin/kubectl.1.27",
+        "/usr/lib/google-cloud-sdk/bin/kubectl.1.33",
+    ];
     known.into_iter().filter(|path| Path::new(path).exists()).collect()
 }
 
-const CONFIG_MAP: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: settings, labels: {app: web}}\ndata: {a: '1'}\n";
+const CONFIG_MAP: &str =
+    "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: settings, labels: {app: web}}\ndata: {a: '1'}\n";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn objects_live_and_die_by_kubectl() {

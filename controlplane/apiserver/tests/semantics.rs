@@ -11,7 +11,8 @@ const BASE: &str = "/api/v1/namespaces/default";
 
 /// Status code and body of one request.
 async fn ask(client: &kube::Client, method: &str, path: &str, content: &str, body: &str) -> (u16, Value) {
-    let request = Request::builder().method(method).uri(path).header("content-type", content).header("user-agent", "test/1");
+    let request =
+        Request::builder().method(method).uri(path).header("content-type", content).header("user-agent", "test/1");
     let request = request.body(kube::client::Body::from(body.as_bytes().to_vec())).unwrap();
     let response = client.send(request).await.unwrap();
     let code = response.status().as_u16();
@@ -74,7 +75,8 @@ async fn writes_conflict_only_when_they_should() {
     );
     changed["metadata"].as_object_mut().unwrap().remove("resourceVersion");
     assert_eq!(ask(&client, "PUT", &one, "application/json", &changed.to_string()).await.0, 200);
-    let (code, status) = ask(&client, "DELETE", &one, "application/json", &json!({"preconditions": {"uid": "x"}}).to_string()).await;
+    let (code, status) =
+        ask(&client, "DELETE", &one, "application/json", &json!({"preconditions": {"uid": "x"}}).to_string()).await;
     assert_eq!(code, 409, "{status}");
     let (code, status) = delete(&client, &one).await;
     assert_eq!((code, status["status"].as_str()), (200, Some("Success")), "{status}");
@@ -148,9 +150,21 @@ async fn bad_requests_are_refused_with_a_status() {
         ("GET", "/api/v1/nothing", "", "", 404),
         ("GET", "/apis/none/v1/nothing", "", "", 404),
         ("PATCH", "/api/v1/namespaces/default", "application/json", "{}", 415),
-        ("PATCH", "/api/v1/namespaces/default", "application/json-patch+json", "[{\"op\":\"test\",\"path\":\"/x\",\"value\":1}]", 422),
+        (
+            "PATCH",
+            "/api/v1/namespaces/default",
+            "application/json-patch+json",
+            "[{\"op\":\"test\",\"path\":\"/x\",\"value\":1}]",
+            422,
+        ),
         ("DELETE", "/api/v1/namespaces/default/configmaps/none", "application/json", "{\"kind\":\"Pod\"}", 400),
-        ("PUT", "/api/v1/namespaces/default/configmaps/none", "application/json", r#"{"metadata":{"name":"other"}}"#, 404),
+        (
+            "PUT",
+            "/api/v1/namespaces/default/configmaps/none",
+            "application/json",
+            r#"{"metadata":{"name":"other"}}"#,
+            404,
+        ),
         ("POST", "/version", "", "", 405),
     ] {
         let (got, status) = ask(&client, method, path, content, body).await;
@@ -161,7 +175,8 @@ async fn bad_requests_are_refused_with_a_status() {
         assert!(!status["message"].as_str().unwrap().is_empty());
     }
     let strict = format!("{path}?fieldValidation=Strict");
-    let (code, status) = ask(&client, "POST", &strict, "application/json", r#"{"metadata":{"name":"x"},"dota":{}}"#).await;
+    let (code, status) =
+        ask(&client, "POST", &strict, "application/json", r#"{"metadata":{"name":"x"},"dota":{}}"#).await;
     assert_eq!(code, 400);
     assert!(status["message"].as_str().unwrap().contains("unknown field \"dota\""), "{status}");
     let large = json!({"metadata": {"name": "x"}, "data": {"a": "x".repeat(4 << 20)}});
@@ -214,7 +229,10 @@ async fn pods_are_bound_and_deleted_gracefully() {
     assert_eq!(bound["spec"]["nodeName"], "n1");
     let patch = json!({"status": {"phase": "Running"}, "spec": {"nodeName": "other"}}).to_string();
     let (code, after) = ask(&client, "PATCH", &format!("{path}/status"), "application/merge-patch+json", &patch).await;
-    assert_eq!((code, after["status"]["phase"].as_str(), after["spec"]["nodeName"].as_str()), (200, Some("Running"), Some("n1")));
+    assert_eq!(
+        (code, after["status"]["phase"].as_str(), after["spec"]["nodeName"].as_str()),
+        (200, Some("Running"), Some("n1"))
+    );
     let (code, going) = delete(&client, &path).await;
     assert_eq!((code, going["metadata"]["deletionGracePeriodSeconds"].as_i64()), (200, Some(30)), "{going}");
     let now = json!({"gracePeriodSeconds": 0}).to_string();
@@ -235,7 +253,8 @@ async fn namespaces_end_when_their_finalizer_goes() {
     assert!(status["message"].as_str().unwrap().contains("because it is being terminated"), "{status}");
     let mut finalized = going.clone();
     finalized["spec"]["finalizers"] = json!([]);
-    let (code, answer) = ask(&client, "PUT", "/api/v1/namespaces/work/finalize", "application/json", &finalized.to_string()).await;
+    let (code, answer) =
+        ask(&client, "PUT", "/api/v1/namespaces/work/finalize", "application/json", &finalized.to_string()).await;
     assert_eq!(code, 200, "{answer}");
     assert_eq!(get(&client, "/api/v1/namespaces/work").await.0, 404);
 }
@@ -244,7 +263,8 @@ async fn namespaces_end_when_their_finalizer_goes() {
 async fn scales_are_read_and_written() {
     let cluster = Cluster::start().await;
     let client = cluster.admin();
-    let template = json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "nginx"}]}});
+    let template =
+        json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "nginx"}]}});
     let deployment = json!({"metadata": {"name": "web"}, "spec": {"replicas": 2, "selector": {"matchLabels": {"app": "web"}}, "template": template}});
     let path = "/apis/apps/v1/namespaces/default/deployments";
     let (code, made) = post(&client, path, &deployment).await;
@@ -284,7 +304,10 @@ async fn rights_come_from_roles_and_cannot_be_given_away() {
     assert_eq!(post(&jane, &roles, &role("get", "pods")).await.0, 201);
     let (code, status) = post(&jane, &roles, &role("get", "nodes")).await;
     assert_eq!(code, 403, "{status}");
-    assert!(status["message"].as_str().unwrap().contains("attempting to grant RBAC permissions not currently held"), "{status}");
+    assert!(
+        status["message"].as_str().unwrap().contains("attempting to grant RBAC permissions not currently held"),
+        "{status}"
+    );
     let mut greedy = binding.clone();
     greedy["metadata"]["name"] = "greedy".into();
     greedy["roleRef"]["name"] = "cluster-admin".into();
@@ -300,7 +323,8 @@ async fn nodes_see_only_what_their_pods_refer_to() {
     let cluster = Cluster::start().await;
     let admin = cluster.admin();
     with_account(&admin).await;
-    let node = cluster.server.client(&apiserver::UserInfo::new("system:node:n1", &["system:nodes", "system:authenticated"]));
+    let node =
+        cluster.server.client(&apiserver::UserInfo::new("system:node:n1", &["system:nodes", "system:authenticated"]));
     for name in ["mine", "other"] {
         let secret = json!({"metadata": {"name": name}, "stringData": {"a": "b"}});
         assert_eq!(post(&admin, &format!("{BASE}/secrets"), &secret).await.0, 201);
@@ -313,7 +337,10 @@ async fn nodes_see_only_what_their_pods_refer_to() {
     assert_eq!(get(&node, &format!("{BASE}/secrets/mine")).await.0, 200);
     let (code, status) = get(&node, &format!("{BASE}/secrets/other")).await;
     assert_eq!(code, 403);
-    assert!(status["message"].as_str().unwrap().ends_with("no relationship found between node 'n1' and this object"), "{status}");
+    assert!(
+        status["message"].as_str().unwrap().ends_with("no relationship found between node 'n1' and this object"),
+        "{status}"
+    );
     assert_eq!(get(&node, &format!("{BASE}/secrets")).await.0, 403);
     let request = json!({"spec": {"boundObjectRef": {"kind": "Pod", "apiVersion": "v1", "name": "web", "uid": answer["metadata"]["uid"]}}});
     let (code, token) = post(&node, &format!("{BASE}/serviceaccounts/default/token"), &request).await;
@@ -387,12 +414,21 @@ async fn custom_resources_are_served_and_cleaned_up() {
     assert_eq!((code, after["metadata"]["generation"].as_i64()), (200, Some(2)), "{after}");
     let strategic = ask(&client, "PATCH", &format!("{path}/a"), "application/strategic-merge-patch+json", &patch).await;
     assert_eq!(strategic.0, 415);
+    let wrong = json!({"spec": {"size": 0}}).to_string();
+    let (code, status) = ask(&client, "PATCH", &format!("{path}/a"), "application/merge-patch+json", &wrong).await;
+    assert_eq!(code, 422, "{status}");
+    assert!(
+        status["message"].as_str().unwrap().contains("spec.size in body should be greater than or equal to 1"),
+        "{status}"
+    );
     let (_, group) = get(&client, "/apis/example.com/v1").await;
     assert_eq!(group["resources"][0]["name"], "crons", "{group}");
     let (code, going) = delete(&client, &format!("{definitions}/crons.example.com")).await;
     assert_eq!(code, 200, "{going}");
     let gone = async {
-        while get(&client, &format!("{definitions}/crons.example.com")).await.0 != 404 || get(&client, path).await.0 != 404 {
+        while get(&client, &format!("{definitions}/crons.example.com")).await.0 != 404
+            || get(&client, path).await.0 != 404
+        {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };

@@ -30,7 +30,10 @@ pub struct SigningKey {
 impl SigningKey {
     pub fn read(path: &std::path::Path) -> Result<Self> {
         let unusable = |why: String| {
-            ApiError::internal(format!("reading the ServiceAccount key {}: {why}; it must be a P-256 key, PKCS 8 in PEM", path.display()))
+            ApiError::internal(format!(
+                "reading the ServiceAccount key {}: {why}; it must be a P-256 key, PKCS 8 in PEM",
+                path.display()
+            ))
         };
         let der = PrivatePkcs8KeyDer::from_pem_file(path).map_err(|error| unusable(error.to_string()))?;
         let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der.secret_pkcs8_der())

@@ -44,8 +44,9 @@ impl Authenticator {
     pub fn new(config: &Config) -> Result<Self> {
         let tokens = match &config.token_file {
             Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .map_err(|error| ApiError::internal(format!("reading the token file {}: {error}", path.display())))?;
+                let text = std::fs::read_to_string(path).map_err(|error| {
+                    ApiError::internal(format!("reading the token file {}: {error}", path.display()))
+                })?;
                 parse_token_file(&text)
             }
             None => Vec::new(),
@@ -85,7 +86,11 @@ impl Authenticator {
     /// The audiences that a good token names, of those asked for.
     pub fn audiences(&self, token: &str, asked: &[String]) -> Vec<String> {
         let Some(claims) = self.claims(token) else { return vec![self.issuer.clone()] };
-        asked.iter().filter(|audience| claims["aud"].as_array().is_some_and(|named| named.iter().any(|n| n == *audience))).cloned().collect()
+        asked
+            .iter()
+            .filter(|audience| claims["aud"].as_array().is_some_and(|named| named.iter().any(|n| n == *audience)))
+            .cloned()
+            .collect()
     }
 
     /// The claims of a token that this server signed.

@@ -73,15 +73,20 @@ fn refuse_uncovered(user: &UserInfo, plural: &str, name: &str, asked: &[Rule], h
     }
     let why = format!(
         "user {:?} (groups={:?}) is attempting to grant RBAC permissions not currently held:\n{}",
-        user.name, user.groups, missing.join("\n")
+        user.name,
+        user.groups,
+        missing.join("\n")
     );
     Err(ApiError::forbidden(GROUP, plural, name, why))
 }
 
 fn describe(rule: &Rule) -> String {
     let parts = [
-        ("APIGroups", &rule.groups), ("Resources", &rule.resources), ("ResourceNames", &rule.names),
-        ("NonResourceURLs", &rule.urls), ("Verbs", &rule.verbs),
+        ("APIGroups", &rule.groups),
+        ("Resources", &rule.resources),
+        ("ResourceNames", &rule.names),
+        ("NonResourceURLs", &rule.urls),
+        ("Verbs", &rule.verbs),
     ];
     let parts: Vec<String> =
         parts.iter().filter(|(_, list)| !list.is_empty()).map(|(name, list)| format!("{name}:{list:?}")).collect();

@@ -70,7 +70,11 @@ impl Request<'_> {
 
     /// `pods`, `pods/log`.
     pub fn full_resource(&self) -> String {
-        if self.subresource.is_empty() { self.resource.to_owned() } else { format!("{}/{}", self.resource, self.subresource) }
+        if self.subresource.is_empty() {
+            self.resource.to_owned()
+        } else {
+            format!("{}/{}", self.resource, self.subresource)
+        }
     }
 
     /// The `403` that answers it, in upstream's words.
@@ -80,8 +84,11 @@ impl Request<'_> {
         let what = if !self.is_resource() {
             format!("User {who:?} cannot {verb} path {path:?}")
         } else {
-            let scope =
-                if namespace.is_empty() { "at the cluster scope".to_owned() } else { format!("in the namespace {namespace:?}") };
+            let scope = if namespace.is_empty() {
+                "at the cluster scope".to_owned()
+            } else {
+                format!("in the namespace {namespace:?}")
+            };
             format!("User {who:?} cannot {verb} resource {:?} in API group {group:?} {scope}", self.full_resource())
         };
         let why = if reason.is_empty() { what } else { format!("{what}: {reason}") };
@@ -141,7 +148,14 @@ mod tests {
             request.refusal(&user, "").message(),
             "pods is forbidden: User \"jane\" cannot list resource \"pods\" in API group \"\" in the namespace \"default\""
         );
-        let request = Request { verb: "get", group: "apps", resource: "deployments", subresource: "scale", name: "x", ..Request::default() };
+        let request = Request {
+            verb: "get",
+            group: "apps",
+            resource: "deployments",
+            subresource: "scale",
+            name: "x",
+            ..Request::default()
+        };
         assert_eq!(
             request.refusal(&user, "").message(),
             "deployments.apps \"x\" is forbidden: User \"jane\" cannot get resource \"deployments/scale\" in API group \"apps\" at the cluster scope"

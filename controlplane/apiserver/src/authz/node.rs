@@ -74,7 +74,10 @@ fn pods(api: &Api, node: &str, namespace: &str) -> Vec<Value> {
     let here: Vec<_> = here.cloned().collect();
     drop(state);
     // What a static pod's mirror says was written by the node itself: it gives no rights.
-    here.iter().map(|item| item.decode()).filter(|pod| pod["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_null()).collect()
+    here.iter()
+        .map(|item| item.decode())
+        .filter(|pod| pod["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_null())
+        .collect()
 }
 
 async fn is_fresh(api: &Api) -> bool {
@@ -111,8 +114,15 @@ fn references(pod: &Value, plural: &str, name: &str) -> bool {
     let spec = &pod["spec"];
     match plural {
         "persistentvolumeclaims" => spec["volumes"].as_array().into_iter().flatten().any(|volume| {
-            let generated = || format!("{}-{}", pod["metadata"]["name"].as_str().unwrap_or_default(), volume["name"].as_str().unwrap_or_default());
-            volume["persistentVolumeClaim"]["claimName"] == name || (volume["ephemeral"].is_object() && generated() == name)
+            let generated = || {
+                format!(
+                    "{}-{}",
+                    pod["metadata"]["name"].as_str().unwrap_or_default(),
+                    volume["name"].as_str().unwrap_or_default()
+                )
+            };
+            volume["persistentVolumeClaim"]["claimName"] == name
+                || (volume["ephemeral"].is_object() && generated() == name)
         }),
         "secrets" => {
             let pulls = spec["imagePullSecrets"].as_array().into_iter().flatten().any(|secret| secret["name"] == name);
@@ -127,7 +137,8 @@ fn references(pod: &Value, plural: &str, name: &str) -> bool {
 fn mentions(value: &Value, keys: &[&str], name: &str) -> bool {
     match value {
         Value::Object(map) => map.iter().any(|(key, inner)| {
-            (keys.contains(&key.as_str()) && (inner["name"] == name || inner["secretName"] == name)) || mentions(inner, keys, name)
+            (keys.contains(&key.as_str()) && (inner["name"] == name || inner["secretName"] == name))
+                || mentions(inner, keys, name)
         }),
         Value::Array(list) => list.iter().any(|inner| mentions(inner, keys, name)),
         _ => false,
@@ -152,9 +163,16 @@ mod tests {
             ],
         }});
         for (plural, name, found) in [
-            ("secrets", "pull", true), ("secrets", "env", true), ("secrets", "vol", true), ("secrets", "proj", true),
-            ("secrets", "cm-env", false), ("configmaps", "cm-env", true), ("configmaps", "cm-proj", true),
-            ("configmaps", "vol", false), ("persistentvolumeclaims", "claim", true), ("persistentvolumeclaims", "p-d", true),
+            ("secrets", "pull", true),
+            ("secrets", "env", true),
+            ("secrets", "vol", true),
+            ("secrets", "proj", true),
+            ("secrets", "cm-env", false),
+            ("configmaps", "cm-env", true),
+            ("configmaps", "cm-proj", true),
+            ("configmaps", "vol", false),
+            ("persistentvolumeclaims", "claim", true),
+            ("persistentvolumeclaims", "p-d", true),
             ("persistentvolumeclaims", "other", false),
         ] {
             assert_eq!(references(&pod, plural, name), found, "{plural} {name}");
@@ -164,7 +182,12 @@ mod tests {
     #[test]
     fn leases_are_the_nodes_own() {
         let ask = |verb, name| Request {
-            verb, name, group: "coordination.k8s.io", resource: "leases", namespace: "kube-node-lease", ..Request::default()
+            verb,
+            name,
+            group: "coordination.k8s.io",
+            resource: "leases",
+            namespace: "kube-node-lease",
+            ..Request::default()
         };
         assert!(own_lease("n1", &ask("update", "n1")).is_ok());
         assert!(own_lease("n1", &ask("update", "n2")).is_err());

@@ -64,7 +64,9 @@ impl Rule {
             held == "*"
                 || match held.split_once('/') {
                     None => subresource.is_empty() && held == resource,
-                    Some((main, sub)) => !subresource.is_empty() && sub == subresource && (main == "*" || main == resource),
+                    Some((main, sub)) => {
+                        !subresource.is_empty() && sub == subresource && (main == "*" || main == resource)
+                    }
                 }
         })
     }
@@ -81,7 +83,8 @@ impl Rule {
         for verb in &self.verbs {
             for group in &self.groups {
                 for resource in &self.resources {
-                    let base = Rule { verbs: one(verb), groups: one(group), resources: one(resource), ..Rule::default() };
+                    let base =
+                        Rule { verbs: one(verb), groups: one(group), resources: one(resource), ..Rule::default() };
                     if self.names.is_empty() {
                         singles.push(base);
                     } else {
@@ -104,10 +107,12 @@ impl Rule {
         }
         let resource = first(&single.resources);
         let resources = self.resources.iter().any(|held| {
-            held == "*" || *held == resource || match (held.split_once('/'), resource.split_once('/')) {
-                (Some(("*", sub)), Some((_, wanted))) => sub == wanted,
-                _ => false,
-            }
+            held == "*"
+                || *held == resource
+                || match (held.split_once('/'), resource.split_once('/')) {
+                    (Some(("*", sub)), Some((_, wanted))) => sub == wanted,
+                    _ => false,
+                }
         });
         let names = self.names.is_empty() || single.names.first().is_some_and(|name| self.names.contains(name));
         has(&self.groups, &first(&single.groups)) && resources && names
@@ -246,7 +251,8 @@ mod tests {
 
     #[test]
     fn rules_cover_resources_subresources_and_names() {
-        let pods = rule(json!({"verbs": ["get"], "apiGroups": [""], "resources": ["pods", "*/scale"], "resourceNames": []}));
+        let pods =
+            rule(json!({"verbs": ["get"], "apiGroups": [""], "resources": ["pods", "*/scale"], "resourceNames": []}));
         let ask = |verb, resource, subresource| Request { verb, resource, subresource, ..Request::default() };
         assert!(pods.allows(&ask("get", "pods", "")));
         assert!(!pods.allows(&ask("get", "pods", "log")));

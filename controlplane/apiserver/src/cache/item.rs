@@ -41,7 +41,9 @@ impl Item {
         // A custom resource may have been stored in what was the storage version then.
         let renamed = descriptor.custom && rename_version(descriptor, &mut value);
         let (bytes, metadata_at) = match metadata_position(stored) {
-            Some(at) if value["metadata"]["resourceVersion"].is_null() && !renamed => (splice(stored, at, revision), at),
+            Some(at) if value["metadata"]["resourceVersion"].is_null() && !renamed => {
+                (splice(stored, at, revision), at)
+            }
             _ => {
                 let mut clean = value.clone();
                 remove_version(&mut clean);

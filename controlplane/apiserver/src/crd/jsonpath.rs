@@ -38,7 +38,10 @@ fn apply<'a>(step: &Step, value: &'a Value) -> Vec<&'a Value> {
         Step::Where(path, wanted) => {
             let holds = |element: &&Value| {
                 let found = path.split('.').filter(|part| !part.is_empty()).fold(*element, |value, key| &value[key]);
-                found.as_str().map_or_else(|| found.to_string() == *wanted, |text| text == wanted)
+                match found {
+                    Value::String(text) => text == wanted,
+                    other => other.to_string().as_str() == wanted.as_str(),
+                }
             };
             value.as_array().into_iter().flatten().filter(holds).collect()
         }

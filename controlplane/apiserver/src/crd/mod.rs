@@ -35,7 +35,8 @@ const RETRY: Duration = Duration::from_millis(250);
 
 /// Serves the definitions that are stored now, and follows them from then on.
 pub async fn start(api: &Arc<Api>) -> Result<()> {
-    let mut server = CustomServer { api: api.clone(), built_in: api.resources().all().to_vec(), served: HashMap::new() };
+    let mut server =
+        CustomServer { api: api.clone(), built_in: api.resources().all().to_vec(), served: HashMap::new() };
     server.reconcile().await?;
     let supervisor = api.supervisor.clone();
     supervisor.spawn("custom-resources", async move { server.follow().await });
@@ -140,7 +141,9 @@ impl CustomServer {
         let hub = custom.descriptor.hub;
         let schema = custom.schemas[hub].clone();
         let constraints = match &schema {
-            Some(Schema::Custom(structural)) => structural.source.as_ref().map(|source| Arc::new(Constraints::new(source))),
+            Some(Schema::Custom(structural)) => {
+                structural.source.as_ref().map(|source| Arc::new(Constraints::new(source)))
+            }
             _ => None,
         };
         let hooks = SchemaHooks { schema, constraints, columns: custom.descriptor.columns.clone() };
@@ -177,8 +180,10 @@ impl CustomServer {
         }
         let name = metadata::text(definition, "name");
         let Some(current) = self.api.get_live(GROUP, PLURAL, "", name).await? else { return Ok(true) };
-        let call = self.cleaning_call(self.api.resources().by_hub(GROUP, PLURAL).ok_or_else(crate::ApiError::no_such_path)?);
-        let call = Call { info: RequestInfo { name: name.to_owned(), verb: "update".into(), ..call.info.clone() }, ..call };
+        let call =
+            self.cleaning_call(self.api.resources().by_hub(GROUP, PLURAL).ok_or_else(crate::ApiError::no_such_path)?);
+        let call =
+            Call { info: RequestInfo { name: name.to_owned(), verb: "update".into(), ..call.info.clone() }, ..call };
         let mut changed = (*current).clone();
         if let Some(finalizers) = changed["metadata"]["finalizers"].as_array_mut() {
             finalizers.retain(|finalizer| finalizer != CLEANUP);
@@ -238,20 +243,21 @@ fn accepted(definition: &Value, all: &[Arc<Value>]) -> Option<Value> {
         .find_map(|other| {
             let theirs = &other["status"]["acceptedNames"];
             let taken = claimed(theirs).into_iter().find(|taken| !taken.is_empty() && mine.contains(taken));
-            let kind = ["kind", "listKind"].into_iter().find(|key| theirs[*key].as_str().is_some_and(|kind| !kind.is_empty() && spec["names"][*key] == kind));
+            let kind = ["kind", "listKind"]
+                .into_iter()
+                .find(|key| theirs[*key].as_str().is_some_and(|kind| !kind.is_empty() && spec["names"][*key] == kind));
             taken.or(kind.map(|key| spec["names"][key].as_str().unwrap_or_default().to_owned()))
         });
     let now = metadata::timestamp(jiff::Timestamp::now());
-    let entry = |kind: &str, status: &str, reason: &str, message: &str| {
-        json!({"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": now})
-    };
+    let entry = |kind: &str, status: &str, reason: &str, message: &str| json!({"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": now});
     let wanted = match &conflict {
         None => vec![
             entry("NamesAccepted", "True", "NoConflicts", "no conflicts found"),
             entry("Established", "True", "InitialNamesAccepted", "the initial names have been accepted"),
         ],
         Some(taken) => {
-            let mut wanted = vec![entry("NamesAccepted", "False", "NameConflict", &format!("{taken:?} is already in use"))];
+            let mut wanted =
+                vec![entry("NamesAccepted", "False", "NameConflict", &format!("{taken:?} is already in use"))];
             if !is_established(definition) {
                 wanted.push(entry("Established", "False", "NotAccepted", "not all names are accepted"));
             }
@@ -274,7 +280,8 @@ fn accepted(definition: &Value, all: &[Arc<Value>]) -> Option<Value> {
     for new in wanted {
         match conditions.iter_mut().find(|held| held["type"] == new["type"]) {
             Some(held) => {
-                let kept = if held["status"] == new["status"] { held["lastTransitionTime"].clone() } else { Value::Null };
+                let kept =
+                    if held["status"] == new["status"] { held["lastTransitionTime"].clone() } else { Value::Null };
                 *held = new;
                 if !kept.is_null() {
                     held["lastTransitionTime"] = kept;
@@ -293,7 +300,9 @@ mod tests {
 
     fn definition(name: &str, kind: &str, short: &str) -> Arc<Value> {
         let names = json!({"plural": name, "singular": name, "kind": kind, "listKind": format!("{kind}List"), "shortNames": [short]});
-        Arc::new(json!({"metadata": {"name": format!("{name}.example.com")}, "spec": {"group": "example.com", "names": names}}))
+        Arc::new(
+            json!({"metadata": {"name": format!("{name}.example.com")}, "spec": {"group": "example.com", "names": names}}),
+        )
     }
 
     #[test]

@@ -7,9 +7,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::jsonpath;
-use crate::resource::{
-    Column, Context, Descriptor, Hooks, NameRule, ScalePaths, SelectableField, Served, Text, since,
-};
+use crate::resource::{Column, Context, Descriptor, Hooks, NameRule, ScalePaths, SelectableField, Served, Text, since};
 use crate::schema::Schema;
 pub use crate::schema::constraints::Constraints;
 
@@ -95,7 +93,8 @@ fn scale(scale: &Value) -> Option<ScalePaths> {
 }
 
 fn selectable(version: &Value) -> Vec<SelectableField> {
-    let paths = version["selectableFields"].as_array().into_iter().flatten().filter_map(|field| path(&field["jsonPath"]));
+    let paths =
+        version["selectableFields"].as_array().into_iter().flatten().filter_map(|field| path(&field["jsonPath"]));
     paths.map(|path| SelectableField { label: path.clone(), paths: vec![path], absent: "".into() }).collect()
 }
 
@@ -189,7 +188,8 @@ mod tests {
         assert_eq!(descriptor.key("a", "b"), "/registry/example.com/crons/a/b");
         assert_eq!(descriptor.selectable[0].label, "spec.color");
         assert_eq!(descriptor.served[0].deprecation.as_deref(), Some("example.com/v1beta1 is deprecated"));
-        let object = json!({"metadata": {"name": "x", "creationTimestamp": "2026-01-01T00:00:00Z"}, "spec": {"color": "red"}});
+        let object =
+            json!({"metadata": {"name": "x", "creationTimestamp": "2026-01-01T00:00:00Z"}, "spec": {"color": "red"}});
         let now = "2026-01-01T00:01:00Z".parse().unwrap();
         assert_eq!(cells(&descriptor.columns, &object, now), [json!("x"), json!("red"), json!("60s")]);
     }

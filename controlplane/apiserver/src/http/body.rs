@@ -40,7 +40,9 @@ impl http_body::Body for Body {
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self.get_mut() {
             Body::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Body::Stream(stream) => stream.as_mut().poll_next(context).map(|next| next.map(|item| item.map(Frame::data))),
+            Body::Stream(stream) => {
+                stream.as_mut().poll_next(context).map(|next| next.map(|item| item.map(Frame::data)))
+            }
         }
     }
 

@@ -151,9 +151,19 @@ mod tests {
             ("PUT", "/api/v1/namespaces/a/finalize", "update", ["", "v1", "a", "namespaces", "a", "finalize"]),
             ("GET", "/api/v1/namespaces/a", "get", ["", "v1", "a", "namespaces", "a", ""]),
             ("DELETE", "/api/v1/namespaces/a/pods", "deletecollection", ["", "v1", "a", "pods", "", ""]),
-            ("PATCH", "/apis/apps/v1/namespaces/a/deployments/d/scale", "patch", ["apps", "v1", "a", "deployments", "d", "scale"]),
+            (
+                "PATCH",
+                "/apis/apps/v1/namespaces/a/deployments/d/scale",
+                "patch",
+                ["apps", "v1", "a", "deployments", "d", "scale"],
+            ),
             ("GET", "/api/v1/watch/pods", "watch", ["", "v1", "", "pods", "", ""]),
-            ("DELETE", "/apis/rbac.authorization.k8s.io/v1/clusterroles/system:node", "delete", ["rbac.authorization.k8s.io", "v1", "", "clusterroles", "system:node", ""]),
+            (
+                "DELETE",
+                "/apis/rbac.authorization.k8s.io/v1/clusterroles/system:node",
+                "delete",
+                ["rbac.authorization.k8s.io", "v1", "", "clusterroles", "system:node", ""],
+            ),
         ];
         for (method, target, verb, [group, version, namespace, resource, name, subresource]) in cases {
             let (path, query) = target.split_once('?').unwrap_or((target, ""));

@@ -24,11 +24,12 @@ impl Limits {
             return Ok(None);
         }
         let places = if matches!(info.verb.as_str(), "get" | "list" | "head") { &self.reading } else { &self.writing };
-        places
-            .clone()
-            .try_acquire_owned()
-            .map(Some)
-            .map_err(|_| ApiError::too_many_requests("The apiserver is currently processing too many requests. Please try again later.", 1))
+        places.clone().try_acquire_owned().map(Some).map_err(|_| {
+            ApiError::too_many_requests(
+                "The apiserver is currently processing too many requests. Please try again later.",
+                1,
+            )
+        })
     }
 }
 

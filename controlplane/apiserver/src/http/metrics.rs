@@ -69,7 +69,8 @@ impl Metrics {
         let requests = self.requests.lock();
         *out += "# HELP apiserver_request_total [STABLE] Counter of apiserver requests broken out for each verb, resource, and HTTP response code.\n# TYPE apiserver_request_total counter\n";
         for (labels, series) in requests.iter() {
-            let _ = writeln!(out, "apiserver_request_total{{{},code=\"{}\"}} {}", labels.text(), labels.code, series.count);
+            let _ =
+                writeln!(out, "apiserver_request_total{{{},code=\"{}\"}} {}", labels.text(), labels.code, series.count);
         }
         *out += "# HELP apiserver_request_duration_seconds [STABLE] Response latency distribution in seconds.\n# TYPE apiserver_request_duration_seconds histogram\n";
         for (labels, series) in requests.iter().filter(|(labels, _)| labels.verb != "WATCH") {
@@ -90,7 +91,11 @@ impl Labels {
         let clean = |text: &str| text.replace(['\\', '"', '\n'], "_");
         format!(
             "verb=\"{}\",group=\"{}\",version=\"{}\",resource=\"{}\",subresource=\"{}\"",
-            clean(verb), clean(group), clean(version), clean(resource), clean(subresource)
+            clean(verb),
+            clean(group),
+            clean(version),
+            clean(resource),
+            clean(subresource)
         )
     }
 }
@@ -105,8 +110,11 @@ pub fn page(api: &Api) -> String {
         if state.epoch > 0 {
             let descriptor = endpoint.descriptor();
             let _ = writeln!(
-                out, "apiserver_resource_objects{{group=\"{}\",resource=\"{}\"}} {}",
-                descriptor.hub_group(), descriptor.plural, state.len()
+                out,
+                "apiserver_resource_objects{{group=\"{}\",resource=\"{}\"}} {}",
+                descriptor.hub_group(),
+                descriptor.plural,
+                state.len()
             );
         }
     }
@@ -129,7 +137,8 @@ mod tests {
     #[test]
     fn requests_are_counted_by_what_they_were() {
         let metrics = Metrics::default();
-        let info = RequestInfo { verb: "get".into(), version: "v1".into(), resource: "pods".into(), ..RequestInfo::default() };
+        let info =
+            RequestInfo { verb: "get".into(), version: "v1".into(), resource: "pods".into(), ..RequestInfo::default() };
         metrics.record(&info, 200, Duration::from_millis(10));
         metrics.record(&info, 200, Duration::from_millis(200));
         let mut out = String::new();

@@ -26,9 +26,13 @@ impl Media {
 pub enum View {
     Object,
     /// `meta.k8s.io/<version>` `Table`.
-    Table { version: &'static str },
+    Table {
+        version: &'static str,
+    },
     /// `PartialObjectMetadata`, or its list.
-    Metadata { version: &'static str },
+    Metadata {
+        version: &'static str,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,7 +138,11 @@ mod tests {
             ("application/vnd.kubernetes.protobuf,application/json", Media::Protobuf, View::Object),
             ("text/html, application/yaml;q=0.5", Media::Yaml, View::Object),
             ("application/json;q=0.1,application/yaml", Media::Yaml, View::Object),
-            ("application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io", Media::Json, View::Metadata { version: "v1" }),
+            (
+                "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io",
+                Media::Json,
+                View::Metadata { version: "v1" },
+            ),
         ] {
             let output = Output::negotiate(accept, &Query::default(), "", true, true).unwrap();
             assert_eq!((output.media, output.view), (media, view), "{accept}");

@@ -50,8 +50,18 @@ fn openid_configuration(asked: &Asked) -> serde_json::Value {
 }
 
 const ROOT_PATHS: &[&str] = &[
-    "/.well-known/openid-configuration", "/api", "/api/v1", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2",
-    "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version",
+    "/.well-known/openid-configuration",
+    "/api",
+    "/api/v1",
+    "/apis",
+    "/healthz",
+    "/livez",
+    "/metrics",
+    "/openapi/v2",
+    "/openapi/v3",
+    "/openid/v1/jwks",
+    "/readyz",
+    "/version",
 ];
 
 /// `/version`: the Kubernetes version whose API this is.

@@ -43,7 +43,9 @@ impl Query {
         match self.get(key) {
             None | Some("") => Ok(None),
             Some(text) => text.parse().map(Some).map_err(|_| {
-                ApiError::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax (query parameter {key})"))
+                ApiError::bad_request(format!(
+                    "strconv.ParseInt: parsing {text:?}: invalid syntax (query parameter {key})"
+                ))
             }),
         }
     }
@@ -56,7 +58,10 @@ pub fn percent_decode(text: &str, plus: bool) -> String {
     let mut at = 0;
     while at < bytes.len() {
         match bytes[at] {
-            b'%' => match bytes.get(at + 1..at + 3).and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok()) {
+            b'%' => match bytes
+                .get(at + 1..at + 3)
+                .and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok())
+            {
                 Some(byte) => {
                     out.push(byte);
                     at += 2;

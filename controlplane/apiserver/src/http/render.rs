@@ -120,7 +120,8 @@ impl Pieces {
     fn new(call: &Call, listing: Listing, view: View) -> Self {
         let (kind, api_version) = list_type(call, view);
         let metadata = listing.metadata();
-        let head = format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"{api_version}\",\"metadata\":{metadata},\"items\":[");
+        let head =
+            format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"{api_version}\",\"metadata\":{metadata},\"items\":[");
         Self {
             items: listing.items.into_iter(),
             view,

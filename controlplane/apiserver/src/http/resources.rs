@@ -137,8 +137,7 @@ async fn route(asked: &Asked, call: Arc<Call>, body: Bytes) -> Result<Response<B
     }
     let views = matches!(verb, "get" | "list" | "watch" | "create" | "update" | "patch");
     let protobuf = !call.descriptor().custom;
-    let output =
-        Output::negotiate(asked.header(header::ACCEPT), &asked.query, asked.user_agent(), protobuf, views)?;
+    let output = Output::negotiate(asked.header(header::ACCEPT), &asked.query, asked.user_agent(), protobuf, views)?;
     match verb {
         "get" => {
             let item = call.get_item().await?;
@@ -236,10 +235,14 @@ pub fn decode_patch(asked: &Asked, call: &Call, body: &Bytes) -> Result<Patch> {
         return Err(ApiError::unsupported_media_type(PatchType::ACCEPTED));
     };
     if kind == PatchType::Apply && call.options.field_manager.is_empty() {
-        return Err(ApiError::bad_request("PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch"));
+        return Err(ApiError::bad_request(
+            "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
+        ));
     }
     if kind != PatchType::Apply && call.options.force {
-        return Err(ApiError::unprocessable("PatchOptions.meta.k8s.io \"\" is invalid: force: Forbidden: may not be specified for non-apply patch"));
+        return Err(ApiError::unprocessable(
+            "PatchOptions.meta.k8s.io \"\" is invalid: force: Forbidden: may not be specified for non-apply patch",
+        ));
     }
     let content = if kind == PatchType::Apply { ContentType::Yaml } else { ContentType::Json };
     let parsed = schema::parse(body, content)?;

@@ -48,7 +48,8 @@ pub fn read_certificates(path: &std::path::Path) -> Result<Vec<CertificateDer<'s
 
 fn acceptor(config: &Config) -> Result<TlsAcceptor> {
     let chain = read_certificates(&config.serving.certificate)?;
-    let key = PrivateKeyDer::from_pem_file(&config.serving.key).map_err(|error| unusable(&config.serving.key, error))?;
+    let key =
+        PrivateKeyDer::from_pem_file(&config.serving.key).map_err(|error| unusable(&config.serving.key, error))?;
     let mut roots = RootCertStore::empty();
     for certificate in read_certificates(&config.client_ca)? {
         roots.add(certificate).map_err(|error| unusable(&config.client_ca, error))?;

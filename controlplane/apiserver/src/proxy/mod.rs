@@ -99,8 +99,11 @@ fn forwarded(asked: &Asked, target: &Target, upgrades: bool, body: RequestBody) 
     headers.remove(header::AUTHORIZATION);
     headers.remove(header::HOST);
     // The kubelet answers plain text to a client that takes anything.
-    let impersonation: Vec<HeaderName> =
-        headers.keys().filter(|name| name.as_str().starts_with("impersonate-") || name.as_str().starts_with("x-remote-")).cloned().collect();
+    let impersonation: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| name.as_str().starts_with("impersonate-") || name.as_str().starts_with("x-remote-"))
+        .cloned()
+        .collect();
     for name in impersonation {
         headers.remove(name);
     }
@@ -117,15 +120,23 @@ fn forwarded(asked: &Asked, target: &Target, upgrades: bool, body: RequestBody) 
     }
     let mut request = Request::new(body);
     *request.method_mut() = asked.parts.method.clone();
-    *request.uri_mut() =
-        target.path.parse().map_err(|error| ApiError::bad_request(format!("the path {:?} is no URL: {error}", target.path)))?;
+    *request.uri_mut() = target
+        .path
+        .parse()
+        .map_err(|error| ApiError::bad_request(format!("the path {:?} is no URL: {error}", target.path)))?;
     *request.headers_mut() = headers;
     Ok(request)
 }
 
 /// Headers that are about one connection only.
 fn strip_hop_by_hop(headers: &mut HeaderMap, keep_upgrade: bool) {
-    for name in [header::TE, header::TRAILER, header::TRANSFER_ENCODING, header::PROXY_AUTHENTICATE, header::PROXY_AUTHORIZATION] {
+    for name in [
+        header::TE,
+        header::TRAILER,
+        header::TRANSFER_ENCODING,
+        header::PROXY_AUTHENTICATE,
+        header::PROXY_AUTHORIZATION,
+    ] {
         headers.remove(name);
     }
     headers.remove("keep-alive");
@@ -178,12 +189,18 @@ async fn complaint(asked: &Asked, response: Response<hyper::body::Incoming>) -> 
     }
     match code {
         StatusCode::NOT_FOUND => {
-            let message = if text.is_empty() { format!("the server could not find the requested resource ( pods/log {})", asked.info.name) } else { text };
+            let message = if text.is_empty() {
+                format!("the server could not find the requested resource ( pods/log {})", asked.info.name)
+            } else {
+                text
+            };
             ApiError::new(code, "NotFound", message)
         }
         StatusCode::BAD_REQUEST => ApiError::bad_request(text),
         StatusCode::FORBIDDEN => ApiError::new(code, "Forbidden", text),
-        code if code.is_server_error() => ApiError::internal(if text.is_empty() { format!("the node answered {code}") } else { text }),
+        code if code.is_server_error() => {
+            ApiError::internal(if text.is_empty() { format!("the node answered {code}") } else { text })
+        }
         code => ApiError::new(code, "", text),
     }
 }

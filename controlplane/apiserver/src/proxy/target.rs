@@ -46,7 +46,9 @@ fn split_name(text: &str) -> Result<(&str, &str, &str)> {
         [name] => Ok(("", name, "")),
         [name, port] => Ok(("", name, port)),
         [scheme @ ("http" | "https" | ""), name, port] => Ok((scheme, name, port)),
-        _ => Err(ApiError::bad_request(format!("invalid proxy request {text:?}: it must be NAME, NAME:PORT or SCHEME:NAME:PORT"))),
+        _ => Err(ApiError::bad_request(format!(
+            "invalid proxy request {text:?}: it must be NAME, NAME:PORT or SCHEME:NAME:PORT"
+        ))),
     }
 }
 
@@ -68,7 +70,11 @@ async fn kubelet(api: &Api, node: &str) -> Result<(String, u16)> {
     let node_object = find(api, "nodes", "", node).await?;
     let addresses = node_object["status"]["addresses"].as_array();
     let of_type = |wanted: &str| {
-        addresses.into_iter().flatten().find(|address| address["type"] == wanted).and_then(|address| address["address"].as_str())
+        addresses
+            .into_iter()
+            .flatten()
+            .find(|address| address["type"] == wanted)
+            .and_then(|address| address["address"].as_str())
     };
     let address = ["InternalIP", "ExternalIP", "Hostname"].iter().find_map(|wanted| of_type(wanted));
     let Some(address) = address else {
@@ -87,11 +93,15 @@ async fn kubelet_call(asked: &Asked) -> Result<Target> {
     let pod = find(api, "pods", &info.namespace, &info.name).await?;
     let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
     let asked_container = asked.query.text("container");
-    let container = if info.subresource == "portforward" { String::new() } else { container_of(&pod, asked_container)? };
+    let container =
+        if info.subresource == "portforward" { String::new() } else { container_of(&pod, asked_container)? };
     if node.is_empty() {
         if info.subresource == "log" {
             // Nothing has run yet: there is nothing to read.
-            return Err(ApiError::bad_request(format!("container \"{container}\" in pod \"{}\" is not available: the pod is not assigned to a node", info.name)));
+            return Err(ApiError::bad_request(format!(
+                "container \"{container}\" in pod \"{}\" is not available: the pod is not assigned to a node",
+                info.name
+            )));
         }
         return Err(ApiError::bad_request(format!("pod {} does not have a host assigned", info.name)));
     }
@@ -155,12 +165,18 @@ fn kubelet_path(subresource: &str, namespace: &str, pod: &str, container: &str, 
     };
     let path = match subresource {
         "log" => {
-            let keys = ["follow", "previous", "sinceSeconds", "sinceTime", "timestamps", "tailLines", "limitBytes", "stream"];
+            let keys =
+                ["follow", "previous", "sinceSeconds", "sinceTime", "timestamps", "tailLines", "limitBytes", "stream"];
             for key in ["sinceSeconds", "tailLines", "limitBytes"] {
                 if query.number(key)?.is_some_and(|number| number < 0 || (number == 0 && key != "tailLines")) {
-                    let least = if key == "tailLines" { "must be greater than or equal to 0" } else { "must be greater than 0" };
+                    let least = if key == "tailLines" {
+                        "must be greater than or equal to 0"
+                    } else {
+                        "must be greater than 0"
+                    };
                     return Err(ApiError::unprocessable(format!(
-                        "PodLogOptions \"{pod}\" is invalid: {key}: Invalid value: {}: {least}", query.text(key)
+                        "PodLogOptions \"{pod}\" is invalid: {key}: Invalid value: {}: {least}",
+                        query.text(key)
                     )));
                 }
             }
@@ -230,7 +246,11 @@ async fn pod_proxy(asked: &Asked) -> Result<Target> {
         let containers = pod["spec"]["containers"].as_array().into_iter().flatten();
         containers.filter_map(|container| container["ports"][0]["containerPort"].as_u64()).next()
     };
-    let port = if port.is_empty() { first().and_then(|port| u16::try_from(port).ok()).unwrap_or(80) } else { port_number(port)? };
+    let port = if port.is_empty() {
+        first().and_then(|port| u16::try_from(port).ok()).unwrap_or(80)
+    } else {
+        port_number(port)?
+    };
     Ok(direct(asked, scheme == "https", address, port, name, "PodProxyOptions"))
 }
 
@@ -266,15 +286,25 @@ pub fn endpoint_of(service: &Value, slices: &[&Value], wanted: &str) -> Option<(
     let ports: Vec<&Value> = service["spec"]["ports"].as_array().into_iter().flatten().collect();
     let port = match wanted {
         "" => ports.first(),
-        wanted => ports.iter().find(|port| port["name"] == wanted || port["port"].to_string() == wanted),
+        wanted => ports.iter().find(|port| {
+            port["name"] == wanted || wanted.parse::<u64>().is_ok_and(|number| port["port"].as_u64() == Some(number))
+        }),
     };
     let port_name = port?["name"].as_str().unwrap_or_default();
-    let own = slices.iter().filter(|slice| slice["metadata"]["labels"]["kubernetes.io/service-name"] == service["metadata"]["name"]);
+    let own = slices
+        .iter()
+        .filter(|slice| slice["metadata"]["labels"]["kubernetes.io/service-name"] == service["metadata"]["name"]);
     for slice in own {
-        let number = slice["ports"].as_array()?.iter().find(|port| port["name"].as_str().unwrap_or_default() == port_name);
-        let Some(number) = number.and_then(|port| port["port"].as_u64()).and_then(|port| u16::try_from(port).ok()) else { continue };
+        let number =
+            slice["ports"].as_array()?.iter().find(|port| port["name"].as_str().unwrap_or_default() == port_name);
+        let Some(number) = number.and_then(|port| port["port"].as_u64()).and_then(|port| u16::try_from(port).ok())
+        else {
+            continue;
+        };
         let ready = |endpoint: &&Value| endpoint["conditions"]["ready"].as_bool().unwrap_or(true);
-        if let Some(address) = slice["endpoints"].as_array()?.iter().find(ready).and_then(|endpoint| endpoint["addresses"][0].as_str()) {
+        if let Some(address) =
+            slice["endpoints"].as_array()?.iter().find(ready).and_then(|endpoint| endpoint["addresses"][0].as_str())
+        {
             return Some((address.to_owned(), number));
         }
     }
@@ -293,9 +323,15 @@ mod tests {
             "/exec/ns/p/c?command=sh&command=-c&command=a%20b&input=1&output=1"
         );
         let query = Query::parse("follow=true&tailLines=0&container=c&pretty=1");
-        assert_eq!(kubelet_path("log", "ns", "p", "c", &query).unwrap(), "/containerLogs/ns/p/c?follow=true&tailLines=0");
+        assert_eq!(
+            kubelet_path("log", "ns", "p", "c", &query).unwrap(),
+            "/containerLogs/ns/p/c?follow=true&tailLines=0"
+        );
         assert!(kubelet_path("log", "ns", "p", "c", &Query::parse("tailLines=-1")).is_err());
-        assert_eq!(kubelet_path("portforward", "ns", "p", "", &Query::parse("ports=80")).unwrap(), "/portForward/ns/p?port=80");
+        assert_eq!(
+            kubelet_path("portforward", "ns", "p", "", &Query::parse("ports=80")).unwrap(),
+            "/portForward/ns/p?port=80"
+        );
     }
 
     #[test]

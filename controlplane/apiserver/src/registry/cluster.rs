@@ -57,7 +57,8 @@ impl Cluster for Api {
     async fn update(&self, group: &str, plural: &str, subresource: &str, mut object: Value) -> Result<Arc<Value>> {
         let endpoint = self.endpoint(group, plural)?;
         let descriptor = endpoint.descriptor();
-        let (namespace, name) = (metadata::text(&object, "namespace").to_owned(), metadata::text(&object, "name").to_owned());
+        let (namespace, name) =
+            (metadata::text(&object, "namespace").to_owned(), metadata::text(&object, "name").to_owned());
         let expected = metadata::text(&object, "resourceVersion").parse::<u64>().unwrap_or(0);
         let key = descriptor.key(&namespace, &name);
         let current = self.store.get(&key).await.map_err(store_error)?.kv;
@@ -75,7 +76,9 @@ impl Cluster for Api {
         let stored = Bytes::from(encode(&object));
         let txn = Txn::update(key, revision, self.seal(descriptor, stored.clone()));
         match self.store.txn(txn).await.map_err(store_error)? {
-            TxnOutcome::Done { revision } => Ok(Arc::new(super::write::written(object, &stored, revision, false).value)),
+            TxnOutcome::Done { revision } => {
+                Ok(Arc::new(super::write::written(object, &stored, revision, false).value))
+            }
             TxnOutcome::Conflict { .. } => Err(ApiError::modified(group, plural, &name)),
         }
     }

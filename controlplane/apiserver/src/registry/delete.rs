@@ -56,10 +56,14 @@ impl DeleteOptions {
             None => query.number("gracePeriodSeconds")?,
         };
         let policy = body["propagationPolicy"].as_str().or(query.get("propagationPolicy"));
-        let orphan = body["orphanDependents"].as_bool().or(query.get("orphanDependents").map(|_| query.flag("orphanDependents")));
+        let orphan = body["orphanDependents"]
+            .as_bool()
+            .or(query.get("orphanDependents").map(|_| query.flag("orphanDependents")));
         options.propagation = match (policy.filter(|policy| !policy.is_empty()), orphan) {
             (Some(_), Some(_)) => {
-                return Err(invalid("propagationPolicy: Invalid value: \"orphanDependents\": orphanDependents and deletionPropagation cannot be both set"));
+                return Err(invalid(
+                    "propagationPolicy: Invalid value: \"orphanDependents\": orphanDependents and deletionPropagation cannot be both set",
+                ));
             }
             (Some("Orphan"), None) | (None, Some(true)) => Some(Propagation::Orphan),
             (Some("Background"), None) | (None, Some(false)) => Some(Propagation::Background),
@@ -118,7 +122,10 @@ pub fn decide(
     now: jiff::Timestamp,
 ) -> Decision {
     let mut marked = object.clone();
-    set_finalizers(&mut marked, propagation_finalizers(object, options.propagation, hooks.default_propagation_orphans()));
+    set_finalizers(
+        &mut marked,
+        propagation_finalizers(object, options.propagation, hooks.default_propagation_orphans()),
+    );
     let mut grace = if descriptor.graceful { hooks.grace_period(object, options.grace_period) } else { 0 };
     if grace < 0 {
         grace = 1;
@@ -205,12 +212,7 @@ impl Call {
         self.delete_from(current, &self.info.name, options).await
     }
 
-    async fn delete_from(
-        &self,
-        mut current: Option<Current>,
-        name: &str,
-        options: &DeleteOptions,
-    ) -> Result<Written> {
+    async fn delete_from(&self, mut current: Option<Current>, name: &str, options: &DeleteOptions) -> Result<Written> {
         let (descriptor, hooks) = (self.descriptor(), self.endpoint.hooks());
         let options_object = options.to_object();
         for _ in 0..ATTEMPTS {
@@ -356,7 +358,8 @@ mod tests {
 
     #[test]
     fn options_come_from_body_and_query() {
-        let parsed = DeleteOptions::parse(None, &Query::parse("gracePeriodSeconds=5&propagationPolicy=Orphan")).unwrap();
+        let parsed =
+            DeleteOptions::parse(None, &Query::parse("gracePeriodSeconds=5&propagationPolicy=Orphan")).unwrap();
         assert_eq!((parsed.grace_period, parsed.propagation), (Some(5), Some(Propagation::Orphan)));
         assert!(DeleteOptions::parse(Some(&json!({"propagationPolicy": "x"})), &Query::default()).is_err());
         assert!(DeleteOptions::parse(Some(&json!({"kind": "Pod"})), &Query::default()).is_err());

@@ -111,7 +111,11 @@ pub fn check_type(object: &mut Value, api_version: &str, kind: &str) -> Result<(
 /// Before mutating admission: what clients may not set at create goes.
 pub fn clear_for_create(object: &mut Value) -> Result<()> {
     let metadata = metadata_mut(object)?;
-    if metadata.get("resourceVersion").and_then(Value::as_str).is_some_and(|version| !version.is_empty() && version != "0") {
+    if metadata
+        .get("resourceVersion")
+        .and_then(Value::as_str)
+        .is_some_and(|version| !version.is_empty() && version != "0")
+    {
         return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
     }
     for key in ["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"] {
@@ -147,8 +151,15 @@ pub fn prepare_create(descriptor: &Descriptor, object: &mut Value, now: Timestam
 /// Metadata that no update changes is taken from `old`.
 pub fn keep_system_fields(new: &mut Value, old: &Value) -> Result<()> {
     let metadata = metadata_mut(new)?;
-    let kept =
-        ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "name", "namespace"];
+    let kept = [
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "name",
+        "namespace",
+    ];
     for key in kept {
         match &old["metadata"][key] {
             Value::Null => metadata.remove(key),
@@ -253,7 +264,8 @@ mod tests {
     #[test]
     fn a_new_object_gets_its_identity() {
         let descriptor = Descriptor::new("apps", "v1", "Deployment", "deployments").with_status().with_generation();
-        let mut object = json!({"metadata": {"generateName": "web-", "uid": "mine", "deletionTimestamp": "x"}, "status": {}});
+        let mut object =
+            json!({"metadata": {"generateName": "web-", "uid": "mine", "deletionTimestamp": "x"}, "status": {}});
         clear_for_create(&mut object).unwrap();
         prepare_create(&descriptor, &mut object, now()).unwrap();
         assert!(text(&object, "name").starts_with("web-"));

@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::{Call, metadata};
 use super::write::Change;
+use super::{Call, metadata};
 use crate::error::{ApiError, Result};
 use crate::patch;
 

@@ -115,7 +115,8 @@ fn bound(pod: &Value, binding: &Value, now: &str) -> Result<Value> {
 }
 
 fn set_scheduled(pod: &mut Value, now: &str) {
-    let mut condition = json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now});
+    let mut condition =
+        json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now});
     if let Some(generation) = pod["metadata"]["generation"].as_i64().filter(|generation| *generation > 0) {
         condition["observedGeneration"] = generation.into();
     }
@@ -185,7 +186,8 @@ mod tests {
     #[test]
     fn a_pod_is_bound_once() {
         let pod = json!({"metadata": {"name": "a", "uid": "u"}, "spec": {}, "status": {"phase": "Pending"}});
-        let binding = json!({"metadata": {"name": "a", "annotations": {"x": "y"}}, "target": {"kind": "Node", "name": "n1"}});
+        let binding =
+            json!({"metadata": {"name": "a", "annotations": {"x": "y"}}, "target": {"kind": "Node", "name": "n1"}});
         let after = bound(&pod, &binding, "2026-01-01T00:00:00Z").unwrap();
         assert_eq!(after["spec"]["nodeName"], "n1");
         assert_eq!(after["metadata"]["annotations"]["x"], "y");

@@ -54,14 +54,16 @@ impl Continue {
 
     fn decode(text: &str) -> Result<Self> {
         let refused = |why: &str| ApiError::bad_request(format!("continue key is not valid: {why}"));
-        let bytes = BASE64_URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|error| refused(&error.to_string()))?;
+        let bytes =
+            BASE64_URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|error| refused(&error.to_string()))?;
         let token: Value = serde_json::from_slice(&bytes).map_err(|error| refused(&error.to_string()))?;
         if token["v"] != "meta.k8s.io/v1" {
             return Err(refused("server does not recognize this encoded version"));
         }
-        let start = token["start"].as_str().filter(|start| !start.is_empty() && !start.contains("..")).ok_or_else(|| {
-            refused("encoded start key empty (version meta.k8s.io/v1)")
-        })?;
+        let start = token["start"]
+            .as_str()
+            .filter(|start| !start.is_empty() && !start.contains(".."))
+            .ok_or_else(|| refused("encoded start key empty (version meta.k8s.io/v1)"))?;
         let revision = match token["rv"].as_i64() {
             Some(-1) => 0,
             Some(revision) if revision > 0 => revision.cast_unsigned(),
@@ -85,7 +87,8 @@ impl Call {
         let (labels, fields) = (self.query.text("labelSelector"), self.query.text("fieldSelector"));
         let refused = |why: String| {
             let plural = &self.descriptor().plural;
-            let path = format!("{}, Resource={plural}", crate::resource::api_version(&self.info.group, &self.info.version));
+            let path =
+                format!("{}, Resource={plural}", crate::resource::api_version(&self.info.group, &self.info.version));
             let path = if self.info.group.is_empty() { format!("/{path}") } else { path };
             ApiError::bad_request(format!(
                 "Unable to find {path:?} that match label selector {labels:?}, field selector {fields:?}: {why}"
@@ -115,7 +118,10 @@ impl Call {
             Err(ApiError::unprocessable(format!("ListOptions.meta.k8s.io \"\" is invalid: {field}: {why}")))
         };
         if !rule.is_empty() && !self.query.text("continue").is_empty() {
-            return refused("resourceVersionMatch", "Forbidden: resourceVersionMatch is forbidden when continue is provided".into());
+            return refused(
+                "resourceVersionMatch",
+                "Forbidden: resourceVersionMatch is forbidden when continue is provided".into(),
+            );
         }
         match (version, rule) {
             ("", "") => Ok(Version::Latest),
@@ -130,7 +136,9 @@ impl Call {
             ("0", "" | "NotOlderThan") => Ok(Version::Any),
             (version, "Exact") => Ok(Version::Exact(parse_version(version)?)),
             // A paged list at a version means exactly that version, as it did before rules existed.
-            (version, "") if self.query.number("limit")?.unwrap_or(0) > 0 => Ok(Version::Exact(parse_version(version)?)),
+            (version, "") if self.query.number("limit")?.unwrap_or(0) > 0 => {
+                Ok(Version::Exact(parse_version(version)?))
+            }
             (version, "" | "NotOlderThan") => Ok(Version::NotOlderThan(parse_version(version)?)),
             (_, other) => refused(
                 "resourceVersionMatch",
@@ -190,15 +198,22 @@ impl Call {
         }
         let items: Vec<_> = matching.by_ref().take(limit).cloned().collect();
         let rest = matching.count() as u64;
-        let continue_ = items.last().filter(|_| rest > 0).map(|last| {
-            Continue { revision: state.revision, start: format!("{}\0", last.key) }.encode()
-        });
+        let continue_ = items
+            .last()
+            .filter(|_| rest > 0)
+            .map(|last| Continue { revision: state.revision, start: format!("{}\0", last.key) }.encode());
         let remaining = (rest > 0 && selection.is_everything()).then_some(rest);
         Listing { items, revision: state.revision, continue_, remaining }
     }
 
     /// Lists at one revision (0: now), from the store.
-    async fn list_at(&self, selection: &Selection, revision: u64, start: Option<String>, limit: usize) -> Result<Listing> {
+    async fn list_at(
+        &self,
+        selection: &Selection,
+        revision: u64,
+        start: Option<String>,
+        limit: usize,
+    ) -> Result<Listing> {
         let (descriptor, cache) = (self.descriptor(), &self.endpoint.cache);
         let root = descriptor.registry_root();
         let prefix =
@@ -209,7 +224,8 @@ impl Call {
         }
         let mut items: Vec<Arc<Item>> = Vec::new();
         loop {
-            let page = self.api.store.range(range.clone()).await.map_err(|error| continue_error(error, &range, &root))?;
+            let page =
+                self.api.store.range(range.clone()).await.map_err(|error| continue_error(error, &range, &root))?;
             range.revision = page.revision;
             let more = page.more();
             let total = page.kvs.len();
@@ -268,9 +284,8 @@ impl Call {
 
     fn include(&self) -> Result<Include> {
         let text = self.query.text("includeObject");
-        Include::parse(text).ok_or_else(|| {
-            ApiError::bad_request(format!("unrecognized includeObject value: \"{text}\""))
-        })
+        Include::parse(text)
+            .ok_or_else(|| ApiError::bad_request(format!("unrecognized includeObject value: \"{text}\"")))
     }
 
     pub fn row(&self, object: Value, version: &str) -> Result<Value> {

@@ -78,8 +78,12 @@ async fn token_status(call: &Call, spec: &Value) -> Result<Value> {
 }
 
 fn reviewed_user(spec: &Value, kind: &str) -> Result<UserInfo> {
-    let extra: BTreeMap<String, Vec<String>> =
-        spec["extra"].as_object().into_iter().flatten().map(|(key, values)| (key.to_lowercase(), texts(values))).collect();
+    let extra: BTreeMap<String, Vec<String>> = spec["extra"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(key, values)| (key.to_lowercase(), texts(values)))
+        .collect();
     let user = UserInfo {
         name: spec["user"].as_str().unwrap_or_default().to_owned(),
         uid: spec["uid"].as_str().unwrap_or_default().to_owned(),
@@ -99,9 +103,17 @@ async fn access_status(call: &Call, user: &UserInfo, spec: &Value) -> Result<Val
     if resource.is_null() == path.is_null() {
         let field = api::field::Path::root("spec");
         let error = if resource.is_null() {
-            api::field::Error::invalid(&field.child("resourceAttributes"), Value::Null, "exactly one of nonResourceAttributes or resourceAttributes must be specified")
+            api::field::Error::invalid(
+                &field.child("resourceAttributes"),
+                Value::Null,
+                "exactly one of nonResourceAttributes or resourceAttributes must be specified",
+            )
         } else {
-            api::field::Error::invalid(&field.child("nonResourceAttributes"), Value::Null, "cannot be specified in combination with resourceAttributes")
+            api::field::Error::invalid(
+                &field.child("nonResourceAttributes"),
+                Value::Null,
+                "cannot be specified in combination with resourceAttributes",
+            )
         };
         return Err(ApiError::invalid("authorization.k8s.io", &call.descriptor().kind, "", &[error]));
     }
@@ -116,7 +128,13 @@ async fn access_status(call: &Call, user: &UserInfo, spec: &Value) -> Result<Val
     );
     let path = text("path", path);
     let request = Request {
-        verb: &verb, group: &group, resource: &kind, subresource: &sub, namespace: &namespace, name: &name, path: &path,
+        verb: &verb,
+        group: &group,
+        resource: &kind,
+        subresource: &sub,
+        namespace: &namespace,
+        name: &name,
+        path: &path,
     };
     Ok(match call.api.authz.decide(&call.api, user, &request).await {
         Ok(()) => json!({"allowed": true}),
@@ -159,9 +177,7 @@ pub async fn component_statuses(asked: &Asked, call: &Call) -> Result<Response<B
     } else {
         json!({"type": "Healthy", "status": "False", "message": "the store does not answer"})
     };
-    let component = |name: &str, condition: Value| {
-        json!({"metadata": {"name": name, "creationTimestamp": null}, "conditions": [condition]})
-    };
+    let component = |name: &str, condition: Value| json!({"metadata": {"name": name, "creationTimestamp": null}, "conditions": [condition]});
     let well = json!({"type": "Healthy", "status": "True", "message": "ok"});
     let mut all = vec![
         component("controller-manager", well.clone()),
@@ -170,7 +186,9 @@ pub async fn component_statuses(asked: &Asked, call: &Call) -> Result<Response<B
     ];
     call.warn("v1 ComponentStatus is deprecated in v1.19+");
     if call.info.verb == "get" {
-        let Some(at) = all.iter().position(|one| one["metadata"]["name"] == call.info.name) else { return Err(call.not_found()) };
+        let Some(at) = all.iter().position(|one| one["metadata"]["name"] == call.info.name) else {
+            return Err(call.not_found());
+        };
         let mut one = all.swap_remove(at);
         one["kind"] = "ComponentStatus".into();
         one["apiVersion"] = "v1".into();

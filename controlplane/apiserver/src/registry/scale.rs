@@ -96,7 +96,9 @@ impl Change for ScaleChange {
         let name = &call.info.name;
         if scale["metadata"]["name"].as_str().is_some_and(|own| !own.is_empty() && own != name) {
             let own = scale["metadata"]["name"].as_str().unwrap_or_default();
-            return Err(ApiError::bad_request(format!("the name of the object ({own}) does not match the name on the URL ({name})")));
+            return Err(ApiError::bad_request(format!(
+                "the name of the object ({own}) does not match the name on the URL ({name})"
+            )));
         }
         let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
         if replicas < 0 {

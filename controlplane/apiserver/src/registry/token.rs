@@ -38,8 +38,13 @@ pub async fn issue(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response<
     }
     let mut request = call.validate(Operation::Create, request, None, &options).await?;
     let bound = bound_to(call, &request["spec"]["boundObjectRef"]).await?;
-    let audiences: Vec<String> =
-        request["spec"]["audiences"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+    let audiences: Vec<String> = request["spec"]["audiences"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect();
     let grant = Grant {
         namespace: &call.info.namespace,
         account: &call.info.name,
@@ -85,7 +90,8 @@ async fn bound_to(call: &Call, reference: &Value) -> Result<Vec<Bound>> {
             )));
         }
     };
-    let object = call.api.get("", plural, namespace, name).await?.ok_or_else(|| ApiError::not_found("", plural, name))?;
+    let object =
+        call.api.get("", plural, namespace, name).await?.ok_or_else(|| ApiError::not_found("", plural, name))?;
     let found = metadata::text(&object, "uid");
     if !uid.is_empty() && uid != found {
         let why = format!(

@@ -51,7 +51,12 @@ impl Call {
         let content_type = match output.media {
             Media::Json => "application/json",
             Media::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
-            Media::Yaml => return Err(ApiError::not_acceptable(&["application/json", "application/vnd.kubernetes.protobuf;stream=watch"])),
+            Media::Yaml => {
+                return Err(ApiError::not_acceptable(&[
+                    "application/json",
+                    "application/vnd.kubernetes.protobuf;stream=watch",
+                ]));
+            }
         };
         let (watcher, initial, marks_end) = match self.start_watch().await {
             Ok(started) => started,
@@ -95,18 +100,27 @@ impl Call {
         };
         let streams_initial = self.query.get("sendInitialEvents").is_some();
         if !streams_initial && !rule.is_empty() {
-            return refused("resourceVersionMatch", "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided");
+            return refused(
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+            );
         }
         if streams_initial && rule != "NotOlderThan" {
-            return refused("resourceVersionMatch", "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
+            return refused(
+                "resourceVersionMatch",
+                "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+            );
         }
         let wanted = match version {
             "" => Version::Latest,
             "0" => Version::Any,
             text => Version::NotOlderThan(parse_version(text)?),
         };
-        let sends_initial =
-            if streams_initial { self.query.flag("sendInitialEvents") } else { !matches!(wanted, Version::NotOlderThan(_)) };
+        let sends_initial = if streams_initial {
+            self.query.flag("sendInitialEvents")
+        } else {
+            !matches!(wanted, Version::NotOlderThan(_))
+        };
         match wanted {
             Version::NotOlderThan(revision) if !sends_initial => {
                 cache.ready().await?;
@@ -157,35 +171,30 @@ impl Watching {
         if !chunk.is_empty() {
             return Ok(());
         }
-        loop {
-            let wake = if self.bookmarks { self.next_bookmark.min(self.ends) } else { self.ends };
-            self.timer.as_mut().reset(wake);
-            tokio::select! {
-                biased;
-                () = self.stopping.cancelled() => {
+        let wake = if self.bookmarks { self.next_bookmark.min(self.ends) } else { self.ends };
+        self.timer.as_mut().reset(wake);
+        tokio::select! {
+            biased;
+            () = self.stopping.cancelled() => {
+                self.over = true;
+                Ok(())
+            }
+            seen = self.watcher.next() => {
+                let Some(seen) = seen else {
                     self.over = true;
                     return Ok(());
-                }
-                seen = self.watcher.next() => {
-                    let Some(seen) = seen else {
-                        self.over = true;
-                        return Ok(());
-                    };
-                    for event in &seen {
-                        self.put_seen(chunk, event)?;
-                    }
-                    return Ok(());
-                }
-                () = self.timer.as_mut() => {
-                    let now = Instant::now();
-                    if now >= self.ends {
-                        self.over = true;
-                        // A last bookmark lets the client go on from here.
-                        return if self.bookmarks { self.bookmark(chunk, false) } else { Ok(()) };
-                    }
+                };
+                seen.iter().try_for_each(|event| self.put_seen(chunk, event))
+            }
+            () = self.timer.as_mut() => {
+                let now = Instant::now();
+                if now < self.ends {
                     self.next_bookmark = now + BOOKMARK_EVERY;
                     return self.bookmark(chunk, false);
                 }
+                self.over = true;
+                // A last bookmark lets the client go on from here.
+                if self.bookmarks { self.bookmark(chunk, false) } else { Ok(()) }
             }
         }
     }

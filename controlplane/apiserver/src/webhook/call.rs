@@ -31,12 +31,19 @@ struct Place {
 }
 
 /// Posts `body` to where `client_config` (`WebhookClientConfig`) says, and reads the JSON answer.
-pub async fn post(cluster: &dyn Cluster, client_config: &Value, body: &Value, timeout: Duration) -> Result<Value, String> {
+pub async fn post(
+    cluster: &dyn Cluster,
+    client_config: &Value,
+    body: &Value,
+    timeout: Duration,
+) -> Result<Value, String> {
     let place = place(cluster, client_config).await?;
     let exchange = exchange(&place, client_config, body);
     match tokio::time::timeout(timeout, exchange).await {
         Ok(answer) => answer,
-        Err(_) => Err(format!("Post \"https://{}:{}{}\": context deadline exceeded", place.name, place.port, place.path)),
+        Err(_) => {
+            Err(format!("Post \"https://{}:{}{}\": context deadline exceeded", place.name, place.port, place.path))
+        }
     }
 }
 
@@ -54,7 +61,8 @@ async fn place(cluster: &dyn Cluster, client_config: &Value) -> Result<Place, St
     let port = client_config["service"]["port"].as_u64().unwrap_or(443).to_string();
     let service = cluster.get("", "services", namespace, name).await.map_err(|error| error.to_string())?;
     let service = service.ok_or_else(|| format!("service {name:?} not found"))?;
-    let slices = cluster.list("discovery.k8s.io", "endpointslices", namespace).await.map_err(|error| error.to_string())?;
+    let slices =
+        cluster.list("discovery.k8s.io", "endpointslices", namespace).await.map_err(|error| error.to_string())?;
     let slices: Vec<&Value> = slices.iter().map(|slice| &**slice).collect();
     let (address, number) = crate::proxy::endpoint_of(&service, &slices, &port)
         .ok_or_else(|| format!("no endpoints available for service {name:?}"))?;
@@ -64,7 +72,8 @@ async fn place(cluster: &dyn Cluster, client_config: &Value) -> Result<Place, St
 }
 
 async fn exchange(place: &Place, client_config: &Value, body: &Value) -> Result<Value, String> {
-    let failed = |why: &dyn std::fmt::Display| format!("Post \"https://{}:{}{}\": {why}", place.name, place.port, place.path);
+    let failed =
+        |why: &dyn std::fmt::Display| format!("Post \"https://{}:{}{}\": {why}", place.name, place.port, place.path);
     let stream = TcpStream::connect((place.address.as_str(), place.port)).await.map_err(|error| failed(&error))?;
     let request = Request::post(&place.path)
         .header(header::HOST, &place.name)
@@ -115,7 +124,10 @@ fn connector(client_config: &Value) -> Result<TlsConnector, String> {
         roots.add(certificate).map_err(|error| format!("caBundle: {error}"))?;
     }
     if roots.is_empty() {
-        return Err("tls: failed to verify certificate: x509: certificate signed by unknown authority (caBundle is empty)".into());
+        return Err(
+            "tls: failed to verify certificate: x509: certificate signed by unknown authority (caBundle is empty)"
+                .into(),
+        );
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider)

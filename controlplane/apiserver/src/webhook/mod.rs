@@ -16,6 +16,7 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::admit::{Admission, Attributes, Cluster};
+use crate::cel;
 use crate::error::{ApiError, Result};
 use crate::patch;
 
@@ -124,10 +125,15 @@ fn rules_match(rules: &Value, attributes: &Attributes<'_>) -> bool {
         };
         scope
             && contains(&rule["operations"], attributes.operation.name())
-            && exact.iter().any(|(group, version)| contains(&rule["apiGroups"], group) && contains(&rule["apiVersions"], version))
-            && rule["resources"].as_array().into_iter().flatten().filter_map(Value::as_str).any(|held| {
-                resource_matches(held, &attributes.descriptor.plural, attributes.subresource)
-            })
+            && exact
+                .iter()
+                .any(|(group, version)| contains(&rule["apiGroups"], group) && contains(&rule["apiVersions"], version))
+            && rule["resources"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .any(|held| resource_matches(held, &attributes.descriptor.plural, attributes.subresource))
     })
 }
 
@@ -151,7 +157,10 @@ fn resource_matches(rule: &str, plural: &str, subresource: &str) -> bool {
 async fn selected(webhook: &Value, attributes: &Attributes<'_>, cluster: &dyn Cluster) -> Result<bool> {
     let selector = |key: &str| -> Option<Selector> {
         let selector = &webhook[key];
-        Selector::from_json(Some(selector)).ok().filter(|_| selector.is_object()).filter(|selector| !selector.is_everything())
+        Selector::from_json(Some(selector))
+            .ok()
+            .filter(|_| selector.is_object())
+            .filter(|selector| !selector.is_everything())
     };
     if let Some(wanted) = selector("namespaceSelector") {
         let own = attributes.is("", "namespaces");
@@ -178,9 +187,23 @@ async fn selected(webhook: &Value, attributes: &Attributes<'_>, cluster: &dyn Cl
 }
 
 /// `matchConditions`: none without any; an expression that fails is an error.
-fn conditions(webhook: &Value, _attributes: &Attributes<'_>) -> Option<Result<bool, String>> {
-    webhook["matchConditions"].as_array().filter(|conditions| !conditions.is_empty())?;
-    Some(Err("match conditions cannot be evaluated by this server".to_owned()))
+fn conditions(webhook: &Value, attributes: &Attributes<'_>) -> Option<Result<bool, String>> {
+    let conditions = webhook["matchConditions"].as_array().filter(|conditions| !conditions.is_empty())?;
+    let variables = [
+        ("object", cel::from_json(&attributes.object)),
+        ("oldObject", cel::from_json(attributes.old.unwrap_or(&Value::Null))),
+        ("request", cel::from_json(&request(attributes, ""))),
+    ];
+    for condition in conditions {
+        let expression = condition["expression"].as_str().unwrap_or_default();
+        let outcome = cel::compile(expression).and_then(|program| program.test(&variables));
+        match outcome {
+            Ok(true) => {}
+            Ok(false) => return Some(Ok(false)),
+            Err(error) => return Some(Err(format!("match condition {expression:?}: {error}"))),
+        }
+    }
+    Some(Ok(true))
 }
 
 /// `AdmissionRequest`.
@@ -195,7 +218,11 @@ fn request(attributes: &Attributes<'_>, uid: &str) -> Value {
     let sample = if attributes.object.is_object() { Some(&attributes.object) } else { attributes.old };
     let kind = sample.map_or_else(|| json!({"group": group, "version": version, "kind": descriptor.kind}), object_kind);
     let resource = json!({"group": group, "version": version, "resource": descriptor.plural});
-    let name = if attributes.name.is_empty() { attributes.object["metadata"]["name"].as_str().unwrap_or_default() } else { attributes.name };
+    let name = if attributes.name.is_empty() {
+        attributes.object["metadata"]["name"].as_str().unwrap_or_default()
+    } else {
+        attributes.name
+    };
     let mut request = json!({
         "uid": uid, "kind": kind, "resource": resource, "requestKind": kind,
         "requestResource": {"group": attributes.group, "version": attributes.version, "resource": descriptor.plural},
@@ -223,7 +250,8 @@ async fn consult(webhook: &Value, attributes: &Attributes<'_>, cluster: &dyn Clu
         return Err(ApiError::bad_request(format!("admission webhook {:?} does not support dry run", name(webhook))));
     }
     let uid = uuid::Uuid::new_v4().to_string();
-    let review = json!({"kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "request": request(attributes, &uid)});
+    let review =
+        json!({"kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "request": request(attributes, &uid)});
     let timeout = Duration::from_secs(webhook["timeoutSeconds"].as_u64().unwrap_or(DEFAULT_TIMEOUT).clamp(1, 30));
     let answer = call::post(cluster, &webhook["clientConfig"], &review, timeout).await;
     let response = answer.and_then(|answer| read(&answer, &uid));
@@ -252,7 +280,8 @@ fn read(answer: &Value, uid: &str) -> std::result::Result<Value, String> {
 
 fn denied(webhook: &Value, response: &Value) -> ApiError {
     let status = &response["status"];
-    let (message, reason) = (status["message"].as_str().unwrap_or_default(), status["reason"].as_str().unwrap_or_default());
+    let (message, reason) =
+        (status["message"].as_str().unwrap_or_default(), status["reason"].as_str().unwrap_or_default());
     let name = name(webhook);
     let text = match (message, reason) {
         ("", "") => format!("admission webhook {name:?} denied the request without explanation"),
@@ -305,13 +334,22 @@ mod tests {
         let descriptor = Descriptor::new("apps", "v1", "Deployment", "deployments");
         let (user, options) = (UserInfo::admin(), json!({}));
         let attributes = Attributes {
-            user: &user, descriptor: &descriptor, group: "apps", version: "v1", subresource: "",
-            operation: Operation::Create, namespace: "a", name: "x", object: json!({}), old: None, options: &options,
-            dry_run: false, warnings: Vec::new(), audit: Vec::new(),
+            user: &user,
+            descriptor: &descriptor,
+            group: "apps",
+            version: "v1",
+            subresource: "",
+            operation: Operation::Create,
+            namespace: "a",
+            name: "x",
+            object: json!({}),
+            old: None,
+            options: &options,
+            dry_run: false,
+            warnings: Vec::new(),
+            audit: Vec::new(),
         };
-        let rule = |operations: &str, group: &str, resource: &str, scope: &str| {
-            json!([{"operations": [operations], "apiGroups": [group], "apiVersions": ["*"], "resources": [resource], "scope": scope}])
-        };
+        let rule = |operations: &str, group: &str, resource: &str, scope: &str| json!([{"operations": [operations], "apiGroups": [group], "apiVersions": ["*"], "resources": [resource], "scope": scope}]);
         for (rules, expected) in [
             (rule("CREATE", "apps", "deployments", "*"), true),
             (rule("*", "*", "*", "Namespaced"), true),
@@ -330,7 +368,8 @@ mod tests {
         let patch = BASE64_STANDARD.encode(r#"[{"op":"add","path":"/a","value":1}]"#);
         assert_eq!(patched(&json!({}), &patch).unwrap(), json!({"a": 1}));
         assert!(patched(&json!({}), "!").is_err());
-        let error = denied(&json!({"name": "x.y"}), &json!({"allowed": false, "status": {"message": "no", "code": 422}}));
+        let error =
+            denied(&json!({"name": "x.y"}), &json!({"allowed": false, "status": {"message": "no", "code": 422}}));
         assert_eq!((error.code().as_u16(), error.message()), (422, "admission webhook \"x.y\" denied the request: no"));
         assert!(read(&json!({"response": {"uid": "other"}}), "u").is_err());
     }
