@@ -165,6 +165,9 @@ pub fn compare(node: Node<'_>, old: &Value, new: &Value) -> Difference {
 }
 
 fn compare_at(node: Node<'_>, old: Option<&Value>, new: Option<&Value>) -> Step {
+    if old.is_some() && old == new {
+        return Step::default();
+    }
     let present = new.filter(|v| !v.is_null()).or(old).unwrap_or(&Value::Null);
     let inner = match present {
         // Where both are empty, empty and absent still differ: a leaf.
@@ -205,13 +208,7 @@ fn put_step(step: &mut Step, key: String, inner: Step) {
 /// `None` when one of them is something else: then they differ as a whole.
 fn compare_objects(node: Node<'_>, old: Option<&Value>, new: Option<&Value>) -> Option<Step> {
     let none = Map::new();
-    let members = |value: Option<&Value>| match value {
-        None | Some(Value::Null) => Some(None),
-        Some(Value::Object(_)) => Some(value.and_then(Value::as_object).cloned()),
-        _ => None,
-    };
-    let (old, new) = (members(old)?, members(new)?);
-    let (old, new) = (old.as_ref().unwrap_or(&none), new.as_ref().unwrap_or(&none));
+    let (old, new) = (members_of(old, &none)?, members_of(new, &none)?);
     let mut step = Step::default();
     let names = old.keys().chain(new.keys().filter(|name| !old.contains_key(*name)));
     for name in names {
@@ -221,30 +218,31 @@ fn compare_objects(node: Node<'_>, old: Option<&Value>, new: Option<&Value>) -> 
     Some(step)
 }
 
-fn compare_lists(node: Node<'_>, topology: &Topology<'_>, old: Option<&Value>, new: Option<&Value>) -> Option<Step> {
-    let items = |value: Option<&Value>| match value {
-        None | Some(Value::Null) => Some(Vec::new()),
-        Some(Value::Array(items)) => Some(items.clone()),
+fn members_of<'a>(value: Option<&'a Value>, none: &'a Map<String, Value>) -> Option<&'a Map<String, Value>> {
+    match value {
+        None | Some(Value::Null) => Some(none),
+        Some(Value::Object(members)) => Some(members),
         _ => None,
-    };
-    let (old, new) = (items(old)?, items(new)?);
-    let keyed = |items: &[Value]| -> BTreeMap<String, Vec<Value>> {
-        let mut keyed: BTreeMap<String, Vec<Value>> = BTreeMap::new();
-        for (index, (item, key)) in items.iter().zip(keys_of(node, topology, items)).enumerate() {
-            keyed.entry(or_index(key, index)).or_default().push(item.clone());
-        }
-        keyed
-    };
-    let (old, new) = (keyed(&old), keyed(&new));
+    }
+}
+
+fn items_of(value: Option<&Value>) -> Option<&[Value]> {
+    match value {
+        None | Some(Value::Null) => Some(&[]),
+        Some(Value::Array(items)) => Some(items),
+        _ => None,
+    }
+}
+
+fn compare_lists(node: Node<'_>, topology: &Topology<'_>, old: Option<&Value>, new: Option<&Value>) -> Option<Step> {
+    let (old, new) = (keyed(node, topology, items_of(old)?), keyed(node, topology, items_of(new)?));
     let mut step = Step::default();
     let keys = old.keys().chain(new.keys().filter(|key| !old.contains_key(*key)));
     for key in keys {
         let inner = match (old.get(key).map(Vec::as_slice), new.get(key).map(Vec::as_slice)) {
-            (None | Some([_]), None | Some([_])) => {
-                let one =
-                    |items: &BTreeMap<String, Vec<Value>>| items.get(key).and_then(|items| items.first().cloned());
-                compare_at(node.item(), one(&old).as_ref(), one(&new).as_ref())
-            }
+            (None, Some([new])) => compare_at(node.item(), None, Some(new)),
+            (Some([old]), None) => compare_at(node.item(), Some(old), None),
+            (Some([old]), Some([new])) => compare_at(node.item(), Some(old), Some(new)),
             // Several items under one key cannot be told apart: they differ as a whole.
             (old, new) => {
                 let mut step = Step::default();
@@ -257,6 +255,14 @@ fn compare_lists(node: Node<'_>, topology: &Topology<'_>, old: Option<&Value>, n
         put_step(&mut step, key.clone(), inner);
     }
     Some(step)
+}
+
+fn keyed<'a>(node: Node<'_>, topology: &Topology<'_>, items: &'a [Value]) -> BTreeMap<String, Vec<&'a Value>> {
+    let mut keyed: BTreeMap<String, Vec<&Value>> = BTreeMap::new();
+    for (index, (item, key)) in items.iter().zip(keys_of(node, topology, items)).enumerate() {
+        keyed.entry(or_index(key, index)).or_default().push(item);
+    }
+    keyed
 }
 
 /// The live value with the configuration merged in.
