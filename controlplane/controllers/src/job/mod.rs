@@ -2,6 +2,7 @@
 //!
 //! - [`indexes`]: sets of completion indexes as text (`1,3-5`); pure;
 //! - [`policy`]: pod failure and success policies; pure;
+//! - [`pod`]: the pod of a Job or of one of its indexes; pure;
 //! - [`plan`]: from a Job and its pods to status, pods to make and remove; pure;
 //! - this module: watches and writes.
 //!
@@ -12,6 +13,7 @@
 
 mod indexes;
 mod plan;
+mod pod;
 mod policy;
 
 use std::sync::Arc;
@@ -161,7 +163,7 @@ impl Worker {
         let count = plan.create.len();
         self.expectations.expect(key, count, []);
         let (made, untried, error) = podcontrol::slow_start(count, |index| {
-            let (pod, owner) = (plan::pod(job, &plan.create[index]), &owner);
+            let (pod, owner) = (pod::new(job, &plan.create[index]), &owner);
             async move {
                 let result = podcontrol::create(&self.controller, &key.0, &pod, owner).await;
                 if result.is_err() {

@@ -6,18 +6,16 @@ use std::sync::Arc;
 use component::EventType;
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec, JobStatus, UncountedTerminatedPods};
-use k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector, Pod};
-use kube::ResourceExt;
+use k8s_openapi::api::core::v1::Pod;
 
 use super::indexes::{self, Indexes};
 use super::policy::{self, Verdict};
 use super::{FINALIZER, Told};
 use crate::meta;
-use crate::podcontrol;
 use crate::podstate;
 
-const INDEX: &str = "batch.kubernetes.io/job-completion-index";
-const INDEX_FAILURES: &str = "batch.kubernetes.io/job-index-failure-count";
+pub const INDEX: &str = "batch.kubernetes.io/job-completion-index";
+pub const INDEX_FAILURES: &str = "batch.kubernetes.io/job-index-failure-count";
 const FIRST_DELAY: i64 = 10;
 const LONGEST_DELAY: i64 = 600;
 /// Pods created or deleted in one run at most, and pods noted as uncounted at once.
@@ -449,42 +447,6 @@ fn backoff(view: &View<'_>, index: Option<i32>) -> Option<Timestamp> {
     Some(meta::after(*last, delay))
 }
 
-/// The pod to create.
-pub fn pod(job: &Job, new: &NewPod) -> Pod {
-    let spec = job.spec.clone().unwrap_or_default();
-    let mut pod = podcontrol::from_template(&spec.template, meta::controller_ref(job));
-    pod.metadata.finalizers.get_or_insert_default().push(FINALIZER.to_owned());
-    let Some(index) = new.index else { return pod };
-    let name = job.name_any();
-    pod.metadata.generate_name = Some(format!("{name}-{index}-"));
-    let annotations = pod.metadata.annotations.get_or_insert_default();
-    annotations.insert(INDEX.to_owned(), index.to_string());
-    if let Some(failures) = new.failures {
-        annotations.insert(INDEX_FAILURES.to_owned(), failures.to_string());
-    }
-    pod.metadata.labels.get_or_insert_default().insert(INDEX.to_owned(), index.to_string());
-    let spec = pod.spec.get_or_insert_default();
-    spec.hostname = Some(format!("{name}-{index}"));
-    let variable = EnvVar {
-        name: "JOB_COMPLETION_INDEX".to_owned(),
-        value_from: Some(EnvVarSource {
-            field_ref: Some(ObjectFieldSelector {
-                field_path: format!("metadata.labels['{INDEX}']"),
-                ..Default::default()
-            }),
-            ..Default::default()
-        }),
-        ..Default::default()
-    };
-    for container in spec.init_containers.iter_mut().flatten().chain(&mut spec.containers) {
-        let env = container.env.get_or_insert_default();
-        if !env.iter().any(|known| known.name == variable.name) {
-            env.push(variable.clone());
-        }
-    }
-    pod
-}
-
 fn condition<'a>(status: &'a JobStatus, name: &str) -> Option<&'a JobCondition> {
     status.conditions.as_ref()?.iter().find(|condition| condition.type_ == name)
 }
@@ -596,7 +558,7 @@ mod tests {
         let plan = plan(&indexed(5, 3), &pods, at(1000));
         assert_eq!(plan.status.completed_indexes.as_deref(), Some("0"));
         assert_eq!(plan.create.iter().filter_map(|new| new.index).collect::<Vec<_>>(), [1, 3]);
-        let made = pod(&indexed(5, 3), &plan.create[0]);
+        let made = super::super::pod::new(&indexed(5, 3), &plan.create[0]);
         assert_eq!(made.metadata.generate_name.as_deref(), Some("work-1-"));
         assert!(meta::has_finalizer(&made.metadata, FINALIZER));
     }
