@@ -22,6 +22,9 @@ pub fn run(name: &str) -> anyhow::Result<()> {
     };
     let mut problems = Vec::new();
     end_processes(&lab, &lab.members().map(str::to_owned).collect::<Vec<_>>(), &mut problems);
+    for node in &lab.nodes {
+        agent::containerd::remove_shim_sockets(&lab.member_run_dir(node).join("containerd"));
+    }
     unmount_under(&[lab.dir(), lab.run_dir()], &mut problems);
     remove_cgroups(&lab.cgroup_root(), &mut problems);
     network::remove(&lab, &mut problems);

@@ -134,6 +134,9 @@ async fn route(asked: &Asked, call: Arc<Call>, body: Bytes) -> Result<Response<B
     }
     if !call.info.subresource.is_empty() {
         subresource::check(&call)?;
+    } else if matches!((verb, call.info.named), ("update" | "patch", false) | ("create", true)) {
+        // Collections are posted to, single objects are put and patched.
+        return Err(ApiError::method_not_allowed());
     }
     let views = matches!(verb, "get" | "list" | "watch" | "create" | "update" | "patch");
     let protobuf = !call.descriptor().custom;
