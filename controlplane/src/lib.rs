@@ -97,7 +97,7 @@ async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn store::Store>> {
             Arc::new(store::Embedded::open(&dir)?)
         }
         Store::Etcd(endpoints) => {
-            anyhow::bail!("etcd at {} cannot be used yet", endpoints.join(", "))
+            Arc::new(store::Etcd::connect(&store::EtcdOptions::new(endpoints.clone())).await.with_context(|| format!("connecting to etcd at {}", endpoints.join(", ")))?)
         }
     })
 }
