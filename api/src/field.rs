@@ -93,7 +93,10 @@ impl ErrorType {
     }
 
     fn shows_value(self) -> bool {
-        !matches!(self, ErrorType::Required | ErrorType::Forbidden | ErrorType::TooLong | ErrorType::TooMany | ErrorType::Internal)
+        !matches!(
+            self,
+            ErrorType::Required | ErrorType::Forbidden | ErrorType::TooLong | ErrorType::TooMany | ErrorType::Internal
+        )
     }
 }
 

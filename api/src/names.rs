@@ -135,7 +135,10 @@ pub fn config_map_key(text: &str) -> Problem {
 /// Environment variable names: any printable ASCII but `=`.
 pub fn env_var_name(text: &str) -> Problem {
     if text.is_empty() || !text.bytes().all(|byte| (0x20..0x7f).contains(&byte) && byte != b'=') {
-        return Some("a valid environment variable name must consist only of printable ASCII characters other than '='".to_owned());
+        return Some(
+            "a valid environment variable name must consist only of printable ASCII characters other than '='"
+                .to_owned(),
+        );
     }
     None
 }

@@ -225,9 +225,8 @@ fn shift_ten(value: i128, power: i32) -> Result<i128, QuantityError> {
 impl fmt::Display for Quantity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const BINARY: [(&str, u32); 6] = [("Ei", 60), ("Pi", 50), ("Ti", 40), ("Gi", 30), ("Mi", 20), ("Ki", 10)];
-        const DECIMAL: [(&str, i32); 10] = [
-            ("E", 18), ("P", 15), ("T", 12), ("G", 9), ("M", 6), ("k", 3), ("", 0), ("m", -3), ("u", -6), ("n", -9),
-        ];
+        const DECIMAL: [(&str, i32); 10] =
+            [("E", 18), ("P", 15), ("T", 12), ("G", 9), ("M", 6), ("k", 3), ("", 0), ("m", -3), ("u", -6), ("n", -9)];
         if self.nanos == 0 {
             return f.write_str("0");
         }
@@ -277,11 +276,37 @@ mod tests {
     #[test]
     fn canonical_forms() {
         for (text, canonical) in [
-            ("0", "0"), ("0.0", "0"), ("1", "1"), ("1000", "1k"), ("1024", "1024"), ("1024Ki", "1Mi"), ("1536Mi", "1536Mi"),
-            ("0.5", "500m"), ("0.5Gi", "512Mi"), ("1.5Gi", "1536Mi"), ("100m", "100m"), ("1000m", "1"), ("2.5", "2500m"),
-            ("1e3", "1e3"), ("12e6", "12e6"), ("1E", "1E"), ("1Ei", "1Ei"), ("-5", "-5"), ("+5", "5"), (".5", "500m"),
-            ("5.", "5"), ("100Ki", "100Ki"), ("1Ki", "1Ki"), ("0.1n", "1n"), ("512Ki", "512Ki"), ("0.5Ki", "512"),
-            ("64Mi", "64Mi"), ("1234567890", "1234567890"), ("3000000", "3M"), ("1e-3", "1e-3"), ("0.001Ki", "1024m"),
+            ("0", "0"),
+            ("0.0", "0"),
+            ("1", "1"),
+            ("1000", "1k"),
+            ("1024", "1024"),
+            ("1024Ki", "1Mi"),
+            ("1536Mi", "1536Mi"),
+            ("0.5", "500m"),
+            ("0.5Gi", "512Mi"),
+            ("1.5Gi", "1536Mi"),
+            ("100m", "100m"),
+            ("1000m", "1"),
+            ("2.5", "2500m"),
+            ("1e3", "1e3"),
+            ("12e6", "12e6"),
+            ("1E", "1E"),
+            ("1Ei", "1Ei"),
+            ("-5", "-5"),
+            ("+5", "5"),
+            (".5", "500m"),
+            ("5.", "5"),
+            ("100Ki", "100Ki"),
+            ("1Ki", "1Ki"),
+            ("0.1n", "1n"),
+            ("512Ki", "512Ki"),
+            ("0.5Ki", "512"),
+            ("64Mi", "64Mi"),
+            ("1234567890", "1234567890"),
+            ("3000000", "3M"),
+            ("1e-3", "1e-3"),
+            ("0.001Ki", "1024m"),
         ] {
             let parsed: Quantity = text.parse().unwrap_or_else(|e| panic!("{text}: {e}"));
             assert_eq!(parsed.to_string(), canonical, "{text}");
@@ -292,9 +317,15 @@ mod tests {
     #[test]
     fn text_that_is_no_quantity() {
         for (text, error) in [
-            ("", QuantityError::Format), ("abc", QuantityError::Format), ("1.2.3", QuantityError::Format),
-            (".", QuantityError::Format), ("1KiB", QuantityError::Format), ("1ki", QuantityError::Suffix),
-            ("1e", QuantityError::Suffix), ("1 Gi", QuantityError::Format), ("99999999999999999999", QuantityError::TooLarge),
+            ("", QuantityError::Format),
+            ("abc", QuantityError::Format),
+            ("1.2.3", QuantityError::Format),
+            (".", QuantityError::Format),
+            ("1KiB", QuantityError::Format),
+            ("1ki", QuantityError::Suffix),
+            ("1e", QuantityError::Suffix),
+            ("1 Gi", QuantityError::Format),
+            ("99999999999999999999", QuantityError::TooLarge),
         ] {
             assert_eq!(text.parse::<Quantity>().map(|q| q.to_string()), Err(error), "{text}");
         }

@@ -212,7 +212,8 @@ fn parse_label_requirement(part: &str) -> Result<Requirement, SelectorError> {
         return Ok(Requirement::DoesNotExist(checked(key.trim())?));
     }
     if let Some(close) = part.strip_suffix(')') {
-        let (head, list) = close.split_once('(').ok_or_else(|| refused(format!("found ')' in {part:?}, expected '('")))?;
+        let (head, list) =
+            close.split_once('(').ok_or_else(|| refused(format!("found ')' in {part:?}, expected '('")))?;
         let values = list.split(',').map(|value| checked_value(value.trim())).collect::<Result<Vec<_>, _>>()?;
         let (key, operator) = head.trim().rsplit_once(char::is_whitespace).unwrap_or((head.trim(), ""));
         let key = checked(key.trim())?;
@@ -234,7 +235,10 @@ fn parse_label_requirement(part: &str) -> Result<Requirement, SelectorError> {
     ] {
         if let Some((key, value)) = part.split_once(sign) {
             let number = value.trim().parse().map_err(|_| {
-                refused(format!("values[0]: Invalid value: {:?}: for 'Gt', 'Lt' operators, the value must be an integer", value.trim()))
+                refused(format!(
+                    "values[0]: Invalid value: {:?}: for 'Gt', 'Lt' operators, the value must be an integer",
+                    value.trim()
+                ))
             })?;
             return Ok(build(checked(key.trim())?, number));
         }
@@ -303,9 +307,21 @@ mod tests {
     fn label_selectors_from_text() {
         let labels = json!({"app": "nginx", "tier": "web", "n": "5"});
         for (text, matches) in [
-            ("", true), ("app=nginx", true), ("app==nginx", true), ("app!=nginx", false), ("app in (a,nginx)", true),
-            ("app notin (a, b)", true), ("missing notin (a)", true), ("app", true), ("!app", false), ("!missing", true),
-            ("app=nginx,tier in (web)", true), ("n>4", true), ("n<4", false), ("missing!=x", true), ("app in(nginx)", true),
+            ("", true),
+            ("app=nginx", true),
+            ("app==nginx", true),
+            ("app!=nginx", false),
+            ("app in (a,nginx)", true),
+            ("app notin (a, b)", true),
+            ("missing notin (a)", true),
+            ("app", true),
+            ("!app", false),
+            ("!missing", true),
+            ("app=nginx,tier in (web)", true),
+            ("n>4", true),
+            ("n<4", false),
+            ("missing!=x", true),
+            ("app in(nginx)", true),
         ] {
             let selector = Selector::parse_labels(text);
             assert_eq!(selector.map(|s| s.matches_json(Some(&labels))), Ok(matches), "{text}");

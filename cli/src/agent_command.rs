@@ -179,7 +179,10 @@ mod tests {
         assert_eq!(parse_label("a.b/c=d"), Ok(("a.b/c".into(), "d".into())));
         assert!(parse_label("a").is_err() && parse_label("a=b c").is_err());
         let taint = parse_taint("dedicated=db:NoSchedule").unwrap();
-        assert_eq!((taint.key.as_str(), taint.value.as_deref(), taint.effect.as_str()), ("dedicated", Some("db"), "NoSchedule"));
+        assert_eq!(
+            (taint.key.as_str(), taint.value.as_deref(), taint.effect.as_str()),
+            ("dedicated", Some("db"), "NoSchedule")
+        );
         assert!(parse_taint("dedicated:Never").is_err());
     }
 }

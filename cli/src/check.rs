@@ -32,7 +32,8 @@ fn filesystem(what: &'static str, name: &str) -> Finding {
 }
 
 fn sysctl(what: &'static str, path: &str) -> Finding {
-    let fix = (!Path::new(path).exists()).then(|| format!("{path} does not exist: this kernel lacks the feature; use another kernel"));
+    let fix = (!Path::new(path).exists())
+        .then(|| format!("{path} does not exist: this kernel lacks the feature; use another kernel"));
     Finding { what, fix }
 }
 

@@ -74,7 +74,8 @@ async fn create(arguments: &CreateArguments) -> anyhow::Result<()> {
     let api: Api<Secret> = Api::namespaced(client.clone(), "kube-system");
     api.create(&PostParams::default(), &secret).await.context("storing the token")?;
     let roots: Api<ConfigMap> = Api::namespaced(client, "kube-system");
-    let roots = roots.get("kube-root-ca.crt").await.context("reading the cluster's CA from kube-system/kube-root-ca.crt")?;
+    let roots =
+        roots.get("kube-root-ca.crt").await.context("reading the cluster's CA from kube-system/kube-root-ca.crt")?;
     let ca = roots.data.as_ref().and_then(|data| data.get("ca.crt")).context("kube-root-ca.crt holds no ca.crt")?;
     println!("{}", with_ca(&token.to_string(), ca)?);
     Ok(())
@@ -99,7 +100,8 @@ async fn delete(arguments: &DeleteArguments) -> anyhow::Result<()> {
     let id = arguments.token.split('.').next().unwrap_or_default();
     let name = format!("bootstrap-token-{id}");
     let api = secrets(&arguments.connection).await?;
-    let secret = api.get_opt(&name).await?.with_context(|| format!("there is no token {id:?}; see: skiff token list"))?;
+    let secret =
+        api.get_opt(&name).await?.with_context(|| format!("there is no token {id:?}; see: skiff token list"))?;
     api.delete(&secret.name_any(), &DeleteParams::default()).await?;
     eprintln!("token {id} is deleted; nodes that joined with it stay");
     Ok(())

@@ -55,10 +55,8 @@ impl EventRecorder {
     /// `host` is the node's name for node components, empty for the control plane.
     pub fn new(client: Client, supervisor: &Supervisor, component: &str, host: &str) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE);
-        let source = EventSource {
-            component: Some(component.to_owned()),
-            host: (!host.is_empty()).then(|| host.to_owned()),
-        };
+        let source =
+            EventSource { component: Some(component.to_owned()), host: (!host.is_empty()).then(|| host.to_owned()) };
         supervisor.spawn("events", send_all(client, source, waiting));
         Self { queue }
     }

@@ -21,7 +21,10 @@ use tokio::sync::watch;
 use crate::Supervisor;
 
 /// A kind an informer can hold.
-pub trait Kind: Resource<DynamicType: Default + Eq + Hash + Clone> + Clone + DeserializeOwned + Debug + Send + Sync + 'static {}
+pub trait Kind:
+    Resource<DynamicType: Default + Eq + Hash + Clone> + Clone + DeserializeOwned + Debug + Send + Sync + 'static
+{
+}
 impl<K> Kind for K where
     K: Resource<DynamicType: Default + Eq + Hash + Clone> + Clone + DeserializeOwned + Debug + Send + Sync + 'static
 {
@@ -90,7 +93,13 @@ impl<K: Kind> Informer<K> {
     }
 
     pub fn list_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
-        self.inner.objects.read().iter().filter(|((ns, _), _)| ns == namespace).map(|(_, object)| object.clone()).collect()
+        self.inner
+            .objects
+            .read()
+            .iter()
+            .filter(|((ns, _), _)| ns == namespace)
+            .map(|(_, object)| object.clone())
+            .collect()
     }
 
     pub fn len(&self) -> usize {
@@ -188,9 +197,9 @@ impl<K: Kind> Informer<K> {
 
 fn brief_watch(error: &watcher::Error) -> String {
     match error {
-        watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error) | watcher::Error::WatchFailed(error) => {
-            crate::brief(error)
-        }
+        watcher::Error::InitialListFailed(error)
+        | watcher::Error::WatchStartFailed(error)
+        | watcher::Error::WatchFailed(error) => crate::brief(error),
         watcher::Error::WatchError(status) => status.message.clone(),
         other => other.to_string(),
     }
@@ -261,7 +270,9 @@ mod tests {
         informer.apply(config_map("a", "1"));
         let seen = Arc::new(Mutex::new(Vec::new()));
         let log = seen.clone();
-        informer.on_change(move |change| log.lock().push((change.object().name_any(), change.old.is_some(), change.new.is_some())));
+        informer.on_change(move |change| {
+            log.lock().push((change.object().name_any(), change.old.is_some(), change.new.is_some()))
+        });
         informer.replace(vec![config_map("b", "2")]);
         assert_eq!(
             *seen.lock(),

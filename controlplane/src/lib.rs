@@ -67,10 +67,11 @@ pub struct Running {
 pub async fn start(config: Config, supervisor: &Supervisor) -> anyhow::Result<Running> {
     let names = ServerNames::new(
         &config.cluster_domain,
-        config.tls_sans.iter().cloned().chain([
-            config.advertise_address.to_string(),
-            service_address(&config.service_cidr)?.to_string(),
-        ]),
+        config
+            .tls_sans
+            .iter()
+            .cloned()
+            .chain([config.advertise_address.to_string(), service_address(&config.service_cidr)?.to_string()]),
     );
     let pki = Pki::ensure(&config.data_dir.join("server/tls"), &names)?;
     let url = format!("https://{}", SocketAddr::new(config.advertise_address, config.port));
@@ -78,9 +79,9 @@ pub async fn start(config: Config, supervisor: &Supervisor) -> anyhow::Result<Ru
     write_join_token(&config, &pki)?;
 
     let address = SocketAddr::new(config.bind_address, config.port);
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("listening on {address}; is another server running? choose with --bind-address and --port"))?;
+    let listener = TcpListener::bind(address).await.with_context(|| {
+        format!("listening on {address}; is another server running? choose with --bind-address and --port")
+    })?;
     let server = ApiServer::start(api_config(&config, &pki), open_store(&config).await?, supervisor).await?;
     server.serve(listener, supervisor)?;
 
@@ -96,9 +97,11 @@ async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn store::Store>> {
             std::fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
             Arc::new(store::Embedded::open(&dir)?)
         }
-        Store::Etcd(endpoints) => {
-            Arc::new(store::Etcd::connect(&store::EtcdOptions::new(endpoints.clone())).await.with_context(|| format!("connecting to etcd at {}", endpoints.join(", ")))?)
-        }
+        Store::Etcd(endpoints) => Arc::new(
+            store::Etcd::connect(&store::EtcdOptions::new(endpoints.clone()))
+                .await
+                .with_context(|| format!("connecting to etcd at {}", endpoints.join(", ")))?,
+        ),
     })
 }
 
@@ -148,7 +151,12 @@ fn scheduler_start(server: ApiServer) -> impl Fn(&Supervisor) + Send + Sync + 's
 }
 
 /// Each controller writes with an identity of its own; the shared caches read with the manager's.
-fn controllers_start(server: ApiServer, config: &Config, pki: &Pki, url: &str) -> impl Fn(&Supervisor) + Send + Sync + 'static {
+fn controllers_start(
+    server: ApiServer,
+    config: &Config,
+    pki: &Pki,
+    url: &str,
+) -> impl Fn(&Supervisor) + Send + Sync + 'static {
     let client: Arc<dyn Fn(&str) -> kube::Client + Send + Sync> = Arc::new(move |name: &str| {
         if name.is_empty() {
             server.client(&UserInfo::new("system:kube-controller-manager", &[AUTHENTICATED]))
@@ -198,7 +206,8 @@ fn write_join_token(config: &Config, pki: &Pki) -> anyhow::Result<()> {
 
 /// The first address of the Service network: that of the `kubernetes` Service.
 fn service_address(cidr: &str) -> anyhow::Result<IpAddr> {
-    let (network, _) = cidr.split_once('/').with_context(|| format!("{cidr:?} is no network; it has the form 10.43.0.0/16"))?;
+    let (network, _) =
+        cidr.split_once('/').with_context(|| format!("{cidr:?} is no network; it has the form 10.43.0.0/16"))?;
     match network.parse().with_context(|| format!("{cidr:?} is no network"))? {
         IpAddr::V4(v4) => Ok(IpAddr::V4((u32::from(v4) + 1).into())),
         IpAddr::V6(v6) => Ok(IpAddr::V6((u128::from(v6) + 1).into())),

@@ -96,12 +96,21 @@ enum Subject<'a> {
 impl Pki {
     /// Reads what is there, makes what is missing.
     pub fn ensure(dir: &Path, names: &ServerNames) -> Result<Self, PkiError> {
-        std::fs::create_dir_all(dir)
-            .map_err(|source| PkiError::File { doing: "creating", path: dir.to_owned(), source })?;
+        std::fs::create_dir_all(dir).map_err(|source| PkiError::File {
+            doing: "creating",
+            path: dir.to_owned(),
+            source,
+        })?;
         let ca = authority(dir, "ca", "skiff-ca")?;
         let front_proxy_ca = authority(dir, "front-proxy-ca", "skiff-front-proxy-ca")?;
         Ok(Self {
-            front_proxy_client: leaf(dir, "front-proxy-client", "front-proxy-client", &front_proxy_ca, Subject::Client { group: None })?,
+            front_proxy_client: leaf(
+                dir,
+                "front-proxy-client",
+                "front-proxy-client",
+                &front_proxy_ca,
+                Subject::Client { group: None },
+            )?,
             service_account_key: key(dir, "service-account")?,
             apiserver: leaf(dir, "apiserver", "kube-apiserver", &ca, Subject::Server(names))?,
             kubelet_client: leaf(
@@ -134,7 +143,8 @@ fn authority(dir: &Path, name: &str, common_name: &str) -> Result<Pair, PkiError
         return Ok(Pair { certificate, key });
     }
     let key_pair = parse_key(&path, &key)?;
-    let params = params(common_name, &Subject::Authority).map_err(|source| PkiError::Make { path: path.clone(), source })?;
+    let params =
+        params(common_name, &Subject::Authority).map_err(|source| PkiError::Make { path: path.clone(), source })?;
     let made = params.self_signed(&key_pair).map_err(|source| PkiError::Make { path: path.clone(), source })?;
     write(&path, &made.pem(), 0o644)?;
     Ok(Pair { certificate: made.pem(), key })
@@ -186,7 +196,8 @@ fn params(common_name: &str, subject: &Subject<'_>) -> Result<CertificateParams,
     match subject {
         Subject::Authority => {
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+            params.key_usages =
+                vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
         }
         Subject::Server(names) => {
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -213,7 +224,10 @@ fn still_good(certificate: &str, subject: &Subject<'_>) -> bool {
     let has = |wanted: &dyn Fn(&x509_parser::extensions::GeneralName<'_>) -> bool| {
         alternatives.value.general_names.iter().any(wanted)
     };
-    names.dns.iter().all(|dns| has(&|name| matches!(name, x509_parser::extensions::GeneralName::DNSName(n) if n == dns)))
+    names
+        .dns
+        .iter()
+        .all(|dns| has(&|name| matches!(name, x509_parser::extensions::GeneralName::DNSName(n) if n == dns)))
         && names.addresses.iter().all(|address| {
             let bytes = match address {
                 IpAddr::V4(v4) => v4.octets().to_vec(),

@@ -21,7 +21,9 @@ pub const NODE_BOOTSTRAP_GROUP: &str = "system:bootstrappers:kubeadm:default-nod
 
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
-    #[error("{0:?} is no bootstrap token: it has the form abcdef.0123456789abcdef, lower case letters and digits; make one with: skiff token create")]
+    #[error(
+        "{0:?} is no bootstrap token: it has the form abcdef.0123456789abcdef, lower case letters and digits; make one with: skiff token create"
+    )]
     Form(String),
     #[error("the CA certificate is not PEM: {0}")]
     Certificate(String),
@@ -38,7 +40,9 @@ impl BootstrapToken {
     pub fn generate() -> Self {
         let mut random = rand::rng();
         let mut text = |length: usize| -> String {
-            (0..length).map(|_| char::from(b"0123456789abcdefghijklmnopqrstuvwxyz"[random.random_range(0..36)])).collect()
+            (0..length)
+                .map(|_| char::from(b"0123456789abcdefghijklmnopqrstuvwxyz"[random.random_range(0..36)]))
+                .collect()
         };
         Self { id: text(6), secret: text(16) }
     }
@@ -65,7 +69,9 @@ impl FromStr for BootstrapToken {
             text.len() == length && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
         };
         match text.split_once('.') {
-            Some((id, secret)) if part(id, 6) && part(secret, 16) => Ok(Self { id: id.to_owned(), secret: secret.to_owned() }),
+            Some((id, secret)) if part(id, 6) && part(secret, 16) => {
+                Ok(Self { id: id.to_owned(), secret: secret.to_owned() })
+            }
             _ => Err(TokenError::Form(text.to_owned())),
         }
     }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::images::archives;
-use crate::run::{self, Output, Running, command, skiff};
 use crate::leftovers;
+use crate::run::{self, Output, Running, command, skiff};
 
 /// A running lab; down, and checked for leftovers, when dropped.
 pub struct Lab {
@@ -36,7 +36,11 @@ impl Lab {
         let name = format!("{story}-{}", std::process::id() % 100_000);
         let mut all = vec!["lab", "up", &name];
         all.extend(arguments);
-        let mut lab = Self { kubeconfig: format!("/var/lib/skiff/lab/{name}/admin.kubeconfig"), bridge: String::new(), name: name.clone() };
+        let mut lab = Self {
+            kubeconfig: format!("/var/lib/skiff/lab/{name}/admin.kubeconfig"),
+            bridge: String::new(),
+            name: name.clone(),
+        };
         command(skiff(), &all, &[], "").expect_ok();
         let links = lab.describe();
         let address = links["members"][0]["address"].as_str().unwrap_or_default().to_owned();
@@ -50,7 +54,9 @@ impl Lab {
     pub fn describe(&self) -> Value {
         let text = command(skiff(), &["lab", "list", "-o", "json"], &[], "").expect_ok();
         let labs: Vec<Value> = serde_json::from_str(&text).unwrap_or_else(|error| panic!("lab list: {error}: {text}"));
-        labs.into_iter().find(|lab| lab["name"] == *self.name).unwrap_or_else(|| panic!("lab {} is not listed: {text}", self.name))
+        labs.into_iter()
+            .find(|lab| lab["name"] == *self.name)
+            .unwrap_or_else(|| panic!("lab {} is not listed: {text}", self.name))
     }
 
     /// One member's entry of [`Lab::describe`].
@@ -64,7 +70,12 @@ impl Lab {
     pub fn nodes(&self) -> Vec<String> {
         let lab = self.describe();
         let members = lab["members"].as_array().cloned().unwrap_or_default();
-        members.iter().filter_map(|member| member["name"].as_str()).filter(|name| *name != "server").map(str::to_owned).collect()
+        members
+            .iter()
+            .filter_map(|member| member["name"].as_str())
+            .filter(|name| *name != "server")
+            .map(str::to_owned)
+            .collect()
     }
 
     #[track_caller]

@@ -75,7 +75,12 @@ pub fn skiff() -> PathBuf {
 pub fn kubectl() -> PathBuf {
     let installed = std::env::var("PATH").unwrap_or_default();
     let tools = build_directory().join("../tools/bin");
-    let found = installed.split(':').map(PathBuf::from).chain([tools]).map(|dir| dir.join("kubectl")).find(|path| path.is_file());
+    let found = installed
+        .split(':')
+        .map(PathBuf::from)
+        .chain([tools])
+        .map(|dir| dir.join("kubectl"))
+        .find(|path| path.is_file());
     found.unwrap_or_else(|| panic!("there is no kubectl; `make setup` installs one"))
 }
 
@@ -83,7 +88,9 @@ pub fn kubectl() -> PathBuf {
 pub fn kubectl_of_version(version: &str) -> Option<PathBuf> {
     let dir = kubectl().canonicalize().ok()?;
     let beside = dir.parent()?.join(format!("kubectl.{version}"));
-    [beside, PathBuf::from(format!("/usr/lib/google-cloud-sdk/bin/kubectl.{version}"))].into_iter().find(|path| path.is_file())
+    [beside, PathBuf::from(format!("/usr/lib/google-cloud-sdk/bin/kubectl.{version}"))]
+        .into_iter()
+        .find(|path| path.is_file())
 }
 
 /// A command in the background, its output read line by line.

@@ -76,7 +76,10 @@ fn objects_live_their_lives() {
     assert_eq!(code, 201, "{created}");
     assert!(created["metadata"]["uid"].is_string() && created["metadata"]["creationTimestamp"].is_string());
     let (code, again) = raw.json("POST", maps, &config_map("one"));
-    assert_eq!((code, again["reason"].as_str(), again["message"].as_str()), (409, Some("AlreadyExists"), Some("configmaps \"one\" already exists")));
+    assert_eq!(
+        (code, again["reason"].as_str(), again["message"].as_str()),
+        (409, Some("AlreadyExists"), Some("configmaps \"one\" already exists"))
+    );
 
     let mut generated = config_map("");
     generated["metadata"] = json!({"generateName": "gen-", "labels": {"app": "a"}});
@@ -120,7 +123,9 @@ fn objects_live_their_lives() {
         let (code, page) = raw.get(&format!("{maps}?limit=2&continue={token}"));
         assert_eq!(code, 200, "{page}");
         assert!(page["items"].as_array().unwrap().len() <= 2);
-        names.extend(page["items"].as_array().unwrap().iter().map(|item| item["metadata"]["name"].as_str().unwrap().to_owned()));
+        names.extend(
+            page["items"].as_array().unwrap().iter().map(|item| item["metadata"]["name"].as_str().unwrap().to_owned()),
+        );
         token = page["metadata"]["continue"].as_str().unwrap_or_default().to_owned();
         if token.is_empty() {
             break;
@@ -132,7 +137,14 @@ fn objects_live_their_lives() {
     assert_eq!(names, sorted, "every name once, in order");
 
     // finalizers hold an object until they are gone
-    lab.kubectl(&["patch", "configmap", "one", "--type=merge", "-p", r#"{"metadata":{"finalizers":["example.com/hold"]}}"#]);
+    lab.kubectl(&[
+        "patch",
+        "configmap",
+        "one",
+        "--type=merge",
+        "-p",
+        r#"{"metadata":{"finalizers":["example.com/hold"]}}"#,
+    ]);
     lab.kubectl(&["delete", "configmap", "one", "--wait=false"]);
     assert!(lab.get(&["configmap", "one"])["metadata"]["deletionTimestamp"].is_string());
     lab.kubectl(&["patch", "configmap", "one", "--type=merge", "-p", r#"{"metadata":{"finalizers":null}}"#]);
@@ -172,18 +184,38 @@ fn bad_input_is_answered_and_explained() {
     let send = |method: &str, path: &str, body: &str| raw.send(method, path, &json_header, body, true);
 
     let huge = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "huge"}, "data": {"a": "x".repeat(3 << 20)}}).to_string();
-    let service = |ports: &str| format!(r#"{{"apiVersion":"v1","kind":"Service","metadata":{{"name":"s"}},"spec":{{"ports":{ports}}}}}"#);
+    let service = |ports: &str| {
+        format!(r#"{{"apiVersion":"v1","kind":"Service","metadata":{{"name":"s"}},"spec":{{"ports":{ports}}}}}"#)
+    };
     let deployment = r#"{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"d"},"spec":{"replicas":-1,"selector":{"matchLabels":{"a":"b"}},"template":{"metadata":{"labels":{"a":"b"}},"spec":{"containers":[{"name":"c","image":"i"}]}}}}"#;
     let cases: Vec<(&str, &str, String, u16, &str)> = vec![
         ("POST", maps, "{ not json".into(), 400, "BadRequest"),
         ("POST", maps, huge, 413, "RequestEntityTooLarge"),
         ("POST", maps, r#"{"apiVersion":"v1","kind":"Secret","metadata":{"name":"a"}}"#.into(), 400, "BadRequest"),
         ("POST", maps, r#"{"apiVersion":"v9","kind":"ConfigMap","metadata":{"name":"a"}}"#.into(), 400, "BadRequest"),
-        ("POST", maps, r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"a","namespace":"other"}}"#.into(), 400, "BadRequest"),
-        ("POST", maps, r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"Not_Valid"}}"#.into(), 422, "Invalid"),
+        (
+            "POST",
+            maps,
+            r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"a","namespace":"other"}}"#.into(),
+            400,
+            "BadRequest",
+        ),
+        (
+            "POST",
+            maps,
+            r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"Not_Valid"}}"#.into(),
+            422,
+            "Invalid",
+        ),
         ("POST", "/api/v1/namespaces/absent/configmaps", config_map("a").to_string(), 404, "NotFound"),
         ("POST", "/api/v1/namespaces/default/unknowns", "{}".into(), 404, "NotFound"),
-        ("POST", "/api/v1/namespaces/default/services", service(r#"[{"name":"a","port":80},{"name":"a","port":81}]"#), 422, "Invalid"),
+        (
+            "POST",
+            "/api/v1/namespaces/default/services",
+            service(r#"[{"name":"a","port":80},{"name":"a","port":81}]"#),
+            422,
+            "Invalid",
+        ),
         ("POST", "/api/v1/namespaces/default/services", service(r#"[{"port":70000}]"#), 422, "Invalid"),
         ("POST", "/apis/apps/v1/namespaces/default/deployments", deployment.into(), 422, "Invalid"),
         ("GET", "/api/v1/namespaces/default/configmaps/none", String::new(), 404, "NotFound"),
@@ -201,21 +233,31 @@ fn bad_input_is_answered_and_explained() {
     }
     let (_, status) = send("POST", "/api/v1/namespaces/default/services", &service(r#"[{"port":70000}]"#));
     assert!(
-        status["message"].as_str().unwrap().contains("spec.ports[0].port: Invalid value: 70000: must be between 1 and 65535, inclusive"),
+        status["message"]
+            .as_str()
+            .unwrap()
+            .contains("spec.ports[0].port: Invalid value: 70000: must be between 1 and 65535, inclusive"),
         "{status}"
     );
     let (_, status) = send("POST", "/apis/apps/v1/namespaces/default/deployments", deployment);
     assert!(
-        status["message"].as_str().unwrap().contains("spec.replicas: Invalid value: -1: must be greater than or equal to 0"),
+        status["message"]
+            .as_str()
+            .unwrap()
+            .contains("spec.replicas: Invalid value: -1: must be greater than or equal to 0"),
         "{status}"
     );
 
     // unknown and duplicate fields, as fieldValidation says
-    let unknown = r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"f"},"nonsense":1,"data":{"a":"1","a":"2"}}"#;
+    let unknown =
+        r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"f"},"nonsense":1,"data":{"a":"1","a":"2"}}"#;
     let (code, status) = send("POST", &format!("{maps}?fieldValidation=Strict"), unknown);
     assert_eq!(code, 400, "{status}");
     let message = status["message"].as_str().unwrap();
-    assert!(message.contains("unknown field \"nonsense\"") && message.contains("duplicate field \"data.a\""), "{message}");
+    assert!(
+        message.contains("unknown field \"nonsense\"") && message.contains("duplicate field \"data.a\""),
+        "{message}"
+    );
     assert_eq!(send("POST", &format!("{maps}?fieldValidation=Ignore"), unknown).0, 201);
 
     // who is nobody, and who may not

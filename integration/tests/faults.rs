@@ -28,7 +28,11 @@ fn containers(lab: &Lab) -> Vec<(String, String, u64)> {
         .iter()
         .map(|pod| {
             let status = &pod["status"]["containerStatuses"][0];
-            (pod["metadata"]["name"].to_string(), status["containerID"].to_string(), status["restartCount"].as_u64().unwrap_or(99))
+            (
+                pod["metadata"]["name"].to_string(),
+                status["containerID"].to_string(),
+                status["restartCount"].as_u64().unwrap_or(99),
+            )
         })
         .collect();
     all.sort();
@@ -62,13 +66,15 @@ fn a_killed_agent_or_containerd_restarts_no_container() {
 
 fn find_containerd(lab: &Lab) -> Option<String> {
     let member = lab.member("node-1");
-    let places: Vec<String> = ["runDir", "dataDir"].iter().filter_map(|key| Some(format!("{}/", member[*key].as_str()?))).collect();
+    let places: Vec<String> =
+        ["runDir", "dataDir"].iter().filter_map(|key| Some(format!("{}/", member[*key].as_str()?))).collect();
     std::fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
         let pid = entry.file_name().to_str()?.to_owned();
         let line = std::fs::read(entry.path().join("cmdline")).ok()?;
         let words: Vec<_> = line.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
         let is_containerd = words.first()?.ends_with("/containerd") || *words.first()? == "containerd";
-        (is_containerd && words.iter().any(|word| places.iter().any(|place| word.contains(place.as_str())))).then_some(pid)
+        (is_containerd && words.iter().any(|word| places.iter().any(|place| word.contains(place.as_str()))))
+            .then_some(pid)
     })
 }
 
@@ -90,7 +96,12 @@ fn a_server_killed_while_it_writes_loses_nothing_it_acknowledged() {
             let mut written = Vec::new();
             for index in 0..200 {
                 let object = format!("w-{round}-{index}");
-                let output = command(integration::kubectl(), &["create", "configmap", &object], &[("KUBECONFIG", &kubeconfig)], "");
+                let output = command(
+                    integration::kubectl(),
+                    &["create", "configmap", &object],
+                    &[("KUBECONFIG", &kubeconfig)],
+                    "",
+                );
                 if !output.ok {
                     break;
                 }
@@ -112,7 +123,8 @@ fn a_server_killed_while_it_writes_loses_nothing_it_acknowledged() {
         });
     }
     let there = lab.kubectl(&["get", "configmaps", "-o", "name"]);
-    let lost: Vec<_> = acknowledged.iter().filter(|name| !there.lines().any(|line| line.ends_with(&format!("/{name}")))).collect();
+    let lost: Vec<_> =
+        acknowledged.iter().filter(|name| !there.lines().any(|line| line.ends_with(&format!("/{name}")))).collect();
     assert!(lost.is_empty(), "lost {lost:?} of {}", acknowledged.len());
     assert_eq!(containers(&lab), before, "the pods did not notice");
     lab.kubectl(&["scale", "deployment/web", "--replicas=2"]);

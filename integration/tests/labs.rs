@@ -18,15 +18,22 @@ fn up_twice_is_the_same_lab_and_may_add_nodes() {
     command(skiff(), &["lab", "up", &lab.name, "--nodes", "2"], &[], "").expect_ok();
     assert_eq!(lab.member("server")["pid"], server, "the server went on");
     assert_eq!(lab.get(&["nodes"])["items"].as_array().unwrap().len(), 2);
-    command(skiff(), &["lab", "up", &lab.name, "--proxy-mode", "iptables"], &[], "").expect_failure("--proxy-mode nftables");
+    command(skiff(), &["lab", "up", &lab.name, "--proxy-mode", "iptables"], &[], "")
+        .expect_failure("--proxy-mode nftables");
 }
 
 #[test]
 fn down_after_everything_was_killed_leaves_nothing() {
     let lab = Lab::up("killed", &["--nodes", "2"]);
     lab.kubectl(&["create", "deployment", "web", &format!("--image={}", integration::NGINX), "--replicas=2"]);
-    lab.kubectl(&["patch", "deployment", "web", "--type=json", "-p",
-        r#"[{"op":"add","path":"/spec/template/spec/containers/0/imagePullPolicy","value":"IfNotPresent"}]"#]);
+    lab.kubectl(&[
+        "patch",
+        "deployment",
+        "web",
+        "--type=json",
+        "-p",
+        r#"[{"op":"add","path":"/spec/template/spec/containers/0/imagePullPolicy","value":"IfNotPresent"}]"#,
+    ]);
     lab.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]);
     for member in ["server", "node-1", "node-2"] {
         lab.node("kill", member).expect_ok();

@@ -90,10 +90,25 @@ fn containers_get_their_environment_and_volumes() {
     ));
     let text = finished(&lab, "env");
     for line in [
-        "PLAIN=x", "EXPANDED=x-$(MISSING)-$(PLAIN)", "MY_NAME=env", "MY_NODE=node-1", "MY_CPU=50", "COLOUR=blue", "PASSWORD=s3cret",
-        "P_size=10", "BACKEND_SERVICE_PORT=5432", "KUBERNETES_SERVICE_HOST=10.43.0.1", "MY_IP=10.42.", "myhost", "tmpfs",
-        "name=\"env\"", "nameserver 10.43.0.10", "default.svc.cluster.local svc.cluster.local cluster.local", "options ndots:5",
-        "alias.example", "-r--------",
+        "PLAIN=x",
+        "EXPANDED=x-$(MISSING)-$(PLAIN)",
+        "MY_NAME=env",
+        "MY_NODE=node-1",
+        "MY_CPU=50",
+        "COLOUR=blue",
+        "PASSWORD=s3cret",
+        "P_size=10",
+        "BACKEND_SERVICE_PORT=5432",
+        "KUBERNETES_SERVICE_HOST=10.43.0.1",
+        "MY_IP=10.42.",
+        "myhost",
+        "tmpfs",
+        "name=\"env\"",
+        "nameserver 10.43.0.10",
+        "default.svc.cluster.local svc.cluster.local cluster.local",
+        "options ndots:5",
+        "alias.example",
+        "-r--------",
     ] {
         assert!(text.contains(line), "{line:?} is missing in:\n{text}");
     }
@@ -131,13 +146,16 @@ fn init_containers_hooks_and_restarts() {
     assert!(lab.kubectl(&["logs", "failing", "--previous"]).contains("about to fail"));
 
     // a liveness probe that fails restarts; a readiness probe that fails only takes out of service
-    lab.apply(&shell(
-        "probed",
-        "touch /tmp/live; sleep 3600",
-        r#"
+    lab.apply(
+        &shell(
+            "probed",
+            "touch /tmp/live; sleep 3600",
+            r#"
     livenessProbe: {exec: {command: [cat, /tmp/live]}, periodSeconds: 1, failureThreshold: 1}
     readinessProbe: {exec: {command: [cat, /tmp/ready]}, periodSeconds: 1}"#,
-    ).replace("restartPolicy: Never", "restartPolicy: Always"));
+        )
+        .replace("restartPolicy: Never", "restartPolicy: Always"),
+    );
     container_state(&lab, "probed", |status| status["started"] == true && status["ready"] == false);
     lab.kubectl(&["exec", "probed", "--", "touch", "/tmp/ready"]);
     lab.wait("pod/probed", "condition=Ready", 30);
@@ -145,7 +163,11 @@ fn init_containers_hooks_and_restarts() {
     container_state(&lab, "probed", |status| status["restartCount"].as_u64() == Some(1));
     lab.eventually("the probe's failure is an event", SOON, || {
         let events = lab.kubectl(&["get", "events", "--field-selector=involvedObject.name=probed"]);
-        if events.contains("Liveness probe failed") && events.contains("failed liveness probe, will be restarted") { Ok(()) } else { Err(events) }
+        if events.contains("Liveness probe failed") && events.contains("failed liveness probe, will be restarted") {
+            Ok(())
+        } else {
+            Err(events)
+        }
     });
 
     // hooks, and a container that ignores SIGTERM
@@ -167,7 +189,11 @@ fn init_containers_hooks_and_restarts() {
 #[test]
 fn logs_exec_attach_copy_and_port_forward() {
     let lab = Lab::up("talk", &[]);
-    lab.apply(&shell("talker", "for i in 1 2 3 4 5; do echo line $i; done; echo problem >&2; cat; sleep 3600", "    stdin: true\n"));
+    lab.apply(&shell(
+        "talker",
+        "for i in 1 2 3 4 5; do echo line $i; done; echo problem >&2; cat; sleep 3600",
+        "    stdin: true\n",
+    ));
     lab.wait("pod/talker", "condition=Ready", 30);
     assert_eq!(lab.kubectl(&["logs", "talker", "--tail=1"]), "problem\n");
     assert_eq!(lab.kubectl(&["logs", "talker"]).lines().count(), 6);
@@ -199,13 +225,19 @@ fn logs_exec_attach_copy_and_port_forward() {
     let port = forward.line_with("Forwarding from 127.0.0.1:");
     let port = port.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().to_owned();
     for _ in 0..3 {
-        let page = integration::command("curl", &["-sS", "--max-time", "10", &format!("http://127.0.0.1:{port}/")], &[], "").expect_ok();
+        let page =
+            integration::command("curl", &["-sS", "--max-time", "10", &format!("http://127.0.0.1:{port}/")], &[], "")
+                .expect_ok();
         assert!(page.contains("nginx"));
     }
 
     let mut follow = lab.spawn_kubectl(&["logs", "-f", "talker"]);
     follow.line_with("line 5");
-    let attached = lab.kubectl_with(&integration::kubectl(), &["attach", "-i", "talker", "--pod-running-timeout=10s"], "through attach\n");
+    let attached = lab.kubectl_with(
+        &integration::kubectl(),
+        &["attach", "-i", "talker", "--pod-running-timeout=10s"],
+        "through attach\n",
+    );
     follow.line_with("through attach");
     assert!(attached.stdout.contains("through attach") || attached.ok, "{attached:?}");
 }
@@ -236,7 +268,11 @@ fn what_cannot_start_says_why() {
         let pod = lab.get(&["pod", "too-big"]);
         let condition = &pod["status"]["conditions"][0];
         let message = condition["message"].as_str().unwrap_or_default();
-        if condition["reason"] == "Unschedulable" && message.contains("0/1 nodes are available: 1 Insufficient cpu.") { Ok(()) } else { Err(pod["status"].to_string()) }
+        if condition["reason"] == "Unschedulable" && message.contains("0/1 nodes are available: 1 Insufficient cpu.") {
+            Ok(())
+        } else {
+            Err(pod["status"].to_string())
+        }
     });
     // and mends itself when the cause is gone
     lab.kubectl(&["create", "configmap", "absent"]);
@@ -250,7 +286,8 @@ fn static_pods_run_and_are_mirrored() {
     let manifests = std::path::Path::new(node["dataDir"].as_str().unwrap()).join("manifests");
     std::fs::create_dir_all(&manifests).unwrap();
     let path = manifests.join("pinned.yaml");
-    std::fs::write(&path, shell("pinned", "sleep 3600", "").replace("restartPolicy: Never", "restartPolicy: Always")).unwrap();
+    std::fs::write(&path, shell("pinned", "sleep 3600", "").replace("restartPolicy: Never", "restartPolicy: Always"))
+        .unwrap();
     lab.eventually("the mirror pod runs", SOON, || {
         let answer = lab.try_kubectl(&["get", "pod", "pinned-node-1", "-o", "jsonpath={.status.phase}"]);
         if answer.stdout == "Running" { Ok(()) } else { Err(format!("{answer:?}")) }

@@ -63,8 +63,18 @@ fn nginx_is_served(story: &str, mode: &str) {
     }
     // by name, from inside another pod
     lab.kubectl(&[
-        "run", "client", &format!("--image={BUSYBOX}"), "--image-pull-policy=IfNotPresent", "--restart=Never", "--command", "--",
-        "wget", "-q", "-O", "-", "http://web.default.svc.cluster.local/",
+        "run",
+        "client",
+        &format!("--image={BUSYBOX}"),
+        "--image-pull-policy=IfNotPresent",
+        "--restart=Never",
+        "--command",
+        "--",
+        "wget",
+        "-q",
+        "-O",
+        "-",
+        "http://web.default.svc.cluster.local/",
     ]);
     lab.wait("pod/client", "jsonpath={.status.phase}=Succeeded", 30);
     assert!(lab.kubectl(&["logs", "client"]).contains("nginx"));

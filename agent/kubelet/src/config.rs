@@ -78,15 +78,20 @@ impl std::str::FromStr for EvictionThresholds {
     fn from_str(text: &str) -> Result<Self, String> {
         let mut thresholds = Self::default();
         for part in text.split(',').filter(|part| !part.is_empty()) {
-            let (signal, limit) = part.split_once('<').ok_or_else(|| format!("{part:?} has not the form signal<limit"))?;
+            let (signal, limit) =
+                part.split_once('<').ok_or_else(|| format!("{part:?} has not the form signal<limit"))?;
             let percent = || {
                 let number = limit.strip_suffix('%').and_then(|number| number.parse::<u8>().ok());
-                number.filter(|number| *number <= 100).ok_or_else(|| format!("{limit:?} is no percentage, as {signal} needs"))
+                number
+                    .filter(|number| *number <= 100)
+                    .ok_or_else(|| format!("{limit:?} is no percentage, as {signal} needs"))
             };
             match signal {
                 "memory.available" => {
-                    let bytes: api::quantity::Quantity = limit.parse().map_err(|error| format!("{limit:?}: {error}"))?;
-                    thresholds.memory_available = u64::try_from(bytes.units()).map_err(|_| format!("{limit:?} is negative"))?;
+                    let bytes: api::quantity::Quantity =
+                        limit.parse().map_err(|error| format!("{limit:?}: {error}"))?;
+                    thresholds.memory_available =
+                        u64::try_from(bytes.units()).map_err(|_| format!("{limit:?} is negative"))?;
                 }
                 "nodefs.available" => thresholds.nodefs_available_percent = percent()?,
                 "nodefs.inodesFree" => thresholds.nodefs_inodes_percent = percent()?,

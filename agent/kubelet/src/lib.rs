@@ -160,7 +160,8 @@ async fn run_sources(
     manager.inherit().await;
     heartbeat.wake();
     let events = manager.clone();
-    supervisor.spawn("runtime-events", cri::events::follow(node.runtime.clone(), move |event| events.runtime_event(event)));
+    supervisor
+        .spawn("runtime-events", cri::events::follow(node.runtime.clone(), move |event| events.runtime_event(event)));
     supervisor.spawn("audit", manager.clone().audit());
     if let Some(directory) = node.config.manifests_dir.clone() {
         manager.static_pods(static_pods::read_all(&directory, &node.config.node_name));

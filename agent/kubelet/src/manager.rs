@@ -385,7 +385,8 @@ impl Manager {
     /// What environments referred to is remembered only for namespaces that have pods here.
     fn forget_references(&self) {
         let snapshots = self.snapshots();
-        let used = |namespace: &str| snapshots.iter().any(|one| one.pod.metadata.namespace.as_deref() == Some(namespace));
+        let used =
+            |namespace: &str| snapshots.iter().any(|one| one.pod.metadata.namespace.as_deref() == Some(namespace));
         self.node.references.retain(used);
     }
 
@@ -437,7 +438,8 @@ impl Manager {
             let observed = mailbox.snapshot().observed;
             observed.runs.iter().any(|run| run.id == id) || observed.sandboxes.iter().any(|sandbox| sandbox.id == id)
         };
-        let tell = |mailbox: &Arc<Mailbox>| mailbox.post(|mail| *mail.changed.entry(id.to_owned()).or_default() |= ended);
+        let tell =
+            |mailbox: &Arc<Mailbox>| mailbox.post(|mail| *mail.changed.entry(id.to_owned()).or_default() |= ended);
         match mailboxes.iter().find(holds) {
             Some(mailbox) => tell(mailbox),
             None => mailboxes.iter().filter(|mailbox| mailbox.snapshot().busy).for_each(tell),

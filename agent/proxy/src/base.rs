@@ -128,9 +128,9 @@ fn wake_on_change(watched: &Watched, node_name: &str, changed: &Arc<Notify>, hea
 fn became_ready(change: &Change<'_, EndpointSlice>) -> Vec<String> {
     let pods = |slice: Option<&Arc<EndpointSlice>>| -> Vec<String> {
         let endpoints = slice.map(|slice| slice.endpoints.as_deref().unwrap_or_default()).unwrap_or_default();
-        let ready = endpoints.iter().filter(|endpoint| {
-            endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true)
-        });
+        let ready = endpoints
+            .iter()
+            .filter(|endpoint| endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true));
         ready
             .filter_map(|endpoint| endpoint.target_ref.as_ref())
             .filter_map(|pod| Some(format!("{}/{}", pod.namespace.as_deref()?, pod.name.as_deref()?)))

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use super::network;
 use super::processes::{self, Process};
 use super::state::{Lab, SERVER};
-use super::network;
 
 pub fn run(name: &str) -> anyhow::Result<()> {
     super::require_root()?;
@@ -39,14 +39,16 @@ pub fn run(name: &str) -> anyhow::Result<()> {
         eprintln!("lab {name} is down");
         return Ok(());
     }
-    anyhow::bail!("lab {name} is only partly down:\n  {}\nrun the same command again when the causes are gone", problems.join("\n  "))
+    anyhow::bail!(
+        "lab {name} is only partly down:\n  {}\nrun the same command again when the causes are gone",
+        problems.join("\n  ")
+    )
 }
 
 /// Ends everything that runs in these members: agents and the server first, so that nothing is
 /// restarted, then runtimes, shims and containers.
 pub fn end_processes(lab: &Lab, members: &[String], problems: &mut Vec<String>) {
-    let leaders: Vec<Process> =
-        members.iter().filter_map(|member| Process::from_file(&lab.pid_file(member))).collect();
+    let leaders: Vec<Process> = members.iter().filter_map(|member| Process::from_file(&lab.pid_file(member))).collect();
     let left = processes::end(&leaders, Signal::SIGTERM, Duration::from_secs(5));
     processes::end(&left, Signal::SIGKILL, Duration::from_secs(5));
     // A process may fork while it is being ended, so look until there is none.

@@ -156,7 +156,11 @@ fn nft(text: &str) -> anyhow::Result<()> {
 pub fn set_connected(lab: &Lab, member: &str, connected: bool) -> anyhow::Result<()> {
     let mut rtnl = Rtnl::open()?;
     let link = rtnl.link(&lab.link(member))?.index;
-    if connected { rtnl.set_up(link)? } else { rtnl.set_down(link)? }
+    if connected {
+        rtnl.set_up(link)?
+    } else {
+        rtnl.set_down(link)?
+    }
     Ok(())
 }
 
@@ -246,7 +250,7 @@ mod tests {
     #[test]
     fn overlaps_in_both_directions() {
         let subnet = Subnet { second: 64, third: 0 };
-        for (text, expected) in [([100, 64, 0, 5], 32, ), ([100, 64, 0, 0], 10), ([100, 64, 0, 0], 24)]
+        for (text, expected) in [([100, 64, 0, 5], 32), ([100, 64, 0, 0], 10), ([100, 64, 0, 0], 24)]
             .map(|(octets, prefix)| ((octets, prefix), true))
             .into_iter()
             .chain([(([100, 64, 1, 0], 24), false), (([10, 0, 0, 0], 8), false)])

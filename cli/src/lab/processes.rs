@@ -53,7 +53,8 @@ impl Process {
     }
 
     fn to_file(self, path: &Path) -> anyhow::Result<()> {
-        std::fs::write(path, format!("{} {}\n", self.pid, self.started)).with_context(|| format!("writing {}", path.display()))
+        std::fs::write(path, format!("{} {}\n", self.pid, self.started))
+            .with_context(|| format!("writing {}", path.display()))
     }
 }
 
@@ -78,7 +79,8 @@ pub fn start(netns: &str, arguments: &[String], log: &Path, pid_file: &Path) -> 
     }
     let child = command.spawn().with_context(|| format!("starting {}", skiff.display()))?;
     let pid = i32::try_from(child.id()).context("pid out of range")?;
-    let process = Process::of(pid).with_context(|| format!("{} ended at once; see {}", skiff.display(), log.display()))?;
+    let process =
+        Process::of(pid).with_context(|| format!("{} ended at once; see {}", skiff.display(), log.display()))?;
     process.to_file(pid_file)?;
     Ok(process)
 }

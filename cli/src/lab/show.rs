@@ -90,7 +90,8 @@ pub fn timeline(arguments: &TimelineArguments) -> anyhow::Result<()> {
     let lab = Lab::find(&arguments.lab)?;
     let mut steps: Vec<(i64, String, String)> = Vec::new();
     for member in lab.members() {
-        let log = std::fs::read_to_string(lab.log(member)).with_context(|| format!("reading {}", lab.log(member).display()))?;
+        let log = std::fs::read_to_string(lab.log(member))
+            .with_context(|| format!("reading {}", lab.log(member).display()))?;
         for line in log.lines() {
             let Some((_, step)) = line.split_once(MARKER) else { continue };
             if let Ok(step) = serde_json::from_str::<Step>(step)

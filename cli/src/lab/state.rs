@@ -80,7 +80,9 @@ pub fn run_root() -> PathBuf {
 impl Lab {
     pub fn check_name(name: &str) -> anyhow::Result<()> {
         if name.is_empty() || name.len() > 20 || api::names::dns1123_label(name).is_some() {
-            bail!("{name:?} cannot name a lab: use at most 20 lower case letters, digits and '-', starting and ending with a letter or digit");
+            bail!(
+                "{name:?} cannot name a lab: use at most 20 lower case letters, digits and '-', starting and ending with a letter or digit"
+            );
         }
         Ok(())
     }
@@ -162,8 +164,9 @@ impl Lab {
         let path = root().join(name).join("lab.json");
         match std::fs::read(&path) {
             Ok(bytes) => {
-                let lab = serde_json::from_slice(&bytes)
-                    .with_context(|| format!("{} is damaged; remove the lab with: skiff lab down {name}", path.display()))?;
+                let lab = serde_json::from_slice(&bytes).with_context(|| {
+                    format!("{} is damaged; remove the lab with: skiff lab down {name}", path.display())
+                })?;
                 Ok(Some(lab))
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -177,7 +180,11 @@ impl Lab {
             Some(lab) => Ok(lab),
             None => {
                 let known: Vec<String> = Self::all()?.into_iter().map(|lab| lab.name).collect();
-                let known = if known.is_empty() { "there is none".to_owned() } else { format!("there is {}", known.join(", ")) };
+                let known = if known.is_empty() {
+                    "there is none".to_owned()
+                } else {
+                    format!("there is {}", known.join(", "))
+                };
                 bail!("there is no lab {name:?} ({known}); make one with: skiff lab up {name}")
             }
         }

@@ -68,7 +68,11 @@ fn plan(arguments: &UpArguments) -> anyhow::Result<Lab> {
             [("--proxy-mode", &arguments.proxy_mode, &lab.proxy_mode), ("--store", &arguments.store, &lab.store)]
         {
             if asked.as_ref().is_some_and(|asked| asked != has) {
-                bail!("lab {} runs with {what} {has}; take it down to change that: skiff lab down {}", lab.name, lab.name);
+                bail!(
+                    "lab {} runs with {what} {has}; take it down to change that: skiff lab down {}",
+                    lab.name,
+                    lab.name
+                );
             }
         }
         if wanted.is_some_and(|nodes| nodes < lab.nodes.len()) {
@@ -145,10 +149,22 @@ fn server_arguments(lab: &Lab) -> Vec<String> {
     let data = lab.member_dir(SERVER);
     let address = lab.subnet.server().to_string();
     [
-        "server", "--disable-agent", "--data-dir", &data.display().to_string(), "--bind-address", &address,
-        "--advertise-address", &address, "--store", &lab.store, "--token", &lab.token,
-        "--node-cidr-mask", &lab.node_cidr_mask.to_string(),
-        "--kubeconfig", &lab.member_run_dir(SERVER).join("admin.kubeconfig").display().to_string(),
+        "server",
+        "--disable-agent",
+        "--data-dir",
+        &data.display().to_string(),
+        "--bind-address",
+        &address,
+        "--advertise-address",
+        &address,
+        "--store",
+        &lab.store,
+        "--token",
+        &lab.token,
+        "--node-cidr-mask",
+        &lab.node_cidr_mask.to_string(),
+        "--kubeconfig",
+        &lab.member_run_dir(SERVER).join("admin.kubeconfig").display().to_string(),
     ]
     .map(str::to_owned)
     .to_vec()
@@ -159,18 +175,29 @@ fn agent_arguments(lab: &Lab, member: &str) -> anyhow::Result<Vec<String>> {
     let text = |path: std::path::PathBuf| path.display().to_string();
     Ok(vec![
         "agent".into(),
-        "--server".into(), lab.server_url(),
-        "--token-file".into(), text(lab.dir().join("join-token")),
-        "--node-name".into(), member.to_owned(),
-        "--node-ip".into(), address.to_string(),
-        "--data-dir".into(), text(lab.member_dir(member)),
-        "--run-dir".into(), text(lab.member_run_dir(member)),
-        "--pod-log-dir".into(), text(lab.member_dir(member).join("pod-logs")),
-        "--cgroup-root".into(), lab.cgroup(member),
-        "--proxy-mode".into(), lab.proxy_mode.clone(),
+        "--server".into(),
+        lab.server_url(),
+        "--token-file".into(),
+        text(lab.dir().join("join-token")),
+        "--node-name".into(),
+        member.to_owned(),
+        "--node-ip".into(),
+        address.to_string(),
+        "--data-dir".into(),
+        text(lab.member_dir(member)),
+        "--run-dir".into(),
+        text(lab.member_run_dir(member)),
+        "--pod-log-dir".into(),
+        text(lab.member_dir(member).join("pod-logs")),
+        "--cgroup-root".into(),
+        lab.cgroup(member),
+        "--proxy-mode".into(),
+        lab.proxy_mode.clone(),
         // A lab shares its disk with everything else on the machine and is not to evict for that.
-        "--eviction-hard".into(), "nodefs.available<0%,nodefs.inodesFree<0%,imagefs.available<0%".into(),
-        "--image-gc-high-threshold".into(), "100".into(),
+        "--eviction-hard".into(),
+        "nodefs.available<0%,nodefs.inodesFree<0%,imagefs.available<0%".into(),
+        "--image-gc-high-threshold".into(),
+        "100".into(),
     ])
 }
 

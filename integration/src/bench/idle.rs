@@ -19,8 +19,16 @@ pub async fn measure(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
     let used = pids.iter().map(|pid| processor_seconds(*pid)).sum::<f64>() - before;
     let memory: Vec<f64> = pids.iter().map(|pid| resident_mib(*pid)).collect();
     Ok(vec![
-        Figure::new("idle resident memory, server and agent", format!("{:.1} MiB", memory.iter().sum::<f64>()), format!("server {:.1}, agent {:.1}", memory[0], memory[1])),
-        Figure::new("idle processor time over 60 s, both", format!("{:.2} % of a core", used / WINDOW.as_secs_f64() * 100.0), ""),
+        Figure::new(
+            "idle resident memory, server and agent",
+            format!("{:.1} MiB", memory.iter().sum::<f64>()),
+            format!("server {:.1}, agent {:.1}", memory[0], memory[1]),
+        ),
+        Figure::new(
+            "idle processor time over 60 s, both",
+            format!("{:.2} % of a core", used / WINDOW.as_secs_f64() * 100.0),
+            "",
+        ),
     ])
 }
 

@@ -38,13 +38,20 @@ fn archives() -> [PathBuf; 2] {
     let dir = std::env::temp_dir();
     [("nginx", NGINX), ("busybox", BUSYBOX)].map(|(preset, name)| {
         let path = dir.join(format!("skiff-bench-{preset}.tar"));
-        command(skiff(), &["images", "build", preset, "--name", name, "--output", &path.display().to_string()], &[], "").expect_ok();
+        command(
+            skiff(),
+            &["images", "build", preset, "--name", name, "--output", &path.display().to_string()],
+            &[],
+            "",
+        )
+        .expect_ok();
         path
     })
 }
 
 fn size(path: &Path) -> String {
-    std::fs::metadata(path).map_or_else(|error| error.to_string(), |meta| format!("{:.1} MiB", meta.len() as f64 / f64::from(1 << 20)))
+    std::fs::metadata(path)
+        .map_or_else(|error| error.to_string(), |meta| format!("{:.1} MiB", meta.len() as f64 / f64::from(1 << 20)))
 }
 
 fn main() -> anyhow::Result<()> {

@@ -26,7 +26,8 @@ pub async fn client(lab: &Lab) -> anyhow::Result<Client> {
 
 pub async fn measure(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
     let pods: Api<Pod> = Api::default_namespaced(client(lab).await?);
-    let socket = lab.member("node-1")["runDir"].as_str().context("no runDir")?.to_owned() + "/containerd/containerd.sock";
+    let socket =
+        lab.member("node-1")["runDir"].as_str().context("no runDir")?.to_owned() + "/containerd/containerd.sock";
     let mut runtime = RuntimeServiceClient::new(proto::unix_channel(socket.as_ref()).await?);
 
     // warm both ways

@@ -30,8 +30,16 @@ pub async fn measure(archives: &[PathBuf; 2]) -> anyhow::Result<Vec<Figure>> {
     }
     let kubectl = kubectl_alone();
     Ok(vec![
-        Figure::new("lab up, one node: exec to Ready", milliseconds(median(&mut ready)), format!("containerd's own start {}", milliseconds(median(&mut containerd)))),
-        Figure::new("… to the first page of nginx through a Service", milliseconds(median(&mut first_page)), format!("of it kubectl's own start {}", milliseconds(kubectl))),
+        Figure::new(
+            "lab up, one node: exec to Ready",
+            milliseconds(median(&mut ready)),
+            format!("containerd's own start {}", milliseconds(median(&mut containerd))),
+        ),
+        Figure::new(
+            "… to the first page of nginx through a Service",
+            milliseconds(median(&mut first_page)),
+            format!("of it kubectl's own start {}", milliseconds(kubectl)),
+        ),
     ])
 }
 

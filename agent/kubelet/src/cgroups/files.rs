@@ -267,7 +267,8 @@ mod tests {
     fn the_unified_hierarchys_values() {
         let limits =
             Limits { cpu_shares: Some(1024), cpu_quota: Some(50_000), memory_bytes: Some(1 << 20), pids: Some(9) };
-        let expected = [("cpu.weight", "39"), ("cpu.max", "50000 100000"), ("memory.max", "1048576"), ("pids.max", "9")];
+        let expected =
+            [("cpu.weight", "39"), ("cpu.max", "50000 100000"), ("memory.max", "1048576"), ("pids.max", "9")];
         let values = v2_values(&limits);
         assert_eq!(values.iter().map(|(file, value)| (*file, value.as_str())).collect::<Vec<_>>(), expected);
         assert!(v2_values(&Limits::default()).is_empty());

@@ -93,7 +93,12 @@ pub fn qos_limits<'a>(class: QosClass, pods: impl Iterator<Item = &'a Pod>) -> L
 }
 
 /// What CRI is told about one container.
-pub fn container_resources(pod: &Pod, container: &Container, node_memory: u64, cgroup_v2: bool) -> LinuxContainerResources {
+pub fn container_resources(
+    pod: &Pod,
+    container: &Container,
+    node_memory: u64,
+    cgroup_v2: bool,
+) -> LinuxContainerResources {
     let requests = resources::of_container(container, Side::Requests);
     let limits = resources::of_container(container, Side::Limits);
     let cpu_request = amount(&requests, "cpu").or_else(|| amount(&limits, "cpu"));
@@ -205,7 +210,8 @@ mod tests {
 
     #[test]
     fn huge_pages_by_size() {
-        let pod = pod(json!([{"name": "a", "resources": {"limits": {"hugepages-2Mi": "4Mi", "hugepages-1Gi": "1Gi"}}}]));
+        let pod =
+            pod(json!([{"name": "a", "resources": {"limits": {"hugepages-2Mi": "4Mi", "hugepages-1Gi": "1Gi"}}}]));
         let resources = container_resources(&pod, &pod.spec.as_ref().unwrap().containers[0], 1 << 30, false);
         let sizes: Vec<(String, u64)> = resources.hugepage_limits.into_iter().map(|h| (h.page_size, h.limit)).collect();
         assert_eq!(sizes, [("1GB".to_owned(), 1 << 30), ("2MB".to_owned(), 4 << 20)]);

@@ -81,9 +81,7 @@ fn stat(file: &Path) -> String {
 }
 
 fn find(stat: &str, key: &str) -> u64 {
-    stat.lines()
-        .find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
-        .unwrap_or(0)
+    stat.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok()).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -101,7 +101,8 @@ fn read_envelope(topic: &str, event: Option<&prost_types::Any>) -> Option<Runtim
     match topic {
         "/tasks/exit" => {
             let exit = TaskExit::decode(bytes).ok()?;
-            (exit.id == exit.container_id || exit.id.is_empty()).then_some(RuntimeEvent::Ended { id: exit.container_id })
+            (exit.id == exit.container_id || exit.id.is_empty())
+                .then_some(RuntimeEvent::Ended { id: exit.container_id })
         }
         "/tasks/oom" => {
             let oom = TaskOom::decode(bytes).ok()?;

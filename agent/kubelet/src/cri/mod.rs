@@ -49,7 +49,9 @@ impl RuntimeError {
     /// The runtime's own message, as Go's gRPC client prints a status.
     pub fn runtime_message(&self) -> String {
         match self {
-            RuntimeError::Answer { code, message, .. } => format!("rpc error: code = {} desc = {message}", code_name(*code)),
+            RuntimeError::Answer { code, message, .. } => {
+                format!("rpc error: code = {} desc = {message}", code_name(*code))
+            }
             other => other.to_string(),
         }
     }
@@ -96,7 +98,9 @@ async fn within<T>(
 ) -> Answer<T> {
     match tokio::time::timeout(limit, answer).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(RuntimeError::Answer { call, code: status.code(), message: status.message().to_owned() }),
+        Ok(Err(status)) => {
+            Err(RuntimeError::Answer { call, code: status.code(), message: status.message().to_owned() })
+        }
         Err(_) => Err(RuntimeError::Deadline { call, limit }),
     }
 }
@@ -149,7 +153,9 @@ impl Runtime {
 
     pub async fn remove_sandbox(&self, id: &str) -> Answer<()> {
         let request = cri::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
-        gone_is_done(within("RemovePodSandbox", CALL, self.runtime.clone().remove_pod_sandbox(request)).await.map(|_| ()))
+        gone_is_done(
+            within("RemovePodSandbox", CALL, self.runtime.clone().remove_pod_sandbox(request)).await.map(|_| ()),
+        )
     }
 
     pub async fn sandbox_status(&self, id: &str) -> Answer<cri::PodSandboxStatus> {
@@ -160,14 +166,16 @@ impl Runtime {
 
     /// All sandboxes, or those of one pod.
     pub async fn list_sandboxes(&self, pod_uid: Option<&str>) -> Answer<Vec<cri::PodSandbox>> {
-        let filter = pod_uid.map(|uid| cri::PodSandboxFilter { label_selector: pod_selector(uid), ..Default::default() });
+        let filter =
+            pod_uid.map(|uid| cri::PodSandboxFilter { label_selector: pod_selector(uid), ..Default::default() });
         let request = cri::ListPodSandboxRequest { filter };
         Ok(within("ListPodSandbox", CALL, self.runtime.clone().list_pod_sandbox(request)).await?.items)
     }
 
     /// All containers, or those of one pod.
     pub async fn list_containers(&self, pod_uid: Option<&str>) -> Answer<Vec<cri::Container>> {
-        let filter = pod_uid.map(|uid| cri::ContainerFilter { label_selector: pod_selector(uid), ..Default::default() });
+        let filter =
+            pod_uid.map(|uid| cri::ContainerFilter { label_selector: pod_selector(uid), ..Default::default() });
         let request = cri::ListContainersRequest { filter };
         Ok(within("ListContainers", CALL, self.runtime.clone().list_containers(request)).await?.containers)
     }
@@ -215,7 +223,9 @@ impl Runtime {
             linux: Some(resources),
             annotations: HashMap::new(),
         };
-        within("UpdateContainerResources", CALL, self.runtime.clone().update_container_resources(request)).await.map(|_| ())
+        within("UpdateContainerResources", CALL, self.runtime.clone().update_container_resources(request))
+            .await
+            .map(|_| ())
     }
 
     pub async fn reopen_log(&self, id: &str) -> Answer<()> {
@@ -224,7 +234,12 @@ impl Runtime {
     }
 
     /// Runs a command to its end. `limit` none is no limit.
-    pub async fn exec_sync(&self, id: &str, command: Vec<String>, limit: Option<Duration>) -> Answer<cri::ExecSyncResponse> {
+    pub async fn exec_sync(
+        &self,
+        id: &str,
+        command: Vec<String>,
+        limit: Option<Duration>,
+    ) -> Answer<cri::ExecSyncResponse> {
         let seconds = limit.map_or(0, |limit| i64::try_from(limit.as_secs()).unwrap_or(i64::MAX));
         let request = cri::ExecSyncRequest { container_id: id.to_owned(), cmd: command, timeout: seconds };
         // The runtime enforces the limit; a second more keeps its own answer visible.

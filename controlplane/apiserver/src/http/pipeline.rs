@@ -179,7 +179,8 @@ where
     let mut kept = BytesMut::with_capacity(announced.min(MAX_BODY));
     let mut seen = 0;
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| ApiError::bad_request(format!("reading the request body: {}", error.into())))?;
+        let frame =
+            frame.map_err(|error| ApiError::bad_request(format!("reading the request body: {}", error.into())))?;
         let Some(data) = frame.data_ref() else { continue };
         seen += data.len();
         if seen <= MAX_BODY {
