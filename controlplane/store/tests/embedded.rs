@@ -111,8 +111,8 @@ async fn the_file_stays_in_proportion_to_what_lives() {
     let live = KEYS * (VALUE as u64 + 60);
     let size = size_of_file(dir.path());
     println!("{updates} updates in {took:?}, slowest {slowest:?}: file {size} for {live} live bytes");
-    // Twice what lives and its history (half the live keys), and what one group of commits holds.
-    assert!(size < 2 * (live + live / 2) + 1024 * 1024, "{size} bytes for {live} live ones");
+    // Twice what lives and its history (half the live keys), and what one group of commits may hold.
+    assert!(size < 2 * (live + live / 2) + 2 * 1024 * 1024, "{size} bytes for {live} live ones");
 }
 
 fn size_of_file(dir: &Path) -> u64 {

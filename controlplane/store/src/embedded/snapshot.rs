@@ -1,7 +1,8 @@
 //! Snapshots: the live keys in one file, and a store made from it.
 //!
 //! The file: a line naming the format, the store's revision, then one length-prefixed record per key
-//! (the log's own form, checksums included), an empty length, the number of keys. It is written
+//! (the log's own form, checksums included), an empty length, the number of keys, and the revision
+//! once more, since no checksum covers the first. It is written
 //! beside its place and renamed there once it is synced, so a file with that name is complete.
 
 use std::fs::File;
@@ -81,6 +82,7 @@ fn save(view: &super::view::View, file: &Path) -> Result<SnapshotInfo, StoreErro
     })?;
     write(&mut out, &0u64.to_le_bytes())?;
     write(&mut out, &keys.to_le_bytes())?;
+    write(&mut out, &view.revision.to_le_bytes())?;
     let out = out.into_inner().map_err(|error| damage.io("writing the snapshot")(error.into_error()))?;
     out.sync_all().map_err(damage.io("syncing the snapshot"))?;
     std::fs::rename(&partial, file).map_err(damage.io("renaming the snapshot"))?;
@@ -117,6 +119,9 @@ fn read_records(
     }
     if read_number(&mut from, damage)? != keys {
         return Err(damage.because("its number of keys does not fit its records"));
+    }
+    if read_number(&mut from, damage)? != revision {
+        return Err(damage.because("its revision is not the same at its beginning and its end"));
     }
     Ok(SnapshotInfo { revision, keys })
 }
