@@ -36,6 +36,8 @@ pub struct Config {
     pub containerd: Option<PathBuf>,
     /// `skiff-cni`; searched beside this executable, then on PATH, if none.
     pub cni_executable: Option<PathBuf>,
+    /// Image archives to import before pods run.
+    pub images: Vec<PathBuf>,
     /// Where static pods' manifests lie.
     pub manifests: Option<PathBuf>,
     /// The cgroup under which pods run, e.g. `/` or `/skiff/lab/demo/node-1`.
@@ -115,6 +117,7 @@ impl Config {
             runtime_endpoint: None,
             containerd: None,
             cni_executable: None,
+            images: Vec::new(),
             manifests: None,
             cgroup_root: "/".to_owned(),
             cgroup_driver: CgroupDriver::default(),

@@ -94,7 +94,13 @@ async fn start_runtime(config: &Config, supervisor: &Supervisor) -> Result<Conta
             Containerd::start(options, supervisor).await?
         }
     };
-    Importer::new(runtime.channel.clone()).import_pinned(&pause::image()?).await?;
+    let importer = Importer::new(runtime.channel.clone());
+    importer.import_pinned(&pause::image()?).await?;
+    for path in &config.images {
+        for image in crate::images::archive::read(path)? {
+            importer.import(&image).await?;
+        }
+    }
     Ok(runtime)
 }
 

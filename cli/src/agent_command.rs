@@ -54,6 +54,9 @@ pub struct NodeArguments {
     /// The cgroup under which pods run
     #[arg(long, default_value = "/")]
     cgroup_root: String,
+    /// An image archive to import before pods run; may be repeated
+    #[arg(long)]
+    image: Vec<PathBuf>,
     /// Manifests of static pods (default: <data-dir>/manifests)
     #[arg(long)]
     pod_manifest_path: Option<PathBuf>,
@@ -97,6 +100,7 @@ impl NodeArguments {
             ..agent::Directories::default()
         };
         config.runtime_endpoint = self.container_runtime_endpoint.clone();
+        config.images = self.image.clone();
         config.manifests = Some(self.pod_manifest_path.clone().unwrap_or_else(|| data_dir.join("manifests")));
         config.cgroup_root = self.cgroup_root.clone();
         config.eviction = self.eviction_hard.clone();

@@ -21,14 +21,12 @@ impl Lab {
     /// that runs side by side do not meet.
     #[track_caller]
     pub fn up(story: &str, arguments: &[&str]) -> Self {
-        let lab = Self::up_without_images(story, arguments);
-        for node in lab.nodes() {
-            for archive in archives() {
-                let skiff = skiff().display().to_string();
-                lab.exec(&node, &[&skiff, "images", "import", &archive.display().to_string()]).expect_ok();
-            }
+        let images: Vec<String> = archives().iter().map(|archive| archive.display().to_string()).collect();
+        let mut all = arguments.to_vec();
+        for image in &images {
+            all.extend(["--image", image]);
         }
-        lab
+        Self::up_without_images(story, &all)
     }
 
     #[track_caller]

@@ -229,6 +229,7 @@ pub fn reconstruct(name: &str) -> Option<Lab> {
         proxy_mode: String::new(),
         store: String::new(),
         node_cidr_mask: 24,
+        images: Vec::new(),
         token: String::new(),
         forwarding_before: "1".to_owned(),
     })

@@ -23,6 +23,9 @@ pub struct Lab {
     pub store: String,
     /// Prefix length of each node's part of the pod network.
     pub node_cidr_mask: u8,
+    /// Image archives that every node imports when it starts.
+    #[serde(default)]
+    pub images: Vec<PathBuf>,
     /// Bootstrap token with which nodes join.
     pub token: String,
     /// `net.ipv4.ip_forward` of the host before the first lab.
@@ -237,6 +240,7 @@ mod tests {
             proxy_mode: "nftables".into(),
             store: "embedded".into(),
             node_cidr_mask: 24,
+            images: Vec::new(),
             token: String::new(),
             forwarding_before: "0".into(),
         }

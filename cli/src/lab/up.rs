@@ -4,7 +4,7 @@
 //! all agents start at the same moment, and each agent's containerd starts while the server does.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -32,6 +32,9 @@ pub struct UpArguments {
     /// Prefix length of each node's part of the pod network 10.42.0.0/16
     #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u8).range(17..=30))]
     pub node_cidr_mask: u8,
+    /// An image archive that every node imports when it starts; may be repeated
+    #[arg(long)]
+    pub image: Vec<PathBuf>,
     /// Give up when the nodes are not Ready after this many seconds
     #[arg(long, default_value_t = 120)]
     pub timeout: u64,
@@ -91,9 +94,18 @@ fn plan(arguments: &UpArguments) -> anyhow::Result<Lab> {
         proxy_mode: arguments.proxy_mode.clone().unwrap_or_else(|| "nftables".to_owned()),
         store: arguments.store.clone().unwrap_or_else(|| "embedded".to_owned()),
         node_cidr_mask: arguments.node_cidr_mask,
+        images: images(&arguments.image)?,
         token: controlplane::token::BootstrapToken::generate().to_string(),
         forwarding_before: network::forwarding(),
     })
+}
+
+/// Absolute paths: nodes started later have another working directory.
+fn images(archives: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
+    archives
+        .iter()
+        .map(|path| path.canonicalize().with_context(|| format!("finding the image archive {}", path.display())))
+        .collect()
 }
 
 /// Two `lab up` at once would choose the same subnet.
@@ -173,7 +185,7 @@ fn server_arguments(lab: &Lab) -> Vec<String> {
 fn agent_arguments(lab: &Lab, member: &str) -> anyhow::Result<Vec<String>> {
     let address = lab.address(member).with_context(|| format!("{member} is no node of lab {}", lab.name))?;
     let text = |path: std::path::PathBuf| path.display().to_string();
-    Ok(vec![
+    let mut arguments = vec![
         "agent".into(),
         "--server".into(),
         lab.server_url(),
@@ -198,7 +210,11 @@ fn agent_arguments(lab: &Lab, member: &str) -> anyhow::Result<Vec<String>> {
         "nodefs.available<0%,nodefs.inodesFree<0%,imagefs.available<0%".into(),
         "--image-gc-high-threshold".into(),
         "100".into(),
-    ])
+    ];
+    for image in &lab.images {
+        arguments.extend(["--image".into(), text(image.clone())]);
+    }
+    Ok(arguments)
 }
 
 /// Follows the Node objects until all are Ready, saying what is missing meanwhile.
