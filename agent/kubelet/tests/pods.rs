@@ -35,7 +35,12 @@ fn a_pod_runs_and_goes() {
         {
             node.wait_event("web", event).await;
         }
-        assert_eq!(node.log(&pod, "main", 0), "hello\n");
+        // The runtime copies a container's output to its log in its own time.
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while node.log(&pod, "main", 0) != "hello\n" {
+            assert!(std::time::Instant::now() < deadline, "the log holds {:?}", node.log(&pod, "main", 0));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
 
         // Another kubelet adopts it as it is.
         node.stop_kubelet().await;

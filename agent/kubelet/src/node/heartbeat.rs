@@ -87,6 +87,9 @@ async fn keep_status(node: Arc<NodeContext>, heartbeat: Arc<Heartbeat>) {
                 }
             }
         }
+        if registered && !api_agrees(&node, &fresh).await {
+            sent = None;
+        }
         if registered {
             let value = serde_json::to_value(&fresh).unwrap_or_else(|_| json!({}));
             let due = sent_at.elapsed() >= node.config.node_status_report;
@@ -202,6 +205,24 @@ fn node_labels(node: &NodeContext) -> std::collections::BTreeMap<String, String>
         labels.insert(key.to_owned(), value);
     }
     labels
+}
+
+/// How long a look at the Node may take.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Whether the API's Ready condition is the one this node would send. The node lifecycle controller
+/// sets it to Unknown while the node is cut off; it is the node that sets it right again.
+async fn api_agrees(node: &NodeContext, fresh: &NodeStatus) -> bool {
+    let ready = |status: Option<&NodeStatus>| {
+        let conditions = status.and_then(|status| status.conditions.as_ref());
+        conditions.into_iter().flatten().find(|condition| condition.type_ == "Ready").map(|ready| ready.status.clone())
+    };
+    let api: Api<Node> = Api::all(node.client.clone());
+    match tokio::time::timeout(LOOK, api.get_opt(&node.config.node_name)).await {
+        Ok(Ok(Some(held))) => ready(held.status.as_ref()) == ready(Some(fresh)),
+        // Nothing to send is the better guess: what is sent next will tell.
+        _ => true,
+    }
 }
 
 /// Creates the Node, or puts its labels right. Returns the status the API had, if the node was there.
