@@ -195,8 +195,12 @@ fn logs_exec_attach_copy_and_port_forward() {
         "    stdin: true\n",
     ));
     lab.wait("pod/talker", "condition=Ready", 30);
-    assert_eq!(lab.kubectl(&["logs", "talker", "--tail=1"]), "problem\n");
-    assert_eq!(lab.kubectl(&["logs", "talker"]).lines().count(), 6);
+    lab.eventually("all lines are logged", SOON, || {
+        let text = lab.kubectl(&["logs", "talker"]);
+        if text.lines().count() == 6 { Ok(()) } else { Err(text) }
+    });
+    assert_eq!(lab.kubectl(&["logs", "talker", "--tail=1"]).lines().count(), 1);
+    assert!(lab.kubectl(&["logs", "talker"]).contains("problem"));
     assert!(lab.kubectl(&["logs", "talker", "--timestamps", "--tail=1"]).starts_with("20"));
 
     for version in ["1.27", "1.33"] {

@@ -210,7 +210,12 @@ fn what_a_container_is_given() {
 
         let given = node.wait("given", "Succeeded", |pod| phase(pod) == "Succeeded").await;
         let ip = given["status"]["podIP"].as_str().unwrap();
-        assert_eq!(node.log(&given, "main", 0), format!("a-arg a {ip}\ngiven\n192.0.2.1\talias\n1234\nfrom-init\n"));
+        let expected = format!("a-arg a {ip}\ngiven\n192.0.2.1\talias\n1234\nfrom-init\n");
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while node.log(&given, "main", 0) != expected {
+            assert!(std::time::Instant::now() < deadline, "the log holds {:?}", node.log(&given, "main", 0));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         assert_eq!(given["status"]["qosClass"], "Burstable");
         let waiting = |pod: &Value| main_status(pod)["state"]["waiting"].clone();
         let missing =
