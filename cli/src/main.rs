@@ -51,6 +51,9 @@ enum Command {
 fn main() -> ExitCode {
     let arguments = CommandLine::parse();
     start_logging(&arguments.log);
+    if !matches!(arguments.command, Command::Server(_) | Command::Agent(_)) {
+        end_with_the_reader();
+    }
     // Two TLS providers in one process panic at the first handshake: choose before any.
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         eprintln!("skiff: a TLS provider was already chosen");
@@ -73,6 +76,17 @@ fn main() -> ExitCode {
         eprintln!("skiff: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+/// `skiff check | head -1` ends quietly when its reader does, as other commands do. The long-lived
+/// commands keep ignoring SIGPIPE: a client that goes must not end them.
+fn end_with_the_reader() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: the default action is no function of ours; no other thread runs yet.
+    let restored = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+    if let Err(error) = restored {
+        tracing::debug!(%error, "SIGPIPE keeps being ignored");
+    }
 }
 
 fn start_logging(filter: &str) {

@@ -55,3 +55,10 @@ fn wrong_names_and_flags_are_refused_with_advice() {
         output.expect_failure(words);
     }
 }
+
+#[test]
+fn a_reader_that_goes_is_no_panic() {
+    let line = format!("for n in 1 2 3 4 5; do {} check | true; done", skiff().display());
+    let output = command("sh", &["-c", &line], &[], "");
+    assert!(!output.stderr.contains("panicked"), "{output:?}");
+}
