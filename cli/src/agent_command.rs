@@ -153,6 +153,7 @@ pub fn run(arguments: &AgentArguments) -> anyhow::Result<ExitCode> {
             started = agent::start(configuration, &supervisor) => { started?; }
             ended = wait_for_end() => return ended,
         }
+        component::memory::rest_lightly(&supervisor);
         wait_for_end().await?;
         tracing::info!("ending; pods go on");
         if !supervisor.shut_down(Duration::from_secs(10)).await {

@@ -64,6 +64,7 @@ async fn serve(arguments: &ServerArguments) -> anyhow::Result<()> {
         let join = controlplane::token::with_ca(&token.to_string(), &running.ca_certificate)?;
         agent::start(arguments.node.configuration(&running.url, join, &arguments.data_dir)?, &supervisor).await?;
     }
+    component::memory::rest_lightly(&supervisor);
     crate::agent_command::wait_for_end().await?;
     tracing::info!("ending; pods go on");
     if !supervisor.shut_down(Duration::from_secs(10)).await {

@@ -4,13 +4,15 @@
 //! - [`Informers`]: one watch-fed cache per kind and process;
 //! - [`WorkQueue`]: keys waiting for their reconcile, one run per key at a time;
 //! - [`Candidate`]: leader election through a Lease;
-//! - [`EventRecorder`]: `Event` objects with Kubernetes' aggregation.
+//! - [`EventRecorder`]: `Event` objects with Kubernetes' aggregation;
+//! - [`memory`]: a resting process gives back what only work needs.
 //!
 //! Decisions do not live here: a part's decisions are pure functions in its own crate.
 
 mod election;
 mod events;
 mod informer;
+pub mod memory;
 mod queue;
 mod supervisor;
 

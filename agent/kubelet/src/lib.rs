@@ -11,6 +11,7 @@
 
 pub mod admission;
 pub mod cgroups;
+mod changes;
 pub mod config;
 pub mod context;
 pub mod cri;

@@ -12,12 +12,14 @@ use kube::Api;
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use sha2::{Digest, Sha256};
 
+use crate::changes::Changes;
 use crate::context::NodeContext;
 use crate::manager::Manager;
 use crate::pod::labels;
 
-/// How often the directory is read (Kubernetes reads every 20 s and on change; listing it is cheap).
-const PERIOD: Duration = Duration::from_millis(500);
+/// The directory is read on each change, and this often besides (kubelet's `fileCheckFrequency`): it may not
+/// exist yet, or lie on a file system that tells of no changes.
+const PERIOD: Duration = Duration::from_secs(20);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
@@ -30,7 +32,9 @@ pub enum ManifestError {
 /// A manifest as a pod of this node: named after it, with a UID made of its content.
 pub fn parse(path: &Path, text: &str, node_name: &str) -> Result<Pod, ManifestError> {
     let bad = |message: String| ManifestError::Parse { path: path.to_owned(), message };
-    let mut pod: Pod = serde_saphyr::from_str(text).map_err(|error| bad(error.to_string()))?;
+    // By way of a JSON value: one more decoder of every pod type would cost megabytes of program.
+    let document: serde_json::Value = serde_saphyr::from_str(text).map_err(|error| bad(error.to_string()))?;
+    let mut pod: Pod = serde_json::from_value(document).map_err(|error| bad(error.to_string()))?;
     let name = pod
         .metadata
         .name
@@ -92,7 +96,11 @@ pub fn mirror_of(pod: &Pod) -> Option<String> {
 /// Follows the directory for as long as the task lives.
 pub async fn follow(directory: PathBuf, node_name: String, manager: Arc<Manager>) {
     let mut last: Option<Vec<(PathBuf, std::time::SystemTime, u64)>> = None;
+    let mut changes = None;
     loop {
+        if changes.is_none() {
+            changes = Changes::of(&directory).ok();
+        }
         let listing = list(&directory);
         if last.as_ref() != Some(&listing) {
             let pods = listing.iter().filter_map(|(path, _, _)| match read(path, &node_name) {
@@ -105,7 +113,16 @@ pub async fn follow(directory: PathBuf, node_name: String, manager: Arc<Manager>
             manager.static_pods(pods.collect());
             last = Some(listing);
         }
-        tokio::time::sleep(PERIOD).await;
+        let changed = async {
+            match &mut changes {
+                Some(changes) => changes.next().await,
+                None => std::future::pending().await,
+            }
+        };
+        if tokio::time::timeout(PERIOD, changed).await.is_err() {
+            // Watched anew: the directory may have been made since, or replaced.
+            changes = None;
+        }
     }
 }
 
@@ -126,7 +143,7 @@ fn list(directory: &Path) -> Vec<(PathBuf, std::time::SystemTime, u64)> {
         .flatten()
         .filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'))
         .filter_map(|entry| {
-            let meta = std::fs::metadata(entry.path()).ok().filter(|meta| meta.is_file())?;
+            let meta = std::fs::metadata(entry.path()).ok().filter(|meta| meta.is_file() && meta.len() > 0)?;
             Some((entry.path(), meta.modified().ok()?, meta.len()))
         })
         .collect();

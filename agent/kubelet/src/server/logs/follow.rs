@@ -1,21 +1,19 @@
 //! Reading a log file to its end, and on while its container runs.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::fs::File;
-use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncSeekExt, SeekFrom};
 use tokio::sync::mpsc::Sender;
 
 use super::super::reply::BoxError;
 use super::format::Renderer;
 use super::options::LogOptions;
+use crate::changes::Changes;
 
 const CHUNK: usize = 64 << 10;
 /// While waiting for more, the container's state is looked at this often: its end writes nothing.
@@ -41,7 +39,7 @@ async fn copy(
     out: &Sender<Result<Bytes, BoxError>>,
 ) -> std::io::Result<()> {
     // Watching begins before reading, so that nothing written in between is missed.
-    let mut changes = if options.follow { Some(Changes::of(path)?) } else { None };
+    let mut changes = if options.follow { Some(Changes::of(path.parent().unwrap_or(path))?) } else { None };
     let mut log = LogFile::open(path).await?;
     if let Some(lines) = options.tail_lines {
         log.skip_to_tail(lines).await?;
@@ -155,35 +153,6 @@ async fn tail_start(file: &mut File, length: u64, lines: u64) -> std::io::Result
         end = start;
     }
     Ok(0)
-}
-
-/// Changes in the directory of a log file: growth, and a new file in its place.
-struct Changes {
-    inotify: Inotify,
-    /// A second descriptor of the same instance, for the runtime to wait on.
-    readiness: AsyncFd<OwnedFd>,
-}
-
-impl Changes {
-    fn of(path: &Path) -> std::io::Result<Self> {
-        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-        let directory = path.parent().unwrap_or(Path::new("/"));
-        let flags =
-            AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_DELETE;
-        inotify.add_watch(directory, flags)?;
-        let readiness = inotify.as_fd().try_clone_to_owned()?;
-        // SAFETY: the descriptor belongs to the value that is registered and lives as long as it.
-        let readiness =
-            unsafe { AsyncFd::register(readiness) }.map_err(|error| std::io::Error::other(error.to_string()))?;
-        Ok(Self { inotify, readiness })
-    }
-
-    /// Returns when something changed since the last call; several changes count as one.
-    async fn next(&mut self) {
-        let Ok(mut ready) = self.readiness.readable().await else { return std::future::pending().await };
-        while self.inotify.read_events().is_ok() {}
-        ready.clear_ready();
-    }
 }
 
 #[cfg(test)]
