@@ -6,6 +6,7 @@
 
 use std::cmp::Ordering;
 use std::fmt;
+use std::ops::{Add, Sub};
 use std::str::FromStr;
 
 const NANO: i128 = 1_000_000_000;
@@ -73,18 +74,25 @@ impl Quantity {
         self.nanos % NANO == 0
     }
 
-    #[must_use]
-    pub fn add(self, other: Quantity) -> Quantity {
-        Quantity { nanos: self.nanos.saturating_add(other.nanos), format: self.preferred(other) }
-    }
-
-    #[must_use]
-    pub fn sub(self, other: Quantity) -> Quantity {
-        Quantity { nanos: self.nanos.saturating_sub(other.nanos), format: self.preferred(other) }
-    }
-
     fn preferred(self, other: Quantity) -> Format {
         if self.is_zero() { other.format } else { self.format }
+    }
+}
+
+/// Sums beyond what a quantity can hold stay at the limit.
+impl Add for Quantity {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { nanos: self.nanos.saturating_add(other.nanos), format: self.preferred(other) }
+    }
+}
+
+impl Sub for Quantity {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self { nanos: self.nanos.saturating_sub(other.nanos), format: self.preferred(other) }
     }
 }
 

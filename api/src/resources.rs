@@ -54,7 +54,7 @@ pub fn is_sidecar(container: &Container) -> bool {
 
 fn add(total: &mut Amounts, more: &Amounts) {
     for (name, quantity) in more {
-        let sum = total.get(name).map_or(*quantity, |have| have.add(*quantity));
+        let sum = total.get(name).map_or(*quantity, |have| *have + *quantity);
         total.insert(name.clone(), sum);
     }
 }

@@ -210,12 +210,15 @@ fn key_of<K: Resource>(object: &K) -> Key {
     (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
 }
 
+/// A kind and the selector that narrows it.
+type Selected = (TypeId, String);
+
 /// The process's informers: asking twice for a kind and selector gives the same cache.
 #[derive(Clone)]
 pub struct Informers {
     client: Client,
     supervisor: Supervisor,
-    started: Arc<Mutex<HashMap<(TypeId, String), Box<dyn Any + Send>>>>,
+    started: Arc<Mutex<HashMap<Selected, Box<dyn Any + Send>>>>,
 }
 
 impl Informers {

@@ -1,5 +1,8 @@
 //! The API as kubectl sees it: verbs, patches, selectors, tables, and what bad input gets.
 
+// A test that cannot go on fails, in its helpers too.
+#![allow(clippy::unwrap_used)]
+
 use std::time::Duration;
 
 use integration::{Lab, command};

@@ -1,5 +1,8 @@
 //! What is killed comes back, and the rest goes on.
 
+// A test that cannot go on fails, in its helpers too.
+#![allow(clippy::unwrap_used)]
+
 use std::time::Duration;
 
 use integration::{BUSYBOX, Lab, NGINX, command};

@@ -1,5 +1,8 @@
 //! nginx behind a Service, reached as people reach it, through both writers of the proxy.
 
+// A test that cannot go on fails, in its helpers too.
+#![allow(clippy::unwrap_used)]
+
 use std::time::Duration;
 
 use integration::{BUSYBOX, Lab, NGINX};

@@ -33,7 +33,7 @@ fn refuse_resources(spec: &PodSpec, view: &View<'_>) -> Option<Verdict> {
     let mut used = Amounts::new();
     for other in view.others.iter().filter_map(|pod| pod.spec.as_ref()) {
         for (name, amount) in resources::of_pod(other, Side::Requests) {
-            let sum = used.get(&name).map_or(amount, |have| have.add(amount));
+            let sum = used.get(&name).map_or(amount, |have| *have + amount);
             used.insert(name, sum);
         }
     }
@@ -44,7 +44,7 @@ fn refuse_resources(spec: &PodSpec, view: &View<'_>) -> Option<Verdict> {
             continue;
         }
         let have = used.get(&name).copied().unwrap_or(Quantity::ZERO);
-        if have.add(wanted) > capacity(&name) {
+        if have + wanted > capacity(&name) {
             let count = |quantity: Quantity| if name == "cpu" { quantity.milli() } else { quantity.units() };
             return Some(out_of(&name, count(wanted), count(have), count(capacity(&name))));
         }

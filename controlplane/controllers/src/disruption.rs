@@ -311,9 +311,8 @@ mod tests {
         assert_eq!(allowed(&object, 3), Some(1));
         assert_eq!(allowed(&object, 5), Some(0));
         // an eviction under way is spent, until it is too old
-        let mut status = PodDisruptionBudgetStatus::default();
-        status.disrupted_pods = Some([("p0".to_owned(), Time(at(950)))].into());
-        object.status = Some(status);
+        let disrupted_pods = Some([("p0".to_owned(), Time(at(950)))].into());
+        object.status = Some(PodDisruptionBudgetStatus { disrupted_pods, ..Default::default() });
         assert_eq!(allowed(&object, 3), Some(0));
         let later = budget(&object, &pods, Counts { expected: 5, desired: 3 }, at(1100));
         assert_eq!((later.disruptions_allowed, later.disrupted_pods), (Some(1), None));

@@ -60,8 +60,8 @@ mod tests {
 
     #[test]
     fn only_finished_jobs_with_a_limit_expire() {
-        let mut job = Job::default();
-        job.spec = Some(JobSpec { ttl_seconds_after_finished: Some(60), ..Default::default() });
+        let spec = JobSpec { ttl_seconds_after_finished: Some(60), ..Default::default() };
+        let mut job = Job { spec: Some(spec), ..Default::default() };
         assert_eq!(expiry(&job), None);
         let condition = JobCondition {
             type_: "Failed".into(),

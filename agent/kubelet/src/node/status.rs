@@ -90,12 +90,12 @@ pub fn allocatable(config: &Config, capacity: &Amounts) -> Amounts {
         .map(|(name, total)| {
             let mut left = *total;
             if let Some(reserved) = config.system_reserved.get(name) {
-                left = left.sub(*reserved);
+                left = left - *reserved;
             }
             match name.as_str() {
                 "memory" => {
                     let kept = i64::try_from(config.eviction.memory_available).unwrap_or(i64::MAX);
-                    left = left.sub(Quantity::from_units(kept, Format::BinarySi));
+                    left = left - Quantity::from_units(kept, Format::BinarySi);
                 }
                 "ephemeral-storage" => {
                     let kept = total.units() / 100 * i64::from(config.eviction.nodefs_available_percent);

@@ -113,7 +113,7 @@ fn of_pod(pod: &Value, side: &str) -> Amounts {
     let mut total = Amounts::new();
     for container in list(pod, "spec.containers") {
         for (resource, amount) in amounts(container, side) {
-            let sum = total.get(&resource).map_or(amount, |sum| sum.add(amount));
+            let sum = total.get(&resource).map_or(amount, |sum| *sum + amount);
             total.insert(resource, sum);
         }
     }

@@ -119,7 +119,7 @@ fn charge(quota: &Value, counted: &Usage) -> Result<Value, String> {
     let (hard, mut used) = (amounts("status.hard"), amounts("status.used"));
     let (mut over, before) = (Vec::new(), used.clone());
     for (resource, amount) in counted {
-        let total = used.get(resource).copied().unwrap_or(Quantity::ZERO).add(*amount);
+        let total = used.get(resource).copied().unwrap_or(Quantity::ZERO) + *amount;
         if amount > &Quantity::ZERO && hard.get(resource).is_some_and(|most| total > *most) {
             over.push(resource.clone());
         }
@@ -151,7 +151,7 @@ fn delta(group: &str, plural: &str, new: &Value, old: Option<&Value>, operation:
     let mut counted = usage(group, plural, new);
     if let (Operation::Update, Some(old)) = (operation, old) {
         for (resource, amount) in usage(group, plural, old) {
-            let rest = counted.get(&resource).copied().unwrap_or(Quantity::ZERO).sub(amount);
+            let rest = counted.get(&resource).copied().unwrap_or(Quantity::ZERO) - amount;
             counted.insert(resource, rest);
         }
     }

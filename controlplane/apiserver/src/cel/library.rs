@@ -59,8 +59,8 @@ fn build_context() -> Context<'static, 'static> {
             let quantity = quantity_of(&this)?.0;
             Ok::<_, ExecutionError>(if quantity.is_zero() { 0_i64 } else if quantity.is_negative() { -1 } else { 1 })
         },
-        "add" => |This(this): This<Value>, other: Value| Ok::<_, ExecutionError>(opaque(Amount(quantity_of(&this)?.0.add(amount(&other)?)))),
-        "sub" => |This(this): This<Value>, other: Value| Ok::<_, ExecutionError>(opaque(Amount(quantity_of(&this)?.0.sub(amount(&other)?)))),
+        "add" => |This(this): This<Value>, other: Value| Ok::<_, ExecutionError>(opaque(Amount(quantity_of(&this)?.0 + amount(&other)?))),
+        "sub" => |This(this): This<Value>, other: Value| Ok::<_, ExecutionError>(opaque(Amount(quantity_of(&this)?.0 - amount(&other)?))),
         "compareTo" => |This(this): This<Value>, other: Value| compare(&this, &other),
         "isGreaterThan" => |This(this): This<Value>, other: Value| compare(&this, &other).map(|order| order > 0),
         "isLessThan" => |This(this): This<Value>, other: Value| compare(&this, &other).map(|order| order < 0),

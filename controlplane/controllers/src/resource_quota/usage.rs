@@ -21,7 +21,7 @@ fn number(count: i64) -> Quantity {
 
 pub fn add(total: &mut Amounts, more: Amounts) {
     for (name, amount) in more {
-        let sum = total.get(&name).map_or(amount, |have| have.add(amount));
+        let sum = total.get(&name).map_or(amount, |have| *have + amount);
         total.insert(name, sum);
     }
 }

@@ -221,7 +221,7 @@ fn container_requests(spec: &Value) -> Map<String, Value> {
         for (resource, amount) in crate::kinds::value::entries(container, "resources.requests") {
             let supported = resource == "cpu" || resource == "memory" || resource.starts_with("hugepages-");
             if let (true, Some(amount)) = (supported, super::quantity(amount)) {
-                let sum = sums.get(resource).map_or(amount, |sum| sum.add(amount));
+                let sum = sums.get(resource).map_or(amount, |sum| *sum + amount);
                 sums.insert(resource.to_owned(), sum);
             }
         }
