@@ -32,6 +32,7 @@ unit:
 ## bench: the figures of README, each beside its floor
 bench: setup release
 	$(SUDO) $(CARGO) run --release -p integration --bin bench
+	$(SUDO) $(CARGO) run --release -p integration --bin bench-api
 
 lint:
 	$(CARGO) fmt --all --check

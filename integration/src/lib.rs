@@ -10,6 +10,8 @@
 //! A [`Lab`] is taken down when it is dropped, and then looked for: anything left behind fails the
 //! test. When a test panics, the lab's logs are printed.
 
+pub mod etcd;
+pub mod figures;
 mod images;
 mod lab;
 mod leftovers;

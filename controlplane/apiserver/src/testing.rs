@@ -54,11 +54,20 @@ impl Cluster {
         Self::start_with(|_| {}).await
     }
 
+    /// With its store in `data/db`, which stays.
+    pub async fn start_in(data: &Path) -> Self {
+        Self::start_at(&data.join("db"), tempfile::tempdir().unwrap(), |_| {}).await
+    }
+
     /// `adjust` may change the configuration before the server starts.
     pub async fn start_with(adjust: impl FnOnce(&mut Config)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self::start_at(&dir.path().join("db"), dir, adjust).await
+    }
+
+    async fn start_at(db: &Path, dir: TempDir, adjust: impl FnOnce(&mut Config)) -> Self {
         // A second install in one process fails, which is as good.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let dir = tempfile::tempdir().unwrap();
         let (ca, ca_pem) = authority();
         std::fs::write(dir.path().join("ca.crt"), &ca_pem).unwrap();
         let serving = leaf(dir.path(), &ca, "kube-apiserver", &[], true);
@@ -67,7 +76,7 @@ impl Cluster {
         let mut config = Config::new(IpAddr::V4(Ipv4Addr::LOCALHOST), serving, dir.path().join("ca.crt"), account_key);
         adjust(&mut config);
         let supervisor = Supervisor::new("test");
-        let store = Arc::new(store::Embedded::open(&dir.path().join("db")).unwrap());
+        let store = Arc::new(store::Embedded::open(db).unwrap());
         let server = ApiServer::start(config, store.clone(), &supervisor).await.unwrap();
         Self { server, supervisor, store, ca, ca_pem, dir, address: Mutex::default() }
     }
@@ -101,7 +110,7 @@ impl Cluster {
     /// A kubeconfig with a client certificate for `user`; the server must listen.
     pub fn kubeconfig(&self, user: &str, groups: &[&str]) -> PathBuf {
         let address = self.address.lock().unwrap();
-        let pair = leaf(self.dir.path(), &self.ca, user, groups, false);
+        let pair = self.key_pair(user, groups);
         let path = self.dir.path().join(format!("{user}.kubeconfig"));
         let text = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: test\nclusters: [{{name: test, cluster: {{server: 'https://{address}', certificate-authority: '{}'}}}}]\ncontexts: [{{name: test, context: {{cluster: test, user: test}}}}]\nusers: [{{name: test, user: {{client-certificate: '{}', client-key: '{}'}}}}]\n",
@@ -111,6 +120,11 @@ impl Cluster {
         );
         std::fs::write(&path, text).unwrap();
         path
+    }
+
+    /// A client certificate for `user`.
+    pub fn key_pair(&self, user: &str, groups: &[&str]) -> KeyPair {
+        leaf(self.dir.path(), &self.ca, user, groups, false)
     }
 
     pub fn ca_pem(&self) -> &str {

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
+use integration::figures::{Figure, processor_seconds, resident_mib};
 use integration::{Lab, NGINX};
-
-use crate::Figure;
 
 const WINDOW: Duration = Duration::from_secs(60);
 
@@ -30,18 +29,4 @@ pub async fn measure(lab: &Lab) -> anyhow::Result<Vec<Figure>> {
             "",
         ),
     ])
-}
-
-fn resident_mib(pid: i64) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap_or_default();
-    line.split_whitespace().nth(1).and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
-}
-
-/// User and system time so far. The kernel counts in hundredths of a second.
-fn processor_seconds(pid: i64) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let Some((_, rest)) = stat.rsplit_once(')') else { return 0.0 };
-    let fields: Vec<f64> = rest.split_whitespace().skip(11).take(2).filter_map(|text| text.parse().ok()).collect();
-    fields.iter().sum::<f64>() / 100.0
 }

@@ -9,30 +9,8 @@ mod startup;
 
 use std::path::{Path, PathBuf};
 
+use integration::figures::{Figure, print};
 use integration::{BUSYBOX, NGINX, command, skiff};
-
-/// One line of the report.
-pub struct Figure {
-    pub what: String,
-    pub value: String,
-    pub floor: String,
-}
-
-impl Figure {
-    pub fn new(what: impl Into<String>, value: impl Into<String>, floor: impl Into<String>) -> Self {
-        Self { what: what.into(), value: value.into(), floor: floor.into() }
-    }
-}
-
-pub fn milliseconds(duration: std::time::Duration) -> String {
-    format!("{:.0} ms", duration.as_secs_f64() * 1000.0)
-}
-
-/// The middle of a series.
-pub fn median(series: &mut [std::time::Duration]) -> std::time::Duration {
-    series.sort();
-    series.get(series.len() / 2).copied().unwrap_or_default()
-}
 
 fn archives() -> [PathBuf; 2] {
     let dir = std::env::temp_dir();
@@ -67,9 +45,6 @@ fn main() -> anyhow::Result<()> {
     let lab = integration::Lab::up("bench", &[]);
     figures.extend(runtime.block_on(pods::measure(&lab))?);
     figures.extend(runtime.block_on(idle::measure(&lab))?);
-    println!("| figure | value | floor in the same run |\n|---|---|---|");
-    for figure in figures {
-        println!("| {} | {} | {} |", figure.what, figure.value, figure.floor);
-    }
+    print(&figures);
     Ok(())
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use integration::figures::{Figure, median, milliseconds};
 use integration::{BUSYBOX, Lab};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, PostParams, WatchEvent, WatchParams};
@@ -15,8 +16,6 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, ResourceExt};
 use proto::runtime::v1 as cri;
 use proto::runtime::v1::runtime_service_client::RuntimeServiceClient;
-
-use crate::{Figure, median, milliseconds};
 
 const IN_SEQUENCE: usize = 20;
 const AT_ONCE: usize = 50;

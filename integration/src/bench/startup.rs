@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use integration::figures::{Figure, median, milliseconds};
 use integration::{Lab, NGINX, command, kubectl};
-
-use crate::{Figure, median, milliseconds};
 
 const ROUNDS: usize = 5;
 
