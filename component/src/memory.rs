@@ -59,8 +59,8 @@ fn give_back() {
         libc::malloc_trim(0);
     }
     let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return };
-    for (start, length) in maps.lines().filter_map(program_text) {
-        // SAFETY: the range is a read-only, executable mapping of a file. Its pages are unmodified
+    for (start, length) in maps.lines().filter_map(program) {
+        // SAFETY: the range is a mapping of a file that nothing writes to. Its pages are unmodified
         // copies of that file's, so dropping them changes nothing: the next touch maps them again.
         unsafe {
             libc::madvise(start as *mut libc::c_void, length, libc::MADV_DONTNEED);
@@ -68,13 +68,15 @@ fn give_back() {
     }
 }
 
-/// Start and length of a mapping of program text from a line of `/proc/PID/maps` (proc(5)). Text
-/// only: other read-only mappings may be relocated data, whose pages the file cannot give back.
-fn program_text(line: &str) -> Option<(usize, usize)> {
+/// Start and length of a mapping of a program's text or constants from a line of `/proc/PID/maps`
+/// (proc(5)). A read-only mapping further into the file may hold relocated data, which the file
+/// cannot give back; the one at its start holds the ELF header, and so never does.
+fn program(line: &str) -> Option<(usize, usize)> {
     let mut fields = line.split_ascii_whitespace();
-    let (range, permissions) = (fields.next()?, fields.next()?);
-    let file = fields.nth(3)?;
-    if permissions != "r-xp" || !file.starts_with('/') {
+    let (range, permissions, offset) = (fields.next()?, fields.next()?, fields.next()?);
+    let file = fields.nth(2)?;
+    let constants = permissions == "r--p" && offset.bytes().all(|digit| digit == b'0');
+    if !(permissions == "r-xp" || constants) || !file.starts_with('/') {
         return None;
     }
     let (start, end) = range.split_once('-')?;
@@ -87,9 +89,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_text_that_a_file_backs_is_given_back() {
+    fn only_what_a_file_can_give_again_is_given_back() {
+        let constants = "7f0000000000-7f0000001000 r--p 00000000 fd:00 131 /usr/bin/skiff";
+        assert_eq!(program(constants), Some((0x7f00_0000_0000, 0x1000)));
         let text = "7f0000001000-7f0000003000 r-xp 00001000 fd:00 131 /usr/bin/skiff";
-        assert_eq!(program_text(text), Some((0x7f00_0000_1000, 0x2000)));
+        assert_eq!(program(text), Some((0x7f00_0000_1000, 0x2000)));
         for kept in [
             "7f0000003000-7f0000004000 r--p 00003000 fd:00 131 /usr/bin/skiff",
             "7f0000004000-7f0000005000 rw-p 00004000 fd:00 131 /usr/bin/skiff",
@@ -98,7 +102,7 @@ mod tests {
             "nonsense",
             "",
         ] {
-            assert_eq!(program_text(kept), None, "{kept}");
+            assert_eq!(program(kept), None, "{kept}");
         }
     }
 
