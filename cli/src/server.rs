@@ -45,6 +45,9 @@ pub struct ServerArguments {
     /// Prefix length of each node's part of the pod network
     #[arg(long, default_value_t = 24)]
     node_cidr_mask: u8,
+    /// An EncryptionConfiguration (apiserver.config.k8s.io/v1): which resources are encrypted at rest
+    #[arg(long, value_name = "FILE")]
+    encryption_provider_config: Option<PathBuf>,
     #[command(flatten)]
     node: NodeArguments,
 }
@@ -92,6 +95,7 @@ fn configuration(arguments: &ServerArguments, token: BootstrapToken) -> anyhow::
         service_cidr: arguments.service_cidr.clone(),
         node_cidr_mask: arguments.node_cidr_mask,
         cluster_domain: api::defaults::CLUSTER_DOMAIN.to_owned(),
+        encryption: arguments.encryption_provider_config.clone(),
     })
 }
 

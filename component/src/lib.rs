@@ -5,12 +5,14 @@
 //! - [`WorkQueue`]: keys waiting for their reconcile, one run per key at a time;
 //! - [`Candidate`]: leader election through a Lease;
 //! - [`EventRecorder`]: `Event` objects with Kubernetes' aggregation;
-//! - [`memory`]: a resting process gives back what only work needs.
+//! - [`memory`]: a resting process gives back what only work needs;
+//! - [`Files`]: wakes when certificates or configuration files change.
 //!
 //! Decisions do not live here: a part's decisions are pure functions in its own crate.
 
 mod election;
 mod events;
+mod files;
 mod informer;
 pub mod memory;
 mod queue;
@@ -18,6 +20,7 @@ mod supervisor;
 
 pub use election::Candidate;
 pub use events::{EventRecorder, EventType};
+pub use files::Files;
 pub use informer::{Change, Informer, Informers, Kind};
 pub use queue::{Outcome, WorkQueue};
 pub use supervisor::Supervisor;

@@ -53,6 +53,8 @@ pub struct Config {
     pub service_cidr: String,
     pub node_cidr_mask: u8,
     pub cluster_domain: String,
+    /// An `EncryptionConfiguration` file: what is encrypted at rest, and how.
+    pub encryption: Option<PathBuf>,
 }
 
 /// A control plane that answers.
@@ -119,6 +121,7 @@ fn api_config(config: &Config, pki: &Pki) -> apiserver::Config {
     api.front_proxy_client = Some(pair("front-proxy-client"));
     api.front_proxy_ca = Some(pki.certificate_path("front-proxy-ca"));
     api.service_cidr = config.service_cidr.clone();
+    api.encryption = config.encryption.clone();
     api
 }
 

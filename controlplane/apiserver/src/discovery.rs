@@ -1,41 +1,22 @@
 //! Discovery: which groups, versions and resources there are, in the classic documents and in the
-//! aggregated one (`apidiscovery.k8s.io/v2`), from the descriptors.
+//! aggregated one (`apidiscovery.k8s.io/v2`), from the descriptors and what remote servers say.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::aggregate::remote::Remote;
+use crate::aggregate::{Priority, register};
 use crate::error::{ApiError, Result};
 use crate::http::body::Body;
 use crate::http::pipeline::Asked;
 use crate::http::render;
 use crate::resource::{Descriptor, api_version};
 use crate::resources::Resources;
-
-/// Groups in upstream's order of priority; others follow in the order of their definition.
-const ORDER: &[&str] = &[
-    "",
-    "apiregistration.k8s.io",
-    "apps",
-    "events.k8s.io",
-    "authentication.k8s.io",
-    "authorization.k8s.io",
-    "autoscaling",
-    "batch",
-    "certificates.k8s.io",
-    "networking.k8s.io",
-    "policy",
-    "rbac.authorization.k8s.io",
-    "storage.k8s.io",
-    "admissionregistration.k8s.io",
-    "apiextensions.k8s.io",
-    "scheduling.k8s.io",
-    "coordination.k8s.io",
-    "node.k8s.io",
-    "discovery.k8s.io",
-    "resource.k8s.io",
-    "flowcontrol.apiserver.k8s.io",
-];
 
 /// A group and its served versions, the preferred first.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,26 +25,29 @@ pub struct Group {
     pub versions: Vec<String>,
 }
 
-pub fn groups(resources: &Resources) -> Vec<Group> {
-    let mut groups: Vec<Group> = Vec::new();
-    for endpoint in resources.all() {
-        for served in endpoint.descriptor().served.iter().filter(|served| served.served) {
-            let at = groups.iter().position(|group| group.name == served.group).unwrap_or_else(|| {
-                groups.push(Group { name: served.group.to_string(), versions: Vec::new() });
-                groups.len() - 1
-            });
-            let version = served.version.to_string();
-            if !groups[at].versions.contains(&version) {
-                groups[at].versions.push(version);
-            }
-        }
+/// Every group, those of remote servers too, in the order of their priorities.
+pub fn groups(resources: &Resources, remotes: &[Arc<Remote>]) -> Vec<Group> {
+    let mut versions: BTreeMap<(String, String), Priority> = register::served(resources)
+        .into_keys()
+        .map(|key| (register::priority(&key.0, &key.1), key))
+        .map(|(p, k)| (k, p))
+        .collect();
+    for remote in remotes {
+        versions.insert((remote.group.clone(), remote.version.clone()), remote.priority);
     }
-    for group in &mut groups {
-        group.versions.sort_by_key(|version| std::cmp::Reverse(version_priority(version)));
+    let mut groups: BTreeMap<String, Vec<(Priority, String)>> = BTreeMap::new();
+    for ((group, version), priority) in versions {
+        groups.entry(group).or_default().push((priority, version));
     }
-    let rank = |name: &str| ORDER.iter().position(|known| *known == name).unwrap_or(ORDER.len());
-    groups.sort_by_key(|group| rank(&group.name));
-    groups
+    let mut groups: Vec<(i64, Group)> = groups.into_iter().map(|(name, versions)| ranked(name, versions)).collect();
+    groups.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.name.cmp(&b.1.name)));
+    groups.into_iter().map(|(_, group)| group).collect()
+}
+
+fn ranked(name: String, mut versions: Vec<(Priority, String)>) -> (i64, Group) {
+    versions.sort_by_key(|(priority, version)| Reverse((priority.version, version_priority(version))));
+    let group = versions.iter().map(|(priority, _)| priority.group).max().unwrap_or(0);
+    (group, Group { name, versions: versions.into_iter().map(|(_, version)| version).collect() })
 }
 
 /// Kubernetes' order of versions: GA before beta before alpha, the higher first, others last.
@@ -91,7 +75,7 @@ pub fn root(asked: &Asked, named: bool) -> Result<Response<Body>> {
     if let Some(version) = aggregated_version(accept) {
         return Ok(aggregated(asked, &resources, named, version));
     }
-    let groups = groups(&resources);
+    let groups = groups(&resources, &asked.api.aggregator.remotes());
     if named {
         let groups: Vec<Value> =
             groups.iter().filter(|group| !group.name.is_empty()).map(|group| api_group(group, false)).collect();
@@ -111,7 +95,7 @@ pub fn root(asked: &Asked, named: bool) -> Result<Response<Body>> {
 
 /// `/apis/<group>`.
 pub fn group(asked: &Asked, name: &str) -> Result<Response<Body>> {
-    let groups = groups(&asked.api.resources());
+    let groups = groups(&asked.api.resources(), &asked.api.aggregator.remotes());
     match groups.iter().find(|group| group.name == name && !name.is_empty()) {
         Some(group) => answer(asked, &api_group(group, true)),
         None => Err(ApiError::no_such_path()),
@@ -241,7 +225,7 @@ fn aggregated_version(accept: &str) -> Option<&'static str> {
 }
 
 fn aggregated(asked: &Asked, resources: &Resources, named: bool, version: &'static str) -> Response<Body> {
-    let document = aggregated_document(resources, named, version);
+    let document = aggregated_document(resources, &asked.api.aggregator.remotes(), named, version);
     let bytes = serde_json::to_vec(&document).unwrap_or_default();
     let digest: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02X}")).collect();
     let etag = format!("\"{digest}\"");
@@ -260,17 +244,19 @@ fn aggregated(asked: &Asked, resources: &Resources, named: bool, version: &'stat
     if unchanged { empty } else { render::compressed(empty, bytes.into(), asked.accepts_gzip()) }
 }
 
-pub fn aggregated_document(resources: &Resources, named: bool, version: &str) -> Value {
-    let groups = groups(resources).into_iter().filter(|group| named != group.name.is_empty());
+fn aggregated_document(resources: &Resources, remotes: &[Arc<Remote>], named: bool, version: &str) -> Value {
+    let entry = |group: &str, version: &String| {
+        let remote = remotes.iter().find(|remote| remote.group == group && remote.version == *version);
+        let (found, stale) = match remote {
+            Some(remote) => (remote.resources().to_vec(), !remote.is_available()),
+            None => (discovered(resources, group, version), false),
+        };
+        json!({"version": version, "freshness": if stale { "Stale" } else { "Current" }, "resources": found})
+    };
+    let groups = groups(resources, remotes).into_iter().filter(|group| named != group.name.is_empty());
     let items: Vec<Value> = groups
         .map(|group| {
-            let versions: Vec<Value> = group
-                .versions
-                .iter()
-                .map(|version| {
-                    json!({"version": version, "freshness": "Current", "resources": discovered(resources, &group.name, version)})
-                })
-                .collect();
+            let versions: Vec<Value> = group.versions.iter().map(|version| entry(&group.name, version)).collect();
             json!({"metadata": {"name": group.name, "creationTimestamp": null}, "versions": versions})
         })
         .collect();

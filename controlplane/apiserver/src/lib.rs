@@ -35,6 +35,7 @@
 
 pub mod admission;
 pub mod admit;
+mod aggregate;
 pub mod authn;
 pub mod authz;
 mod bootstrap;
@@ -42,6 +43,7 @@ pub mod cache;
 pub mod cel;
 mod crd;
 mod discovery;
+mod encryption;
 pub mod error;
 pub mod http;
 pub mod kinds;

@@ -5,20 +5,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use component::Supervisor;
-use parking_lot::RwLock;
-use store::{KeyValue, Store};
+use store::Store;
 use tokio::net::TcpListener;
+use tokio::sync::watch as signal;
 use tokio_util::sync::CancellationToken;
 
 use crate::admit::Admission;
+use crate::aggregate::Aggregator;
 use crate::authn::{Authenticator, UserInfo};
 use crate::authz::Authorizer;
+use crate::encryption::Sealed;
 use crate::error::{ApiError, Result};
 use crate::http::inprocess;
-use crate::registry::Current;
-use crate::resource::Descriptor;
 use crate::resources::{Endpoint, Resources};
 
 /// How long requests may take to end when the server stops.
@@ -46,12 +45,16 @@ pub struct Config {
     pub issuer: String,
     /// Shown to kubelets.
     pub kubelet_client: Option<KeyPair>,
+    /// PEM; signs the kubelets' serving certificates. Without it any is taken.
+    pub kubelet_ca: Option<PathBuf>,
     /// Shown to aggregated API servers, with the CA that signed it.
     pub front_proxy_client: Option<KeyPair>,
     pub front_proxy_ca: Option<PathBuf>,
     /// Lines of `token,user,uid,"group1,group2"`.
     pub token_file: Option<PathBuf>,
     pub service_cidr: String,
+    /// An `EncryptionConfiguration`; read again when it changes.
+    pub encryption: Option<PathBuf>,
     /// Requests that may be under way at once, long-running ones aside: read, write.
     pub max_in_flight: (usize, usize),
     /// Of one request, long-running ones aside.
@@ -69,10 +72,12 @@ impl Config {
             service_account_key,
             issuer: format!("https://kubernetes.default.svc.{}", api::defaults::CLUSTER_DOMAIN),
             kubelet_client: None,
+            kubelet_ca: None,
             front_proxy_client: None,
             front_proxy_ca: None,
             token_file: None,
             service_cidr: api::defaults::SERVICE_CIDR.to_owned(),
+            encryption: None,
             max_in_flight: (400, 200),
             request_timeout: Duration::from_secs(60),
         }
@@ -83,8 +88,11 @@ impl Config {
 pub struct Api {
     pub config: Config,
     pub store: Arc<dyn Store>,
+    /// The same, as what encrypts.
+    pub sealed: Arc<Sealed>,
     pub supervisor: Supervisor,
-    resources: RwLock<Arc<Resources>>,
+    resources: signal::Sender<Arc<Resources>>,
+    pub aggregator: Aggregator,
     pub admission: Vec<Arc<dyn Admission>>,
     pub authn: Authenticator,
     pub authz: Authorizer,
@@ -97,22 +105,17 @@ pub struct Api {
 
 impl Api {
     pub fn resources(&self) -> Arc<Resources> {
-        self.resources.read().clone()
+        self.resources.borrow().clone()
+    }
+
+    /// Wakes when the set of served resources was swapped.
+    pub fn watch_resources(&self) -> signal::Receiver<Arc<Resources>> {
+        self.resources.subscribe()
     }
 
     /// Swaps the set of served resources.
     pub fn set_resources(&self, resources: Resources) {
-        *self.resources.write() = Arc::new(resources);
-    }
-
-    /// What goes into the store for an encoded object.
-    pub fn seal(&self, _descriptor: &Descriptor, encoded: Bytes) -> Bytes {
-        encoded
-    }
-
-    /// The object that was stored.
-    pub fn open(&self, _descriptor: &Descriptor, kv: &KeyValue) -> Result<Current> {
-        Current::from_stored(kv)
+        self.resources.send_replace(Arc::new(resources));
     }
 }
 
@@ -137,9 +140,11 @@ impl ApiServer {
     pub async fn start(config: Config, store: Arc<dyn Store>, supervisor: &Supervisor) -> Result<Self> {
         let supervisor = supervisor.child("apiserver");
         let ranges = crate::kinds::ServiceRanges { cidr: config.service_cidr.clone(), ..Default::default() };
-        let endpoints = crate::kinds::all_with(ranges);
+        let resources = crate::kinds::all_with(ranges);
+        let sealed = Sealed::new(store, &resources, config.encryption.as_deref(), &supervisor)?;
+        let store: Arc<dyn Store> = sealed.clone();
         let endpoints =
-            endpoints.into_iter().map(|resource| Endpoint::new(resource, store.clone(), &supervisor)).collect();
+            resources.into_iter().map(|resource| Endpoint::new(resource, store.clone(), &supervisor)).collect();
         let api = Arc::new(Api {
             authn: Authenticator::new(&config)?,
             authz: Authorizer::default(),
@@ -147,10 +152,12 @@ impl ApiServer {
             limits: crate::http::limits::Limits::new(config.max_in_flight),
             openapi: crate::openapi::OpenApi::default(),
             admission: admission_plugins(),
-            resources: RwLock::new(Arc::new(Resources::new(endpoints))),
+            resources: signal::Sender::new(Arc::new(Resources::new(endpoints))),
+            aggregator: Aggregator::default(),
             stopping: supervisor.token().child_token(),
             supervisor,
             store,
+            sealed,
             config,
         });
         crate::bootstrap::start(&api).await?;
@@ -159,7 +166,12 @@ impl ApiServer {
             endpoint.hooks().start(&*api).await?;
         }
         crate::crd::start(&api).await?;
+        crate::aggregate::start(&api);
         Ok(Self { api })
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.api.config
     }
 
     /// A client with the rights of `user`, over the same pipeline without TCP or TLS.

@@ -81,6 +81,19 @@ impl Cluster {
         Self { server, supervisor, store, ca, ca_pem, dir, address: Mutex::default() }
     }
 
+    /// What lies in the store under `key`, as it lies there.
+    pub async fn stored(&self, key: &str) -> Option<Vec<u8>> {
+        use store::Store;
+        self.store.get(key).await.unwrap().kv.map(|kv| kv.value.to_vec())
+    }
+
+    /// Another server over the same store and certificates, as after a restart.
+    pub async fn another(&self, adjust: impl FnOnce(&mut Config)) -> ApiServer {
+        let mut config = self.server.config().clone();
+        adjust(&mut config);
+        ApiServer::start(config, self.store.clone(), &self.supervisor).await.unwrap()
+    }
+
     /// The administrator's client, in-process.
     pub fn admin(&self) -> kube::Client {
         self.server.client(&UserInfo::admin())
@@ -136,7 +149,8 @@ impl Cluster {
     }
 }
 
-fn authority() -> (Issuer<'static, Key>, String) {
+/// A new CA and its certificate as PEM.
+pub fn authority() -> (Issuer<'static, Key>, String) {
     let key = Key::generate().unwrap();
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -155,7 +169,8 @@ fn name(common: &str, groups: &[&str]) -> DistinguishedName {
     name
 }
 
-fn leaf(dir: &Path, ca: &Issuer<'static, Key>, common: &str, groups: &[&str], server: bool) -> KeyPair {
+/// A certificate for `common`, in files named after it; a server's is also good for localhost.
+pub fn leaf(dir: &Path, ca: &Issuer<'static, Key>, common: &str, groups: &[&str], server: bool) -> KeyPair {
     let key = Key::generate().unwrap();
     let mut params = CertificateParams::default();
     params.distinguished_name = name(common, groups);
@@ -164,6 +179,7 @@ fn leaf(dir: &Path, ca: &Issuer<'static, Key>, common: &str, groups: &[&str], se
         params.subject_alt_names = vec![
             SanType::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST)),
             SanType::DnsName("localhost".try_into().unwrap()),
+            SanType::DnsName(common.try_into().unwrap()),
         ];
     } else {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];

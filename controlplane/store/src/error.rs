@@ -32,6 +32,10 @@ pub enum StoreError {
     #[error("{doing} at etcd {endpoints}: {detail}; check that the members are up and that the certificates fit")]
     Unavailable { doing: &'static str, endpoints: String, detail: String },
 
+    /// A value that was stored encrypted cannot be read, or one cannot be encrypted.
+    #[error("unable to transform key {key:?}: {detail}")]
+    Sealed { key: String, detail: String },
+
     #[error("writing {key:?}: {bytes} bytes are more than the store takes ({limit})")]
     TooLarge { key: String, bytes: usize, limit: usize },
 }

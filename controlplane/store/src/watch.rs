@@ -8,7 +8,7 @@ use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 
 use crate::hub::{Hub, Queue};
-use crate::{Batch, StoreError};
+use crate::{Batch, Event, StoreError};
 
 /// Leads, sooner or later, to [`Hub::progress`] on the queue it is given.
 pub(crate) type Ask = Arc<dyn Fn(&Arc<Queue>) + Send + Sync>;
@@ -20,8 +20,12 @@ pub struct Watch {
     replay: Option<BoxStream<'static, Result<Batch, StoreError>>>,
     live: Registration,
     ask: Ask,
+    open: Option<Open>,
     ended: bool,
 }
+
+/// Makes of a stored event what the watcher is to see.
+type Open = Arc<dyn Fn(&mut Event) -> Result<(), StoreError> + Send + Sync>;
 
 /// Asks a watch to say how far it has come. Cheap to clone and to keep beside the [`Watch`].
 #[derive(Clone)]
@@ -54,7 +58,13 @@ impl Watch {
         live: Registration,
         ask: Ask,
     ) -> Self {
-        Self { replay, live, ask, ended: false }
+        Self { replay, live, ask, open: None, ended: false }
+    }
+
+    /// Passes every event through `open`; an error ends the watch.
+    pub fn opened_by(mut self, open: Arc<dyn Fn(&mut Event) -> Result<(), StoreError> + Send + Sync>) -> Self {
+        self.open = Some(open);
+        self
     }
 
     pub fn progress(&self) -> Progress {
@@ -89,6 +99,14 @@ impl Stream for Watch {
             },
             None => this.live.queue.poll_next(context),
         };
+        let open = &this.open;
+        let next = next.map(|batch| {
+            let mut batch = batch?;
+            if let Some(open) = open {
+                batch.events.iter_mut().try_for_each(|event| open(event))?;
+            }
+            Ok(batch)
+        });
         if let Poll::Ready(Err(_)) = &next {
             this.ended = true;
         }

@@ -41,6 +41,8 @@ pub struct Cache {
     /// Epoch and revision, announced after each batch.
     changed: signal::Sender<(u64, u64)>,
     progress: Mutex<Option<Progress>>,
+    /// Why nothing can be read: a stored object that cannot be decrypted, by its key.
+    failure: Mutex<Option<String>>,
     started: AtomicBool,
 }
 
@@ -55,6 +57,7 @@ impl Cache {
             state: RwLock::default(),
             changed: signal::Sender::new((0, 0)),
             progress: Mutex::default(),
+            failure: Mutex::default(),
             started: AtomicBool::new(false),
         })
     }
@@ -81,8 +84,8 @@ impl Cache {
         let mut changed = self.subscribe();
         let reached = async {
             loop {
-                if self.ready_at(target) {
-                    return;
+                if self.ready_at(target) || self.failure.lock().is_some() {
+                    return self.failed();
                 }
                 // The sender lives in `self`.
                 let _ = changed.changed().await;
@@ -94,8 +97,8 @@ impl Cache {
                 }
             }
         };
-        if tokio::time::timeout(CATCH_UP * 3, reached).await.is_ok() {
-            return Ok(());
+        if let Ok(outcome) = tokio::time::timeout(CATCH_UP * 3, reached).await {
+            return outcome;
         }
         Err(ApiError::timeout(format!(
             "the watch cache of {} did not reach revision {target} in time",
@@ -118,10 +121,10 @@ impl Cache {
             progress.request();
         }
         let mut changed = self.subscribe();
-        let reached = changed.wait_for(|(epoch, reached)| *epoch > 0 && *reached >= revision);
-        let outcome = tokio::time::timeout(CATCH_UP, reached).await;
-        if outcome.is_ok() {
-            return Ok(());
+        let reached =
+            changed.wait_for(|(epoch, reached)| (*epoch > 0 && *reached >= revision) || self.failure.lock().is_some());
+        if tokio::time::timeout(CATCH_UP, reached).await.is_ok() {
+            return self.failed();
         }
         let current = self.read().revision;
         Err(ApiError::timeout(format!("Too large resource version: {revision}, current: {current}")).with_details(
@@ -130,6 +133,10 @@ impl Cache {
                 "retryAfterSeconds": 1,
             }),
         ))
+    }
+
+    fn failed(&self) -> Result<()> {
+        self.failure.lock().clone().map_or(Ok(()), |why| Err(ApiError::internal(why)))
     }
 
     fn ready_at(&self, revision: u64) -> bool {
@@ -156,16 +163,26 @@ impl Cache {
             match self.follow().await {
                 Ok(()) => tracing::warn!(prefix = self.root, "store watch ended; listing again"),
                 Err(StoreError::Closed) => return,
-                Err(error) => tracing::warn!(prefix = self.root, %error, "store watch failed; listing again"),
+                Err(error) => self.fail(&error),
             }
             tokio::time::sleep(RETRY).await;
         }
+    }
+
+    fn fail(&self, error: &StoreError) {
+        let sealed = matches!(error, StoreError::Sealed { .. }).then(|| error.to_string());
+        let known = std::mem::replace(&mut *self.failure.lock(), sealed.clone());
+        if sealed.is_none() || known != sealed {
+            tracing::warn!(prefix = self.root, %error, "store watch failed; listing again");
+        }
+        self.announce();
     }
 
     /// Lists, then applies the watch until it ends.
     async fn follow(&self) -> Result<(), StoreError> {
         let (items, revision) = self.list_all().await?;
         let mut watch = self.store.watch(&self.root, revision).await?;
+        *self.failure.lock() = None;
         self.state.write().reset(items, revision);
         *self.progress.lock() = Some(watch.progress());
         self.announce();

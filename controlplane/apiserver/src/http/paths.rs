@@ -10,17 +10,20 @@ use super::{health, render};
 use crate::discovery;
 use crate::error::{ApiError, Result};
 
-pub async fn handle(asked: Asked, _body: Bytes) -> Result<Response<Body>> {
+pub async fn handle(asked: Asked, body: Bytes) -> Result<Response<Body>> {
     if !matches!(asked.parts.method, Method::GET | Method::HEAD) {
         return Err(ApiError::method_not_allowed());
     }
-    let path = asked.info.path.trim_end_matches('/');
+    let path = asked.info.path.trim_end_matches('/').to_owned();
     let parts: Vec<&str> = path.split('/').skip(1).collect();
     match parts.as_slice() {
         ["api"] | ["apis"] => discovery::root(&asked, parts[0] == "apis"),
         ["api", version] => discovery::resources(&asked, "", version),
         ["apis", group] => discovery::group(&asked, group),
         ["apis", group, version] => discovery::resources(&asked, group, version),
+        ["openapi", "v3", "apis", group, version] if asked.api.aggregator.find(group, version).is_some() => {
+            crate::aggregate::forward_document(asked, group, version, body).await
+        }
         ["openapi", rest @ ..] => crate::openapi::serve::handle(&asked, rest),
         ["metrics"] => Ok(render::response(
             StatusCode::OK,

@@ -162,6 +162,9 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
+    if let Some(remote) = crate::aggregate::route(&asked) {
+        return crate::aggregate::forward(asked, remote, body).await;
+    }
     if resources::takes_connection(&asked) {
         return crate::proxy::connect(asked, body).await;
     }

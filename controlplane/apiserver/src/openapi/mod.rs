@@ -138,9 +138,7 @@ impl OpenApi {
             let url = format!("/openapi/v3/{path}?hash={}", group.hash);
             paths.insert(path.clone(), json!({"serverRelativeURL": url}));
         }
-        let body = json!({"paths": paths}).to_string();
-        let hash = hex(&Sha512::digest(body.as_bytes()));
-        finish(hash, "application/json", |out| out.write_all(body.as_bytes()))
+        small_document(&json!({"paths": paths}))
     }
 
     /// `/openapi/v3/<path>`, e.g. `apis/apps/v1`; `None` when there is no such group version.
@@ -202,6 +200,12 @@ impl OpenApi {
         self.state.lock().v2.insert(content_type, document.clone());
         document
     }
+}
+
+fn small_document(content: &Value) -> Document {
+    let body = content.to_string();
+    let hash = hex(&Sha512::digest(body.as_bytes()));
+    finish(hash, "application/json", |out| out.write_all(body.as_bytes()))
 }
 
 fn hash_of(sources: &[Source]) -> String {

@@ -18,7 +18,7 @@ pub fn handle(asked: &Asked, parts: &[&str]) -> Result<Response<Body>> {
         ["v2"] => answer(asked, &openapi.v2(v2_format(asked.header(header::ACCEPT))?), false),
         ["v3"] => {
             accepts_json(asked)?;
-            answer(asked, &openapi.v3_index(), false)
+            answer(asked, &with_remotes(asked, openapi.v3_index()), false)
         }
         ["v3", rest @ ..] => {
             accepts_json(asked)?;
@@ -33,6 +33,28 @@ pub fn handle(asked: &Asked, parts: &[&str]) -> Result<Response<Body>> {
         }
         _ => Err(ApiError::no_such_path()),
     }
+}
+
+/// The index with the documents of other servers.
+fn with_remotes(asked: &Asked, own: Document) -> Document {
+    let remotes = asked.api.aggregator.remotes();
+    let found = remotes.iter().filter_map(|remote| {
+        let path = format!("apis/{}/{}", remote.group, remote.version);
+        let url = match remote.openapi()? {
+            query if query.is_empty() => format!("/openapi/v3/{path}"),
+            query => format!("/openapi/v3/{path}?{query}"),
+        };
+        Some((path, serde_json::json!({"serverRelativeURL": url})))
+    });
+    let found: Vec<_> = found.collect();
+    if found.is_empty() {
+        return own;
+    }
+    let mut index: serde_json::Value = serde_json::from_slice(&own.plain()).unwrap_or_default();
+    for (path, entry) in found {
+        index["paths"][path] = entry;
+    }
+    super::small_document(&index)
 }
 
 /// The first form that the client takes and we have.

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -17,35 +19,65 @@ use tokio_rustls::TlsConnector;
 
 use super::RequestBody;
 use super::target::Target;
-use crate::error::{ApiError, Result};
 use crate::http::serve::read_certificates;
 use crate::server::{Api, KeyPair};
 
 const DIAL: Duration = Duration::from_secs(10);
 
+/// How a connection is protected.
+#[derive(Debug, Clone)]
+pub enum Security {
+    Plain,
+    /// TLS with any server, as upstream does for proxied pods.
+    Unverified,
+    /// Shown our client certificate; verified if the configuration names a CA.
+    Kubelet,
+    /// With this configuration, under this name.
+    Verified(Arc<ClientConfig>, String),
+}
+
+/// Whose certificates are taken.
+pub enum Trust {
+    Anyone,
+    Roots(RootCertStore),
+}
+
 /// Sends a request to the target; the connection lives as long as its answer, or its upgrade.
-pub async fn send(api: &Api, target: &Target, request: Request<RequestBody>) -> Result<Response<Incoming>> {
+pub async fn send(api: &Api, target: &Target, request: Request<RequestBody>) -> Result<Response<Incoming>, String> {
+    let failed = |why: &dyn std::fmt::Display| format!("dial tcp {}: {why}", target.host);
+    let tls = secured(api, target).map_err(|why| failed(&why))?;
     let dialing = async {
         let stream = TcpStream::connect((target.address.as_str(), target.port)).await?;
         stream.set_nodelay(true)?;
-        if !target.tls {
-            return Ok::<_, std::io::Error>(Err(stream));
-        }
-        let pair = if target.kubelet { api.config.kubelet_client.as_ref() } else { None };
-        let connector = connector(pair).map_err(std::io::Error::other)?;
-        let name = ServerName::try_from(target.address.clone()).map_err(std::io::Error::other)?;
-        connector.connect(name, stream).await.map(Ok)
+        let Some((config, name)) = tls else { return Ok::<_, std::io::Error>(Err(stream)) };
+        let name = ServerName::try_from(name).map_err(std::io::Error::other)?;
+        TlsConnector::from(config).connect(name, stream).await.map(Ok)
     };
-    let stream = tokio::time::timeout(DIAL, dialing).await;
-    let failed = |why: &dyn std::fmt::Display| {
-        ApiError::internal(format!("error dialing backend: dial tcp {}: {why}", target.host))
-    };
-    match stream {
+    match tokio::time::timeout(DIAL, dialing).await {
         Err(_) => Err(failed(&"i/o timeout")),
         Ok(Err(error)) => Err(failed(&error)),
         Ok(Ok(Ok(tls))) => exchange(api, tls, request).await.map_err(|error| failed(&error)),
         Ok(Ok(Err(plain))) => exchange(api, plain, request).await.map_err(|error| failed(&error)),
     }
+}
+
+/// The TLS configuration for a target and the name it must have.
+fn secured(api: &Api, target: &Target) -> Result<Option<(Arc<ClientConfig>, String)>, String> {
+    let address = target.address.clone();
+    Ok(match &target.security {
+        Security::Plain => None,
+        Security::Unverified => Some((client_config(Trust::Anyone, None)?, address)),
+        Security::Kubelet => {
+            let trust = match &api.config.kubelet_ca {
+                Some(file) => {
+                    Trust::Roots(roots_of(read_certificates(file).map_err(|error| error.message().to_owned())?)?)
+                }
+                None => Trust::Anyone,
+            };
+            Some((client_config(trust, api.config.kubelet_client.as_ref())?, address))
+        }
+        Security::Verified(config, name) => Some((config.clone(), name.clone())),
+    })
 }
 
 async fn exchange<S>(api: &Api, stream: S, request: Request<RequestBody>) -> hyper::Result<Response<Incoming>>
@@ -61,28 +93,60 @@ where
     sender.send_request(request).await
 }
 
-fn connector(pair: Option<&KeyPair>) -> Result<TlsConnector> {
+/// A client's side of TLS: whom it takes, and what it shows.
+pub fn client_config(trust: Trust, identity: Option<&KeyPair>) -> Result<Arc<ClientConfig>, String> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
-        .map_err(ApiError::internal)?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Unverified(provider)));
-    let config = match pair {
+        .map_err(|error| error.to_string())?;
+    let builder = match trust {
+        Trust::Anyone => builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider))),
+        Trust::Roots(roots) => builder.with_root_certificates(roots),
+    };
+    let config = match identity {
         Some(pair) => {
-            let chain = read_certificates(&pair.certificate)?;
+            let chain = read_certificates(&pair.certificate).map_err(|error| error.message().to_owned())?;
             let key = PrivateKeyDer::from_pem_file(&pair.key)
-                .map_err(|error| ApiError::internal(format!("reading {}: {error}", pair.key.display())))?;
-            builder.with_client_auth_cert(chain, key).map_err(ApiError::internal)?
+                .map_err(|error| format!("reading {}: {error}", pair.key.display()))?;
+            builder.with_client_auth_cert(chain, key).map_err(|error| error.to_string())?
         }
         None => builder.with_no_client_auth(),
     };
-    Ok(TlsConnector::from(Arc::new(config)))
+    Ok(Arc::new(config))
 }
 
-/// Takes any serving certificate, as upstream does without `--kubelet-certificate-authority` and
-/// for proxied pods: a kubelet shows a self-signed one until its request was signed. Possession of
-/// the key is proved all the same.
+/// The certificates of a `caBundle` (PEM in base64), or this machine's own when it is empty.
+pub fn roots(bundle: &str) -> Result<RootCertStore, String> {
+    let pem = BASE64_STANDARD.decode(bundle).map_err(|error| format!("caBundle is not base64: {error}"))?;
+    let pem = if pem.is_empty() { system_roots() } else { pem };
+    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    let roots = roots_of(read.map_err(|error| format!("caBundle is not PEM: {error}"))?)?;
+    if roots.is_empty() {
+        return Err(
+            "tls: failed to verify certificate: x509: certificate signed by unknown authority (caBundle is empty)"
+                .to_owned(),
+        );
+    }
+    Ok(roots)
+}
+
+fn roots_of(certificates: Vec<CertificateDer<'static>>) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates {
+        roots.add(certificate).map_err(|error| format!("a CA certificate cannot be used: {error}"))?;
+    }
+    Ok(roots)
+}
+
+/// What the distribution trusts; empty if it has nothing in the usual places.
+fn system_roots() -> Vec<u8> {
+    let named = std::env::var("SSL_CERT_FILE").ok();
+    let usual = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
+    named.as_deref().into_iter().chain(usual).find_map(|path| std::fs::read(path).ok()).unwrap_or_default()
+}
+
+/// Takes any serving certificate: that of a proxied pod, or where an APIService says so. Possession
+/// of the key is proved all the same.
 #[derive(Debug)]
 struct Unverified(Arc<CryptoProvider>);
 

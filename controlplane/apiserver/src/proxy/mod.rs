@@ -3,8 +3,8 @@
 //! [`target`] finds out where a request leads; [`dial`] connects. An upgraded connection (SPDY or
 //! WebSocket) is tunnelled: bytes are copied in both directions, and never looked at.
 
-mod dial;
-mod target;
+pub mod dial;
+pub mod target;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName};
@@ -15,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 
 use self::target::Target;
-pub use self::target::endpoint_of;
+pub use self::target::resolve;
 use crate::admit::{Attributes, Operation};
 use crate::error::{ApiError, Result};
 use crate::http::body::{Body, BoxError};
@@ -27,23 +27,35 @@ const COMPLAINT: usize = 4096;
 type RequestBody = UnsyncBoxBody<Bytes, BoxError>;
 
 /// Answers a request that leads to a node, a pod or a Service.
-pub async fn connect<B>(mut asked: Asked, body: B) -> Result<Response<Body>>
+pub async fn connect<B>(asked: Asked, body: B) -> Result<Response<Body>>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
     let target = target::of(&asked).await?;
     admit(&asked, &target).await?;
+    pass(asked, &target, body).await?.map_err(|why| ApiError::internal(format!("error dialing backend: {why}")))
+}
+
+/// Passes a request on to where `target` says; the inner error is why it could not be reached.
+pub async fn pass<B>(mut asked: Asked, target: &Target, body: B) -> Result<std::result::Result<Response<Body>, String>>
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
     let upgrades = asked.parts.headers.contains_key(header::UPGRADE);
     let body: RequestBody = if target.takes_body && !upgrades {
         body.map_err(Into::into).boxed_unsync()
     } else {
         Empty::new().map_err(|never| match never {}).boxed_unsync()
     };
-    let request = forwarded(&asked, &target, upgrades, body)?;
-    let response = dial::send(&asked.api, &target, request).await?;
+    let request = forwarded(&asked, target, upgrades, body)?;
+    let response = match dial::send(&asked.api, target, request).await {
+        Ok(response) => response,
+        Err(why) => return Ok(Err(why)),
+    };
     if upgrades && response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return tunnel(&mut asked, response);
+        return tunnel(&mut asked, response).map(Ok);
     }
     if target.is_kubelet_call && response.status().as_u16() >= 400 {
         return Err(complaint(&asked, response).await);
@@ -52,7 +64,9 @@ where
     strip_hop_by_hop(&mut parts.headers, false);
     let frames = body.into_data_stream();
     let frames = futures::TryStreamExt::map_err(frames, |error| -> BoxError { error.into() });
-    Ok(Response::from_parts(parts, Body::stream(frames)))
+    // A log that is followed, a watch of another server: they end cleanly when this one stops.
+    let frames = futures::StreamExt::take_until(frames, asked.api.stopping.clone().cancelled_owned());
+    Ok(Ok(Response::from_parts(parts, Body::stream(frames))))
 }
 
 /// Runs admission for `CONNECT`.
@@ -118,6 +132,7 @@ fn forwarded(asked: &Asked, target: &Target, upgrades: bool, body: RequestBody) 
     if let Ok(host) = target.host.parse() {
         headers.insert(header::HOST, host);
     }
+    headers.extend(target.headers.clone());
     let mut request = Request::new(body);
     *request.method_mut() = asked.parts.method.clone();
     *request.uri_mut() = target

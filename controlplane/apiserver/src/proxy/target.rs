@@ -1,7 +1,9 @@
 //! Where a request for a node, a pod or a Service leads.
 
+use http::HeaderMap;
 use serde_json::{Value, json};
 
+use super::dial::Security;
 use crate::admit::Cluster;
 use crate::error::{ApiError, Result};
 use crate::http::pipeline::Asked;
@@ -9,11 +11,9 @@ use crate::http::query::Query;
 use crate::server::Api;
 
 /// An address and what to ask for there.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Target {
-    pub tls: bool,
-    /// The server is a kubelet: shown our client certificate.
-    pub kubelet: bool,
+    pub security: Security,
     /// Its complaints become `Status` objects.
     pub is_kubelet_call: bool,
     pub address: String,
@@ -23,10 +23,30 @@ pub struct Target {
     /// Path and query.
     pub path: String,
     pub takes_body: bool,
+    /// More headers than the client's.
+    pub headers: HeaderMap,
     /// The object's name, without scheme and port.
     pub name: String,
     /// `PodExecOptions` and so on, for admission.
     pub options: Value,
+}
+
+impl Target {
+    /// A request as it is, to another server.
+    pub fn passing(security: Security, address: String, port: u16, path: String) -> Self {
+        Self {
+            security,
+            is_kubelet_call: false,
+            host: host(&address, port),
+            address,
+            port,
+            path,
+            takes_body: true,
+            headers: HeaderMap::new(),
+            name: String::new(),
+            options: Value::Null,
+        }
+    }
 }
 
 pub async fn of(asked: &Asked) -> Result<Target> {
@@ -118,18 +138,8 @@ async fn kubelet_call(asked: &Asked) -> Result<Target> {
         options[key] = asked.query.flag(key).into();
     }
     options["command"] = asked.query.all("command").collect::<Vec<_>>().into();
-    Ok(Target {
-        tls: true,
-        kubelet: true,
-        is_kubelet_call: true,
-        host: host(&address, port),
-        address,
-        port,
-        path,
-        takes_body: false,
-        name: info.name.clone(),
-        options,
-    })
+    let target = Target::passing(Security::Kubelet, address, port, path);
+    Ok(Target { is_kubelet_call: true, takes_body: false, name: info.name.clone(), options, ..target })
 }
 
 /// The container asked for, or the only one.
@@ -216,19 +226,12 @@ async fn node_proxy(asked: &Asked) -> Result<Target> {
     let (scheme, name, port) = split_name(&asked.info.name)?;
     let (address, own_port) = kubelet(&asked.api, name).await?;
     let port = if port.is_empty() { own_port } else { port_number(port)? };
-    let kubelet = port == own_port;
-    Ok(Target {
-        tls: scheme == "https" || (scheme.is_empty() && kubelet),
-        kubelet,
-        is_kubelet_call: false,
-        host: host(&address, port),
-        address,
-        port,
-        path: proxied_path(asked),
-        takes_body: true,
-        name: name.to_owned(),
-        options: json!({"kind": "NodeProxyOptions", "apiVersion": "v1", "path": asked.info.rest}),
-    })
+    let security = match (scheme, port == own_port) {
+        ("https" | "", true) => Security::Kubelet,
+        ("https", _) => Security::Unverified,
+        _ => Security::Plain,
+    };
+    Ok(direct(asked, security, &address, port, name, "NodeProxyOptions"))
 }
 
 fn port_number(text: &str) -> Result<u16> {
@@ -251,21 +254,18 @@ async fn pod_proxy(asked: &Asked) -> Result<Target> {
     } else {
         port_number(port)?
     };
-    Ok(direct(asked, scheme == "https", address, port, name, "PodProxyOptions"))
+    Ok(direct(asked, security(scheme), address, port, name, "PodProxyOptions"))
 }
 
-fn direct(asked: &Asked, tls: bool, address: &str, port: u16, name: &str, kind: &str) -> Target {
+fn security(scheme: &str) -> Security {
+    if scheme == "https" { Security::Unverified } else { Security::Plain }
+}
+
+fn direct(asked: &Asked, security: Security, address: &str, port: u16, name: &str, kind: &str) -> Target {
     Target {
-        tls,
-        kubelet: false,
-        is_kubelet_call: false,
-        host: host(address, port),
-        address: address.to_owned(),
-        port,
-        path: proxied_path(asked),
-        takes_body: true,
         name: name.to_owned(),
         options: json!({"kind": kind, "apiVersion": "v1", "path": asked.info.rest}),
+        ..Target::passing(security, address.to_owned(), port, proxied_path(asked))
     }
 }
 
@@ -273,42 +273,72 @@ async fn service_proxy(asked: &Asked) -> Result<Target> {
     let (scheme, name, port) = split_name(&asked.info.name)?;
     let namespace = &asked.info.namespace;
     let service = find(&asked.api, "services", namespace, name).await?;
-    let slices = asked.api.list("discovery.k8s.io", "endpointslices", namespace).await?;
-    let slices: Vec<&Value> = slices.iter().map(|slice| &**slice).collect();
-    let Some((address, port)) = endpoint_of(&service, &slices, port) else {
+    let Some((address, port)) = ready_endpoint(&*asked.api, &service, namespace, port).await? else {
         return Err(ApiError::unavailable(format!("no endpoints available for service \"{name}\"")));
     };
-    Ok(direct(asked, scheme == "https", &address, port, name, "ServiceProxyOptions"))
+    Ok(direct(asked, security(scheme), &address, port, name, "ServiceProxyOptions"))
 }
 
-/// A ready endpoint of the Service's port (by name or number; empty: its only one). Pure.
-pub fn endpoint_of(service: &Value, slices: &[&Value], wanted: &str) -> Option<(String, u16)> {
-    let ports: Vec<&Value> = service["spec"]["ports"].as_array().into_iter().flatten().collect();
+async fn ready_endpoint(
+    cluster: &dyn Cluster,
+    service: &Value,
+    namespace: &str,
+    port: &str,
+) -> Result<Option<(String, u16)>> {
+    let slices = cluster.list("discovery.k8s.io", "endpointslices", namespace).await?;
+    let slices: Vec<&Value> = slices.iter().map(|slice| &**slice).collect();
+    let mut ready = endpoints_of(service, &slices, port);
+    let chosen = (!ready.is_empty()).then(|| ready.swap_remove(rand::random_range(0..ready.len())));
+    Ok(chosen)
+}
+
+/// Where a Service's port is answered: one of its ready endpoints, so that no Service network is
+/// needed on this machine. The error is what a client or a condition may say.
+pub async fn resolve(
+    cluster: &dyn Cluster,
+    namespace: &str,
+    name: &str,
+    port: u64,
+) -> std::result::Result<(String, u16), String> {
+    let failed = |error: ApiError| error.message().to_owned();
+    let service = cluster.get("", "services", namespace, name).await.map_err(failed)?;
+    let service = service.ok_or_else(|| format!("service {name:?} not found"))?;
+    if service["spec"]["type"] == "ExternalName" {
+        let port = u16::try_from(port).map_err(|_| format!("{port} is no port"))?;
+        return Ok((service["spec"]["externalName"].as_str().unwrap_or_default().to_owned(), port));
+    }
+    let found = ready_endpoint(cluster, &service, namespace, &port.to_string()).await.map_err(failed)?;
+    found.ok_or_else(|| format!("no endpoints available for service {name:?}"))
+}
+
+/// The ready endpoints of the Service's port (by name or number; empty: its only one). Pure.
+fn endpoints_of(service: &Value, slices: &[&Value], wanted: &str) -> Vec<(String, u16)> {
+    let mut ports = service["spec"]["ports"].as_array().into_iter().flatten();
     let port = match wanted {
-        "" => ports.first(),
-        wanted => ports.iter().find(|port| {
+        "" => ports.next(),
+        wanted => ports.find(|port| {
             port["name"] == wanted || wanted.parse::<u64>().is_ok_and(|number| port["port"].as_u64() == Some(number))
         }),
     };
-    let port_name = port?["name"].as_str().unwrap_or_default();
-    let own = slices
-        .iter()
-        .filter(|slice| slice["metadata"]["labels"]["kubernetes.io/service-name"] == service["metadata"]["name"]);
-    for slice in own {
-        let number =
-            slice["ports"].as_array()?.iter().find(|port| port["name"].as_str().unwrap_or_default() == port_name);
+    let Some(port) = port else { return Vec::new() };
+    let port_name = port["name"].as_str().unwrap_or_default();
+    let list = |value: &'_ Value, key: &str| value[key].as_array().cloned().unwrap_or_default();
+    let mut found = Vec::new();
+    for slice in slices {
+        if slice["metadata"]["labels"]["kubernetes.io/service-name"] != service["metadata"]["name"] {
+            continue;
+        }
+        let ports = list(slice, "ports");
+        let number = ports.iter().find(|port| port["name"].as_str().unwrap_or_default() == port_name);
         let Some(number) = number.and_then(|port| port["port"].as_u64()).and_then(|port| u16::try_from(port).ok())
         else {
             continue;
         };
-        let ready = |endpoint: &&Value| endpoint["conditions"]["ready"].as_bool().unwrap_or(true);
-        if let Some(address) =
-            slice["endpoints"].as_array()?.iter().find(ready).and_then(|endpoint| endpoint["addresses"][0].as_str())
-        {
-            return Some((address.to_owned(), number));
-        }
+        let endpoints = list(slice, "endpoints").into_iter();
+        let ready = endpoints.filter(|endpoint| endpoint["conditions"]["ready"].as_bool().unwrap_or(true));
+        found.extend(ready.filter_map(|endpoint| Some((endpoint["addresses"][0].as_str()?.to_owned(), number))));
     }
-    None
+    found
 }
 
 #[cfg(test)]
@@ -351,9 +381,9 @@ mod tests {
         let slice = json!({"metadata": {"labels": {"kubernetes.io/service-name": "web"}}, "ports": [{"name": "http", "port": 8080}],
             "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": false}}, {"addresses": ["10.0.0.2"], "conditions": {"ready": true}}]});
         for wanted in ["", "http", "80"] {
-            assert_eq!(endpoint_of(&service, &[&slice], wanted), Some(("10.0.0.2".to_owned(), 8080)), "{wanted}");
+            assert_eq!(endpoints_of(&service, &[&slice], wanted), [("10.0.0.2".to_owned(), 8080)], "{wanted}");
         }
-        assert_eq!(endpoint_of(&service, &[&slice], "https"), None);
+        assert_eq!(endpoints_of(&service, &[&slice, &json!({})], "https"), []);
         assert_eq!(split_name("https:web:443").unwrap(), ("https", "web", "443"));
         assert!(split_name("a:b:c:d").is_err());
     }

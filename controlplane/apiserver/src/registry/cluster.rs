@@ -44,7 +44,7 @@ impl Cluster for Api {
         let endpoint = self.endpoint(group, plural)?;
         let key = endpoint.descriptor().key(namespace, name);
         let Some(kv) = self.store.get(&key).await.map_err(store_error)?.kv else { return Ok(None) };
-        Ok(Some(Arc::new(self.open(endpoint.descriptor(), &kv)?.value)))
+        Ok(Some(Arc::new(Current::from_stored(&kv)?.value)))
     }
 
     async fn list(&self, group: &str, plural: &str, namespace: &str) -> Result<Vec<Arc<Value>>> {
@@ -63,7 +63,7 @@ impl Cluster for Api {
         let key = descriptor.key(&namespace, &name);
         let current = self.store.get(&key).await.map_err(store_error)?.kv;
         let Some(kv) = current else { return Err(ApiError::not_found(group, plural, &name)) };
-        let Current { value: old, revision } = self.open(descriptor, &kv)?;
+        let Current { value: old, revision } = Current::from_stored(&kv)?;
         if expected != 0 && expected != revision {
             return Err(ApiError::modified(group, plural, &name));
         }
@@ -74,7 +74,7 @@ impl Cluster for Api {
         }
         remove_version(&mut object);
         let stored = Bytes::from(encode(&object));
-        let txn = Txn::update(key, revision, self.seal(descriptor, stored.clone()));
+        let txn = Txn::update(key, revision, stored.clone());
         match self.store.txn(txn).await.map_err(store_error)? {
             TxnOutcome::Done { revision } => {
                 Ok(Arc::new(super::write::written(object, &stored, revision, false).value))
@@ -98,7 +98,7 @@ impl Cluster for Api {
         let name = metadata::text(&object, "name").to_owned();
         let key = descriptor.key(metadata::text(&object, "namespace"), &name);
         let stored = Bytes::from(encode(&object));
-        let mut txn = Txn::create(key, self.seal(descriptor, stored.clone()));
+        let mut txn = Txn::create(key, stored.clone());
         if let Some(seconds) = descriptor.ttl {
             txn = txn.with_ttl(std::time::Duration::from_secs(seconds));
         }

@@ -229,7 +229,7 @@ impl Call {
                 Decision::Mark(mut marked) => {
                     remove_version(&mut marked);
                     let stored = Bytes::from(encode(&marked));
-                    let txn = Txn::update(key, revision, self.api.seal(descriptor, stored.clone()));
+                    let txn = Txn::update(key, revision, stored.clone());
                     (txn, marked, Some(stored), false)
                 }
             };
@@ -248,7 +248,7 @@ impl Call {
                 }
                 TxnOutcome::Conflict { current: newer, .. } => {
                     current = match newer {
-                        Some(kv) => Some(self.api.open(descriptor, &kv)?),
+                        Some(kv) => Some(Current::from_stored(&kv)?),
                         None => None,
                     };
                 }

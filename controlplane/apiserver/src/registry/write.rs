@@ -98,7 +98,7 @@ impl Call {
         if self.options.dry_run {
             return self.pretend_create(&key, object, stored).await;
         }
-        let mut txn = Txn::create(key, self.api.seal(descriptor, stored.clone()));
+        let mut txn = Txn::create(key, stored.clone());
         if let Some(seconds) = descriptor.ttl {
             txn = txn.with_ttl(std::time::Duration::from_secs(seconds));
         }
@@ -166,7 +166,7 @@ impl Call {
         let reservation = hooks.reserve(&context, &mut new, Some(&old)).await?;
         let gone = metadata::is_deleting(&new) && is_released(hooks, &new);
         new["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"].clone();
-        if new == old && !gone {
+        if new == old && !gone && (self.options.dry_run || !self.is_stale().await?) {
             let bytes = Bytes::from(encode(&new));
             return Ok(Attempt::done(Written { value: new, bytes, created: false, deleted: false }));
         }
@@ -283,6 +283,12 @@ impl Call {
         Ok(new)
     }
 
+    /// Whether the object lies in the store encrypted by a key that writes no more.
+    async fn is_stale(&self) -> Result<bool> {
+        let key = self.descriptor().key(self.namespace(), &self.info.name);
+        self.api.sealed.is_stale(&key).await.map_err(store_error)
+    }
+
     /// Writes the new state; `Err` is what is there instead.
     async fn write(
         &self,
@@ -296,7 +302,7 @@ impl Call {
         let txn = if gone {
             Txn::delete(key, expected)
         } else {
-            let txn = Txn::update(key, expected, self.api.seal(descriptor, stored.clone()));
+            let txn = Txn::update(key, expected, stored.clone());
             match descriptor.ttl {
                 Some(seconds) => txn.with_ttl(std::time::Duration::from_secs(seconds)),
                 None => txn,
@@ -306,7 +312,7 @@ impl Call {
             TxnOutcome::Done { revision } => Ok(Ok((stored, revision))),
             TxnOutcome::Conflict { current, .. } => {
                 let current = match current {
-                    Some(kv) => Some(self.api.open(descriptor, &kv)?),
+                    Some(kv) => Some(Current::from_stored(&kv)?),
                     None => None,
                 };
                 Ok(Err(current))

@@ -1,22 +1,18 @@
 //! One HTTPS POST of JSON to a webhook, named by URL or by Service.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::ServerName;
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::admit::Cluster;
+use crate::proxy::dial;
 
 /// Larger answers are refused.
 const MAX_ANSWER: usize = 3 << 20;
@@ -58,14 +54,8 @@ async fn place(cluster: &dyn Cluster, client_config: &Value) -> Result<Place, St
     }
     let text = |key: &str| client_config["service"][key].as_str().unwrap_or_default();
     let (namespace, name) = (text("namespace"), text("name"));
-    let port = client_config["service"]["port"].as_u64().unwrap_or(443).to_string();
-    let service = cluster.get("", "services", namespace, name).await.map_err(|error| error.to_string())?;
-    let service = service.ok_or_else(|| format!("service {name:?} not found"))?;
-    let slices =
-        cluster.list("discovery.k8s.io", "endpointslices", namespace).await.map_err(|error| error.to_string())?;
-    let slices: Vec<&Value> = slices.iter().map(|slice| &**slice).collect();
-    let (address, number) = crate::proxy::endpoint_of(&service, &slices, &port)
-        .ok_or_else(|| format!("no endpoints available for service {name:?}"))?;
+    let port = client_config["service"]["port"].as_u64().unwrap_or(443);
+    let (address, number) = crate::proxy::resolve(cluster, namespace, name, port).await?;
     let path = text("path");
     let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
     Ok(Place { address, port: number, name: format!("{name}.{namespace}.svc"), path, tls: true })
@@ -83,7 +73,9 @@ async fn exchange(place: &Place, client_config: &Value, body: &Value) -> Result<
         .body(Full::new(Bytes::from(body.to_string())))
         .map_err(|error| failed(&error))?;
     let response = if place.tls {
-        let connector = connector(client_config).map_err(|error| failed(&error))?;
+        let roots = dial::roots(client_config["caBundle"].as_str().unwrap_or_default());
+        let config = roots.and_then(|roots| dial::client_config(dial::Trust::Roots(roots), None));
+        let connector = TlsConnector::from(config.map_err(|error| failed(&error))?);
         let name = ServerName::try_from(place.name.clone()).map_err(|error| failed(&error))?;
         let stream = connector.connect(name, stream).await.map_err(|error| failed(&error))?;
         send(TokioIo::new(stream), request).await
@@ -113,27 +105,4 @@ where
         answer = answer => answer,
         ended = connection => Err(ended.err().map_or_else(|| "the connection was closed".into(), Into::into)),
     }
-}
-
-fn connector(client_config: &Value) -> Result<TlsConnector, String> {
-    let bundle = client_config["caBundle"].as_str().unwrap_or_default();
-    let pem = BASE64_STANDARD.decode(bundle).map_err(|error| format!("caBundle is not base64: {error}"))?;
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        let certificate = certificate.map_err(|error| format!("caBundle is not PEM: {error}"))?;
-        roots.add(certificate).map_err(|error| format!("caBundle: {error}"))?;
-    }
-    if roots.is_empty() {
-        return Err(
-            "tls: failed to verify certificate: x509: certificate signed by unknown authority (caBundle is empty)"
-                .into(),
-        );
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(TlsConnector::from(Arc::new(config)))
 }

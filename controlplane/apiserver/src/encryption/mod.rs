@@ -1,0 +1,222 @@
+//! Encryption at rest: a [`Store`] around the store, which seals what is written and opens what is
+//! read, so that nothing above it (registry, watch cache, continued lists) knows of it.
+//!
+//! Without a configuration values pass through as they are; an encrypted one is then an error that
+//! names its key, never a missing object.
+
+mod config;
+mod provider;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use component::{Files, Supervisor};
+use parking_lot::RwLock;
+use store::{Got, KeyValue, Page, Range, Revision, Store, StoreError, Txn, TxnOutcome, Watch, Write};
+
+use self::config::Rule;
+use self::provider::{ENCRYPTED, Provider};
+use crate::error::{ApiError, Result};
+use crate::resource::Resource;
+
+/// The store as the rest of the server sees it.
+pub struct Sealed {
+    inner: Arc<dyn Store>,
+    rules: Arc<Rules>,
+}
+
+#[derive(Default)]
+struct Rules {
+    current: RwLock<Arc<[Rule]>>,
+    /// `plural.group` by storage prefix, of built-in resources.
+    resources: HashMap<String, String>,
+}
+
+impl Sealed {
+    /// `file` is the `EncryptionConfiguration`, if there is one; it is read again when it changes.
+    pub fn new(
+        inner: Arc<dyn Store>,
+        built_in: &[Resource],
+        file: Option<&Path>,
+        supervisor: &Supervisor,
+    ) -> Result<Arc<Self>> {
+        let resources = built_in.iter().map(|resource| {
+            let descriptor = &resource.descriptor;
+            let name = crate::error::qualified(descriptor.hub_group(), &descriptor.plural);
+            (descriptor.storage_prefix.to_string(), name)
+        });
+        let rules = Arc::new(Rules { current: RwLock::default(), resources: resources.collect() });
+        if let Some(file) = file {
+            *rules.current.write() = read(file)?;
+            let files = Files::watch([file]).map_err(ApiError::internal)?;
+            supervisor.spawn_try("encryption configuration", follow(rules.clone(), file.to_owned(), files));
+        }
+        Ok(Arc::new(Self { inner, rules }))
+    }
+
+    /// Whether the value under `key` is there in another form than a write would give it now: an
+    /// update that changes nothing then writes all the same, which is how keys are rotated.
+    pub async fn is_stale(&self, key: &str) -> std::result::Result<bool, StoreError> {
+        let rules = self.rules.current.read().clone();
+        let Some(writer) = self.rules.find(&rules, key).map(Provider::writer) else { return Ok(false) };
+        let stored = self.inner.get(key).await?.kv;
+        Ok(stored.is_some_and(|kv| !writer.owns(&kv.value)))
+    }
+}
+
+impl Provider {
+    fn writer(rule: &Rule) -> &Self {
+        rule.providers.first().unwrap_or(&Self::Identity)
+    }
+}
+
+fn read(file: &Path) -> Result<Arc<[Rule]>> {
+    let parsed = std::fs::read_to_string(file).map_err(|error| error.to_string()).and_then(|text| config::parse(&text));
+    parsed
+        .map(Into::into)
+        .map_err(|why| ApiError::internal(format!("reading the encryption configuration {}: {why}", file.display())))
+}
+
+async fn follow(rules: Arc<Rules>, file: PathBuf, files: Files) -> std::io::Result<()> {
+    let mut seen = std::fs::read(&file).ok();
+    loop {
+        files.changed().await?;
+        let now = std::fs::read(&file).ok();
+        if now == seen {
+            continue;
+        }
+        seen = now;
+        match read(&file) {
+            Ok(fresh) => {
+                *rules.current.write() = fresh;
+                tracing::info!(file = %file.display(), "the encryption configuration was read again");
+            }
+            Err(error) => tracing::warn!(%error, "the old encryption configuration stays"),
+        }
+    }
+}
+
+impl Rules {
+    /// The first rule for the resource that `key` belongs to.
+    fn find<'a>(&self, rules: &'a [Rule], key: &str) -> Option<&'a Rule> {
+        if rules.is_empty() {
+            return None;
+        }
+        let resource = self.resource(key)?;
+        rules.iter().find(|rule| rule.covers(&resource))
+    }
+
+    /// `plural.group` of the object under `key`; none for what is no object.
+    fn resource(&self, key: &str) -> Option<String> {
+        let rest = key.strip_prefix("/registry/")?;
+        let (first, rest) = rest.split_once('/')?;
+        if let Some(name) = self.resources.get(first) {
+            return Some(name.clone());
+        }
+        let (second, _) = rest.split_once('/')?;
+        let known = self.resources.get(&format!("{first}/{second}")).cloned();
+        // Custom resources lie under /registry/<group>/<plural>/.
+        known.or_else(|| first.contains('.').then(|| format!("{second}.{first}")))
+    }
+
+    fn seal(&self, key: &str, plain: &Bytes) -> std::result::Result<Bytes, StoreError> {
+        let rules = self.current.read().clone();
+        let Some(rule) = self.find(&rules, key) else { return Ok(plain.clone()) };
+        Provider::writer(rule).seal(key, plain).map_err(|why| unreadable(key, why))
+    }
+
+    fn open(&self, key: &str, stored: &Bytes) -> std::result::Result<Bytes, StoreError> {
+        let rules = self.current.read().clone();
+        if rules.is_empty() && !stored.starts_with(ENCRYPTED) {
+            return Ok(stored.clone());
+        }
+        let providers = self.find(&rules, key).map_or(&[Provider::Identity][..], |rule| &rule.providers);
+        let Some(provider) = providers.iter().find(|provider| provider.owns(stored)) else {
+            let why = "no matching prefix found; --encryption-provider-config must name the key or identity that it was written with";
+            return Err(unreadable(key, why));
+        };
+        provider.open(key, stored).map_err(|why| unreadable(key, why))
+    }
+
+    fn open_value(&self, kv: &mut KeyValue) -> std::result::Result<(), StoreError> {
+        kv.value = self.open(&kv.key, &kv.value)?;
+        Ok(())
+    }
+}
+
+fn unreadable(key: &str, why: &str) -> StoreError {
+    StoreError::Sealed { key: key.to_owned(), detail: why.to_owned() }
+}
+
+#[async_trait::async_trait]
+impl Store for Sealed {
+    async fn get(&self, key: &str) -> std::result::Result<Got, StoreError> {
+        let mut got = self.inner.get(key).await?;
+        got.kv.iter_mut().try_for_each(|kv| self.rules.open_value(kv))?;
+        Ok(got)
+    }
+
+    async fn range(&self, range: Range) -> std::result::Result<Page, StoreError> {
+        let mut page = self.inner.range(range).await?;
+        page.kvs.iter_mut().try_for_each(|kv| self.rules.open_value(kv))?;
+        Ok(page)
+    }
+
+    async fn txn(&self, mut txn: Txn) -> std::result::Result<TxnOutcome, StoreError> {
+        if let Write::Put { value, .. } = &mut txn.write {
+            *value = self.rules.seal(&txn.key, value)?;
+        }
+        let mut outcome = self.inner.txn(txn).await?;
+        if let TxnOutcome::Conflict { current: Some(kv), .. } = &mut outcome {
+            self.rules.open_value(kv)?;
+        }
+        Ok(outcome)
+    }
+
+    async fn watch(&self, prefix: &str, after: Revision) -> std::result::Result<Watch, StoreError> {
+        let rules = self.rules.clone();
+        let watch = self.inner.watch(prefix, after).await?;
+        Ok(watch.opened_by(Arc::new(move |event| {
+            if let Some(value) = &mut event.value {
+                *value = rules.open(&event.key, value)?;
+            }
+            // What was replaced may be what cannot be read any more: that is no reason to stop.
+            if let Some(previous) = &mut event.previous {
+                let _ = rules.open_value(previous);
+            }
+            Ok(())
+        })))
+    }
+
+    async fn revision(&self) -> std::result::Result<Revision, StoreError> {
+        self.inner.revision().await
+    }
+
+    async fn compact(&self, revision: Revision) -> std::result::Result<(), StoreError> {
+        self.inner.compact(revision).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_belong_to_resources() {
+        let resources =
+            [("secrets", "secrets"), ("apiregistration.k8s.io/apiservices", "apiservices.apiregistration.k8s.io")];
+        let resources = resources.map(|(prefix, name)| (prefix.to_owned(), name.to_owned())).into();
+        let rules = Rules { resources, ..Rules::default() };
+        for (key, resource) in [
+            ("/registry/secrets/default/a", Some("secrets")),
+            ("/registry/apiregistration.k8s.io/apiservices/v1.apps", Some("apiservices.apiregistration.k8s.io")),
+            ("/registry/example.com/widgets/default/a", Some("widgets.example.com")),
+            ("/registry/ranges/serviceips", None),
+            ("/other", None),
+        ] {
+            assert_eq!(rules.resource(key).as_deref(), resource, "{key}");
+        }
+    }
+}

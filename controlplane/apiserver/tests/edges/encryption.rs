@@ -1,0 +1,135 @@
+//! Encryption at rest: bytes in the store, rotation, wrong keys.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use apiserver::UserInfo;
+use apiserver::testing::Cluster;
+use serde_json::{Value, json};
+
+use super::ask;
+
+const SECRETS: &str = "/api/v1/namespaces/default/secrets";
+const KEY: &str = "/registry/secrets/default/a";
+/// 32 bytes in base64.
+const ONE: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
+const TWO: &str = "ZmVkY2JhOTg3NjU0MzIxMGZlZGNiYTk4NzY1NDMyMTA=";
+
+fn write(path: &Path, resources: &str, providers: &str) {
+    let text = format!(
+        "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n- resources: {resources}\n  providers: {providers}\n"
+    );
+    let staged = path.with_extension("new");
+    std::fs::write(&staged, text).unwrap();
+    std::fs::rename(staged, path).unwrap();
+}
+
+fn aesgcm(keys: &[(&str, &str)]) -> String {
+    let keys: Vec<String> = keys.iter().map(|(name, secret)| format!("{{name: {name}, secret: {secret}}}")).collect();
+    format!("{{aesgcm: {{keys: [{}]}}}}", keys.join(", "))
+}
+
+fn secret(name: &str) -> String {
+    json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": {"word": "open-sesame"}})
+        .to_string()
+}
+
+fn contains(bytes: &[u8], text: &str) -> bool {
+    bytes.windows(text.len()).any(|part| part == text.as_bytes())
+}
+
+/// `open-sesame` in base64.
+fn is_told(answer: &Value) -> bool {
+    answer["data"]["word"] == "b3Blbi1zZXNhbWU="
+}
+
+struct Encrypted {
+    cluster: Cluster,
+    file: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+async fn encrypted(resources: &str, providers: &str) -> Encrypted {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("encryption.yaml");
+    write(&file, resources, providers);
+    let cluster = Cluster::start_with(|config| config.encryption = Some(file.clone())).await;
+    Encrypted { cluster, file, _dir: dir }
+}
+
+#[tokio::test]
+async fn secrets_lie_encrypted_in_the_store_and_are_read_everywhere() {
+    let encrypted = encrypted("[secrets]", &format!("[{}, {{identity: {{}}}}]", aesgcm(&[("one", ONE)]))).await;
+    let cluster = &encrypted.cluster;
+    let client = cluster.admin();
+    assert_eq!(ask(&client, "POST", SECRETS, &secret("a")).await.0, 201);
+    let stored = cluster.stored(KEY).await.unwrap();
+    assert!(stored.starts_with(b"k8s:enc:aesgcm:v1:one:"));
+    assert!(!contains(&stored, "b3Blbi1zZXNhbWU") && !contains(&stored, "metadata"));
+
+    assert!(is_told(&ask(&client, "GET", &format!("{SECRETS}/a"), "").await.1));
+    for list in ["", "?limit=1", "?resourceVersion=0"] {
+        assert!(is_told(&ask(&client, "GET", &format!("{SECRETS}{list}"), "").await.1["items"][0]), "{list}");
+    }
+    let (code, patched) = ask(&client, "DELETE", &format!("{SECRETS}/a"), "").await;
+    assert_eq!(code, 200, "{patched}");
+    assert_eq!(ask(&client, "GET", &format!("{SECRETS}/a"), "").await.0, 404);
+
+    // What the configuration does not name lies there as it is.
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}, "data": {"word": "plain"}});
+    assert_eq!(ask(&client, "POST", "/api/v1/namespaces/default/configmaps", &map.to_string()).await.0, 201);
+    assert!(contains(&cluster.stored("/registry/configmaps/default/m").await.unwrap(), "plain"));
+}
+
+#[tokio::test]
+async fn a_new_first_key_takes_over_and_the_old_one_can_go() {
+    let encrypted = encrypted("['*.*']", &format!("[{}]", aesgcm(&[("one", ONE)]))).await;
+    let (cluster, file) = (&encrypted.cluster, &encrypted.file);
+    let client = cluster.admin();
+    assert_eq!(ask(&client, "POST", SECRETS, &secret("a")).await.0, 201);
+    assert!(cluster.stored(KEY).await.unwrap().starts_with(b"k8s:enc:aesgcm:v1:one:"));
+
+    write(file, "['*.*']", &format!("[{}]", aesgcm(&[("two", TWO), ("one", ONE)])));
+    // What `kubectl get secrets -o json | kubectl replace -f -` does: an update that changes nothing.
+    for _ in 0..600 {
+        let (_, held) = ask(&client, "GET", &format!("{SECRETS}/a"), "").await;
+        let (code, answer) = ask(&client, "PUT", &format!("{SECRETS}/a"), &held.to_string()).await;
+        assert_eq!(code, 200, "{answer}");
+        if cluster.stored(KEY).await.unwrap().starts_with(b"k8s:enc:aesgcm:v1:two:") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(
+        cluster.stored(KEY).await.unwrap().starts_with(b"k8s:enc:aesgcm:v1:two:"),
+        "the configuration was not read again"
+    );
+    let (_, held) = ask(&client, "GET", &format!("{SECRETS}/a"), "").await;
+    let (_, again) = ask(&client, "PUT", &format!("{SECRETS}/a"), &held.to_string()).await;
+    assert_eq!(
+        held["metadata"]["resourceVersion"], again["metadata"]["resourceVersion"],
+        "and then nothing is written"
+    );
+    assert!(is_told(&again));
+}
+
+#[tokio::test]
+async fn a_wrong_key_names_the_object_that_cannot_be_read() {
+    let encrypted = encrypted("[secrets]", &format!("[{}]", aesgcm(&[("one", ONE)]))).await;
+    let (cluster, file) = (&encrypted.cluster, &encrypted.file);
+    assert_eq!(ask(&cluster.admin(), "POST", SECRETS, &secret("a")).await.0, 201);
+    let dir = file.parent().unwrap().to_owned();
+    let wrong = dir.join("wrong.yaml");
+    write(&wrong, "[secrets]", &format!("[{}]", aesgcm(&[("one", TWO)])));
+    let unnamed = dir.join("unnamed.yaml");
+    write(&unnamed, "[secrets]", &format!("[{}]", aesgcm(&[("two", TWO)])));
+    for configuration in [Some(wrong), Some(unnamed), None] {
+        let server = cluster.another(|config| config.encryption = configuration.clone()).await;
+        let client = server.client(&UserInfo::admin());
+        let (code, status) = ask(&client, "GET", SECRETS, "").await;
+        assert_eq!(code, 500, "{configuration:?} {status}");
+        assert!(status["message"].as_str().unwrap().contains(&format!("unable to transform key {KEY:?}")), "{status}");
+        let (code, _) = ask(&client, "GET", "/api/v1/namespaces/default/configmaps", "").await;
+        assert_eq!(code, 200, "others are served");
+    }
+}
