@@ -112,6 +112,44 @@ mod tests {
         assert_eq!(lines, golden, "columns.golden holds other columns:\n{}", lines.join("\n"));
     }
 
+    /// What discovery says of every resource, and which fields may be selected by.
+    #[test]
+    fn resources_are_kubernetes() {
+        let join = |words: &[crate::resource::Text]| words.join(",");
+        let mut lines = Vec::new();
+        for resource in all() {
+            let descriptor = &resource.descriptor;
+            let versions: Vec<String> = descriptor
+                .served
+                .iter()
+                .map(|served| crate::resource::api_version(&served.group, &served.version))
+                .collect();
+            let mut subresources: Vec<String> =
+                descriptor.subresources.iter().map(|sub| format!("{}({})", sub.name, sub.verbs.join(","))).collect();
+            subresources.extend(descriptor.scale.iter().map(|_| "scale".to_owned()));
+            subresources.extend(descriptor.status.then(|| "status".to_owned()));
+            subresources.sort();
+            let all_verbs = descriptor.verbs == crate::resource::ALL_VERBS;
+            let selectable: Vec<&str> = descriptor.selectable.iter().map(|field| &*field.label).collect();
+            lines.push(format!(
+                "{} {} {} {} {} short={} categories={} verbs={} subresources={} fields={}",
+                versions.join("+"),
+                descriptor.plural,
+                descriptor.kind,
+                descriptor.singular,
+                if descriptor.namespaced { "namespaced" } else { "cluster" },
+                join(&descriptor.short_names),
+                join(&descriptor.categories),
+                if all_verbs { "all".to_owned() } else { join(&descriptor.verbs) },
+                subresources.join(","),
+                selectable.join(","),
+            ));
+        }
+        lines.sort();
+        let golden: Vec<&str> = include_str!("resources.golden").lines().collect();
+        assert_eq!(lines, golden, "resources.golden holds other resources:\n{}", lines.join("\n"));
+    }
+
     #[test]
     fn hooks_survive_any_object() {
         for resource in all() {

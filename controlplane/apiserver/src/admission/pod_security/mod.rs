@@ -5,6 +5,9 @@
 
 mod checks;
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use serde_json::Value;
 
@@ -12,7 +15,7 @@ use api::field::{Error, Path};
 
 use crate::admit::{Admission, Attributes, Cluster, Operation};
 use crate::error::{ApiError, Result};
-use crate::kinds::value::{at, label, name, same_at};
+use crate::kinds::value::{at, label, list, name, text};
 use checks::Level;
 
 const PREFIX: &str = "pod-security.kubernetes.io/";
@@ -57,27 +60,21 @@ impl Admission for PodSecurity {
         if pod.is_null() || path.is_empty() && !significant(attributes) {
             return Ok(());
         }
-        let enforce = Policy::of(&namespace, "enforce");
-        let violations = |policy: &Policy| checks::violations(policy.level, &pod);
+        let policies = Policies::of(&namespace);
         if path.is_empty() {
+            let enforce = &policies.enforce;
             attributes.audit.push((format!("{PREFIX}enforce-policy"), enforce.to_string()));
-            let found = violations(&enforce);
+            let found = enforce.violations(&pod);
             if !found.is_empty() {
                 return Err(attributes.forbid(format!("violates PodSecurity \"{enforce}\": {found}")));
             }
         }
-        let audit = Policy::of(&namespace, "audit");
-        let found = violations(&audit);
-        if !found.is_empty() {
-            attributes
-                .audit
-                .push((format!("{PREFIX}audit-violations"), format!("would violate PodSecurity \"{audit}\": {found}")));
-        }
-        let warn = Policy::of(&namespace, "warn");
-        let found = violations(&warn);
-        if !found.is_empty() {
-            attributes.warnings.push(format!("would violate PodSecurity \"{warn}\": {found}"));
-        }
+        let would = |policy: &Policy| {
+            let found = policy.violations(&pod);
+            (!found.is_empty()).then(|| format!("would violate PodSecurity \"{policy}\": {found}"))
+        };
+        attributes.audit.extend(would(&policies.audit).map(|words| (format!("{PREFIX}audit-violations"), words)));
+        attributes.warnings.extend(would(&policies.warn));
         Ok(())
     }
 }
@@ -86,31 +83,69 @@ fn template_path(attributes: &Attributes<'_>) -> Option<&'static str> {
     TEMPLATES.iter().find(|(group, plural, _)| attributes.is(group, plural)).map(|(.., path)| *path)
 }
 
-/// Updates that touch nothing the standards look at are let through: a pod that runs must stay
+/// Updates that bring no new image and no new container are let through: a pod that runs must stay
 /// updatable when its namespace becomes stricter.
 fn significant(attributes: &Attributes<'_>) -> bool {
     let Some(old) = attributes.old else { return true };
-    !["spec.containers", "spec.initContainers", "spec.ephemeralContainers", "spec.volumes", "spec.securityContext"]
-        .iter()
-        .all(|field| same_at(old, &attributes.object, field))
+    let images = |pod: &Value, field: &str| -> Vec<(String, String)> {
+        list(pod, field).iter().map(|c| (text(c, "name").to_owned(), text(c, "image").to_owned())).collect()
+    };
+    let changed = |field: &&str| images(old, field) != images(&attributes.object, field);
+    let debuggers = images(old, "spec.ephemeralContainers");
+    ["spec.containers", "spec.initContainers"].iter().any(|field| changed(&field))
+        || images(&attributes.object, "spec.ephemeralContainers").iter().any(|added| !debuggers.contains(added))
 }
 
 /// A level and the version it is pinned to.
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Policy {
     level: Level,
     version: String,
 }
 
 impl Policy {
-    /// What a namespace's labels say for a mode; malformed labels count as the strictest level, so
-    /// that a typing mistake does not open anything.
-    fn of(namespace: &Value, mode: &str) -> Self {
+    /// What a namespace's labels say for a mode; an unknown level counts as `otherwise`.
+    fn of(namespace: &Value, mode: &str, otherwise: Level) -> Self {
         let level = match label(namespace, &format!("{PREFIX}{mode}")) {
             None => Level::Privileged,
-            Some(text) => Level::parse(text).unwrap_or(Level::Restricted),
+            Some(text) => Level::parse(text).unwrap_or(otherwise),
         };
         let version = label(namespace, &format!("{PREFIX}{mode}-version")).filter(|version| is_version(version));
         Self { level, version: version.unwrap_or("latest").to_owned() }
+    }
+
+    /// The minor version of the standards; the newest for `latest`.
+    fn minor(&self) -> u32 {
+        self.version.strip_prefix("v1.").and_then(|minor| minor.parse().ok()).unwrap_or(u32::MAX)
+    }
+
+    fn violations(&self, pod: &Value) -> String {
+        checks::violations(self.level, self.minor(), pod)
+    }
+}
+
+/// What a namespace asks for in the three modes.
+struct Policies {
+    enforce: Policy,
+    audit: Policy,
+    warn: Policy,
+}
+
+impl Policies {
+    /// A mistake in the enforced level closes, one in the others opens. Who enforces is also warned
+    /// about templates, unless the labels say otherwise.
+    fn of(namespace: &Value) -> Self {
+        let enforce = Policy::of(namespace, "enforce", Level::Restricted);
+        let audit = Policy::of(namespace, "audit", Level::Privileged);
+        let mut warn = Policy::of(namespace, "warn", Level::Privileged);
+        let said = |key: &str| label(namespace, &format!("{PREFIX}{key}"));
+        if said("warn").is_none() && said("enforce").is_some_and(|level| Level::parse(level).is_some()) {
+            warn.level = enforce.level;
+            if said("warn-version").is_none() && enforce.level > Level::Privileged {
+                warn.version.clone_from(&enforce.version);
+            }
+        }
+        Self { enforce, audit, warn }
     }
 }
 
@@ -127,55 +162,74 @@ fn is_version(text: &str) -> bool {
     text == "latest" || text.strip_prefix("v1.").is_some_and(number)
 }
 
-/// Labels must be well-formed; pods that a stricter level would refuse are warned about.
+/// Labels must be well-formed, unless they were as they are before; pods that a stricter level would
+/// refuse are warned about.
 async fn namespace(attributes: &mut Attributes<'_>, cluster: &dyn Cluster) -> Result<()> {
-    let mut errors = Vec::new();
-    let labels = Path::root("metadata").child("labels");
-    for mode in ["enforce", "audit", "warn"] {
-        let (level_key, version_key) = (format!("{PREFIX}{mode}"), format!("{PREFIX}{mode}-version"));
-        if let Some(level) = label(&attributes.object, &level_key).filter(|level| Level::parse(level).is_none()) {
-            errors.push(Error::invalid(
-                &labels.key(&level_key),
-                level,
-                "must be one of privileged, baseline, restricted",
-            ));
-        }
-        if let Some(version) = label(&attributes.object, &version_key).filter(|version| !is_version(version)) {
-            errors.push(Error::invalid(&labels.key(&version_key), version, "must be \"latest\" or \"v1.x\""));
-        }
-    }
-    if !errors.is_empty() {
+    let errors = label_errors(&attributes.object);
+    if !errors.is_empty() && attributes.old.is_none_or(|old| label_errors(old) != errors) {
         return Err(ApiError::invalid("", "Namespace", name(&attributes.object), &errors));
     }
     let Some(old) = attributes.old else { return Ok(()) };
-    let (new, was) = (Policy::of(&attributes.object, "enforce"), Policy::of(old, "enforce"));
-    if new.level <= was.level {
+    let (new, was) = (Policies::of(&attributes.object).enforce, Policies::of(old).enforce);
+    let relaxed = new.version == was.version && new.level <= was.level;
+    if new == was || new.level == Level::Privileged || relaxed {
         return Ok(());
     }
-    let namespace_name = name(&attributes.object).to_owned();
-    let mut found: std::collections::BTreeMap<String, Vec<String>> = std::collections::BTreeMap::new();
-    for pod in cluster.list("", "pods", &namespace_name).await? {
-        let reasons = checks::reasons(new.level, &pod);
-        if !reasons.is_empty() {
-            found.entry(reasons).or_default().push(name(&pod).to_owned());
+    let namespace = name(&attributes.object).to_owned();
+    let pods = cluster.list("", "pods", &namespace).await?;
+    attributes.warnings.extend(namespace_warnings(&namespace, &new, &pods));
+    Ok(())
+}
+
+fn label_errors(namespace: &Value) -> Vec<Error> {
+    let mut errors = Vec::new();
+    let labels = Path::root("metadata").child("labels");
+    for mode in ["enforce", "audit", "warn"] {
+        for (key, fits, detail) in [
+            (
+                format!("{PREFIX}{mode}"),
+                (|level| Level::parse(level).is_some()) as fn(&str) -> bool,
+                "must be one of privileged, baseline, restricted",
+            ),
+            (format!("{PREFIX}{mode}-version"), is_version, "must be \"latest\" or \"v1.x\""),
+        ] {
+            if let Some(value) = label(namespace, &key).filter(|value| !fits(value)) {
+                errors.push(Error::invalid(&labels.key(&key), value, detail));
+            }
         }
     }
-    if found.is_empty() {
-        return Ok(());
+    errors
+}
+
+/// Pods with the same faults share a line.
+fn namespace_warnings(namespace: &str, policy: &Policy, pods: &[Arc<Value>]) -> Vec<String> {
+    let mut found: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for pod in pods {
+        let reasons = checks::reasons(policy.level, policy.minor(), pod);
+        if !reasons.is_empty() {
+            found.entry(reasons).or_default().push(name(pod));
+        }
     }
-    attributes.warnings.push(format!(
-        "existing pods in namespace \"{namespace_name}\" violate the new PodSecurity enforce level \"{new}\""
-    ));
-    for (reasons, mut pods) in found {
-        pods.sort();
-        let more = match pods.len() {
-            1 => String::new(),
-            2 => " (and 1 other pod)".to_owned(),
-            count => format!(" (and {} other pods)", count - 1),
-        };
-        attributes.warnings.push(format!("{}{more}: {reasons}", pods[0]));
+    let mut lines: Vec<String> = found
+        .into_iter()
+        .map(|(reasons, mut pods)| {
+            pods.sort_unstable();
+            let more = match pods.len() {
+                1 => String::new(),
+                2 => " (and 1 other pod)".to_owned(),
+                count => format!(" (and {} other pods)", count - 1),
+            };
+            format!("{}{more}: {reasons}", pods[0])
+        })
+        .collect();
+    lines.sort();
+    if !lines.is_empty() {
+        let first = format!(
+            "existing pods in namespace \"{namespace}\" violate the new PodSecurity enforce level \"{policy}\""
+        );
+        lines.insert(0, first);
     }
-    Ok(())
+    lines
 }
 
 #[cfg(test)]
@@ -217,6 +271,38 @@ mod tests {
             request.warnings,
             ["would violate PodSecurity \"baseline:v1.30\": host namespaces (hostNetwork=true)"]
         );
+    }
+
+    #[tokio::test]
+    async fn enforcing_warns_about_templates() {
+        let deployment =
+            || json!({"metadata": {"name": "d", "namespace": "n"}, "spec": {"template": {"spec": {"hostPID": true}}}});
+        for (labels, expected) in [
+            (
+                json!({"enforce": "baseline", "enforce-version": "v1.30"}),
+                "would violate PodSecurity \"baseline:v1.30\": host namespaces (hostPID=true)",
+            ),
+            (json!({"enforce": "baseline", "warn": "privileged"}), ""),
+            (json!({"warn": "nonsense"}), ""),
+        ] {
+            let prefixed =
+                labels.as_object().unwrap().iter().map(|(key, value)| (format!("{PREFIX}{key}"), value.clone()));
+            let mut request = Request::create("apps", "deployments", deployment());
+            request.admit(&PodSecurity, &cluster(prefixed.collect())).await.unwrap();
+            assert_eq!(request.warnings.join(""), expected, "{labels}");
+        }
+    }
+
+    #[tokio::test]
+    async fn running_pods_stay_updatable() {
+        let strict = cluster(json!({"pod-security.kubernetes.io/enforce": "baseline"}));
+        let old = json!({"metadata": {"name": "p", "namespace": "n"}, "spec": {"hostPID": true, "containers": [{"name": "c", "image": "a"}]}});
+        let mut request = Request::new("", "pods", Operation::Update, old.clone());
+        request.object["spec"]["tolerations"] = json!([{"operator": "Exists"}]);
+        request.old = Some(old);
+        assert_eq!(request.admit(&PodSecurity, &strict).await, Ok(()));
+        request.object["spec"]["containers"][0]["image"] = json!("b");
+        assert!(request.admit(&PodSecurity, &strict).await.unwrap_err().contains("host namespaces"));
     }
 
     #[tokio::test]
