@@ -1,4 +1,4 @@
-//! Files that are read again when they change: certificates, keys, configuration.
+//! Files that are read again when they change: certificates, keys, configuration, manifests, logs.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -15,6 +15,13 @@ pub struct Files {
     inotify: AsyncFd<Descriptor>,
 }
 
+/// What puts other content under a name.
+const REPLACED: AddWatchFlags = AddWatchFlags::IN_CLOSE_WRITE
+    .union(AddWatchFlags::IN_MOVE)
+    .union(AddWatchFlags::IN_CREATE)
+    .union(AddWatchFlags::IN_DELETE)
+    .union(AddWatchFlags::IN_DELETE_SELF);
+
 struct Descriptor(Inotify);
 
 impl AsRawFd for Descriptor {
@@ -26,12 +33,18 @@ impl AsRawFd for Descriptor {
 impl Files {
     /// Must be called inside a tokio runtime.
     pub fn watch<'a>(paths: impl IntoIterator<Item = &'a Path>) -> io::Result<Self> {
+        Self::watch_directories(paths.into_iter().map(directory).collect(), REPLACED)
+    }
+
+    /// The files of one directory, whichever come and go; with `growing`, also while they are written.
+    pub fn watch_all_in(directory: &Path, growing: bool) -> io::Result<Self> {
+        let events = if growing { REPLACED | AddWatchFlags::IN_MODIFY } else { REPLACED };
+        Self::watch_directories(BTreeSet::from([directory.to_owned()]), events)
+    }
+
+    fn watch_directories(directories: BTreeSet<PathBuf>, events: AddWatchFlags) -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-        let events = AddWatchFlags::IN_CLOSE_WRITE
-            | AddWatchFlags::IN_MOVED_TO
-            | AddWatchFlags::IN_CREATE
-            | AddWatchFlags::IN_DELETE;
-        for directory in paths.into_iter().map(directory).collect::<BTreeSet<PathBuf>>() {
+        for directory in directories {
             inotify.add_watch(&directory, events).map_err(|error| {
                 io::Error::new(io::Error::from(error).kind(), format!("watching {}: {error}", directory.display()))
             })?;

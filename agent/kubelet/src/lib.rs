@@ -11,7 +11,6 @@
 
 pub mod admission;
 pub mod cgroups;
-mod changes;
 pub mod config;
 pub mod context;
 pub mod cri;

@@ -5,14 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use component::Supervisor;
+use component::{Files, Supervisor};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Api;
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use sha2::{Digest, Sha256};
 
-use crate::changes::Changes;
 use crate::context::NodeContext;
 use crate::manager::Manager;
 use crate::pod::labels;
@@ -99,7 +98,7 @@ pub async fn follow(directory: PathBuf, node_name: String, manager: Arc<Manager>
     let mut changes = None;
     loop {
         if changes.is_none() {
-            changes = Changes::of(&directory).ok();
+            changes = Files::watch_all_in(&directory, false).ok();
         }
         let listing = list(&directory);
         if last.as_ref() != Some(&listing) {
@@ -114,9 +113,12 @@ pub async fn follow(directory: PathBuf, node_name: String, manager: Arc<Manager>
             last = Some(listing);
         }
         let changed = async {
-            match &mut changes {
-                Some(changes) => changes.next().await,
-                None => std::future::pending().await,
+            let heard = match &changes {
+                Some(changes) => changes.changed().await.is_ok(),
+                None => false,
+            };
+            if !heard {
+                std::future::pending::<()>().await;
             }
         };
         if tokio::time::timeout(PERIOD, changed).await.is_err() {

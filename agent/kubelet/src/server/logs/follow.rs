@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
+use component::Files;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt, SeekFrom};
 use tokio::sync::mpsc::Sender;
@@ -13,7 +14,6 @@ use tokio::sync::mpsc::Sender;
 use super::super::reply::BoxError;
 use super::format::Renderer;
 use super::options::LogOptions;
-use crate::changes::Changes;
 
 const CHUNK: usize = 64 << 10;
 /// While waiting for more, the container's state is looked at this often: its end writes nothing.
@@ -39,7 +39,7 @@ async fn copy(
     out: &Sender<Result<Bytes, BoxError>>,
 ) -> std::io::Result<()> {
     // Watching begins before reading, so that nothing written in between is missed.
-    let mut changes = if options.follow { Some(Changes::of(path.parent().unwrap_or(path))?) } else { None };
+    let changes = options.follow.then(|| Files::watch_all_in(path.parent().unwrap_or(path), true)).transpose()?;
     let mut log = LogFile::open(path).await?;
     if let Some(lines) = options.tail_lines {
         log.skip_to_tail(lines).await?;
@@ -51,7 +51,7 @@ async fn copy(
         if !log.drain(&mut renderer, out, !running).await? || renderer.is_done() {
             return Ok(());
         }
-        let Some(changes) = &mut changes else { return Ok(()) };
+        let Some(changes) = &changes else { return Ok(()) };
         if log.was_replaced(path).await {
             // Rotated. The old file was read to its end above.
             log.drain(&mut renderer, out, true).await?;
@@ -63,7 +63,7 @@ async fn copy(
         }
         tokio::select! {
             () = out.closed() => return Ok(()),
-            () = changes.next() => {}
+            changed = changes.changed() => changed?,
             () = tokio::time::sleep(LOOK) => {}
         }
     }
