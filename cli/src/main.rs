@@ -7,6 +7,8 @@ mod client;
 mod images;
 mod lab;
 mod server;
+mod snapshot;
+mod store_command;
 mod token;
 mod uninstall;
 
@@ -37,6 +39,12 @@ enum Command {
     /// Tokens with which nodes join
     #[command(subcommand)]
     Token(token::TokenCommand),
+    /// Copies of the cluster's whole state
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
+    /// Look into the store
+    #[command(subcommand)]
+    Store(store_command::StoreCommand),
     /// Images of a node's container runtime
     #[command(subcommand)]
     Images(images::ImagesCommand),
@@ -65,6 +73,8 @@ fn main() -> ExitCode {
         Command::Agent(arguments) => agent_command::run(&arguments),
         Command::Lab(command) => lab::run(command),
         Command::Token(command) => token::run(&command),
+        Command::Snapshot(command) => snapshot::run(&command),
+        Command::Store(command) => store_command::run(&command),
         Command::Images(command) => images::run(&command),
         Command::Check => check::run(),
         Command::Uninstall(arguments) => uninstall::run(&arguments),

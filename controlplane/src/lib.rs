@@ -6,6 +6,7 @@
 
 pub mod kubeconfig;
 pub mod pki;
+pub mod snapshot;
 pub mod token;
 
 use std::net::{IpAddr, SocketAddr};
@@ -95,7 +96,7 @@ pub async fn start(config: Config, supervisor: &Supervisor) -> anyhow::Result<Ru
 async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn store::Store>> {
     Ok(match &config.store {
         Store::Embedded => {
-            let dir = config.data_dir.join("server/db");
+            let dir = snapshot::store_dir(&config.data_dir);
             std::fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
             Arc::new(store::Embedded::open(&dir)?)
         }

@@ -26,6 +26,9 @@ pub enum StoreError {
     #[error("{doing} {path}: {detail}; check the disk's free space and health, then start the server again")]
     Io { doing: &'static str, path: PathBuf, detail: String },
 
+    #[error("{store} takes its snapshots with its own tool: {instead}")]
+    NoSnapshot { store: &'static str, instead: String },
+
     #[error("the store is closed")]
     Closed,
 

@@ -54,4 +54,8 @@ pub trait Store: Send + Sync + 'static {
     /// Forgets the versions that were superseded at or before `revision`. Both implementations
     /// compact by themselves; this is for those who want it sooner.
     async fn compact(&self, revision: Revision) -> Result<(), StoreError>;
+
+    /// All live keys as of one revision, in a file without a name, to be read from its beginning.
+    /// Writers and readers go on meanwhile.
+    async fn snapshot(&self) -> Result<std::fs::File, StoreError>;
 }

@@ -162,7 +162,7 @@ async fn a_snapshot_taken_while_writing_restores_one_moment() {
         }
     });
     let file = dir.path().join("snapshot");
-    let info = store.snapshot(&file).await.unwrap();
+    let info = store.save_snapshot(&file).await.unwrap();
     writer.await.unwrap();
     let want = store.range(Range::prefix("/").at(info.revision)).await.unwrap().kvs;
     assert_eq!(info.keys, want.len() as u64);
@@ -178,10 +178,28 @@ async fn a_snapshot_taken_while_writing_restores_one_moment() {
     assert!(again.to_string().contains("existing store"), "{again}");
     let copy = Embedded::open(&restored).unwrap();
     let page = copy.range(Range::prefix("/")).await.unwrap();
-    assert_eq!((page.kvs, page.revision), (want, info.revision));
-    assert!(matches!(copy.watch("/", info.revision - 1).await, Err(StoreError::Compacted { .. })));
+    assert_eq!(page.kvs, want);
+    // What clients saw after the snapshot was taken must not come again with other content.
+    assert!(page.revision > store.revision().await.unwrap());
+    assert!(matches!(copy.watch("/", info.revision + 1).await, Err(StoreError::Compacted { .. })));
     let next = done(copy.txn(Txn::create("/after", "1")).await);
-    assert_eq!(next, info.revision + 1);
+    assert_eq!(next, page.revision + 1);
+    drop(copy);
+    assert_eq!(Embedded::open(&restored).unwrap().revision().await.unwrap(), next);
+}
+
+#[tokio::test]
+async fn a_snapshot_for_sending_leaves_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, want) = filled(&dir.path().join("a"), 50).await;
+    let mut sent = Store::snapshot(&store).await.unwrap();
+    let copy = dir.path().join("copy");
+    std::io::copy(&mut sent, &mut std::fs::File::create(&copy).unwrap()).unwrap();
+    let mut read = Vec::new();
+    read_snapshot(&copy, |kv| read.push(kv)).unwrap();
+    assert_eq!(read, want);
+    let left = std::fs::read_dir(dir.path().join("a")).unwrap().count();
+    assert_eq!(left, 1, "the store's own file");
 }
 
 #[tokio::test]
@@ -189,7 +207,7 @@ async fn a_damaged_snapshot_is_refused_and_named() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = filled(&dir.path().join("a"), 50).await;
     let file = dir.path().join("snapshot");
-    store.snapshot(&file).await.unwrap();
+    store.save_snapshot(&file).await.unwrap();
     let good = std::fs::read(&file).unwrap();
     let mut random = rand::rng();
     for _ in 0..200 {

@@ -16,3 +16,4 @@ pub mod query;
 pub mod render;
 pub mod resources;
 pub mod serve;
+mod stored;

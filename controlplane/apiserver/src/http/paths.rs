@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::body::Body;
 use super::pipeline::Asked;
-use super::{health, render};
+use super::{health, render, stored};
 use crate::discovery;
 use crate::error::{ApiError, Result};
 
@@ -37,6 +37,7 @@ pub async fn handle(asked: Asked, body: Bytes) -> Result<Response<Body>> {
             Ok(render::response(StatusCode::OK, "application/jwk-set+json", keys.to_string()))
         }
         [".well-known", "openid-configuration"] => Ok(render::json(StatusCode::OK, &openid_configuration(&asked))),
+        ["skiff", "v1", "store", what] => stored::handle(&asked, what).await,
         [] => Ok(render::json(StatusCode::OK, &json!({"paths": ROOT_PATHS}))),
         _ => Err(ApiError::no_such_path()),
     }
@@ -64,6 +65,8 @@ const ROOT_PATHS: &[&str] = &[
     "/openapi/v3",
     "/openid/v1/jwks",
     "/readyz",
+    "/skiff/v1/store/keys",
+    "/skiff/v1/store/snapshot",
     "/version",
 ];
 

@@ -161,6 +161,11 @@ impl Store for Embedded {
         self.shared.inbox.push(Request::Compact { revision, reply })?;
         answer.await.unwrap_or(Err(StoreError::Closed))
     }
+
+    async fn snapshot(&self) -> Result<std::fs::File, StoreError> {
+        let dir = self.shared.path.parent().unwrap_or(Path::new(".")).to_owned();
+        self.read(move |view| snapshot::unnamed(view, &dir)).await
+    }
 }
 
 fn check_size(txn: &Txn) -> Result<usize, StoreError> {

@@ -6,7 +6,7 @@
 //! beside its place and renamed there once it is synced, so a file with that name is complete.
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Write};
+use std::io::{BufReader, BufWriter, Read, Seek, Write};
 use std::path::Path;
 
 use redb::Durability;
@@ -29,15 +29,20 @@ pub struct SnapshotInfo {
     pub keys: u64,
 }
 
+/// Added to a snapshot's revision in the store made from it: clients have seen later revisions than
+/// the snapshot's, and must not meet them again with other content.
+const RESTORE_BUMP: Revision = 1_000_000;
+
 impl Embedded {
-    /// Writes all live keys, as of one revision, to `file`. Writers and readers go on meanwhile.
-    pub async fn snapshot(&self, file: &Path) -> Result<SnapshotInfo, StoreError> {
+    /// Writes all live keys, as of one revision, to `file`, which appears when it is whole. Writers
+    /// and readers go on meanwhile.
+    pub async fn save_snapshot(&self, file: &Path) -> Result<SnapshotInfo, StoreError> {
         let file = file.to_owned();
         self.read(move |view| save(view, &file)).await
     }
 
     /// Makes a store in `dir`, which must not hold one, from the snapshot in `file`. Keys keep their
-    /// revisions and their expiry; history and watches begin at the snapshot's revision.
+    /// revisions and their expiry; history and watches begin a million revisions later.
     pub fn restore(file: &Path, dir: &Path) -> Result<SnapshotInfo, StoreError> {
         let writer = open::open(dir, &Options::default())?;
         let damage = Damage::of(&writer.shared.path);
@@ -63,9 +68,31 @@ pub fn read_snapshot(file: &Path, mut f: impl FnMut(KeyValue)) -> Result<Snapsho
 fn save(view: &super::view::View, file: &Path) -> Result<SnapshotInfo, StoreError> {
     let damage = Damage::of(file);
     let partial = file.with_extension("partial");
-    let mut out = BufWriter::new(File::create(&partial).map_err(damage.io("creating the snapshot"))?);
+    let out = File::create(&partial).map_err(damage.io("creating the snapshot"))?;
+    let info = write_to(view, &out, damage)?;
+    out.sync_all().map_err(damage.io("syncing the snapshot"))?;
+    std::fs::rename(&partial, file).map_err(damage.io("renaming the snapshot"))?;
+    Ok(info)
+}
+
+/// Writes a snapshot to a file in `dir` that has lost its name, so that nothing stays behind
+/// whatever happens to its reader.
+pub fn unnamed(view: &super::view::View, dir: &Path) -> Result<File, StoreError> {
+    let path = dir.join(format!("sending-{}.snapshot", std::process::id()));
+    let damage = Damage::of(&path);
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(true);
+    let mut out = options.open(&path).map_err(damage.io("creating the snapshot"))?;
+    std::fs::remove_file(&path).map_err(damage.io("taking the name from the snapshot"))?;
+    write_to(view, &out, damage)?;
+    out.rewind().map_err(damage.io("rewinding the snapshot"))?;
+    Ok(out)
+}
+
+fn write_to(view: &super::view::View, file: &File, damage: Damage<'_>) -> Result<SnapshotInfo, StoreError> {
+    let mut out = BufWriter::new(file);
     let write =
-        |out: &mut BufWriter<File>, bytes: &[u8]| out.write_all(bytes).map_err(damage.io("writing the snapshot"));
+        |out: &mut BufWriter<&File>, bytes: &[u8]| out.write_all(bytes).map_err(damage.io("writing the snapshot"));
     write(&mut out, MAGIC)?;
     write(&mut out, &view.revision.to_le_bytes())?;
     let mut keys = 0u64;
@@ -83,9 +110,7 @@ fn save(view: &super::view::View, file: &Path) -> Result<SnapshotInfo, StoreErro
     write(&mut out, &0u64.to_le_bytes())?;
     write(&mut out, &keys.to_le_bytes())?;
     write(&mut out, &view.revision.to_le_bytes())?;
-    let out = out.into_inner().map_err(|error| damage.io("writing the snapshot")(error.into_error()))?;
-    out.sync_all().map_err(damage.io("syncing the snapshot"))?;
-    std::fs::rename(&partial, file).map_err(damage.io("renaming the snapshot"))?;
+    out.flush().map_err(damage.io("writing the snapshot"))?;
     Ok(SnapshotInfo { revision: view.revision, keys })
 }
 
@@ -201,7 +226,7 @@ impl Restore<'_> {
         if self.newest > info.revision {
             return Err(self.damage().because("the snapshot's records are newer than its revision"));
         }
-        self.flush(Some(info.revision))?;
+        self.flush(Some(info.revision + RESTORE_BUMP))?;
         Ok(info)
     }
 }

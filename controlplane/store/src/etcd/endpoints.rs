@@ -68,6 +68,11 @@ impl Endpoints {
         Ok(Self { channels, current: AtomicUsize::new(0), names })
     }
 
+    /// The members, as they were given.
+    pub fn names(&self) -> &str {
+        &self.names
+    }
+
     /// The member to use now, e.g. for a stream.
     pub fn channel(&self) -> Channel {
         self.channels[self.current.load(Ordering::Relaxed) % self.channels.len()].clone()

@@ -11,7 +11,6 @@ mod convert;
 mod endpoints;
 mod feed;
 mod lease;
-mod snapshot;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -221,5 +220,10 @@ impl Store for Etcd {
             refusals(client(channel).compact(request).await, revision)
         });
         answer.await?.map(drop)
+    }
+
+    async fn snapshot(&self) -> Result<std::fs::File, StoreError> {
+        let instead = format!("etcdctl --endpoints={} snapshot save FILE", self.shared.endpoints.names());
+        Err(StoreError::NoSnapshot { store: "etcd", instead })
     }
 }
