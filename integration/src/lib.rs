@@ -16,7 +16,9 @@ mod images;
 mod lab;
 mod leftovers;
 mod run;
+mod server;
 
 pub use images::{BUSYBOX, NGINX};
 pub use lab::Lab;
 pub use run::{Output, Running, command, kubectl, kubectl_of_version, skiff};
+pub use server::Server;

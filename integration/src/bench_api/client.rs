@@ -151,6 +151,7 @@ pub struct Connection(http1::SendRequest<Full<Bytes>>);
 impl Connection {
     /// Sends, reads the answer to its end; its length.
     pub async fn send(&mut self, ask: Ask) -> anyhow::Result<u64> {
+        self.0.ready().await?;
         let response = self.0.send_request(ask.request()?).await?;
         let status = response.status();
         let mut body = response.into_body();

@@ -33,6 +33,7 @@ fn main() -> anyhow::Result<()> {
     let mut figures = Vec::new();
     for section in SECTIONS {
         if arguments.is_empty() || arguments.iter().any(|wanted| wanted == section) {
+            eprintln!("{section} ...");
             figures.extend(runtime.block_on(measure(section))?);
         }
     }
