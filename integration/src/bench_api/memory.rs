@@ -25,7 +25,10 @@ pub async fn measure() -> anyhow::Result<Vec<Figure>> {
     drop(store);
     let server = Server::api(dir.path())?;
     let before = resident_mib(server.pid());
-    server.target.once(Ask::get("/api/v1/pods?limit=1")).await?;
+    // Refused while they are being read.
+    while let Err(error) = server.target.once(Ask::get("/api/v1/pods?limit=1")).await {
+        anyhow::ensure!(error.to_string().contains("initializing"), error);
+    }
     let held = resident_mib(server.pid());
     Ok(vec![Figure::new(
         format!("resident memory with {PODS} pods of {length} bytes"),

@@ -11,6 +11,7 @@ use api::selector::Selector;
 use bytes::Bytes;
 use serde_json::Value;
 
+use super::pluck::Fields;
 use crate::resource::{Descriptor, SelectableField, at};
 
 const METADATA: &[u8] = b"\"metadata\":{";
@@ -30,22 +31,27 @@ pub struct Item {
 }
 
 impl Item {
-    /// `stored` is what [`encode`] made, or any JSON object that another server wrote.
+    /// `stored` is what [`encode`] made, or any JSON object that another server wrote; `parts` are
+    /// those of `descriptor`.
     pub fn new(
         descriptor: &Descriptor,
+        parts: &Fields,
         key: Arc<str>,
         stored: &[u8],
         revision: u64,
     ) -> Result<Self, serde_json::Error> {
-        let mut value: Value = serde_json::from_slice(stored)?;
+        let value = parts.pluck(stored)?;
         // A custom resource may have been stored in what was the storage version then.
-        let renamed = descriptor.custom && rename_version(descriptor, &mut value);
+        let renamed = descriptor.custom && value["apiVersion"] != descriptor.hub_kind().api_version();
         let (bytes, metadata_at) = match metadata_position(stored) {
             Some(at) if value["metadata"]["resourceVersion"].is_null() && !renamed => {
                 (splice(stored, at, revision), at)
             }
             _ => {
-                let mut clean = value.clone();
+                let mut clean: Value = serde_json::from_slice(stored)?;
+                if renamed {
+                    clean["apiVersion"] = descriptor.hub_kind().api_version().into();
+                }
                 remove_version(&mut clean);
                 let encoded = encode(&clean);
                 let at = metadata_position(&encoded).unwrap_or(0);
@@ -135,13 +141,10 @@ impl Item {
     }
 }
 
-fn rename_version(descriptor: &Descriptor, value: &mut Value) -> bool {
-    let hub = descriptor.hub_kind().api_version();
-    let differs = value["apiVersion"] != hub;
-    if differs {
-        value["apiVersion"] = hub.into();
-    }
-    differs
+/// What [`Item::new`] looks at in an object.
+pub fn parts(descriptor: &Descriptor) -> Fields {
+    let selectable = descriptor.selectable.iter().flat_map(|field| field.paths.iter().map(|path| &**path));
+    Fields::new(["apiVersion", "metadata.labels", "metadata.resourceVersion"].into_iter().chain(selectable))
 }
 
 /// What a selectable field compares as.
@@ -258,11 +261,15 @@ mod tests {
         Descriptor::new("", "v1", "Pod", "pods").selectable("spec.nodeName")
     }
 
+    fn item(key: &str, stored: &[u8], revision: u64) -> serde_json::Result<Item> {
+        Item::new(&pods(), &parts(&pods()), key.into(), stored, revision)
+    }
+
     #[test]
     fn the_revision_is_spliced_once_and_can_be_moved() {
         let object = json!({"apiVersion": "v1", "kind": "Pod", "data": 1, "metadata": {"name": "a", "labels": {"x": "y"}}, "spec": {"nodeName": "n"}});
         let stored = encode(&object);
-        let item = Item::new(&pods(), "default/a".into(), &stored, 12).unwrap();
+        let item = item("default/a", &stored, 12).unwrap();
         let mut expected = object.clone();
         expected["metadata"]["resourceVersion"] = "12".into();
         assert_eq!(item.decode(), expected);
@@ -275,7 +282,7 @@ mod tests {
     #[test]
     fn metadata_is_cut_out() {
         let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "annotations": {"x": "}\\\"{"}}, "spec": {}});
-        let item = Item::new(&pods(), "default/a".into(), &encode(&object), 12).unwrap();
+        let item = item("default/a", &encode(&object), 12).unwrap();
         let cut: Value = serde_json::from_slice(item.metadata()).unwrap();
         assert_eq!(cut["annotations"]["x"], "}\\\"{");
         assert_eq!(cut["resourceVersion"], "12");
@@ -284,14 +291,14 @@ mod tests {
     #[test]
     fn foreign_encodings_are_understood() {
         let stored = br#"{ "metadata": {"resourceVersion":"3","name":"a"}, "apiVersion":"v1","kind":"Pod"}"#;
-        let item = Item::new(&pods(), "default/a".into(), stored, 12).unwrap();
+        let item = item("default/a", stored, 12).unwrap();
         assert_eq!(item.decode()["metadata"]["resourceVersion"], "12");
     }
 
     #[test]
     fn selectors_read_labels_and_fields() {
         let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "labels": {"x": "y"}}, "spec": {"nodeName": "n"}});
-        let item = Item::new(&pods(), "default/a".into(), &encode(&object), 1).unwrap();
+        let item = item("default/a", &encode(&object), 1).unwrap();
         for (labels, fields, expected) in [
             ("x=y", "", true),
             ("x!=y", "", false),

@@ -8,6 +8,7 @@
 //! cost a thousand positions, and a slow one that the window leaves behind is ended.
 
 pub mod item;
+mod pluck;
 pub mod state;
 pub mod watch;
 
@@ -29,11 +30,14 @@ use crate::resource::Descriptor;
 /// How long a read waits for the cache to catch up with the store, or with the version asked for.
 const CATCH_UP: Duration = Duration::from_secs(3);
 const RETRY: Duration = Duration::from_millis(200);
-const PAGE: usize = 2000;
+/// Each page of the first list counts what lies behind it: few and large ones.
+const PAGE: usize = 10_000;
 
 /// One resource's cache.
 pub struct Cache {
     pub descriptor: Arc<Descriptor>,
+    /// What items are found by.
+    parts: pluck::Fields,
     root: String,
     store: Arc<dyn Store>,
     supervisor: Supervisor,
@@ -51,6 +55,7 @@ impl Cache {
         let root = descriptor.registry_root();
         Arc::new(Self {
             supervisor: supervisor.child(format_args!("cache {}", descriptor.storage_prefix)),
+            parts: item::parts(&descriptor),
             descriptor,
             root,
             store,
@@ -100,6 +105,7 @@ impl Cache {
         if let Ok(outcome) = tokio::time::timeout(CATCH_UP * 3, reached).await {
             return outcome;
         }
+        self.check_initialized()?;
         Err(ApiError::timeout(format!(
             "the watch cache of {} did not reach revision {target} in time",
             self.descriptor.plural
@@ -126,6 +132,7 @@ impl Cache {
         if tokio::time::timeout(CATCH_UP, reached).await.is_ok() {
             return self.failed();
         }
+        self.check_initialized()?;
         let current = self.read().revision;
         Err(ApiError::timeout(format!("Too large resource version: {revision}, current: {current}")).with_details(
             serde_json::json!({
@@ -137,6 +144,58 @@ impl Cache {
 
     fn failed(&self) -> Result<()> {
         self.failure.lock().clone().map_or(Ok(()), |why| Err(ApiError::internal(why)))
+    }
+
+    /// Lets watches begin after `revision`, if the store still knows what happened since: a client
+    /// may go on here where another server, or this one before a restart, left off.
+    pub async fn reach_back(&self, revision: u64) {
+        let (oldest, epoch) = {
+            let state = self.read();
+            (state.oldest(), state.epoch)
+        };
+        if revision == 0 || revision >= oldest || epoch == 0 {
+            return;
+        }
+        match self.past(revision, oldest).await {
+            Ok(Some(events)) => self.state.write().reach_back(revision..oldest, events, epoch),
+            Ok(None) => {}
+            // The watch is then refused, and the client lists again.
+            Err(error) => tracing::debug!(prefix = self.root, revision, %error, "the store does not reach back"),
+        }
+    }
+
+    /// All that happened after `revision` up to `to`; none when that is too much for a window.
+    async fn past(&self, revision: u64, to: u64) -> Result<Option<Vec<state::PastEvent>>, StoreError> {
+        let mut watch = self.store.watch(&self.root, revision).await?;
+        watch.progress().request();
+        let mut events = Vec::new();
+        while let Some(batch) = watch.next().await {
+            let batch = batch?;
+            events.extend(batch.events.iter().filter(|event| event.revision <= to).filter_map(|e| self.past_event(e)));
+            if batch.revision >= to {
+                return Ok(Some(events));
+            }
+            if events.len() > PAGE {
+                break;
+            }
+        }
+        Ok(None)
+    }
+
+    fn past_event(&self, event: &store::Event) -> Option<state::PastEvent> {
+        let previous = event.previous.as_ref().and_then(|kv| self.item(&kv.key, &kv.value, kv.mod_revision));
+        let item = match &event.value {
+            Some(value) => self.item(&event.key, value, event.revision)?,
+            None => previous.as_ref()?.deleted_at(event.revision),
+        };
+        let deleted = event.value.is_none();
+        Some(state::PastEvent { item: Arc::new(item), previous: previous.map(Arc::new), deleted })
+    }
+
+    /// A resource of very many objects takes a while to be read for the first time: clients come
+    /// again by themselves.
+    fn check_initialized(&self) -> Result<()> {
+        if self.read().epoch > 0 { Ok(()) } else { Err(ApiError::too_many_requests("storage is (re)initializing", 1)) }
     }
 
     fn ready_at(&self, revision: u64) -> bool {
@@ -211,7 +270,7 @@ impl Cache {
 
     fn item(&self, key: &str, value: &[u8], revision: u64) -> Option<Item> {
         let suffix = key.strip_prefix(&self.root)?;
-        match Item::new(&self.descriptor, suffix.into(), value, revision) {
+        match Item::new(&self.descriptor, &self.parts, suffix.into(), value, revision) {
             Ok(item) => Some(item),
             Err(error) => {
                 tracing::error!(key, %error, "a stored object cannot be decoded; it is left out of lists");
@@ -223,7 +282,7 @@ impl Cache {
     /// A stored object of this resource, as a read at an old revision finds it.
     pub fn decode(&self, kv: &store::KeyValue) -> Result<Option<Item>> {
         let Some(suffix) = kv.key.strip_prefix(&self.root) else { return Ok(None) };
-        let item = Item::new(&self.descriptor, suffix.into(), &kv.value, kv.mod_revision);
+        let item = Item::new(&self.descriptor, &self.parts, suffix.into(), &kv.value, kv.mod_revision);
         item.map(Some).map_err(|error| ApiError::internal(format!("decoding {}: {error}", kv.key)))
     }
 

@@ -1,7 +1,7 @@
 //! The cached objects of one resource and a window of recent events: synchronous, no I/O.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::Bound;
+use std::ops::{Bound, Range};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -35,6 +35,13 @@ impl Event {
         let previous = self.previous.as_ref().unwrap_or(&self.item);
         self.left.get_or_init(|| previous.bytes_at(self.revision)).clone()
     }
+}
+
+/// What the store remembers of one change.
+pub struct PastEvent {
+    pub item: Arc<Item>,
+    pub previous: Option<Arc<Item>>,
+    pub deleted: bool,
 }
 
 #[derive(Default)]
@@ -94,6 +101,25 @@ impl State {
             left: OnceLock::new(),
         }));
         self.trim(now);
+    }
+
+    /// Takes the events after `range.start` up to `range.end`, where the window began, in front of
+    /// it; not when it has moved on or begun anew since, or when that would be more than it holds.
+    pub fn reach_back(&mut self, range: Range<u64>, events: Vec<PastEvent>, epoch: u64) {
+        let fits = self.window.len() + events.len() <= KEEP_AT_MOST;
+        if self.epoch != epoch || self.complete_after != range.end || range.is_empty() || !fits {
+            return;
+        }
+        let at = Instant::now();
+        for PastEvent { item, previous, deleted } in events.into_iter().rev() {
+            let revision = item.revision;
+            if revision <= range.start || revision > range.end {
+                continue;
+            }
+            self.window_bytes += item.bytes.len();
+            self.window.push_front(Arc::new(Event { revision, item, previous, deleted, at, left: OnceLock::new() }));
+        }
+        self.complete_after = range.start;
     }
 
     fn trim(&mut self, now: Instant) {
@@ -167,7 +193,7 @@ mod tests {
     fn item(key: &str, revision: u64) -> Item {
         let descriptor = Descriptor::new("", "v1", "Pod", "pods");
         let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": key}});
-        Item::new(&descriptor, key.into(), &encode(&object), revision).unwrap()
+        Item::new(&descriptor, &crate::cache::item::parts(&descriptor), key.into(), &encode(&object), revision).unwrap()
     }
 
     #[test]
@@ -184,6 +210,21 @@ mod tests {
         assert_eq!(events[2].item.decode()["metadata"]["resourceVersion"], "9");
         assert_eq!(state.events_after(9, 10).unwrap().len(), 0);
         assert_eq!(state.revision, 9);
+    }
+
+    #[test]
+    fn a_window_reaches_back_without_a_gap() {
+        let past = |revision| PastEvent { item: Arc::new(item("a/x", revision)), previous: None, deleted: false };
+        let mut state = State::default();
+        state.reset(vec![Arc::new(item("a/x", 9))], 10);
+        state.put(item("a/x", 12));
+        state.reach_back(5..10, vec![past(7), past(9), past(12)], 1);
+        let events = state.events_after(5, 10).unwrap();
+        assert_eq!(events.iter().map(|event| event.revision).collect::<Vec<_>>(), [7, 9, 12]);
+        assert!(state.events_after(4, 10).is_none());
+        state.reach_back(6..10, vec![past(7)], 1);
+        state.reach_back(3..5, vec![past(4)], 0);
+        assert_eq!((state.oldest(), state.events_after(5, 10).unwrap().len()), (5, 3), "nothing to add, or too late");
     }
 
     #[test]

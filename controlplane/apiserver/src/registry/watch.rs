@@ -124,6 +124,7 @@ impl Call {
         match wanted {
             Version::NotOlderThan(revision) if !sends_initial => {
                 cache.ready().await?;
+                cache.reach_back(revision).await;
                 return Ok((Watcher::after(cache, selection, revision)?, Vec::new(), false));
             }
             version => self.await_version(version).await?,
