@@ -104,6 +104,9 @@ pub struct Access<'a> {
     pub name: &'a str,
 }
 
+/// See [`Cluster::record`].
+pub type RecordChange<'a> = &'a mut (dyn FnMut(Option<&Value>) -> Result<Option<Value>> + Send);
+
 /// The cluster's objects for hooks and plugins. Reads come from the watch cache (as upstream's
 /// informers: possibly a moment behind) unless they say `live`; resources are named by hub group
 /// and plural. Objects are in the hub version.
@@ -123,6 +126,15 @@ pub trait Cluster: Send + Sync {
 
     /// Creates as the server itself, without admission.
     async fn create(&self, group: &str, plural: &str, object: Value) -> Result<Arc<Value>>;
+
+    /// Deletes as the server itself, at once and without admission, if `object` is still what is
+    /// stored: else 409.
+    async fn delete(&self, group: &str, plural: &str, object: &Value) -> Result<()>;
+
+    /// Changes a record of the server's own that is no resource, by its key in the store. `change`
+    /// gets what is there and says what shall be, none for no change; it is called again when
+    /// somebody else was faster.
+    async fn record(&self, key: &str, change: RecordChange<'_>) -> Result<()>;
 
     /// Whether `user` may do this.
     async fn allowed(&self, user: &UserInfo, access: Access<'_>) -> bool;

@@ -412,14 +412,19 @@ pub struct Context<'a> {
     pub cluster: &'a dyn Cluster,
 }
 
-/// Something held while a write is under way (a Service address, quota): dropped without
-/// [`Reservation::commit`] it is given back.
+/// Something taken for a write that is under way (a Service address). When it is not known what
+/// became of the write, neither is called: a repair finds out later.
+#[async_trait]
 pub trait Reservation: Send {
-    fn commit(self: Box<Self>);
+    /// The write is stored.
+    async fn commit(self: Box<Self>, cluster: &dyn Cluster);
+
+    /// The write was refused: what was taken for it is given back.
+    async fn release(self: Box<Self>, cluster: &dyn Cluster);
 }
 
 /// What is particular to one kind. Every method has the behaviour of a plain kind as default.
-/// All but `reserve` and `start` are pure and quick. Objects are in the hub version.
+/// All but `reserve`, `deleted` and `repair` are pure and quick. Objects are in the hub version.
 #[async_trait]
 pub trait Hooks: Send + Sync + 'static {
     /// Fills in defaults, at create and update, and for objects inside a review or a template.
@@ -476,7 +481,7 @@ pub trait Hooks: Send + Sync + 'static {
     }
 
     /// The object has gone from the store.
-    fn deleted(&self, _obj: &Value) {}
+    async fn deleted(&self, _cluster: &dyn Cluster, _obj: &Value) {}
 
     /// For `graceful` kinds: the grace period in seconds that a delete gets when it asks for
     /// `asked` (none: the object's own). 0 deletes at once.
@@ -504,8 +509,9 @@ pub trait Hooks: Send + Sync + 'static {
         false
     }
 
-    /// Once, before requests are served: rebuild what `reserve` needs from the stored objects.
-    async fn start(&self, _cluster: &dyn Cluster) -> Result<()> {
+    /// Before requests are served, and every few minutes: bring what `reserve` takes in line with
+    /// the stored objects.
+    async fn repair(&self, _cluster: &dyn Cluster) -> Result<()> {
         Ok(())
     }
 }

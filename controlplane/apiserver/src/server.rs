@@ -23,6 +23,9 @@ use crate::resources::{Endpoint, Resources};
 /// How long requests may take to end when the server stops.
 const DRAIN: Duration = Duration::from_secs(10);
 
+/// How often what Services hold is compared with what is noted as taken; upstream's period.
+const REPAIR_EVERY: Duration = Duration::from_secs(180);
+
 /// A certificate and its key, PEM files; read again when they change.
 #[derive(Debug, Clone, Default)]
 pub struct KeyPair {
@@ -119,6 +122,22 @@ impl Api {
     }
 }
 
+async fn repair(api: &Arc<Api>) -> Result<()> {
+    for endpoint in api.resources().all() {
+        endpoint.hooks().repair(&**api).await?;
+    }
+    Ok(())
+}
+
+async fn keep_repairing(api: Arc<Api>) {
+    loop {
+        tokio::time::sleep(REPAIR_EVERY).await;
+        if let Err(error) = repair(&api).await {
+            tracing::warn!(%error, "a repair failed; it is tried again later");
+        }
+    }
+}
+
 /// Built-in plugins with the cluster's own webhooks among them.
 fn admission_plugins() -> Vec<Arc<dyn Admission>> {
     let mut plugins = crate::admission::before_webhooks();
@@ -161,10 +180,9 @@ impl ApiServer {
             config,
         });
         crate::bootstrap::start(&api).await?;
-        // After that: the hooks' allocators then know the addresses that bootstrap gave out.
-        for endpoint in api.resources().all() {
-            endpoint.hooks().start(&*api).await?;
-        }
+        // After that: what bootstrap's own objects hold is then noted.
+        repair(&api).await?;
+        api.supervisor.spawn("repair", keep_repairing(api.clone()));
         crate::crd::start(&api).await?;
         crate::aggregate::start(&api);
         Ok(Self { api })

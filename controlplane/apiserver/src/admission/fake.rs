@@ -1,12 +1,13 @@
 //! A cluster of fixed objects, for the plugins' tests.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use crate::admit::{Access, Admission, Attributes, Cluster, Operation};
+use crate::admit::{Access, Admission, Attributes, Cluster, Operation, RecordChange};
 use crate::authn::UserInfo;
 use crate::error::{ApiError, Result};
 use crate::kinds::value::{name, namespace};
@@ -16,13 +17,14 @@ use crate::resource::Descriptor;
 #[derive(Default)]
 pub struct Fixed {
     objects: Mutex<Vec<(String, String, Arc<Value>)>>,
+    records: Mutex<BTreeMap<String, Value>>,
     pub allows: bool,
 }
 
 impl Fixed {
     pub fn with(objects: &[(&str, &str, Value)]) -> Self {
         let objects = objects.iter().map(|(g, p, o)| ((*g).to_owned(), (*p).to_owned(), Arc::new(o.clone()))).collect();
-        Self { objects: Mutex::new(objects), allows: false }
+        Self { objects: Mutex::new(objects), ..Self::default() }
     }
 }
 
@@ -60,9 +62,25 @@ impl Cluster for Fixed {
     }
 
     async fn create(&self, group: &str, plural: &str, object: Value) -> Result<Arc<Value>> {
+        if self.get(group, plural, namespace(&object), name(&object)).await?.is_some() {
+            return Err(ApiError::already_exists(group, plural, name(&object)));
+        }
         let object = Arc::new(object);
         self.objects.lock().push((group.to_owned(), plural.to_owned(), object.clone()));
         Ok(object)
+    }
+
+    async fn delete(&self, group: &str, plural: &str, object: &Value) -> Result<()> {
+        self.objects.lock().retain(|(g, p, held)| g != group || p != plural || **held != *object);
+        Ok(())
+    }
+
+    async fn record(&self, key: &str, change: RecordChange<'_>) -> Result<()> {
+        let mut records = self.records.lock();
+        if let Some(new) = change(records.get(key))? {
+            records.insert(key.to_owned(), new);
+        }
+        Ok(())
     }
 
     async fn allowed(&self, _user: &UserInfo, _access: Access<'_>) -> bool {

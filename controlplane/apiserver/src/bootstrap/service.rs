@@ -1,10 +1,12 @@
 //! The Service `default/kubernetes` and its endpoints: how pods find this server.
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::ensure as ensure_object;
 use crate::admit::Cluster;
 use crate::error::Result;
+use crate::kinds::core::allocator::Network;
 use crate::server::Api;
 
 const NAME: &str = "kubernetes";
@@ -12,7 +14,10 @@ const NAMESPACE: &str = "default";
 
 /// Makes them, and points them at this server's address.
 pub async fn ensure(api: &Api) -> Result<()> {
-    let cluster_ip = api::defaults::API_SERVICE_IP;
+    ensure_network(api).await?;
+    let network = Network::parse(&api.config.service_cidr);
+    let cluster_ip =
+        network.map_or_else(|| api::defaults::API_SERVICE_IP.to_owned(), |network| network.first().to_string());
     ensure_object(api, "", "services", json!({
         "metadata": {"name": NAME, "namespace": NAMESPACE, "labels": {"component": "apiserver", "provider": "kubernetes"}},
         "spec": {
@@ -26,6 +31,24 @@ pub async fn ensure(api: &Api) -> Result<()> {
     ensure_dns(api).await?;
     point(api, "", "endpoints", endpoints(api)).await?;
     point(api, "discovery.k8s.io", "endpointslices", slice(api)).await
+}
+
+/// The ServiceCIDR `kubernetes`: where addresses come from until others are added.
+async fn ensure_network(api: &Api) -> Result<()> {
+    ensure_object(
+        api,
+        "networking.k8s.io",
+        "servicecidrs",
+        json!({
+            "metadata": {"name": NAME},
+            "spec": {"cidrs": [api.config.service_cidr]},
+            "status": {"conditions": [{
+                "type": "Ready", "status": "True", "reason": "", "message": "Kubernetes default Service CIDR is ready",
+                "lastTransitionTime": Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            }]},
+        }),
+    )
+    .await
 }
 
 /// `kube-system/kube-dns`, where people and charts look for the cluster's DNS address. Every node

@@ -9,13 +9,16 @@ use serde_json::Value;
 use store::{Txn, TxnOutcome};
 
 use super::{Current, cache_key, metadata};
-use crate::admit::{Access, Cluster};
+use crate::admit::{Access, Cluster, RecordChange};
 use crate::authn::UserInfo;
 use crate::cache::item::{encode, remove_version};
 use crate::cache::store_error;
 use crate::error::{ApiError, Result};
 use crate::resources::Endpoint;
 use crate::server::Api;
+
+/// Attempts at a record while others write it.
+const RECORD_ATTEMPTS: usize = 256;
 
 impl Api {
     fn endpoint(&self, group: &str, plural: &str) -> Result<Arc<Endpoint>> {
@@ -106,6 +109,33 @@ impl Cluster for Api {
             TxnOutcome::Done { revision } => Ok(Arc::new(super::write::written(object, &stored, revision, true).value)),
             TxnOutcome::Conflict { .. } => Err(ApiError::already_exists(group, plural, &name)),
         }
+    }
+
+    async fn delete(&self, group: &str, plural: &str, object: &Value) -> Result<()> {
+        let endpoint = self.endpoint(group, plural)?;
+        let name = metadata::text(object, "name");
+        let key = endpoint.descriptor().key(metadata::text(object, "namespace"), name);
+        let expected = metadata::text(object, "resourceVersion").parse::<u64>().unwrap_or(0);
+        match self.store.txn(Txn::delete(key, expected)).await.map_err(store_error)? {
+            TxnOutcome::Done { .. } => Ok(()),
+            TxnOutcome::Conflict { current: None, .. } => Err(ApiError::not_found(group, plural, name)),
+            TxnOutcome::Conflict { .. } => Err(ApiError::modified(group, plural, name)),
+        }
+    }
+
+    async fn record(&self, key: &str, change: RecordChange<'_>) -> Result<()> {
+        let mut current = self.store.get(key).await.map_err(store_error)?.kv;
+        for _ in 0..RECORD_ATTEMPTS {
+            let held = current.as_ref().map(|kv| serde_json::from_slice::<Value>(&kv.value));
+            let held = held.transpose().map_err(|error| ApiError::internal(format!("decoding {key}: {error}")))?;
+            let Some(new) = change(held.as_ref())? else { return Ok(()) };
+            let expected = current.as_ref().map_or(0, |kv| kv.mod_revision);
+            match self.store.txn(Txn::update(key, expected, new.to_string())).await.map_err(store_error)? {
+                TxnOutcome::Done { .. } => return Ok(()),
+                TxnOutcome::Conflict { current: newer, .. } => current = newer,
+            }
+        }
+        Err(ApiError::internal(format!("{key} was changed by others {RECORD_ATTEMPTS} times in a row; try again")))
     }
 
     async fn allowed(&self, user: &UserInfo, access: Access<'_>) -> bool {

@@ -239,7 +239,7 @@ impl Call {
             match self.api.store.txn(txn).await.map_err(store_error)? {
                 TxnOutcome::Done { revision } => {
                     if deleted {
-                        hooks.deleted(&value);
+                        hooks.deleted(&*self.api, &value).await;
                     }
                     return Ok(match stored {
                         Some(stored) => written(value, &stored, revision, false),

@@ -105,7 +105,7 @@ impl Call {
         match self.api.store.txn(txn).await.map_err(store_error)? {
             TxnOutcome::Done { revision } => {
                 if let Some(reservation) = reservation {
-                    reservation.commit();
+                    reservation.commit(&*self.api).await;
                 }
                 if descriptor.plural == "pods" && descriptor.hub_group().is_empty() {
                     let pod = format!("{}/{name}", self.namespace());
@@ -114,7 +114,12 @@ impl Call {
                 }
                 Ok(written(object, &stored, revision, true))
             }
-            TxnOutcome::Conflict { .. } => Err(ApiError::already_exists(&self.info.group, &descriptor.plural, &name)),
+            TxnOutcome::Conflict { .. } => {
+                if let Some(reservation) = reservation {
+                    reservation.release(&*self.api).await;
+                }
+                Err(ApiError::already_exists(&self.info.group, &descriptor.plural, &name))
+            }
         }
     }
 
@@ -179,20 +184,24 @@ impl Call {
         match outcome {
             Ok((stored, revision)) => {
                 if let Some(reservation) = reservation {
-                    reservation.commit();
+                    reservation.commit(&*self.api).await;
                 }
                 if gone {
-                    hooks.deleted(&new);
+                    hooks.deleted(&*self.api, &new).await;
                 }
                 let mut written = written(new, &stored, revision, false);
                 written.deleted = gone;
                 Ok(Attempt::done(written))
             }
-            Err(newer) if conditional && !change.retries() => {
-                drop(newer);
-                Err(ApiError::modified(&self.info.group, &self.descriptor().plural, &self.info.name))
+            Err(newer) => {
+                if let Some(reservation) = reservation {
+                    reservation.release(&*self.api).await;
+                }
+                if conditional && !change.retries() {
+                    return Err(ApiError::modified(&self.info.group, &self.descriptor().plural, &self.info.name));
+                }
+                Ok(Attempt::Conflict(newer))
             }
-            Err(newer) => Ok(Attempt::Conflict(newer)),
         }
     }
 

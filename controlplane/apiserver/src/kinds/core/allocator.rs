@@ -1,24 +1,41 @@
-//! Service addresses and node ports: who holds which.
+//! Service addresses and node ports, taken for the whole cluster however many servers it has.
 //!
-//! In memory, rebuilt from the stored Services at start and brought up to date with them while
-//! Services are written ([`Allocator::sync`]: other servers on the same store write some). A value is taken before the write of its
-//! Service and given back when the write fails ([`Hold`] dropped) or the Service goes, so that
-//! concurrent creates never get the same one. The lower band of each range is left to people who
-//! ask for a certain value, as upstream does (`ServiceIPStaticSubrange`,
-//! `ServiceNodePortStaticSubrange`): it is used only when the upper band is full.
+//! An address is taken by creating the `IPAddress` of that name, a port by setting its bit in one
+//! record (`port_map`): the store lets only one server do either. What a write took is given back
+//! when the write fails ([`Hold`]); what a crash leaves behind is found by the repair
+//! (`service_repair`). Addresses come from the `ServiceCIDR`s that are ready. The lower band of each
+//! is left to people who ask for a certain address, as upstream does (`ServiceIPStaticSubrange`).
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use async_trait::async_trait;
 use rand::Rng;
+use rand::seq::SliceRandom;
+use serde_json::{Value, json};
+
+use super::port_map::PortMap;
+use crate::admit::Cluster;
+use crate::error::{ApiError, Result};
+use crate::kinds::value::{has, list, name, namespace, text, texts};
+use crate::resource::Reservation;
+
+pub const GROUP: &str = "networking.k8s.io";
+pub const ADDRESSES: &str = "ipaddresses";
+pub const NETWORKS: &str = "servicecidrs";
+/// Where upstream keeps the node ports, under `/registry`.
+pub const PORTS: &str = "/registry/ranges/servicenodeports";
+const MANAGED_BY: &str = "ipaddress.kubernetes.io/managed-by";
+const FAMILY: &str = "ipaddress.kubernetes.io/ip-family";
+const ALLOCATOR: &str = "ipallocator.k8s.io";
+/// Addresses tried blindly before it is looked which are taken.
+const BLIND: usize = 8;
 
 /// Ranges that Service addresses and node ports come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceRanges {
-    /// IPv4 network of cluster addresses.
+    /// IPv4 network of cluster addresses, until others are added.
     pub cidr: String,
     /// First and last node port.
     pub node_ports: (u16, u16),
@@ -37,352 +54,329 @@ pub enum AllocationError {
     Taken(&'static str),
     #[error("{0}")]
     OutOfRange(String),
+    #[error("the provided network does not match the current range")]
+    Mismatch,
     #[error("range is full")]
     Full,
 }
 
-/// How long what the stored Services say is trusted.
-const FRESH: Duration = Duration::from_secs(1);
-/// Longer than any write takes: what is held longer and not stored has gone.
-const IN_FLIGHT: Duration = Duration::from_secs(120);
-
-/// Who holds a value, since when this server knows it, and whether it was seen stored.
-#[derive(Debug)]
-struct Holder {
-    owner: String,
-    since: Instant,
-    stored: bool,
+/// One IPv4 network of Service addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    cidr: String,
+    /// First and last address that Services may have: not the network's own, not its broadcast.
+    first: u32,
+    last: u32,
+    /// Addresses before this one are taken last.
+    middle: u32,
+    mask: u32,
 }
 
-/// What one stored Service holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Holding {
-    pub owner: String,
+impl Network {
+    /// None if it is no IPv4 network with room for Services.
+    pub fn parse(cidr: &str) -> Option<Self> {
+        let (address, length) = cidr.split_once('/')?;
+        let address: Ipv4Addr = address.parse().ok()?;
+        let length: u32 = length.parse().ok().filter(|length| (1..=30).contains(length))?;
+        let mask = u32::MAX << (32 - length);
+        let network = u32::from(address) & mask;
+        let (first, last) = (network + 1, (network | !mask) - 1);
+        // Upstream sizes the band by the whole network.
+        let middle = first + static_band(last - first + 3, 16, 256).min(last - first);
+        Some(Self { cidr: cidr.to_owned(), first, last, middle, mask })
+    }
+
+    pub fn first(&self) -> Ipv4Addr {
+        self.first.into()
+    }
+
+    fn contains(&self, address: Ipv4Addr) -> bool {
+        u32::from(address) & self.mask == self.first & self.mask
+    }
+
+    /// Every address once: the upper band from a random place on, then the lower one.
+    fn candidates(&self) -> impl Iterator<Item = Ipv4Addr> + use<> {
+        let round = |from: u32, to: u32| {
+            let start = if from < to { rand::rng().random_range(from..to) } else { from };
+            (start..to).chain(from..start)
+        };
+        round(self.middle, self.last + 1).chain(round(self.first, self.middle)).map(Ipv4Addr::from)
+    }
+}
+
+/// `min(max(16, size / step), most)`, nothing in ranges that small.
+pub fn static_band(size: u32, step: u32, most: u32) -> u32 {
+    if size < 16 { 0 } else { (size / step).clamp(16, most) }
+}
+
+/// Whether new addresses may come from a `ServiceCIDR`.
+fn is_ready(network: &Value) -> bool {
+    let condition = list(network, "status.conditions").iter().find(|condition| condition["type"] == "Ready");
+    !has(network, "metadata.deletionTimestamp") && condition.is_none_or(|condition| condition["status"] == "True")
+}
+
+/// The networks that addresses may come from now.
+async fn networks(cluster: &dyn Cluster) -> Result<Vec<Network>> {
+    let networks = cluster.list(GROUP, NETWORKS, "").await?;
+    let cidrs = networks.iter().filter(|network| is_ready(network)).flat_map(|network| texts(network, "spec.cidrs"));
+    let mut networks: Vec<Network> = cidrs.filter_map(|cidr| Network::parse(&cidr)).collect();
+    networks.dedup();
+    Ok(networks)
+}
+
+/// Namespace and name of a Service.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Owner {
+    namespace: String,
+    name: String,
+}
+
+impl Owner {
+    pub fn of(service: &Value) -> Self {
+        Self { namespace: namespace(service).to_owned(), name: name(service).to_owned() }
+    }
+
+    pub fn of_address(address: &Value) -> Self {
+        let part = |field: &str| text(address, &format!("spec.parentRef.{field}")).to_owned();
+        Self { namespace: part("namespace"), name: part("name") }
+    }
+
+    /// The `IPAddress` that says that this Service has `address`.
+    pub fn address_object(&self, address: Ipv4Addr) -> Value {
+        json!({
+            "metadata": {"name": address.to_string(), "labels": {FAMILY: "IPv4", MANAGED_BY: ALLOCATOR}},
+            "spec": {"parentRef": {"group": "", "resource": "services", "namespace": self.namespace, "name": self.name}},
+        })
+    }
+}
+
+/// Whether an `IPAddress` is the allocator's: people may make others.
+pub fn is_managed(address: &Value) -> bool {
+    address["metadata"]["labels"][MANAGED_BY] == ALLOCATOR
+}
+
+/// What one write of a Service took, and what it gives up once it is stored.
+#[derive(Debug)]
+pub struct Hold {
+    owner: Owner,
+    range: (u16, u16),
+    taken: Held,
+    pub freed: Held,
+}
+
+/// Addresses and ports of a Service.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Held {
     pub addresses: Vec<Ipv4Addr>,
     pub ports: Vec<u16>,
 }
 
-/// One range of numbers and who holds which of them, by the owner's UID.
-#[derive(Debug)]
-struct Range {
-    first: u32,
-    last: u32,
-    /// Values before this one are taken last.
-    band: u32,
-    held: HashMap<u32, Holder>,
-    /// Given back here a moment ago; a cache that is behind may still show them as held.
-    released: HashMap<(u32, String), Instant>,
-}
-
-impl Range {
-    fn new(first: u32, last: u32, band: u32) -> Self {
-        Self { first, last, band: band.min(last - first), held: HashMap::new(), released: HashMap::new() }
+impl Hold {
+    /// `range`: of node ports.
+    pub fn new(owner: Owner, range: (u16, u16)) -> Self {
+        Self { owner, range, taken: Held::default(), freed: Held::default() }
     }
 
-    fn contains(&self, value: u32) -> bool {
-        (self.first..=self.last).contains(&value)
-    }
-
-    /// Whether `value` was free or already `owner`'s; new for it when free.
-    fn take(&mut self, value: u32, owner: &str) -> Option<bool> {
-        match self.held.get(&value) {
-            Some(holder) if holder.owner == owner => Some(false),
-            Some(_) => None,
-            None => {
-                self.released.remove(&(value, owner.to_owned()));
-                self.hold(value, owner, false);
-                Some(true)
-            }
+    /// Takes `asked`, or any address. A dry run takes nothing and says what it might have been.
+    pub async fn address(
+        &mut self,
+        cluster: &dyn Cluster,
+        asked: Option<Ipv4Addr>,
+        dry_run: bool,
+    ) -> Result<std::result::Result<Ipv4Addr, AllocationError>> {
+        let mut networks = networks(cluster).await?;
+        let Some(address) = asked else {
+            networks.shuffle(&mut rand::rng());
+            return self.any_address(cluster, &networks, dry_run).await;
+        };
+        let Some(network) = networks.iter().find(|network| network.contains(address)) else {
+            return Ok(Err(AllocationError::Mismatch));
+        };
+        if !(network.first..=network.last).contains(&u32::from(address)) {
+            return Ok(Err(AllocationError::OutOfRange(format!(
+                "the provided IP ({address}) is not in the valid range. The range of valid IPs is {}",
+                network.cidr
+            ))));
         }
-    }
-
-    fn take_any(&mut self, owner: &str) -> Option<u32> {
-        let (middle, end) = (self.first + self.band, self.last + 1);
-        let value = self.free_in(middle, end).or_else(|| self.free_in(self.first, middle))?;
-        self.hold(value, owner, false);
-        Some(value)
-    }
-
-    fn hold(&mut self, value: u32, owner: &str, stored: bool) {
-        self.held.insert(value, Holder { owner: owner.to_owned(), since: Instant::now(), stored });
-    }
-
-    /// Makes the range what is stored, but for what writes under way have just taken or given back.
-    fn sync(&mut self, stored: &HashMap<u32, &str>, now: Instant) {
-        self.released.retain(|_, at| now.duration_since(*at) < IN_FLIGHT);
-        self.held.retain(|value, holder| {
-            stored.contains_key(value) || !holder.stored && now.duration_since(holder.since) < IN_FLIGHT
-        });
-        for (value, owner) in stored {
-            match self.held.get_mut(value) {
-                Some(holder) if holder.owner == *owner => holder.stored = true,
-                _ if self.released.contains_key(&(*value, (*owner).to_owned())) => {}
-                _ => self.hold(*value, owner, true),
-            }
-        }
-    }
-
-    /// A free value of `[from, to)`, searched from a random place on.
-    fn free_in(&self, from: u32, to: u32) -> Option<u32> {
-        if from >= to {
-            return None;
-        }
-        let start = rand::rng().random_range(from..to);
-        (start..to).chain(from..start).find(|value| !self.held.contains_key(value))
-    }
-
-    fn release(&mut self, value: u32, owner: &str) {
-        if self.held.get(&value).is_some_and(|holder| holder.owner == owner) {
-            self.held.remove(&value);
-            self.released.insert((value, owner.to_owned()), Instant::now());
-        }
-    }
-}
-
-/// The allocator of one server, shared by the Service hooks and the holds under way.
-#[derive(Debug)]
-pub struct Allocator {
-    ranges: ServiceRanges,
-    addresses: Mutex<Range>,
-    ports: Mutex<Range>,
-    synced: Mutex<Option<Instant>>,
-}
-
-/// What one write took, and what it gives up once it is stored.
-#[derive(Debug)]
-pub struct Hold {
-    allocator: Arc<Allocator>,
-    owner: String,
-    taken_addresses: Vec<u32>,
-    taken_ports: Vec<u32>,
-    freed_addresses: Vec<u32>,
-    freed_ports: Vec<u32>,
-}
-
-impl Allocator {
-    /// `ranges.cidr` must be an IPv4 network of at most 20 host bits' worth of use; anything
-    /// unparsable falls back to the default network.
-    pub fn new(ranges: ServiceRanges) -> Arc<Self> {
-        let (first, last) = usable(&ranges.cidr).or_else(|| usable(api::defaults::SERVICE_CIDR)).unwrap_or((1, 2));
-        let size = last - first + 1;
-        let ports = (u32::from(ranges.node_ports.0), u32::from(ranges.node_ports.1.max(ranges.node_ports.0)));
-        let port_count = ports.1 - ports.0 + 1;
-        Arc::new(Self {
-            addresses: Mutex::new(Range::new(first, last, static_band(size, 16, 256))),
-            ports: Mutex::new(Range::new(ports.0, ports.1, static_band(port_count, 32, 128))),
-            ranges,
-            synced: Mutex::new(None),
+        Ok(if dry_run || self.create(cluster, address).await? {
+            Ok(address)
+        } else {
+            Err(AllocationError::Taken("IP"))
         })
     }
 
-    pub fn hold(self: &Arc<Self>, owner: &str) -> Hold {
-        Hold {
-            allocator: Arc::clone(self),
-            owner: owner.to_owned(),
-            taken_addresses: Vec::new(),
-            taken_ports: Vec::new(),
-            freed_addresses: Vec::new(),
-            freed_ports: Vec::new(),
+    async fn any_address(
+        &mut self,
+        cluster: &dyn Cluster,
+        networks: &[Network],
+        dry_run: bool,
+    ) -> Result<std::result::Result<Ipv4Addr, AllocationError>> {
+        let mut known: Option<HashSet<String>> = None;
+        let candidates: Vec<_> = networks.iter().map(Network::candidates).collect();
+        for (tried, address) in candidates.into_iter().flatten().enumerate() {
+            if tried == BLIND {
+                let taken = cluster.list(GROUP, ADDRESSES, "").await?;
+                known = Some(taken.iter().map(|address| name(address).to_owned()).collect());
+            }
+            if known.as_ref().is_some_and(|known| known.contains(&address.to_string())) {
+                continue;
+            }
+            if dry_run || self.create(cluster, address).await? {
+                return Ok(Ok(address));
+            }
+        }
+        Ok(Err(AllocationError::Full))
+    }
+
+    /// False when somebody has it.
+    async fn create(&mut self, cluster: &dyn Cluster, address: Ipv4Addr) -> Result<bool> {
+        match cluster.create(GROUP, ADDRESSES, self.owner.address_object(address)).await {
+            Ok(_) => {
+                self.taken.addresses.push(address);
+                Ok(true)
+            }
+            Err(error) if error.is_already_exists() => Ok(false),
+            Err(error) => Err(error),
         }
     }
 
-    /// Whether it is time to look at the stored Services again.
-    pub fn is_stale(&self, now: Instant) -> bool {
-        self.synced.lock().is_none_or(|synced| now.duration_since(synced) >= FRESH)
-    }
-
-    /// Brings the allocator up to date with the stored Services.
-    pub fn sync(&self, stored: &[Holding], now: Instant) {
-        let addresses = stored
-            .iter()
-            .flat_map(|held| held.addresses.iter().map(|address| (u32::from(*address), held.owner.as_str())));
-        let ports =
-            stored.iter().flat_map(|held| held.ports.iter().map(|port| (u32::from(*port), held.owner.as_str())));
-        self.addresses.lock().sync(&addresses.collect(), now);
-        self.ports.lock().sync(&ports.collect(), now);
-        *self.synced.lock() = Some(now);
-    }
-
-    pub fn release(&self, owner: &str, addresses: &[Ipv4Addr], ports: &[u16]) {
-        let (mut held_addresses, mut held_ports) = (self.addresses.lock(), self.ports.lock());
-        for address in addresses {
-            held_addresses.release(u32::from(*address), owner);
-        }
-        for port in ports {
-            held_ports.release(u32::from(*port), owner);
-        }
+    /// Lets `assign` take ports. It gets what is free and says which it took, or what is wrong with
+    /// the wishes; it may be called again when another server was faster.
+    pub async fn ports<E: Send>(
+        &mut self,
+        cluster: &dyn Cluster,
+        dry_run: bool,
+        mut assign: impl FnMut(&mut PortMap) -> std::result::Result<Vec<u16>, E> + Send,
+    ) -> Result<std::result::Result<(), E>> {
+        let (range, mut outcome) = (self.range, Ok(Vec::new()));
+        let mut change = |record: Option<&Value>| {
+            let mut map = PortMap::read(range, record);
+            outcome = assign(&mut map);
+            Ok(outcome.as_ref().is_ok_and(|taken| !taken.is_empty() && !dry_run).then(|| map.record()))
+        };
+        cluster.record(PORTS, &mut change).await?;
+        Ok(outcome.map(|taken| {
+            if !dry_run {
+                self.taken.ports = taken;
+            }
+        }))
     }
 }
 
-impl Hold {
-    pub fn any_address(&mut self) -> Result<Ipv4Addr, AllocationError> {
-        let value = self.allocator.addresses.lock().take_any(&self.owner).ok_or(AllocationError::Full)?;
-        self.taken_addresses.push(value);
-        Ok(Ipv4Addr::from(value))
+#[async_trait]
+impl Reservation for Hold {
+    async fn commit(self: Box<Self>, cluster: &dyn Cluster) {
+        give_back(cluster, &self.owner, self.range, &self.freed).await;
     }
 
-    pub fn address(&mut self, address: Ipv4Addr) -> Result<(), AllocationError> {
-        let value = u32::from(address);
-        let mut range = self.allocator.addresses.lock();
-        if !range.contains(value) {
-            return Err(AllocationError::OutOfRange(format!(
-                "the provided IP ({address}) is not in the valid range. The range of valid IPs is {}",
-                self.allocator.ranges.cidr
-            )));
-        }
-        if range.take(value, &self.owner).ok_or(AllocationError::Taken("IP"))? {
-            self.taken_addresses.push(value);
-        }
-        Ok(())
-    }
-
-    pub fn any_port(&mut self) -> Result<u16, AllocationError> {
-        let value = self.allocator.ports.lock().take_any(&self.owner).ok_or(AllocationError::Full)?;
-        self.taken_ports.push(value);
-        u16::try_from(value).map_err(|_| AllocationError::Full)
-    }
-
-    pub fn port(&mut self, port: u16) -> Result<(), AllocationError> {
-        let value = u32::from(port);
-        let mut range = self.allocator.ports.lock();
-        if !range.contains(value) {
-            let (first, last) = self.allocator.ranges.node_ports;
-            return Err(AllocationError::OutOfRange(format!(
-                "provided port is not in the valid range. The range of valid ports is {first}-{last}"
-            )));
-        }
-        if range.take(value, &self.owner).ok_or(AllocationError::Taken("port"))? {
-            self.taken_ports.push(value);
-        }
-        Ok(())
-    }
-
-    /// Given back once the write is stored.
-    pub fn free_later(&mut self, addresses: &[Ipv4Addr], ports: &[u16]) {
-        self.freed_addresses.extend(addresses.iter().map(|address| u32::from(*address)));
-        self.freed_ports.extend(ports.iter().map(|port| u32::from(*port)));
+    async fn release(self: Box<Self>, cluster: &dyn Cluster) {
+        give_back(cluster, &self.owner, self.range, &self.taken).await;
     }
 }
 
-impl crate::resource::Reservation for Hold {
-    fn commit(mut self: Box<Self>) {
-        self.taken_addresses = std::mem::take(&mut self.freed_addresses);
-        self.taken_ports = std::mem::take(&mut self.freed_ports);
-        // Dropping gives back what is now listed: what the stored object no longer has.
+/// Frees what a Service no longer has. What cannot be freed now is left to the repair.
+pub async fn give_back(cluster: &dyn Cluster, owner: &Owner, range: (u16, u16), held: &Held) {
+    for address in &held.addresses {
+        if let Err(error) = free_address(cluster, owner, *address).await {
+            tracing::warn!(%address, %error, "a Service's address is not freed; the next repair does it");
+        }
+    }
+    if held.ports.is_empty() {
+        return;
+    }
+    let mut change = |record: Option<&Value>| {
+        let mut map = PortMap::read(range, record);
+        held.ports.iter().for_each(|port| map.set(*port, false));
+        Ok(Some(map.record()))
+    };
+    if let Err(error) = cluster.record(PORTS, &mut change).await {
+        tracing::warn!(ports = ?held.ports, %error, "a Service's ports are not freed; the next repair does it");
     }
 }
 
-impl Drop for Hold {
-    fn drop(&mut self) {
-        let mut addresses = self.allocator.addresses.lock();
-        for value in &self.taken_addresses {
-            addresses.release(*value, &self.owner);
-        }
-        drop(addresses);
-        let mut ports = self.allocator.ports.lock();
-        for value in &self.taken_ports {
-            ports.release(*value, &self.owner);
-        }
+async fn free_address(cluster: &dyn Cluster, owner: &Owner, address: Ipv4Addr) -> Result<()> {
+    let object: Option<Arc<Value>> = cluster.get_live(GROUP, ADDRESSES, "", &address.to_string()).await?;
+    // Another Service's by now, or a person's.
+    let Some(object) = object.filter(|object| is_managed(object) && Owner::of_address(object) == *owner) else {
+        return Ok(());
+    };
+    match cluster.delete(GROUP, ADDRESSES, &object).await {
+        Err(error) if error.is_not_found() || ApiError::is_conflict(&error) => Ok(()),
+        outcome => outcome,
     }
-}
-
-/// First and last address that Services may have: not the network's own, not its broadcast.
-fn usable(cidr: &str) -> Option<(u32, u32)> {
-    let (address, length) = cidr.split_once('/')?;
-    let address: Ipv4Addr = address.parse().ok()?;
-    let length: u32 = length.parse().ok().filter(|length| (1..=30).contains(length))?;
-    let mask = u32::MAX << (32 - length);
-    let network = u32::from(address) & mask;
-    Some((network + 1, (network | !mask) - 1))
-}
-
-/// `min(max(16, size / step), most)`, nothing in ranges that small.
-fn static_band(size: u32, step: u32, most: u32) -> u32 {
-    if size < 16 { 0 } else { (size / step).clamp(16, most) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resource::Reservation;
-    use std::collections::HashSet;
+    use crate::admission::fake::Fixed;
 
-    fn small() -> Arc<Allocator> {
-        Allocator::new(ServiceRanges { cidr: "10.0.0.0/29".into(), node_ports: (30000, 30002) })
+    fn cluster(cidr: &str) -> Fixed {
+        Fixed::with(&[(GROUP, NETWORKS, json!({"metadata": {"name": "n"}, "spec": {"cidrs": [cidr]}}))])
     }
 
-    #[test]
-    fn nothing_twice_and_full() {
-        let allocator = small();
-        let mut hold = allocator.hold("a");
-        let got: HashSet<Ipv4Addr> = (0..6).map(|_| hold.any_address().unwrap()).collect();
-        assert_eq!(got.len(), 6);
-        assert!(!got.contains(&Ipv4Addr::new(10, 0, 0, 0)) && !got.contains(&Ipv4Addr::new(10, 0, 0, 7)));
-        assert_eq!(hold.any_address(), Err(AllocationError::Full));
-        assert_eq!(allocator.hold("b").address(Ipv4Addr::new(10, 0, 0, 3)), Err(AllocationError::Taken("IP")));
-        drop(hold);
-        assert_eq!(allocator.hold("b").address(Ipv4Addr::new(10, 0, 0, 3)), Ok(()));
+    fn hold(name: &str) -> Hold {
+        Hold::new(Owner { namespace: "default".into(), name: name.into() }, (30000, 30002))
     }
 
-    #[test]
-    fn committed_holds_stay() {
-        let allocator = small();
-        let mut hold = Box::new(allocator.hold("a"));
-        hold.port(30001).unwrap();
-        hold.commit();
-        assert_eq!(allocator.hold("b").port(30001), Err(AllocationError::Taken("port")));
-        let mut update = Box::new(allocator.hold("a"));
-        update.port(30001).unwrap();
-        update.free_later(&[], &[30001]);
-        update.commit();
-        assert_eq!(allocator.hold("b").port(30001), Ok(()));
-        let held = Holding { owner: "c".into(), addresses: vec![], ports: vec![30002] };
-        allocator.sync(&[held], Instant::now());
-        allocator.release("other", &[], &[30002]);
-        assert_eq!(allocator.hold("b").port(30002), Err(AllocationError::Taken("port")));
-        allocator.release("c", &[], &[30002]);
-        assert_eq!(allocator.hold("b").port(30002), Ok(()));
-    }
-
-    #[test]
-    fn other_servers_write_too() {
-        let allocator = small();
-        let (now, later) = (Instant::now(), Instant::now() + IN_FLIGHT + FRESH);
-        assert!(allocator.is_stale(now));
-        let mut hold = Box::new(allocator.hold("a"));
-        hold.port(30000).unwrap();
-        hold.commit();
-        // Not seen yet, but too young to be gone; what others stored is taken.
-        let theirs = Holding { owner: "b".into(), addresses: vec![Ipv4Addr::new(10, 0, 0, 2)], ports: vec![30001] };
-        allocator.sync(std::slice::from_ref(&theirs), now);
-        assert!(!allocator.is_stale(now) && allocator.is_stale(now + FRESH));
-        assert_eq!(allocator.hold("c").port(30000), Err(AllocationError::Taken("port")));
-        assert_eq!(allocator.hold("c").port(30001), Err(AllocationError::Taken("port")));
-        // Given back here; a cache that is behind does not take it again.
-        allocator.release("b", &theirs.addresses, &theirs.ports);
-        allocator.sync(&[theirs], now);
-        assert_eq!(allocator.hold("c").port(30001), Ok(()));
-        // Deleted through another server.
-        allocator.sync(&[], later);
-        assert_eq!(allocator.hold("c").port(30000), Ok(()));
-        assert_eq!(allocator.hold("c").address(Ipv4Addr::new(10, 0, 0, 2)), Ok(()));
-    }
-
-    #[test]
-    fn ranges() {
-        let allocator = Allocator::new(ServiceRanges::default());
-        let mut hold = allocator.hold("a");
-        for _ in 0..200 {
-            let address = hold.any_address().unwrap();
-            assert!(u32::from(address) > u32::from(Ipv4Addr::new(10, 43, 1, 0)), "{address} is in the static band");
+    #[tokio::test]
+    async fn no_address_twice_whoever_asks() {
+        let cluster = cluster("10.0.0.0/28");
+        let mut got = HashSet::new();
+        for n in 0..14 {
+            // Each from another server's point of view.
+            got.insert(hold(&n.to_string()).address(&cluster, None, false).await.unwrap().unwrap());
         }
-        assert_eq!(
-            hold.address(Ipv4Addr::new(10, 9, 0, 1)).unwrap_err().to_string(),
-            "the provided IP (10.9.0.1) is not in the valid range. The range of valid IPs is 10.43.0.0/16"
-        );
-        assert_eq!(
-            hold.port(80).unwrap_err().to_string(),
-            "provided port is not in the valid range. The range of valid ports is 30000-32767"
-        );
+        assert_eq!(got.len(), 14);
+        assert!(!got.contains(&Ipv4Addr::new(10, 0, 0, 0)) && !got.contains(&Ipv4Addr::new(10, 0, 0, 15)));
+        assert_eq!(hold("x").address(&cluster, None, false).await.unwrap(), Err(AllocationError::Full));
+        let third = Ipv4Addr::new(10, 0, 0, 3);
+        for (asked, error) in [
+            (third, "provided IP is already allocated"),
+            (Ipv4Addr::new(10, 9, 0, 1), "the provided network does not match the current range"),
+            (
+                Ipv4Addr::new(10, 0, 0, 15),
+                "the provided IP (10.0.0.15) is not in the valid range. The range of valid IPs is 10.0.0.0/28",
+            ),
+        ] {
+            let refused = hold("x").address(&cluster, Some(asked), false).await.unwrap().unwrap_err();
+            assert_eq!(refused.to_string(), error);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_failed_write_took_is_free_again() {
+        let cluster = cluster("10.0.0.0/24");
+        let mut first = hold("a");
+        let address = first.address(&cluster, None, false).await.unwrap().unwrap();
+        first.ports(&cluster, false, |map| map.take(30001).map(|()| vec![30001])).await.unwrap().unwrap();
+        let taken = |map: &mut PortMap| map.take(30001).map(|()| vec![30001]);
+        assert_eq!(hold("b").ports(&cluster, false, taken).await.unwrap(), Err(AllocationError::Taken("port")));
+        // Another Service cannot free it.
+        let held = Held { addresses: vec![address], ports: vec![] };
+        give_back(&cluster, &Owner { namespace: "default".into(), name: "b".into() }, (0, 1), &held).await;
+        assert!(hold("b").address(&cluster, Some(address), false).await.unwrap().is_err());
+        Box::new(first).release(&cluster).await;
+        assert_eq!(hold("b").ports(&cluster, true, taken).await.unwrap(), Ok(()), "a dry run takes nothing");
+        assert_eq!(hold("b").ports(&cluster, false, taken).await.unwrap(), Ok(()));
+        assert_eq!(hold("b").address(&cluster, Some(address), true).await.unwrap(), Ok(address));
+        assert_eq!(hold("b").address(&cluster, Some(address), false).await.unwrap(), Ok(address));
+    }
+
+    #[test]
+    fn networks_that_are_ready() {
+        for (object, ready) in [
+            (json!({}), true),
+            (json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}}), true),
+            (json!({"status": {"conditions": [{"type": "Ready", "status": "False"}]}}), false),
+            (json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}), false),
+        ] {
+            assert_eq!(is_ready(&object), ready, "{object}");
+        }
+        let network = Network::parse("10.43.0.0/16").unwrap();
+        assert_eq!(network.first(), Ipv4Addr::new(10, 43, 0, 1));
+        assert!(network.candidates().take(200).all(|address| address > Ipv4Addr::new(10, 43, 1, 0)));
+        assert_eq!(network.candidates().count(), 65_534);
+        assert!(["fd00::/64", "10.0.0.0/31", "x", ""].iter().all(|bad| Network::parse(bad).is_none()));
     }
 }

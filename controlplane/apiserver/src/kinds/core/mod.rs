@@ -9,7 +9,9 @@ mod limits;
 mod namespace;
 mod node;
 pub mod pod;
+mod port_map;
 mod service;
+mod service_repair;
 mod service_validation;
 
 pub use endpoints::host_port;

@@ -1,50 +1,54 @@
 //! Services: defaults, families, addresses and ports (`pkg/registry/core/service/storage`).
 //!
 //! The pure part fills in and carries over fields; [`Service::reserve`] takes addresses and ports
-//! from the [`Allocator`] around the write. The cluster is IPv4 single-stack.
+//! around the write (`allocator`, `port_map`, `service_repair`). The cluster is IPv4 single-stack.
 //! Neighbour: `service_validation`.
 
 use std::net::Ipv4Addr;
-use std::sync::Arc;
-use std::time::Instant;
 
 use api::field::{Error, ErrorList, Path};
 use async_trait::async_trait;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::allocator::{AllocationError, Allocator, Hold, Holding, ServiceRanges};
+use super::allocator::{AllocationError, Held, Hold, Owner, ServiceRanges, give_back};
+use super::port_map::PortMap;
+use super::service_repair::{self, Leaks};
 use super::service_validation;
 use crate::admit::Cluster;
 use crate::error::{ApiError, Result};
 use crate::kinds::table::{NONE, labels, named_wide, or_none, row_wide, words};
 use crate::kinds::value::{
-    at, copy, default, default_text, has, int, list, list_mut, map, opt_flag, remove, same_at, set, text, texts,
+    at, copy, default, default_text, has, int, list, list_mut, map, name, opt_flag, remove, same_at, set, text, texts,
 };
 use crate::resource::{Column, Context, Hooks, Reservation};
 
 pub struct Service {
-    allocator: Arc<Allocator>,
+    node_ports: (u16, u16),
+    leaks: Leaks,
 }
 
 impl Service {
     pub fn new(ranges: ServiceRanges) -> Self {
-        Self { allocator: Allocator::new(ranges) }
+        Self { node_ports: ranges.node_ports, leaks: Leaks::default() }
     }
 
-    /// Looks at what the stored Services hold.
-    async fn sync(&self, cluster: &dyn Cluster) -> Result<()> {
-        let asked = Instant::now();
-        let services = cluster.list("", "services", "").await?;
-        let holdings: Vec<Holding> = services
-            .iter()
-            .map(|service| {
-                let (addresses, ports) = held(service);
-                Holding { owner: owner(service), addresses, ports }
-            })
-            .collect();
-        self.allocator.sync(&holdings, asked);
-        Ok(())
+    /// Takes what `new` needs and `old` did not have, and writes it into `new`.
+    async fn take(&self, ctx: &Context<'_>, hold: &mut Hold, new: &mut Value, old: &Held) -> Result<()> {
+        let refused = |new: &Value, errors: &ErrorList| ApiError::invalid("", "Service", name(new), errors);
+        if let Some(error) = take_address(ctx, hold, new, old).await? {
+            return Err(refused(new, &vec![error]));
+        }
+        if !needs_node_ports(new) && !needs_health_port(new) {
+            return Ok(());
+        }
+        let before = new.clone();
+        let assign = |map: &mut PortMap| {
+            *new = before.clone();
+            assign_ports(map, &old.ports, new)
+        };
+        let assigned = hold.ports(ctx.cluster, ctx.dry_run, assign).await?;
+        assigned.map_err(|errors| refused(new, &errors))
     }
 }
 
@@ -214,7 +218,7 @@ fn drop_type_dependent(new: &mut Value, old: &Value) {
 }
 
 /// Addresses and ports that a stored Service holds.
-fn held(service: &Value) -> (Vec<Ipv4Addr>, Vec<u16>) {
+pub fn held(service: &Value) -> Held {
     let mut addresses: Vec<Ipv4Addr> =
         texts(service, "spec.clusterIPs").iter().filter_map(|ip| ip.parse().ok()).collect();
     if let Ok(address) = text(service, "spec.clusterIP").parse()
@@ -230,11 +234,7 @@ fn held(service: &Value) -> (Vec<Ipv4Addr>, Vec<u16>) {
         .collect();
     ports.sort_unstable();
     ports.dedup();
-    (addresses, ports)
-}
-
-fn owner(service: &Value) -> String {
-    text(service, "metadata.uid").to_owned()
+    Held { addresses, ports }
 }
 
 #[async_trait]
@@ -285,32 +285,24 @@ impl Hooks for Service {
         new: &mut Value,
         old: Option<&Value>,
     ) -> Result<Option<Box<dyn Reservation>>> {
-        if self.allocator.is_stale(Instant::now()) {
-            self.sync(ctx.cluster).await?;
+        let mut hold = Hold::new(Owner::of(new), self.node_ports);
+        let before = old.map(held).unwrap_or_default();
+        if let Err(error) = self.take(ctx, &mut hold, new, &before).await {
+            Box::new(hold).release(ctx.cluster).await;
+            return Err(error);
         }
-        let mut hold = self.allocator.hold(&owner(new));
-        let mut errors = ErrorList::new();
-        take_address(&mut hold, new, &mut errors);
-        take_ports(&mut hold, new, &mut errors);
-        if !errors.is_empty() {
-            return Err(ApiError::invalid("", "Service", text(new, "metadata.name"), &errors));
-        }
-        if let Some(old) = old {
-            let ((old_addresses, old_ports), (addresses, ports)) = (held(old), held(new));
-            let gone_addresses: Vec<Ipv4Addr> = old_addresses.into_iter().filter(|a| !addresses.contains(a)).collect();
-            let gone_ports: Vec<u16> = old_ports.into_iter().filter(|p| !ports.contains(p)).collect();
-            hold.free_later(&gone_addresses, &gone_ports);
-        }
+        let now = held(new);
+        hold.freed.addresses.extend(before.addresses.iter().filter(|address| !now.addresses.contains(address)));
+        hold.freed.ports.extend(before.ports.iter().filter(|port| !now.ports.contains(port)));
         Ok(Some(Box::new(hold)))
     }
 
-    fn deleted(&self, service: &Value) {
-        let (addresses, ports) = held(service);
-        self.allocator.release(&owner(service), &addresses, &ports);
+    async fn deleted(&self, cluster: &dyn Cluster, service: &Value) {
+        give_back(cluster, &Owner::of(service), self.node_ports, &held(service)).await;
     }
 
-    async fn start(&self, cluster: &dyn Cluster) -> Result<()> {
-        self.sync(cluster).await
+    async fn repair(&self, cluster: &dyn Cluster) -> Result<()> {
+        service_repair::repair(cluster, self.node_ports, &self.leaks).await
     }
 }
 
@@ -332,38 +324,41 @@ fn warnings(new: &Value, old: Option<&Value>) -> Vec<String> {
     found
 }
 
-fn take_address(hold: &mut Hold, service: &mut Value, errors: &mut ErrorList) {
+/// `Some` is what is wrong with the wish.
+async fn take_address(ctx: &Context<'_>, hold: &mut Hold, service: &mut Value, old: &Held) -> Result<Option<Error>> {
     if !needs_address(service) || is_headless(service) {
-        return;
+        return Ok(None);
     }
-    let path = Path::root("spec").child("clusterIPs");
     let asked = text(service, "spec.clusterIP").to_owned();
-    let taken = if asked.is_empty() {
-        hold.any_address()
-    } else {
-        match asked.parse() {
-            Ok(address) => hold.address(address).map(|()| address),
-            // Validation has named the malformed address.
-            Err(_) => return,
-        }
+    let wanted = match asked.parse() {
+        Ok(address) if old.addresses.contains(&address) => return Ok(None),
+        Ok(address) => Some(address),
+        Err(_) if asked.is_empty() => None,
+        // Validation has named the malformed address.
+        Err(_) => return Ok(None),
     };
-    match taken {
+    let path = Path::root("spec").child("clusterIPs");
+    Ok(match hold.address(ctx.cluster, wanted, ctx.dry_run).await? {
         Ok(address) => {
             set(service, "spec.clusterIP", address.to_string());
             set(service, "spec.clusterIPs", json!([address.to_string()]));
+            None
         }
         Err(error) if asked.is_empty() => {
-            errors.push(Error::internal(&path, format!("failed to allocate a serviceIP: {error}")))
+            Some(Error::internal(&path, format!("failed to allocate a serviceIP: {error}")))
         }
-        Err(error) => errors.push(Error::invalid(
+        Err(error) => Some(Error::invalid(
             &path,
             at(service, "spec.clusterIPs").clone(),
             format!("failed to allocate IP {asked}: {error}"),
         )),
-    }
+    })
 }
 
-fn take_ports(hold: &mut Hold, service: &mut Value, errors: &mut ErrorList) {
+/// Gives every port of `service` that needs one a node port; those that were taken for that.
+/// `own` are the ones that it has already.
+fn assign_ports(map: &mut PortMap, own: &[u16], service: &mut Value) -> std::result::Result<Vec<u16>, ErrorList> {
+    let (mut taken, mut errors) = (Vec::new(), ErrorList::new());
     if needs_node_ports(service) {
         let mut by_number: Vec<(i64, i64, String)> = Vec::new();
         for (index, port) in list_mut(service, "spec.ports").enumerate() {
@@ -373,7 +368,7 @@ fn take_ports(hold: &mut Hold, service: &mut Value, errors: &mut ErrorList) {
             // One number may serve the same port over several protocols.
             let shared =
                 by_number.iter().find(|(_, port, proto)| *port == number && *proto != protocol).map(|(node, ..)| *node);
-            match take_port(hold, if asked == 0 { shared.unwrap_or(0) } else { asked }) {
+            match take_port(map, own, &mut taken, if asked == 0 { shared.unwrap_or(0) } else { asked }) {
                 Ok(got) => {
                     by_number.push((got, number, protocol));
                     set(port, "nodePort", got);
@@ -387,22 +382,34 @@ fn take_ports(hold: &mut Hold, service: &mut Value, errors: &mut ErrorList) {
     }
     if needs_health_port(service) {
         let path = Path::root("spec").child("healthCheckNodePort");
-        match take_port(hold, int(service, "spec.healthCheckNodePort")) {
+        match take_port(map, own, &mut taken, int(service, "spec.healthCheckNodePort")) {
             Ok(got) => set(service, "spec.healthCheckNodePort", got),
             Err(error) => errors
                 .push(Error::internal(&path, format!("failed to allocate requested HealthCheck NodePort: {error}"))),
         }
     }
+    if errors.is_empty() { Ok(taken) } else { Err(errors) }
 }
 
 /// `asked`, or any when it is 0.
-fn take_port(hold: &mut Hold, asked: i64) -> Result<i64, AllocationError> {
+fn take_port(
+    map: &mut PortMap,
+    own: &[u16],
+    taken: &mut Vec<u16>,
+    asked: i64,
+) -> std::result::Result<i64, AllocationError> {
     if asked == 0 {
-        return hold.any_port().map(i64::from);
+        let port = map.take_any()?;
+        taken.push(port);
+        return Ok(port.into());
     }
     let port = u16::try_from(asked)
         .map_err(|_| AllocationError::OutOfRange("provided port is not in the valid range".to_owned()))?;
-    hold.port(port).map(|()| asked)
+    if !own.contains(&port) && !taken.contains(&port) {
+        map.take(port)?;
+        taken.push(port);
+    }
+    Ok(asked)
 }
 
 pub fn columns() -> Vec<Column> {
@@ -549,29 +556,25 @@ mod tests {
     }
 
     #[test]
-    fn allocation() {
-        let allocator = Allocator::new(ServiceRanges::default());
-        let mut service = with_defaults(json!({"metadata": {"uid": "u"}, "spec": {"type": "NodePort", "ports": [
-            {"port": 53, "name": "t"}, {"port": 53, "name": "u", "protocol": "UDP"}, {"port": 54, "name": "x"}]}}));
-        let mut hold = allocator.hold("u");
-        let mut errors = ErrorList::new();
-        take_address(&mut hold, &mut service, &mut errors);
-        take_ports(&mut hold, &mut service, &mut errors);
-        assert_eq!(errors, []);
-        let ports = &service["spec"]["ports"];
+    fn node_ports_are_assigned() {
+        let mut map = PortMap::read((30000, 32767), None);
+        let wanted = json!({"spec": {"type": "NodePort", "ports": [
+            {"port": 53, "name": "t"}, {"port": 53, "name": "u", "protocol": "UDP"}, {"port": 54, "name": "x"}]}});
+        let mut service = with_defaults(wanted);
+        let taken = assign_ports(&mut map, &[], &mut service).unwrap();
+        let ports = service["spec"]["ports"].clone();
         assert_eq!(ports[0]["nodePort"], ports[1]["nodePort"]);
         assert_ne!(ports[0]["nodePort"], ports[2]["nodePort"]);
-        let address = service["spec"]["clusterIP"].as_str().unwrap().to_owned();
-
-        let mut second =
-            with_defaults(json!({"metadata": {"uid": "v"}, "spec": {"clusterIP": address, "ports": [{"port": 1}]}}));
-        take_address(&mut allocator.hold("v"), &mut second, &mut errors);
-        assert_eq!(
-            errors[0].to_string(),
-            format!(
-                "spec.clusterIPs: Invalid value: [\"{address}\"]: failed to allocate IP {address}: provided IP is already allocated"
-            )
-        );
+        let sorted = |mut ports: Vec<u16>| {
+            ports.sort_unstable();
+            ports
+        };
+        assert_eq!(sorted(taken.clone()), held(&service).ports);
+        assert_eq!(assign_ports(&mut map, &taken, &mut service.clone()), Ok(vec![]), "an update keeps its own");
+        let refused = assign_ports(&mut map, &[], &mut service).unwrap_err();
+        let number = ports[0]["nodePort"].clone();
+        let text = format!("spec.ports[0].nodePort: Invalid value: {number}: provided port is already allocated");
+        assert_eq!(refused[0].to_string(), text);
     }
 
     #[test]
