@@ -48,6 +48,7 @@ mod pod_gc;
 mod replicaset;
 mod resource_quota;
 mod service_account_tokens;
+mod service_cidr;
 mod statefulset;
 mod taint_eviction;
 mod ttl_after_finished;
@@ -96,6 +97,7 @@ pub fn start(config: Config, supervisor: &Supervisor) {
     autoscaler::start(&context);
     attach_detach::start(&context);
     service_account_tokens::start(&context);
+    service_cidr::start(&context);
     endpointslice_mirroring::start(&context);
     endpointslice::start(&context);
     endpoints::start(&context);
