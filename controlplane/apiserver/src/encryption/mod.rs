@@ -194,6 +194,11 @@ impl Store for Sealed {
         self.inner.revision().await
     }
 
+    async fn snapshot(&self) -> std::result::Result<std::fs::File, StoreError> {
+        // Sealed values stay sealed.
+        self.inner.snapshot().await
+    }
+
     async fn compact(&self, revision: Revision) -> std::result::Result<(), StoreError> {
         self.inner.compact(revision).await
     }

@@ -2,7 +2,8 @@
 //! `/skiff/v1/store/keys`, a snapshot under `/skiff/v1/store/snapshot`.
 //!
 //! Non-resource paths, so that only those may read them who may read every such path: by default
-//! the administrators. Values are shown as they are stored (encrypted ones too).
+//! the administrators. Keys show their values as the server reads them; in a snapshot those that
+//! are encrypted stay so.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
