@@ -69,6 +69,14 @@ pub async fn start(config: Config, supervisor: &Supervisor) -> Result<Running, A
     Ok(Running { node_name: config.node_name, node_ip, client: joined.client, runtime: runtime.socket })
 }
 
+/// Keeps routes to the nodes' pods on a machine that is no node, through the link that holds
+/// `address`.
+pub fn follow_pod_routes(address: IpAddr, client: kube::Client, supervisor: &Supervisor) -> Result<(), AgentError> {
+    let IpAddr::V4(address) = address else { return Err(AgentError::NodeAddress(address)) };
+    network::routes::follow(address, &Informers::new(client, supervisor), supervisor);
+    Ok(())
+}
+
 /// Makes a directory that other users of the machine cannot enter: pods' secrets are below it, with
 /// the permissions that the pods wish.
 fn private_directory(path: &Path) -> Result<(), AgentError> {

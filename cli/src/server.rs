@@ -48,8 +48,46 @@ pub struct ServerArguments {
     /// An EncryptionConfiguration (apiserver.config.k8s.io/v1): which resources are encrypted at rest
     #[arg(long, value_name = "FILE")]
     encryption_provider_config: Option<PathBuf>,
+    /// How long requests are still taken after /readyz has begun to fail, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    shutdown_delay: u64,
+    #[command(flatten)]
+    proxies: RequestHeaderArguments,
     #[command(flatten)]
     node: NodeArguments,
+}
+
+/// Which proxies in front of this server may name users in headers (default: the server's own
+/// front-proxy certificate, with X-Remote-User and so on).
+#[derive(Args)]
+struct RequestHeaderArguments {
+    /// CA of the proxies' client certificates
+    #[arg(long, value_name = "FILE")]
+    requestheader_client_ca_file: Option<PathBuf>,
+    /// Common names of proxies; an empty one allows any that the CA signed
+    #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "front-proxy-client")]
+    requestheader_allowed_names: Vec<String>,
+    #[arg(long, value_name = "HEADER", value_delimiter = ',', default_value = "X-Remote-User")]
+    requestheader_username_headers: Vec<String>,
+    #[arg(long, value_name = "HEADER", value_delimiter = ',', default_value = "X-Remote-Uid")]
+    requestheader_uid_headers: Vec<String>,
+    #[arg(long, value_name = "HEADER", value_delimiter = ',', default_value = "X-Remote-Group")]
+    requestheader_group_headers: Vec<String>,
+    #[arg(long, value_name = "PREFIX", value_delimiter = ',', default_value = "X-Remote-Extra-")]
+    requestheader_extra_headers_prefix: Vec<String>,
+}
+
+impl RequestHeaderArguments {
+    fn names(&self) -> controlplane::RequestHeaderNames {
+        let kept = |names: &[String]| names.iter().filter(|name| !name.is_empty()).cloned().collect();
+        controlplane::RequestHeaderNames {
+            allowed: kept(&self.requestheader_allowed_names),
+            user: kept(&self.requestheader_username_headers),
+            uid: kept(&self.requestheader_uid_headers),
+            group: kept(&self.requestheader_group_headers),
+            extra_prefix: kept(&self.requestheader_extra_headers_prefix),
+        }
+    }
 }
 
 pub fn run(arguments: &ServerArguments) -> anyhow::Result<ExitCode> {
@@ -61,15 +99,26 @@ pub fn run(arguments: &ServerArguments) -> anyhow::Result<ExitCode> {
 async fn serve(arguments: &ServerArguments) -> anyhow::Result<()> {
     let supervisor = Supervisor::new("skiff");
     let token = arguments.token.clone().unwrap_or_else(BootstrapToken::generate);
-    let running = controlplane::start(configuration(arguments, token.clone())?, &supervisor).await?;
+    let configuration = configuration(arguments, token.clone())?;
+    let address = configuration.advertise_address;
+    let running = controlplane::start(configuration, &supervisor).await?;
     tracing::info!(url = running.url, kubeconfig = %arguments.kubeconfig.display(), "the API server answers");
-    if !arguments.disable_agent {
+    if arguments.disable_agent {
+        if let Err(error) = agent::follow_pod_routes(address, running.client(), &supervisor) {
+            tracing::warn!(%error, "this server gets no routes to pods");
+        }
+    } else {
         let join = controlplane::token::with_ca(&token.to_string(), &running.ca_certificate)?;
         agent::start(arguments.node.configuration(&running.url, join, &arguments.data_dir)?, &supervisor).await?;
     }
     component::memory::rest_lightly(&supervisor);
     crate::agent_command::wait_for_end().await?;
     tracing::info!("ending; pods go on");
+    tokio::select! {
+        () = running.drain() => {}
+        // Asked twice: at once.
+        again = crate::agent_command::wait_for_end() => again?,
+    }
     if !supervisor.shut_down(Duration::from_secs(10)).await {
         tracing::warn!("some tasks did not end within 10 s");
     }
@@ -95,6 +144,9 @@ fn configuration(arguments: &ServerArguments, token: BootstrapToken) -> anyhow::
         service_cidr: arguments.service_cidr.clone(),
         node_cidr_mask: arguments.node_cidr_mask,
         cluster_domain: api::defaults::CLUSTER_DOMAIN.to_owned(),
+        requestheader_ca: arguments.proxies.requestheader_client_ca_file.clone(),
+        requestheader: arguments.proxies.names(),
+        shutdown_delay: Duration::from_secs(arguments.shutdown_delay),
         encryption: arguments.encryption_provider_config.clone(),
     })
 }

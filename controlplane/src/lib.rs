@@ -12,8 +12,10 @@ pub mod token;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
+pub use apiserver::RequestHeaderNames;
 use apiserver::{ApiServer, KeyPair, UserInfo};
 use component::{Candidate, EventRecorder, Informers, Supervisor};
 use k8s_openapi::api::core::v1::Secret;
@@ -56,6 +58,11 @@ pub struct Config {
     pub cluster_domain: String,
     /// An `EncryptionConfiguration` file: what is encrypted at rest, and how.
     pub encryption: Option<PathBuf>,
+    /// Who may name users in headers; none: those with a certificate of the cluster's own front-proxy CA.
+    pub requestheader_ca: Option<PathBuf>,
+    pub requestheader: RequestHeaderNames,
+    /// How long requests are still taken after `/readyz` has begun to fail.
+    pub shutdown_delay: Duration,
 }
 
 /// A control plane that answers.
@@ -64,6 +71,20 @@ pub struct Running {
     pub url: String,
     /// PEM
     pub ca_certificate: String,
+    server: ApiServer,
+}
+
+impl Running {
+    /// A client with the controllers' rights.
+    pub fn client(&self) -> kube::Client {
+        self.server.client(&UserInfo::new("system:kube-controller-manager", &[AUTHENTICATED]))
+    }
+
+    /// Ends what listens: new requests are refused, those under way are answered. To be awaited
+    /// before the supervisor is told to end everything.
+    pub async fn drain(&self) {
+        self.server.drain().await;
+    }
 }
 
 /// Starts everything; returns when requests are answered. All tasks belong to `supervisor`.
@@ -90,7 +111,7 @@ pub async fn start(config: Config, supervisor: &Supervisor) -> anyhow::Result<Ru
 
     accept_token(&server, &config.token).await?;
     start_clients(&server, &config, &pki, &url, supervisor);
-    Ok(Running { url, ca_certificate: pki.ca.certificate })
+    Ok(Running { url, ca_certificate: pki.ca.certificate, server })
 }
 
 async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn store::Store>> {
@@ -122,6 +143,10 @@ fn api_config(config: &Config, pki: &Pki) -> apiserver::Config {
     api.front_proxy_client = Some(pair("front-proxy-client"));
     api.front_proxy_ca = Some(pki.certificate_path("front-proxy-ca"));
     api.service_cidr = config.service_cidr.clone();
+    api.kubelet_ca = Some(pki.certificate_path("ca"));
+    api.requestheader_ca = config.requestheader_ca.clone();
+    api.requestheader = config.requestheader.clone();
+    api.shutdown_delay = config.shutdown_delay;
     api.encryption = config.encryption.clone();
     api
 }

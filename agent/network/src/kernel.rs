@@ -33,6 +33,27 @@ pub fn apply(plan: &Plan) -> Result<(), Error> {
     masquerade::apply(plan)
 }
 
+/// Routes to these nodes' pods and no others, unless a node keeps its own here.
+pub fn apply_routes(uplink: &Uplink, peers: &[Peer]) -> Result<(), Error> {
+    let mut rtnl = Rtnl::open()?;
+    if rtnl.find_link(BRIDGE)?.is_some() {
+        return Ok(());
+    }
+    let routes: Vec<Route> = peers.iter().map(|peer| marked(route_to(peer, uplink.index))).collect();
+    sync_routes(&mut rtnl, &routes)
+}
+
+fn route_to(peer: &Peer, link: u32) -> Route {
+    Route::via(peer.pods.network(), peer.address.into(), link)
+}
+
+/// A route through a gateway, with the mark of who made it.
+fn marked(mut route: Route) -> Route {
+    route.protocol = PROTOCOL_SKIFF;
+    route.onlink = true;
+    route
+}
+
 fn remove_link(rtnl: &mut Rtnl, name: &str) -> Result<(), Error> {
     match rtnl.delete_link(name) {
         Err(error) if !error.is_missing() => Err(error.into()),
@@ -132,18 +153,11 @@ fn sync_peers(rtnl: &mut Rtnl, link: u32, peers: &[Peer]) -> Result<(), Error> {
 
 /// Routes to the other nodes' pods and to the cluster IPs, marked as ours by their protocol.
 fn routes(plan: &Plan, bridge: u32, tunnel: Option<u32>) -> Vec<Route> {
-    let mark = |mut route: Route| {
-        route.protocol = PROTOCOL_SKIFF;
-        route.onlink = true;
-        route
-    };
-    let direct = plan.routed.iter().map(|peer| mark(Route::via(peer.pods.network(), peer.address.into(), plan.uplink)));
-    let tunnelled = plan
-        .vxlan
-        .iter()
-        .flat_map(|vxlan| &vxlan.peers)
-        .zip(std::iter::repeat(tunnel))
-        .filter_map(|(peer, link)| Some(mark(Route::via(peer.pods.network(), peer.pods.network().address, link?))));
+    let direct = plan.routed.iter().map(|peer| marked(route_to(peer, plan.uplink)));
+    let tunnelled =
+        plan.vxlan.iter().flat_map(|vxlan| &vxlan.peers).zip(std::iter::repeat(tunnel)).filter_map(|(peer, link)| {
+            Some(marked(Route::via(peer.pods.network(), peer.pods.network().address, link?)))
+        });
     let mut services = Route::direct(plan.services.network(), bridge, RouteScope::Link);
     services.source = Some(plan.node_ip.into());
     services.protocol = PROTOCOL_SKIFF;

@@ -8,6 +8,7 @@
 //! - [`kernel`]: compares a plan with what is there and changes what differs.
 //! - [`conflist`]: the CNI configuration as text, written atomically.
 //! - [`cni`]: GC and STATUS calls to the configured plugins.
+//! - [`routes`]: routes alone, for a server's machine that is no node.
 //! - [`policy`]: NetworkPolicy objects into one nf_tables table.
 //!
 //! Pods of one node are routed, not switched: each has a single address and sends everything to the
@@ -24,6 +25,7 @@ mod kernel;
 mod masquerade;
 mod plan;
 pub mod policy;
+pub mod routes;
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;

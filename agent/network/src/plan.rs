@@ -112,6 +112,12 @@ pub fn matters(old: Option<&Node>, new: Option<&Node>) -> bool {
     }
 }
 
+/// The nodes on the link of a machine that is none itself: those it can route to.
+pub fn neighbours(own: Ipv4Addr, uplink: &Uplink, peers: impl IntoIterator<Item = Peer>) -> Vec<Peer> {
+    let reached = |peer: &Peer| peer.address != own && uplink.net.contains(peer.address.into());
+    peers.into_iter().filter(reached).collect()
+}
+
 /// None until this node has its pod prefix.
 pub fn plan(config: &Config, uplink: &Uplink, peers: impl IntoIterator<Item = Peer>) -> Option<Plan> {
     let (own, mut others): (Vec<Peer>, Vec<Peer>) = peers.into_iter().partition(|peer| peer.name == config.node_name);
@@ -163,6 +169,18 @@ mod tests {
 
     fn uplink() -> Uplink {
         Uplink { index: 2, mtu: 1500, net: "192.0.2.1/24".parse().unwrap() }
+    }
+
+    #[test]
+    fn a_machine_that_is_no_node_routes_to_the_nodes_on_its_link() {
+        let peers = [
+            peer("a", "192.0.2.1", "10.42.0.0/24"),
+            peer("b", "192.0.2.2", "10.42.1.0/24"),
+            peer("far", "198.51.100.2", "10.42.2.0/24"),
+            peer("new", "0.0.0.0", "10.42.3.0/24"),
+        ];
+        let found = neighbours("192.0.2.1".parse().unwrap(), &uplink(), peers);
+        assert_eq!(found.iter().map(|peer| peer.name.as_str()).collect::<Vec<_>>(), ["b"]);
     }
 
     #[test]

@@ -62,5 +62,6 @@ pub mod testing;
 mod webhook;
 
 pub use authn::UserInfo;
+pub use authn::requestheader::Names as RequestHeaderNames;
 pub use error::ApiError;
 pub use server::{ApiServer, Config, KeyPair};

@@ -1,7 +1,7 @@
 //! The server as a whole: its configuration, what its parts share ([`Api`]), and how it starts.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,15 +13,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admit::Admission;
 use crate::aggregate::Aggregator;
+use crate::authn::requestheader::Names;
 use crate::authn::{Authenticator, UserInfo};
 use crate::authz::Authorizer;
 use crate::encryption::Sealed;
 use crate::error::{ApiError, Result};
 use crate::http::inprocess;
+use crate::http::serve::Ending;
 use crate::resources::{Endpoint, Resources};
-
-/// How long requests may take to end when the server stops.
-const DRAIN: Duration = Duration::from_secs(10);
 
 /// How often what Services hold is compared with what is noted as taken; upstream's period.
 const REPAIR_EVERY: Duration = Duration::from_secs(180);
@@ -53,6 +52,9 @@ pub struct Config {
     /// Shown to aggregated API servers, with the CA that signed it.
     pub front_proxy_client: Option<KeyPair>,
     pub front_proxy_ca: Option<PathBuf>,
+    /// PEM; signs the certificates of proxies that may name users in headers. None: `front_proxy_ca`.
+    pub requestheader_ca: Option<PathBuf>,
+    pub requestheader: Names,
     /// Lines of `token,user,uid,"group1,group2"`.
     pub token_file: Option<PathBuf>,
     pub service_cidr: String,
@@ -62,6 +64,8 @@ pub struct Config {
     pub max_in_flight: (usize, usize),
     /// Of one request, long-running ones aside.
     pub request_timeout: Duration,
+    /// How long the server goes on after `/readyz` has begun to fail.
+    pub shutdown_delay: Duration,
 }
 
 impl Config {
@@ -78,12 +82,25 @@ impl Config {
             kubelet_ca: None,
             front_proxy_client: None,
             front_proxy_ca: None,
+            requestheader_ca: None,
+            requestheader: Names::default(),
             token_file: None,
             service_cidr: api::defaults::SERVICE_CIDR.to_owned(),
             encryption: None,
             max_in_flight: (400, 200),
             request_timeout: Duration::from_secs(60),
+            shutdown_delay: Duration::ZERO,
         }
+    }
+
+    pub fn requestheader_ca(&self) -> Option<&Path> {
+        self.requestheader_ca.as_deref().or(self.front_proxy_ca.as_deref())
+    }
+
+    /// What a connection's TLS depends on.
+    pub fn tls_files(&self) -> Vec<PathBuf> {
+        let own = [&self.serving.certificate, &self.serving.key, &self.client_ca];
+        own.into_iter().cloned().chain(self.requestheader_ca().map(Path::to_owned)).collect()
     }
 }
 
@@ -102,7 +119,8 @@ pub struct Api {
     pub limits: crate::http::limits::Limits,
     pub metrics: crate::http::metrics::Metrics,
     pub openapi: crate::openapi::OpenApi,
-    /// Cancelled when the server begins to stop: watches end.
+    pub ending: Ending,
+    /// Cancelled when the server stops to listen: watches end.
     pub stopping: CancellationToken,
 }
 
@@ -173,6 +191,7 @@ impl ApiServer {
             admission: admission_plugins(),
             resources: signal::Sender::new(Arc::new(Resources::new(endpoints))),
             aggregator: Aggregator::default(),
+            ending: Ending::default(),
             stopping: supervisor.token().child_token(),
             supervisor,
             store,
@@ -197,10 +216,16 @@ impl ApiServer {
         kube::Client::new(inprocess::Service::new(self.api.clone(), user.clone()), "default")
     }
 
-    /// Accepts TLS connections on `listener` until `supervisor` is cancelled; then requests under
-    /// way may end.
+    /// Ends the listeners: `/readyz` fails, then watches end, and requests under way are answered.
+    /// The rest of the server, which they need, goes on.
+    pub async fn drain(&self) {
+        self.api.ending.drain().await;
+    }
+
+    /// Accepts TLS connections on `listener` until [`ApiServer::drain`], or until `supervisor` is
+    /// cancelled.
     pub fn serve(&self, listener: TcpListener, supervisor: &Supervisor) -> Result<()> {
-        crate::http::serve::start(&self.api, listener, supervisor, DRAIN)
+        crate::http::serve::start(&self.api, listener, supervisor)
     }
 
     /// Whether everything that `/readyz` asks about is well.

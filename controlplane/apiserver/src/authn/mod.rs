@@ -7,6 +7,7 @@ mod bootstrap;
 pub mod certificate;
 pub mod impersonation;
 pub mod jwt;
+pub mod requestheader;
 pub mod serviceaccount;
 mod user;
 

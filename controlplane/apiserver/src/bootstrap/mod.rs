@@ -92,16 +92,21 @@ async fn ensure_policy(api: &Api, plural: &'static str, object: Value) -> Result
 }
 
 /// `kube-system/extension-apiserver-authentication`: how aggregated servers know this one.
-async fn extension_authentication(api: &Api) -> Result<()> {
+pub async fn extension_authentication(api: &Api) -> Result<()> {
     let read = |path: &std::path::Path| std::fs::read_to_string(path).unwrap_or_default();
     let mut data = json!({"client-ca-file": read(&api.config.client_ca)});
-    if let Some(ca) = &api.config.front_proxy_ca {
+    if let Some(ca) = api.config.requestheader_ca() {
+        let names = &api.config.requestheader;
         data["requestheader-client-ca-file"] = read(ca).into();
-        data["requestheader-allowed-names"] = json!(["front-proxy-client"]).to_string().into();
-        data["requestheader-extra-headers-prefix"] = json!(["X-Remote-Extra-"]).to_string().into();
-        data["requestheader-group-headers"] = json!(["X-Remote-Group"]).to_string().into();
-        data["requestheader-username-headers"] = json!(["X-Remote-User"]).to_string().into();
-        data["requestheader-uid-headers"] = json!(["X-Remote-Uid"]).to_string().into();
+        for (key, names) in [
+            ("requestheader-allowed-names", &names.allowed),
+            ("requestheader-extra-headers-prefix", &names.extra_prefix),
+            ("requestheader-group-headers", &names.group),
+            ("requestheader-username-headers", &names.user),
+            ("requestheader-uid-headers", &names.uid),
+        ] {
+            data[key] = json!(names).to_string().into();
+        }
     }
     let name = "extension-apiserver-authentication";
     let object = json!({"metadata": {"name": name, "namespace": "kube-system"}, "data": data});

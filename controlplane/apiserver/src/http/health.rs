@@ -14,7 +14,7 @@ const CHECKS: &[&str] = &["ping", "log", "etcd", "informer-sync", "poststarthook
 async fn holds(api: &Api, check: &str) -> bool {
     match check {
         "etcd" => api.store.revision().await.is_ok(),
-        "shutdown" => !api.stopping.is_cancelled(),
+        "shutdown" => !api.ending.begun.is_cancelled(),
         _ => true,
     }
 }

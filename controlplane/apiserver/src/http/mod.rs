@@ -17,3 +17,4 @@ pub mod render;
 pub mod resources;
 pub mod serve;
 mod stored;
+pub mod tls;

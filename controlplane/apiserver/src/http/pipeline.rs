@@ -8,14 +8,14 @@ use bytes::{Bytes, BytesMut};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
-use rustls_pki_types::CertificateDer;
 
 use super::body::{Body, BoxError};
 use super::info::RequestInfo;
 use super::limits::is_long_running;
 use super::query::Query;
+use super::tls::Shown;
 use super::{paths, render, resources};
-use crate::authn::{UserInfo, certificate, impersonation};
+use crate::authn::{UserInfo, impersonation};
 use crate::authz;
 use crate::error::{ApiError, Result};
 use crate::server::Api;
@@ -28,14 +28,25 @@ const MAX_DISCARDED: usize = 64 << 20;
 
 /// What is known of a TLS connection.
 pub struct Connection {
-    /// Who its client certificate names; verified in the handshake.
-    certificate_user: Option<UserInfo>,
+    /// Whom its client certificate stands for.
+    pub shown: Shown,
     pub peer: Option<SocketAddr>,
 }
 
 impl Connection {
-    pub fn new(certificate: Option<CertificateDer<'_>>, peer: Option<SocketAddr>) -> Self {
-        Self { certificate_user: certificate.and_then(|certificate| certificate::user_of(&certificate)), peer }
+    /// Who asks by this connection's certificate, if it says so.
+    fn user(&self, api: &Api, headers: &HeaderMap) -> Result<Option<UserInfo>> {
+        match &self.shown {
+            Shown::Nothing => Ok(None),
+            Shown::User(user) => Ok(Some(user.clone())),
+            Shown::Proxy(name) => {
+                let names = &api.config.requestheader;
+                let user = names.user_of(headers).filter(|_| names.allows(name));
+                // The certificate is no client's: without a token it stands for nobody.
+                let refused = user.is_none() && !headers.contains_key(header::AUTHORIZATION);
+                if refused { Err(ApiError::unauthorized()) } else { Ok(user) }
+            }
+        }
     }
 }
 
@@ -131,7 +142,8 @@ where
     let (user, peer) = match caller {
         Caller::Trusted(user) => (user, None),
         Caller::Remote(connection) => {
-            let user = api.authn.identify(&api, &parts.headers, connection.certificate_user.as_ref()).await?;
+            let certified = connection.user(&api, &parts.headers)?;
+            let user = api.authn.identify(&api, &parts.headers, certified.as_ref()).await?;
             (Arc::new(user), connection.peer)
         }
     };

@@ -1,118 +1,111 @@
-//! TLS connections: HTTP/1.1 and HTTP/2 on one port, client certificates asked for, certificates
-//! read again when their files change.
+//! TLS connections: HTTP/1.1 and HTTP/2 on one port, and how they end.
+//!
+//! A server that is to end first says so on `/readyz` and goes on for a while (load balancers look
+//! there), then stops listening; watches end, connections are told to go away, and requests under
+//! way are answered.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use component::Supervisor;
+use component::{Files, Supervisor};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use parking_lot::RwLock;
-use rustls::RootCertStore;
-use rustls::server::WebPkiClientVerifier;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::pipeline::{self, Caller};
+use super::tls::Tls;
 use crate::error::{ApiError, Result};
-use crate::server::{Api, Config};
+use crate::server::Api;
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
-const LOOK_AT_FILES: Duration = Duration::from_secs(20);
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
 /// Begins to accept on `listener`.
-pub fn start(api: &Arc<Api>, listener: TcpListener, supervisor: &Supervisor, drain: Duration) -> Result<()> {
-    let acceptor = Arc::new(RwLock::new(acceptor(&api.config)?));
-    supervisor.spawn("certificates", reload(api.config.clone(), acceptor.clone()));
+pub fn start(api: &Arc<Api>, listener: TcpListener, supervisor: &Supervisor) -> Result<()> {
+    let tls = Arc::new(RwLock::new(Tls::read(&api.config)?));
+    let paths = api.config.tls_files();
+    let files = Files::watch(paths.iter().map(AsRef::as_ref)).map_err(ApiError::internal)?;
+    supervisor.spawn_try("certificates", reload(api.clone(), tls.clone(), files));
     let api = api.clone();
-    supervisor.spawn_graceful("listener", move |token| accept(api, listener, acceptor, token, drain));
+    supervisor.spawn_graceful("listener", move |token| {
+        let ends = api.ending.listeners.clone();
+        ends.track_future(accept(api, listener, tls, token))
+    });
     Ok(())
 }
 
-fn unusable(path: &std::path::Path, error: impl std::fmt::Display) -> ApiError {
-    ApiError::internal(format!("reading {}: {error}; it must hold PEM that this server can read", path.display()))
-}
-
-/// All certificates of a PEM file.
-pub fn read_certificates(path: &std::path::Path) -> Result<Vec<CertificateDer<'static>>> {
-    let certificates = CertificateDer::pem_file_iter(path).map_err(|error| unusable(path, error))?;
-    certificates.collect::<std::result::Result<_, _>>().map_err(|error| unusable(path, error))
-}
-
-fn acceptor(config: &Config) -> Result<TlsAcceptor> {
-    let chain = read_certificates(&config.serving.certificate)?;
-    let key =
-        PrivateKeyDer::from_pem_file(&config.serving.key).map_err(|error| unusable(&config.serving.key, error))?;
-    let mut roots = RootCertStore::empty();
-    for certificate in read_certificates(&config.client_ca)? {
-        roots.add(certificate).map_err(|error| unusable(&config.client_ca, error))?;
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-        .allow_unauthenticated()
-        .build()
-        .map_err(|error| unusable(&config.client_ca, error))?;
-    let mut tls = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(ApiError::internal)?
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)
-        .map_err(|error| unusable(&config.serving.certificate, error))?;
-    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(tls)))
-}
-
-/// Newest modification of the files that a connection's TLS depends on.
-fn modified(config: &Config) -> Option<SystemTime> {
-    let paths = [&config.serving.certificate, &config.serving.key, &config.client_ca];
-    paths.iter().filter_map(|path| std::fs::metadata(path).ok()?.modified().ok()).max()
-}
-
-async fn reload(config: Config, held: Arc<RwLock<TlsAcceptor>>) {
-    let mut seen = modified(&config);
+/// Reads the certificates again when they change; connections that are open keep theirs.
+async fn reload(api: Arc<Api>, held: Arc<RwLock<Tls>>, files: Files) -> std::io::Result<()> {
+    let content = || api.config.tls_files().iter().map(|path| std::fs::read(path).ok()).collect::<Vec<_>>();
+    let mut seen = content();
     loop {
-        tokio::time::sleep(LOOK_AT_FILES).await;
-        let now = modified(&config);
+        files.changed().await?;
+        let now = content();
         if now == seen {
             continue;
         }
-        match acceptor(&config) {
+        seen = now;
+        match Tls::read(&api.config) {
             Ok(fresh) => {
                 *held.write() = fresh;
-                seen = now;
-                tracing::info!("serving certificates were read again");
+                tracing::info!("certificates were read again");
             }
+            // A certificate without its new key, mostly: that one comes next.
             Err(error) => tracing::warn!(%error, "new certificates cannot be used; the old ones stay"),
+        }
+        if let Err(error) = crate::bootstrap::extension_authentication(&api).await {
+            tracing::warn!(%error, "aggregated API servers were not told of the authorities");
         }
     }
 }
 
-async fn accept(
-    api: Arc<Api>,
-    listener: TcpListener,
-    acceptor: Arc<RwLock<TlsAcceptor>>,
-    token: CancellationToken,
-    drain: Duration,
-) {
+/// How the server ends, step by step.
+#[derive(Default)]
+pub struct Ending {
+    /// `/readyz` fails.
+    pub begun: CancellationToken,
+    /// The listeners and their connections.
+    pub listeners: tokio_util::task::TaskTracker,
+}
+
+impl Ending {
+    /// Begins the end and returns when all listeners and their connections have ended.
+    pub async fn drain(&self) {
+        self.begun.cancel();
+        self.listeners.close();
+        self.listeners.wait().await;
+    }
+}
+
+async fn accept(api: Arc<Api>, listener: TcpListener, tls: Arc<RwLock<Tls>>, token: CancellationToken) {
     let graceful = GracefulShutdown::new();
+    let mut closing = std::pin::pin!(async {
+        tokio::select! {
+            // Everything ends at once: nobody asked to drain.
+            () = token.cancelled() => return,
+            () = api.ending.begun.cancelled() => {}
+        }
+        tokio::select! {
+            () = token.cancelled() => {}
+            () = tokio::time::sleep(api.config.shutdown_delay) => {}
+        }
+    });
     loop {
         let accepted = tokio::select! {
-            () = token.cancelled() => break,
+            () = &mut closing => break,
             accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((stream, _)) => {
                 let watcher = graceful.watcher();
-                let acceptor = acceptor.read().clone();
+                let tls = tls.read().clone();
                 // Ends with its client, or when the listener drains.
-                tokio::spawn(connection(api.clone(), stream, acceptor, watcher));
+                tokio::spawn(connection(api.clone(), stream, tls, watcher));
             }
             Err(error) => {
                 // Out of file descriptors, mostly: others must end first.
@@ -122,23 +115,20 @@ async fn accept(
         }
     }
     drop(listener);
+    api.ending.begun.cancel();
     api.stopping.cancel();
-    if tokio::time::timeout(drain, graceful.shutdown()).await.is_err() {
-        tracing::warn!(seconds = drain.as_secs(), "connections were still busy and are dropped");
+    let limit = api.config.request_timeout;
+    if tokio::time::timeout(limit, graceful.shutdown()).await.is_err() {
+        tracing::warn!(seconds = limit.as_secs(), "connections were still busy and are dropped");
     }
 }
 
-async fn connection(
-    api: Arc<Api>,
-    stream: TcpStream,
-    acceptor: TlsAcceptor,
-    watcher: hyper_util::server::graceful::Watcher,
-) {
+async fn connection(api: Arc<Api>, stream: TcpStream, tls: Tls, watcher: hyper_util::server::graceful::Watcher) {
     let _ = stream.set_nodelay(true);
     let peer = stream.peer_addr().ok();
-    let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await else { return };
-    let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).cloned();
-    let identity = Arc::new(pipeline::Connection::new(certificate, peer));
+    let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.acceptor.accept(stream)).await else { return };
+    let shown = tls.shown(stream.get_ref().1.peer_certificates());
+    let identity = Arc::new(pipeline::Connection { shown, peer });
     let service = tower::service_fn(move |request: http::Request<Incoming>| {
         let (api, identity) = (api.clone(), identity.clone());
         async move { Ok::<_, std::convert::Infallible>(pipeline::handle(api, request, Caller::Remote(identity)).await) }

@@ -19,7 +19,7 @@ use tokio_rustls::TlsConnector;
 
 use super::RequestBody;
 use super::target::Target;
-use crate::http::serve::read_certificates;
+use crate::http::tls::read_certificates;
 use crate::server::{Api, KeyPair};
 
 const DIAL: Duration = Duration::from_secs(10);

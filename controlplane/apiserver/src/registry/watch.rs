@@ -58,6 +58,9 @@ impl Call {
                 ]));
             }
         };
+        if self.api.stopping.is_cancelled() {
+            return Err(ApiError::unavailable("the server is shutting down"));
+        }
         let (watcher, initial, marks_end) = match self.start_watch().await {
             Ok(started) => started,
             Err(error) if error.code() == StatusCode::GONE => {

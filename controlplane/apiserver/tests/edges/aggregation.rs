@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::extension::{self, Extension};
-use super::{ask, eventually};
+use super::{ask, connect, eventually};
 
 const SERVICES: &str = "/apis/apiregistration.k8s.io/v1/apiservices";
 const METRICS: &str = "/apis/apiregistration.k8s.io/v1/apiservices/v1beta1.metrics.k8s.io";
@@ -176,7 +176,8 @@ async fn watches_and_upgrades_of_a_remote_server_are_streamed() {
     assert_eq!(lines.try_next().await.unwrap().unwrap(), "two");
 
     let address = test.cluster.listen().await;
-    let mut stream = connect(&test.cluster, address).await;
+    let root = test.cluster.key_pair("root", &["system:masters"]);
+    let mut stream = connect(test.cluster.ca_pem(), Some(&root), address).await.unwrap();
     let request =
         format!("GET {REMOTE}/upgrade HTTP/1.1\r\nhost: localhost\r\nconnection: Upgrade\r\nupgrade: test\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -189,20 +190,6 @@ async fn watches_and_upgrades_of_a_remote_server_are_streamed() {
     let mut back = [0; 5];
     stream.read_exact(&mut back).await.unwrap();
     assert_eq!(&back, b"HELLO");
-}
-
-/// A TLS connection as the administrator.
-async fn connect(
-    cluster: &Cluster,
-    address: std::net::SocketAddr,
-) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
-    let kubeconfig = kube::config::Kubeconfig::read_from(cluster.kubeconfig("root", &["system:masters"])).unwrap();
-    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await.unwrap();
-    let mut tls = kube::client::ConfigExt::rustls_client_config(&config).unwrap();
-    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let stream = tokio::net::TcpStream::connect(address).await.unwrap();
-    let name = "localhost".try_into().unwrap();
-    tokio_rustls::TlsConnector::from(std::sync::Arc::new(tls)).connect(name, stream).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

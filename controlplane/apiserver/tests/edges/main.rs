@@ -4,11 +4,20 @@
 mod aggregation;
 mod encryption;
 mod extension;
+mod lifecycle;
+mod requestheader;
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use apiserver::KeyPair;
 use http::Request;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 /// Status code and body of one request.
 async fn ask(client: &kube::Client, method: &str, path: &str, body: &str) -> (u16, Value) {
@@ -32,4 +41,35 @@ async fn eventually(client: &kube::Client, path: &str, wanted: impl Fn(u16, &Val
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     panic!("{path} never became what was wanted; at last {last:#}");
+}
+
+type Stream = tokio_rustls::client::TlsStream<TcpStream>;
+
+/// An HTTP/1.1 connection over TLS to a server that `ca` signed, showing `identity`.
+async fn connect(ca: &str, identity: Option<&KeyPair>, address: SocketAddr) -> std::io::Result<Stream> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap()).unwrap();
+    let config = rustls::ClientConfig::builder().with_root_certificates(roots);
+    let config = match identity {
+        Some(pair) => config
+            .with_client_auth_cert(
+                vec![CertificateDer::from_pem_file(&pair.certificate).unwrap()],
+                PrivateKeyDer::from_pem_file(&pair.key).unwrap(),
+            )
+            .unwrap(),
+        None => config.with_no_client_auth(),
+    };
+    let stream = TcpStream::connect(address).await?;
+    tokio_rustls::TlsConnector::from(Arc::new(config)).connect("localhost".try_into().unwrap(), stream).await
+}
+
+/// Sends one request, the last of its connection, and reads the whole answer.
+async fn exchange(mut stream: Stream, request: &str) -> std::io::Result<String> {
+    let (head, body) = request.split_once("\n\n").unwrap_or((request, ""));
+    let head = head.replace('\n', "\r\n");
+    let text = format!("{head}\r\nhost: localhost\r\nconnection: close\r\n\r\n{body}");
+    stream.write_all(text.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
 }

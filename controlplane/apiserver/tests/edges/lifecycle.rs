@@ -1,0 +1,96 @@
+//! Certificates change under a running server, and a server ends without breaking anybody's request.
+
+use std::time::Duration;
+
+use apiserver::testing::{Cluster, authority, leaf};
+use futures::{AsyncBufReadExt, StreamExt};
+use http::Request;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::{connect, exchange};
+
+#[tokio::test]
+async fn new_certificates_and_authorities_are_taken_without_a_restart() {
+    let cluster = Cluster::start().await;
+    let address = cluster.listen().await;
+    let (ca, pem) = authority();
+    assert!(connect(&pem, None, address).await.is_err(), "signed by another authority so far");
+
+    // The files are replaced one by one, as a renewal does.
+    let config = cluster.server.config().clone();
+    let other = tempfile::tempdir().unwrap();
+    let renewed = leaf(other.path(), &ca, "kube-apiserver", &[], true);
+    std::fs::copy(&renewed.key, &config.serving.key).unwrap();
+    std::fs::copy(&renewed.certificate, &config.serving.certificate).unwrap();
+    let both = format!("{}{pem}", cluster.ca_pem());
+    std::fs::write(&config.client_ca, both).unwrap();
+
+    let client = leaf(other.path(), &ca, "jane", &["system:masters"], false);
+    let old = cluster.key_pair("joe", &["system:masters"]);
+    for identity in [&client, &old] {
+        let mut last = String::new();
+        for _ in 0..600 {
+            if let Ok(stream) = connect(&pem, Some(identity), address).await
+                && let Ok(answer) = exchange(stream, "GET /api/v1/nodes HTTP/1.1").await
+            {
+                last = answer;
+                if last.starts_with("HTTP/1.1 200") {
+                    break;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(last.starts_with("HTTP/1.1 200"), "{last}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_ends_says_so_first_and_finishes_what_it_began() {
+    let cluster = Cluster::start_with(|config| config.shutdown_delay = Duration::from_secs(3)).await;
+    let address = cluster.listen().await;
+    let root = cluster.key_pair("root", &["system:masters"]);
+    let open = || connect(cluster.ca_pem(), Some(&root), address);
+
+    // A watch by HTTP/2 and one by HTTP/1.1, and a request whose body is still on its way.
+    let kubeconfig = kube::config::Kubeconfig::read_from(cluster.kubeconfig("root", &["system:masters"])).unwrap();
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await.unwrap();
+    let client = kube::Client::try_from(config).unwrap();
+    let request = Request::get("/api/v1/namespaces?watch=true&allowWatchBookmarks=true").body(Vec::new()).unwrap();
+    let mut lines = client.request_stream(request).await.unwrap().lines();
+    assert!(lines.next().await.unwrap().unwrap().contains("ADDED"));
+    let plain_watch = exchange(open().await.unwrap(), "GET /api/v1/namespaces?watch=true HTTP/1.1");
+    let plain_watch = tokio::spawn(plain_watch);
+    let mut slow = open().await.unwrap();
+    let body = r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"slow"}}"#;
+    let head = format!(
+        "POST /api/v1/namespaces/default/configmaps HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{{",
+        body.len()
+    );
+    slow.write_all(head.as_bytes()).await.unwrap();
+
+    let server = cluster.server.clone();
+    let drained = tokio::spawn(async move { server.drain().await });
+    // New connections are still taken, and learn that they should go elsewhere.
+    let mut ready = String::new();
+    for _ in 0..100 {
+        ready = exchange(open().await.unwrap(), "GET /readyz HTTP/1.1").await.unwrap();
+        if !ready.starts_with("HTTP/1.1 200") {
+            break;
+        }
+    }
+    assert!(ready.starts_with("HTTP/1.1 500") && ready.contains("[-]shutdown failed"), "{ready}");
+    let alive = exchange(open().await.unwrap(), "GET /livez HTTP/1.1").await.unwrap();
+    assert!(alive.starts_with("HTTP/1.1 200"), "{alive}");
+
+    while let Some(line) = lines.next().await {
+        line.expect("a watch ends without an error");
+    }
+    let watched = plain_watch.await.unwrap().unwrap();
+    assert!(watched.ends_with("0\r\n\r\n"), "a complete answer: {watched:?}");
+    slow.write_all(&body.as_bytes()[1..]).await.unwrap();
+    let mut answer = String::new();
+    slow.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
+    drained.await.unwrap();
+    assert!(open().await.is_err(), "nobody listens any more");
+}
