@@ -13,7 +13,7 @@ use serde_json::json;
 const SOON: Duration = Duration::from_secs(60);
 
 const NGINX_CONF: &str = "
-daemon off; pid /tmp/nginx.pid; error_log stderr;
+user root; daemon off; pid /tmp/nginx.pid; error_log stderr;
 events {}
 http {
   access_log off;
