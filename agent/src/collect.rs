@@ -16,9 +16,6 @@ use network::{Attachment, Network};
 use proto::runtime::v1 as cri;
 use tonic::transport::Channel;
 
-/// Time between looks.
-const PERIOD: Duration = Duration::from_secs(300);
-
 /// Sandbox ids that hold an address, with the interface it is on.
 type Reservations = BTreeMap<String, String>;
 
@@ -34,12 +31,12 @@ pub async fn first_look(state: &Path, runtime: &Channel) -> BTreeSet<String> {
 }
 
 /// Collects now what the first look found, then at every period what two looks agree on.
-pub async fn run(network: Network, state: PathBuf, runtime: Channel, first: BTreeSet<String>) {
+pub async fn run(network: Network, state: PathBuf, runtime: Channel, first: BTreeSet<String>, period: Duration) {
     network.ready().await;
     collect(&network, &state, &first).await;
     let mut suspects = BTreeSet::new();
     loop {
-        tokio::time::sleep(PERIOD).await;
+        tokio::time::sleep(period).await;
         let Ok(sandboxes) = sandboxes(&runtime).await else { continue };
         let now = without_sandbox(&reservations(&state), &sandboxes);
         let stale: BTreeSet<String> = now.intersection(&suspects).cloned().collect();

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Taint;
 use kubelet::config::{EvictionThresholds, ImageGc};
@@ -44,12 +45,13 @@ pub struct Config {
     pub cgroup_root: String,
     pub cgroup_driver: CgroupDriver,
     pub proxy_mode: ProxyMode,
-    pub cluster_cidr: String,
-    pub cluster_dns: IpAddr,
-    pub cluster_domain: String,
     /// The resolv.conf that names the host's resolvers.
     pub resolv_conf: PathBuf,
     pub max_pods: u32,
+    /// How often addresses without a pod are looked for.
+    pub network_gc_period: Duration,
+    /// Sysctls that pods may set besides the safe ones.
+    pub allowed_unsafe_sysctls: Vec<String>,
     pub kubelet_port: u16,
     /// When the node is under pressure and pods must go.
     pub eviction: EvictionThresholds,
@@ -66,7 +68,7 @@ pub struct Directories {
     pub run: PathBuf,
     /// Containers' logs: `/var/log/pods`.
     pub pod_logs: PathBuf,
-    /// `<registry host>/hosts.toml` files for image pulls: `/etc/skiff/registries`.
+    /// Mirrors and credentials of registries: `/etc/skiff/registries.yaml`.
     pub registries: PathBuf,
 }
 
@@ -76,12 +78,17 @@ impl Default for Directories {
             data: "/var/lib/skiff/agent".into(),
             run: "/run/skiff".into(),
             pod_logs: "/var/log/pods".into(),
-            registries: "/etc/skiff/registries".into(),
+            registries: "/etc/skiff/registries.yaml".into(),
         }
     }
 }
 
 impl Directories {
+    /// containerd's `<registry host>/hosts.toml` files, written from [`Self::registries`].
+    pub fn registry_hosts(&self) -> PathBuf {
+        self.data.join("registries")
+    }
+
     pub fn pki(&self) -> PathBuf {
         self.data.join("pki")
     }
@@ -122,20 +129,15 @@ impl Config {
             cgroup_root: "/".to_owned(),
             cgroup_driver: CgroupDriver::default(),
             proxy_mode: ProxyMode::default(),
-            cluster_cidr: api::defaults::POD_CIDR.to_owned(),
-            cluster_dns: default_dns(),
-            cluster_domain: api::defaults::CLUSTER_DOMAIN.to_owned(),
             resolv_conf: host_resolv_conf(),
             max_pods: 110,
+            network_gc_period: Duration::from_secs(300),
+            allowed_unsafe_sysctls: Vec::new(),
             kubelet_port: api::defaults::KUBELET_PORT,
             eviction: EvictionThresholds::default(),
             image_gc: ImageGc::default(),
         }
     }
-}
-
-fn default_dns() -> IpAddr {
-    api::defaults::DNS_IP.parse().unwrap_or(IpAddr::from([10, 43, 0, 10]))
 }
 
 /// systemd-resolved writes its stub, on a loopback address that pods cannot reach, to

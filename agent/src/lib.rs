@@ -7,6 +7,7 @@
 //! - [`containerd`]: the host's runtime under our own directories; [`images`]: the sandbox image and
 //!   images without a registry;
 //! - [`join`]: from a token to the node's identity and its `kube::Client`;
+//! - [`registries`]: mirrors and credentials of image registries, for containerd;
 //! - [`cni`]: the plugins' names in containerd's plugin directory;
 //! - [`Config`]: everything one is told.
 //!
@@ -19,6 +20,7 @@ pub mod containerd;
 pub mod images;
 pub mod join;
 mod parts;
+pub mod registries;
 mod start;
 
 pub use config::{Config, Directories, ProxyMode};

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::path::Path;
 
+use api::cluster::{ClusterNetwork, Net};
 use component::{Informers, Supervisor};
 use kubelet::config::{CgroupDriver, ServerConfig};
 use kubelet::layout::Layout;
@@ -17,19 +18,21 @@ use crate::start::AgentError;
 /// Starts what needs no runtime: network, proxy and DNS.
 pub fn start_network(
     config: &Config,
+    cluster: &ClusterNetwork,
     node_ip: IpAddr,
     informers: &Informers,
     supervisor: &Supervisor,
 ) -> Result<Network, AgentError> {
     let IpAddr::V4(address) = node_ip else { return Err(AgentError::NodeAddress(node_ip)) };
-    let cluster_cidr: IpNet =
-        config.cluster_cidr.parse().map_err(|_| AgentError::ClusterCidr(config.cluster_cidr.clone()))?;
+    let net = |net: Net| IpNet::new(net.address.into(), net.prefix);
+    let (pods, services) = (net(cluster.pods), net(cluster.services));
 
     let mut network = network::Config::new(&config.node_name, address);
     network.cni_conf_dir = config.directories.cni_conf();
     network.cni_bin_dir = config.directories.cni_bin();
     network.cni_data_dir = config.directories.cni_state();
-    network.cluster_cidr = cluster_cidr;
+    network.cluster_cidr = pods;
+    network.service_cidr = services;
     let network = network::start(network, informers.clone(), supervisor);
 
     let mut proxy = proxy::Config::new(&config.node_name);
@@ -37,13 +40,15 @@ pub fn start_network(
         ProxyMode::Nftables => proxy::Mode::Nftables,
         ProxyMode::Iptables => proxy::Mode::Iptables,
     };
-    proxy.cluster_cidr = cluster_cidr;
-    let mut dns = dns::Config { domain: config.cluster_domain.clone(), ..dns::Config::default() };
-    dns.resolv_conf = config.resolv_conf.clone();
-    if let IpAddr::V4(address) = config.cluster_dns {
-        dns.address = address;
-        proxy.dns_address = Some(address);
-    }
+    proxy.cluster_cidr = pods;
+    proxy.dns_address = Some(cluster.dns);
+    let dns = dns::Config {
+        address: cluster.dns,
+        domain: cluster.domain.clone(),
+        resolv_conf: config.resolv_conf.clone(),
+        reverse_nets: vec![pods, services],
+        ..dns::Config::default()
+    };
     proxy::start(proxy, informers.clone(), supervisor);
     dns::start(dns, informers.clone(), supervisor);
     Ok(network)
@@ -52,24 +57,31 @@ pub fn start_network(
 /// Starts the kubelet, with its server.
 pub fn start_kubelet(
     config: &Config,
+    cluster: &ClusterNetwork,
     node_ip: IpAddr,
     runtime: &Path,
     files: &Files,
     informers: &Informers,
     supervisor: &Supervisor,
 ) -> Result<(), AgentError> {
-    kubelet::start(kubelet_config(config, node_ip, runtime, files), informers.clone(), supervisor)?;
+    kubelet::start(kubelet_config(config, cluster, node_ip, runtime, files), informers.clone(), supervisor)?;
     Ok(())
 }
 
-fn kubelet_config(config: &Config, node_ip: IpAddr, runtime: &Path, files: &Files) -> kubelet::Config {
+fn kubelet_config(
+    config: &Config,
+    cluster: &ClusterNetwork,
+    node_ip: IpAddr,
+    runtime: &Path,
+    files: &Files,
+) -> kubelet::Config {
     let layout = Layout::new(config.directories.kubelet(), config.directories.pod_logs.clone());
     let mut kubelet = kubelet::Config::new(&config.node_name, vec![node_ip], layout, runtime.to_owned());
     kubelet.labels = config.labels.clone();
     kubelet.taints = config.taints.clone();
     kubelet.manifests_dir = config.manifests.clone();
-    kubelet.cluster_dns = vec![config.cluster_dns];
-    kubelet.cluster_domain = config.cluster_domain.clone();
+    kubelet.cluster_dns = vec![cluster.dns.into()];
+    kubelet.cluster_domain = cluster.domain.clone();
     kubelet.resolv_conf = config.resolv_conf.clone();
     kubelet.cgroup_root = config.cgroup_root.clone();
     kubelet.cgroup_driver = match config.cgroup_driver {
@@ -77,6 +89,7 @@ fn kubelet_config(config: &Config, node_ip: IpAddr, runtime: &Path, files: &File
         containerd::CgroupDriver::Systemd => CgroupDriver::Systemd,
     };
     kubelet.max_pods = config.max_pods;
+    kubelet.allowed_unsafe_sysctls = config.allowed_unsafe_sysctls.clone();
     kubelet.eviction = config.eviction.clone();
     kubelet.image_gc = config.image_gc.clone();
     kubelet.server = Some(ServerConfig {

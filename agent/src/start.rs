@@ -13,6 +13,7 @@ use crate::containerd::{Containerd, ContainerdError, Options, Paths};
 use crate::images::{ImageError, Importer, pause};
 use crate::join::{self, JoinError, Joined};
 use crate::parts;
+use crate::registries::{self, RegistriesError};
 
 /// Why a node could not start.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +24,8 @@ pub enum AgentError {
     SandboxImage(#[from] ImageError),
     #[error("joining the cluster: {0}")]
     Join(#[from] JoinError),
+    #[error("configuring image registries: {0}")]
+    Registries(#[from] RegistriesError),
     #[error("installing the network plugins: {0}")]
     Plugins(#[from] CniError),
     #[error("making the directory {path}: {error}", path = path.display())]
@@ -31,8 +34,6 @@ pub enum AgentError {
     Kubelet(#[from] kubelet::StartError),
     #[error("the node address {0} is no IPv4 address; choose one with --node-ip")]
     NodeAddress(IpAddr),
-    #[error("the cluster CIDR {0:?} is no network; it has the form 10.42.0.0/16")]
-    ClusterCidr(String),
 }
 
 /// A node that runs. It ends with its supervisor; its pods go on.
@@ -52,20 +53,25 @@ pub async fn start(config: Config, supervisor: &Supervisor) -> Result<Running, A
     private_directory(&config.directories.pki())?;
     let executable = cni::locate(config.cni_executable.as_deref())?;
     cni::install(&executable, &config.directories.cni_bin())?;
+    if config.runtime_endpoint.is_none() {
+        registries::install(&config.directories.registries, &config.directories.registry_hosts())?;
+    }
     let runtime = start_runtime(&config, &supervisor);
     let node = async {
         let joined = join_cluster(&config, &supervisor).await?;
+        let cluster = joined.cluster_network().await?;
         let node_ip = node_ip(&config)?;
         joined.keep_serving_certificate(vec![node_ip], config.node_name.clone(), &supervisor);
         let informers = Informers::new(joined.client.clone(), &supervisor);
-        let network = parts::start_network(&config, node_ip, &informers, &supervisor)?;
-        Ok::<_, AgentError>((joined, node_ip, informers, network))
+        let network = parts::start_network(&config, &cluster, node_ip, &informers, &supervisor)?;
+        Ok::<_, AgentError>((joined, cluster, node_ip, informers, network))
     };
-    let (runtime, (joined, node_ip, informers, network)) = tokio::try_join!(runtime, node)?;
+    let (runtime, (joined, cluster, node_ip, informers, network)) = tokio::try_join!(runtime, node)?;
     let addresses = config.directories.cni_state();
     let stale = collect::first_look(&addresses, &runtime.channel).await;
-    supervisor.spawn("collect", collect::run(network, addresses, runtime.channel.clone(), stale));
-    parts::start_kubelet(&config, node_ip, &runtime.socket, &joined.files, &informers, &supervisor)?;
+    supervisor
+        .spawn("collect", collect::run(network, addresses, runtime.channel.clone(), stale, config.network_gc_period));
+    parts::start_kubelet(&config, &cluster, node_ip, &runtime.socket, &joined.files, &informers, &supervisor)?;
     Ok(Running { node_name: config.node_name, node_ip, client: joined.client, runtime: runtime.socket })
 }
 
@@ -96,7 +102,7 @@ async fn start_runtime(config: &Config, supervisor: &Supervisor) -> Result<Conta
                 binary: config.containerd.clone(),
                 cni_bin_dir: directories.cni_bin(),
                 cni_conf_dir: directories.cni_conf(),
-                registry_dir: directories.registries.clone(),
+                registry_dir: directories.registry_hosts(),
                 cgroup_driver: config.cgroup_driver,
             };
             Containerd::start(options, supervisor).await?

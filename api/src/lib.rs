@@ -1,11 +1,13 @@
 //! The object model that the control plane and the node share. No I/O, no tokio.
 //!
+//! - [`cluster`]: the networks and the domain that all parts of a cluster agree on;
 //! - [`quantity`]: `100m`, `1Gi`: parse, compare, canonical form;
 //! - [`field`]: field paths and validation errors in Kubernetes' wording;
 //! - [`names`]: DNS-1123 and friends;
 //! - [`selector`]: label and field selectors, from text, JSON and typed objects;
 //! - [`resources`]: what a pod asks for, and its QoS class;
 
+pub mod cluster;
 pub mod field;
 pub mod names;
 pub mod quantity;
@@ -19,8 +21,5 @@ pub mod defaults {
     pub const PROXY_HEALTH_PORT: u16 = 10256;
     pub const POD_CIDR: &str = "10.42.0.0/16";
     pub const SERVICE_CIDR: &str = "10.43.0.0/16";
-    /// The `kubernetes` Service.
-    pub const API_SERVICE_IP: &str = "10.43.0.1";
-    pub const DNS_IP: &str = "10.43.0.10";
     pub const CLUSTER_DOMAIN: &str = "cluster.local";
 }

@@ -57,6 +57,9 @@ pub struct NodeArguments {
     /// An image archive to import before pods run; may be repeated
     #[arg(long)]
     image: Vec<PathBuf>,
+    /// Mirrors and credentials of image registries
+    #[arg(long, default_value = "/etc/skiff/registries.yaml")]
+    registries: PathBuf,
     /// Manifests of static pods (default: <data-dir>/manifests)
     #[arg(long)]
     pod_manifest_path: Option<PathBuf>,
@@ -69,6 +72,12 @@ pub struct NodeArguments {
     /// Unused images are removed when their file system is fuller than this many percent
     #[arg(long, default_value_t = 85, value_parser = clap::value_parser!(u8).range(0..=100))]
     image_gc_high_threshold: u8,
+    /// Seconds between looks for addresses that no pod has any more
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
+    network_gc_period: u64,
+    /// Sysctls that pods may set besides the safe ones, e.g. net.core.somaxconn,net.ipv4.*
+    #[arg(long, value_delimiter = ',')]
+    allowed_unsafe_sysctls: Vec<String>,
     /// How Services reach the kernel
     #[arg(long, default_value = "nftables", value_parser = ["nftables", "iptables"])]
     proxy_mode: String,
@@ -97,12 +106,14 @@ impl NodeArguments {
             data: data_dir.join("agent"),
             run: self.run_dir.clone(),
             pod_logs: self.pod_log_dir.clone(),
-            ..agent::Directories::default()
+            registries: self.registries.clone(),
         };
         config.runtime_endpoint = self.container_runtime_endpoint.clone();
         config.images = self.image.clone();
         config.manifests = Some(self.pod_manifest_path.clone().unwrap_or_else(|| data_dir.join("manifests")));
         config.cgroup_root = self.cgroup_root.clone();
+        config.network_gc_period = Duration::from_secs(self.network_gc_period);
+        config.allowed_unsafe_sysctls = self.allowed_unsafe_sysctls.clone();
         config.eviction = self.eviction_hard.clone();
         config.image_gc.high_percent = self.image_gc_high_threshold;
         config.image_gc.low_percent = config.image_gc.low_percent.min(self.image_gc_high_threshold);

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
+use api::cluster::ClusterNetwork;
 use clap::Args;
 use component::Supervisor;
 use controlplane::{Store, token::BootstrapToken};
@@ -17,8 +18,8 @@ pub struct ServerArguments {
     #[arg(long, default_value = "/var/lib/skiff")]
     data_dir: PathBuf,
     /// embedded, or etcd=URL,... for several servers
-    #[arg(long, default_value = "embedded")]
-    store: String,
+    #[arg(long, default_value = "embedded", value_parser = parse_store)]
+    store: Store,
     /// Do not run a node in this process
     #[arg(long)]
     disable_agent: bool,
@@ -38,10 +39,18 @@ pub struct ServerArguments {
     /// Where to write the administrator's kubeconfig
     #[arg(long, default_value = "/etc/skiff/admin.kubeconfig")]
     kubeconfig: PathBuf,
+    /// The pods' network
     #[arg(long, default_value = api::defaults::POD_CIDR)]
     cluster_cidr: String,
+    /// The Services' network
     #[arg(long, default_value = api::defaults::SERVICE_CIDR)]
     service_cidr: String,
+    /// The address of the cluster's DNS (default: the tenth of the Services' network)
+    #[arg(long)]
+    cluster_dns: Option<Ipv4Addr>,
+    /// The domain of the cluster's DNS names
+    #[arg(long, default_value = api::defaults::CLUSTER_DOMAIN)]
+    cluster_domain: String,
     /// Prefix length of each node's part of the pod network
     #[arg(long, default_value_t = 24)]
     node_cidr_mask: u8,
@@ -90,6 +99,14 @@ impl RequestHeaderArguments {
     }
 }
 
+impl ServerArguments {
+    /// The cluster's networks and domain, if they fit together.
+    pub fn network(&self) -> anyhow::Result<ClusterNetwork> {
+        ClusterNetwork::new(&self.cluster_cidr, &self.service_cidr, self.cluster_dns, &self.cluster_domain)
+            .map_err(|problem| anyhow::anyhow!(problem))
+    }
+}
+
 pub fn run(arguments: &ServerArguments) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
     runtime.block_on(serve(arguments))?;
@@ -133,17 +150,15 @@ fn configuration(arguments: &ServerArguments, token: BootstrapToken) -> anyhow::
     };
     Ok(controlplane::Config {
         data_dir: arguments.data_dir.clone(),
-        store: parse_store(&arguments.store)?,
+        store: arguments.store.clone(),
         bind_address: arguments.bind_address,
         port: arguments.port,
         advertise_address,
         tls_sans: arguments.tls_san.clone(),
         token,
         kubeconfig: arguments.kubeconfig.clone(),
-        cluster_cidr: arguments.cluster_cidr.clone(),
-        service_cidr: arguments.service_cidr.clone(),
+        network: arguments.network()?,
         node_cidr_mask: arguments.node_cidr_mask,
-        cluster_domain: api::defaults::CLUSTER_DOMAIN.to_owned(),
         requestheader_ca: arguments.proxies.requestheader_client_ca_file.clone(),
         requestheader: arguments.proxies.names(),
         shutdown_delay: Duration::from_secs(arguments.shutdown_delay),
@@ -151,13 +166,13 @@ fn configuration(arguments: &ServerArguments, token: BootstrapToken) -> anyhow::
     })
 }
 
-fn parse_store(text: &str) -> anyhow::Result<Store> {
+fn parse_store(text: &str) -> Result<Store, String> {
     match text.split_once('=') {
         None if text == "embedded" => Ok(Store::Embedded),
         Some(("etcd", endpoints)) if !endpoints.is_empty() => {
             Ok(Store::Etcd(endpoints.split(',').map(|endpoint| endpoint.trim().to_owned()).collect()))
         }
-        _ => anyhow::bail!("--store {text:?} is not understood: use embedded, or etcd=http://HOST:2379,..."),
+        _ => Err("use embedded, or etcd=http://HOST:2379,...".to_owned()),
     }
 }
 

@@ -15,10 +15,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use api::cluster::{self, ClusterNetwork};
 pub use apiserver::RequestHeaderNames;
 use apiserver::{ApiServer, KeyPair, UserInfo};
 use component::{Candidate, EventRecorder, Informers, Supervisor};
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Api;
 use kube::api::PostParams;
 use tokio::net::TcpListener;
@@ -52,10 +53,8 @@ pub struct Config {
     pub token: BootstrapToken,
     /// Where the administrator's kubeconfig is written.
     pub kubeconfig: PathBuf,
-    pub cluster_cidr: String,
-    pub service_cidr: String,
+    pub network: ClusterNetwork,
     pub node_cidr_mask: u8,
-    pub cluster_domain: String,
     /// An `EncryptionConfiguration` file: what is encrypted at rest, and how.
     pub encryption: Option<PathBuf>,
     /// Who may name users in headers; none: those with a certificate of the cluster's own front-proxy CA.
@@ -90,12 +89,12 @@ impl Running {
 /// Starts everything; returns when requests are answered. All tasks belong to `supervisor`.
 pub async fn start(config: Config, supervisor: &Supervisor) -> anyhow::Result<Running> {
     let names = ServerNames::new(
-        &config.cluster_domain,
+        &config.network.domain,
         config
             .tls_sans
             .iter()
             .cloned()
-            .chain([config.advertise_address.to_string(), service_address(&config.service_cidr)?.to_string()]),
+            .chain([config.advertise_address.to_string(), config.network.api_service().to_string()]),
     );
     let pki = Pki::ensure(&config.data_dir.join("server/tls"), &names)?;
     let url = format!("https://{}", SocketAddr::new(config.advertise_address, config.port));
@@ -109,7 +108,7 @@ pub async fn start(config: Config, supervisor: &Supervisor) -> anyhow::Result<Ru
     let server = ApiServer::start(api_config(&config, &pki), open_store(&config).await?, supervisor).await?;
     server.serve(listener, supervisor)?;
 
-    accept_token(&server, &config.token).await?;
+    tokio::try_join!(accept_token(&server, &config.token), publish_network(&server, &config.network))?;
     start_clients(&server, &config, &pki, &url, supervisor);
     Ok(Running { url, ca_certificate: pki.ca.certificate, server })
 }
@@ -138,15 +137,17 @@ fn api_config(config: &Config, pki: &Pki) -> apiserver::Config {
         pki.key_path("service-account"),
     );
     api.port = config.port;
-    api.issuer = format!("https://kubernetes.default.svc.{}", config.cluster_domain);
+    api.issuer = format!("https://kubernetes.default.svc.{}", config.network.domain);
     api.kubelet_client = Some(pair("apiserver-kubelet-client"));
     api.front_proxy_client = Some(pair("front-proxy-client"));
     api.front_proxy_ca = Some(pki.certificate_path("front-proxy-ca"));
-    api.service_cidr = config.service_cidr.clone();
     api.kubelet_ca = Some(pki.certificate_path("ca"));
     api.requestheader_ca = config.requestheader_ca.clone();
     api.requestheader = config.requestheader.clone();
     api.shutdown_delay = config.shutdown_delay;
+    api.service_cidr = config.network.services.to_string();
+    api.service_address = config.network.api_service();
+    api.dns_address = config.network.dns;
     api.encryption = config.encryption.clone();
     api
 }
@@ -199,9 +200,9 @@ fn controllers_start(
             client: client.clone(),
             ca_certificate: ca.certificate.clone(),
             ca_key: ca.key.clone(),
-            cluster_cidr: config.cluster_cidr.clone(),
+            cluster_cidr: config.network.pods.to_string(),
             node_mask: config.node_cidr_mask,
-            service_cidr: config.service_cidr.clone(),
+            service_cidr: config.network.services.to_string(),
             server: url.clone(),
         };
         controllers::start(config, supervisor);
@@ -219,6 +220,20 @@ async fn accept_token(server: &ApiServer, token: &BootstrapToken) -> anyhow::Res
     }
 }
 
+/// Tells the nodes the cluster's networks and domain.
+async fn publish_network(server: &ApiServer, network: &ClusterNetwork) -> anyhow::Result<()> {
+    let maps: Api<ConfigMap> = Api::namespaced(server.client(&UserInfo::admin()), cluster::NAMESPACE);
+    let mut map = ConfigMap { data: Some(network.to_data()), ..Default::default() };
+    map.metadata.name = Some(cluster::NAME.to_owned());
+    let written = match maps.create(&PostParams::default(), &map).await {
+        Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {
+            maps.replace(cluster::NAME, &PostParams::default(), &map).await
+        }
+        outcome => outcome,
+    };
+    written.map(drop).with_context(|| format!("publishing {}/{}", cluster::NAMESPACE, cluster::NAME))
+}
+
 fn write_kubeconfig(path: &Path, url: &str, pki: &Pki) -> anyhow::Result<()> {
     let kubeconfig = kubeconfig::with_certificate("skiff", url, &pki.ca.certificate, "system:admin", &pki.admin);
     if let Some(dir) = path.parent() {
@@ -231,14 +246,4 @@ fn write_kubeconfig(path: &Path, url: &str, pki: &Pki) -> anyhow::Result<()> {
 fn write_join_token(config: &Config, pki: &Pki) -> anyhow::Result<()> {
     let token = token::with_ca(&config.token.to_string(), &pki.ca.certificate)?;
     Ok(pki::write(&config.data_dir.join("server/join-token"), &token, 0o600)?)
-}
-
-/// The first address of the Service network: that of the `kubernetes` Service.
-fn service_address(cidr: &str) -> anyhow::Result<IpAddr> {
-    let (network, _) =
-        cidr.split_once('/').with_context(|| format!("{cidr:?} is no network; it has the form 10.43.0.0/16"))?;
-    match network.parse().with_context(|| format!("{cidr:?} is no network"))? {
-        IpAddr::V4(v4) => Ok(IpAddr::V4((u32::from(v4) + 1).into())),
-        IpAddr::V6(v6) => Ok(IpAddr::V6((u128::from(v6) + 1).into())),
-    }
 }

@@ -11,20 +11,90 @@ use k8s_openapi::api::core::v1::{Node, NodeSelector, NodeSelectorTerm, Pod, PodS
 use crate::pod::status::Verdict;
 
 /// What the node has, and the pods that it took already.
+#[derive(Clone, Copy)]
 pub struct View<'a> {
     pub allocatable: &'a Amounts,
     /// None while the node's object is not known: selectors are then not checked.
     pub node: Option<&'a Node>,
     pub others: &'a [&'a Pod],
+    /// Sysctls that pods may set besides the safe ones; `*` at the end stands for anything.
+    pub unsafe_sysctls: &'a [String],
 }
 
 /// The reason to refuse, if there is one.
 pub fn refuse(pod: &Pod, view: &View<'_>) -> Option<Verdict> {
     let spec = pod.spec.as_ref()?;
-    refuse_resources(spec, view).or_else(|| refuse_ports(spec, view)).or_else(|| refuse_selectors(spec, view))
+    refuse_resources(spec, view)
+        .or_else(|| refuse_ports(spec, view))
+        .or_else(|| refuse_selectors(spec, view))
+        .or_else(|| refuse_sysctls(spec, view.unsafe_sysctls))
+}
+
+/// What one pod sets has no effect on others (`pkg/kubelet/sysctl/safe_sysctls.go`).
+const SAFE_SYSCTLS: [&str; 12] = [
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.tcp_wmem",
+];
+
+/// Whether a sysctl belongs to one of the pod's namespaces, whatever it is set to.
+fn is_namespaced(sysctl: &str) -> bool {
+    let ipc = ["kernel.shm", "kernel.msg", "fs.mqueue."];
+    sysctl == "kernel.sem" || sysctl.starts_with("net.") || ipc.iter().any(|prefix| sysctl.starts_with(prefix))
+}
+
+fn refuse_sysctls(spec: &PodSpec, allowed: &[String]) -> Option<Verdict> {
+    let listed = |name: &str| {
+        allowed.iter().any(|pattern| match pattern.strip_suffix('*') {
+            Some(prefix) => name.starts_with(prefix),
+            None => name == pattern,
+        })
+    };
+    let forbidden = spec.security_context.as_ref()?.sysctls.iter().flatten().find(|sysctl| {
+        let name = sysctl.name.replace('/', ".");
+        !SAFE_SYSCTLS.contains(&name.as_str()) && !(listed(&name) && is_namespaced(&name))
+    })?;
+    Some(Verdict {
+        reason: "SysctlForbidden".to_owned(),
+        message: format!("Pod was rejected: forbidden sysctl: {:?} not allowlisted", forbidden.name),
+    })
+}
+
+/// What the node has too little of. CPU in millicores, the rest in units.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shortage {
+    pub name: String,
+    pub requested: i64,
+    pub used: i64,
+    pub capacity: i64,
+}
+
+impl std::fmt::Display for Shortage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { name, requested, used, capacity } = self;
+        write!(
+            f,
+            "Node didn't have enough resource: {name}, requested: {requested}, used: {used}, capacity: {capacity}"
+        )
+    }
 }
 
 fn refuse_resources(spec: &PodSpec, view: &View<'_>) -> Option<Verdict> {
+    let short = shortage(spec, view)?;
+    Some(Verdict { reason: format!("OutOf{}", short.name), message: format!("Pod was rejected: {short}") })
+}
+
+/// What is missing for the pod beside the others.
+pub fn shortage(spec: &PodSpec, view: &View<'_>) -> Option<Shortage> {
     let capacity = |name: &str| view.allocatable.get(name).copied().unwrap_or(Quantity::ZERO);
     let pods = i64::try_from(view.others.len()).unwrap_or(i64::MAX);
     if view.allocatable.contains_key("pods") && pods + 1 > capacity("pods").units() {
@@ -52,13 +122,8 @@ fn refuse_resources(spec: &PodSpec, view: &View<'_>) -> Option<Verdict> {
     None
 }
 
-fn out_of(name: &str, requested: i64, used: i64, capacity: i64) -> Verdict {
-    Verdict {
-        reason: format!("OutOf{name}"),
-        message: format!(
-            "Pod was rejected: Node didn't have enough resource: {name}, requested: {requested}, used: {used}, capacity: {capacity}"
-        ),
-    }
+fn out_of(name: &str, requested: i64, used: i64, capacity: i64) -> Shortage {
+    Shortage { name: name.to_owned(), requested, used, capacity }
 }
 
 /// (address, protocol, port)
@@ -184,6 +249,9 @@ mod tests {
             json!({"containers": [], "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
                 {"matchExpressions": [{"key": key, "operator": operator, "values": values}]}]}}}})
         };
+        let sysctl =
+            |name: &str| json!({"containers": [], "securityContext": {"sysctls": [{"name": name, "value": "1"}]}});
+        let unsafe_sysctls = ["net.ipv4.ip_*".to_owned(), "fs.*".to_owned()];
         for (spec, reason) in [
             (container(json!({"cpu": "500m"}), json!([])), None),
             (container(json!({"cpu": "501m"}), json!([])), Some("OutOfcpu")),
@@ -195,14 +263,20 @@ mod tests {
             (json!({"containers": [], "nodeSelector": {"disk": "ssd"}}), None),
             (affinity("Gt", "gen", json!(["5"])), None),
             (affinity("NotIn", "disk", json!(["ssd"])), Some("NodeAffinity")),
+            (sysctl("kernel.shm_rmid_forced"), None),
+            (sysctl("net/ipv4/tcp_syncookies"), None),
+            (sysctl("net.ipv4.ip_forward"), None),
+            (sysctl("net.core.somaxconn"), Some("SysctlForbidden")),
+            (sysctl("fs.mount-max"), Some("SysctlForbidden")),
         ] {
-            let verdict =
-                refuse(&pod(spec.clone()), &View { allocatable: &allocatable, node: Some(&node), others: &[&other] });
+            let others: &[&Pod] = &[&other];
+            let view = View { allocatable: &allocatable, node: Some(&node), others, unsafe_sysctls: &unsafe_sysctls };
+            let verdict = refuse(&pod(spec.clone()), &view);
             assert_eq!(verdict.map(|verdict| verdict.reason).as_deref(), reason, "{spec}");
         }
         let full = refuse(
             &pod(json!({"containers": []})),
-            &View { allocatable: &allocatable, node: None, others: &[&other, &other, &other] },
+            &View { allocatable: &allocatable, node: None, others: &[&other, &other, &other], unsafe_sysctls: &[] },
         )
         .unwrap();
         assert_eq!(

@@ -23,6 +23,7 @@ pub mod manager;
 pub mod node;
 pub mod pod;
 pub mod probes;
+pub mod resize;
 pub mod server;
 pub mod server_contract;
 pub mod spec;

@@ -26,9 +26,12 @@ use crate::pod::mailbox::{Mailbox, Snapshot, Source, Wish};
 use crate::pod::observed::{Fingerprint, Run};
 use crate::pod::status::Verdict;
 use crate::pod::worker::Worker;
+use crate::resize;
 use crate::server_contract::{ContainerRun, NodePods, PodRuntimeView};
 use crate::static_pods;
 use api::resources::QosClass;
+
+mod grants;
 
 pub struct Manager {
     node: Arc<NodeContext>,
@@ -48,6 +51,8 @@ struct State {
     inherited: HashMap<String, Fingerprint>,
     /// All sources have been read once: what no source names has to go.
     complete: bool,
+    /// Pods of the API that wait for room to grow, by UID.
+    deferred: HashMap<String, Arc<Pod>>,
 }
 
 fn uid_of(pod: &Pod) -> String {
@@ -283,7 +288,14 @@ impl Manager {
             ),
             "ending a pod that is no longer wanted here"
         );
-        let wish = Wish { pod: Arc::new(pod), source: Source::Runtime, api_uid: None, removed: true, verdict: None };
+        let wish = Wish {
+            pod: Arc::new(pod),
+            source: Source::Runtime,
+            api_uid: None,
+            removed: true,
+            verdict: None,
+            resize_pending: None,
+        };
         self.add_worker(uid.to_owned(), wish, true);
     }
 
@@ -311,11 +323,19 @@ impl Manager {
         let uid = uid_of(&pod);
         let known = self.state.lock().pods.get(&uid).cloned();
         if let Some(mailbox) = known {
+            let earlier = mailbox.wish.borrow().pod.clone();
+            let (granted, pending) = self.grant(pod, &earlier, source);
+            let resized = resize::is_wished(&granted, &earlier);
             mailbox.wish.send_modify(|wish| {
-                wish.pod = pod;
+                wish.pod = granted;
                 wish.api_uid = api_uid;
                 wish.source = source;
+                wish.resize_pending = pending;
             });
+            if resized {
+                self.refresh_qos();
+                self.retry_deferred();
+            }
             return;
         }
         let inherited = self.state.lock().inherited.remove(&uid).is_some();
@@ -328,18 +348,31 @@ impl Manager {
             let message = verdict.message.trim_start_matches("Pod was rejected: ").to_owned();
             self.node.event(&pod, EventType::Warning, &verdict.reason, message);
         }
-        let wish = Wish { pod, source, api_uid, removed: false, verdict: verdict.map(|verdict| (verdict, 1)) };
+        let (pod, resize_pending) = match inherited {
+            true => {
+                let running = resize::as_running(&pod);
+                self.grant(pod, &running, source)
+            }
+            false => (pod, None),
+        };
+        let verdict = verdict.map(|verdict| (verdict, 1));
+        let wish = Wish { pod, source, api_uid, removed: false, verdict, resize_pending };
         self.add_worker(uid, wish, inherited);
         self.refresh_qos();
     }
 
     fn refusal(&self, pod: &Pod) -> Option<Verdict> {
-        let snapshots = self.snapshots();
-        let others: Vec<&Pod> =
-            snapshots.iter().filter(|other| !other.ended && !is_final(&other.pod)).map(|other| &*other.pod).collect();
+        let others = self.others(&uid_of(pod));
+        let others: Vec<&Pod> = others.iter().map(AsRef::as_ref).collect();
         let allocatable = self.node.allocatable.read().clone();
         let own = self.nodes.get("", &self.node.config.node_name);
-        admission::refuse(pod, &admission::View { allocatable: &allocatable, node: own.as_deref(), others: &others })
+        let view = admission::View {
+            allocatable: &allocatable,
+            node: own.as_deref(),
+            others: &others,
+            unsafe_sysctls: &self.node.config.allowed_unsafe_sysctls,
+        };
+        admission::refuse(pod, &view)
     }
 
     fn add_worker(self: &Arc<Self>, uid: String, wish: Wish, known: bool) {
@@ -357,8 +390,10 @@ impl Manager {
             let mut state = manager.state.lock();
             state.pods.remove(&uid);
             state.inherited.remove(&uid);
+            state.deferred.remove(&uid);
             drop(state);
             manager.refresh_qos();
+            manager.retry_deferred();
             manager.forget_references();
         });
     }

@@ -207,7 +207,14 @@ fn changed_conditions(base: Option<&Value>, wanted: &Value) -> Value {
         }
         condition
     });
-    Value::Array(with_removals.collect())
+    let wanted_type =
+        |name: &Value| wanted.as_array().into_iter().flatten().any(|condition| condition["type"] == *name);
+    let gone = known
+        .iter()
+        .filter(|before| conditions::is_owned(before["type"].as_str().unwrap_or_default()))
+        .filter(|before| !wanted_type(&before["type"]))
+        .map(|before| json!({"type": before["type"], "$patch": "delete"}));
+    Value::Array(with_removals.chain(gone).collect())
 }
 
 /// Addresses merge by `ip`: those that are gone are deleted by name.
@@ -243,6 +250,11 @@ mod tests {
                 json!({"conditions": [{"type": "Ready", "status": "False", "reason": "X"}]}),
                 json!({"conditions": [ready("True")]}),
                 Some(json!({"conditions": [{"type": "Ready", "status": "True", "reason": null}]})),
+            ),
+            (
+                json!({"conditions": [ready("True"), {"type": "PodResizePending", "status": "True"}, {"type": "Foreign", "status": "True"}]}),
+                json!({"conditions": [ready("True")]}),
+                Some(json!({"conditions": [{"type": "PodResizePending", "$patch": "delete"}]})),
             ),
             (
                 json!({"podIPs": [{"ip": "1.1.1.1"}]}),

@@ -45,7 +45,9 @@ fn a_pod_runs_and_goes() {
         // Another kubelet adopts it as it is.
         node.stop_kubelet().await;
         node.start_kubelet();
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        let other = shell("main", "trap exit TERM; while :; do sleep 0.1; done");
+        node.create("other", json!({"containers": [other]})).await;
+        node.wait("other", "Ready: the new kubelet works", ready).await;
         let after = node.wait("web", "Ready again", ready).await;
         assert_eq!(main_status(&after), main, "the container went on");
 

@@ -242,9 +242,11 @@ async fn tokens_are_renewed_before_they_expire() {
     assert_eq!(read(&token), "token-1");
     assert_eq!(std::fs::metadata(&token).unwrap().permissions().mode() & 0o777, 0o644);
     // due at once; the jitter spreads renewals over ten seconds
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    node.volumes.refresh(&pod);
-    eventually("the token was not renewed", || read(&token) == "token-2").await;
+    let renewed = || {
+        node.volumes.refresh(&pod);
+        read(&token) == "token-2"
+    };
+    eventually("the token was not renewed", renewed).await;
     node.volumes.tear_down("u2").await.unwrap();
 }
 

@@ -23,6 +23,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use api::cluster::{self, ClusterNetwork};
 use component::Supervisor;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -42,6 +43,8 @@ const RENEWAL_RETRY: Duration = Duration::from_secs(5);
 pub enum JoinError {
     #[error("{server:?} is not a server address; give https://host:port")]
     Server { server: String },
+    #[error("the ConfigMap kube-public/skiff-cluster is damaged ({0}); restarting the server writes it anew")]
+    Network(String),
     #[error(transparent)]
     Token(#[from] BadToken),
     #[error("no join token was given, and {directory} holds no valid identity of this node; give --token (`skiff token create` on the server)", directory = directory.display())]
@@ -171,6 +174,15 @@ pub async fn join(options: Options, supervisor: &Supervisor) -> Result<Joined, J
 }
 
 impl Joined {
+    /// The cluster's networks and domain, as its server published them.
+    pub async fn cluster_network(&self) -> Result<ClusterNetwork, JoinError> {
+        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), cluster::NAMESPACE);
+        let reading = format!("reading the ConfigMap {}/{}", cluster::NAMESPACE, cluster::NAME);
+        let read = || async { api.get(cluster::NAME).await.map_err(|error| JoinError::api(reading.clone(), error)) };
+        let map = patiently("learning the cluster's networks", read).await?;
+        ClusterNetwork::from_data(&map.data.unwrap_or_default()).map_err(JoinError::Network)
+    }
+
     /// Obtains the serving certificate and keeps it fresh, in the background: the kubelet's server
     /// takes it from [`Files::serving`] as soon as it is there.
     pub fn keep_serving_certificate(&self, addresses: Vec<IpAddr>, hostname: String, supervisor: &Supervisor) {

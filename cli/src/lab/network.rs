@@ -12,7 +12,7 @@ use netlink::{Address, BridgePort, IpNet, LinkKind, Namespace, Route, RouteScope
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
-use super::processes::netns_path;
+use super::processes::{self, netns_path};
 use super::state::{Lab, Subnet};
 
 /// The member's end of its link, in every member.
@@ -136,7 +136,11 @@ fn host_table(lab: &Lab) -> String {
 }
 
 fn nft(text: &str) -> anyhow::Result<()> {
-    let mut child = Command::new("nft")
+    feed_nft(&mut Command::new("nft"), text)
+}
+
+fn feed_nft(command: &mut Command, text: &str) -> anyhow::Result<()> {
+    let mut child = command
         .args(["-f", "-"])
         .stdin(Stdio::piped())
         .stderr(Stdio::piped())
@@ -162,6 +166,49 @@ pub fn set_connected(lab: &Lab, member: &str, connected: bool) -> anyhow::Result
         rtnl.set_down(link)?
     }
     Ok(())
+}
+
+/// The nf_tables table in a member's namespace that loses packets.
+const LOSS_TABLE: &str = "skiff_lab_loss";
+
+/// Loses this share of what a member sends to others and receives from them; none with 0.
+pub fn set_loss(lab: &Lab, member: &str, percent: f64) -> anyhow::Result<()> {
+    // numgen counts whole numbers.
+    let share = (percent * 1000.0).round().clamp(0.0, 100_000.0) as u32;
+    let mut text = format!("table inet {LOSS_TABLE}\ndelete table inet {LOSS_TABLE}\n");
+    if share > 0 {
+        let lose = format!("numgen random mod 100000 < {share} drop");
+        text += &format!(
+            "table inet {LOSS_TABLE} {{\n\
+             chain in {{\n type filter hook prerouting priority -450;\n iifname \"{MEMBER_LINK}\" {lose}\n}}\n\
+             chain out {{\n type filter hook postrouting priority 450;\n oifname \"{MEMBER_LINK}\" {lose}\n}}\n}}\n"
+        );
+    }
+    let mut command = Command::new("nft");
+    processes::enter(&mut command, &lab.netns(member))?;
+    feed_nft(&mut command, &text)
+}
+
+/// Holds what goes to a member back for this long; no longer with 0.
+pub fn set_delay(lab: &Lab, member: &str, milliseconds: u32, jitter: u32) -> anyhow::Result<()> {
+    let mut rtnl = Rtnl::open()?;
+    let link = rtnl.link(&lab.link(member))?.index;
+    if milliseconds == 0 {
+        return match rtnl.delete_root_qdisc(link) {
+            Err(error) if !error.is_missing() => Err(error.into()),
+            _ => Ok(()),
+        };
+    }
+    rtnl.replace_delay(link, milliseconds, jitter).map_err(|error| {
+        if error.is_missing() {
+            anyhow::anyhow!(
+                "this kernel cannot delay packets: it has no netem (CONFIG_NET_SCH_NETEM; `modprobe sch_netem`, on \
+                 Debian cloud kernels install linux-image-amd64); dropping works without: skiff lab node drop"
+            )
+        } else {
+            error.into()
+        }
+    })
 }
 
 /// Whether a member's link is up at the bridge.
@@ -230,6 +277,8 @@ pub fn reconstruct(name: &str) -> Option<Lab> {
         store: String::new(),
         node_cidr_mask: 24,
         images: Vec::new(),
+        server_arguments: Vec::new(),
+        node_arguments: Vec::new(),
         token: String::new(),
         forwarding_before: "1".to_owned(),
     })

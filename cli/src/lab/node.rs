@@ -1,13 +1,11 @@
 //! `skiff lab node …` and `skiff lab exec`: using and breaking one member of a lab.
 
-use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::Signal;
 
 use super::state::{Lab, SERVER, split_member};
@@ -23,14 +21,44 @@ pub enum NodeCommand {
     Kill(MemberArguments),
     /// Cut a node off from the others and the server
     Partition(MemberArguments),
-    /// Connect a partitioned node again
+    /// Connect a partitioned node again; it also loses and delays no more
     Heal(MemberArguments),
+    /// Lose a share of the packets between a node and the others; `heal` ends it
+    Drop(DropArguments),
+    /// Delay the packets that go to a node; `heal` ends it
+    Delay(DelayArguments),
 }
 
 #[derive(Args)]
 pub struct MemberArguments {
     /// LAB/NODE (or LAB/server); without LAB/, of the lab "default"
     pub node: String,
+}
+
+#[derive(Args)]
+pub struct DropArguments {
+    /// LAB/NODE (or LAB/server); without LAB/, of the lab "default"
+    pub node: String,
+    /// The share to lose in each direction, 0 to 100
+    #[arg(long, value_parser = parse_percent)]
+    pub percent: f64,
+}
+
+#[derive(Args)]
+pub struct DelayArguments {
+    /// LAB/NODE (or LAB/server); without LAB/, of the lab "default"
+    pub node: String,
+    /// How long, in milliseconds
+    #[arg(long, value_parser = clap::value_parser!(u32).range(0..=60_000))]
+    pub ms: u32,
+    /// How much that varies, in milliseconds
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=60_000))]
+    pub jitter_ms: u32,
+}
+
+fn parse_percent(text: &str) -> Result<f64, String> {
+    let share: Option<f64> = text.trim_end_matches('%').parse().ok();
+    share.filter(|share| (0.0..=100.0).contains(share)).ok_or_else(|| "give a number from 0 to 100".to_owned())
 }
 
 #[derive(Args)]
@@ -66,12 +94,28 @@ pub fn run(command: &NodeCommand) -> anyhow::Result<()> {
         }
         NodeCommand::Partition(arguments) => connect(&arguments.node, false),
         NodeCommand::Heal(arguments) => connect(&arguments.node, true),
+        NodeCommand::Drop(arguments) => {
+            let (lab, member) = find(&arguments.node)?;
+            network::set_loss(&lab, &member, arguments.percent)?;
+            eprintln!("{member} of lab {} loses {} % of its packets", lab.name, arguments.percent);
+            Ok(())
+        }
+        NodeCommand::Delay(arguments) => {
+            let (lab, member) = find(&arguments.node)?;
+            network::set_delay(&lab, &member, arguments.ms, arguments.jitter_ms)?;
+            eprintln!("packets to {member} of lab {} take {} ms longer", lab.name, arguments.ms);
+            Ok(())
+        }
     }
 }
 
 fn connect(text: &str, connected: bool) -> anyhow::Result<()> {
     let (lab, member) = find(text)?;
     network::set_connected(&lab, &member, connected)?;
+    if connected {
+        network::set_loss(&lab, &member, 0.0)?;
+        network::set_delay(&lab, &member, 0, 0)?;
+    }
     eprintln!("{member} of lab {} is {}", lab.name, if connected { "connected" } else { "cut off" });
     Ok(())
 }
@@ -105,11 +149,8 @@ fn stop(text: &str, signal: Signal) -> anyhow::Result<()> {
 
 /// Runs a command with the member's network and surroundings; its exit code is ours.
 pub fn exec(arguments: &ExecArguments) -> anyhow::Result<ExitCode> {
-    use std::os::unix::process::CommandExt;
     super::require_root()?;
     let (lab, member) = find(&arguments.node)?;
-    let path = processes::netns_path(&lab.netns(&member));
-    let namespace = std::fs::File::open(&path).with_context(|| format!("opening {}", path.display()))?;
     let socket = lab.member_run_dir(&member).join("containerd/containerd.sock");
     let mut command = Command::new(&arguments.command[0]);
     command
@@ -118,10 +159,7 @@ pub fn exec(arguments: &ExecArguments) -> anyhow::Result<ExitCode> {
         .env("CONTAINERD_ADDRESS", &socket)
         .env("CONTAINERD_NAMESPACE", "k8s.io")
         .env("CONTAINER_RUNTIME_ENDPOINT", format!("unix://{}", socket.display()));
-    // SAFETY: setns is one system call, safe between fork and exec.
-    unsafe {
-        command.pre_exec(move || Ok(setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)?));
-    }
+    processes::enter(&mut command, &lab.netns(&member))?;
     let status = command.status().with_context(|| format!("running {:?} on {member}", arguments.command[0]))?;
     let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))

@@ -61,7 +61,6 @@ impl Process {
 /// Starts `skiff` with `arguments` in a network namespace, detached, output to `log`.
 pub fn start(netns: &str, arguments: &[String], log: &Path, pid_file: &Path) -> anyhow::Result<Process> {
     let skiff = std::env::current_exe().context("finding skiff's own executable")?;
-    let namespace = File::open(netns_path(netns)).with_context(|| format!("opening network namespace {netns}"))?;
     let output = File::options()
         .create(true)
         .append(true)
@@ -69,13 +68,10 @@ pub fn start(netns: &str, arguments: &[String], log: &Path, pid_file: &Path) -> 
         .with_context(|| format!("opening the log {}", log.display()))?;
     let mut command = Command::new(&skiff);
     command.args(arguments).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-    // SAFETY: between fork and exec only async-signal-safe system calls are made.
+    enter(&mut command, netns)?;
+    // SAFETY: setsid is one system call, safe between fork and exec.
     unsafe {
-        command.pre_exec(move || {
-            setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)?;
-            nix::unistd::setsid()?;
-            Ok(())
-        });
+        command.pre_exec(|| Ok(nix::unistd::setsid().map(drop)?));
     }
     let child = command.spawn().with_context(|| format!("starting {}", skiff.display()))?;
     let pid = i32::try_from(child.id()).context("pid out of range")?;
@@ -83,6 +79,16 @@ pub fn start(netns: &str, arguments: &[String], log: &Path, pid_file: &Path) -> 
         Process::of(pid).with_context(|| format!("{} ended at once; see {}", skiff.display(), log.display()))?;
     process.to_file(pid_file)?;
     Ok(process)
+}
+
+/// Makes a command run in a network namespace.
+pub fn enter(command: &mut Command, netns: &str) -> anyhow::Result<()> {
+    let namespace = File::open(netns_path(netns)).with_context(|| format!("opening network namespace {netns}"))?;
+    // SAFETY: setns is one system call, safe between fork and exec.
+    unsafe {
+        command.pre_exec(move || Ok(setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)?));
+    }
+    Ok(())
 }
 
 pub fn netns_path(name: &str) -> PathBuf {

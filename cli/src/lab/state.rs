@@ -26,6 +26,11 @@ pub struct Lab {
     /// Image archives that every node imports when it starts.
     #[serde(default)]
     pub images: Vec<PathBuf>,
+    /// More arguments for `skiff server` and for every `skiff agent`.
+    #[serde(default)]
+    pub server_arguments: Vec<String>,
+    #[serde(default)]
+    pub node_arguments: Vec<String>,
     /// Bootstrap token with which nodes join.
     pub token: String,
     /// `net.ipv4.ip_forward` of the host before the first lab.
@@ -241,6 +246,8 @@ mod tests {
             store: "embedded".into(),
             node_cidr_mask: 24,
             images: Vec::new(),
+            server_arguments: Vec::new(),
+            node_arguments: Vec::new(),
             token: String::new(),
             forwarding_before: "0".into(),
         }

@@ -8,21 +8,24 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use clap::Args;
+use api::cluster::ClusterNetwork;
+use clap::{Args, Parser};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::WatchEvent;
 
+use super::processes;
 use super::state::{Lab, MAX_NODES, SERVER, Subnet, root};
-use super::{network, processes};
+use crate::server::ServerArguments;
+use crate::{Command, CommandLine};
 
 #[derive(Args, Debug, Clone)]
 pub struct UpArguments {
     #[arg(default_value = super::DEFAULT_NAME)]
     pub name: String,
     /// How many nodes (default: 1, or as many as the lab has)
-    #[arg(long)]
-    pub nodes: Option<usize>,
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=MAX_NODES as i64))]
+    pub nodes: Option<u16>,
     /// How Services reach the kernel
     #[arg(long, value_parser = ["nftables", "iptables"])]
     pub proxy_mode: Option<String>,
@@ -35,6 +38,12 @@ pub struct UpArguments {
     /// An image archive that every node imports when it starts; may be repeated
     #[arg(long)]
     pub image: Vec<PathBuf>,
+    /// An argument for the lab's `skiff server`, as in --server-arg=--cluster-domain=lab.test; may be repeated
+    #[arg(long, allow_hyphen_values = true)]
+    pub server_arg: Vec<String>,
+    /// An argument for every node's `skiff agent`, as in --node-arg=--node-label=disk=ssd; may be repeated
+    #[arg(long, allow_hyphen_values = true)]
+    pub node_arg: Vec<String>,
     /// Give up when the nodes are not Ready after this many seconds
     #[arg(long, default_value_t = 120)]
     pub timeout: u64,
@@ -46,9 +55,14 @@ pub fn run(arguments: &UpArguments) -> anyhow::Result<()> {
     let began = Instant::now();
     let _lock = lock()?;
     let lab = plan(arguments)?;
+    // A member that refuses its arguments is told of before anything is made.
+    let network = server_options(&lab)?.network()?;
+    for node in &lab.nodes {
+        parse(&agent_arguments(&lab, node)?)?;
+    }
     lab.save()?;
-    network::ensure(&lab).context("setting up the lab's network")?;
-    write_credentials(&lab)?;
+    super::network::ensure(&lab).context("setting up the lab's network")?;
+    write_credentials(&lab, &network)?;
     for member in lab.members() {
         start(&lab, member)?;
     }
@@ -62,10 +76,7 @@ pub fn run(arguments: &UpArguments) -> anyhow::Result<()> {
 
 /// The lab as it should be: the one there is, changed as asked, or a new one.
 fn plan(arguments: &UpArguments) -> anyhow::Result<Lab> {
-    let wanted = arguments.nodes;
-    if wanted.is_some_and(|nodes| nodes > MAX_NODES) {
-        bail!("a lab has at most {MAX_NODES} nodes");
-    }
+    let wanted = arguments.nodes.map(usize::from);
     if let Some(mut lab) = Lab::load(&arguments.name)? {
         for (what, asked, has) in
             [("--proxy-mode", &arguments.proxy_mode, &lab.proxy_mode), ("--store", &arguments.store, &lab.store)]
@@ -89,14 +100,16 @@ fn plan(arguments: &UpArguments) -> anyhow::Result<Lab> {
     let taken: Vec<Subnet> = Lab::all()?.into_iter().map(|lab| lab.subnet).collect();
     Ok(Lab {
         name: arguments.name.clone(),
-        subnet: network::free_subnet(&taken)?,
+        subnet: super::network::free_subnet(&taken)?,
         nodes: (1..=wanted.unwrap_or(1)).map(|number| format!("node-{number}")).collect(),
         proxy_mode: arguments.proxy_mode.clone().unwrap_or_else(|| "nftables".to_owned()),
         store: arguments.store.clone().unwrap_or_else(|| "embedded".to_owned()),
         node_cidr_mask: arguments.node_cidr_mask,
         images: images(&arguments.image)?,
+        server_arguments: arguments.server_arg.clone(),
+        node_arguments: arguments.node_arg.clone(),
         token: controlplane::token::BootstrapToken::generate().to_string(),
-        forwarding_before: network::forwarding(),
+        forwarding_before: super::network::forwarding(),
     })
 }
 
@@ -118,11 +131,11 @@ fn lock() -> anyhow::Result<nix::fcntl::Flock<std::fs::File>> {
 }
 
 /// The PKI and the kubeconfig, before any process starts: a node needs the CA's digest to join.
-fn write_credentials(lab: &Lab) -> anyhow::Result<()> {
+fn write_credentials(lab: &Lab, network: &ClusterNetwork) -> anyhow::Result<()> {
     let data = lab.member_dir(SERVER);
     let names = controlplane::pki::ServerNames::new(
-        api::defaults::CLUSTER_DOMAIN,
-        [lab.subnet.server().to_string(), api::defaults::API_SERVICE_IP.to_owned()],
+        &network.domain,
+        [lab.subnet.server().to_string(), network.api_service().to_string()],
     );
     let pki = controlplane::pki::Pki::ensure(&data.join("server/tls"), &names)?;
     let kubeconfig = controlplane::kubeconfig::with_certificate(
@@ -178,8 +191,23 @@ fn server_arguments(lab: &Lab) -> Vec<String> {
         "--kubeconfig",
         &lab.member_run_dir(SERVER).join("admin.kubeconfig").display().to_string(),
     ]
+    .into_iter()
+    .chain(lab.server_arguments.iter().map(String::as_str))
     .map(str::to_owned)
-    .to_vec()
+    .collect()
+}
+
+/// What `skiff` would make of a member's arguments.
+fn parse(arguments: &[String]) -> anyhow::Result<CommandLine> {
+    let words = std::iter::once("skiff").chain(arguments.iter().map(String::as_str));
+    CommandLine::try_parse_from(words).map_err(|error| anyhow::anyhow!("{}", error.to_string().trim()))
+}
+
+fn server_options(lab: &Lab) -> anyhow::Result<ServerArguments> {
+    match parse(&server_arguments(lab))?.command {
+        Command::Server(arguments) => Ok(arguments),
+        _ => bail!("the lab's server is no server"),
+    }
 }
 
 fn agent_arguments(lab: &Lab, member: &str) -> anyhow::Result<Vec<String>> {
@@ -214,6 +242,7 @@ fn agent_arguments(lab: &Lab, member: &str) -> anyhow::Result<Vec<String>> {
     for image in &lab.images {
         arguments.extend(["--image".into(), text(image.clone())]);
     }
+    arguments.extend(lab.node_arguments.iter().cloned());
     Ok(arguments)
 }
 

@@ -1,6 +1,6 @@
 //! The server as a whole: its configuration, what its parts share ([`Api`]), and how it starts.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,6 +58,9 @@ pub struct Config {
     /// Lines of `token,user,uid,"group1,group2"`.
     pub token_file: Option<PathBuf>,
     pub service_cidr: String,
+    /// The Service `kubernetes`, and the cluster's DNS: two of `service_cidr`.
+    pub service_address: Ipv4Addr,
+    pub dns_address: Ipv4Addr,
     /// An `EncryptionConfiguration`; read again when it changes.
     pub encryption: Option<PathBuf>,
     /// Requests that may be under way at once, long-running ones aside: read, write.
@@ -71,6 +74,7 @@ pub struct Config {
 impl Config {
     /// Upstream's defaults for all but addresses and files.
     pub fn new(advertise_address: IpAddr, serving: KeyPair, client_ca: PathBuf, service_account_key: PathBuf) -> Self {
+        let network = api::cluster::ClusterNetwork::default();
         Self {
             advertise_address,
             port: api::defaults::API_PORT,
@@ -85,7 +89,9 @@ impl Config {
             requestheader_ca: None,
             requestheader: Names::default(),
             token_file: None,
-            service_cidr: api::defaults::SERVICE_CIDR.to_owned(),
+            service_cidr: network.services.to_string(),
+            service_address: network.api_service(),
+            dns_address: network.dns,
             encryption: None,
             max_in_flight: (400, 200),
             request_timeout: Duration::from_secs(60),

@@ -35,7 +35,7 @@ pub fn matching(secret: &Secret, image: &str) -> Vec<AuthConfig> {
     let repository = names::repository(image);
     let mut found: Vec<(usize, AuthConfig)> = entries(secret)
         .into_iter()
-        .filter_map(|(server, entry)| Some((match_length(&server, &repository)?, config(&server, entry))))
+        .filter_map(|(server, entry)| Some((match_length(&server, &repository)?, config(entry))))
         .collect();
     found.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
     found.into_iter().map(|(_, auth)| auth).collect()
@@ -77,7 +77,7 @@ fn glob(pattern: &str, label: &str) -> bool {
     }
 }
 
-fn config(server: &str, entry: Entry) -> AuthConfig {
+fn config(entry: Entry) -> AuthConfig {
     let (mut username, mut password) = (entry.username, entry.password);
     if username.is_empty()
         && let Ok(decoded) = base64::engine::general_purpose::STANDARD.decode(&entry.auth)
@@ -90,7 +90,9 @@ fn config(server: &str, entry: Entry) -> AuthConfig {
         username,
         password,
         auth: String::new(),
-        server_address: server.to_owned(),
+        // Named, it would have to be a URL of the very host that answers: not so for mirrors, nor for
+        // keys without a scheme.
+        server_address: String::new(),
         identity_token: entry.identity_token,
         registry_token: entry.registry_token,
     }
@@ -124,6 +126,8 @@ mod tests {
         wanted.sort();
         assert_eq!(sorted, wanted);
         assert_eq!(users[0], expected[0]);
+        let for_any_host = |auth: &AuthConfig| auth.server_address.is_empty();
+        assert!(matching(&secret, "r.example.com/team/app:1").iter().all(for_any_host));
     }
 
     #[test]

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
 
 use super::backoff::{Backoff, go_duration};
 use super::observed::{Observed, Run, RunState};
@@ -83,6 +83,8 @@ pub struct Memory {
     pub in_post_start: HashSet<String>,
     /// Runs that are being stopped.
     pub stopping: HashSet<String>,
+    /// What runs were given last, by run id.
+    pub applied: HashMap<String, Option<ResourceRequirements>>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

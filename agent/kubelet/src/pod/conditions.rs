@@ -6,6 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::actions::is_sidecar;
 use super::observed::Observed;
+use super::status::Resize;
 
 /// The conditions that the kubelet owns; all others are kept as they are.
 const OWNED: [&str; 5] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
@@ -44,7 +45,7 @@ pub fn generate(pod: &Pod, status: &PodStatus, observed: &Observed, now: Timesta
         Verdict::yes(),
     ];
     let mut conditions: Vec<PodCondition> =
-        last.iter().filter(|condition| !OWNED.contains(&condition.type_.as_str())).cloned().collect();
+        last.iter().filter(|condition| !is_owned(&condition.type_)).cloned().collect();
     for (name, verdict) in OWNED.into_iter().zip(verdicts) {
         let before = last.iter().find(|condition| condition.type_ == name);
         conditions.push(condition(name, verdict, before, pod.metadata.generation, now));
@@ -178,7 +179,24 @@ fn initialized(spec: &PodSpec, status: &PodStatus, phase: &str) -> Verdict {
 
 /// Whether the kubelet owns a condition.
 pub fn is_owned(name: &str) -> bool {
-    OWNED.contains(&name)
+    OWNED.contains(&name) || [RESIZE_PENDING, RESIZE_IN_PROGRESS].contains(&name)
+}
+
+const RESIZE_PENDING: &str = "PodResizePending";
+const RESIZE_IN_PROGRESS: &str = "PodResizeInProgress";
+
+/// The conditions of a pod that has not the resources that it wishes; none when it has.
+pub fn resizing(pod: &Pod, resize: &Resize<'_>, last: &Option<Vec<PodCondition>>, now: Timestamp) -> Vec<PodCondition> {
+    let made = |name: &str, reason: Option<&'static str>, message: Option<String>| {
+        let before = last.iter().flatten().find(|condition| condition.type_ == name);
+        condition(name, Verdict { status: true, reason, message }, before, pod.metadata.generation, now)
+    };
+    let pending =
+        resize.pending.map(|pending| made(RESIZE_PENDING, Some(pending.reason), Some(pending.message.clone())));
+    let in_progress = resize
+        .in_progress
+        .then(|| made(RESIZE_IN_PROGRESS, resize.error.map(|_| "Error"), resize.error.map(str::to_owned)));
+    pending.into_iter().chain(in_progress).collect()
 }
 
 const DISRUPTION_TARGET: &str = "DisruptionTarget";

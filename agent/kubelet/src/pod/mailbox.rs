@@ -11,6 +11,7 @@ use tokio::sync::{Notify, watch};
 use super::observed::{Observed, Run};
 use super::status::Verdict;
 use crate::probes::Update;
+use crate::resize::Pending;
 
 /// Where a pod's object comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub struct Wish {
     pub removed: bool,
     /// The node itself ends the pod: why, and with how many seconds of grace.
     pub verdict: Option<(Verdict, i64)>,
+    /// Why the pod does not have the resources that its object wishes.
+    pub resize_pending: Option<Pending>,
 }
 
 /// What happened since the worker last looked.

@@ -18,6 +18,7 @@ use super::actions::{CRASH_LOOP, ContainerKind, Memory, Waiting, is_sidecar, sho
 use super::conditions;
 use super::observed::{Observed, Run, RunState};
 use super::phase;
+use crate::resize::Pending;
 
 /// Why a pod ends other than by itself; wins over what its containers say.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,7 +43,16 @@ pub struct View<'a> {
     pub ending: bool,
     pub verdict: Option<&'a Verdict>,
     pub host_ips: &'a [IpAddr],
+    pub resize: Resize<'a>,
     pub now: Timestamp,
+}
+
+/// How far the pod is on the way to other resources.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Resize<'a> {
+    pub pending: Option<&'a Pending>,
+    pub in_progress: bool,
+    pub error: Option<&'a str>,
 }
 
 pub fn generate(view: &View<'_>) -> PodStatus {
@@ -90,6 +100,7 @@ pub fn generate(view: &View<'_>) -> PodStatus {
         made.retain(|condition| condition.type_ != disrupted.type_);
         made.push(disrupted);
     }
+    made.extend(conditions::resizing(view.pod, &view.resize, &view.last.conditions, view.now));
     status.conditions = Some(made);
     status
 }
@@ -195,7 +206,8 @@ fn one(
             status.started = Some(started);
             status.ready =
                 started && probe.is_none_or(|probe| probe.ready) && !(view.memory.stopping.contains(&run.id));
-            status.resources = container.resources.clone();
+            let applied = view.memory.applied.get(&run.id);
+            status.resources = applied.cloned().unwrap_or_else(|| container.resources.clone());
             status.allocated_resources = container.resources.as_ref().and_then(|resources| resources.requests.clone());
             status.user = run.user.as_ref().map(user);
             status.state = Some(ContainerState {

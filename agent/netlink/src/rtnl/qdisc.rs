@@ -66,6 +66,13 @@ fn tbf_parameters(bucket: &TokenBucket) -> Vec<u8> {
     bytes
 }
 
+/// `struct tc_netem_qopt`: latency, limit in packets, loss, gap, duplicate, jitter; times in scheduler
+/// ticks of 64 ns.
+fn netem_parameters(delay: u32, jitter: u32) -> Vec<u8> {
+    let ticks = |milliseconds: u32| u32::try_from(u64::from(milliseconds) * 1_000_000 / 64).unwrap_or(u32::MAX);
+    [ticks(delay), 10_000, 0, 0, 0, ticks(jitter)].iter().flat_map(|word| word.to_ne_bytes()).collect()
+}
+
 impl Rtnl {
     /// Limits what leaves by a link.
     pub fn replace_token_bucket(&mut self, link: u32, bucket: &TokenBucket) -> Result<()> {
@@ -78,6 +85,14 @@ impl Rtnl {
             }
         });
         self.socket.request(&format!("limit the rate of link number {link}"), message).map(drop)
+    }
+
+    /// Holds what leaves by a link back, `delay` ± `jitter` milliseconds. Needs the kernel's netem.
+    pub fn replace_delay(&mut self, link: u32, delay: u32, jitter: u32) -> Result<()> {
+        let mut message =
+            Message::new(RTM_NEWQDISC, flag::CREATE | flag::REPLACE, &body(link, 1 << 16, HANDLE_ROOT, 0));
+        message.string(TCA_KIND, "netem").attribute(TCA_OPTIONS, &netem_parameters(delay, jitter));
+        self.socket.request(&format!("delay what leaves link number {link}"), message).map(drop)
     }
 
     pub fn delete_root_qdisc(&mut self, link: u32) -> Result<()> {

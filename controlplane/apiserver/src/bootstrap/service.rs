@@ -6,7 +6,6 @@ use serde_json::{Value, json};
 use super::ensure as ensure_object;
 use crate::admit::Cluster;
 use crate::error::Result;
-use crate::kinds::core::allocator::Network;
 use crate::server::Api;
 
 const NAME: &str = "kubernetes";
@@ -15,9 +14,7 @@ const NAMESPACE: &str = "default";
 /// Makes them, and points them at this server's address.
 pub async fn ensure(api: &Api) -> Result<()> {
     ensure_network(api).await?;
-    let network = Network::parse(&api.config.service_cidr);
-    let cluster_ip =
-        network.map_or_else(|| api::defaults::API_SERVICE_IP.to_owned(), |network| network.first().to_string());
+    let cluster_ip = api.config.service_address.to_string();
     ensure_object(api, "", "services", json!({
         "metadata": {"name": NAME, "namespace": NAMESPACE, "labels": {"component": "apiserver", "provider": "kubernetes"}},
         "spec": {
@@ -54,7 +51,7 @@ async fn ensure_network(api: &Api) -> Result<()> {
 /// `kube-system/kube-dns`, where people and charts look for the cluster's DNS address. Every node
 /// answers on it itself, so it leads to no pods; having it keeps the address from being given away.
 async fn ensure_dns(api: &Api) -> Result<()> {
-    let cluster_ip = api::defaults::DNS_IP;
+    let cluster_ip = api.config.dns_address.to_string();
     let port = |name: &str, protocol: &str| json!({"name": name, "port": 53, "protocol": protocol, "targetPort": 53});
     ensure_object(api, "", "services", json!({
         "metadata": {

@@ -1,9 +1,11 @@
 //! Streams to and from nodes, pods and Services: logs, exec, attach, port-forward, proxy.
 //!
 //! [`target`] finds out where a request leads; [`dial`] connects. An upgraded connection (SPDY or
-//! WebSocket) is tunnelled: bytes are copied in both directions, and never looked at.
+//! WebSocket) is tunnelled: bytes are copied in both directions, and never looked at. Only logs, which
+//! the kubelet knows as plain answers, are put into a WebSocket here ([`log_socket`]).
 
 pub mod dial;
+mod log_socket;
 pub mod target;
 
 use bytes::Bytes;
@@ -43,7 +45,9 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let upgrades = asked.parts.headers.contains_key(header::UPGRADE);
+    let log_socket =
+        target.is_kubelet_call && asked.info.subresource == "log" && log_socket::is_asked_for(&asked.parts.headers);
+    let upgrades = !log_socket && asked.parts.headers.contains_key(header::UPGRADE);
     let body: RequestBody = if target.takes_body && !upgrades {
         body.map_err(Into::into).boxed_unsync()
     } else {
@@ -59,6 +63,9 @@ where
     }
     if target.is_kubelet_call && response.status().as_u16() >= 400 {
         return Err(complaint(&asked, response).await);
+    }
+    if log_socket && response.status().is_success() {
+        return log_socket::answer(&mut asked, response).map(Ok);
     }
     let (mut parts, body) = response.into_parts();
     strip_hop_by_hop(&mut parts.headers, false);
@@ -110,6 +117,9 @@ async fn admit(asked: &Asked, target: &Target) -> Result<()> {
 fn forwarded(asked: &Asked, target: &Target, upgrades: bool, body: RequestBody) -> Result<Request<RequestBody>> {
     let mut headers = asked.parts.headers.clone();
     strip_hop_by_hop(&mut headers, upgrades);
+    if !upgrades {
+        log_socket::strip(&mut headers);
+    }
     headers.remove(header::AUTHORIZATION);
     headers.remove(header::HOST);
     // The kubelet answers plain text to a client that takes anything.

@@ -278,7 +278,10 @@ impl Call {
                 metadata::only_status(&mut new, old)?;
             }
             hooks.prepare_subresource_update(&context, &mut new, old);
-            metadata::bump_generation(descriptor, &mut new, old);
+            // A pod that is bound is still the first generation of its spec.
+            if self.info.subresource != "binding" {
+                metadata::bump_generation(descriptor, &mut new, old);
+            }
             self.track_fields(Some(old), &mut new)?;
             errors = meta::validate_update(&new, old);
             errors.extend(hooks.validate_subresource_update(&context, &new, old));

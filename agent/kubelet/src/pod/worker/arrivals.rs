@@ -107,7 +107,13 @@ impl Worker {
             }
             Done::SandboxSeen(Ok(sandbox)) => self.saw_sandbox(sandbox),
             Done::AllSeen { changes, observed } => self.all_seen(changes, observed),
-            Done::Removed { ids } => ids.iter().for_each(|id| self.observed.forget_run(id)),
+            Done::Removed { ids } => {
+                for id in ids {
+                    self.observed.forget_run(&id);
+                    self.memory.applied.remove(&id);
+                }
+            }
+            Done::Resized(step) => self.resized(step),
             Done::Cleaned(result) => self.cleaned(result),
             Done::Purged(Ok(())) => self.stage = Stage::Gone,
             Done::Purged(Err(message)) => {
@@ -160,6 +166,7 @@ impl Worker {
         if let Some(run) = outcome.run {
             self.memory.in_post_start.remove(&run.id);
             let id = run.id.clone();
+            self.note_resources(&id, &name);
             self.tell("container started");
             self.saw_run(run.clone());
             if let Some(ended) = self.early.remove(&id) {
@@ -198,6 +205,9 @@ impl Worker {
     pub(super) fn all_seen(&mut self, changes: u64, observed: Result<Observed, RuntimeError>) {
         match observed {
             Ok(observed) if changes == self.changes => {
+                if self.blind {
+                    self.recall_resources();
+                }
                 self.blind = false;
                 observed.runs.iter().for_each(|run| self.note(run));
                 let present: HashSet<&String> = observed.runs.iter().map(|run| &run.id).collect();

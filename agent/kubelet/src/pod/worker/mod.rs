@@ -8,6 +8,7 @@
 
 mod arrivals;
 mod probing;
+mod resizing;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus, ResourceRequirements};
 use tokio::sync::watch;
 
 use super::actions::{self, Decision, Memory, Setup, Waiting, pod_id};
@@ -63,6 +64,7 @@ enum Done {
     SandboxSeen(Result<Sandbox, RuntimeError>),
     AllSeen { changes: u64, observed: Result<Observed, RuntimeError> },
     Removed { ids: Vec<String> },
+    Resized(resizing::Step),
     Cleaned(Result<(), String>),
     Purged(Result<(), String>),
 }
@@ -92,6 +94,9 @@ pub struct Worker {
     /// Everything else that is under way.
     tasks: FuturesUnordered<BoxFuture<'static, Done>>,
     probes: HashMap<String, ProbeTasks>,
+    resizing: resizing::Resizing,
+    /// The container that is being made, and what it was given.
+    starting: Option<(String, Option<ResourceRequirements>)>,
     ending: Arc<AtomicBool>,
     stopped_sandboxes: HashSet<String>,
     /// Changes of containers that were not known yet.
@@ -126,6 +131,8 @@ impl Worker {
             setup: None,
             tasks: FuturesUnordered::new(),
             probes: HashMap::new(),
+            resizing: resizing::Resizing::default(),
+            starting: None,
             ending: Arc::default(),
             stopped_sandboxes: HashSet::new(),
             early: HashMap::new(),
@@ -232,6 +239,7 @@ impl Worker {
             return self.begin_ending(ending::grace(self.pod()), None);
         }
         self.carry_out(decision);
+        self.keep_resources(now);
     }
 
     /// Why the pod has to end although its containers may still run.
@@ -316,6 +324,7 @@ impl Worker {
             self.memory.restarts.advance(&name, finished_at);
         }
         let target = self.ephemeral_target(&name);
+        self.starting = Some((name.clone(), container.resources.clone()));
         let (node, mailbox) = (self.node.clone(), self.mailbox.clone());
         let order =
             make_container::Order { pod: self.wish.pod.clone(), container, kind, restart_count, sandbox, target };
@@ -468,6 +477,11 @@ impl Worker {
                 ending: self.stage != Stage::Running,
                 verdict,
                 host_ips: &self.node.config.node_ips,
+                resize: status::Resize {
+                    pending: self.wish.resize_pending.as_ref(),
+                    in_progress: self.resizing.in_progress(),
+                    error: self.resizing.error.as_deref(),
+                },
                 now,
             });
             let may_delete =

@@ -1,0 +1,252 @@
+//! In-place resize of pods (KEP-1287): containers get other CPU and memory without being made anew,
+//! unless their `resizePolicy` wants that. Pure.
+//!
+//! Two decisions, in this order:
+//! 1. [`refuse`]: whether the node has room for what a running pod now wishes. If not, the pod keeps
+//!    what it has ([`with_resources_of`]), and its condition `PodResizePending` says why. So
+//!    everything behind the manager only ever sees what was granted.
+//! 2. [`changes`]: which running containers do not have yet what was granted. The worker
+//!    (`pod::worker::resizing`) gives it to them; meanwhile the condition is `PodResizeInProgress`.
+//!
+//! What a run was given last is remembered by the worker; after a restart of the kubelet it is what
+//! the status says ([`as_running`]).
+
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
+
+use crate::admission::{self, View};
+use crate::cgroups::{Limits, pod_limits};
+use crate::pod::actions::{Memory, is_sidecar};
+use crate::pod::observed::Observed;
+
+/// Why a pod does not get what it wishes: the condition `PodResizePending`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pending {
+    /// `Infeasible` for ever, `Deferred` until others leave room.
+    pub reason: &'static str,
+    pub message: String,
+}
+
+pub const DEFERRED: &str = "Deferred";
+const INFEASIBLE: &str = "Infeasible";
+
+fn containers(spec: &PodSpec) -> impl Iterator<Item = &Container> {
+    spec.containers.iter().chain(spec.init_containers.iter().flatten().filter(|container| is_sidecar(container)))
+}
+
+fn containers_mut(spec: &mut PodSpec) -> impl Iterator<Item = &mut Container> {
+    spec.containers
+        .iter_mut()
+        .chain(spec.init_containers.iter_mut().flatten().filter(|container| is_sidecar(container)))
+}
+
+/// Of CPU and memory, the only ones that can change.
+fn amounts<'a>(resources: Option<&'a ResourceRequirements>, name: &str) -> [Option<&'a str>; 2] {
+    [resources.and_then(|r| r.requests.as_ref()), resources.and_then(|r| r.limits.as_ref())]
+        .map(|side| side.and_then(|side| side.get(name)).map(|quantity| quantity.0.as_str()))
+}
+
+fn differ(one: Option<&ResourceRequirements>, other: Option<&ResourceRequirements>, name: &str) -> bool {
+    one != other && amounts(one, name) != amounts(other, name)
+}
+
+const RESIZABLE: [&str; 2] = ["cpu", "memory"];
+
+/// Whether `pod` wishes other resources than `earlier` had.
+pub fn is_wished(pod: &Pod, earlier: &Pod) -> bool {
+    let (Some(new), Some(old)) = (pod.spec.as_ref(), earlier.spec.as_ref()) else { return false };
+    containers(new).any(|container| {
+        containers(old).find(|before| before.name == container.name).is_some_and(|before| {
+            RESIZABLE.iter().any(|name| differ(container.resources.as_ref(), before.resources.as_ref(), name))
+        })
+    })
+}
+
+/// The pod with the resources that its containers had in `earlier`.
+pub fn with_resources_of(pod: &Pod, earlier: &Pod) -> Pod {
+    let mut kept = pod.clone();
+    let (Some(spec), Some(old)) = (kept.spec.as_mut(), earlier.spec.as_ref()) else { return kept };
+    for container in containers_mut(spec) {
+        if let Some(before) = containers(old).find(|before| before.name == container.name) {
+            container.resources = before.resources.clone();
+        }
+    }
+    kept
+}
+
+/// The pod with the resources that its status says its containers run with.
+pub fn as_running(pod: &Pod) -> Pod {
+    let mut running = pod.clone();
+    let status = pod.status.clone().unwrap_or_default();
+    let statuses = [status.container_statuses, status.init_container_statuses];
+    let Some(spec) = running.spec.as_mut() else { return running };
+    for container in containers_mut(spec) {
+        let told = statuses.iter().flatten().flatten().find(|status| status.name == container.name);
+        if let Some(resources) = told.and_then(|status| status.resources.clone()) {
+            container.resources = Some(resources);
+        }
+    }
+    running
+}
+
+/// Why the node cannot give what the pod wishes; `view.others` are all pods but this one.
+pub fn refuse(pod: &Pod, view: &View<'_>, is_static: bool) -> Option<Pending> {
+    let pending = |reason, message| Some(Pending { reason, message });
+    if is_static {
+        return pending(INFEASIBLE, "In-place resize of static-pods is not supported".to_owned());
+    }
+    let spec = pod.spec.as_ref()?;
+    if let Some(short) = admission::shortage(spec, &View { others: &[], ..*view }) {
+        let admission::Shortage { name, requested, capacity, .. } = short;
+        let message = format!("Node didn't have enough capacity: {name}, requested: {requested}, capacity: {capacity}");
+        return pending(INFEASIBLE, message);
+    }
+    let short = admission::shortage(spec, view)?;
+    pending(DEFERRED, short.to_string())
+}
+
+/// A running container that has other resources than it was granted.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Change {
+    pub run_id: String,
+    pub container: Container,
+    /// Its `resizePolicy` wants it to be made anew.
+    pub restart: bool,
+}
+
+/// What is still to be done for what was granted.
+pub fn changes(pod: &Pod, observed: &Observed, memory: &Memory) -> Vec<Change> {
+    let Some(spec) = pod.spec.as_ref() else { return Vec::new() };
+    containers(spec)
+        .filter_map(|container| {
+            let run = observed.newest(&container.name).filter(|run| run.is_running())?;
+            let applied = memory.applied.get(&run.id)?;
+            let changed: Vec<&str> = RESIZABLE
+                .into_iter()
+                .filter(|name| differ(container.resources.as_ref(), applied.as_ref(), name))
+                .collect();
+            let restarts = |name: &&str| {
+                container
+                    .resize_policy
+                    .iter()
+                    .flatten()
+                    .any(|policy| policy.resource_name == **name && policy.restart_policy == "RestartContainer")
+            };
+            (!changed.is_empty()).then(|| Change {
+                run_id: run.id.clone(),
+                container: container.clone(),
+                restart: changed.iter().any(restarts),
+            })
+        })
+        .collect()
+}
+
+/// The pod's group while its containers change one after the other: room for the old and the new.
+pub fn limits_meanwhile(pod: &Pod, observed: &Observed, memory: &Memory) -> Limits {
+    let mut before = pod.clone();
+    if let Some(spec) = before.spec.as_mut() {
+        for container in containers_mut(spec) {
+            let applied = observed.newest(&container.name).and_then(|run| memory.applied.get(&run.id));
+            if let Some(applied) = applied {
+                container.resources = applied.clone();
+            }
+        }
+    }
+    let (old, new) = (pod_limits(&before), pod_limits(pod));
+    // None is no limit at all.
+    fn larger<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
+        one.zip(other).map(|(one, other)| one.max(other))
+    }
+    Limits {
+        cpu_shares: larger(old.cpu_shares, new.cpu_shares),
+        cpu_quota: larger(old.cpu_quota, new.cpu_quota),
+        memory_bytes: larger(old.memory_bytes, new.memory_bytes),
+        pids: None,
+    }
+}
+
+/// What the events `ResizeStarted` and `ResizeCompleted` tell.
+pub fn summary(pod: &Pod) -> String {
+    let containers: Vec<_> = pod
+        .spec
+        .iter()
+        .flat_map(containers)
+        .map(|container| serde_json::json!({"name": container.name, "resources": container.resources}))
+        .collect();
+    serde_json::json!({"containers": containers, "generation": pod.metadata.generation}).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::pod::actions::tests_support::run;
+    use crate::pod::observed::RunState;
+
+    fn pod(cpu: &str, memory: &str) -> Pod {
+        let amounts = json!({"cpu": cpu, "memory": memory});
+        serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": {"containers": [
+            {"name": "c", "resources": {"requests": amounts, "limits": amounts},
+             "resizePolicy": [{"resourceName": "memory", "restartPolicy": "RestartContainer"}, {"resourceName": "cpu", "restartPolicy": "NotRequired"}]},
+            {"name": "other"}]}}))
+        .unwrap()
+    }
+
+    fn resources(pod: &Pod) -> Option<ResourceRequirements> {
+        pod.spec.as_ref().unwrap().containers[0].resources.clone()
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let allocatable = [("cpu", "2"), ("memory", "1Gi")]
+            .into_iter()
+            .map(|(name, amount)| (name.to_owned(), amount.parse().unwrap()))
+            .collect();
+        let other = pod("1", "100Mi");
+        for (cpu, is_static, expected) in [
+            ("1", false, None),
+            (
+                "1001m",
+                false,
+                Some((DEFERRED, "Node didn't have enough resource: cpu, requested: 1001, used: 1000, capacity: 2000")),
+            ),
+            ("3", false, Some((INFEASIBLE, "Node didn't have enough capacity: cpu, requested: 3000, capacity: 2000"))),
+            ("1", true, Some((INFEASIBLE, "In-place resize of static-pods is not supported"))),
+        ] {
+            let view = View { allocatable: &allocatable, node: None, others: &[&other], unsafe_sysctls: &[] };
+            let pending = refuse(&pod(cpu, "1Mi"), &view, is_static);
+            let expected = expected.map(|(reason, message)| Pending { reason, message: message.to_owned() });
+            assert_eq!(pending, expected, "{cpu}");
+        }
+    }
+
+    #[test]
+    fn a_refused_pod_keeps_what_it_has() {
+        let (old, new) = (pod("1", "1Mi"), pod("2", "1Mi"));
+        assert!(is_wished(&new, &old) && !is_wished(&old, &old));
+        assert_eq!(resources(&with_resources_of(&new, &old)), resources(&old));
+        let mut told = new.clone();
+        let status: Value = json!({"containerStatuses": [{"name": "c", "resources": resources(&old), "image": "", "imageID": "", "ready": true, "restartCount": 0}]});
+        told.status = serde_json::from_value(status).unwrap();
+        assert_eq!(resources(&as_running(&told)), resources(&old));
+    }
+
+    #[test]
+    fn only_running_containers_with_other_resources_change() {
+        let old = pod("1", "1Mi");
+        let mut observed = Observed::default();
+        observed.put_run(run("c", "s", RunState::Running, 0));
+        let memory = Memory { applied: HashMap::from([("c-0".to_owned(), resources(&old))]), ..Default::default() };
+        let restarts =
+            |pod: &Pod| -> Vec<bool> { changes(pod, &observed, &memory).iter().map(|change| change.restart).collect() };
+        assert_eq!(restarts(&old), [] as [bool; 0]);
+        assert_eq!(restarts(&pod("2", "1Mi")), [false]);
+        assert_eq!(restarts(&pod("1", "2Mi")), [true]);
+        assert!(changes(&pod("2", "1Mi"), &observed, &Memory::default()).is_empty(), "not known what it has");
+
+        let meanwhile = |cpu: &str| limits_meanwhile(&pod(cpu, "1Mi"), &observed, &memory).cpu_shares;
+        assert_eq!((meanwhile("2"), meanwhile("500m")), (Some(2048), Some(1024)));
+    }
+}
