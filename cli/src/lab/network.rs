@@ -177,7 +177,10 @@ pub fn set_loss(lab: &Lab, member: &str, percent: f64) -> anyhow::Result<()> {
     let share = (percent * 1000.0).round().clamp(0.0, 100_000.0) as u32;
     let mut text = format!("table inet {LOSS_TABLE}\ndelete table inet {LOSS_TABLE}\n");
     if share > 0 {
-        let lose = format!("numgen random mod 100000 < {share} drop");
+        let lose = match share {
+            100_000.. => "drop".to_owned(),
+            _ => format!("numgen random mod 100000 < {share} drop"),
+        };
         text += &format!(
             "table inet {LOSS_TABLE} {{\n\
              chain in {{\n type filter hook prerouting priority -450;\n iifname \"{MEMBER_LINK}\" {lose}\n}}\n\
