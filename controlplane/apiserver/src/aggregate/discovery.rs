@@ -48,6 +48,16 @@ pub fn document_query(index: &Value, group: &str, version: &str) -> Option<Strin
     Some(url.split_once('?').map_or("", |(_, query)| query).to_owned())
 }
 
+/// The paths of one group version in an OpenAPI v2 document, with all its definitions.
+pub fn part_of_v2(mut document: Value, group: &str, version: &str) -> Value {
+    let own = format!("/apis/{group}/{version}/");
+    let mut paths = document["paths"].take();
+    if let Some(paths) = paths.as_object_mut() {
+        paths.retain(|path, _| format!("{}/", path.trim_end_matches('/')).starts_with(&own));
+    }
+    json!({"paths": paths, "definitions": document["definitions"].take()})
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,6 +79,15 @@ mod tests {
         assert_eq!(found[1]["subresources"][0]["responseKind"]["group"], "autoscaling");
         assert_eq!(found.len(), 2);
         assert!(from_list("m.io", "v1", &json!("nonsense")).is_empty());
+    }
+
+    #[test]
+    fn of_an_old_document_the_own_group_version_is_taken() {
+        let paths =
+            json!({"/apis/m.io/v1/": {}, "/apis/m.io/v1/nodes": {}, "/apis/m.io/v10/nodes": {}, "/version": {}});
+        let part = part_of_v2(json!({"swagger": "2.0", "paths": paths, "definitions": {"A": {}}}), "m.io", "v1");
+        assert_eq!(part, json!({"paths": {"/apis/m.io/v1/": {}, "/apis/m.io/v1/nodes": {}}, "definitions": {"A": {}}}));
+        assert!(part_of_v2(json!([]), "m.io", "v1")["paths"].is_null());
     }
 
     #[test]

@@ -86,7 +86,9 @@ pub enum Action {
 /// What brings the stored objects in line with what is served.
 pub fn plan(served: &BTreeMap<(String, String), bool>, held: &[Arc<Value>]) -> Vec<Action> {
     let text = |object: &Value, key: &str| object["metadata"][key].as_str().unwrap_or_default().to_owned();
-    let managed = |object: &Value| object["metadata"]["labels"][MANAGED].is_string();
+    // One that somebody pointed at a Service since is theirs.
+    let managed =
+        |object: &Value| object["metadata"]["labels"][MANAGED].is_string() && !object["spec"]["service"].is_object();
     let mut actions = Vec::new();
     let wanted: BTreeMap<String, Value> = served
         .iter()

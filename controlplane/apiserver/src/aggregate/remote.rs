@@ -48,6 +48,8 @@ struct Known {
     resources: Arc<[Value]>,
     /// The query of its OpenAPI v3 document, if it has one.
     openapi: Option<String>,
+    /// `paths` and `definitions` of its OpenAPI v2 document.
+    openapi_v2: Option<Arc<Value>>,
     tls: Option<Arc<ClientConfig>>,
 }
 
@@ -95,6 +97,10 @@ impl Remote {
     /// The query of its OpenAPI v3 document (`hash=...`), if it has one.
     pub fn openapi(&self) -> Option<String> {
         self.known.read().openapi.clone()
+    }
+
+    pub fn openapi_v2(&self) -> Option<Arc<Value>> {
+        self.known.read().openapi_v2.clone()
     }
 
     fn service(&self, key: &str) -> &str {
@@ -177,12 +183,22 @@ impl Remote {
         }
         let list: Value = serde_json::from_slice(&body).map_err(|error| failing(format!("it is no JSON: {error}")))?;
         let resources = discovery::from_list(&self.group, &self.version, &list);
-        let openapi = self.fetch(api, "/openapi/v3").await.ok().filter(|(status, _)| status.is_success());
-        let openapi = openapi.and_then(|(_, index)| serde_json::from_slice::<Value>(&index).ok());
+        let index = self.document(api, "/openapi/v3").await;
+        let old = self.document(api, "/openapi/v2").await;
+        let old = old.map(|document| discovery::part_of_v2(document, &self.group, &self.version));
         let mut known = self.known.write();
         known.resources = resources.into();
-        known.openapi = openapi.and_then(|index| discovery::document_query(&index, &self.group, &self.version));
+        known.openapi = index.and_then(|index| discovery::document_query(&index, &self.group, &self.version));
+        if known.openapi_v2.as_deref() != old.as_ref() {
+            known.openapi_v2 = old.map(Arc::new);
+        }
         Ok(())
+    }
+
+    /// A JSON document, if the server has it.
+    async fn document(&self, api: &Api, path: &str) -> Option<Value> {
+        let (status, body) = self.fetch(api, path).await.ok()?;
+        status.is_success().then(|| serde_json::from_slice(&body).ok()).flatten()
     }
 
     fn tls(&self, api: &Api) -> Result<Arc<ClientConfig>, String> {

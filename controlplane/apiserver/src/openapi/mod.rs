@@ -76,6 +76,8 @@ struct State {
     /// `api/v1`, `apis/apps/v1` → its resources.
     groups: BTreeMap<String, Group>,
     v2: HashMap<&'static str, Document>,
+    /// Paths and definitions of other servers, for version 2.
+    foreign: Arc<[Arc<Value>]>,
     /// The index of resources that was looked at last; weak, so as to keep no caches alive.
     seen: Weak<Resources>,
 }
@@ -130,6 +132,18 @@ impl OpenApi {
         }
     }
 
+    /// Replaces what other servers add to the document of version 2: objects with `paths` and
+    /// `definitions`.
+    pub fn set_foreign(&self, foreign: Vec<Arc<Value>>) {
+        let mut state = self.state.lock();
+        let same = foreign.len() == state.foreign.len()
+            && foreign.iter().zip(state.foreign.iter()).all(|(new, held)| Arc::ptr_eq(new, held));
+        if !same {
+            state.foreign = foreign.into();
+            state.v2.clear();
+        }
+    }
+
     /// `/openapi/v3`: where the documents are, each with its hash.
     pub fn v3_index(&self) -> Document {
         let state = self.state.lock();
@@ -152,7 +166,7 @@ impl OpenApi {
             (group.sources.clone(), group.hash.clone())
         };
         let document = finish(hash.clone(), "application/json", |out| {
-            Writer { version: Version::V3, out }.document(&sources, Some(path))
+            Writer { version: Version::V3, out }.document(&sources, &[], Some(path))
         });
         if let Some(group) = self.state.lock().groups.get_mut(path).filter(|group| group.hash == hash) {
             group.document = Some(document.clone());
@@ -171,7 +185,7 @@ impl OpenApi {
             V2Format::Json => "application/json",
             V2Format::Protobuf => V2_PROTOBUF,
         };
-        let (sources, hash) = {
+        let (sources, foreign, hash) = {
             let state = self.state.lock();
             if let Some(document) = state.v2.get(content_type) {
                 return document.clone();
@@ -187,13 +201,16 @@ impl OpenApi {
                     }
                 }
             }
-            (sources, hex(&digest.finalize()))
+            for other in state.foreign.iter() {
+                digest.update(other.to_string());
+            }
+            (sources, state.foreign.clone(), hex(&digest.finalize()))
         };
         let document = finish(hash, content_type, |out| match format {
-            V2Format::Json => Writer { version: Version::V2, out }.document(&sources, None),
+            V2Format::Json => Writer { version: Version::V2, out }.document(&sources, &foreign, None),
             V2Format::Protobuf => {
                 let mut encoder = gnostic::Encoder::default();
-                encode_v2(&sources, &mut encoder);
+                encode_v2(&sources, &foreign, &mut encoder);
                 out.write_all(&encoder.finish(&info()))
             }
         });
@@ -404,9 +421,37 @@ fn for_v2(schema: &mut Value) {
     }
 }
 
-fn encode_v2(sources: &[Source], encoder: &mut gnostic::Encoder) {
+fn encode_v2(sources: &[Source], foreign: &[Arc<Value>], encoder: &mut gnostic::Encoder) {
     each_path(Version::V2, sources, None, &mut |path, item| encoder.path(path, &item));
-    each_schema(Version::V2, sources, None, &mut |name, schema| encoder.definition(name, &schema));
+    each_foreign(foreign, "paths", &mut |path, item| encoder.path(path, &item));
+    with_foreign(foreign, |emit| each_schema(Version::V2, sources, None, emit), &mut |name, schema| {
+        encoder.definition(name, &schema);
+    });
+}
+
+/// Calls `emit` with every member that other servers add under `key`.
+fn each_foreign(foreign: &[Arc<Value>], key: &str, emit: &mut dyn FnMut(&str, Value)) {
+    for (name, value) in foreign.iter().filter_map(|other| other[key].as_object()).flatten() {
+        emit(name, value.clone());
+    }
+}
+
+/// Calls `emit` with our own definitions and then with those of others that have another name.
+fn with_foreign(
+    foreign: &[Arc<Value>],
+    own: impl FnOnce(&mut dyn FnMut(&str, Value)),
+    emit: &mut dyn FnMut(&str, Value),
+) {
+    let mut seen = BTreeSet::new();
+    own(&mut |name, schema| {
+        seen.insert(name.to_owned());
+        emit(name, schema);
+    });
+    each_foreign(foreign, "definitions", &mut |name, schema| {
+        if seen.insert(name.to_owned()) {
+            emit(name, schema);
+        }
+    });
 }
 
 /// Writes a JSON document piece by piece.
@@ -416,7 +461,7 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    fn document(&mut self, sources: &[Source], only: Option<&str>) -> std::io::Result<()> {
+    fn document(&mut self, sources: &[Source], foreign: &[Arc<Value>], only: Option<&str>) -> std::io::Result<()> {
         let head = match self.version {
             Version::V2 => "{\"swagger\":\"2.0\",\"info\":",
             Version::V3 => "{\"openapi\":\"3.0.0\",\"info\":",
@@ -424,14 +469,17 @@ impl Writer<'_> {
         write!(self.out, "{head}{},\"paths\":{{", info())?;
         let mut members = Members { out: self.out, first: true, outcome: Ok(()) };
         each_path(self.version, sources, only, &mut |name, value| members.put(name, &value));
+        each_foreign(foreign, "paths", &mut |name, value| members.put(name, &value));
         members.outcome?;
         let between = match self.version {
             Version::V2 => "},\"definitions\":{",
             Version::V3 => "},\"components\":{\"schemas\":{",
         };
         self.out.write_all(between.as_bytes())?;
+        let version = self.version;
         let mut members = Members { out: self.out, first: true, outcome: Ok(()) };
-        each_schema(self.version, sources, only, &mut |name, value| members.put(name, &value));
+        let own = |emit: &mut dyn FnMut(&str, Value)| each_schema(version, sources, only, emit);
+        with_foreign(foreign, own, &mut |name, value| members.put(name, &value));
         members.outcome?;
         let security = json!({"BearerToken": {"description": "Bearer Token authentication", "type": "apiKey", "name": "authorization", "in": "header"}});
         match self.version {

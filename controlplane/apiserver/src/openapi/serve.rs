@@ -15,7 +15,11 @@ pub fn handle(asked: &Asked, parts: &[&str]) -> Result<Response<Body>> {
     let openapi = &asked.api.openapi;
     openapi.follow(&asked.api.resources());
     match parts {
-        ["v2"] => answer(asked, &openapi.v2(v2_format(asked.header(header::ACCEPT))?), false),
+        ["v2"] => {
+            let remotes = asked.api.aggregator.remotes();
+            openapi.set_foreign(remotes.iter().filter_map(|remote| remote.openapi_v2()).collect());
+            answer(asked, &openapi.v2(v2_format(asked.header(header::ACCEPT))?), false)
+        }
         ["v3"] => {
             accepts_json(asked)?;
             answer(asked, &with_remotes(asked, openapi.v3_index()), false)

@@ -164,6 +164,13 @@ async fn a_remote_group_version_is_proxied_with_the_users_name_and_shown_in_disc
     assert_eq!(url, "/openapi/v3/apis/metrics.k8s.io/v1beta1?hash=ABC");
     assert!(index["paths"]["apis/apps/v1"].is_object());
     assert_eq!(ask(&test.client, "GET", &url, "").await.1["openapi"], "3.0.0");
+    let (_, old) = ask(&test.client, "GET", "/openapi/v2", "").await;
+    let operation = &old["paths"][format!("{REMOTE}/nodes")]["get"]["operationId"];
+    assert_eq!(
+        (operation, &old["definitions"]["io.k8s.metrics.NodeMetrics"]["type"]),
+        (&json!("listNodeMetrics"), &json!("object"))
+    );
+    assert!(old["paths"]["/apis/apps/v1/deployments"].is_object());
 }
 
 #[tokio::test]

@@ -84,6 +84,15 @@ async fn answer(request: Request<Incoming>) -> Answer {
         let url = format!("/openapi/v3{GROUP_VERSION}?hash=ABC");
         return json_answer(&json!({"paths": {"apis/metrics.k8s.io/v1beta1": {"serverRelativeURL": url}}}));
     }
+    if path == "/openapi/v2" {
+        let (paths, definition) = (
+            json!({(format!("{GROUP_VERSION}/nodes")): {"get": {"operationId": "listNodeMetrics", "responses": {}}}, "/version": {}}),
+            json!({"type": "object"}),
+        );
+        return json_answer(
+            &json!({"swagger": "2.0", "paths": paths, "definitions": {"io.k8s.metrics.NodeMetrics": definition}}),
+        );
+    }
     match path.trim_start_matches("/openapi/v3").strip_prefix(GROUP_VERSION) {
         Some("") if path.starts_with("/openapi") => json_answer(&json!({"openapi": "3.0.0", "paths": {}})),
         Some("") => json_answer(
