@@ -12,12 +12,14 @@
 
 pub mod etcd;
 pub mod figures;
+mod clients;
 mod images;
 mod lab;
 mod leftovers;
 mod run;
 mod server;
 
+pub use clients::kubectls;
 pub use images::{BUSYBOX, NGINX};
 pub use lab::Lab;
 pub use run::{Output, Running, command, kubectl, kubectl_of_version, skiff};

@@ -58,7 +58,7 @@ pub fn command(program: impl AsRef<Path>, arguments: &[&str], environment: &[(&s
 }
 
 /// The directory of the build that this test belongs to, e.g. `target/debug`.
-fn build_directory() -> PathBuf {
+pub(crate) fn build_directory() -> PathBuf {
     let own = std::env::current_exe().unwrap_or_else(|error| panic!("finding the test's own executable: {error}"));
     let dir = own.parent().unwrap_or(Path::new("."));
     if dir.ends_with("deps") { dir.parent().unwrap_or(dir).to_owned() } else { dir.to_owned() }
