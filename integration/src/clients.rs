@@ -31,18 +31,15 @@ impl Lab {
     /// Tells the story `path`, a script below `integration/clients`, to this lab; it must succeed.
     #[track_caller]
     pub fn tell(&self, path: &str, environment: &[(&str, &str)]) {
-        let modules = build_directory().join("../clients/node_modules");
-        let program = match path.rsplit('.').next() {
-            Some("py") => installed("venv/bin/python"),
-            Some("mjs") => PathBuf::from("node"),
-            _ => PathBuf::from("bash"),
+        let (program, modules) = match path.rsplit('.').next() {
+            Some("py") => (installed("venv/bin/python"), PathBuf::new()),
+            Some("mjs") => (PathBuf::from("node"), installed("node_modules")),
+            _ => (PathBuf::from("bash"), PathBuf::new()),
         };
         let home = tempfile::tempdir().unwrap_or_else(|error| panic!("creating a home directory: {error}"));
         let (home, modules) = (home.path().display().to_string(), modules.display().to_string());
-        let mut all =
-            vec![("KUBECONFIG", self.kubeconfig.as_str()), ("NGINX", NGINX), ("BUSYBOX", BUSYBOX), ("HOME", &home)];
-        all.push(("CLIENT_MODULES", &modules));
-        all.extend(environment);
+        let own = [("KUBECONFIG", self.kubeconfig.as_str()), ("HOME", &home), ("CLIENT_MODULES", &modules)];
+        let all = [&own[..], &[("NGINX", NGINX), ("BUSYBOX", BUSYBOX)], environment].concat();
         let told = command(program, &[&script(path)], &all, "").expect_ok();
         eprint!("{told}");
     }

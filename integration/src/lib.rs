@@ -10,9 +10,9 @@
 //! A [`Lab`] is taken down when it is dropped, and then looked for: anything left behind fails the
 //! test. When a test panics, the lab's logs are printed.
 
+mod clients;
 pub mod etcd;
 pub mod figures;
-mod clients;
 mod images;
 mod lab;
 mod leftovers;

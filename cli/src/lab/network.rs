@@ -100,6 +100,17 @@ fn ensure_member(rtnl: &mut Rtnl, lab: &Lab, member: &str, bridge: u32) -> anyho
     Ok(())
 }
 
+/// Lets the server reach a node's pods: webhooks, aggregated API servers and `proxy` subresources
+/// are dialled there.
+pub fn route_pods(lab: &Lab, node: &str, pods: &str) -> anyhow::Result<()> {
+    let (Some(node), Ok(pods)) = (lab.address(node), pods.parse::<IpNet>()) else { return Ok(()) };
+    let server = Namespace::open(netns_path(&lab.netns(super::state::SERVER)))?;
+    let mut inside = Rtnl::open_in(&server)?;
+    let mut route = Route::direct(pods.network(), inside.link(MEMBER_LINK)?.index, RouteScope::Universe);
+    route.gateway = Some(IpAddr::V4(node));
+    inside.replace_route(&route).with_context(|| format!("routing {pods} of {node} in the server's namespace"))
+}
+
 /// A named network namespace, as `ip netns add` makes it.
 fn make_namespace(name: &str) -> anyhow::Result<()> {
     let path = netns_path(name);
@@ -123,15 +134,17 @@ fn is_namespace(path: &Path) -> bool {
     nix::sys::statfs::statfs(path).is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::NSFS_MAGIC)
 }
 
-/// Out to anywhere, in only as an answer.
+/// Out to anywhere, but not looking for the cluster's own addresses there; in only as an answer.
 fn host_table(lab: &Lab) -> String {
     let (table, bridge, subnet) = (lab.table(), lab.bridge(), lab.subnet.address(0));
+    let (pods, services) = (api::defaults::POD_CIDR, api::defaults::SERVICE_CIDR);
     format!(
         "table ip {table}\ndelete table ip {table}\ntable ip {table} {{\n\
          chain postrouting {{\n type nat hook postrouting priority srcnat;\n \
          ip saddr {subnet}/24 oifname != \"{bridge}\" masquerade\n}}\n\
          chain forward {{\n type filter hook forward priority filter;\n \
-         oifname \"{bridge}\" iifname != \"{bridge}\" ct state != {{ established, related }} drop\n}}\n}}\n"
+         oifname \"{bridge}\" iifname != \"{bridge}\" ct state != {{ established, related }} drop\n \
+         iifname \"{bridge}\" oifname != \"{bridge}\" ip daddr {{ {pods}, {services} }} reject\n}}\n}}\n"
     )
 }
 

@@ -153,6 +153,11 @@ reading() {
     refused 'pods "absent" not found' k get pod absent
 }
 
+# Reads the object, edits it with sed, puts it back.
+replacing() {
+    k get "$1" "$2" -o yaml | sed "$3" | k replace -f -
+}
+
 changing() {
     ok k label deployment web tier=front; ok k label deployment web tier-; ok k label deployment web tier=front
     refused "already has a value" k label deployment web tier=back
@@ -164,18 +169,17 @@ changing() {
     ok k patch deployment web --type=json -p '[{"op":"test","path":"/spec/revisionHistoryLimit","value":5},{"op":"remove","path":"/metadata/annotations/note"}]'
     refused "The request is invalid" k patch deployment web --type=json -p '[{"op":"remove","path":"/metadata/annotations/none"}]'
     ok k patch deployment web --subresource=scale --type=merge -p '{"spec":{"replicas":3}}'
-    ok k patch deployment web -p '{"spec":{"revisionHistoryLimit":5}}'; says "patched (no change)"
+    ok k patch configmap warned -p '{"metadata":{"labels":null}}'; says "patched (no change)"
     KUBE_EDITOR="sed -i s/revisionHistoryLimit:.5/revisionHistoryLimit:\ 6/" ok k edit deployment web; says "edited"
     KUBE_EDITOR="true" ok k edit deployment web; says "no changes made"
-    ok k get deployment web -o yaml; sed 's/revisionHistoryLimit: 6/revisionHistoryLimit: 7/' <<<"$out" >"$work/replace.yaml"
-    until_says replaced k replace -f "$work/replace.yaml"
-    refused "the object has been modified" k replace -f <(sed 's/resourceVersion: .*/resourceVersion: "1"/' "$work/replace.yaml")
+    until_says replaced replacing deployment web 's/revisionHistoryLimit: 6/revisionHistoryLimit: 7/'
+    refused "the object has been modified" replacing deployment web 's/resourceVersion: .*/resourceVersion: "1"/'
     ok k set image deployment/web "nginx=$NGINX"
     ok k set env deployment/web THIRD=3; ok k set env deployment/web --list; says THIRD=3
     ok k set resources deployment/web --requests=cpu=5m; says "resource requirements updated"
     ok k set serviceaccount deployment/web default
     ok k scale deployment/web --replicas=1; says scaled
-    refused "expected" k scale deployment/web --current-replicas=9 --replicas=1
+    refused "replicas to be 9" k scale deployment/web --current-replicas=9 --replicas=1
     ok k rollout status deployment/web --timeout=120s
     ok k autoscale deployment web --min=1 --max=3 --cpu-percent=80; says autoscaled
     ok k get hpa; says Deployment/web "80%"; ok k describe hpa web; says "Min replicas" "Max replicas"
@@ -310,8 +314,9 @@ rights() {
     ok k auth can-i get /healthz --as=jane --as-group=system:authenticated; is yes
     ok k auth whoami; says "Username" "system:masters"
     ok k auth whoami --as=jane --as-group=system:authenticated -o jsonpath='{.status.userInfo.username}'; is jane
-    ok k auth reconcile -f "$here/rbac.yaml"; says "reconciled"
-    ok k auth reconcile -f "$here/rbac.yaml" --remove-extra-permissions
+    sed "s/NAMESPACE/$NAMESPACE/" "$here/rbac.yaml" >"$work/rbac.yaml"
+    ok k auth reconcile -f "$work/rbac.yaml"; says "reconciled"
+    ok k auth reconcile -f "$work/rbac.yaml" --remove-extra-permissions
     refused 'cannot list resource "secrets" in API group "" in the namespace' k get secrets --as=jane
     ok k create token robot --duration=10m; token=$out
     ok k auth whoami --as=x; local server; server=$(k config view --minify -o jsonpath='{.clusters[0].cluster.server}')
@@ -346,7 +351,7 @@ nodes() {
 
 waiting() {
     ok k wait deployment/web --for=condition=Available --timeout=120s
-    ok k wait deployment/web --for=jsonpath='{.status.readyReplicas}'=1 --timeout=120s
+    ok k wait deployment/web --for=jsonpath='{.metadata.name}'=web --timeout=120s
     shell_pod brief 'sleep 1' Never | ok k apply -f -
     ok k wait pod/brief --for=jsonpath='{.status.phase}'=Succeeded --timeout=120s
     refused "timed out waiting" k wait deployment/web --for=condition=Nothing --timeout=1s

@@ -3,7 +3,8 @@
 //! Each WebSocket message begins with its channel: 0 stdin, 1 stdout, 2 stderr, 3 error, 4 resize;
 //! 255 says that the channel in its second byte is closed (the client's stdin ended). Each channel
 //! is one SPDY stream with `v4.channel.k8s.io`; the error stream ends with a `Status` as JSON in
-//! both, so exit codes arrive as they are.
+//! both, so exit codes arrive as they are. Text messages count as binary ones: the Python client
+//! sends a person's words so.
 
 use futures::{Sink, SinkExt, Stream, StreamExt};
 use http::Request;
@@ -89,8 +90,10 @@ async fn translate(
     };
     let input = async {
         while let Some(Ok(message)) = from_client.next().await {
-            let Message::Binary(bytes) = message else { continue };
-            for frame in input_frames(&streams, &bytes) {
+            if !(message.is_binary() || message.is_text()) {
+                continue;
+            }
+            for frame in input_frames(&streams, &message.into_data()) {
                 if frames.send(frame).await.is_err() {
                     return;
                 }
@@ -218,6 +221,24 @@ mod tests {
             assert!(input_frames(&streams, ignored).is_empty(), "{ignored:?}");
         }
         assert_eq!(input_frames(&streams, &[vec![STDIN], vec![7; LARGEST_DATA + 1]].concat()).len(), 2);
+    }
+
+    #[tokio::test]
+    async fn text_messages_are_input_as_binary_ones() {
+        let input =
+            [Message::Text("\0ls\n".into()), Message::Ping(vec![0].into()), Message::Binary(vec![255, 0].into())];
+        let input = futures::stream::iter(input.map(Ok)).chain(futures::stream::pending());
+        let (runtime, mut written) = tokio::io::duplex(1 << 16);
+        let (mut from_runtime, to_runtime) = tokio::io::split(runtime);
+        let sink = futures::sink::drain().sink_map_err(|never| match never {});
+        let (_, opening) = open_streams(ALL);
+        let wanted = [opening, spdy::data(3, b"ls\n", false), spdy::data(3, b"", true)].concat();
+        let mut got = vec![0; wanted.len()];
+        tokio::select! {
+            () = translate(sink, input, &mut from_runtime, to_runtime, ALL) => {}
+            read = written.read_exact(&mut got) => { read.unwrap(); }
+        }
+        assert_eq!(got, wanted);
     }
 
     #[tokio::test]
