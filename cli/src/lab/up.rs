@@ -304,7 +304,7 @@ async fn follow_nodes(lab: &Lab, missing: &mut BTreeSet<String>) -> anyhow::Resu
         {
             let name = node.metadata.name.as_deref().unwrap_or_default();
             if let Some(pods) = node.spec.as_ref().and_then(|spec| spec.pod_cidr.as_ref()) {
-                network::route_pods(lab, name, pods)?;
+                super::network::route_pods(lab, name, pods)?;
             }
             missing.remove(name);
             if missing.is_empty() {

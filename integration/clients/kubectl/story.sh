@@ -50,9 +50,9 @@ is() {
     [[ $out == "$1" ]] || fail "expected '$1', got '$out'"
 }
 
-# Asks until the command's output has the words, for at most a minute.
+# Asks until the command's output has the words, for at most three minutes.
 until_says() {
-    local words=$1 deadline=$((SECONDS + 60))
+    local words=$1 deadline=$((SECONDS + 180))
     shift
     while out=$("$@" 2>&1) || true; [[ $out != *"$words"* ]]; do
         ((SECONDS < deadline)) || fail "$* did not come to say '$words', but:"$'\n'"$out"
@@ -410,7 +410,7 @@ deleting() {
 ending() {
     ok k delete priorityclass "urgent-$NAMESPACE"
     ok k delete clusterrole,clusterrolebinding "reader-$NAMESPACE" "readers-$NAMESPACE" --ignore-not-found
-    ok "$KUBECTL" delete namespace "$NAMESPACE" --timeout=120s
+    ok "$KUBECTL" delete namespace "$NAMESPACE" --timeout=300s
 }
 
 "$KUBECTL" create namespace "$NAMESPACE" >/dev/null || [ $# -gt 0 ]
