@@ -1,6 +1,7 @@
 //! `skiff`: Kubernetes in one small binary. This file is the command line; each command has a
 //! module of its own.
 
+mod access;
 mod agent_command;
 mod check;
 mod client;

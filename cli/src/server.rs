@@ -63,6 +63,8 @@ pub struct ServerArguments {
     #[command(flatten)]
     proxies: RequestHeaderArguments,
     #[command(flatten)]
+    access: crate::access::AccessArguments,
+    #[command(flatten)]
     node: NodeArguments,
 }
 
@@ -163,6 +165,7 @@ fn configuration(arguments: &ServerArguments, token: BootstrapToken) -> anyhow::
         requestheader: arguments.proxies.names(),
         shutdown_delay: Duration::from_secs(arguments.shutdown_delay),
         encryption: arguments.encryption_provider_config.clone(),
+        access: arguments.access.options(),
     })
 }
 

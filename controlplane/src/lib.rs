@@ -24,6 +24,13 @@ use kube::Api;
 use kube::api::PostParams;
 use tokio::net::TcpListener;
 
+/// What an operator may want otherwise of the API server.
+pub mod access {
+    pub use apiserver::{
+        AuditConfig, AuthenticationOptions, AuthorizationOptions, LogConfig, OidcOptions, Options, go_duration,
+    };
+}
+
 use crate::pki::{Pki, ServerNames};
 use crate::token::BootstrapToken;
 
@@ -62,6 +69,8 @@ pub struct Config {
     pub requestheader: RequestHeaderNames,
     /// How long requests are still taken after `/readyz` has begun to fail.
     pub shutdown_delay: Duration,
+    /// Who may do what, how much, and what is written down.
+    pub access: access::Options,
 }
 
 /// A control plane that answers.
@@ -149,6 +158,7 @@ fn api_config(config: &Config, pki: &Pki) -> apiserver::Config {
     api.service_address = config.network.api_service();
     api.dns_address = config.network.dns;
     api.encryption = config.encryption.clone();
+    api.options = config.access.clone();
     api
 }
 

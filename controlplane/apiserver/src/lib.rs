@@ -6,7 +6,9 @@
 //! ```text
 //! http      TLS, HTTP/1.1 and 2, request info, body limits, content types
 //! authn     who: client certificate, bearer token, anonymous; impersonation
-//! authz     may they: RBAC, node authorizer, system:masters
+//! audit     what is written down of it
+//! flowcontrol  how many at once: priority levels, seats, fair queues
+//! authz     may they: RBAC, node authorizer, system:masters, webhooks
 //! registry  decode, convert, default, admit, validate, store: one road for every resource
 //! cache     reads: lists, gets at a version, watches, from shared bytes
 //! ```
@@ -36,6 +38,7 @@
 pub mod admission;
 pub mod admit;
 mod aggregate;
+pub mod audit;
 pub mod authn;
 pub mod authz;
 mod bootstrap;
@@ -45,6 +48,7 @@ mod crd;
 mod discovery;
 mod encryption;
 pub mod error;
+mod flowcontrol;
 pub mod http;
 pub mod kinds;
 pub mod openapi;
@@ -52,6 +56,8 @@ pub mod patch;
 pub mod protobuf;
 mod proxy;
 pub mod registry;
+mod remembered;
+mod remote;
 pub mod resource;
 mod resources;
 pub mod schema;
@@ -59,9 +65,13 @@ mod server;
 mod table;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod timed_store;
 mod webhook;
 
+pub use audit::{AuditConfig, LogConfig};
 pub use authn::UserInfo;
 pub use authn::requestheader::Names as RequestHeaderNames;
+pub use authn::{AuthenticationOptions, OidcOptions};
+pub use authz::{AuthorizationOptions, go_duration};
 pub use error::ApiError;
-pub use server::{ApiServer, Config, KeyPair};
+pub use server::{ApiServer, Config, KeyPair, Options};

@@ -4,6 +4,7 @@
 //! a change of the set swaps the whole index, so that a request keeps the one it began with.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
 use component::Supervisor;
@@ -20,17 +21,31 @@ pub struct Endpoint {
     /// By served version, for custom resources; built-in kinds are looked up.
     custom_schemas: Vec<Option<Schema>>,
     schemas: OnceLock<Vec<Option<Schema>>>,
+    /// Events sent to watchers.
+    pub watched: AtomicU64,
 }
 
 impl Endpoint {
     pub fn new(resource: Resource, store: Arc<dyn Store>, supervisor: &Supervisor) -> Arc<Self> {
         let cache = Cache::new(resource.descriptor.clone(), store, supervisor);
-        Arc::new(Self { resource, cache, custom_schemas: Vec::new(), schemas: OnceLock::new() })
+        Arc::new(Self {
+            resource,
+            cache,
+            custom_schemas: Vec::new(),
+            schemas: OnceLock::new(),
+            watched: AtomicU64::new(0),
+        })
     }
 
     /// A custom resource; `schemas` are in the order of `served`.
     pub fn custom(resource: Resource, cache: Arc<Cache>, schemas: Vec<Option<Schema>>) -> Arc<Self> {
-        Arc::new(Self { resource, cache, custom_schemas: schemas, schemas: OnceLock::new() })
+        Arc::new(Self {
+            resource,
+            cache,
+            custom_schemas: schemas,
+            schemas: OnceLock::new(),
+            watched: AtomicU64::new(0),
+        })
     }
 
     pub fn descriptor(&self) -> &Descriptor {

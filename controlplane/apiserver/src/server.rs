@@ -55,20 +55,39 @@ pub struct Config {
     /// PEM; signs the certificates of proxies that may name users in headers. None: `front_proxy_ca`.
     pub requestheader_ca: Option<PathBuf>,
     pub requestheader: Names,
-    /// Lines of `token,user,uid,"group1,group2"`.
-    pub token_file: Option<PathBuf>,
     pub service_cidr: String,
     /// The Service `kubernetes`, and the cluster's DNS: two of `service_cidr`.
     pub service_address: Ipv4Addr,
     pub dns_address: Ipv4Addr,
     /// An `EncryptionConfiguration`; read again when it changes.
     pub encryption: Option<PathBuf>,
+    /// How long the server goes on after `/readyz` has begun to fail.
+    pub shutdown_delay: Duration,
+    pub options: Options,
+}
+
+/// What an operator may want otherwise, named as the flags of `kube-apiserver`.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub audit: crate::audit::AuditConfig,
     /// Requests that may be under way at once, long-running ones aside: read, write.
     pub max_in_flight: (usize, usize),
     /// Of one request, long-running ones aside.
     pub request_timeout: Duration,
-    /// How long the server goes on after `/readyz` has begun to fail.
-    pub shutdown_delay: Duration,
+    pub authentication: crate::authn::AuthenticationOptions,
+    pub authorization: crate::authz::AuthorizationOptions,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            audit: crate::audit::AuditConfig::default(),
+            max_in_flight: (400, 200),
+            request_timeout: Duration::from_secs(60),
+            authentication: crate::authn::AuthenticationOptions::default(),
+            authorization: crate::authz::AuthorizationOptions::default(),
+        }
+    }
 }
 
 impl Config {
@@ -88,14 +107,12 @@ impl Config {
             front_proxy_ca: None,
             requestheader_ca: None,
             requestheader: Names::default(),
-            token_file: None,
             service_cidr: network.services.to_string(),
             service_address: network.api_service(),
             dns_address: network.dns,
             encryption: None,
-            max_in_flight: (400, 200),
-            request_timeout: Duration::from_secs(60),
             shutdown_delay: Duration::ZERO,
+            options: Options::default(),
         }
     }
 
@@ -122,8 +139,11 @@ pub struct Api {
     pub admission: Vec<Arc<dyn Admission>>,
     pub authn: Authenticator,
     pub authz: Authorizer,
-    pub limits: crate::http::limits::Limits,
+    pub flow: crate::flowcontrol::FlowControl,
+    /// None: nothing is recorded.
+    pub audit: Option<Arc<crate::audit::Audit>>,
     pub metrics: crate::http::metrics::Metrics,
+    pub timed: Arc<crate::timed_store::TimedStore>,
     pub openapi: crate::openapi::OpenApi,
     pub ending: Ending,
     /// Cancelled when the server stops to listen: watches end.
@@ -184,15 +204,18 @@ impl ApiServer {
         let supervisor = supervisor.child("apiserver");
         let ranges = crate::kinds::ServiceRanges { cidr: config.service_cidr.clone(), ..Default::default() };
         let resources = crate::kinds::all_with(ranges);
-        let sealed = Sealed::new(store, &resources, config.encryption.as_deref(), &supervisor)?;
+        let timed = crate::timed_store::TimedStore::new(store, &resources);
+        let sealed = Sealed::new(timed.clone(), &resources, config.encryption.as_deref(), &supervisor)?;
         let store: Arc<dyn Store> = sealed.clone();
         let endpoints =
             resources.into_iter().map(|resource| Endpoint::new(resource, store.clone(), &supervisor)).collect();
         let api = Arc::new(Api {
-            authn: Authenticator::new(&config)?,
-            authz: Authorizer::default(),
+            authn: Authenticator::new(&config).await?,
+            authz: Authorizer::new(&config.options.authorization).await?,
             metrics: crate::http::metrics::Metrics::default(),
-            limits: crate::http::limits::Limits::new(config.max_in_flight),
+            timed,
+            flow: crate::flowcontrol::FlowControl::new(config.options.max_in_flight, config.options.request_timeout),
+            audit: crate::audit::Audit::start(&config.options.audit, &supervisor).await?,
             openapi: crate::openapi::OpenApi::default(),
             admission: admission_plugins(),
             resources: signal::Sender::new(Arc::new(Resources::new(endpoints))),

@@ -140,6 +140,21 @@ impl Cluster {
         leaf(self.dir.path(), &self.ca, user, groups, false)
     }
 
+    /// A serving certificate for a name.
+    pub fn key_pair_for_server(&self, name: &str) -> KeyPair {
+        leaf(self.dir.path(), &self.ca, name, &[], true)
+    }
+
+    /// A client certificate that has ended.
+    pub fn expired_key_pair(&self, user: &str) -> KeyPair {
+        leaf_until(self.dir.path(), &self.ca, user, &[], false, 2020)
+    }
+
+    /// A client certificate that this cluster's CA did not sign.
+    pub fn foreign_key_pair(&self, user: &str) -> KeyPair {
+        leaf(self.dir.path(), &authority().0, user, &["system:masters"], false)
+    }
+
     pub fn ca_pem(&self) -> &str {
         &self.ca_pem
     }
@@ -171,8 +186,21 @@ fn name(common: &str, groups: &[&str]) -> DistinguishedName {
 
 /// A certificate for `common`, in files named after it; a server's is also good for localhost.
 pub fn leaf(dir: &Path, ca: &Issuer<'static, Key>, common: &str, groups: &[&str], server: bool) -> KeyPair {
+    leaf_until(dir, ca, common, groups, server, 4096)
+}
+
+/// A certificate that ends with a year.
+fn leaf_until(
+    dir: &Path,
+    ca: &Issuer<'static, Key>,
+    common: &str,
+    groups: &[&str],
+    server: bool,
+    year: i32,
+) -> KeyPair {
     let key = Key::generate().unwrap();
     let mut params = CertificateParams::default();
+    params.not_after = rcgen::date_time_ymd(year, 1, 1);
     params.distinguished_name = name(common, groups);
     if server {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];

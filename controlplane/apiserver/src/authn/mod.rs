@@ -5,11 +5,15 @@
 
 mod bootstrap;
 pub mod certificate;
+mod config;
 pub mod impersonation;
 pub mod jwt;
+mod keys;
+mod oidc;
 pub mod requestheader;
 pub mod serviceaccount;
 mod user;
+mod webhook;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,9 +25,14 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use self::jwt::SigningKey;
+use self::config::Anonymous;
+pub use self::config::{AuthenticationOptions, OidcOptions};
+use self::jwt::{AccountKeys, Token};
+use self::oidc::Issuer;
 pub use self::user::UserInfo;
+use self::webhook::TokenWebhook;
 use crate::error::{ApiError, Result};
+use crate::remote::Remote;
 use crate::server::{Api, Config};
 
 pub const AUTHENTICATED: &str = "system:authenticated";
@@ -35,15 +44,19 @@ const VERIFIED: usize = 4096;
 /// Finds out who sent a request.
 pub struct Authenticator {
     tokens: Vec<(String, UserInfo)>,
-    pub key: SigningKey,
+    pub keys: AccountKeys,
     issuer: String,
+    issuers: Vec<Issuer>,
+    anonymous: Anonymous,
+    webhook: Option<TokenWebhook>,
     /// Claims of tokens whose signature was good, so that it is not computed for every request.
     verified: Mutex<HashMap<[u8; 32], Arc<Value>>>,
 }
 
 impl Authenticator {
-    pub fn new(config: &Config) -> Result<Self> {
-        let tokens = match &config.token_file {
+    pub async fn new(config: &Config) -> Result<Self> {
+        let options = &config.options.authentication;
+        let tokens = match &options.token_file {
             Some(path) => {
                 let text = std::fs::read_to_string(path).map_err(|error| {
                     ApiError::internal(format!("reading the token file {}: {error}", path.display()))
@@ -52,55 +65,81 @@ impl Authenticator {
             }
             None => Vec::new(),
         };
-        let key = SigningKey::read(&config.service_account_key)?;
-        Ok(Self { tokens, key, issuer: config.issuer.clone(), verified: Mutex::default() })
+        let signing = options.signing_key.as_ref().unwrap_or(&config.service_account_key);
+        let trust = config::trust(options, &config.issuer)
+            .map_err(|why| ApiError::internal(format!("configuring authentication: {why}")))?;
+        let webhook = match &options.webhook {
+            Some((path, time)) => Some(TokenWebhook::new(Remote::from_kubeconfig(path).await?, *time)),
+            None => None,
+        };
+        Ok(Self {
+            tokens,
+            keys: AccountKeys::read(signing, &options.account_keys)?,
+            issuer: config.issuer.clone(),
+            issuers: trust.issuers.into_iter().map(Issuer::new).collect(),
+            anonymous: trust.anonymous,
+            webhook,
+            verified: Mutex::default(),
+        })
     }
 
-    pub async fn identify(&self, api: &Api, headers: &HeaderMap, certificate: Option<&UserInfo>) -> Result<UserInfo> {
+    /// `path`: what is asked for; anonymous requests may be good for some paths only.
+    pub async fn identify(
+        &self,
+        api: &Api,
+        headers: &HeaderMap,
+        certificate: Option<&UserInfo>,
+        path: &str,
+    ) -> Result<UserInfo> {
         if let Some(user) = certificate {
             return Ok(authenticated(user.clone()));
         }
         let bearer = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer_token);
         match bearer {
-            Some(token) => self.by_token(api, token, None).await.map(authenticated).ok_or_else(ApiError::unauthorized),
-            None => Ok(UserInfo::new("system:anonymous", &[UNAUTHENTICATED])),
+            Some(token) => {
+                let found = self.by_token(api, token, std::slice::from_ref(&self.issuer)).await;
+                found.map(|(user, _)| authenticated(user)).ok_or_else(ApiError::unauthorized)
+            }
+            None if self.anonymous.may_ask(path) => Ok(UserInfo::new("system:anonymous", &[UNAUTHENTICATED])),
+            None => Err(ApiError::unauthorized()),
         }
     }
 
-    /// The user that a bearer token stands for. `audiences`: whom the token must be for; none
-    /// means this server.
-    pub async fn by_token(&self, api: &Api, token: &str, audiences: Option<&[String]>) -> Option<UserInfo> {
+    /// The user that a bearer token stands for, and whom it is for of the `audiences` asked for.
+    /// Tokens that say nothing of an audience are for this server.
+    pub async fn by_token(&self, api: &Api, token: &str, audiences: &[String]) -> Option<(UserInfo, Vec<String>)> {
+        let for_us = audiences.contains(&self.issuer).then(|| vec![self.issuer.clone()]);
         if let Some((_, user)) = self.tokens.iter().find(|(held, _)| same(held, token)) {
-            return Some(user.clone());
+            return Some((user.clone(), for_us?));
         }
         if let Some(claims) = self.claims(token) {
-            let own = [self.issuer.clone()];
-            let audiences = audiences.unwrap_or(&own);
-            if !serviceaccount::in_force(&claims, &self.issuer, audiences, Timestamp::now()) {
+            let fit = serviceaccount::in_force(&claims, &self.issuer, audiences, Timestamp::now());
+            if fit.is_empty() {
                 return None;
             }
-            return serviceaccount::user_of(api, &claims).await;
+            return Some((serviceaccount::user_of(api, &claims, token).await?, fit));
         }
-        bootstrap::user_of(api, token).await
+        if let Some(parsed) = Token::parse(token)
+            && let Some(issuer) = self.issuers.iter().find(|issuer| issuer.jwt.url == parsed.issuer())
+        {
+            match issuer.user_of(&parsed).await {
+                Ok(user) => return Some((user, for_us?)),
+                Err(why) => tracing::debug!(why, "a token is refused"),
+            }
+        }
+        if let Some(user) = bootstrap::user_of(api, token).await {
+            return Some((user, for_us?));
+        }
+        self.webhook.as_ref()?.user_of(token, audiences).await
     }
 
-    /// The audiences that a good token names, of those asked for.
-    pub fn audiences(&self, token: &str, asked: &[String]) -> Vec<String> {
-        let Some(claims) = self.claims(token) else { return vec![self.issuer.clone()] };
-        asked
-            .iter()
-            .filter(|audience| claims["aud"].as_array().is_some_and(|named| named.iter().any(|n| n == *audience)))
-            .cloned()
-            .collect()
-    }
-
-    /// The claims of a token that this server signed.
+    /// The claims of a token that this server, or another with its keys, signed.
     fn claims(&self, token: &str) -> Option<Arc<Value>> {
         let digest = Sha256::digest(token).into();
         if let Some(claims) = self.verified.lock().get(&digest) {
             return Some(claims.clone());
         }
-        let claims = Arc::new(self.key.verify(token)?);
+        let claims = Arc::new(self.keys.verify(token)?);
         let mut verified = self.verified.lock();
         if verified.len() >= VERIFIED {
             verified.clear();

@@ -3,6 +3,7 @@
 //! A token is bound to its ServiceAccount and, where it says so, to a Pod, Secret or Node: it is
 //! good only as long as those live, with the same UIDs.
 
+use base64::Engine;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -65,22 +66,55 @@ pub fn claims(grant: &Grant<'_>, issuer: &str, now: Timestamp) -> (Value, Timest
     (claims, told)
 }
 
-/// Whether time, issuer and audience fit.
-pub fn in_force(claims: &Value, issuer: &str, audiences: &[String], now: Timestamp) -> bool {
+/// Issuer of tokens kept in Secrets that another cluster's controllers signed: they have no end and
+/// no audience. Those of this one are bound to their Secret instead.
+const LEGACY: &str = "kubernetes/serviceaccount";
+
+/// Whom of `audiences` the token is for, if its time and issuer fit.
+pub fn in_force(claims: &Value, issuer: &str, audiences: &[String], now: Timestamp) -> Vec<String> {
     let now = now.as_second();
     let number = |key: &str| claims[key].as_i64();
     let named: Vec<&str> = match &claims["aud"] {
         Value::String(one) => vec![one],
         many => many.as_array().into_iter().flatten().filter_map(Value::as_str).collect(),
     };
-    claims["iss"] == issuer
+    if claims["iss"] == LEGACY {
+        // They are for this server, which is the issuer of the others.
+        return audiences.iter().filter(|audience| *audience == issuer).cloned().collect();
+    }
+    let good = claims["iss"] == issuer
         && number("exp").is_some_and(|exp| now < exp + CLOCK_LEEWAY)
-        && number("nbf").is_none_or(|nbf| nbf <= now + CLOCK_LEEWAY)
-        && named.iter().any(|name| audiences.iter().any(|audience| audience == name))
+        && number("nbf").is_none_or(|nbf| nbf <= now + CLOCK_LEEWAY);
+    if !good {
+        return Vec::new();
+    }
+    audiences.iter().filter(|audience| named.contains(&audience.as_str())).cloned().collect()
+}
+
+/// The user of a token that is kept in a Secret: good while the Secret holds this very token.
+async fn legacy_user_of(api: &Api, claims: &Value, token: &str) -> Option<UserInfo> {
+    let claim = |name: &str| claims[format!("kubernetes.io/serviceaccount/{name}")].as_str();
+    let (namespace, name, uid) = (claim("namespace")?, claim("service-account.name")?, claim("service-account.uid")?);
+    let secret = api.get("", "secrets", namespace, claim("secret.name")?).await.ok()??;
+    let now = Timestamp::now();
+    let held = base64::prelude::BASE64_STANDARD.decode(secret["data"]["token"].as_str()?).ok()?;
+    if long_deleted(&secret, now) || !super::same(std::str::from_utf8(&held).ok()?, token) {
+        return None;
+    }
+    let account = api.get("", "serviceaccounts", namespace, name).await.ok()??;
+    if account["metadata"]["uid"] != uid || long_deleted(&account, now) {
+        return None;
+    }
+    let mut user = UserInfo::service_account(namespace, name);
+    user.uid = uid.to_owned();
+    Some(user)
 }
 
 /// The user that verified claims stand for, if everything they are bound to lives.
-pub async fn user_of(api: &Api, claims: &Value) -> Option<UserInfo> {
+pub async fn user_of(api: &Api, claims: &Value, token: &str) -> Option<UserInfo> {
+    if claims["iss"] == LEGACY {
+        return legacy_user_of(api, claims, token).await;
+    }
     let kubernetes = &claims["kubernetes.io"];
     let namespace = kubernetes["namespace"].as_str()?;
     let account = &kubernetes["serviceaccount"];
@@ -141,11 +175,11 @@ mod tests {
         assert_eq!(claims["sub"], "system:serviceaccount:a:bot");
         assert_eq!(told.as_second() - now.as_second(), 600);
         let later = |seconds| Timestamp::from_second(now.as_second() + seconds).unwrap();
-        assert!(in_force(&claims, "https://here", &audiences, later(599)));
-        assert!(!in_force(&claims, "https://here", &audiences, later(700)));
-        assert!(!in_force(&claims, "https://here", &["https://there".to_owned()], later(1)));
-        assert!(!in_force(&claims, "https://other", &audiences, later(1)));
-        assert!(!in_force(&claims, "https://here", &audiences, later(-100)));
+        assert_eq!(in_force(&claims, "https://here", &audiences, later(599)), audiences);
+        assert!(in_force(&claims, "https://here", &audiences, later(700)).is_empty());
+        assert!(in_force(&claims, "https://here", &["https://there".to_owned()], later(1)).is_empty());
+        assert!(in_force(&claims, "https://other", &audiences, later(1)).is_empty());
+        assert!(in_force(&claims, "https://here", &audiences, later(-100)).is_empty());
     }
 
     #[test]

@@ -1,17 +1,20 @@
 //! May they: `system:masters` may do everything, nodes what the node authorizer allows, everybody
 //! what roles grant them.
 //!
-//! [`Request`] is the question; an authorizer never denies, it only allows or has no opinion, and
-//! what nobody allows is forbidden.
+//! [`Request`] is the question. Authorizers are asked in turn; the first that allows or denies
+//! decides, and what nobody allows is forbidden.
 
+mod config;
 pub mod escalation;
 mod node;
 pub mod rbac;
+mod webhook;
 
 use std::sync::Arc;
 
 use parking_lot::RwLock;
 
+pub use self::config::{AuthorizationOptions, go_duration};
 use self::rbac::Index;
 use crate::admit::Access;
 use crate::authn::UserInfo;
@@ -24,12 +27,17 @@ use crate::server::Api;
 pub struct Request<'a> {
     pub verb: &'a str,
     pub group: &'a str,
+    /// Rules do not ask for it; webhooks are told.
+    pub version: &'a str,
     pub resource: &'a str,
     pub subresource: &'a str,
     pub namespace: &'a str,
     pub name: &'a str,
     /// For requests that are not about a resource.
     pub path: &'a str,
+    /// What a list, watch or deletecollection is limited to.
+    pub field_selector: &'a str,
+    pub label_selector: &'a str,
 }
 
 impl<'a> From<Access<'a>> for Request<'a> {
@@ -41,7 +49,7 @@ impl<'a> From<Access<'a>> for Request<'a> {
             subresource: access.subresource,
             namespace: access.namespace,
             name: access.name,
-            path: "",
+            ..Self::default()
         }
     }
 }
@@ -54,11 +62,12 @@ impl<'a> From<&'a RequestInfo> for Request<'a> {
         Self {
             verb: &info.verb,
             group: &info.group,
+            version: &info.version,
             resource: &info.resource,
             subresource: &info.subresource,
             namespace: &info.namespace,
             name: &info.name,
-            path: "",
+            ..Self::default()
         }
     }
 }
@@ -96,31 +105,90 @@ impl Request<'_> {
     }
 }
 
+/// Why a request is not allowed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Refused {
+    /// To put into the refusal; often there is none to give.
+    pub reason: String,
+    /// Somebody said no, and not only nobody yes.
+    pub denied: bool,
+}
+
+/// One of those asked in turn: the first that has an opinion decides.
+pub enum Mode {
+    Node,
+    Rbac,
+    AlwaysAllow,
+    AlwaysDeny,
+    Webhook(Box<webhook::Webhook>),
+}
+
 /// Answers [`Request`]s.
-#[derive(Default)]
 pub struct Authorizer {
+    modes: Vec<Mode>,
     index: RwLock<Arc<Index>>,
 }
 
+/// An authorizer's answer.
+enum Opinion {
+    Allow(Arc<str>),
+    Deny(String),
+    /// With a reason, which may be empty.
+    None(String),
+}
+
 impl Authorizer {
+    pub async fn new(options: &AuthorizationOptions) -> crate::error::Result<Self> {
+        Ok(Self { modes: config::modes(options).await?, index: RwLock::default() })
+    }
+
+    /// Why the rights of a user cannot be listed completely, if they cannot.
+    pub fn hides_rules(&self) -> Option<&'static str> {
+        let webhook = self.modes.iter().any(|mode| matches!(mode, Mode::Webhook(_)));
+        webhook.then_some("webhook authorizer does not support user rule resolution")
+    }
+
     pub async fn allowed(&self, api: &Api, user: &UserInfo, request: &Request<'_>) -> bool {
         self.decide(api, user, request).await.is_ok()
     }
 
-    /// `Err` is the reason to put into the refusal; often there is none to give.
-    pub async fn decide(&self, api: &Api, user: &UserInfo, request: &Request<'_>) -> Result<(), String> {
+    /// `Ok` is why it is allowed, for the audit log.
+    pub async fn decide(&self, api: &Api, user: &UserInfo, request: &Request<'_>) -> Result<Arc<str>, Refused> {
         if user.in_group("system:masters") {
-            return Ok(());
+            return Ok(Arc::from(""));
         }
-        let reason = match user.as_node() {
-            Some(node) => match node::decide(api, node, request).await {
-                Ok(()) => return Ok(()),
-                Err(reason) => reason,
+        let mut reasons: Vec<String> = Vec::new();
+        for mode in &self.modes {
+            match self.ask(mode, api, user, request).await {
+                Opinion::Allow(reason) => return Ok(reason),
+                Opinion::Deny(reason) => return Err(Refused { reason, denied: true }),
+                Opinion::None(reason) if reason.is_empty() => {}
+                Opinion::None(reason) => reasons.push(reason),
+            }
+        }
+        Err(Refused { reason: reasons.join("\n"), denied: false })
+    }
+
+    async fn ask(&self, mode: &Mode, api: &Api, user: &UserInfo, request: &Request<'_>) -> Opinion {
+        match mode {
+            Mode::Node => match user.as_node() {
+                Some(node) => match node::decide(api, node, request).await {
+                    Ok(()) => Opinion::Allow(Arc::from("")),
+                    Err(reason) => Opinion::None(reason),
+                },
+                None => Opinion::None(String::new()),
             },
-            None => String::new(),
-        };
-        let index = self.index(api).await?;
-        if index.allows(user, request) { Ok(()) } else { Err(reason) }
+            Mode::Rbac => match self.index(api).await {
+                Ok(index) => match index.allows(user, request) {
+                    Some(reason) => Opinion::Allow(reason),
+                    None => Opinion::None(index.problems(user, request.namespace)),
+                },
+                Err(reason) => Opinion::None(reason),
+            },
+            Mode::AlwaysAllow => Opinion::Allow(Arc::from("")),
+            Mode::Webhook(webhook) => webhook.decide(user, request).await,
+            Mode::AlwaysDeny => Opinion::Deny("Everything is forbidden.".to_owned()),
+        }
     }
 
     /// The roles and bindings as they are now.

@@ -27,6 +27,7 @@ pub async fn decide(api: &Api, node: &str, request: &Request<'_>) -> Result<(), 
         ("", "serviceaccounts", "token") if request.verb == "create" => {
             related(runs_as(api, node, request).await, node)
         }
+        ("", "serviceaccounts", "") if request.verb == "get" => related(runs_as(api, node, request).await, node),
         ("coordination.k8s.io", "leases", "") => own_lease(node, request),
         ("storage.k8s.io", "csinodes", "") if request.verb != "list" && request.verb != "watch" => {
             if request.name == node || request.verb == "create" {

@@ -129,6 +129,8 @@ struct Grant {
     /// None: in all namespaces and at the cluster scope.
     namespace: Option<String>,
     rules: Arc<Vec<Rule>>,
+    /// Why it allows, or what is wrong with it, as upstream words it.
+    says: Arc<str>,
 }
 
 /// Roles and bindings, by subject.
@@ -138,6 +140,8 @@ pub struct Index {
     users: HashMap<String, Vec<Grant>>,
     groups: HashMap<String, Vec<Grant>>,
     roles: HashMap<(String, String), Arc<Vec<Rule>>>,
+    /// What bindings say whose role there is not.
+    broken: Vec<Arc<str>>,
 }
 
 /// The stored objects an index is made from.
@@ -198,21 +202,41 @@ impl Index {
     fn add_binding(&mut self, binding: &Value) {
         let namespace = binding["metadata"]["namespace"].as_str();
         let role = &binding["roleRef"];
-        let role_namespace = if role["kind"] == "Role" { namespace.unwrap_or_default() } else { "" };
-        let key = (role_namespace.to_owned(), role["name"].as_str().unwrap_or_default().to_owned());
-        let Some(rules) = self.roles.get(&key).cloned() else { return };
+        let (kind, role_name) = (role["kind"].as_str().unwrap_or_default(), role["name"].as_str().unwrap_or_default());
+        let role_namespace = if kind == "Role" { namespace.unwrap_or_default() } else { "" };
+        let rules = self.roles.get(&(role_namespace.to_owned(), role_name.to_owned())).cloned();
+        let name = binding["metadata"]["name"].as_str().unwrap_or_default();
+        let binding_text = match namespace {
+            Some(namespace) => format!("RoleBinding {:?}", format!("{name}/{namespace}")),
+            None => format!("ClusterRoleBinding {name:?}"),
+        };
         for subject in binding["subjects"].as_array().into_iter().flatten() {
             let name = subject["name"].as_str().unwrap_or_default();
-            let grant = Grant { namespace: namespace.map(str::to_owned), rules: rules.clone() };
-            match subject["kind"].as_str() {
-                Some("User") => self.users.entry(name.to_owned()).or_default().push(grant),
-                Some("Group") => self.groups.entry(name.to_owned()).or_default().push(grant),
-                Some("ServiceAccount") => {
-                    let home = subject["namespace"].as_str().or(namespace).unwrap_or_default();
-                    self.users.entry(format!("system:serviceaccount:{home}:{name}")).or_default().push(grant);
-                }
-                _ => {}
+            let home = subject["namespace"].as_str().or(namespace).unwrap_or_default();
+            let (map, key, shown) = match subject["kind"].as_str() {
+                Some("User") => (&mut self.users, name.to_owned(), format!("User {name:?}")),
+                Some("Group") => (&mut self.groups, name.to_owned(), format!("Group {name:?}")),
+                Some("ServiceAccount") => (
+                    &mut self.users,
+                    format!("system:serviceaccount:{home}:{name}"),
+                    format!("ServiceAccount {:?}", format!("{name}/{home}")),
+                ),
+                _ => continue,
+            };
+            let says = match &rules {
+                Some(_) => format!("RBAC: allowed by {binding_text} of {kind} {role_name:?} to {shown}"),
+                None => format!("{}.rbac.authorization.k8s.io {role_name:?} not found", kind.to_lowercase()),
+            };
+            let grant = Grant {
+                namespace: namespace.map(str::to_owned),
+                rules: rules.clone().unwrap_or_default(),
+                says: says.into(),
+            };
+            let grants = map.entry(key).or_default();
+            if rules.is_none() {
+                self.broken.push(grant.says.clone());
             }
+            grants.push(grant);
         }
     }
 
@@ -225,8 +249,26 @@ impl Index {
         })
     }
 
-    pub fn allows(&self, user: &UserInfo, request: &Request<'_>) -> bool {
-        self.grants(user, request.namespace).any(|grant| grant.rules.iter().any(|rule| rule.allows(request)))
+    /// Why it is allowed; none if it is not.
+    pub fn allows(&self, user: &UserInfo, request: &Request<'_>) -> Option<Arc<str>> {
+        let mut grants = self.grants(user, request.namespace);
+        let grant = grants.find(|grant| grant.rules.iter().any(|rule| rule.allows(request)))?;
+        Some(grant.says.clone())
+    }
+
+    /// What is wrong with the user's bindings: a refusal says it, since that may be its cause.
+    pub fn problems(&self, user: &UserInfo, namespace: &str) -> String {
+        if self.broken.is_empty() {
+            return String::new();
+        }
+        let mut problems: Vec<&str> = self.grants(user, namespace).map(|grant| &*grant.says).collect();
+        problems.retain(|says| self.broken.iter().any(|broken| &**broken == *says));
+        problems.dedup();
+        match problems.as_slice() {
+            [] => String::new(),
+            [one] => format!("RBAC: {one}"),
+            many => format!("RBAC: [{}]", many.join(", ")),
+        }
     }
 
     /// Every rule that `user` has in `namespace` (empty: at the cluster scope).
@@ -275,11 +317,20 @@ mod tests {
         index.add_binding(&json!({"metadata": {"name": "c"}, "roleRef": {"kind": "ClusterRole", "name": "reader"},
             "subjects": [{"kind": "Group", "name": "ops"}]}));
         let ask = |namespace| Request { verb: "get", resource: "pods", namespace, ..Request::default() };
-        assert!(index.allows(&UserInfo::new("jane", &[]), &ask("a")));
-        assert!(!index.allows(&UserInfo::new("jane", &[]), &ask("b")));
-        assert!(!index.allows(&UserInfo::new("jane", &[]), &ask("")));
-        assert!(index.allows(&UserInfo::service_account("x", "bot"), &ask("a")));
-        assert!(index.allows(&UserInfo::new("joe", &["ops"]), &ask("")));
+        assert!(index.allows(&UserInfo::new("jane", &[]), &ask("a")).is_some());
+        assert!(index.allows(&UserInfo::new("jane", &[]), &ask("b")).is_none());
+        assert!(index.allows(&UserInfo::new("jane", &[]), &ask("")).is_none());
+        assert!(index.allows(&UserInfo::service_account("x", "bot"), &ask("a")).is_some());
+        assert!(index.allows(&UserInfo::new("joe", &["ops"]), &ask("")).is_some());
+        assert_eq!(
+            &*index.allows(&UserInfo::service_account("x", "bot"), &ask("a")).unwrap(),
+            "RBAC: allowed by RoleBinding \"b/a\" of ClusterRole \"reader\" to ServiceAccount \"bot/x\""
+        );
+        index.add_binding(&json!({"metadata": {"name": "d"}, "roleRef": {"kind": "ClusterRole", "name": "gone"},
+            "subjects": [{"kind": "User", "name": "jane"}]}));
+        let jane = UserInfo::new("jane", &[]);
+        assert_eq!(index.problems(&jane, "b"), "RBAC: clusterrole.rbac.authorization.k8s.io \"gone\" not found");
+        assert_eq!(index.problems(&UserInfo::new("joe", &[]), "b"), "");
     }
 
     #[test]

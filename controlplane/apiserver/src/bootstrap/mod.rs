@@ -3,6 +3,7 @@
 //! kept complete.
 
 mod aggregation;
+pub mod flowcontrol;
 mod policy;
 mod service;
 
@@ -44,7 +45,7 @@ pub async fn start(api: &Arc<Api>) -> Result<()> {
     service::ensure(api).await?;
     aggregation::aggregate_all(api).await?;
     aggregation::start(api);
-    Ok(())
+    crate::flowcontrol::controller::start(api).await
 }
 
 /// What the role `system:node` grants.

@@ -214,6 +214,7 @@ impl CustomServer {
             applies: false,
             now: jiff::Timestamp::now(),
             warnings: Default::default(),
+            record: None,
         }
     }
 }

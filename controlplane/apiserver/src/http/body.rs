@@ -4,8 +4,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures::Stream;
 use futures::stream::BoxStream;
+use futures::{Stream, StreamExt};
 use http_body::{Frame, SizeHint};
 
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -23,6 +23,18 @@ impl Body {
 
     pub fn stream(stream: impl Stream<Item = Result<Bytes, BoxError>> + Send + 'static) -> Self {
         Body::Stream(Box::pin(stream))
+    }
+
+    /// Keeps `held` until a stream has been sent, or is given up. What is there at once needs nothing.
+    #[must_use]
+    pub fn holding(self, held: impl Send + 'static) -> Self {
+        match self {
+            Body::Stream(stream) => Body::stream(stream.map(move |item| {
+                let _ = &held;
+                item
+            })),
+            full => full,
+        }
     }
 }
 

@@ -68,6 +68,17 @@ impl RequestInfo {
         self.named
     }
 
+    /// Requests without a time limit: watches, and what takes over its connection.
+    pub fn is_long_running(&self) -> bool {
+        matches!(self.verb.as_str(), "watch" | "proxy")
+            || matches!(self.subresource.as_str(), "attach" | "exec" | "proxy" | "log" | "portforward")
+    }
+
+    /// Requests that change nothing.
+    pub fn is_read_only(&self) -> bool {
+        matches!(self.verb.as_str(), "get" | "list" | "watch")
+    }
+
     fn locate(&mut self, parts: &[&str]) {
         let own = |part: &&str| decode(part);
         let parts: Vec<&str> = match parts {

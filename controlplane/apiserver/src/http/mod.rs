@@ -7,7 +7,6 @@ pub mod body;
 pub mod health;
 pub mod info;
 pub mod inprocess;
-pub mod limits;
 pub mod metrics;
 pub mod negotiate;
 pub mod paths;

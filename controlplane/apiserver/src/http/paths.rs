@@ -30,10 +30,14 @@ pub async fn handle(asked: Asked, body: Bytes) -> Result<Response<Body>> {
             "text/plain; version=0.0.4; charset=utf-8",
             super::metrics::page(&asked.api),
         )),
+        ["debug", "api_priority_and_fairness", which] => {
+            let dump = asked.api.flow.dump(which).ok_or_else(ApiError::no_such_path)?;
+            Ok(render::response(StatusCode::OK, "text/plain; charset=utf-8", dump))
+        }
         ["version"] => Ok(render::json(StatusCode::OK, &version())),
         ["healthz" | "livez" | "readyz", ..] => health::handle(&asked, &parts).await,
         ["openid", "v1", "jwks"] => {
-            let keys = json!({"keys": [asked.api.authn.key.jwk()]});
+            let keys = asked.api.authn.keys.key_set();
             Ok(render::response(StatusCode::OK, "application/jwk-set+json", keys.to_string()))
         }
         [".well-known", "openid-configuration"] => Ok(render::json(StatusCode::OK, &openid_configuration(&asked))),
@@ -49,7 +53,7 @@ fn openid_configuration(asked: &Asked) -> serde_json::Value {
         "issuer": config.issuer,
         "jwks_uri": format!("https://{}/openid/v1/jwks", std::net::SocketAddr::new(config.advertise_address, config.port)),
         "response_types_supported": ["id_token"], "subject_types_supported": ["public"],
-        "id_token_signing_alg_values_supported": ["ES256"],
+        "id_token_signing_alg_values_supported": asked.api.authn.keys.algorithms(),
     })
 }
 

@@ -2,22 +2,23 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
+use futures::FutureExt;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 
 use super::body::{Body, BoxError};
 use super::info::RequestInfo;
-use super::limits::is_long_running;
 use super::query::Query;
 use super::tls::Shown;
 use super::{paths, render, resources};
+use crate::audit::{Record, Stage};
 use crate::authn::{UserInfo, impersonation};
 use crate::authz;
 use crate::error::{ApiError, Result};
+use crate::flowcontrol::Ticket;
 use crate::server::Api;
 
 /// Larger bodies are refused.
@@ -36,17 +37,18 @@ pub struct Connection {
 impl Connection {
     /// Who asks by this connection's certificate, if it says so.
     fn user(&self, api: &Api, headers: &HeaderMap) -> Result<Option<UserInfo>> {
-        match &self.shown {
-            Shown::Nothing => Ok(None),
-            Shown::User(user) => Ok(Some(user.clone())),
+        let user = match &self.shown {
+            Shown::Nothing => return Ok(None),
+            Shown::User(user) => return Ok(Some(user.clone())),
+            Shown::Bad => None,
             Shown::Proxy(name) => {
                 let names = &api.config.requestheader;
-                let user = names.user_of(headers).filter(|_| names.allows(name));
-                // The certificate is no client's: without a token it stands for nobody.
-                let refused = user.is_none() && !headers.contains_key(header::AUTHORIZATION);
-                if refused { Err(ApiError::unauthorized()) } else { Ok(user) }
+                names.user_of(headers).filter(|_| names.allows(name))
             }
-        }
+        };
+        // The certificate is no client's: without a token it stands for nobody.
+        let refused = user.is_none() && !headers.contains_key(header::AUTHORIZATION);
+        if refused { Err(ApiError::unauthorized()) } else { Ok(user) }
     }
 }
 
@@ -65,6 +67,8 @@ pub struct Asked {
     pub query: Query,
     pub parts: Parts,
     pub peer: Option<SocketAddr>,
+    /// Where it is noted for the audit log.
+    pub record: Option<Arc<Record>>,
 }
 
 impl Asked {
@@ -85,6 +89,15 @@ fn text<'a>(headers: &'a HeaderMap, name: &header::HeaderName) -> &'a str {
     headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
 }
 
+/// What was found out about a request on its way, and is still needed when it has been answered.
+#[derive(Default)]
+struct Journey {
+    record: Option<Arc<Record>>,
+    ticket: Option<Ticket>,
+    /// UIDs of the flow schema and of the priority level.
+    classified: Option<(String, String)>,
+}
+
 /// Answers one request. Never fails: what goes wrong becomes a `Status`.
 pub async fn handle<B>(api: Arc<Api>, request: Request<B>, caller: Caller) -> Response<Body>
 where
@@ -92,22 +105,78 @@ where
     B::Error: Into<BoxError>,
 {
     let (parts, body) = request.into_parts();
-    let audit = parts.headers.get("audit-id").cloned();
+    let id = parts.headers.get("audit-id").cloned().filter(|id| !id.is_empty());
+    let id = id.or_else(|| HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).ok());
     let head = parts.method == http::Method::HEAD;
     let query = Query::parse(parts.uri.query().unwrap_or_default());
-    let info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
-    let started = Instant::now();
-    let counted = RequestInfo { name: String::new(), namespace: String::new(), ..info.clone() };
-    let mut response = match answer(api.clone(), parts, body, caller, (info, query)).await {
-        Ok(response) => response,
-        Err(error) => refuse(&error),
-    };
-    api.metrics.record(&counted, response.status().as_u16(), started.elapsed());
-    let audit = audit.or_else(|| HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).ok());
-    if let Some(audit) = audit {
-        response.headers_mut().insert("audit-id", audit);
+    let mut info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
+    if info.is_resource && matches!(info.verb.as_str(), "list" | "watch" | "deletecollection") {
+        let fields = api::selector::Selector::parse_fields(query.text("fieldSelector")).unwrap_or_default();
+        info.take_name_from(fields.exact("metadata.name"));
     }
-    if head { response.map(|_| Body::empty()) } else { response }
+    let long = info.is_long_running();
+    let served = info.is_resource && api.resources().find(&info.group, &info.version, &info.resource).is_some();
+    let applies = text(&parts.headers, &header::CONTENT_TYPE).starts_with("application/apply-patch");
+    let mut underway = api.metrics.begin(&info, served, query.text("dryRun") == "All", applies);
+    let mut journey = Journey::default();
+    let audit_id = id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default();
+    let answer = answer(api, parts, body, caller, (info, query), (audit_id, &mut journey));
+    let (mut response, stage) = match std::panic::AssertUnwindSafe(answer).catch_unwind().await {
+        Ok(answer) => (answer.unwrap_or_else(|error| refuse(&error)), Stage::ResponseComplete),
+        Err(_) => {
+            let why = "This request caused apiserver to panic. Look in the logs for details";
+            (refuse(&ApiError::internal(why)), Stage::Panic)
+        }
+    };
+    if let Some(record) = journey.record.take() {
+        response = audited(record, response, stage, long).await;
+    }
+    if let Some(id) = id {
+        response.headers_mut().insert("audit-id", id);
+    }
+    if let Some((schema, level)) = journey.classified.take() {
+        for (name, uid) in [("x-kubernetes-pf-flowschema-uid", schema), ("x-kubernetes-pf-prioritylevel-uid", level)] {
+            if let Ok(uid) = HeaderValue::try_from(uid) {
+                response.headers_mut().insert(name, uid);
+            }
+        }
+    }
+    underway.answered(response.status().as_u16());
+    if long {
+        drop(journey);
+        return response.map(|body| body.holding(underway));
+    }
+    let held = (underway, journey);
+    if head { response.map(|_| Body::empty()) } else { response.map(|body| body.holding(held)) }
+}
+
+/// Notes how a request was answered; it is over when its answer has been sent.
+async fn audited(record: Arc<Record>, mut response: Response<Body>, stage: Stage, long: bool) -> Response<Body> {
+    let code = response.status().as_u16();
+    if record.wants_response() && !long {
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        if let Some(object) = render::decode(&parts.headers, &bytes) {
+            record.response_object(object);
+        }
+        response = Response::from_parts(parts, bytes.into());
+    }
+    let status = match response.body() {
+        Body::Full(Some(bytes)) => render::decode_status(response.headers(), bytes),
+        _ => None,
+    };
+    record.answered(code, status.as_ref());
+    if long {
+        record.stage(Stage::ResponseStarted);
+    }
+    match response.body() {
+        Body::Stream(_) => response.map(|body| body.holding(record)),
+        Body::Full(_) if response.status() == StatusCode::SWITCHING_PROTOCOLS => response,
+        Body::Full(_) => {
+            record.end(stage).await;
+            response
+        }
+    }
 }
 
 /// An error as the client gets it.
@@ -129,30 +198,47 @@ async fn answer<B>(
     parts: Parts,
     body: B,
     caller: Caller,
-    (mut info, query): (RequestInfo, Query),
+    (info, query): (RequestInfo, Query),
+    (audit_id, journey): (&str, &mut Journey),
 ) -> Result<Response<Body>>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    if info.is_resource && matches!(info.verb.as_str(), "list" | "watch" | "deletecollection") {
-        let fields = api::selector::Selector::parse_fields(query.text("fieldSelector")).unwrap_or_default();
-        info.take_name_from(fields.exact("metadata.name"));
-    }
-    let (user, peer) = match caller {
-        Caller::Trusted(user) => (user, None),
+    let peer = match &caller {
+        Caller::Trusted(_) => None,
+        Caller::Remote(connection) => connection.peer,
+    };
+    let begin =
+        |user: &UserInfo| api.audit.as_ref()?.begin(audit_id, user, (&parts, &info), peer.map(|peer| peer.ip()));
+    let user = match caller {
+        Caller::Trusted(user) => user,
         Caller::Remote(connection) => {
-            let certified = connection.user(&api, &parts.headers)?;
-            let user = api.authn.identify(&api, &parts.headers, certified.as_ref()).await?;
-            (Arc::new(user), connection.peer)
+            let certified = connection.user(&api, &parts.headers);
+            let found = match &certified {
+                Ok(certified) => api.authn.identify(&api, &parts.headers, certified.as_ref(), &info.path).await,
+                Err(error) => Err(error.clone()),
+            };
+            match found {
+                Ok(user) => Arc::new(user),
+                Err(error) => {
+                    journey.record = begin(&UserInfo::default());
+                    return Err(error);
+                }
+            }
         }
     };
-    let user = impersonation::apply(&api, user, &parts.headers).await?;
-    let _place = if user.in_group("system:masters") { None } else { api.limits.admit(&info)? };
-    authorize(&api, &user, &info).await?;
-    let limit = api.config.request_timeout;
-    let long = is_long_running(&info);
-    let asked = Asked { api, user, info, query, parts, peer };
+    journey.record = begin(&user);
+    if let Some(record) = &journey.record {
+        record.stage(Stage::RequestReceived);
+    }
+    let user = impersonation::apply(&api, user, &parts.headers, (&info, journey.record.as_deref())).await?;
+    enter(&api, &user, &info, &query, journey).await?;
+    authorize(&api, &user, &info, &query, journey.record.as_deref()).await?;
+    let limit = api.config.options.request_timeout;
+    let long = info.is_long_running();
+    let record = journey.record.clone();
+    let asked = Asked { api, user, info, query, parts, peer, record };
     if long {
         return dispatch(asked, body).await;
     }
@@ -164,9 +250,48 @@ where
     }
 }
 
-async fn authorize(api: &Api, user: &UserInfo, info: &RequestInfo) -> Result<()> {
-    let request = authz::Request::from(info);
-    api.authz.decide(api, user, &request).await.map_err(|reason| request.refusal(user, &reason))
+/// Takes the request's seats; of the long-running ones only watches, while they begin, need any.
+async fn enter(api: &Api, user: &UserInfo, info: &RequestInfo, query: &Query, journey: &mut Journey) -> Result<()> {
+    if info.is_long_running() && info.verb != "watch" {
+        return Ok(());
+    }
+    match api.flow.enter(api, user, info, query).await {
+        Ok(ticket) => {
+            journey.classified =
+                ticket.as_ref().map(|ticket| (ticket.schema().uid.clone(), ticket.level().uid.clone()));
+            journey.ticket = ticket;
+            Ok(())
+        }
+        Err(rejection) => {
+            journey.classified = Some((rejection.schema_uid, rejection.level_uid));
+            let why = "Too many requests, please try again later.";
+            Err(ApiError::too_many_requests(why, rejection.retry_after))
+        }
+    }
+}
+
+async fn authorize(
+    api: &Api,
+    user: &UserInfo,
+    info: &RequestInfo,
+    query: &Query,
+    record: Option<&Record>,
+) -> Result<()> {
+    let mut request = authz::Request::from(info);
+    if info.is_resource && matches!(info.verb.as_str(), "list" | "watch" | "deletecollection") {
+        request.field_selector = query.text("fieldSelector");
+        request.label_selector = query.text("labelSelector");
+    }
+    let decision = api.authz.decide(api, user, &request).await;
+    if let Some(record) = record {
+        let (decision, reason) = match &decision {
+            Ok(reason) => ("allow", &**reason),
+            Err(refused) => ("forbid", refused.reason.as_str()),
+        };
+        record.annotate("authorization.k8s.io/decision", decision);
+        record.annotate("authorization.k8s.io/reason", reason);
+    }
+    decision.map(|_| ()).map_err(|refused| request.refusal(user, &refused.reason))
 }
 
 async fn dispatch<B>(asked: Asked, body: B) -> Result<Response<Body>>
@@ -181,6 +306,12 @@ where
         return crate::proxy::connect(asked, body).await;
     }
     let body = collect(&asked.parts, body).await?;
+    if let Some(record) = asked.record.as_ref().filter(|record| record.wants_request() && !body.is_empty())
+        && asked.info.is_resource
+        && let Some(object) = resources::parse_any(&asked, &body)
+    {
+        record.request_object(object);
+    }
     if asked.info.is_resource { resources::handle(asked, body).await } else { paths::handle(asked, body).await }
 }
 

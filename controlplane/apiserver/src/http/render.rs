@@ -47,6 +47,29 @@ pub fn json(status: StatusCode, value: &Value) -> Response<Body> {
     response(status, "application/json", serde_json::to_vec(value).unwrap_or_default())
 }
 
+/// A JSON or protobuf answer as a value: for the audit log.
+pub fn decode(headers: &http::HeaderMap, bytes: &Bytes) -> Option<Value> {
+    let text = |name: header::HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let mut plain = Vec::new();
+    let bytes: &[u8] = if text(header::CONTENT_ENCODING) == "gzip" {
+        std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&bytes[..]), &mut plain).ok()?;
+        &plain
+    } else {
+        bytes
+    };
+    match text(header::CONTENT_TYPE).split(';').next()? {
+        "application/json" => serde_json::from_slice(bytes).ok(),
+        "application/vnd.kubernetes.protobuf" => protobuf::decode(bytes).ok(),
+        _ => None,
+    }
+}
+
+/// The `Status` that was answered, if it was one.
+pub fn decode_status(headers: &http::HeaderMap, bytes: &Bytes) -> Option<Value> {
+    let looks = bytes.get(..bytes.len().min(4096))?.windows(8).any(|word| word == b"\"Status\"");
+    if looks { decode(headers, bytes).filter(|object| object["kind"] == "Status") } else { None }
+}
+
 /// The answer to a list.
 pub fn list(call: Arc<Call>, listing: Listing, output: Output, gzip: bool) -> Result<Response<Body>> {
     let spliced = output.media == Media::Json

@@ -104,6 +104,7 @@ fn call(asked: &Asked, endpoint: Arc<Endpoint>) -> Result<Call> {
         applies: is_apply(asked),
         now: Timestamp::now(),
         warnings: Mutex::default(),
+        record: asked.record.clone(),
     })
 }
 
@@ -224,6 +225,16 @@ pub fn parse_body(asked: &Asked, body: &Bytes) -> Result<(Value, Vec<String>)> {
     };
     let parsed = schema::parse(body, content)?;
     Ok((parsed.value, parsed.duplicates))
+}
+
+/// Whatever a body holds, also a patch: for the audit log.
+pub fn parse_any(asked: &Asked, body: &Bytes) -> Option<Value> {
+    if let Ok((object, _)) = parse_body(asked, body) {
+        return Some(object);
+    }
+    let kind = PatchType::parse(media_type(asked))?;
+    let content = if kind == PatchType::Apply { ContentType::Yaml } else { ContentType::Json };
+    schema::parse(body, content).ok().map(|parsed| parsed.value)
 }
 
 /// The object in the body, normalised by the resource's schema.

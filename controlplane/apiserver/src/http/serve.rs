@@ -126,7 +126,10 @@ async fn accept(api: Arc<Api>, listener: TcpListener, tls: Arc<RwLock<Tls>>, tok
 async fn connection(api: Arc<Api>, stream: TcpStream, tls: Tls, watcher: hyper_util::server::graceful::Watcher) {
     let _ = stream.set_nodelay(true);
     let peer = stream.peer_addr().ok();
-    let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.acceptor.accept(stream)).await else { return };
+    let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.acceptor.accept(stream)).await else {
+        api.metrics.tls_errors.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        return;
+    };
     let shown = tls.shown(stream.get_ref().1.peer_certificates());
     let identity = Arc::new(pipeline::Connection { shown, peer });
     let service = tower::service_fn(move |request: http::Request<Incoming>| {

@@ -4,10 +4,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use rustls::RootCertStore;
+use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::CryptoProvider;
 use rustls::server::WebPkiClientVerifier;
-use rustls::server::danger::ClientCertVerifier;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use tokio_rustls::TlsAcceptor;
@@ -24,13 +25,15 @@ pub struct Tls {
     proxies: Option<Arc<dyn ClientCertVerifier>>,
 }
 
-/// Whom a verified client certificate stands for.
+/// Whom a client certificate stands for.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Shown {
     Nothing,
     User(UserInfo),
     /// A proxy with this common name: its headers say for whom it asks.
     Proxy(String),
+    /// It has ended, another authority signed it, or it names nobody.
+    Bad,
 }
 
 impl Tls {
@@ -43,10 +46,11 @@ impl Tls {
         let clients = read_certificates(&config.client_ca)?;
         let proxies = config.requestheader_ca().map(read_certificates).transpose()?;
         let both: Vec<_> = clients.iter().chain(proxies.iter().flatten()).cloned().collect();
+        let any = Arc::new(AnyClient(verifier(&config.client_ca, both, &provider)?));
         let mut tls = rustls::ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
             .map_err(ApiError::internal)?
-            .with_client_cert_verifier(verifier(&config.client_ca, both, &provider)?)
+            .with_client_cert_verifier(any)
             .with_single_cert(chain, key)
             .map_err(|error| unusable(&config.serving.certificate, error))?;
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
@@ -58,15 +62,64 @@ impl Tls {
         })
     }
 
-    /// `chain` passed the handshake, so one of the two authorities signed it.
+    /// Judges what a client showed in the handshake, which takes any certificate.
     pub fn shown(&self, chain: Option<&[CertificateDer<'_>]>) -> Shown {
         let Some([own, between @ ..]) = chain else { return Shown::Nothing };
-        let Some(user) = certificate::user_of(own) else { return Shown::Nothing };
+        let Some(user) = certificate::user_of(own) else { return Shown::Bad };
         let signed = |by: &Arc<dyn ClientCertVerifier>| by.verify_client_cert(own, between, UnixTime::now()).is_ok();
-        match &self.proxies {
-            Some(proxies) if signed(proxies) && !signed(&self.clients) => Shown::Proxy(user.name),
-            _ => Shown::User(user),
+        if signed(&self.clients) {
+            Shown::User(user)
+        } else if self.proxies.as_ref().is_some_and(signed) {
+            Shown::Proxy(user.name)
+        } else {
+            Shown::Bad
         }
+    }
+}
+
+/// Takes any client certificate: whom it names is judged when a request is authenticated, where a
+/// bad one is answered `401` instead of an alert that says nothing.
+#[derive(Debug)]
+struct AnyClient(Arc<dyn ClientCertVerifier>);
+
+impl ClientCertVerifier for AnyClient {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        _certificate: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> std::result::Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
     }
 }
 

@@ -110,6 +110,9 @@ async fn admit(asked: &Asked, target: &Target) -> Result<()> {
             plugin.validate(&mut attributes, &**api).await?;
         }
     }
+    if let Some(record) = &asked.record {
+        attributes.audit.drain(..).for_each(|(key, value)| record.annotate(key, value));
+    }
     Ok(())
 }
 
@@ -181,7 +184,10 @@ fn tunnel(asked: &mut Asked, response: Response<hyper::body::Incoming>) -> Resul
     let backend = hyper::upgrade::on(response);
     let path = asked.info.path.clone();
     let stopping = asked.api.supervisor.token().clone();
+    // The request is over for the audit log when the tunnel is.
+    let record = asked.record.take();
     asked.api.supervisor.spawn("tunnel", async move {
+        let _record = record;
         let (client, backend) = match tokio::try_join!(client, backend) {
             Ok(both) => both,
             Err(error) => {

@@ -26,6 +26,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::admit::{Attributes, Operation};
+use crate::audit::Record;
 use crate::authn::UserInfo;
 use crate::cache::item::{self, Item};
 use crate::error::{ApiError, Result};
@@ -51,6 +52,8 @@ pub struct Call {
     pub now: Timestamp,
     /// Texts of `Warning` headers.
     pub warnings: Mutex<Vec<String>>,
+    /// Where the request is noted for the audit log.
+    pub record: Option<Arc<Record>>,
 }
 
 /// An object as it is stored, with its `resourceVersion`, in the hub version.
@@ -217,6 +220,16 @@ impl Call {
         }
     }
 
+    /// Takes over what plugins want to be said of the request.
+    fn note(&self, attributes: &mut Attributes<'_>) {
+        for warning in std::mem::take(&mut attributes.warnings) {
+            self.warn(warning);
+        }
+        if let Some(record) = &self.record {
+            attributes.audit.drain(..).for_each(|(key, value)| record.annotate(key, value));
+        }
+    }
+
     /// Runs the mutating half of admission; gives the object back.
     pub async fn mutate(
         &self,
@@ -228,12 +241,11 @@ impl Call {
         let mut attributes = self.attributes(operation, object, old, options);
         for plugin in self.api.admission.iter() {
             if plugin.handles(&attributes) {
-                plugin.mutate(&mut attributes, &*self.api).await?;
+                let outcome = plugin.mutate(&mut attributes, &*self.api).await;
+                outcome.inspect_err(|_| self.note(&mut attributes))?;
             }
         }
-        for warning in std::mem::take(&mut attributes.warnings) {
-            self.warn(warning);
-        }
+        self.note(&mut attributes);
         Ok(attributes.object)
     }
 
@@ -248,12 +260,11 @@ impl Call {
         let mut attributes = self.attributes(operation, object, old, options);
         for plugin in self.api.admission.iter() {
             if plugin.handles(&attributes) {
-                plugin.validate(&mut attributes, &*self.api).await?;
+                let outcome = plugin.validate(&mut attributes, &*self.api).await;
+                outcome.inspect_err(|_| self.note(&mut attributes))?;
             }
         }
-        for warning in std::mem::take(&mut attributes.warnings) {
-            self.warn(warning);
-        }
+        self.note(&mut attributes);
         Ok(attributes.object)
     }
 }

@@ -64,6 +64,7 @@ fn on_pod(call: &Call, name: &str, subresource: &str) -> Result<Call> {
         applies: false,
         now: call.now,
         warnings: parking_lot::Mutex::default(),
+        record: call.record.clone(),
     })
 }
 

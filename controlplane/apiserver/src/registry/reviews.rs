@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 use super::{Call, metadata, subresource};
 use crate::authn::UserInfo;
 use crate::authz::Request;
-use crate::authz::rbac::Rule;
 use crate::error::{ApiError, Result};
 use crate::http::body::Body;
 use crate::http::pipeline::Asked;
@@ -68,12 +67,13 @@ async fn token_status(call: &Call, spec: &Value) -> Result<Value> {
     }
     let asked = texts(&spec["audiences"]);
     let wanted = if asked.is_empty() { vec![call.api.config.issuer.clone()] } else { asked };
-    let Some(mut user) = call.api.authn.by_token(&call.api, token, Some(&wanted)).await else {
+    let Some((mut user, audiences)) = call.api.authn.by_token(&call.api, token, &wanted).await else {
         let error = "[invalid bearer token, token lookup failed]";
         return Ok(json!({"user": {}, "error": error}));
     };
-    user.groups.push(crate::authn::AUTHENTICATED.to_owned());
-    let audiences = call.api.authn.audiences(token, &wanted);
+    if !user.in_group(crate::authn::AUTHENTICATED) {
+        user.groups.push(crate::authn::AUTHENTICATED.to_owned());
+    }
     Ok(json!({"authenticated": true, "user": user_object(&user), "audiences": audiences}))
 }
 
@@ -127,6 +127,8 @@ async fn access_status(call: &Call, user: &UserInfo, spec: &Value) -> Result<Val
         text("name", resource),
     );
     let path = text("path", path);
+    let (fields, labels) = (selector_text(&resource["fieldSelector"]), selector_text(&resource["labelSelector"]));
+    let version = text("version", resource);
     let request = Request {
         verb: &verb,
         group: &group,
@@ -135,12 +137,39 @@ async fn access_status(call: &Call, user: &UserInfo, spec: &Value) -> Result<Val
         namespace: &namespace,
         name: &name,
         path: &path,
+        version: &version,
+        field_selector: &fields,
+        label_selector: &labels,
     };
-    Ok(match call.api.authz.decide(&call.api, user, &request).await {
-        Ok(()) => json!({"allowed": true}),
-        Err(reason) if reason.is_empty() => json!({"allowed": false}),
-        Err(reason) => json!({"allowed": false, "reason": reason}),
-    })
+    let (mut status, reason) = match call.api.authz.decide(&call.api, user, &request).await {
+        Ok(reason) => (json!({"allowed": true}), reason.to_string()),
+        Err(refused) if refused.denied => (json!({"allowed": false, "denied": true}), refused.reason),
+        Err(refused) => (json!({"allowed": false}), refused.reason),
+    };
+    if !reason.is_empty() {
+        status["reason"] = reason.into();
+    }
+    Ok(status)
+}
+
+/// A selector in a review, raw or as requirements, as it would stand in a URL.
+fn selector_text(selector: &Value) -> String {
+    if let Some(raw) = selector["rawSelector"].as_str() {
+        return raw.to_owned();
+    }
+    let requirements = selector["requirements"].as_array().into_iter().flatten().filter_map(|requirement| {
+        let (key, values) = (requirement["key"].as_str()?, texts(&requirement["values"]));
+        Some(match (requirement["operator"].as_str()?, values.as_slice()) {
+            ("In", [one]) => format!("{key}={one}"),
+            ("NotIn", [one]) => format!("{key}!={one}"),
+            ("In", many) => format!("{key} in ({})", many.join(",")),
+            ("NotIn", many) => format!("{key} notin ({})", many.join(",")),
+            ("Exists", _) => key.to_owned(),
+            ("DoesNotExist", _) => format!("!{key}"),
+            _ => return None,
+        })
+    });
+    requirements.collect::<Vec<_>>().join(",")
 }
 
 async fn rules_status(call: &Call, spec: &Value) -> Result<Value> {
@@ -148,12 +177,7 @@ async fn rules_status(call: &Call, spec: &Value) -> Result<Value> {
     if namespace.is_empty() {
         return Err(ApiError::bad_request("no namespace on request"));
     }
-    let mut rules = call.api.authz.index(&call.api).await.map_err(ApiError::internal)?.rules_of(&call.user, namespace);
-    if call.user.in_group("system:masters") {
-        let all = || vec!["*".to_owned()];
-        rules.insert(0, Rule { verbs: all(), groups: all(), resources: all(), ..Rule::default() });
-        rules.insert(1, Rule { verbs: all(), urls: all(), ..Rule::default() });
-    }
+    let rules = call.api.authz.index(&call.api).await.map_err(ApiError::internal)?.rules_of(&call.user, namespace);
     let (mut resources, mut paths) = (Vec::new(), Vec::new());
     for rule in rules {
         if rule.urls.is_empty() {
@@ -166,7 +190,12 @@ async fn rules_status(call: &Call, spec: &Value) -> Result<Value> {
             paths.push(json!({"verbs": rule.verbs, "nonResourceURLs": rule.urls}));
         }
     }
-    Ok(json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false}))
+    let mut status = json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false});
+    if let Some(why) = call.api.authz.hides_rules() {
+        status["incomplete"] = true.into();
+        status["evaluationError"] = why.into();
+    }
+    Ok(status)
 }
 
 /// `componentstatuses`: deprecated upstream, still asked for.

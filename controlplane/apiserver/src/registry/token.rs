@@ -54,7 +54,7 @@ pub async fn issue(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response<
         bound,
     };
     let (claims, ends) = serviceaccount::claims(&grant, issuer, call.now);
-    request["status"]["token"] = call.api.authn.key.sign(&claims)?.into();
+    request["status"]["token"] = call.api.authn.keys.sign(&claims)?.into();
     request["status"]["expirationTimestamp"] = metadata::timestamp(ends).into();
     request["metadata"]["creationTimestamp"] = metadata::timestamp(call.now).into();
     subresource::answer(asked, StatusCode::CREATED, &request)

@@ -208,6 +208,7 @@ impl Watching {
     }
 
     fn put(&mut self, chunk: &mut BytesMut, change: Change, item: &Item, bytes: &Bytes) -> Result<()> {
+        self.call.endpoint.watched.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let plain = self.output.media == Media::Json && !self.output.pretty;
         match self.output.view {
             View::Object if plain && !self.call.converts() => {
