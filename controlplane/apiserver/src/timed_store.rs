@@ -96,6 +96,10 @@ impl Store for TimedStore {
     async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
         self.inner.compact(revision).await
     }
+
+    async fn snapshot(&self) -> Result<std::fs::File, StoreError> {
+        self.inner.snapshot().await
+    }
 }
 
 #[cfg(test)]

@@ -117,7 +117,7 @@ async fn accept(api: Arc<Api>, listener: TcpListener, tls: Arc<RwLock<Tls>>, tok
     drop(listener);
     api.ending.begun.cancel();
     api.stopping.cancel();
-    let limit = api.config.request_timeout;
+    let limit = api.config.options.request_timeout;
     if tokio::time::timeout(limit, graceful.shutdown()).await.is_err() {
         tracing::warn!(seconds = limit.as_secs(), "connections were still busy and are dropped");
     }
