@@ -1,7 +1,7 @@
 //! The store as people and faults meet it: looked into, copied, killed, and shared by servers.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,8 @@ use integration::Server;
 use integration::etcd::Member;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Service};
+use k8s_openapi::api::networking::v1::IPAddress;
 use kube::api::{ListParams, PostParams, WatchEvent, WatchParams};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
@@ -248,6 +249,41 @@ async fn controllers_act(client: &Client, name: &str) {
     .await;
 }
 
+/// Services made through all servers at once get addresses and node ports of their own.
+async fn services_share_nothing(clients: &[Client]) {
+    let make = |name: String, client: Client| async move {
+        let service = json!({"metadata": {"name": name}, "spec": {"type": "NodePort", "ports": [{"port": 80}]}});
+        let services: Api<Service> = Api::default_namespaced(client);
+        services.create(&PostParams::default(), &serde_json::from_value(service).unwrap()).await.unwrap()
+    };
+    let making = (0..60).map(|n| make(format!("s-{n}"), clients[n % clients.len()].clone()));
+    let made = futures::future::join_all(making).await;
+    let specs: Vec<_> = made.into_iter().map(|service| service.spec.unwrap()).collect();
+    let addresses: BTreeSet<String> = specs.iter().map(|spec| spec.cluster_ip.clone().unwrap()).collect();
+    let ports: BTreeSet<i32> = specs.iter().map(|spec| spec.ports.as_ref().unwrap()[0].node_port.unwrap()).collect();
+    assert_eq!((addresses.len(), ports.len()), (60, 60));
+
+    let (address, port) = (addresses.first().unwrap(), ports.first().unwrap());
+    for (spec, message) in [
+        (json!({"clusterIP": address, "ports": [{"port": 80}]}), "provided IP is already allocated"),
+        (json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": port}]}), "provided port is already allocated"),
+    ] {
+        for client in clients {
+            let service = serde_json::from_value(json!({"metadata": {"name": "again"}, "spec": spec})).unwrap();
+            let services: Api<Service> = Api::default_namespaced(client.clone());
+            let refused = services.create(&PostParams::default(), &service).await.unwrap_err().to_string();
+            assert!(refused.contains(message), "{refused}");
+        }
+    }
+    let objects: Api<IPAddress> = Api::all(clients[0].clone());
+    let object = objects.get(address).await.unwrap();
+    let parent = object.spec.unwrap().parent_ref;
+    assert_eq!((parent.resource.as_str(), parent.namespace.as_deref()), ("services", Some("default")));
+    let services: Api<Service> = Api::default_namespaced(clients[1].clone());
+    services.delete(&parent.name, &Default::default()).await.unwrap();
+    assert!(objects.get_opt(address).await.unwrap().is_none(), "its address is free again");
+}
+
 fn copy_authorities(from: &Path, to: &Path) {
     std::fs::create_dir_all(to.join("server/tls")).unwrap();
     for name in ["ca.crt", "ca.key", "front-proxy-ca.crt", "front-proxy-ca.key", "service-account.key"] {
@@ -274,6 +310,7 @@ async fn three_servers_on_three_etcd_members_survive_the_loss_of_any() {
         server.ready();
         clients.push(server.client().await.unwrap());
     }
+    services_share_nothing(&clients).await;
     let maps: Api<ConfigMap> = Api::default_namespaced(clients[0].clone());
     let from = maps.list(&ListParams::default()).await.unwrap().metadata.resource_version.unwrap();
     let follower = tokio::spawn(follow(clients.clone(), from, "last".to_owned()));
@@ -329,4 +366,31 @@ async fn three_servers_on_three_etcd_members_survive_the_loss_of_any() {
         .filter(|name| !seen.iter().any(|(added, _)| added == *name))
         .collect();
     assert!(missed.is_empty(), "the watch missed {missed:?}");
+}
+
+#[test]
+fn addresses_come_from_service_cidrs_which_stay_while_they_are_needed() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &[]);
+    server.ready();
+    let get = |what: &[&str]| server.kubectl(&[&["get"], what].concat());
+    assert_eq!(get(&["servicecidr", "kubernetes", "-o", "jsonpath={.spec.cidrs}"]), "[\"10.43.0.0/16\"]");
+    assert_eq!(get(&["ip", "10.43.0.1", "-o", "jsonpath={.spec.parentRef.name}"]), "kubernetes");
+    let make = ["create", "service", "clusterip", "extra", "--tcp=80", "--clusterip=10.99.0.5"];
+    server.try_kubectl(&make).expect_failure("the provided network does not match the current range");
+    let cidr = dir.path().join("cidr.yaml");
+    std::fs::write(
+        &cidr,
+        "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {name: more}\nspec: {cidrs: [10.99.0.0/24]}\n",
+    )
+    .unwrap();
+    server.kubectl(&["apply", "-f", &cidr.display().to_string()]);
+    server.kubectl(&["wait", "servicecidr/more", "--for=condition=Ready", "--timeout=60s"]);
+    server.kubectl(&make);
+    server.kubectl(&["delete", "servicecidr", "more", "--wait=false"]);
+    server.kubectl(&["wait", "servicecidr/more", "--for=condition=Ready=False", "--timeout=60s"]);
+    let why = get(&["servicecidr", "more", "-o", "jsonpath={.status.conditions[0].message}"]);
+    assert!(why.starts_with("There are still IPAddresses referencing the ServiceCIDR"), "{why}");
+    server.kubectl(&["delete", "service", "extra"]);
+    server.kubectl(&["wait", "servicecidr/more", "--for=delete", "--timeout=60s"]);
 }

@@ -81,23 +81,17 @@ impl Endpoint {
 #[derive(Default)]
 pub struct Resources {
     endpoints: Vec<Arc<Endpoint>>,
-    /// Group, version, plural.
-    by_path: HashMap<(String, String, String), Arc<Endpoint>>,
-    /// Hub group, plural.
-    by_hub: HashMap<(String, String), Arc<Endpoint>>,
+    /// By plural: few have the same in another group.
+    by_plural: HashMap<String, Vec<Arc<Endpoint>>>,
 }
 
 impl Resources {
     pub fn new(endpoints: Vec<Arc<Endpoint>>) -> Self {
         let mut index = Self::default();
         for endpoint in &endpoints {
-            let descriptor = endpoint.descriptor();
-            let plural = descriptor.plural.to_string();
-            for served in descriptor.served.iter().filter(|served| served.served) {
-                let key = (served.group.to_string(), served.version.to_string(), plural.clone());
-                index.by_path.insert(key, endpoint.clone());
-            }
-            index.by_hub.insert((descriptor.hub_group().to_owned(), plural), endpoint.clone());
+            let plural = endpoint.descriptor().plural.to_string();
+            // What comes later counts.
+            index.by_plural.entry(plural).or_default().insert(0, endpoint.clone());
         }
         index.endpoints = endpoints;
         index
@@ -108,12 +102,15 @@ impl Resources {
     }
 
     pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Endpoint>> {
-        self.by_path.get(&(group.to_owned(), version.to_owned(), plural.to_owned()))
+        let serves = |endpoint: &&Arc<Endpoint>| {
+            endpoint.descriptor().find_served(group, version).is_some_and(|served| served.served)
+        };
+        self.by_plural.get(plural)?.iter().find(serves)
     }
 
     /// By hub group and plural, whatever the version.
     pub fn by_hub(&self, group: &str, plural: &str) -> Option<&Arc<Endpoint>> {
-        self.by_hub.get(&(group.to_owned(), plural.to_owned()))
+        self.by_plural.get(plural)?.iter().find(|endpoint| endpoint.descriptor().hub_group() == group)
     }
 
     /// By kind, in any served group version.

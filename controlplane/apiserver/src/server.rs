@@ -140,6 +140,8 @@ pub struct Api {
     pub authn: Authenticator,
     pub authz: Authorizer,
     pub flow: crate::flowcontrol::FlowControl,
+    /// Of writers that meet at one object.
+    pub turns: crate::registry::turns::Turns,
     /// None: nothing is recorded.
     pub audit: Option<Arc<crate::audit::Audit>>,
     pub metrics: crate::http::metrics::Metrics,
@@ -214,6 +216,7 @@ impl ApiServer {
             authz: Authorizer::new(&config.options.authorization).await?,
             metrics: crate::http::metrics::Metrics::default(),
             timed,
+            turns: crate::registry::turns::Turns::default(),
             flow: crate::flowcontrol::FlowControl::new(config.options.max_in_flight, config.options.request_timeout),
             audit: crate::audit::Audit::start(&config.options.audit, &supervisor).await?,
             openapi: crate::openapi::OpenApi::default(),

@@ -159,7 +159,8 @@ fn bearer_token(header: &str) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim()).filter(|token| !token.is_empty())
 }
 
-fn authenticated(mut user: UserInfo) -> UserInfo {
+/// The user with the group that everyone with a name is in.
+pub fn authenticated(mut user: UserInfo) -> UserInfo {
     if !user.in_group(AUTHENTICATED) && !user.in_group(UNAUTHENTICATED) {
         user.groups.push(AUTHENTICATED.to_owned());
     }

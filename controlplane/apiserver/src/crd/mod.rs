@@ -182,8 +182,10 @@ impl CustomServer {
         let Some(current) = self.api.get_live(GROUP, PLURAL, "", name).await? else { return Ok(true) };
         let call =
             self.cleaning_call(self.api.resources().by_hub(GROUP, PLURAL).ok_or_else(crate::ApiError::no_such_path)?);
-        let call =
-            Call { info: RequestInfo { name: name.to_owned(), verb: "update".into(), ..call.info.clone() }, ..call };
+        let call = Call {
+            info: Arc::new(RequestInfo { name: name.to_owned(), verb: "update".into(), ..(*call.info).clone() }),
+            ..call
+        };
         let mut changed = (*current).clone();
         if let Some(finalizers) = changed["metadata"]["finalizers"].as_array_mut() {
             finalizers.retain(|finalizer| finalizer != CLEANUP);
@@ -207,7 +209,7 @@ impl CustomServer {
             api: self.api.clone(),
             endpoint: endpoint.clone(),
             user: Arc::new(UserInfo::new("system:apiserver", &["system:masters"])),
-            info,
+            info: Arc::new(info),
             query: Default::default(),
             options: Default::default(),
             manager: "kube-apiserver".to_owned(),

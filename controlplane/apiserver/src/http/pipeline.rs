@@ -63,7 +63,7 @@ pub enum Caller {
 pub struct Asked {
     pub api: Arc<Api>,
     pub user: Arc<UserInfo>,
-    pub info: RequestInfo,
+    pub info: Arc<RequestInfo>,
     pub query: Query,
     pub parts: Parts,
     pub peer: Option<SocketAddr>,
@@ -238,7 +238,7 @@ where
     let limit = api.config.options.request_timeout;
     let long = info.is_long_running();
     let record = journey.record.clone();
-    let asked = Asked { api, user, info, query, parts, peer, record };
+    let asked = Asked { api, user, info: Arc::new(info), query, parts, peer, record };
     if long {
         return dispatch(asked, body).await;
     }

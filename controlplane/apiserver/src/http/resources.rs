@@ -128,7 +128,7 @@ fn add_warnings(call: &Call, response: &mut Response<Body>) {
 async fn route(asked: &Asked, call: Arc<Call>, body: Bytes) -> Result<Response<Body>> {
     let verb = call.info.verb.as_str();
     if call.descriptor().virtual_ || subresource::is_special(&call) {
-        return subresource::handle(asked, call, body).await;
+        return Box::pin(subresource::handle(asked, call, body)).await;
     }
     if call.info.subresource.is_empty() && !call.descriptor().allows(verb) {
         return Err(ApiError::method_not_allowed());
@@ -152,31 +152,31 @@ async fn route(asked: &Asked, call: Arc<Call>, body: Bytes) -> Result<Response<B
             let listing = call.list().await?;
             render::list(call, listing, output, asked.accepts_gzip())
         }
-        "watch" => call.watch(output).await,
+        "watch" => Box::pin(call.watch(output)).await,
         "create" => {
             let object = decode(asked, &call, &body)?;
-            let written = call.create(object).await?;
+            let written = Box::pin(call.create(object)).await?;
             written_response(asked, &call, written, &output)
         }
         "update" => {
             let object = decode(asked, &call, &body)?;
-            let written = call.update(&Replace { object }).await?;
+            let written = Box::pin(call.update(&Replace { object })).await?;
             written_response(asked, &call, written, &output)
         }
         "patch" => {
             let patch = decode_patch(asked, &call, &body)?;
-            let written = call.update(&patch).await?;
+            let written = Box::pin(call.update(&patch)).await?;
             written_response(asked, &call, written, &output)
         }
         "delete" => {
             let options = delete_options(asked, &body)?;
-            let written = call.delete(&options).await?;
+            let written = Box::pin(call.delete(&options)).await?;
             deleted_response(asked, &call, written, &output)
         }
         "deletecollection" => {
             let options = delete_options(asked, &body)?;
             let selection = call.selection()?;
-            let items = call.delete_collection(&selection, &options).await?;
+            let items = Box::pin(call.delete_collection(&selection, &options)).await?;
             let items = items.into_iter().map(|item| call.served(item)).collect::<Result<Vec<_>>>()?;
             let list = render::list_of(&call, super::negotiate::View::Object, items, json!({}));
             Ok(ok(StatusCode::OK, &output, render::encode(&list, &output)?, asked))

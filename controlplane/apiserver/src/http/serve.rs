@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use component::{Files, Supervisor};
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -134,7 +136,10 @@ async fn connection(api: Arc<Api>, stream: TcpStream, tls: Tls, watcher: hyper_u
     let identity = Arc::new(pipeline::Connection { shown, peer });
     let service = tower::service_fn(move |request: http::Request<Incoming>| {
         let (api, identity) = (api.clone(), identity.clone());
-        async move { Ok::<_, std::convert::Infallible>(pipeline::handle(api, request, Caller::Remote(identity)).await) }
+        // Boxed: the connection keeps room for the largest of futures otherwise, also while a watch
+        // only waits.
+        let answer: BoxFuture<'static, _> = Box::pin(pipeline::handle(api, request, Caller::Remote(identity)));
+        answer.map(Ok::<_, std::convert::Infallible>)
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).keep_alive(true);

@@ -14,6 +14,7 @@ mod reviews;
 mod scale;
 pub mod subresource;
 mod token;
+pub mod turns;
 pub mod watch;
 pub mod write;
 
@@ -42,7 +43,7 @@ pub struct Call {
     pub api: Arc<Api>,
     pub endpoint: Arc<Endpoint>,
     pub user: Arc<UserInfo>,
-    pub info: RequestInfo,
+    pub info: Arc<RequestInfo>,
     pub query: Query,
     pub options: WriteOptions,
     /// Who owns the fields that this request sets: `fieldManager`, or the client's name.

@@ -1,5 +1,7 @@
 //! `pods/binding` and `pods/eviction`.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
@@ -51,13 +53,13 @@ pub async fn bind(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response<B
 fn on_pod(call: &Call, name: &str, subresource: &str) -> Result<Call> {
     let resources = call.api.resources();
     let endpoint = resources.by_hub("", "pods").cloned().ok_or_else(ApiError::no_such_path)?;
-    let mut info = call.info.clone();
+    let mut info = (*call.info).clone();
     (info.resource, info.name, info.subresource) = ("pods".to_owned(), name.to_owned(), subresource.to_owned());
     Ok(Call {
         api: call.api.clone(),
         endpoint,
         user: call.user.clone(),
-        info,
+        info: Arc::new(info),
         query: call.query.clone(),
         options: call.options.clone(),
         manager: call.manager.clone(),

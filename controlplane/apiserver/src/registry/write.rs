@@ -9,6 +9,7 @@ use serde_json::Value;
 use store::{Txn, TxnOutcome};
 
 use super::metadata::{self, Preconditions};
+use super::turns::Turn;
 use super::{Call, Current};
 use crate::admit::Operation;
 use crate::authz::escalation;
@@ -141,13 +142,34 @@ impl Call {
     /// Updates the object named by the request, or the part that the subresource stands for.
     pub async fn update(&self, change: &dyn Change) -> Result<Written> {
         let mut current = self.current().await?;
+        let mut turn = None;
         for _ in 0..UPDATE_ATTEMPTS {
             match self.update_once(change, current).await? {
-                Attempt::Done(written) => return Ok(*written),
-                Attempt::Conflict(newer) => current = newer,
+                Attempt::Done(written) => {
+                    if let Some(turn) = &mut turn {
+                        self.hand_on(turn, &written);
+                    }
+                    return Ok(*written);
+                }
+                Attempt::Conflict(newer) if turn.is_some() => current = newer,
+                // Others write it too: from here on one after another, each from what the last left.
+                Attempt::Conflict(newer) => {
+                    let key = self.descriptor().key(self.namespace(), &self.info.name);
+                    let mut held = self.api.turns.take(&key).await;
+                    current = held.newer_than(newer);
+                    turn = Some(held);
+                }
             }
         }
         Err(ApiError::modified(&self.info.group, &self.descriptor().plural, &self.info.name))
+    }
+
+    /// Lets the next writer of this object begin with what was just written.
+    fn hand_on(&self, turn: &mut Turn, written: &Written) {
+        let revision = metadata::text(&written.value, "resourceVersion").parse().unwrap_or(0);
+        if revision > 0 && !written.deleted {
+            turn.leave(Current { value: written.value.clone(), revision });
+        }
     }
 
     async fn update_once(&self, change: &dyn Change, current: Option<Current>) -> Result<Attempt> {
