@@ -1,6 +1,10 @@
 //! The embedded engine by itself: opening, size, and how long a write can take while history goes.
 
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -8,7 +12,7 @@ use integration::figures::Figure;
 use store::{Embedded, Store, Txn, TxnOutcome};
 
 const OBJECTS: usize = 100_000;
-const LIVE: usize = 10_000;
+const LIVE: usize = 50_000;
 const UPDATES: usize = 1_000_000;
 const WRITERS: usize = 100;
 const VALUE: usize = 1024;
@@ -42,6 +46,9 @@ async fn opening() -> anyhow::Result<Figure> {
 async fn updates() -> anyhow::Result<Figure> {
     let dir = tempfile::tempdir()?;
     let store = Arc::new(Embedded::open(dir.path())?);
+    let measuring = Arc::new(AtomicBool::new(true));
+    let (beside, on) = (dir.path().join("beside"), measuring.clone());
+    let syncs = std::thread::spawn(move || lone_syncs(&beside, &on));
     let began = Instant::now();
     let writers = (0..WRITERS).map(|writer| tokio::spawn(update(store.clone(), writer)));
     let mut times = Vec::new();
@@ -49,15 +56,35 @@ async fn updates() -> anyhow::Result<Figure> {
         times.extend(writer?);
     }
     let seconds = began.elapsed().as_secs_f64();
-    times.sort_unstable();
-    let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize].as_secs_f64() * 1000.0;
+    measuring.store(false, Ordering::Relaxed);
+    let syncs = syncs.join().map_err(|_| anyhow::anyhow!("the lone syncs panicked"))??;
+    let at = |times: &[Duration], part: f64| times[((times.len() - 1) as f64 * part) as usize].as_secs_f64() * 1000.0;
+    let told = |mut times: Vec<Duration>| {
+        times.sort_unstable();
+        format!("{:.1} ms, p99.9 {:.1}, slowest {:.1}", at(&times, 0.5), at(&times, 0.999), at(&times, 1.0))
+    };
     let size = std::fs::metadata(dir.path().join("store.redb"))?.len() as f64;
     let live = (LIVE * (VALUE + 60)) as f64;
     Ok(Figure::new(
         format!("{UPDATES} updates of {LIVE} objects of 1 KiB, {WRITERS} writers"),
         format!("{:.0}/s; file {:.1} x what lives", UPDATES as f64 / seconds, size / live),
-        format!("a write takes {:.1} ms, p99.9 {:.1}, slowest {:.1}", at(0.5), at(0.999), at(1.0)),
+        format!("a write takes {}; one 4 KiB write and sync beside it {}", told(times), told(syncs)),
     ))
+}
+
+/// What the disk makes of small writes meanwhile.
+fn lone_syncs(path: &Path, on: &AtomicBool) -> anyhow::Result<Vec<Duration>> {
+    let (mut file, mut times) = (File::create(path)?, Vec::new());
+    while on.load(Ordering::Relaxed) || times.is_empty() {
+        let began = Instant::now();
+        file.seek(SeekFrom::Start(0))?;
+        file.write_all(&[1; 4096])?;
+        file.sync_data()?;
+        times.push(began.elapsed());
+        // A light load of its own.
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(times)
 }
 
 async fn update(store: Arc<Embedded>, writer: usize) -> anyhow::Result<Vec<Duration>> {

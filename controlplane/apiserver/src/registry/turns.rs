@@ -83,6 +83,8 @@ mod tests {
             let mut turn = turns_of.take("/a").await;
             seen.lock().push(turn.newer_than(Some(current(3))).map(|c| c.revision));
         });
+        // The second one runs until it has to wait.
+        tokio::task::yield_now().await;
         drop(turns.take("/b").await);
         first.leave(current(5));
         assert!(waiting.lock().is_empty());
