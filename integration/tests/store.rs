@@ -277,7 +277,7 @@ async fn services_share_nothing(clients: &[Client]) {
     }
     let objects: Api<IPAddress> = Api::all(clients[0].clone());
     let object = objects.get(address).await.unwrap();
-    let parent = object.spec.unwrap().parent_ref;
+    let parent = object.spec.parent_ref;
     assert_eq!((parent.resource.as_str(), parent.namespace.as_deref()), ("services", Some("default")));
     let services: Api<Service> = Api::default_namespaced(clients[1].clone());
     services.delete(&parent.name, &Default::default()).await.unwrap();
