@@ -9,7 +9,8 @@ use serde_json::Value;
 
 use crate::authn::UserInfo;
 use crate::error::{ApiError, Result};
-use crate::resource::Descriptor;
+use crate::resource::{Descriptor, GroupVersionKind, api_version};
+use crate::schema::{self, Schema};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operation {
@@ -102,6 +103,8 @@ pub struct Access<'a> {
     pub subresource: &'a str,
     pub namespace: &'a str,
     pub name: &'a str,
+    /// Of a request that is for no resource.
+    pub path: &'a str,
 }
 
 /// See [`Cluster::record`].
@@ -135,6 +138,32 @@ pub trait Cluster: Send + Sync {
     /// gets what is there and says what shall be, none for no change; it is called again when
     /// somebody else was faster.
     async fn record(&self, key: &str, change: RecordChange<'_>) -> Result<()>;
+
+    /// Every group version that a resource is served in.
+    fn versions(&self, descriptor: &Descriptor) -> Vec<(String, String)> {
+        descriptor.served.iter().map(|served| (served.group.to_string(), served.version.to_string())).collect()
+    }
+
+    /// An object of a resource in another version of it.
+    async fn convert(&self, _descriptor: &Descriptor, mut object: Value, group: &str, version: &str) -> Result<Value> {
+        object["apiVersion"] = api_version(group, version).into();
+        Ok(object)
+    }
+
+    /// The same for an object of a kind of `group`.
+    async fn convert_kind(&self, group: &str, _kind: &str, mut object: Value, version: &str) -> Result<Value> {
+        object["apiVersion"] = api_version(group, version).into();
+        Ok(object)
+    }
+
+    /// The plural of a kind's resource, and whether it is in namespaces.
+    fn resource_of(&self, _group: &str, _kind: &str) -> Option<(String, bool)> {
+        None
+    }
+
+    fn schema(&self, group: &str, version: &str, kind: &str) -> Option<Schema> {
+        schema::lookup(&GroupVersionKind::new(group.to_owned(), version.to_owned(), kind.to_owned()))
+    }
 
     /// Whether `user` may do this.
     async fn allowed(&self, user: &UserInfo, access: Access<'_>) -> bool;

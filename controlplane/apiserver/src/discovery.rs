@@ -208,7 +208,7 @@ fn subresources(descriptor: &Descriptor) -> Vec<(String, Kind, Vec<&'static str>
 /// Eight bytes that change when objects are stored differently.
 fn version_hash(descriptor: &Descriptor) -> String {
     use base64::Engine;
-    let text = format!("{}/{}/{}", descriptor.hub_group(), descriptor.hub_version(), descriptor.kind);
+    let text = format!("{}/{}/{}", descriptor.hub_group(), descriptor.storage_version(), descriptor.kind);
     base64::prelude::BASE64_STANDARD.encode(&Sha256::digest(text)[..8])
 }
 

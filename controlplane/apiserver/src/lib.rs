@@ -53,6 +53,7 @@ pub mod http;
 pub mod kinds;
 pub mod openapi;
 pub mod patch;
+mod policy;
 pub mod protobuf;
 mod proxy;
 pub mod registry;

@@ -194,6 +194,8 @@ pub struct Descriptor {
     pub status: bool,
     pub scale: Option<ScalePaths>,
     pub subresources: Vec<Subresource>,
+    /// The version that objects are stored in, where that is not the hub.
+    pub stored_as: Option<Text>,
     /// Under `/registry/`, without slashes at the ends, e.g. `pods`, `services/specs`, `minions`.
     pub storage_prefix: Text,
     pub selectable: Vec<SelectableField>,
@@ -243,6 +245,7 @@ impl Descriptor {
             status: false,
             scale: None,
             subresources: Vec::new(),
+            stored_as: None,
             storage_prefix: plural.into(),
             selectable: Vec::new(),
             columns: vec![Column::name(), Column::age()],
@@ -370,6 +373,10 @@ impl Descriptor {
         &self.served[self.hub].version
     }
 
+    pub fn storage_version(&self) -> &str {
+        self.stored_as.as_deref().unwrap_or_else(|| self.hub_version())
+    }
+
     /// Group, hub version and kind.
     pub fn hub_kind(&self) -> GroupVersionKind {
         let hub = &self.served[self.hub];
@@ -468,6 +475,16 @@ pub trait Hooks: Send + Sync + 'static {
     /// or version really differ. Identical schemas need nothing.
     fn convert(&self, _obj: &mut Value, _from: (&str, &str), _to: (&str, &str)) -> Result<()> {
         Ok(())
+    }
+
+    /// An object in the hub version as it is stored, where that is another version.
+    async fn to_stored(&self, obj: Value) -> Result<Value> {
+        Ok(obj)
+    }
+
+    /// A stored object in the hub version.
+    async fn from_stored(&self, obj: Value) -> Result<Value> {
+        Ok(obj)
     }
 
     /// Takes what must be unique in the cluster (addresses, ports) and writes it into `new`.

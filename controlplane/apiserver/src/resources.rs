@@ -90,8 +90,8 @@ impl Resources {
         let mut index = Self::default();
         for endpoint in &endpoints {
             let plural = endpoint.descriptor().plural.to_string();
-            // What comes later counts.
-            index.by_plural.entry(plural).or_default().insert(0, endpoint.clone());
+            // Of several versions of a custom resource the preferred one comes first.
+            index.by_plural.entry(plural).or_default().push(endpoint.clone());
         }
         index.endpoints = endpoints;
         index

@@ -188,6 +188,7 @@ async fn keep_repairing(api: Arc<Api>) {
 fn admission_plugins() -> Vec<Arc<dyn Admission>> {
     let mut plugins = crate::admission::before_webhooks();
     plugins.push(Arc::new(crate::webhook::Mutating));
+    plugins.push(Arc::new(crate::policy::Validating));
     plugins.push(Arc::new(crate::webhook::Validating));
     plugins.extend(crate::admission::after_webhooks());
     plugins
@@ -236,6 +237,7 @@ impl ApiServer {
         api.supervisor.spawn("repair", keep_repairing(api.clone()));
         crate::crd::start(&api).await?;
         crate::aggregate::start(&api);
+        crate::policy::typecheck::start(&api);
         Ok(Self { api })
     }
 

@@ -49,6 +49,7 @@ impl<'a> From<Access<'a>> for Request<'a> {
             subresource: access.subresource,
             namespace: access.namespace,
             name: access.name,
+            path: access.path,
             ..Self::default()
         }
     }

@@ -16,6 +16,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
+use bytes::Bytes;
 use component::Supervisor;
 use futures::StreamExt;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
@@ -33,6 +35,12 @@ const RETRY: Duration = Duration::from_millis(200);
 /// Each page of the first list counts what lies behind it: few and large ones.
 const PAGE: usize = 10_000;
 
+/// Makes of stored objects what a resource serves, where that is not the same.
+#[async_trait]
+pub trait Decode: Send + Sync {
+    async fn decode(&self, stored: Vec<Bytes>) -> Result<Vec<Bytes>>;
+}
+
 /// One resource's cache.
 pub struct Cache {
     pub descriptor: Arc<Descriptor>,
@@ -45,13 +53,24 @@ pub struct Cache {
     /// Epoch and revision, announced after each batch.
     changed: signal::Sender<(u64, u64)>,
     progress: Mutex<Option<Progress>>,
-    /// Why nothing can be read: a stored object that cannot be decrypted, by its key.
-    failure: Mutex<Option<String>>,
+    /// Why nothing can be read: a stored object that cannot be decrypted, or converted.
+    failure: Mutex<Option<ApiError>>,
     started: AtomicBool,
+    decoder: Option<Arc<dyn Decode>>,
 }
 
 impl Cache {
     pub fn new(descriptor: Arc<Descriptor>, store: Arc<dyn Store>, supervisor: &Supervisor) -> Arc<Self> {
+        Self::decoding(descriptor, store, supervisor, None)
+    }
+
+    /// A cache of what `decoder` makes of the stored objects.
+    pub fn decoding(
+        descriptor: Arc<Descriptor>,
+        store: Arc<dyn Store>,
+        supervisor: &Supervisor,
+        decoder: Option<Arc<dyn Decode>>,
+    ) -> Arc<Self> {
         let root = descriptor.registry_root();
         Arc::new(Self {
             supervisor: supervisor.child(format_args!("cache {}", descriptor.storage_prefix)),
@@ -64,6 +83,7 @@ impl Cache {
             progress: Mutex::default(),
             failure: Mutex::default(),
             started: AtomicBool::new(false),
+            decoder,
         })
     }
 
@@ -143,7 +163,15 @@ impl Cache {
     }
 
     fn failed(&self) -> Result<()> {
-        self.failure.lock().clone().map_or(Ok(()), |why| Err(ApiError::internal(why)))
+        self.failure.lock().clone().map_or(Ok(()), Err)
+    }
+
+    /// Stored objects as this resource serves them.
+    pub async fn decoded(&self, stored: Vec<Bytes>) -> Result<Vec<Bytes>> {
+        match &self.decoder {
+            Some(decoder) if !stored.is_empty() => decoder.decode(stored).await,
+            _ => Ok(stored),
+        }
     }
 
     /// Lets watches begin after `revision`, if the store still knows what happened since: a client
@@ -153,7 +181,8 @@ impl Cache {
             let state = self.read();
             (state.oldest(), state.epoch)
         };
-        if revision == 0 || revision >= oldest || epoch == 0 {
+        // What has to be converted is not: such a client lists again.
+        if revision == 0 || revision >= oldest || epoch == 0 || self.decoder.is_some() {
             return;
         }
         match self.past(revision, oldest).await {
@@ -221,24 +250,31 @@ impl Cache {
         loop {
             match self.follow().await {
                 Ok(()) => tracing::warn!(prefix = self.root, "store watch ended; listing again"),
-                Err(StoreError::Closed) => return,
-                Err(error) => self.fail(&error),
+                Err(FeedError::Store(StoreError::Closed)) => return,
+                Err(error) => self.fail(error),
             }
             tokio::time::sleep(RETRY).await;
         }
     }
 
-    fn fail(&self, error: &StoreError) {
-        let sealed = matches!(error, StoreError::Sealed { .. }).then(|| error.to_string());
-        let known = std::mem::replace(&mut *self.failure.lock(), sealed.clone());
-        if sealed.is_none() || known != sealed {
-            tracing::warn!(prefix = self.root, %error, "store watch failed; listing again");
+    fn fail(&self, error: FeedError) {
+        let why = match error {
+            FeedError::Store(error @ StoreError::Sealed { .. }) => Some(ApiError::internal(error)),
+            FeedError::Store(error) => {
+                tracing::warn!(prefix = self.root, %error, "store watch failed; listing again");
+                None
+            }
+            FeedError::Decode(error) => Some(error),
+        };
+        let known = std::mem::replace(&mut *self.failure.lock(), why.clone());
+        if let Some(error) = why.as_ref().filter(|why| known.as_ref() != Some(why)) {
+            tracing::warn!(prefix = self.root, %error, "what is stored cannot be served; trying again");
         }
         self.announce();
     }
 
     /// Lists, then applies the watch until it ends.
-    async fn follow(&self) -> Result<(), StoreError> {
+    async fn follow(&self) -> Result<(), FeedError> {
         let (items, revision) = self.list_all().await?;
         let mut watch = self.store.watch(&self.root, revision).await?;
         *self.failure.lock() = None;
@@ -246,12 +282,12 @@ impl Cache {
         *self.progress.lock() = Some(watch.progress());
         self.announce();
         while let Some(batch) = watch.next().await {
-            self.apply(batch?);
+            self.apply(batch?).await?;
         }
         Ok(())
     }
 
-    async fn list_all(&self) -> Result<(Vec<Arc<Item>>, u64), StoreError> {
+    async fn list_all(&self) -> Result<(Vec<Arc<Item>>, u64), FeedError> {
         let mut items = Vec::new();
         let mut range = Range::prefix(self.root.clone()).limit(PAGE);
         loop {
@@ -261,7 +297,11 @@ impl Cache {
             if let Some(last) = page.kvs.last() {
                 range = range.starting_at(format!("{}\0", last.key));
             }
-            items.extend(page.kvs.iter().filter_map(|kv| self.item(&kv.key, &kv.value, kv.mod_revision)).map(Arc::new));
+            let values = page.kvs.iter().map(|kv| kv.value.clone()).collect();
+            let values = self.decoded(values).await.map_err(FeedError::Decode)?;
+            let found =
+                page.kvs.iter().zip(values).filter_map(|(kv, value)| self.item(&kv.key, &value, kv.mod_revision));
+            items.extend(found.map(Arc::new));
             if !more || page.kvs.is_empty() {
                 return Ok((items, page.revision));
             }
@@ -279,20 +319,24 @@ impl Cache {
         }
     }
 
-    /// A stored object of this resource, as a read at an old revision finds it.
-    pub fn decode(&self, kv: &store::KeyValue) -> Result<Option<Item>> {
+    /// A stored object of this resource, as a read at an old revision finds it; `value` is what
+    /// [`Cache::decoded`] made of it.
+    pub fn decode(&self, kv: &store::KeyValue, value: &[u8]) -> Result<Option<Item>> {
         let Some(suffix) = kv.key.strip_prefix(&self.root) else { return Ok(None) };
-        let item = Item::new(&self.descriptor, &self.parts, suffix.into(), &kv.value, kv.mod_revision);
+        let item = Item::new(&self.descriptor, &self.parts, suffix.into(), value, kv.mod_revision);
         item.map(Some).map_err(|error| ApiError::internal(format!("decoding {}: {error}", kv.key)))
     }
 
-    fn apply(&self, batch: store::Batch) {
+    async fn apply(&self, batch: store::Batch) -> Result<(), FeedError> {
+        let values = batch.events.iter().filter_map(|event| event.value.clone()).collect();
+        let mut values = self.decoded(values).await.map_err(FeedError::Decode)?.into_iter();
         // Decoding happens before the lock is taken: readers wait only for map updates.
         let changes: Vec<_> = batch
             .events
             .iter()
             .map(|event| {
-                let item = event.value.as_ref().map(|value| self.item(&event.key, value, event.revision));
+                let value = event.value.as_ref().and_then(|_| values.next());
+                let item = value.map(|value| self.item(&event.key, &value, event.revision));
                 (event, item)
             })
             .collect();
@@ -312,6 +356,7 @@ impl Cache {
             state.progress(batch.revision);
         }
         self.announce();
+        Ok(())
     }
 
     fn announce(&self) {
@@ -319,6 +364,18 @@ impl Cache {
         let now = (state.epoch, state.revision);
         drop(state);
         self.changed.send_replace(now);
+    }
+}
+
+/// Why the feed ended.
+enum FeedError {
+    Store(StoreError),
+    Decode(ApiError),
+}
+
+impl From<StoreError> for FeedError {
+    fn from(error: StoreError) -> Self {
+        FeedError::Store(error)
     }
 }
 

@@ -1,23 +1,30 @@
 //! Kubernetes' functions for CEL (`k8s.io/apiserver/pkg/cel/library`): quantities, addresses, URLs,
 //! versions, regular expressions and lists.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
-use api::quantity::{Format, Quantity};
 use cel::common::types::{DYN_TYPE, LIST_TYPE};
 use cel::common::value::CowVal;
 use cel::extractors::{Arguments, This};
-use cel::objects::Opaque;
+use cel::objects::{Key, Opaque};
 use cel::{Context, Env, ExecutionError, Value, extensions};
-use regex::Regex;
+use parking_lot::Mutex;
+use regex::{Regex, RegexBuilder};
 
-use super::{list, map};
+use super::authorizer::{Authorizer, Decision};
+use super::formats::NamedFormat;
+use super::network::{Cidr, Ip, Url, ip, link_local, link_local_multicast, parse_ip};
+use super::values::{Amount, Semver, amount, approximate, as_integer, compare, parse_quantity, quantity_of};
+use super::{comprehensions, formats, list, meter, optional};
 
-type Outcome<T> = Result<T, ExecutionError>;
+pub(super) type Outcome<T> = Result<T, ExecutionError>;
 
-/// Expressions longer than this as regular expressions would cost too much.
+/// A compiled regular expression is no larger than this: others are refused.
 const MAX_REGEX: usize = 1 << 20;
+/// Compiled regular expressions kept, at most.
+const KEPT_REGEXES: usize = 256;
 
 static ENVIRONMENT: LazyLock<Arc<Env>> = LazyLock::new(|| Arc::new(build_environment()));
 static CONTEXT: LazyLock<Context<'static, 'static>> = LazyLock::new(build_context);
@@ -39,6 +46,8 @@ fn build_environment() -> Env {
     let _ = env.add_extension(extensions::math);
     let _ = env.add_member_overload("indexOf", "list.indexOf(dyn)", LIST_TYPE, vec![DYN_TYPE], index_of);
     let _ = env.add_member_overload("lastIndexOf", "list.lastIndexOf(dyn)", LIST_TYPE, vec![DYN_TYPE], last_index_of);
+    meter::extend(&mut env);
+    comprehensions::extend(&mut env);
     env
 }
 
@@ -64,13 +73,15 @@ fn build_context() -> Context<'static, 'static> {
         "compareTo" => |This(this): This<Value>, other: Value| compare(&this, &other),
         "isGreaterThan" => |This(this): This<Value>, other: Value| compare(&this, &other).map(|order| order > 0),
         "isLessThan" => |This(this): This<Value>, other: Value| compare(&this, &other).map(|order| order < 0),
-        "semver" => |text: Arc<String>| Semver::parse(&text).map(opaque).ok_or_else(|| failed("semver", "not a semantic version")),
-        "isSemver" => |text: Arc<String>| Semver::parse(&text).is_some(),
+        "semver" => |Arguments(args): Arguments| {
+            semver(&args).map(opaque).ok_or_else(|| failed("semver", "No Major.Minor.Patch elements found"))
+        },
+        "isSemver" => |Arguments(args): Arguments| semver(&args).is_some(),
         "major" => |This(this): This<Value>| Ok::<_, ExecutionError>(known::<Semver>(&this)?.numbers[0]),
         "minor" => |This(this): This<Value>| Ok::<_, ExecutionError>(known::<Semver>(&this)?.numbers[1]),
         "patch" => |This(this): This<Value>| Ok::<_, ExecutionError>(known::<Semver>(&this)?.numbers[2]),
         "find" => |This(this): This<Arc<String>>, pattern: Arc<String>| {
-            Ok::<Value, ExecutionError>(regex(&pattern)?.find(&this).map_or("", |found| found.as_str()).into())
+            Ok::<Value, ExecutionError>(regex(&pattern, &this)?.find(&this).map_or("", |found| found.as_str()).into())
         },
         "findAll" => find_all,
         "isSorted" => |This(this): This<Arc<Vec<Value>>>| {
@@ -122,18 +133,144 @@ fn build_context() -> Context<'static, 'static> {
         "getEscapedPath" => |This(this): This<Value>| Ok::<Value, ExecutionError>(known::<Url>(&this)?.path.as_str().into()),
         "getQuery" => |This(this): This<Value>| Ok::<_, ExecutionError>(known::<Url>(&this)?.query_map()),
     }
+    functions! { context:
+        // In place of those of the interpreter: these meter what they do.
+        "@matches" => |This(this): This<Arc<String>>, pattern: Arc<String>| {
+            regex(&pattern, &this).map(|regex| regex.is_match(&this))
+        },
+        "@replace" => replace,
+        "@join" => join,
+        "@pairs" => |of: Value| pairs(&of),
+        "@unpairs" => |of: Arc<Vec<Value>>| unpairs(&of),
+        "sets.contains" => |a: Arc<Vec<Value>>, b: Arc<Vec<Value>>| {
+            meter::spend((a.len() * b.len()) as u64)?;
+            Ok::<_, ExecutionError>(b.iter().all(|item| a.contains(item)))
+        },
+        "sets.intersects" => |a: Arc<Vec<Value>>, b: Arc<Vec<Value>>| {
+            meter::spend((a.len() * b.len()) as u64)?;
+            Ok::<_, ExecutionError>(b.iter().any(|item| a.contains(item)))
+        },
+        "sets.equivalent" => |a: Arc<Vec<Value>>, b: Arc<Vec<Value>>| {
+            meter::spend(2 * (a.len() * b.len()) as u64)?;
+            Ok::<_, ExecutionError>(b.iter().all(|item| a.contains(item)) && a.iter().all(|item| b.contains(item)))
+        },
+        "format.named" => |name: Arc<String>| optional(NamedFormat::named(&name).map(opaque)),
+        "validate" => |This(this): This<Value>, text: Arc<String>| {
+            let problem = known::<NamedFormat>(&this)?.problem(&text);
+            Ok::<_, ExecutionError>(optional(problem.map(|problem| list(std::iter::once(problem.into())))))
+        },
+        "jsonpatch.escapeKey" => |key: Arc<String>| key.replace('~', "~0").replace('/', "~1"),
+        "serviceAccount" => |This(this): This<Value>, namespace: Arc<String>, name: Arc<String>| {
+            Ok::<_, ExecutionError>(opaque(known::<Authorizer>(&this)?.service_account(&namespace, &name)))
+        },
+        "check" => |This(this): This<Value>, verb: Arc<String>| known::<Authorizer>(&this)?.check(&verb).map(opaque),
+        "allowed" => |This(this): This<Value>| Ok::<_, ExecutionError>(known::<Decision>(&this)?.allowed),
+        "errored" => |This(this): This<Value>| known::<Decision>(&this).map(|_| false),
+        "reason" => |This(this): This<Value>| known::<Decision>(&this).map(|_| Value::from("")),
+        "error" => |This(this): This<Value>| known::<Decision>(&this).map(|_| Value::from("")),
+    }
+    for part in ["path", "group", "resource", "subresource", "namespace", "name", "fieldSelector", "labelSelector"] {
+        let _ = context.add_function(part, move |This(this): This<Value>, value: Arc<String>| {
+            Ok::<_, ExecutionError>(opaque(known::<Authorizer>(&this)?.with(part, &value)))
+        });
+    }
+    for name in formats::NAMES {
+        let _ = context.add_function(&format!("format.{name}"), move || {
+            NamedFormat::named(name).map(opaque).ok_or_else(|| failed("format", "unknown format"))
+        });
+    }
     context
 }
 
-fn failed(function: &str, why: impl ToString) -> ExecutionError {
+/// `semver(text)`, or `semver(text, true)` which makes a version of what is nearly one.
+fn semver(args: &[Value]) -> Option<Semver> {
+    match args {
+        [Value::String(text)] | [Value::String(text), Value::Bool(false)] => Semver::parse(text),
+        [Value::String(text), Value::Bool(true)] => Semver::normalized(text),
+        _ => None,
+    }
+}
+
+fn replace(This(this): This<Arc<String>>, Arguments(args): Arguments) -> Outcome<Value> {
+    let (from, to, times) = match args.as_slice() {
+        [Value::String(from), Value::String(to)] => (from, to, usize::MAX),
+        [Value::String(from), Value::String(to), Value::Int(times)] => {
+            (from, to, usize::try_from(*times).unwrap_or(usize::MAX))
+        }
+        other => return Err(ExecutionError::invalid_argument_count(2, other.len())),
+    };
+    let most = if from.is_empty() { this.len() + 1 } else { this.len() / from.len() }.min(times);
+    meter::spend((this.len() + most * to.len()) as u64 / 10 + 1)?;
+    Ok(this.replacen(from.as_str(), to, times).into())
+}
+
+fn join(This(this): This<Arc<Vec<Value>>>, Arguments(args): Arguments) -> Outcome<Value> {
+    let between = match args.as_slice() {
+        [] => "",
+        [Value::String(between)] => between.as_str(),
+        other => return Err(ExecutionError::invalid_argument_count(1, other.len())),
+    };
+    let mut texts = Vec::with_capacity(this.len());
+    for item in this.iter() {
+        let Value::String(text) = item else { return Err(failed("join", "no such overload")) };
+        meter::spend((text.len() + between.len()) as u64 / 10 + 1)?;
+        texts.push(text.as_str());
+    }
+    Ok(texts.join(between).into())
+}
+
+/// `[key, value]` of each entry, or `[index, element]`.
+fn pairs(of: &Value) -> Outcome<Value> {
+    let pair = |first: Value, second: &Value| list([first, second.clone()].into_iter());
+    match of {
+        Value::List(items) => Ok(list(items.iter().enumerate().map(|(at, item)| pair(Value::Int(at as i64), item)))),
+        Value::Map(entries) => Ok(list(entries.map.iter().map(|(key, value)| pair(key.into(), value)))),
+        other => Err(failed(
+            "comprehension",
+            format!("expression of type '{}' cannot be range of a comprehension", other.type_of()),
+        )),
+    }
+}
+
+fn key(of: &Value) -> Outcome<Key> {
+    match of {
+        Value::String(text) => Ok(Key::String(text.clone())),
+        Value::Int(number) => Ok(Key::Int(*number)),
+        Value::UInt(number) => Ok(Key::Uint(*number)),
+        Value::Bool(truth) => Ok(Key::Bool(*truth)),
+        other => Err(ExecutionError::UnsupportedKeyType(other.clone())),
+    }
+}
+
+/// A map of pairs and of maps with one entry.
+fn unpairs(of: &[Value]) -> Outcome<Value> {
+    let mut entries = HashMap::new();
+    for item in of {
+        let fresh: Vec<(Key, Value)> = match item {
+            Value::List(pair) if pair.len() == 2 => {
+                vec![(key(&pair[0])?, pair[1].clone())]
+            }
+            Value::Map(map) => map.map.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
+            _ => return Err(failed("transformMapEntry", "no such overload")),
+        };
+        for (key, value) in fresh {
+            if entries.insert(key.clone(), value).is_some() {
+                return Err(failed("transformMapEntry", format!("insert failed: key {key} already exists")));
+            }
+        }
+    }
+    Ok(Value::Map(cel::objects::Map { map: Arc::new(entries) }))
+}
+
+pub(super) fn failed(function: &str, why: impl ToString) -> ExecutionError {
     ExecutionError::function_error(function, why)
 }
 
-fn opaque(value: impl Opaque) -> Value {
+pub(super) fn opaque(value: impl Opaque) -> Value {
     Value::Opaque(Arc::new(value))
 }
 
-fn known<T: Opaque + 'static>(value: &Value) -> Outcome<&T> {
+pub(super) fn known<T: Opaque + 'static>(value: &Value) -> Outcome<&T> {
     let found = match value {
         Value::Opaque(opaque) => opaque.downcast_ref::<T>(),
         _ => None,
@@ -153,110 +290,23 @@ macro_rules! opaque_type {
         }
     };
 }
+pub(super) use opaque_type;
 
-/// `kubernetes.Quantity`
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Amount(Quantity);
-opaque_type!(Amount, "kubernetes.Quantity");
-
-fn parse_quantity(text: &str) -> Outcome<Amount> {
-    text.parse().map(Amount).map_err(|error: api::quantity::QuantityError| failed("quantity", error))
-}
-
-fn quantity_of(value: &Value) -> Outcome<&Amount> {
-    known(value)
-}
-
-/// A quantity, or a whole number.
-fn amount(value: &Value) -> Outcome<Quantity> {
-    match value {
-        Value::Int(number) => Ok(Quantity::from_units(*number, Format::DecimalSi)),
-        other => Ok(quantity_of(other)?.0),
+/// A compiled pattern, about to be searched for in `text`.
+fn regex(pattern: &str, text: &str) -> Outcome<Arc<Regex>> {
+    static KNOWN: LazyLock<Mutex<HashMap<String, Arc<Regex>>>> = LazyLock::new(Mutex::default);
+    meter::spend((text.len() as u64 / 10 + 1) * (pattern.len() as u64 / 4 + 1))?;
+    if let Some(known) = KNOWN.lock().get(pattern) {
+        return Ok(known.clone());
     }
-}
-
-fn as_integer(value: &Value) -> Outcome<i64> {
-    let quantity = quantity_of(value)?.0;
-    if quantity.is_integer() {
-        Ok(quantity.units())
-    } else {
-        Err(failed("asInteger", "cannot convert value to integer"))
+    let compiled = RegexBuilder::new(pattern).size_limit(MAX_REGEX).build();
+    let compiled = Arc::new(compiled.map_err(|error| failed("matches", format!("error parsing regexp: {error}")))?);
+    let mut known = KNOWN.lock();
+    if known.len() >= KEPT_REGEXES {
+        known.clear();
     }
-}
-
-fn approximate(quantity: Quantity) -> f64 {
-    if quantity.is_integer() { quantity.units() as f64 } else { quantity.milli() as f64 / 1000.0 }
-}
-
-fn compare(this: &Value, other: &Value) -> Outcome<i64> {
-    let order = match known::<Semver>(this) {
-        Ok(version) => version.order(known::<Semver>(other)?),
-        Err(_) => quantity_of(this)?.0.cmp(&quantity_of(other)?.0),
-    };
-    Ok(order as i64)
-}
-
-/// `kubernetes.Semver`
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Semver {
-    numbers: [i64; 3],
-    pre: Vec<String>,
-}
-opaque_type!(Semver, "kubernetes.Semver");
-
-impl Semver {
-    fn parse(text: &str) -> Option<Semver> {
-        let (text, build) = text.split_once('+').map_or((text, None), |(text, build)| (text, Some(build)));
-        let (core, pre) = text.split_once('-').map_or((text, None), |(core, pre)| (core, Some(pre)));
-        let part = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
-        let numeric = |part: &str| part.chars().all(|c| c.is_ascii_digit());
-        let plain = |part: &str| part == "0" || !part.starts_with('0');
-        let mut numbers = core.split('.').map(|n| Some(n).filter(|n| numeric(n) && plain(n))?.parse().ok());
-        let parsed = [numbers.next()??, numbers.next()??, numbers.next()??];
-        let pre: Vec<String> = pre.into_iter().flat_map(|pre| pre.split('.')).map(str::to_owned).collect();
-        let well_formed = numbers.next().is_none()
-            && pre.iter().all(|p| part(p) && (!numeric(p) || plain(p)))
-            && build.is_none_or(|build| build.split('.').all(part));
-        well_formed.then_some(Semver { numbers: parsed, pre })
-    }
-
-    fn order(&self, other: &Semver) -> std::cmp::Ordering {
-        let pre = || match (self.pre.is_empty(), other.pre.is_empty()) {
-            (true, true) => std::cmp::Ordering::Equal,
-            (true, false) => std::cmp::Ordering::Greater,
-            (false, true) => std::cmp::Ordering::Less,
-            _ => self.pre.iter().map(|p| PreRelease(p)).cmp(other.pre.iter().map(|p| PreRelease(p))),
-        };
-        self.numbers.cmp(&other.numbers).then_with(pre)
-    }
-}
-
-/// Numbers come before words, by value.
-#[derive(PartialEq, Eq)]
-struct PreRelease<'a>(&'a str);
-
-impl PartialOrd for PreRelease<'_> {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for PreRelease<'_> {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        match (self.0.parse::<u64>(), other.0.parse::<u64>()) {
-            (Ok(a), Ok(b)) => a.cmp(&b),
-            (Ok(_), Err(_)) => std::cmp::Ordering::Less,
-            (Err(_), Ok(_)) => std::cmp::Ordering::Greater,
-            _ => self.0.cmp(other.0),
-        }
-    }
-}
-
-fn regex(pattern: &str) -> Outcome<Regex> {
-    if pattern.len() > MAX_REGEX {
-        return Err(failed("find", "the regular expression is too long"));
-    }
-    Regex::new(pattern).map_err(|error| failed("find", error))
+    known.insert(pattern.to_owned(), compiled.clone());
+    Ok(compiled)
 }
 
 fn find_all(This(this): This<Arc<String>>, Arguments(arguments): Arguments) -> Outcome<Value> {
@@ -266,7 +316,7 @@ fn find_all(This(this): This<Arc<String>>, Arguments(arguments): Arguments) -> O
         [Value::String(pattern), Value::Int(limit)] => (pattern, usize::try_from(*limit).unwrap_or(usize::MAX)),
         other => return Err(ExecutionError::invalid_argument_count(1, other.len())),
     };
-    let regex = regex(pattern)?;
+    let regex = regex(pattern, &this)?;
     Ok(list(regex.find_iter(&this).take(limit).map(|found| found.as_str().into())))
 }
 
@@ -322,159 +372,4 @@ fn index_of<'b, 'v>(args: Vec<CowVal<'b, 'v>>) -> Outcome<CowVal<'b, 'v>> {
 fn last_index_of<'b, 'v>(args: Vec<CowVal<'b, 'v>>) -> Outcome<CowVal<'b, 'v>> {
     let (items, item) = list_and_item(&args)?;
     place(items.iter().rposition(|known| *known == item))
-}
-
-/// `net.IP`
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Ip(IpAddr);
-opaque_type!(Ip, "net.IP");
-
-/// Zones and IPv4 in IPv6 are refused, as upstream does.
-fn parse_ip(text: &str) -> Option<IpAddr> {
-    let ip: IpAddr = text.parse().ok()?;
-    match ip {
-        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => None,
-        ip => Some(ip),
-    }
-}
-
-/// `ip(text)`, or the address of a network: `cidr.ip()`.
-fn ip(This(this): This<Value>) -> Outcome<Value> {
-    match &this {
-        Value::String(text) => {
-            parse_ip(text).map(|ip| opaque(Ip(ip))).ok_or_else(|| failed("ip", "IP Address parse error"))
-        }
-        other => Ok(opaque(Ip(known::<Cidr>(other)?.ip))),
-    }
-}
-
-fn link_local(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => ip.is_link_local(),
-        IpAddr::V6(ip) => ip.is_unicast_link_local(),
-    }
-}
-
-fn link_local_multicast(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => ip.octets()[..3] == [224, 0, 0],
-        IpAddr::V6(ip) => ip.segments()[0] & 0xff0f == 0xff02,
-    }
-}
-
-/// `net.CIDR`
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Cidr {
-    ip: IpAddr,
-    length: u8,
-}
-opaque_type!(Cidr, "net.CIDR");
-
-impl Cidr {
-    fn parse(text: &str) -> Option<Cidr> {
-        let (ip, length) = text.split_once('/')?;
-        let ip = parse_ip(ip)?;
-        let digits = !length.is_empty() && length.bytes().all(|b| b.is_ascii_digit());
-        let length: u8 = Some(length).filter(|l| digits && (*l == "0" || !l.starts_with('0')))?.parse().ok()?;
-        (length <= if ip.is_ipv4() { 32 } else { 128 }).then_some(Cidr { ip, length })
-    }
-
-    fn mask(&self, ip: IpAddr) -> IpAddr {
-        match ip {
-            IpAddr::V4(v4) => {
-                let mask = u32::MAX.checked_shl(32 - u32::from(self.length.min(32))).unwrap_or(0);
-                IpAddr::V4((u32::from(v4) & mask).into())
-            }
-            IpAddr::V6(v6) => {
-                let mask = u128::MAX.checked_shl(128 - u32::from(self.length)).unwrap_or(0);
-                IpAddr::V6((u128::from(v6) & mask).into())
-            }
-        }
-    }
-
-    fn contains(&self, ip: IpAddr) -> bool {
-        ip.is_ipv4() == self.ip.is_ipv4() && self.mask(ip) == self.mask(self.ip)
-    }
-
-    fn masked(&self) -> Cidr {
-        Cidr { ip: self.mask(self.ip), length: self.length }
-    }
-}
-
-/// `kubernetes.URL`
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Url {
-    scheme: String,
-    host: String,
-    path: String,
-    query: String,
-}
-opaque_type!(Url, "kubernetes.URL");
-
-impl Url {
-    /// An absolute URI or an absolute path, as Go's `url.ParseRequestURI` takes them.
-    fn parse(text: &str) -> Option<Url> {
-        if text.bytes().any(|b| b <= b' ' || b == 0x7f) {
-            return None;
-        }
-        let colon = text.find(':').filter(|at| {
-            let scheme = &text[..*at];
-            scheme.starts_with(|c: char| c.is_ascii_alphabetic())
-                && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
-        });
-        let (scheme, rest) = match colon {
-            Some(at) => (text[..at].to_lowercase(), &text[at + 1..]),
-            None if text.starts_with('/') => (String::new(), text),
-            None => return None,
-        };
-        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let (authority, path) = match rest.strip_prefix("//") {
-            Some(rest) => rest.find('/').map_or((rest, ""), |at| rest.split_at(at)),
-            None => ("", rest),
-        };
-        let host = authority.rsplit('@').next().unwrap_or_default();
-        let url = Url { scheme, host: host.to_owned(), path: path.to_owned(), query: query.to_owned() };
-        let port = url.split_port().1;
-        port.bytes().all(|b| b.is_ascii_digit()).then_some(url)
-    }
-
-    fn split_port(&self) -> (&str, &str) {
-        match self.host.rfind(':') {
-            Some(at) if !self.host[at..].contains(']') => (&self.host[..at], &self.host[at + 1..]),
-            _ => (&self.host, ""),
-        }
-    }
-
-    fn query_map(&self) -> Value {
-        let mut values: std::collections::BTreeMap<String, Vec<Value>> = std::collections::BTreeMap::new();
-        for pair in self.query.split('&').filter(|pair| !pair.is_empty()) {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            values.entry(decoded(name)).or_default().push(decoded(value).into());
-        }
-        map(values.into_iter().map(|(name, values)| (name, list(values.into_iter()))))
-    }
-}
-
-/// Percent-decoding, with `+` for a space.
-fn decoded(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        let hex = |b: Option<u8>| b.and_then(|b| (b as char).to_digit(16));
-        match byte {
-            b'+' => bytes.push(b' '),
-            b'%' => {
-                let mut ahead = rest.clone();
-                match (hex(ahead.next()), hex(ahead.next())) {
-                    (Some(high), Some(low)) => {
-                        bytes.push((high * 16 + low) as u8);
-                        rest = ahead;
-                    }
-                    _ => bytes.push(byte),
-                }
-            }
-            _ => bytes.push(byte),
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }

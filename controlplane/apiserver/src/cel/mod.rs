@@ -9,17 +9,44 @@
 //! program.test(&[("self", cel::from_json(&object["spec"]))])?      → true
 //! ```
 
+pub mod authorizer;
+pub mod check;
+mod comprehensions;
+mod cost;
+pub mod decl;
+mod formats;
 mod library;
+pub mod meter;
+mod network;
+mod parse;
+mod signatures;
+mod values;
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, LazyLock};
 
 pub use cel::Value;
+use cel::common::ast::IdedExpr;
 use cel::objects::{Key, Map, OptionalValue};
+use parking_lot::Mutex;
+
+pub use check::Checked;
+pub use cost::{RULE_LIMIT, SCHEMA_LIMIT};
+use decl::Decl;
+pub use meter::{BUDGET, EXCEEDED, PER_CALL_LIMIT};
+
+/// Programs kept, at most.
+const KEPT: usize = 4096;
 
 /// A compiled expression.
 pub struct Program {
-    program: cel::Program,
+    /// The tree that is evaluated: it meters itself.
+    tree: IdedExpr,
+    depth: usize,
+    /// What it costs without its loops.
+    size: u64,
+    names: HashSet<String>,
+    variables: Vec<String>,
     text: String,
 }
 
@@ -36,13 +63,53 @@ pub enum CelError {
 
 /// Compiles an expression.
 pub fn compile(text: &str) -> Result<Program, CelError> {
-    let program = library::environment().compile(text).map_err(|error| CelError::Compile(error.to_string()))?;
-    Ok(Program { program, text: text.to_owned() })
+    Ok(program(text, parse::parse(text)?))
+}
+
+/// Compiles an expression and checks it against the types of its variables.
+pub fn compile_checked(text: &str, variables: &[(&str, Decl)]) -> Result<(Program, Checked), CelError> {
+    let parsed = parse::parse(text)?;
+    let checked = check::check(text, &parsed, variables)?;
+    Ok((program(text, parsed), checked))
+}
+
+/// The program of an expression that is evaluated time and again.
+pub fn cached(text: &str) -> Result<Arc<Program>, CelError> {
+    static PROGRAMS: LazyLock<Mutex<HashMap<String, Arc<Program>>>> = LazyLock::new(Mutex::default);
+    if let Some(known) = PROGRAMS.lock().get(text) {
+        return Ok(known.clone());
+    }
+    let program = Arc::new(compile(text)?);
+    let mut programs = PROGRAMS.lock();
+    if programs.len() >= KEPT {
+        programs.clear();
+    }
+    programs.insert(text.to_owned(), program.clone());
+    Ok(program)
+}
+
+fn program(text: &str, parsed: parse::Parsed) -> Program {
+    let (mut names, mut variables) = (HashSet::new(), Vec::new());
+    let depth = parsed.depth;
+    parse::with_stack(depth, || {
+        parse::names(&parsed.root, &mut names, &mut variables);
+        let size = parse::size(&parsed.root);
+        let tree = meter::rewritten(parsed.root);
+        // Metering adds a level to each.
+        Program { tree, depth: depth * 2, size, names, variables, text: text.to_owned() }
+    })
 }
 
 impl std::fmt::Debug for Program {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Program").field(&self.text).finish()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let tree = std::mem::take(&mut self.tree);
+        parse::with_stack(self.depth, || drop(tree));
     }
 }
 
@@ -53,23 +120,35 @@ impl Program {
 
     /// Whether the expression refers to a variable.
     pub fn uses(&self, variable: &str) -> bool {
-        self.program.references().has_variable(variable)
+        self.names.contains(variable)
+    }
+
+    /// The members of `variables` that it refers to.
+    pub fn variables(&self) -> &[String] {
+        &self.variables
+    }
+
+    /// Evaluates within `limit`; also gives what was spent.
+    pub fn evaluate_within(&self, variables: &[(&str, Value)], limit: u64) -> (Result<Value, CelError>, u64) {
+        let run = || {
+            meter::spend(self.size).map_err(|error| error.to_string())?;
+            let mut scope = library::context().new_inner_scope();
+            for (name, value) in variables.iter().filter(|(name, _)| self.names.contains(*name)) {
+                scope.add_variable_from_value(*name, value.clone());
+            }
+            Value::resolve(&self.tree, &scope).map_err(said)
+        };
+        let (outcome, spent) = meter::metered(limit, || parse::with_stack(self.depth, run));
+        (outcome.map_err(CelError::Evaluate), spent)
     }
 
     pub fn evaluate(&self, variables: &[(&str, Value)]) -> Result<Value, CelError> {
-        let mut scope = library::context().new_inner_scope();
-        for (name, value) in variables {
-            scope.add_variable_from_value(*name, value.clone());
-        }
-        self.program.execute(&scope).map_err(|error| CelError::Evaluate(error.to_string()))
+        self.evaluate_within(variables, PER_CALL_LIMIT).0
     }
 
     /// Evaluates an expression that must be true or false.
     pub fn test(&self, variables: &[(&str, Value)]) -> Result<bool, CelError> {
-        match self.evaluate(variables)? {
-            Value::Bool(truth) => Ok(truth),
-            other => Err(CelError::Type { wanted: "bool", found: other.type_of().to_string() }),
-        }
+        truth(self.evaluate(variables)?)
     }
 
     /// Evaluates an expression that must be text.
@@ -78,6 +157,33 @@ impl Program {
             Value::String(text) => Ok(text.to_string()),
             other => Err(CelError::Type { wanted: "string", found: other.type_of().to_string() }),
         }
+    }
+}
+
+pub fn truth(value: Value) -> Result<bool, CelError> {
+    match value {
+        Value::Bool(truth) => Ok(truth),
+        other => Err(CelError::Type { wanted: "bool", found: other.type_of().to_string() }),
+    }
+}
+
+/// An error in cel-go's words.
+fn said(error: cel::ExecutionError) -> String {
+    use cel::ExecutionError::{
+        DivisionByZero, FunctionError, IndexOutOfBounds, NoSuchKey, NoSuchOverload, Overflow, RemainderByZero,
+    };
+    match error {
+        NoSuchKey(key) => format!("no such key: {key}"),
+        NoSuchOverload(_) => "no such overload".to_owned(),
+        DivisionByZero(_) => "division by zero".to_owned(),
+        RemainderByZero(_) => "modulus by zero".to_owned(),
+        Overflow(..) => "integer overflow".to_owned(),
+        IndexOutOfBounds(index) => match to_json(&index) {
+            Some(index) => format!("index out of bounds: {index}"),
+            None => "index out of bounds".to_owned(),
+        },
+        FunctionError { message, .. } => message,
+        other => other.to_string(),
     }
 }
 

@@ -4,7 +4,8 @@
 //! stored definitions: it accepts their names, swaps the set of served resources, and empties what
 //! a deleted definition leaves behind. [`resource`] is the pure part.
 
-mod jsonpath;
+pub mod convert;
+pub mod jsonpath;
 pub mod resource;
 
 use std::collections::{HashMap, HashSet};
@@ -13,16 +14,18 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use self::resource::{Constraints, SchemaHooks};
+use self::convert::{Converter, Served};
+use self::resource::{Constraints, Custom, SchemaHooks};
 use crate::admit::Cluster;
 use crate::authn::UserInfo;
 use crate::cache::Cache;
 use crate::cache::watch::Selection;
+use crate::discovery;
 use crate::error::Result;
 use crate::http::info::RequestInfo;
 use crate::registry::delete::DeleteOptions;
 use crate::registry::{Call, metadata};
-use crate::resource::Resource;
+use crate::resource::{Resource, api_version};
 use crate::resources::{Endpoint, Resources};
 use crate::schema::Schema;
 use crate::server::Api;
@@ -45,9 +48,25 @@ pub async fn start(api: &Arc<Api>) -> Result<()> {
 
 /// What is served of one definition.
 struct ServedDefinition {
-    endpoint: Arc<Endpoint>,
-    /// The parts of the definition that the endpoint was made from.
+    /// One for each version, the preferred first.
+    endpoints: Vec<Arc<Endpoint>>,
+    /// The parts of the definition that the endpoints were made from.
     made_from: (Value, Value),
+}
+
+impl ServedDefinition {
+    fn stop(&self) {
+        self.endpoints.iter().for_each(|endpoint| endpoint.cache.stop());
+    }
+
+    fn prefix(&self) -> &str {
+        self.endpoints.first().map_or("", |endpoint| &endpoint.descriptor().storage_prefix)
+    }
+
+    /// The version that objects are stored in: nothing has to be converted there.
+    fn stored(&self) -> Option<&Arc<Endpoint>> {
+        self.endpoints.iter().find(|endpoint| endpoint.descriptor().stored_as.is_none())
+    }
 }
 
 struct CustomServer {
@@ -115,55 +134,57 @@ impl CustomServer {
             if self.served.get(&name).is_some_and(|served| served.made_from == made_from) {
                 continue;
             }
-            let Some(endpoint) = self.endpoint(definition, self.served.get(&name)) else { continue };
+            let Some(endpoints) = self.endpoints(definition) else { continue };
             changed = true;
-            self.served.insert(name, ServedDefinition { endpoint, made_from });
+            if let Some(before) = self.served.insert(name, ServedDefinition { endpoints, made_from }) {
+                before.stop();
+            }
         }
         self.served.retain(|name, served| {
             let keep = kept.contains(name);
             if !keep {
-                served.endpoint.cache.stop();
+                served.stop();
                 changed = true;
             }
             keep
         });
         if changed {
-            let custom = self.served.values().map(|served| served.endpoint.clone());
-            let mut custom: Vec<_> = custom.collect();
-            custom.sort_by(|a, b| a.descriptor().storage_prefix.cmp(&b.descriptor().storage_prefix));
+            let mut custom: Vec<&ServedDefinition> = self.served.values().collect();
+            custom.sort_by(|a, b| a.prefix().cmp(b.prefix()));
+            let custom = custom.into_iter().flat_map(|served| served.endpoints.iter().cloned());
             let all = self.built_in.iter().cloned().chain(custom).collect();
             self.api.set_resources(Resources::new(all));
         }
     }
 
-    fn endpoint(&self, definition: &Value, before: Option<&ServedDefinition>) -> Option<Arc<Endpoint>> {
-        let custom = resource::read(definition, &definition["status"]["acceptedNames"])?;
-        let hub = custom.descriptor.hub;
-        let schema = custom.schemas[hub].clone();
+    /// An endpoint for each version of a definition.
+    fn endpoints(&self, definition: &Value) -> Option<Vec<Arc<Endpoint>>> {
+        let mut versions = resource::read(definition, &definition["status"]["acceptedNames"])?;
+        versions.sort_by_key(|custom| std::cmp::Reverse(discovery::version_priority(custom.descriptor.hub_version())));
+        let converter = Arc::new(Converter::new(definition, &self.api));
+        Some(versions.into_iter().map(|custom| self.endpoint(custom, &converter)).collect())
+    }
+
+    fn endpoint(&self, custom: Custom, converter: &Arc<Converter>) -> Arc<Endpoint> {
+        let Custom { descriptor, schema } = custom;
         let constraints = match &schema {
             Some(Schema::Custom(structural)) => {
                 structural.source.as_ref().map(|source| Arc::new(Constraints::new(source)))
             }
             _ => None,
         };
-        let hooks = SchemaHooks { schema, constraints, columns: custom.descriptor.columns.clone() };
-        let descriptor = Arc::new(custom.descriptor);
-        // The cache goes on when it would hold the same.
-        let same = before.filter(|before| {
-            let old = before.endpoint.descriptor();
-            old.selectable == descriptor.selectable && old.hub_version() == descriptor.hub_version()
-        });
-        let cache = match (same, before) {
-            (Some(same), _) => same.endpoint.cache.clone(),
-            (None, before) => {
-                if let Some(before) = before {
-                    before.endpoint.cache.stop();
-                }
-                Cache::new(descriptor.clone(), self.api.store.clone(), &self.api.supervisor)
-            }
+        let api_version = api_version(descriptor.hub_group(), descriptor.hub_version());
+        let decoder = Arc::new(Served { converter: converter.clone(), api_version, schema: schema.clone() });
+        let hooks = SchemaHooks {
+            schema: schema.clone(),
+            constraints,
+            columns: descriptor.columns.clone(),
+            decoder: decoder.clone(),
+            stored: api_version_of_storage(&descriptor),
         };
-        let resource = Resource { descriptor, hooks: Arc::new(hooks) };
-        Some(Endpoint::custom(resource, cache, custom.schemas))
+        let descriptor = Arc::new(descriptor);
+        let cache = Cache::decoding(descriptor.clone(), self.api.store.clone(), &self.api.supervisor, Some(decoder));
+        Endpoint::custom(Resource { descriptor, hooks: Arc::new(hooks) }, cache, vec![schema])
     }
 
     /// Deletes every object of a deleted definition; then lets the definition go.
@@ -172,7 +193,8 @@ impl CustomServer {
             return Ok(true);
         }
         if let Some(served) = self.served.get(metadata::text(definition, "name")) {
-            let call = self.cleaning_call(&served.endpoint);
+            let Some(endpoint) = served.stored() else { return Ok(false) };
+            let call = self.cleaning_call(endpoint);
             let left = call.delete_collection(&Selection::default(), &DeleteOptions::default()).await?;
             if !left.is_empty() {
                 return Ok(false);
@@ -219,6 +241,10 @@ impl CustomServer {
             record: None,
         }
     }
+}
+
+fn api_version_of_storage(descriptor: &crate::resource::Descriptor) -> String {
+    api_version(descriptor.hub_group(), descriptor.storage_version())
 }
 
 fn condition<'a>(definition: &'a Value, kind: &str) -> Option<&'a Value> {

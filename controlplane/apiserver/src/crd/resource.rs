@@ -3,19 +3,21 @@
 use std::sync::Arc;
 
 use api::field::ErrorList;
+use async_trait::async_trait;
 use jiff::Timestamp;
 use serde_json::Value;
 
+use super::convert::Served;
 use super::jsonpath;
-use crate::resource::{Column, Context, Descriptor, Hooks, NameRule, ScalePaths, SelectableField, Served, Text, since};
+use crate::error::{ApiError, Result};
+use crate::resource::{self, Column, Context, Descriptor, Hooks, NameRule, ScalePaths, SelectableField, Text, since};
 use crate::schema::Schema;
 pub use crate::schema::constraints::Constraints;
 
-/// What a definition serves.
+/// What a definition serves in one version.
 pub struct Custom {
     pub descriptor: Descriptor,
-    /// In the order of `descriptor.served`.
-    pub schemas: Vec<Option<Schema>>,
+    pub schema: Option<Schema>,
 }
 
 fn owned(value: &Value) -> Text {
@@ -26,52 +28,48 @@ fn list(value: &Value) -> Vec<Text> {
     value.as_array().into_iter().flatten().map(owned).collect()
 }
 
-/// Reads a definition whose form was validated. `names` are the accepted ones.
-pub fn read(definition: &Value, names: &Value) -> Option<Custom> {
+/// Reads a definition whose form was validated: one resource for each of its versions, those that
+/// are not served included. `names` are the accepted ones.
+pub fn read(definition: &Value, names: &Value) -> Option<Vec<Custom>> {
     let spec = &definition["spec"];
     let group = spec["group"].as_str()?.to_owned();
-    let versions: Vec<&Value> = spec["versions"].as_array()?.iter().collect();
-    let hub = versions.iter().position(|version| version["storage"] == true)?;
-    let served = versions.iter().map(|version| served(&group, version)).collect();
-    let hub_version = versions[hub];
-    let schemas = versions
-        .iter()
-        .map(|version| {
-            let schema = &version["schema"]["openAPIV3Schema"];
-            schema.is_object().then(|| Schema::from_openapi(schema))
-        })
-        .collect();
-    let mut descriptor = Descriptor::new("", "", "", "");
-    descriptor.served = served;
-    descriptor.hub = hub;
-    descriptor.kind = owned(&names["kind"]);
-    descriptor.list_kind = owned(&names["listKind"]);
-    descriptor.plural = owned(&names["plural"]);
-    descriptor.singular = owned(&names["singular"]);
-    descriptor.short_names = list(&names["shortNames"]);
-    descriptor.categories = list(&names["categories"]);
-    descriptor.namespaced = spec["scope"] == "Namespaced";
-    descriptor.status = hub_version["subresources"]["status"].is_object();
-    descriptor.scale = scale(&hub_version["subresources"]["scale"]);
-    descriptor.storage_prefix = format!("{group}/{}", descriptor.plural).into();
-    descriptor.selectable = selectable(hub_version);
-    descriptor.columns = columns(hub_version);
-    descriptor.generation = true;
-    descriptor.name_rule = NameRule::DnsSubdomain;
-    descriptor.custom = true;
-    descriptor.returns_deleted = false;
-    descriptor.create_on_update = false;
-    descriptor.unconditional_update = false;
-    Some(Custom { descriptor, schemas })
+    let versions = spec["versions"].as_array()?;
+    let storage = owned(&versions.iter().find(|version| version["storage"] == true)?["name"]);
+    let custom = |version: &Value| {
+        let schema = &version["schema"]["openAPIV3Schema"];
+        let mut descriptor = Descriptor::new("", "", "", "");
+        descriptor.served = vec![served(&group, version)];
+        descriptor.stored_as = Some(storage.clone()).filter(|storage| version["name"] != **storage);
+        descriptor.kind = owned(&names["kind"]);
+        descriptor.list_kind = owned(&names["listKind"]);
+        descriptor.plural = owned(&names["plural"]);
+        descriptor.singular = owned(&names["singular"]);
+        descriptor.short_names = list(&names["shortNames"]);
+        descriptor.categories = list(&names["categories"]);
+        descriptor.namespaced = spec["scope"] == "Namespaced";
+        descriptor.status = version["subresources"]["status"].is_object();
+        descriptor.scale = scale(&version["subresources"]["scale"]);
+        descriptor.storage_prefix = format!("{group}/{}", descriptor.plural).into();
+        descriptor.selectable = selectable(version);
+        descriptor.columns = columns(version);
+        descriptor.generation = true;
+        descriptor.name_rule = NameRule::DnsSubdomain;
+        descriptor.custom = true;
+        descriptor.returns_deleted = false;
+        descriptor.create_on_update = false;
+        descriptor.unconditional_update = false;
+        Custom { descriptor, schema: schema.is_object().then(|| Schema::from_openapi(schema)) }
+    };
+    Some(versions.iter().map(custom).collect())
 }
 
-fn served(group: &str, version: &Value) -> Served {
+fn served(group: &str, version: &Value) -> resource::Served {
     let name = owned(&version["name"]);
     let deprecation = (version["deprecated"] == true).then(|| match version["deprecationWarning"].as_str() {
         Some(text) => text.to_owned().into(),
         None => format!("{group}/{name} is deprecated").into(),
     });
-    Served {
+    resource::Served {
         group: group.to_owned().into(),
         version: name,
         deprecation,
@@ -141,8 +139,12 @@ pub struct SchemaHooks {
     pub schema: Option<Schema>,
     pub constraints: Option<Arc<Constraints>>,
     pub columns: Vec<Column>,
+    pub decoder: Arc<Served>,
+    /// `group/version` that objects are stored in.
+    pub stored: String,
 }
 
+#[async_trait]
 impl Hooks for SchemaHooks {
     fn defaults(&self, object: &mut Value) {
         if let Some(Schema::Custom(schema)) = &self.schema {
@@ -165,6 +167,18 @@ impl Hooks for SchemaHooks {
     fn row(&self, object: &Value, now: Timestamp) -> Vec<Value> {
         cells(&self.columns, object, now)
     }
+
+    async fn to_stored(&self, object: Value) -> Result<Value> {
+        one(self.decoder.converter.convert(vec![object], &self.stored).await?)
+    }
+
+    async fn from_stored(&self, object: Value) -> Result<Value> {
+        one(self.decoder.values(vec![object]).await?)
+    }
+}
+
+fn one(objects: Vec<Value>) -> Result<Value> {
+    objects.into_iter().next().ok_or_else(|| ApiError::internal("a conversion lost its object"))
 }
 
 #[cfg(test)]
@@ -182,12 +196,14 @@ mod tests {
              "selectableFields": [{"jsonPath": ".spec.color"}],
              "additionalPrinterColumns": [{"name": "Color", "type": "string", "jsonPath": ".spec.color"}, {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}]},
         ]}});
-        let custom = read(&definition, &names).unwrap();
-        let descriptor = custom.descriptor;
+        let mut versions = read(&definition, &names).unwrap();
+        let old = versions.remove(0).descriptor;
+        let descriptor = versions.remove(0).descriptor;
+        assert_eq!((old.hub_version(), old.storage_version()), ("v1beta1", "v1"));
         assert_eq!((descriptor.hub_version(), &*descriptor.plural, descriptor.status), ("v1", "crons", true));
         assert_eq!(descriptor.key("a", "b"), "/registry/example.com/crons/a/b");
         assert_eq!(descriptor.selectable[0].label, "spec.color");
-        assert_eq!(descriptor.served[0].deprecation.as_deref(), Some("example.com/v1beta1 is deprecated"));
+        assert_eq!(old.served[0].deprecation.as_deref(), Some("example.com/v1beta1 is deprecated"));
         let object =
             json!({"metadata": {"name": "x", "creationTimestamp": "2026-01-01T00:00:00Z"}, "spec": {"color": "red"}});
         let now = "2026-01-01T00:01:00Z".parse().unwrap();

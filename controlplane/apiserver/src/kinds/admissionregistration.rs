@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 use super::check::{Node, Seen, label_selector, url_host};
 use super::table::{UNSET, named, number, row, size, words};
 use super::value::{default, default_text, get_mut, has, list_mut, opt_text, text};
+use crate::cel::{self, decl::Decl};
+use crate::policy::{self, Purpose};
 use crate::resource::{Column, Context, Descriptor, Hooks, Resource};
 
 pub fn resources() -> Vec<Resource> {
@@ -147,8 +149,12 @@ fn match_conditions(owner: &Node<'_>, errors: &mut ErrorList) {
         errors.push(Error::too_many(&owner.child("matchConditions").path, conditions.len(), 64));
     }
     let mut seen = Seen::default();
+    let known = policy::declarations(purpose(owner), None, None, None);
     for condition in conditions {
-        condition.child("expression").required(errors, "");
+        let expression = condition.child("expression");
+        if expression.required(errors, "") {
+            compiles(&expression, &known, &["bool"], errors);
+        }
         let name = condition.child("name");
         if name.required_format(errors, names::qualified_name) && !seen.insert(name.text()) {
             name.duplicate(errors);
@@ -156,7 +162,32 @@ fn match_conditions(owner: &Node<'_>, errors: &mut ErrorList) {
     }
 }
 
-fn client_config(config: &Node<'_>, errors: &mut ErrorList) {
+/// Which variables the expressions of a webhook (or of a policy's `spec`) see.
+fn purpose(owner: &Node<'_>) -> Purpose {
+    if owner.has("paramKind") { Purpose::WithParams } else { Purpose::Plain }
+}
+
+/// The type of an expression that compiles and gives one of `wanted` (none: anything).
+fn compiles(expression: &Node<'_>, known: &[(&str, Decl)], wanted: &[&str], errors: &mut ErrorList) -> Decl {
+    let decl = match cel::compile_checked(expression.text(), known) {
+        Ok((_, checked)) => checked.decl,
+        Err(error) => {
+            expression.invalid(errors, error.to_string());
+            return Decl::dynamic();
+        }
+    };
+    let found = decl.to_string();
+    if found != "dyn" && !wanted.is_empty() && !wanted.contains(&found.as_str()) {
+        let wanted = match wanted {
+            [one] => (*one).to_owned(),
+            all => format!("one of [{}]", all.join(" ")),
+        };
+        expression.invalid(errors, format!("must evaluate to {wanted}"));
+    }
+    decl
+}
+
+pub(super) fn client_config(config: &Node<'_>, errors: &mut ErrorList) {
     let (url, service) = (config.child("url"), config.child("service"));
     if url.exists() == service.exists() {
         return config.missing(errors, "exactly one of url or service is required");
@@ -255,14 +286,22 @@ impl Hooks for Policy {
             }
         }
         let mut seen = Seen::default();
+        let mut variables: Vec<(String, Decl)> = Vec::new();
         for variable in spec.items("variables") {
-            variable.child("expression").required(&mut errors, "");
+            let expression = variable.child("expression");
+            let mut decl = Decl::dynamic();
+            if expression.required(&mut errors, "expression is not specified") {
+                let known = policy::declarations(purpose(&spec), None, None, Some(&variables));
+                decl = compiles(&expression, &known, &[], &mut errors);
+            }
             let name = variable.child("name");
-            if name.required(&mut errors, "name is required") && !seen.insert(name.text()) {
+            if name.required(&mut errors, "name is not specified") && !seen.insert(name.text()) {
                 name.duplicate(&mut errors);
             }
+            variables.push((name.text().to_owned(), decl));
         }
-        self.rules_are_sound(policy, &spec, &mut errors);
+        let known = policy::declarations(purpose(&spec), None, None, Some(&variables));
+        self.rules_are_sound(policy, &spec, &known, &mut errors);
         errors
     }
 
@@ -281,7 +320,7 @@ impl Hooks for Policy {
 }
 
 impl Policy {
-    fn rules_are_sound(&self, policy: &Value, spec: &Node<'_>, errors: &mut ErrorList) {
+    fn rules_are_sound(&self, policy: &Value, spec: &Node<'_>, known: &[(&str, Decl)], errors: &mut ErrorList) {
         let root = Node::root(policy);
         if self.rules == "spec.mutations" {
             root.child(self.rules).required(errors, "mutations must contain at least one item");
@@ -289,10 +328,16 @@ impl Policy {
             for mutation in root.items(self.rules) {
                 match mutation.child("patchType").text() {
                     "ApplyConfiguration" => {
-                        mutation.child("applyConfiguration.expression").required(errors, "");
+                        let expression = mutation.child("applyConfiguration.expression");
+                        if expression.required(errors, "") {
+                            compiles(&expression, known, &["Object"], errors);
+                        }
                     }
                     "JSONPatch" => {
-                        mutation.child("jsonPatch.expression").required(errors, "");
+                        let expression = mutation.child("jsonPatch.expression");
+                        if expression.required(errors, "") {
+                            compiles(&expression, known, &["list(JSONPatch)", "list(dyn)"], errors);
+                        }
                     }
                     _ => {
                         mutation.child("patchType").required_one_of(errors, &["ApplyConfiguration", "JSONPatch"]);
@@ -308,14 +353,24 @@ impl Policy {
             }
         }
         for validation in root.items(self.rules) {
-            validation.child("expression").required(errors, "expression is not specified");
+            let expression = validation.child("expression");
+            if expression.required(errors, "expression is not specified") {
+                compiles(&expression, known, &["bool"], errors);
+            }
+            let message = validation.child("messageExpression");
+            if !message.text().is_empty() {
+                compiles(&message, known, &["string"], errors);
+            }
             validation
                 .child("reason")
                 .optional_one_of(errors, &["Forbidden", "Invalid", "RequestEntityTooLarge", "Unauthorized"]);
         }
         for annotation in spec.items("auditAnnotations") {
             annotation.child("key").required(errors, "");
-            annotation.child("valueExpression").required(errors, "valueExpression is not specified");
+            let value = annotation.child("valueExpression");
+            if value.required(errors, "valueExpression is not specified") {
+                compiles(&value, known, &["string", "null"], errors);
+            }
         }
     }
 }

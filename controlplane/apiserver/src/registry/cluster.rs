@@ -14,7 +14,9 @@ use crate::authn::UserInfo;
 use crate::cache::item::{encode, remove_version};
 use crate::cache::store_error;
 use crate::error::{ApiError, Result};
+use crate::resource::{Descriptor, GroupVersionKind, api_version, split_api_version};
 use crate::resources::Endpoint;
+use crate::schema::Schema;
 use crate::server::Api;
 
 /// Attempts at a record while others write it.
@@ -136,6 +138,52 @@ impl Cluster for Api {
             }
         }
         Err(ApiError::internal(format!("{key} was changed by others {RECORD_ATTEMPTS} times in a row; try again")))
+    }
+
+    fn versions(&self, descriptor: &Descriptor) -> Vec<(String, String)> {
+        let same = |other: &Descriptor| other.storage_prefix == descriptor.storage_prefix;
+        let resources = self.resources();
+        let endpoints = resources.all().iter().filter(|endpoint| same(endpoint.descriptor()));
+        let served = endpoints.flat_map(|endpoint| endpoint.descriptor().served.iter().filter(|served| served.served));
+        served.map(|served| (served.group.to_string(), served.version.to_string())).collect()
+    }
+
+    async fn convert(&self, descriptor: &Descriptor, mut object: Value, group: &str, version: &str) -> Result<Value> {
+        let resources = self.resources();
+        let endpoint = resources.find(group, version, &descriptor.plural).ok_or_else(ApiError::no_such_path)?;
+        if descriptor.custom {
+            return endpoint.hooks().from_stored(object).await;
+        }
+        let from = object["apiVersion"].as_str().unwrap_or_default().to_owned();
+        endpoint.hooks().convert(&mut object, split_api_version(&from), (group, version))?;
+        object["apiVersion"] = api_version(group, version).into();
+        Ok(object)
+    }
+
+    async fn convert_kind(&self, group: &str, kind: &str, object: Value, version: &str) -> Result<Value> {
+        let resources = self.resources();
+        let endpoint = resources.by_kind(group, kind).ok_or_else(ApiError::no_such_path)?;
+        self.convert(endpoint.descriptor(), object, group, version).await
+    }
+
+    fn resource_of(&self, group: &str, kind: &str) -> Option<(String, bool)> {
+        let resources = self.resources();
+        let descriptor = resources.by_kind(group, kind)?.descriptor();
+        Some((descriptor.plural.to_string(), descriptor.namespaced))
+    }
+
+    fn schema(&self, group: &str, version: &str, kind: &str) -> Option<Schema> {
+        let resources = self.resources();
+        let custom = resources.all().iter().find(|endpoint| {
+            let descriptor = endpoint.descriptor();
+            descriptor.custom && descriptor.kind == kind && descriptor.find_served(group, version).is_some()
+        });
+        match custom {
+            Some(endpoint) => endpoint.schema(group, version).cloned(),
+            None => {
+                crate::schema::lookup(&GroupVersionKind::new(group.to_owned(), version.to_owned(), kind.to_owned()))
+            }
+        }
     }
 
     async fn allowed(&self, user: &UserInfo, access: Access<'_>) -> bool {

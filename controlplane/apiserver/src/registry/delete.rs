@@ -228,9 +228,10 @@ impl Call {
                 Decision::Remove => (Txn::delete(key, revision), object, None, true),
                 Decision::Mark(mut marked) => {
                     remove_version(&mut marked);
-                    let stored = Bytes::from(encode(&marked));
-                    let txn = Txn::update(key, revision, stored.clone());
-                    (txn, marked, Some(stored), false)
+                    let shown = Bytes::from(encode(&marked));
+                    let stored = self.stored_bytes(&marked, &shown).await?;
+                    let txn = Txn::update(key, revision, stored);
+                    (txn, marked, Some(shown), false)
                 }
             };
             if options.dry_run {
@@ -248,7 +249,7 @@ impl Call {
                 }
                 TxnOutcome::Conflict { current: newer, .. } => {
                     current = match newer {
-                        Some(kv) => Some(Current::from_stored(&kv)?),
+                        Some(kv) => Some(self.open(&kv).await?),
                         None => None,
                     };
                 }

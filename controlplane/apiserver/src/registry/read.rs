@@ -229,8 +229,9 @@ impl Call {
             range.revision = page.revision;
             let more = page.more();
             let total = page.kvs.len();
-            for (at, kv) in page.kvs.iter().enumerate() {
-                let Some(item) = cache.decode(kv)? else { continue };
+            let values = cache.decoded(page.kvs.iter().map(|kv| kv.value.clone()).collect()).await?;
+            for (at, (kv, value)) in page.kvs.iter().zip(&values).enumerate() {
+                let Some(item) = cache.decode(kv, value)? else { continue };
                 if !selection.matches(cache, &item) {
                     continue;
                 }

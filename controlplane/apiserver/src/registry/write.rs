@@ -94,12 +94,13 @@ impl Call {
         self.guard_rights(&object, None).await?;
         let mut object = self.validate(Operation::Create, object, None, options).await?;
         let reservation = hooks.reserve(&context, &mut object, None).await?;
-        let stored = Bytes::from(encode(&object));
+        let shown = Bytes::from(encode(&object));
         let key = descriptor.key(self.namespace(), &name);
         if self.options.dry_run {
-            return self.pretend_create(&key, object, stored).await;
+            return self.pretend_create(&key, object, shown).await;
         }
-        let mut txn = Txn::create(key, stored.clone());
+        let stored = self.stored_bytes(&object, &shown).await?;
+        let mut txn = Txn::create(key, stored);
         if let Some(seconds) = descriptor.ttl {
             txn = txn.with_ttl(std::time::Duration::from_secs(seconds));
         }
@@ -113,7 +114,7 @@ impl Call {
                     component::timeline_at(&pod, "accepted", self.now);
                     component::timeline(&pod, "stored");
                 }
-                Ok(written(object, &stored, revision, true))
+                Ok(written(object, &shown, revision, true))
             }
             TxnOutcome::Conflict { .. } => {
                 if let Some(reservation) = reservation {
@@ -323,6 +324,21 @@ impl Call {
         self.api.sealed.is_stale(&key).await.map_err(store_error)
     }
 
+    /// What goes into the store for an object (hub version) that is shown as `shown`.
+    pub(super) async fn stored_bytes(&self, object: &Value, shown: &Bytes) -> Result<Bytes> {
+        if self.descriptor().stored_as.is_none() {
+            return Ok(shown.clone());
+        }
+        let stored = self.endpoint.hooks().to_stored(object.clone()).await?;
+        Ok(Bytes::from(encode(&stored)))
+    }
+
+    /// What is stored, in the hub version.
+    pub(super) async fn open(&self, kv: &store::KeyValue) -> Result<Current> {
+        let current = Current::from_stored(kv)?;
+        Ok(Current { value: self.endpoint.hooks().from_stored(current.value).await?, revision: current.revision })
+    }
+
     /// Writes the new state; `Err` is what is there instead.
     async fn write(
         &self,
@@ -332,21 +348,22 @@ impl Call {
     ) -> Result<std::result::Result<(Bytes, u64), Option<Current>>> {
         let descriptor = self.descriptor();
         let key = descriptor.key(self.namespace(), &self.info.name);
-        let stored = Bytes::from(encode(new));
+        let shown = Bytes::from(encode(new));
         let txn = if gone {
             Txn::delete(key, expected)
         } else {
-            let txn = Txn::update(key, expected, stored.clone());
+            let stored = self.stored_bytes(new, &shown).await?;
+            let txn = Txn::update(key, expected, stored);
             match descriptor.ttl {
                 Some(seconds) => txn.with_ttl(std::time::Duration::from_secs(seconds)),
                 None => txn,
             }
         };
         match self.api.store.txn(txn).await.map_err(store_error)? {
-            TxnOutcome::Done { revision } => Ok(Ok((stored, revision))),
+            TxnOutcome::Done { revision } => Ok(Ok((shown, revision))),
             TxnOutcome::Conflict { current, .. } => {
                 let current = match current {
-                    Some(kv) => Some(Current::from_stored(&kv)?),
+                    Some(kv) => Some(self.open(&kv).await?),
                     None => None,
                 };
                 Ok(Err(current))

@@ -126,6 +126,11 @@ impl Structural {
         dropped
     }
 
+    /// The same for a value inside of an object.
+    pub fn prune_value(&self, value: &mut Value) {
+        self.prune(value, false, &mut String::new(), &mut Vec::new());
+    }
+
     fn prune(&self, value: &mut Value, resource: bool, path: &mut String, dropped: &mut Vec<String>) {
         let resource = resource || self.embedded_resource;
         match value {

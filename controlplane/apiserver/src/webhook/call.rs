@@ -26,14 +26,29 @@ struct Place {
     tls: bool,
 }
 
-/// Posts `body` to where `client_config` (`WebhookClientConfig`) says, and reads the JSON answer.
+/// As [`post_with`], with no query.
 pub async fn post(
     cluster: &dyn Cluster,
     client_config: &Value,
     body: &Value,
     timeout: Duration,
 ) -> Result<Value, String> {
-    let place = place(cluster, client_config).await?;
+    post_with(cluster, client_config, body, timeout, "").await
+}
+
+/// Posts `body` to where `client_config` (`WebhookClientConfig`) says, and reads the JSON answer.
+pub async fn post_with(
+    cluster: &dyn Cluster,
+    client_config: &Value,
+    body: &Value,
+    timeout: Duration,
+    query: &str,
+) -> Result<Value, String> {
+    let mut place = place(cluster, client_config).await?;
+    if !query.is_empty() {
+        place.path.push(if place.path.contains('?') { '&' } else { '?' });
+        place.path.push_str(query);
+    }
     let exchange = exchange(&place, client_config, body);
     match tokio::time::timeout(timeout, exchange).await {
         Ok(answer) => answer,

@@ -4,11 +4,10 @@
 //! what they are sent and what their answer means is pure; [`call`] does the exchange.
 
 pub mod call;
+pub mod matching;
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use api::selector::Selector;
 use async_trait::async_trait;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -16,9 +15,11 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::admit::{Admission, Attributes, Cluster};
-use crate::cel;
 use crate::error::{ApiError, Result};
 use crate::patch;
+use crate::policy::{self, Conditions};
+
+use matching::{Criteria, Version};
 
 const GROUP: &str = "admissionregistration.k8s.io";
 const DEFAULT_TIMEOUT: u64 = 10;
@@ -43,16 +44,22 @@ impl Admission for Mutating {
         applies(attributes)
     }
 
+    /// Policies first, then webhooks; who asks for it sees once more what others changed after it.
     async fn mutate(&self, attributes: &mut Attributes<'_>, cluster: &dyn Cluster) -> Result<()> {
-        let webhooks = matching(attributes, cluster, "mutatingwebhookconfigurations").await?;
+        let by_policies = policy::mutating::run(attributes, cluster, false).await?;
+        let webhooks = configured(cluster, "mutatingwebhookconfigurations").await?;
         let mut last_change = None;
         for (at, webhook) in webhooks.iter().enumerate() {
             if mutate_by(webhook, attributes, cluster).await? {
                 last_change = Some(at);
             }
         }
-        // Those that ask for it see once more what others changed after them.
-        for webhook in webhooks.iter().take(last_change.unwrap_or(0)) {
+        if !by_policies && last_change.is_none() {
+            return Ok(());
+        }
+        let again = policy::mutating::run(attributes, cluster, true).await?;
+        let earlier = if again { webhooks.len() } else { last_change.unwrap_or(0) };
+        for webhook in webhooks.iter().take(earlier) {
             if webhook["reinvocationPolicy"] == "IfNeeded" {
                 mutate_by(webhook, attributes, cluster).await?;
             }
@@ -72,11 +79,11 @@ impl Admission for Validating {
     }
 
     async fn validate(&self, attributes: &mut Attributes<'_>, cluster: &dyn Cluster) -> Result<()> {
-        let webhooks = matching(attributes, cluster, "validatingwebhookconfigurations").await?;
+        let webhooks = configured(cluster, "validatingwebhookconfigurations").await?;
         let answers = webhooks.iter().map(|webhook| consult(webhook, attributes, cluster));
         let answers = futures::future::join_all(answers).await;
         for (webhook, answer) in webhooks.iter().zip(answers) {
-            if let Some(response) = answer? {
+            if let Some((response, _)) = answer? {
                 take_notes(webhook, &response, attributes);
             }
         }
@@ -88,177 +95,60 @@ fn name(webhook: &Value) -> &str {
     webhook["name"].as_str().unwrap_or_default()
 }
 
-/// The webhooks that a request goes to, in order of their configurations' names.
-async fn matching(attributes: &Attributes<'_>, cluster: &dyn Cluster, plural: &str) -> Result<Vec<Value>> {
+/// All webhooks, in order of their configurations' names.
+async fn configured(cluster: &dyn Cluster, plural: &str) -> Result<Vec<Value>> {
     let configurations = cluster.list(GROUP, plural, "").await?;
-    let mut chosen = Vec::new();
-    for configuration in configurations.iter() {
-        for webhook in configuration["webhooks"].as_array().into_iter().flatten() {
-            if rules_match(&webhook["rules"], attributes) && selected(webhook, attributes, cluster).await? {
-                if let Some(outcome) = conditions(webhook, attributes) {
-                    match outcome {
-                        Ok(true) => {}
-                        Ok(false) => continue,
-                        Err(_) if webhook["failurePolicy"] == "Ignore" => continue,
-                        Err(why) => return Err(failed(webhook, &why)),
-                    }
-                }
-                chosen.push(webhook.clone());
-            }
-        }
-    }
-    Ok(chosen)
-}
-
-fn contains(list: &Value, wanted: &str) -> bool {
-    list.as_array().into_iter().flatten().any(|held| held == "*" || held == wanted)
-}
-
-/// Whether one of the rules covers the request.
-fn rules_match(rules: &Value, attributes: &Attributes<'_>) -> bool {
-    let exact = webhook_versions(attributes);
-    rules.as_array().into_iter().flatten().any(|rule| {
-        let scope = match rule["scope"].as_str().unwrap_or("*") {
-            "Namespaced" => !attributes.namespace.is_empty() && attributes.descriptor.namespaced,
-            "Cluster" => !attributes.descriptor.namespaced,
-            _ => true,
-        };
-        scope
-            && contains(&rule["operations"], attributes.operation.name())
-            && exact
-                .iter()
-                .any(|(group, version)| contains(&rule["apiGroups"], group) && contains(&rule["apiVersions"], version))
-            && rule["resources"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .filter_map(Value::as_str)
-                .any(|held| resource_matches(held, &attributes.descriptor.plural, attributes.subresource))
-    })
-}
-
-/// Every version that the resource is served in: a rule for one of them covers the others
-/// (`matchPolicy: Equivalent`, the default).
-fn webhook_versions<'a>(attributes: &'a Attributes<'_>) -> Vec<(&'a str, &'a str)> {
-    let others = attributes.descriptor.served.iter().map(|served| (&*served.group, &*served.version));
-    std::iter::once((attributes.group, attributes.version)).chain(others).collect()
-}
-
-fn resource_matches(rule: &str, plural: &str, subresource: &str) -> bool {
-    match rule.split_once('/') {
-        None => subresource.is_empty() && (rule == "*" || rule == plural),
-        Some((main, sub)) => {
-            (main == "*" || main == plural) && (sub == "*" || (!subresource.is_empty() && sub == subresource))
-        }
-    }
-}
-
-/// Whether the namespace and the object have the labels that the webhook asks for.
-async fn selected(webhook: &Value, attributes: &Attributes<'_>, cluster: &dyn Cluster) -> Result<bool> {
-    let selector = |key: &str| -> Option<Selector> {
-        let selector = &webhook[key];
-        Selector::from_json(Some(selector))
-            .ok()
-            .filter(|_| selector.is_object())
-            .filter(|selector| !selector.is_everything())
-    };
-    if let Some(wanted) = selector("namespaceSelector") {
-        let own = attributes.is("", "namespaces");
-        let namespace = if own {
-            Some(Arc::new(attributes.object.clone()))
-        } else if attributes.namespace.is_empty() {
-            None
-        } else {
-            cluster.get("", "namespaces", "", attributes.namespace).await?
-        };
-        if let Some(namespace) = namespace
-            && !wanted.matches_json(namespace["metadata"].get("labels"))
-        {
-            return Ok(false);
-        }
-    }
-    if let Some(wanted) = selector("objectSelector") {
-        let matches = |object: &Value| object.is_object() && wanted.matches_json(object["metadata"].get("labels"));
-        if !matches(&attributes.object) && !attributes.old.is_some_and(matches) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-/// `matchConditions`: none without any; an expression that fails is an error.
-fn conditions(webhook: &Value, attributes: &Attributes<'_>) -> Option<Result<bool, String>> {
-    let conditions = webhook["matchConditions"].as_array().filter(|conditions| !conditions.is_empty())?;
-    let variables = [
-        ("object", cel::from_json(&attributes.object)),
-        ("oldObject", cel::from_json(attributes.old.unwrap_or(&Value::Null))),
-        ("request", cel::from_json(&request(attributes, ""))),
-    ];
-    for condition in conditions {
-        let expression = condition["expression"].as_str().unwrap_or_default();
-        let outcome = cel::compile(expression).and_then(|program| program.test(&variables));
-        match outcome {
-            Ok(true) => {}
-            Ok(false) => return Some(Ok(false)),
-            Err(error) => return Some(Err(format!("match condition {expression:?}: {error}"))),
-        }
-    }
-    Some(Ok(true))
-}
-
-/// `AdmissionRequest`.
-fn request(attributes: &Attributes<'_>, uid: &str) -> Value {
-    let descriptor = attributes.descriptor;
-    let (group, version) = (descriptor.hub_group(), descriptor.hub_version());
-    let object_kind = |object: &Value| -> Value {
-        let api_version = object["apiVersion"].as_str().unwrap_or_default();
-        let (group, version) = crate::resource::split_api_version(api_version);
-        json!({"group": group, "version": version, "kind": object["kind"]})
-    };
-    let sample = if attributes.object.is_object() { Some(&attributes.object) } else { attributes.old };
-    let kind = sample.map_or_else(|| json!({"group": group, "version": version, "kind": descriptor.kind}), object_kind);
-    let resource = json!({"group": group, "version": version, "resource": descriptor.plural});
-    let name = if attributes.name.is_empty() {
-        attributes.object["metadata"]["name"].as_str().unwrap_or_default()
-    } else {
-        attributes.name
-    };
-    let mut request = json!({
-        "uid": uid, "kind": kind, "resource": resource, "requestKind": kind,
-        "requestResource": {"group": attributes.group, "version": attributes.version, "resource": descriptor.plural},
-        "name": name, "operation": attributes.operation.name(),
-        "userInfo": crate::registry::user_object(attributes.user),
-        "object": attributes.object, "oldObject": attributes.old, "dryRun": attributes.dry_run, "options": attributes.options,
-    });
-    if !attributes.namespace.is_empty() {
-        request["namespace"] = attributes.namespace.into();
-    }
-    if !attributes.subresource.is_empty() {
-        request["subResource"] = attributes.subresource.into();
-        request["requestSubResource"] = attributes.subresource.into();
-    }
-    request
+    let webhooks = configurations.iter().flat_map(|all| all["webhooks"].as_array().into_iter().flatten());
+    Ok(webhooks.cloned().collect())
 }
 
 fn failed(webhook: &Value, why: &str) -> ApiError {
     ApiError::internal(format!("failed calling webhook {:?}: failed to call webhook: {why}", name(webhook)))
 }
 
-/// Asks one webhook. `None`: it could not be asked, and that is to be ignored.
-async fn consult(webhook: &Value, attributes: &Attributes<'_>, cluster: &dyn Cluster) -> Result<Option<Value>> {
+/// Asks one webhook, if the request is for it: what it answers, and the version it was asked in.
+/// `None`: it was not asked, or could not be, and that is to be ignored.
+async fn consult(webhook: &Value, attributes: &Attributes<'_>, cluster: &dyn Cluster) -> Result<Option<(Value, Seen)>> {
+    let Some(version) = Criteria::of_webhook(webhook).matched(attributes, cluster).await? else { return Ok(None) };
+    let versioned = match matching::versioned(attributes, cluster, version).await {
+        Ok(versioned) => versioned,
+        Err(_) if ignores_failures(webhook) => return Ok(None),
+        Err(error) => return Err(failed(webhook, &error.to_string())),
+    };
+    match policy::match_conditions(webhook, attributes, &versioned, cluster).await? {
+        Conditions::Met => {}
+        Conditions::NotMet => return Ok(None),
+        Conditions::Failed(_) if ignores_failures(webhook) => return Ok(None),
+        Conditions::Failed(why) => return Err(attributes.forbid(why)),
+    }
     if attributes.dry_run && !matches!(webhook["sideEffects"].as_str(), Some("None" | "NoneOnDryRun")) {
         return Err(ApiError::bad_request(format!("admission webhook {:?} does not support dry run", name(webhook))));
     }
     let uid = uuid::Uuid::new_v4().to_string();
-    let review =
-        json!({"kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "request": request(attributes, &uid)});
-    let timeout = Duration::from_secs(webhook["timeoutSeconds"].as_u64().unwrap_or(DEFAULT_TIMEOUT).clamp(1, 30));
-    let answer = call::post(cluster, &webhook["clientConfig"], &review, timeout).await;
-    let response = answer.and_then(|answer| read(&answer, &uid));
+    let mut request = matching::request(attributes, &versioned.version, &uid);
+    request["object"] = (*versioned.object).clone();
+    request["oldObject"] = (*versioned.old).clone();
+    let review_version = webhook["admissionReviewVersions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .find(|version| matches!(*version, "v1" | "v1beta1"))
+        .unwrap_or("v1");
+    let api_version = format!("admission.k8s.io/{review_version}");
+    let review = json!({"kind": "AdmissionReview", "apiVersion": api_version, "request": request});
+    let seconds = webhook["timeoutSeconds"].as_u64().unwrap_or(DEFAULT_TIMEOUT).clamp(1, 30);
+    let config = &webhook["clientConfig"];
+    let answer =
+        call::post_with(cluster, config, &review, Duration::from_secs(seconds), &format!("timeout={seconds}s")).await;
+    let response = answer.and_then(|answer| read(&answer, &api_version, &uid));
     match response {
-        Ok(response) if response["allowed"] == true => Ok(Some(response)),
+        Ok(response) if response["allowed"] == true => {
+            let seen = Seen { object: versioned.object.into_owned(), version: versioned.version };
+            Ok(Some((response, seen)))
+        }
         Ok(response) => Err(denied(webhook, &response)),
-        Err(why) if webhook["failurePolicy"] == "Ignore" => {
+        Err(why) if ignores_failures(webhook) => {
             tracing::warn!(webhook = name(webhook), why, "webhook failed; its policy is to ignore that");
             Ok(None)
         }
@@ -266,8 +156,25 @@ async fn consult(webhook: &Value, attributes: &Attributes<'_>, cluster: &dyn Clu
     }
 }
 
+/// What a webhook was shown.
+struct Seen {
+    object: Value,
+    version: Version,
+}
+
+fn ignores_failures(webhook: &Value) -> bool {
+    webhook["failurePolicy"] == "Ignore"
+}
+
 /// The response in an answered review.
-fn read(answer: &Value, uid: &str) -> std::result::Result<Value, String> {
+fn read(answer: &Value, api_version: &str, uid: &str) -> std::result::Result<Value, String> {
+    if api_version.ends_with("/v1") && (answer["apiVersion"] != api_version || answer["kind"] != "AdmissionReview") {
+        return Err(format!(
+            "expected webhook response of {api_version}, Kind=AdmissionReview, got {}, Kind={}",
+            answer["apiVersion"].as_str().unwrap_or_default(),
+            answer["kind"].as_str().unwrap_or_default()
+        ));
+    }
     let response = &answer["response"];
     if !response.is_object() {
         return Err("webhook response was absent".to_owned());
@@ -304,10 +211,15 @@ fn take_notes(webhook: &Value, response: &Value, attributes: &mut Attributes<'_>
 
 /// Whether the webhook changed the object.
 async fn mutate_by(webhook: &Value, attributes: &mut Attributes<'_>, cluster: &dyn Cluster) -> Result<bool> {
-    let Some(response) = consult(webhook, attributes, cluster).await? else { return Ok(false) };
+    let Some((response, seen)) = consult(webhook, attributes, cluster).await? else { return Ok(false) };
     take_notes(webhook, &response, attributes);
     let Some(encoded) = response["patch"].as_str().filter(|patch| !patch.is_empty()) else { return Ok(false) };
-    let patched = patched(&attributes.object, encoded).map_err(|why| failed(webhook, &why))?;
+    if response["patchType"].as_str().is_some_and(|kind| kind != "JSONPatch") {
+        let why = format!("unsupported patch type {:?}", response["patchType"].as_str().unwrap_or_default());
+        return Err(failed(webhook, &why));
+    }
+    let patched = patched(&seen.object, encoded).map_err(|why| failed(webhook, &why))?;
+    let patched = matching::restored(attributes, cluster, patched, &seen.version).await?;
     let changed = patched != attributes.object;
     attributes.object = patched;
     Ok(changed)
@@ -325,43 +237,6 @@ fn patched(object: &Value, encoded: &str) -> std::result::Result<Value, String> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admit::Operation;
-    use crate::authn::UserInfo;
-    use crate::resource::Descriptor;
-
-    #[test]
-    fn rules_choose_requests() {
-        let descriptor = Descriptor::new("apps", "v1", "Deployment", "deployments");
-        let (user, options) = (UserInfo::admin(), json!({}));
-        let attributes = Attributes {
-            user: &user,
-            descriptor: &descriptor,
-            group: "apps",
-            version: "v1",
-            subresource: "",
-            operation: Operation::Create,
-            namespace: "a",
-            name: "x",
-            object: json!({}),
-            old: None,
-            options: &options,
-            dry_run: false,
-            warnings: Vec::new(),
-            audit: Vec::new(),
-        };
-        let rule = |operations: &str, group: &str, resource: &str, scope: &str| json!([{"operations": [operations], "apiGroups": [group], "apiVersions": ["*"], "resources": [resource], "scope": scope}]);
-        for (rules, expected) in [
-            (rule("CREATE", "apps", "deployments", "*"), true),
-            (rule("*", "*", "*", "Namespaced"), true),
-            (rule("*", "*", "*/*", "*"), true),
-            (rule("UPDATE", "apps", "deployments", "*"), false),
-            (rule("CREATE", "", "deployments", "*"), false),
-            (rule("CREATE", "apps", "deployments/status", "*"), false),
-            (rule("CREATE", "apps", "deployments", "Cluster"), false),
-        ] {
-            assert_eq!(rules_match(&rules, &attributes), expected, "{rules}");
-        }
-    }
 
     #[test]
     fn patches_and_refusals() {
@@ -371,6 +246,10 @@ mod tests {
         let error =
             denied(&json!({"name": "x.y"}), &json!({"allowed": false, "status": {"message": "no", "code": 422}}));
         assert_eq!((error.code().as_u16(), error.message()), (422, "admission webhook \"x.y\" denied the request: no"));
-        assert!(read(&json!({"response": {"uid": "other"}}), "u").is_err());
+        let review =
+            json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": {"uid": "other"}});
+        let error = read(&review, "admission.k8s.io/v1", "u").unwrap_err();
+        assert_eq!(error, "expected response.uid=\"u\", got \"other\"");
+        assert!(read(&json!({"response": {"uid": "u"}}), "admission.k8s.io/v1", "u").is_err());
     }
 }

@@ -9,7 +9,7 @@
 
 pub mod fieldset;
 pub mod managers;
-mod typed;
+pub(crate) mod typed;
 
 #[cfg(test)]
 mod tests;

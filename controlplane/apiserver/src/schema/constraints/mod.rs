@@ -5,7 +5,7 @@
 //! object, and its change, without further parsing. [`rules`] are the CEL rules, [`formats`] the
 //! formats that are checked.
 
-mod formats;
+pub(crate) mod formats;
 mod rules;
 
 #[cfg(test)]
@@ -17,7 +17,7 @@ use api::field::{Error, ErrorList, ErrorType, Path};
 use regex::Regex;
 use serde_json::Value;
 
-use rules::Rule;
+use rules::{Budget, Rule};
 
 /// A compiled schema.
 #[derive(Debug, Default)]
@@ -48,6 +48,8 @@ pub struct Constraints {
     not: Option<Box<Constraints>>,
     unique: Unique,
     rules: Vec<Rule>,
+    /// `x-kubernetes-map-type: atomic`
+    atomic_map: bool,
 }
 
 /// What makes items of a list the same.
@@ -60,6 +62,11 @@ enum Unique {
 }
 
 impl Constraints {
+    /// Compiles the schema of a part of an object.
+    pub fn of_part(schema: &Value) -> Self {
+        Self::compile(schema)
+    }
+
     /// Compiles the schema of a whole object.
     pub fn new(schema: &Value) -> Self {
         Self { root: true, ..Self::compile(schema) }
@@ -99,6 +106,7 @@ impl Constraints {
             any_of: many("anyOf"),
             one_of: many("oneOf"),
             not: one("not"),
+            atomic_map: schema["x-kubernetes-map-type"] == "atomic",
             unique: match schema["x-kubernetes-list-type"].as_str() {
                 Some("set") => Unique::Values,
                 Some("map") => Unique::Keys(texts("x-kubernetes-list-map-keys")),
@@ -108,19 +116,25 @@ impl Constraints {
         }
     }
 
-    /// What is wrong with an object; `old` is what it was before an update.
+    /// What is wrong with an object; `old` is what it was before an update. What was wrong before
+    /// and did not change is let pass (`CRDValidationRatcheting`).
     pub fn validate(&self, new: &Value, old: Option<&Value>) -> ErrorList {
+        self.validate_at(new, old, &Path::empty())
+    }
+
+    /// The same for a value that is at `path`.
+    pub fn validate_at(&self, new: &Value, old: Option<&Value>, path: &Path) -> ErrorList {
         let mut errors = ErrorList::new();
-        self.check(new, &Path::empty(), &mut errors);
+        self.check(new, old, path, &mut errors);
         // Rules may count on the types: they only run on values that are of them.
         if errors.is_empty() {
-            self.check_rules(new, old, &Path::empty(), &mut errors);
+            self.check_rules(new, old, path, &mut Budget::default(), &mut errors);
         }
         errors
     }
 
-    fn check(&self, value: &Value, path: &Path, errors: &mut ErrorList) {
-        if value.is_null() && self.nullable {
+    fn check(&self, value: &Value, old: Option<&Value>, path: &Path, errors: &mut ErrorList) {
+        if old == Some(value) || (value.is_null() && self.nullable) {
             return;
         }
         if !self.check_type(value, path, errors) {
@@ -129,8 +143,8 @@ impl Constraints {
         match value {
             Value::String(text) => self.check_text(text, path, errors),
             Value::Number(_) => self.check_number(value, path, errors),
-            Value::Array(items) => self.check_list(items, path, errors),
-            Value::Object(members) => self.check_object(members, path, errors),
+            Value::Array(items) => self.check_list(items, old, path, errors),
+            Value::Object(members) => self.check_object(members, old, path, errors),
             _ => {}
         }
         if !self.allowed.is_empty() && !self.allowed.contains(value) {
@@ -202,7 +216,7 @@ impl Constraints {
         }
     }
 
-    fn check_list(&self, items: &[Value], path: &Path, errors: &mut ErrorList) {
+    fn check_list(&self, items: &[Value], old: Option<&Value>, path: &Path, errors: &mut ErrorList) {
         if let Some(least) = self.items_count.0.filter(|least| items.len() < *least) {
             errors.push(Error::invalid(
                 path,
@@ -215,7 +229,7 @@ impl Constraints {
         }
         if let Some(schema) = &self.items {
             for (index, item) in items.iter().enumerate() {
-                schema.check(item, &path.index(index), errors);
+                schema.check(item, self.before(item, old), &path.index(index), errors);
             }
         }
         let mut seen = HashSet::new();
@@ -239,7 +253,13 @@ impl Constraints {
         }
     }
 
-    fn check_object(&self, members: &serde_json::Map<String, Value>, path: &Path, errors: &mut ErrorList) {
+    fn check_object(
+        &self,
+        members: &serde_json::Map<String, Value>,
+        old: Option<&Value>,
+        path: &Path,
+        errors: &mut ErrorList,
+    ) {
         for name in self.required.iter().filter(|name| !members.contains_key(*name)) {
             errors.push(Error::required(&path.child(name), ""));
         }
@@ -252,9 +272,14 @@ impl Constraints {
         }
         for (name, value) in members {
             if let Some((schema, path)) = self.member(name, path) {
-                schema.check(value, &path, errors);
+                schema.check(value, self.member_before(name, old), &path, errors);
             }
         }
+    }
+
+    /// What a member was, unless the object only changes as a whole.
+    fn member_before<'a>(&self, name: &str, old: Option<&'a Value>) -> Option<&'a Value> {
+        old.filter(|_| !self.atomic_map)?.get(name)
     }
 
     /// The schema of a member and where it is: `spec.name` for fields, `spec.map[key]` for keys.
@@ -272,7 +297,7 @@ impl Constraints {
     fn check_combinations(&self, value: &Value, path: &Path, errors: &mut ErrorList) {
         let fits = |schema: &Constraints| {
             let mut errors = ErrorList::new();
-            schema.check(value, path, &mut errors);
+            schema.check(value, None, path, &mut errors);
             errors.is_empty()
         };
         let mut fail =
@@ -290,33 +315,38 @@ impl Constraints {
             fail("must not validate the schema (not)");
         }
         for schema in &self.all_of {
-            schema.check(value, path, errors);
+            schema.check(value, None, path, errors);
         }
     }
 
-    fn check_rules(&self, new: &Value, old: Option<&Value>, path: &Path, errors: &mut ErrorList) {
-        if new.is_null() {
+    fn check_rules(&self, new: &Value, old: Option<&Value>, path: &Path, budget: &mut Budget, errors: &mut ErrorList) {
+        if new.is_null() || budget.is_spent() {
             return;
         }
         if !self.rules.is_empty() {
             let this = rules::to_cel(self, new);
             let before = old.map(|old| rules::to_cel(self, old));
-            for rule in &self.rules {
-                errors.extend(rule.check(&this, before.as_ref(), &self.kind, path));
+            let unchanged = old == Some(new);
+            for rule in self.rules.iter() {
+                if budget.is_spent() {
+                    return;
+                }
+                let failed = rule.check(&this, before.as_ref(), &self.kind, path, budget);
+                errors.extend(failed.filter(|_| !unchanged || rule.is_transition() || budget.is_spent()));
             }
         }
         match new {
             Value::Object(members) => {
                 for (name, value) in members {
                     if let Some((schema, path)) = self.member(name, path) {
-                        schema.check_rules(value, old.and_then(|old| old.get(name)), &path, errors);
+                        schema.check_rules(value, self.member_before(name, old), &path, budget, errors);
                     }
                 }
             }
             Value::Array(items) => {
                 let Some(schema) = &self.items else { return };
                 for (index, item) in items.iter().enumerate() {
-                    schema.check_rules(item, self.before(item, old), &path.index(index), errors);
+                    schema.check_rules(item, self.before(item, old), &path.index(index), budget, errors);
                 }
             }
             _ => {}
@@ -328,29 +358,6 @@ impl Constraints {
         let Unique::Keys(_) = self.unique else { return None };
         let key = self.item_key(item);
         old?.as_array()?.iter().find(|known| self.item_key(known) == key)
-    }
-
-    /// Rules that do not compile, for the validation of definitions: where, and why.
-    pub fn broken_rules(&self) -> Vec<(Path, String)> {
-        let mut broken = Vec::new();
-        self.collect_broken(&Path::empty(), &mut broken);
-        broken
-    }
-
-    fn collect_broken(&self, path: &Path, broken: &mut Vec<(Path, String)>) {
-        for (index, rule) in self.rules.iter().enumerate() {
-            if let Some(why) = rule.broken() {
-                broken.push((path.child("x-kubernetes-validations").index(index).child("rule"), why));
-            }
-        }
-        for (name, schema) in &self.properties {
-            schema.collect_broken(&path.child("properties").key(name), broken);
-        }
-        for (name, schema) in [("items", &self.items), ("additionalProperties", &self.additional)] {
-            if let Some(schema) = schema {
-                schema.collect_broken(&path.child(name), broken);
-            }
-        }
     }
 }
 

@@ -5,34 +5,12 @@ use api::field::{Error, ErrorType, Path};
 use serde_json::Value;
 
 use super::Constraints;
+use crate::cel::decl::escaped;
 use crate::cel::{self, CelError, Program};
 use crate::schema::{base64_bytes, go_duration_nanos, parse_timestamp};
 
-/// Names that CEL keeps for itself: fields that are called so are written `__name__`.
-const RESERVED: [&str; 22] = [
-    "true",
-    "false",
-    "null",
-    "in",
-    "as",
-    "break",
-    "const",
-    "continue",
-    "else",
-    "for",
-    "function",
-    "if",
-    "import",
-    "let",
-    "loop",
-    "package",
-    "namespace",
-    "return",
-    "var",
-    "void",
-    "while",
-    "self",
-];
+/// The longest message that an expression may make.
+const LONGEST_MESSAGE: usize = 5 * 1024;
 
 #[derive(Debug)]
 pub struct Rule {
@@ -44,6 +22,31 @@ pub struct Rule {
     /// Below the place of the rule: `.spec.name`.
     field_path: String,
     optional_old_self: bool,
+}
+
+/// What the rules of one object may cost together.
+#[derive(Debug)]
+pub struct Budget {
+    left: u64,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self { left: cel::BUDGET }
+    }
+}
+
+impl Budget {
+    /// No further rules are run.
+    pub fn is_spent(&self) -> bool {
+        self.left == 0
+    }
+
+    fn run(&mut self, program: &Program, variables: &[(&str, cel::Value)]) -> Result<cel::Value, CelError> {
+        let (outcome, spent) = program.evaluate_within(variables, cel::PER_CALL_LIMIT);
+        self.left = self.left.saturating_sub(spent);
+        outcome
+    }
 }
 
 impl Rule {
@@ -60,15 +63,23 @@ impl Rule {
         }
     }
 
-    pub fn broken(&self) -> Option<String> {
-        self.program.as_ref().err().map(ToString::to_string)
+    /// Whether it is about the change of a value.
+    pub fn is_transition(&self) -> bool {
+        self.program.as_ref().is_ok_and(|program| program.uses("oldSelf"))
     }
 
     /// Checks a value; rules about the change only run when there was something before.
-    pub fn check(&self, this: &cel::Value, before: Option<&cel::Value>, kind: &str, path: &Path) -> Option<Error> {
+    pub fn check(
+        &self,
+        this: &cel::Value,
+        before: Option<&cel::Value>,
+        kind: &str,
+        path: &Path,
+        budget: &mut Budget,
+    ) -> Option<Error> {
         let program = match &self.program {
             Ok(program) => program,
-            Err(error) => return Some(Error::invalid(path, kind, error.to_string())),
+            Err(error) => return Some(Error::invalid(path, kind, format!("rule compile error: {error}"))),
         };
         let mut variables = vec![("self", this.clone())];
         if program.uses("oldSelf") {
@@ -78,30 +89,53 @@ impl Rule {
                 (false, None) => return None,
             }
         }
-        match program.test(&variables) {
+        let outcome = budget.run(program, &variables);
+        if budget.is_spent() {
+            let detail = "validation failed due to running out of cost budget, no further validation rules will be run";
+            return Some(Error::invalid(path, kind, detail));
+        }
+        match outcome.and_then(cel::truth) {
             Ok(true) => None,
-            Ok(false) => Some(self.failed(&variables, kind, path)),
+            Ok(false) => Some(self.failed(&variables, kind, path, budget)),
             Err(error) => {
-                let detail =
-                    format!("rule evaluation error: {error} evaluating rule: {}", self.text_of_message(&variables));
+                let (error, rule) = (error.to_string(), self.shown());
+                let detail = if error == cel::EXCEEDED {
+                    budget.left = 0;
+                    format!(
+                        "'{error}': no further validation rules will be run due to call cost exceeds limit for rule: {rule}"
+                    )
+                } else if error.starts_with("no such overload") {
+                    format!(
+                        "'{error}': call arguments did not match a supported operator, function or macro signature for rule: {rule}"
+                    )
+                } else {
+                    format!("{error} evaluating rule: {rule}")
+                };
                 Some(Error::invalid(path, kind, detail))
             }
         }
     }
 
-    fn text_of_message(&self, variables: &[(&str, cel::Value)]) -> String {
-        let computed = self.message_expression.as_ref().and_then(|program| program.text_of(variables).ok());
-        match computed.filter(|text| !text.trim().is_empty() && !text.contains('\n')) {
+    /// What the rule is called in messages about itself.
+    fn shown(&self) -> &str {
+        if self.message.is_empty() { &self.text } else { &self.message }
+    }
+
+    fn detail(&self, variables: &[(&str, cel::Value)], budget: &mut Budget) -> String {
+        let computed = self.message_expression.as_ref().and_then(|program| match budget.run(program, variables) {
+            Ok(cel::Value::String(text)) => Some(text.trim().to_owned()),
+            _ => None,
+        });
+        match computed.filter(|text| !text.is_empty() && !text.contains('\n') && text.len() <= LONGEST_MESSAGE) {
             Some(text) => text,
             None if !self.message.is_empty() => self.message.clone(),
             None => format!("failed rule: {}", self.text),
         }
     }
 
-    fn failed(&self, variables: &[(&str, cel::Value)], kind: &str, path: &Path) -> Error {
-        let names = self.field_path.split('.').filter(|name| !name.is_empty());
-        let path = &names.fold(path.clone(), |path, name| path.child(name));
-        let detail = self.text_of_message(variables);
+    fn failed(&self, variables: &[(&str, cel::Value)], kind: &str, path: &Path, budget: &mut Budget) -> Error {
+        let path = &field_path(path, &self.field_path);
+        let detail = self.detail(variables, budget);
         match self.reason.as_str() {
             "FieldValueForbidden" => Error::forbidden(path, detail),
             "FieldValueRequired" => Error::required(path, detail),
@@ -123,19 +157,25 @@ pub fn to_cel(schema: &Constraints, value: &Value) -> cel::Value {
             None => cel::from_json(item),
         })),
         Value::Object(members) => cel::map(members.iter().map(|(name, value)| match schema.properties.get(name) {
-            Some(schema) => (escaped(name), to_cel(schema, value)),
+            Some(schema) => (field_name(name), to_cel(schema, value)),
             None => match &schema.additional {
                 Some(schema) => (name.clone(), to_cel(schema, value)),
-                None => (escaped(name), cel::from_json(value)),
+                None => (field_name(name), cel::from_json(value)),
             },
         })),
         other => cel::from_json(other),
     }
 }
 
+/// As expressions write it; fields whose names no identifier can stand for keep them.
+fn field_name(name: &str) -> String {
+    escaped(name).unwrap_or_else(|| name.to_owned())
+}
+
 fn text_to_cel(format: &str, text: &str) -> cel::Value {
     let known = match format {
         "date-time" => parse_timestamp(text).ok().and_then(|time| cel::timestamp(&time)),
+        "date" => parse_timestamp(&format!("{text}T00:00:00Z")).ok().and_then(|time| cel::timestamp(&time)),
         "duration" => Some(cel::duration(go_duration_nanos(text))),
         "byte" => Some(base64_bytes(text).into()),
         _ => None,
@@ -143,13 +183,23 @@ fn text_to_cel(format: &str, text: &str) -> cel::Value {
     known.unwrap_or_else(|| text.into())
 }
 
-/// A field's name as an identifier.
-fn escaped(name: &str) -> String {
-    if RESERVED.contains(&name) && name != "self" {
-        return format!("__{name}__");
+/// Below `path`, where `.spec.name` or `.map['a.b']` leads.
+fn field_path(path: &Path, below: &str) -> Path {
+    let mut path = path.clone();
+    let mut rest = below;
+    while !rest.is_empty() {
+        if let Some((key, after)) = rest.strip_prefix("['").and_then(|rest| rest.split_once("']")) {
+            path = path.key(key);
+            rest = after;
+            continue;
+        }
+        rest = rest.strip_prefix('.').unwrap_or(rest);
+        if rest.is_empty() {
+            break;
+        }
+        let end = rest.find(['.', '[']).unwrap_or(rest.len()).max(1);
+        path = path.child(&rest[..end]);
+        rest = &rest[end..];
     }
-    if name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') && !name.contains("__") {
-        return name.to_owned();
-    }
-    name.replace("__", "__underscores__").replace('.', "__dot__").replace('-', "__dash__").replace('/', "__slash__")
+    path
 }

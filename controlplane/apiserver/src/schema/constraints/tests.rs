@@ -135,11 +135,37 @@ fn rules_are_evaluated() {
 }
 
 #[test]
-fn rules_that_do_not_compile_are_named() {
-    let schema = json!({"type": "object", "properties": {"a": {"type": "string", "x-kubernetes-validations": [{"rule": "self.("}]}}});
-    let broken = Constraints::new(&schema).broken_rules();
-    assert_eq!(broken[0].0.to_string(), "properties[a].x-kubernetes-validations[0].rule");
-    assert!(broken[0].1.starts_with("compilation failed"));
+fn what_was_wrong_before_and_did_not_change_is_let_pass() {
+    let wrong = json!({"cronSpec": "x", "replicas": 3, "namespace": "kube-system"});
+    let mut other = wrong.clone();
+    other["replicas"] = json!(4);
+    assert_eq!(
+        check(other.clone(), Some(wrong.clone())),
+        ["spec.namespace: Forbidden: failed rule: !has(self.__namespace__) || self.__namespace__ != 'kube-system'"]
+    );
+    other["namespace"] = json!("a");
+    other["cronSpec"] = json!("y");
+    assert_eq!(
+        check(other, Some(wrong)),
+        ["spec.cronSpec: Invalid value: \"y\": spec.cronSpec in body should match '^[0-9* ]+$'"]
+    );
+}
+
+#[test]
+fn expensive_rules_end_with_an_error() {
+    let rule = |rule: &str| {
+        json!({"type": "object", "properties": {"a": {"type": "array", "items": {"type": "integer"},
+            "x-kubernetes-validations": [{"rule": rule}, {"rule": "false", "message": "not reached"}]}}})
+    };
+    let object = json!({"a": vec![1; 2000]});
+    let errors =
+        Constraints::new(&rule("self.all(x, self.all(y, self.all(z, x == y && y == z)))")).validate(&object, None);
+    assert_eq!(errors.len(), 1);
+    assert!(errors[0].to_string().contains("call cost exceeds limit for rule"), "{}", errors[0]);
+    let many = json!({"type": "object", "properties": {"a": {"type": "array", "items": {"type": "integer",
+        "x-kubernetes-validations": [{"rule": "[1,2,3,4,5,6,7,8,9,10].all(x, [1,2,3,4,5,6,7,8,9,10].all(y, x * y * self > 0))"}]}}}});
+    let errors = Constraints::new(&many).validate(&json!({"a": vec![1; 30_000]}), None);
+    assert!(errors.last().unwrap().to_string().contains("running out of cost budget"), "{errors:?}");
 }
 
 proptest! {
