@@ -49,6 +49,8 @@ mod discovery;
 mod encryption;
 pub mod error;
 mod flowcontrol;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzz;
 pub mod http;
 pub mod kinds;
 pub mod openapi;

@@ -109,6 +109,11 @@ impl Checker {
     }
 
     fn select(&mut self, id: u64, select: &SelectExpr) -> Checked {
+        if let Expr::Ident(root) = &select.operand.expr
+            && let Some(decl) = self.variable(&format!("{root}.{}", select.field))
+        {
+            return Checked { decl: decl.clone(), cost: 1 };
+        }
         let operand = self.visit(&select.operand);
         let cost = operand.cost.saturating_add(1);
         let (inner, optional) = match &operand.decl.kind {

@@ -133,7 +133,8 @@ impl Program {
         let run = || {
             meter::spend(self.size).map_err(|error| error.to_string())?;
             let mut scope = library::context().new_inner_scope();
-            for (name, value) in variables.iter().filter(|(name, _)| self.names.contains(*name)) {
+            for (name, value) in variables.iter().filter(|(name, _)| self.uses(name.split('.').next().unwrap_or(name)))
+            {
                 scope.add_variable_from_value(*name, value.clone());
             }
             Value::resolve(&self.tree, &scope).map_err(said)

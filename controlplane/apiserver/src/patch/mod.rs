@@ -20,6 +20,8 @@ use crate::schema::Schema;
 const MAX_OPERATIONS: usize = 10_000;
 /// An array that grows by `copy` may make a document this many bytes larger at most.
 const MAX_GROWTH: usize = 3 * 1024 * 1024;
+/// Documents that a patch would nest deeper are refused: every later step may then recurse.
+const MAX_DEPTH: usize = 120;
 
 /// Applies a JSON patch.
 pub fn json(live: &Value, patch: &Value) -> Result<Value, ApiError> {
@@ -45,12 +47,35 @@ pub fn json(live: &Value, patch: &Value) -> Result<Value, ApiError> {
                 return Err(rejected("the copy operations of the patch add too much data"));
             }
         }
+        if deepest(operation, &patched) > MAX_DEPTH {
+            return Err(rejected(&format!("operation {index} nests values deeper than {MAX_DEPTH} levels")));
+        }
         let one: json_patch::PatchOperation = serde_json::from_value(operation.clone()).map_err(decode)?;
         json_patch::patch(&mut patched, &[one]).map_err(|error| {
             rejected(&format!("operation {index} failed at path {:?}: {}", error.path.as_str(), error.kind))
         })?;
     }
     Ok(patched)
+}
+
+/// How deep an operation reaches into the document that it makes.
+fn deepest(operation: &Value, document: &Value) -> usize {
+    let pointer = |key: &str| operation[key].as_str();
+    let moved = match pointer("op") {
+        Some("copy" | "move") => pointer("from").and_then(|from| document.pointer(from)),
+        Some("add" | "replace") => Some(&operation["value"]),
+        _ => None,
+    };
+    let place = pointer("path").map_or(0, |path| path.matches('/').count());
+    place + moved.map_or(0, depth)
+}
+
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        Value::Object(members) => 1 + members.values().map(depth).max().unwrap_or(0),
+        _ => 0,
+    }
 }
 
 /// A patch that is well-formed but cannot be applied; the cause says why.
@@ -182,5 +207,18 @@ mod tests {
         fn json_patches_never_panic(live in any_json(), path in "(/[a-c0-9~-]{0,2}){0,4}", from in "(/[a-c0-9]{0,2}){0,3}", op in "add|remove|replace|move|copy|test", value in any_json()) {
             let _ = json(&live, &json!([{"op": op, "path": path, "from": from, "value": value}]));
         }
+    }
+
+    #[test]
+    fn a_patch_that_copies_a_value_into_itself_is_refused_not_crashed_on() {
+        let mut path = "/a".to_owned();
+        let mut operations = Vec::new();
+        for _ in 0..20 {
+            let deeper = format!("{path}{path}");
+            operations.push(serde_json::json!({"op": "copy", "from": "/a", "path": deeper}));
+            path = deeper;
+        }
+        let error = json(&serde_json::json!({"a": {}}), &operations.into()).unwrap_err();
+        assert_eq!(error.code(), 422);
     }
 }
