@@ -151,7 +151,8 @@ fn quantity(data: &[u8]) {
 /// What another server may have written into a shared store.
 fn stored(data: &[u8]) {
     let descriptor = crate::resource::Descriptor::new("", "v1", "Pod", "pods");
-    if let Ok(item) = crate::cache::item::Item::new(&descriptor, "b/a".into(), data, 7) {
+    let parts = crate::cache::item::parts(&descriptor);
+    if let Ok(item) = crate::cache::item::Item::new(&descriptor, &parts, "b/a".into(), data, 7) {
         let _ = (item.metadata(), item.decode(), item.bytes_at(8));
     }
 }
