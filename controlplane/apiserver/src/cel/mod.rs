@@ -295,6 +295,14 @@ mod tests {
             "self.name.upperAscii() == 'WEB-1' && 'a,b'.split(',') == ['a', 'b'] && ['a', 'b'].join('-') == 'a-b'",
             "duration('1h') > duration('59m') && timestamp('2024-01-01T00:00:00Z') < timestamp('2024-01-02T00:00:00Z')",
             "self.?none.orValue('x') == 'x'",
+            "self.labels.all(k, v, k == 'a' && v == '1') && self.ports.exists(i, v, i == 1 && v == 443)",
+            "self.ports.transformList(i, v, i + v) == [80, 444] && self.labels.transformMap(k, v, k + v) == {'a': 'a1'}",
+            "self.ports.existsOne(i, v, v == 80) && self.labels.transformMapEntry(k, v, {v: k}) == {'1': 'a'}",
+            "[[1, 2], [3]].all(i, l, l.all(j, v, v > i))",
+            "sets.contains([1, 2, 3], [2]) && sets.equivalent([1, 2], [2, 1, 1]) && !sets.intersects([1], [2])",
+            "!format.dns1123Label().validate('abc').hasValue() && format.named('uuid').value().validate('x').hasValue()",
+            "semver('v1.2', true).compareTo(semver('1.2.0')) == 0 && isSemver('v1.0', true) && jsonpatch.escapeKey('a/~b') == 'a~1~0b'",
+            "'aXbX'.replace('X', 'y', 1) == 'aybX' && ['a', 'b'].join() == 'ab' && 'abc'.matches('b.')",
         ] {
             assert_eq!(truth(text), Ok(true), "{text}");
         }
@@ -307,6 +315,23 @@ mod tests {
         assert!(truth("self.replicas").unwrap_err().contains("must be a bool"));
         assert!(truth("quantity('x').sign() == 1").unwrap_err().contains("quantit"));
         assert!(truth("1 / 0 == 1").is_err());
+    }
+
+    #[test]
+    fn loops_and_growing_text_are_metered() {
+        let list = super::list((0..300).map(Value::Int));
+        for text in [
+            "l.all(x, l.all(y, l.all(z, x + y + z >= 0)))",
+            "l.map(x, l.map(y, l)).size() > 0",
+            "l.filter(x, l.exists(y, l.exists(z, z < 0))).size() == 0",
+            "l.all(a, b, l.all(c, d, l.all(e, f, a + c + e >= 0)))",
+            "l.map(x, 'aaaaaaaaaaaaaaaaaaaa').join('bbbbbbbbbbbbbbbbbbbbbb').replace('a', 'cccccccccccccccccc').size() > 0",
+        ] {
+            let (outcome, spent) = compile(text).unwrap().evaluate_within(&[("l", list.clone())], 5_000);
+            assert_eq!((outcome.unwrap_err().to_string().as_str(), spent), (EXCEEDED, 5_000), "{text}");
+        }
+        let (outcome, spent) = compile("l.map(x, x * 2).sum()").unwrap().evaluate_within(&[("l", list)], 10_000);
+        assert!(outcome.is_ok() && spent < 10_000, "{spent}");
     }
 
     #[test]

@@ -483,10 +483,6 @@ mod tests {
                 format!("{base}.anyOf[0].type: Forbidden: must be empty to be structural"),
             ),
             (
-                json!({"type": "object", "allOf": [{"properties": {"a": {"minLength": 1}}}]}),
-                format!("{base}.properties[a]: Required value: because it is defined in {base}.allOf[0].properties[a]"),
-            ),
-            (
                 json!({"type": "integer", "default": "x"}),
                 format!(
                     "{base}.default: Invalid value: \"string\": {base}.default in body must be of type integer: \"string\""
