@@ -20,7 +20,7 @@ pub fn resources() -> Vec<Resource> {
             ]),
             TrustBundle,
         ),
-        Resource::plain(pod_request_descriptor()),
+        Resource::new(pod_request_descriptor(), super::pod_certificate::PodRequest),
     ]
 }
 
@@ -120,13 +120,7 @@ impl Hooks for SigningRequest {
             request.invalid(&mut errors, "PEM block type must be CERTIFICATE REQUEST");
         }
         spec.child("usages").required(&mut errors, "usages is required");
-        let signer = spec.child("signerName");
-        if signer.required(&mut errors, "") && !signer.text().contains('/') {
-            signer.invalid(
-                &mut errors,
-                "must be a fully qualified domain and path of the form \"example.com/signer-name\"",
-            );
-        }
+        super::pod_certificate::signer_name(&spec.child("signerName"), &mut errors);
         let expiration = spec.child("expirationSeconds");
         if expiration.exists() && expiration.int() < 600 {
             expiration.invalid(&mut errors, "may not specify a duration less than 600 seconds (10 minutes)");

@@ -28,6 +28,7 @@ mod dra;
 mod flowcontrol;
 mod networking;
 mod node;
+mod pod_certificate;
 mod policy;
 mod rbac;
 mod scheduling;
@@ -148,6 +149,15 @@ mod tests {
         lines.sort();
         let golden: Vec<&str> = include_str!("resources.golden").lines().collect();
         assert_eq!(lines, golden, "resources.golden holds other resources:\n{}", lines.join("\n"));
+    }
+
+    #[test]
+    fn documentation_names_every_kind() {
+        let document = include_str!("../../../../docs/api.md");
+        let words: HashSet<&str> = document.split(|c: char| !c.is_ascii_alphanumeric()).collect();
+        let missing: Vec<_> =
+            all().iter().map(|r| r.descriptor.kind.clone()).filter(|kind| !words.contains(&**kind)).collect();
+        assert!(missing.is_empty(), "docs/api.md does not say what is enforced of {missing:?}");
     }
 
     #[test]

@@ -4,12 +4,13 @@ use api::field::{Error, ErrorList};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::{policies, status};
 use crate::kinds::apps::{template_cells, template_defaults, template_warnings};
 use crate::kinds::check::{Node, label_selector};
 use crate::kinds::core::pod::spec::validate_template;
 use crate::kinds::table::{named_wide, row_wide, selector, template_columns, words};
 use crate::kinds::value::{
-    at, copy, default, ensure_map, flag, get, has, int, list, map, name, opt_int, same_at, set, text,
+    at, copy, default, ensure_map, flag, get, has, int, list, map, name, opt_int, remove, set, text,
 };
 use crate::resource::{Column, Context, Hooks, human_duration};
 
@@ -44,11 +45,16 @@ impl Hooks for Job {
         let root = Node::root(job);
         validate_spec(&root.child("spec"), &mut errors);
         generated_labels(job, &mut errors);
+        host_names(job, &mut errors);
         errors
     }
 
     fn validate_update(&self, _ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
         validate_update(new, old)
+    }
+
+    fn validate_subresource_update(&self, ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
+        if ctx.subresource == "status" { status::validate(new, old) } else { ErrorList::new() }
     }
 
     fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
@@ -122,6 +128,11 @@ fn generated_labels(job: &Value, errors: &mut ErrorList) {
     }
 }
 
+const MAX_PARALLELISM_INDEXED: i64 = 100_000;
+/// Above so many completions, a limit per index has limits of its own.
+const MANY_COMPLETIONS: i64 = 100_000;
+const MAX_FOR_MANY: i64 = 10_000;
+
 /// `JobSpec`, also of a CronJob's template.
 pub fn validate_spec(spec: &Node<'_>, errors: &mut ErrorList) {
     for field in [
@@ -135,50 +146,80 @@ pub fn validate_spec(spec: &Node<'_>, errors: &mut ErrorList) {
     ] {
         spec.child(field).non_negative(errors);
     }
+    if spec.has("maxFailedIndexes") && !spec.has("backoffLimitPerIndex") {
+        spec.child("backoffLimitPerIndex").missing(errors, "when maxFailedIndexes is specified");
+    }
+    managed_by(&spec.child("managedBy"), errors);
     let mode = spec.child("completionMode");
     mode.optional_one_of(errors, &["Indexed", "NonIndexed"]);
     if mode.text() == "Indexed" {
-        if !spec.has("completions") {
-            spec.child("completions").missing(errors, "when completion mode is Indexed");
+        indexed(spec, errors);
+    } else {
+        for field in ["backoffLimitPerIndex", "maxFailedIndexes"].iter().filter(|field| spec.has(field)) {
+            spec.child(field).invalid(errors, "requires indexed completion mode");
         }
-        if spec.child("parallelism").int() > 100_000 {
-            spec.child("parallelism")
-                .invalid(errors, "must be less than or equal to 100000 when completion mode is Indexed");
-        }
-    } else if spec.has("backoffLimitPerIndex") {
-        spec.child("backoffLimitPerIndex").invalid(errors, "requires indexed completion mode");
     }
+    policies::failure(spec, errors);
+    policies::success(spec, errors);
+    let replacement = spec.child("podReplacementPolicy");
+    let allowed: &[&str] = if spec.has("podFailurePolicy") { &["Failed"] } else { &["Failed", "TerminatingOrFailed"] };
+    replacement.optional_one_of(errors, allowed);
     label_selector(&spec.child("selector"), errors);
     let template = spec.child("template");
     validate_template(&template, errors);
     let policy = template.child("spec.restartPolicy");
     match policy.text() {
         "" | "Always" => policy.missing(errors, "valid values: \"OnFailure\", \"Never\""),
+        "OnFailure" if spec.has("podFailurePolicy") => {
+            policy.invalid(errors, "only \"Never\" is supported when podFailurePolicy is specified");
+        }
         "OnFailure" | "Never" => {}
         other => errors.push(Error::not_supported(&policy.path, other, &["Never", "OnFailure"])),
     }
-    spec.child("podReplacementPolicy").optional_one_of(errors, &["Failed", "TerminatingOrFailed"]);
-    failure_policy(spec, errors);
 }
 
-fn failure_policy(spec: &Node<'_>, errors: &mut ErrorList) {
-    if !spec.has("podFailurePolicy") {
+/// `domain/path` of the controller that answers for the Job.
+fn managed_by(manager: &Node<'_>, errors: &mut ErrorList) {
+    if !manager.exists() {
         return;
     }
-    if spec.child("template.spec.restartPolicy").text() != "Never" {
-        spec.child("podFailurePolicy").invalid(errors, "only allowed when restartPolicy is Never");
-    }
-    for rule in spec.items("podFailurePolicy.rules") {
-        rule.child("action").required_one_of(errors, &["Count", "FailIndex", "FailJob", "Ignore"]);
-        let (codes, conditions) = (rule.has("onExitCodes"), !rule.items("onPodConditions").is_empty());
-        if codes && conditions {
-            rule.invalid(errors, "specifying both OnExitCodes and OnPodConditions is not supported");
-        } else if !codes && !conditions {
-            rule.invalid(errors, "specifying one of OnExitCodes and OnPodConditions is required");
+    match manager.text().split_once('/') {
+        Some((domain, path)) if !path.is_empty() => {
+            if let Some(problem) = api::names::dns1123_subdomain(domain) {
+                errors.push(Error::invalid(&manager.path, domain, problem));
+            }
         }
-        if codes {
-            rule.child("onExitCodes.operator").required_one_of(errors, &["In", "NotIn"]);
-            rule.child("onExitCodes.values").required(errors, "at least one value is required");
+        _ => manager.invalid(errors, "must be a domain-prefixed path (such as \"acme.io/foo\")"),
+    }
+    if manager.text().len() > 63 {
+        errors.push(Error::too_long(&manager.path, 63));
+    }
+}
+
+fn indexed(spec: &Node<'_>, errors: &mut ErrorList) {
+    let (completions, parallelism, lost) =
+        (spec.child("completions"), spec.child("parallelism"), spec.child("maxFailedIndexes"));
+    if !completions.exists() {
+        completions.missing(errors, "when completion mode is Indexed");
+    }
+    if parallelism.int() > MAX_PARALLELISM_INDEXED {
+        parallelism.invalid(
+            errors,
+            format!("must be less than or equal to {MAX_PARALLELISM_INDEXED} when completion mode is Indexed"),
+        );
+    }
+    if completions.exists() && lost.int() > completions.int() {
+        lost.invalid(errors, "must be less than or equal to completions");
+    }
+    if lost.int() > MANY_COMPLETIONS {
+        lost.invalid(errors, format!("must be less than or equal to {MANY_COMPLETIONS}"));
+    }
+    if completions.int() > MANY_COMPLETIONS && spec.has("backoffLimitPerIndex") {
+        if !lost.exists() {
+            lost.missing(errors, format!("must be specified when completions is above {MANY_COMPLETIONS}"));
+        }
+        for limited in [&parallelism, &lost].into_iter().filter(|limited| limited.int() > MAX_FOR_MANY) {
+            limited.invalid(errors, format!("must be less than or equal to {MAX_FOR_MANY} when completions are above {MANY_COMPLETIONS} and used with backoff limit per index"));
         }
     }
 }
@@ -187,34 +228,59 @@ fn validate_update(new: &Value, old: &Value) -> ErrorList {
     let mut errors = ErrorList::new();
     let (spec, was) = (Node::root(new).child("spec"), Node::root(old).child("spec"));
     validate_spec(&spec, &mut errors);
-    for field in ["selector", "completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy"] {
-        spec.child(field).immutable(&mut errors, &was.child(field));
+    let (completions, before) = (spec.child("completions"), was.child("completions"));
+    if spec.child("completionMode").text() != "Indexed" {
+        completions.immutable(&mut errors, &before);
+    } else if completions.int() != before.int() && completions.int() != spec.child("parallelism").int() {
+        // An indexed Job may be scaled, as long as both numbers go together.
+        completions.invalid(&mut errors, "can only be modified in tandem with spec.parallelism");
     }
-    // An indexed Job may be scaled, as long as both numbers go together.
-    let elastic = spec.child("completionMode").text() == "Indexed"
-        && spec.child("completions").exists()
-        && same_at(spec.value, &json!({"parallelism": spec.child("completions").value}), "parallelism");
-    if !elastic {
-        spec.child("completions").immutable(&mut errors, &was.child("completions"));
-    }
-    // Before a suspended Job starts, its pods' placement may be set.
-    let mut template = spec.child("template").value.clone();
-    if flag(old, "spec.suspend") && !has(old, "status.startTime") {
-        for field in [
-            "metadata.annotations",
-            "metadata.labels",
-            "spec.nodeSelector",
-            "spec.affinity",
-            "spec.tolerations",
-            "spec.schedulingGates",
-        ] {
-            copy(was.child("template").value, &mut template, field);
-        }
-    }
+    spec.child("selector").immutable(&mut errors, &was.child("selector"));
+    let template = scheduled_as(spec.child("template").value, old);
     if !crate::kinds::value::same(&template, was.child("template").value) {
         spec.child("template").invalid(&mut errors, crate::kinds::check::IMMUTABLE);
     }
+    for field in ["completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy", "successPolicy"] {
+        spec.child(field).immutable(&mut errors, &was.child(field));
+    }
     errors
+}
+
+/// `template` with what steers the pods' placement as in `old`, if that may still be set: before a
+/// suspended Job has started.
+fn scheduled_as(template: &Value, old: &Value) -> Value {
+    let mut template = template.clone();
+    if !flag(old, "spec.suspend") || has(old, "status.startTime") {
+        return template;
+    }
+    let was = at(old, "spec.template");
+    for field in [
+        "metadata.annotations",
+        "metadata.labels",
+        "spec.nodeSelector",
+        "spec.affinity.nodeAffinity",
+        "spec.tolerations",
+        "spec.schedulingGates",
+    ] {
+        copy(was, &mut template, field);
+    }
+    if !has(was, "spec.affinity") && map(&template, "spec.affinity").is_some_and(serde_json::Map::is_empty) {
+        remove(&mut template, "spec.affinity");
+    }
+    template
+}
+
+/// Pods of an indexed Job are called after it: the longest name must be a host's.
+fn host_names(job: &Value, errors: &mut ErrorList) {
+    let completions = int(job, "spec.completions");
+    if text(job, "spec.completionMode") != "Indexed" || completions <= 0 {
+        return;
+    }
+    let longest = format!("{}-{}", name(job), completions - 1);
+    if api::names::dns1123_label(&longest).is_some() {
+        let node = Node::root(job).child("metadata.name");
+        node.invalid(errors, format!("will not able to create pod with invalid DNS label: {longest}"));
+    }
 }
 
 fn status_word(job: &Value) -> &'static str {
@@ -313,6 +379,18 @@ mod tests {
                 json!({"spec.completionMode": "Indexed", "spec.parallelism": 1}),
                 "spec.completions: Required value: when completion mode is Indexed",
             ),
+            (
+                json!({"spec.maxFailedIndexes": 1}),
+                "[spec.backoffLimitPerIndex: Required value: when maxFailedIndexes is specified, spec.maxFailedIndexes: Invalid value: 1: requires indexed completion mode]",
+            ),
+            (
+                json!({"spec.managedBy": "me"}),
+                "spec.managedBy: Invalid value: \"me\": must be a domain-prefixed path (such as \"acme.io/foo\")",
+            ),
+            (
+                json!({"spec.podFailurePolicy": {"rules": []}, "spec.template.spec.restartPolicy": "OnFailure"}),
+                "spec.template.spec.restartPolicy: Invalid value: \"OnFailure\": only \"Never\" is supported when podFailurePolicy is specified",
+            ),
         ] {
             let mut errors = ErrorList::new();
             validate_spec(&Node::root(&job(extra.clone())).child("spec"), &mut errors);
@@ -322,6 +400,23 @@ mod tests {
         let new = job(json!({"spec.template.spec.containers": [{"name": "c", "image": "other"}]}));
         assert!(join(&validate_update(&new, &old)).ends_with("field is immutable"));
         assert_eq!(join(&validate_update(&old, &old)), "[]");
+        let suspended = job(json!({"spec.suspend": true}));
+        let placed = job(
+            json!({"spec.suspend": true, "spec.template.spec.affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}}),
+        );
+        assert_eq!(join(&validate_update(&placed, &suspended)), "[]");
+        let spread = job(json!({"spec.suspend": true, "spec.template.spec.affinity": {"podAffinity": {"x": 1}}}));
+        assert!(join(&validate_update(&spread, &suspended)).ends_with("field is immutable"));
+        let indexed = |completions: i64, parallelism: i64| {
+            job(
+                json!({"spec.completionMode": "Indexed", "spec.completions": completions, "spec.parallelism": parallelism}),
+            )
+        };
+        assert_eq!(join(&validate_update(&indexed(3, 3), &indexed(5, 5))), "[]");
+        assert_eq!(
+            join(&validate_update(&indexed(3, 1), &indexed(5, 5))),
+            "spec.completions: Invalid value: 3: can only be modified in tandem with spec.parallelism"
+        );
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 mod cron_job;
 mod job;
+mod policies;
 pub mod schedule;
+mod status;
 
 use crate::kinds::core::selectable_or;
 use crate::resource::{Descriptor, Resource};

@@ -56,6 +56,19 @@ fn names_of_others(spec: &Node<'_>, errors: &mut ErrorList) {
             spec.child(field).format(errors, names::dns1123_label);
         }
     }
+    let whole = spec.child("hostnameOverride");
+    if whole.exists() {
+        whole.format(errors, names::dns1123_subdomain);
+        if whole.text().len() > 64 {
+            errors.push(Error::too_long(&whole.path, 64));
+        }
+        if spec.child("setHostnameAsFQDN").flag() {
+            whole.forbidden(errors, "may not be set when `setHostnameAsFQDN` is true");
+        }
+        if spec.child("hostNetwork").flag() {
+            whole.forbidden(errors, "may not be set when `hostNetwork` is true");
+        }
+    }
     if !spec.child("schedulerName").text().is_empty() {
         spec.child("schedulerName").format(errors, names::dns1123_subdomain);
     }
@@ -122,10 +135,12 @@ fn gates(spec: &Node<'_>, errors: &mut ErrorList) {
     let mut seen = Seen::default();
     let gates = spec.items("schedulingGates");
     for gate in &gates {
-        let name = gate.child("name");
-        name.format(errors, names::qualified_name);
-        if !seen.insert(name.text()) {
-            errors.push(Error::duplicate(&gate.path, name.text()));
+        let name = gate.child("name").text();
+        if let Some(problem) = names::qualified_name(name) {
+            errors.push(Error::invalid(&gate.path, name, problem));
+        }
+        if !seen.insert(name) {
+            errors.push(Error::duplicate(&gate.path, name));
         }
     }
     if !gates.is_empty() && !spec.child("nodeName").text().is_empty() {

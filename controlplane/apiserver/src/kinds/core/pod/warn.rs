@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::quantity;
 use crate::kinds::check::Seen;
-use crate::kinds::value::{at, entries, list, opt_int, text};
+use crate::kinds::value::{at, entries, has, list, opt_int, text};
 
 /// Node labels of before, since when they are, and what they are called now.
 const OLD_LABELS: [(&str, &str, &str); 5] = [
@@ -27,6 +27,12 @@ pub fn warnings(spec: &Value, path: &str) -> Vec<String> {
             old_label(key)
                 .map(|words| format!("{path}.topologySpreadConstraints[{index}].topologyKey: {key} is {words}")),
         );
+        found.extend(no_selector(constraint, &format!("{path}.topologySpreadConstraints[{index}]")));
+    }
+    affinity_warnings(spec, path, &mut found);
+    for (index, volume) in list(spec, "volumes").iter().enumerate() {
+        let gone = GONE_VOLUMES.iter().find(|(kind, _)| has(volume, kind));
+        found.extend(gone.map(|(kind, words)| format!("{path}.volumes[{index}].{kind}: {words}")));
     }
     for field in ["initContainers", "containers"] {
         for (index, container) in list(spec, field).iter().enumerate() {
@@ -44,6 +50,56 @@ pub fn warnings(spec: &Value, path: &str) -> Vec<String> {
         ));
     }
     found
+}
+
+/// Volume types that were given up.
+const GONE_VOLUMES: [(&str, &str); 9] = [
+    ("photonPersistentDisk", "deprecated in v1.11, non-functional in v1.16+"),
+    ("gitRepo", "deprecated in v1.11, and disabled by default in v1.33+"),
+    ("scaleIO", "deprecated in v1.16, non-functional in v1.22+"),
+    ("flocker", "deprecated in v1.22, non-functional in v1.25+"),
+    ("storageos", "deprecated in v1.22, non-functional in v1.25+"),
+    ("quobyte", "deprecated in v1.22, non-functional in v1.25+"),
+    ("glusterfs", "deprecated in v1.25, non-functional in v1.26+"),
+    ("cephfs", "deprecated in v1.28, non-functional in v1.31+"),
+    ("rbd", "deprecated in v1.28, non-functional in v1.31+"),
+];
+
+fn no_selector(term: &Value, path: &str) -> Option<String> {
+    (!has(term, "labelSelector"))
+        .then(|| format!("{path}.labelSelector: a null labelSelector results in matching no pod"))
+}
+
+const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
+const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
+
+fn affinity_warnings(spec: &Value, path: &str, found: &mut Vec<String>) {
+    let node = at(spec, "affinity.nodeAffinity");
+    let path = format!("{path}.affinity");
+    for (index, term) in list(node, &format!("{REQUIRED}.nodeSelectorTerms")).iter().enumerate() {
+        old_keys(term, &format!("{path}.nodeAffinity.{REQUIRED}.nodeSelectorTerms[{index}]"), found);
+    }
+    for (index, preferred) in list(node, PREFERRED).iter().enumerate() {
+        let place = format!("{path}.nodeAffinity.{PREFERRED}[{index}].preference");
+        old_keys(at(preferred, "preference"), &place, found);
+    }
+    for kind in ["podAffinity", "podAntiAffinity"] {
+        let pods = at(spec, &format!("affinity.{kind}"));
+        for (index, term) in list(pods, REQUIRED).iter().enumerate() {
+            found.extend(no_selector(term, &format!("{path}.{kind}.{REQUIRED}[{index}]")));
+        }
+        for (index, preferred) in list(pods, PREFERRED).iter().enumerate() {
+            let place = format!("{path}.{kind}.{PREFERRED}[{index}].podAffinityTerm");
+            found.extend(no_selector(at(preferred, "podAffinityTerm"), &place));
+        }
+    }
+}
+
+fn old_keys(term: &Value, path: &str, found: &mut Vec<String>) {
+    for (index, expression) in list(term, "matchExpressions").iter().enumerate() {
+        let key = text(expression, "key");
+        found.extend(old_label(key).map(|words| format!("{path}.matchExpressions[{index}].key: {key} is {words}")));
+    }
 }
 
 fn old_label(key: &str) -> Option<String> {
@@ -91,6 +147,27 @@ fn container_warnings(container: &Value, path: &str, found: &mut Vec<String>) {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn doubtful_placement_and_volumes() {
+        let spec = json!({
+            "topologySpreadConstraints": [{"topologyKey": "z"}],
+            "affinity": {
+                "nodeAffinity": {REQUIRED: {"nodeSelectorTerms": [{"matchExpressions": [{"key": "beta.kubernetes.io/arch"}]}]}},
+                "podAntiAffinity": {REQUIRED: [{"labelSelector": {}}], PREFERRED: [{"podAffinityTerm": {}}]},
+            },
+            "volumes": [{"name": "a"}, {"name": "b", "rbd": {}}],
+        });
+        assert_eq!(
+            warnings(&spec, "spec"),
+            [
+                "spec.topologySpreadConstraints[0].labelSelector: a null labelSelector results in matching no pod",
+                "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[0].matchExpressions[0].key: beta.kubernetes.io/arch is deprecated since v1.14; use \"kubernetes.io/arch\" instead",
+                "spec.affinity.podAntiAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].podAffinityTerm.labelSelector: a null labelSelector results in matching no pod",
+                "spec.volumes[1].rbd: deprecated in v1.28, non-functional in v1.31+",
+            ]
+        );
+    }
 
     #[test]
     fn doubtful_specs() {
