@@ -122,6 +122,15 @@ spec:
         if output.stderr.contains("not in this house") { Ok(()) } else { Err(format!("{output:?}")) }
     });
 
+    // What pods and nodes use, as the kubelets say.
+    for (what, names) in [("pods", ["web", "hook"]), ("nodes", ["node-1", "node-2"])] {
+        lab.eventually(&format!("kubectl top {what}"), SOON, || {
+            let output = lab.try_kubectl(&["top", what]);
+            let shown = names.iter().all(|name| output.stdout.contains(name)) && output.stdout.contains("Mi");
+            if shown { Ok(()) } else { Err(format!("{output:?}")) }
+        });
+    }
+
     // Kubelets are asked over connections whose certificates are verified.
     assert!(lab.kubectl(&["logs", "hook", "-c", "httpd"]).contains("ready to refuse"));
     assert_eq!(lab.kubectl(&["exec", "web", "--", "echo", "inside"]).trim(), "inside");

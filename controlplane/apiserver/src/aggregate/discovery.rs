@@ -51,11 +51,12 @@ pub fn document_query(index: &Value, group: &str, version: &str) -> Option<Strin
 /// The paths of one group version in an OpenAPI v2 document, with all its definitions.
 pub fn part_of_v2(mut document: Value, group: &str, version: &str) -> Value {
     let own = format!("/apis/{group}/{version}/");
-    let mut paths = document["paths"].take();
+    let mut take = |key: &str| document.get_mut(key).map(Value::take).unwrap_or_default();
+    let (mut paths, definitions) = (take("paths"), take("definitions"));
     if let Some(paths) = paths.as_object_mut() {
         paths.retain(|path, _| format!("{}/", path.trim_end_matches('/')).starts_with(&own));
     }
-    json!({"paths": paths, "definitions": document["definitions"].take()})
+    json!({"paths": paths, "definitions": definitions})
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::Priority;
+use crate::registry::usage;
 use crate::resources::Resources;
 
 /// Marks objects that the server keeps: `onstart` for built-in groups, `true` for definitions'.
@@ -38,6 +39,7 @@ const GROUPS: &[(&str, i64)] = &[
     ("internal.apiserver.k8s.io", 16000),
     ("resource.k8s.io", 15900),
     ("storagemigration.k8s.io", 15800),
+    (usage::GROUP, 100),
 ];
 
 /// The group of APIServices: always the first, and not itself registered.
@@ -53,6 +55,7 @@ pub fn priority(group: &str, version: &str) -> Priority {
     };
     let version = match (group, version) {
         ("", _) => 1,
+        (usage::GROUP, _) => 100,
         ("autoscaling", "v2") => 30,
         ("flowcontrol.apiserver.k8s.io", "v1") => 21,
         (_, version) if version.contains("alpha") => 1,
@@ -92,7 +95,8 @@ pub fn plan(served: &BTreeMap<(String, String), bool>, held: &[Arc<Value>]) -> V
     let mut actions = Vec::new();
     let wanted: BTreeMap<String, Value> = served
         .iter()
-        .filter(|((group, _), _)| group != OWN_GROUP)
+        // Those who install a metrics server bring its object along: nothing of ours is in their way.
+        .filter(|((group, _), _)| group != OWN_GROUP && group != usage::GROUP)
         .map(|((group, version), custom)| (format!("{version}.{group}"), object(group, version, *custom)))
         .collect();
     for (name, object) in &wanted {

@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use component::Supervisor;
-use http::{Method, Request, StatusCode, header};
-use http_body_util::{BodyExt, Empty, Limited};
+use http::StatusCode;
 use parking_lot::RwLock;
 use rustls::ClientConfig;
 use serde_json::Value;
@@ -26,8 +25,6 @@ use crate::server::Api;
 const RECHECK: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(1);
 const CHECK: Duration = Duration::from_secs(6);
-/// Larger documents are refused.
-const MAX_DOCUMENT: usize = 32 << 20;
 
 pub struct Remote {
     /// Of the APIService.
@@ -211,21 +208,10 @@ impl Remote {
 
     /// GETs a document as the aggregator itself.
     async fn fetch(&self, api: &Api, path: &str) -> Result<(StatusCode, Bytes), String> {
-        let target = self.target(api, path.to_owned()).await.map_err(|error| error.message().to_owned())?;
-        let mut request = Request::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
-        *request.method_mut() = Method::GET;
-        *request.uri_mut() = path.parse().map_err(|error| format!("{path:?} is no path: {error}"))?;
-        request.headers_mut().insert(header::ACCEPT, header::HeaderValue::from_static("application/json"));
-        if let Ok(host) = target.host.parse() {
-            request.headers_mut().insert(header::HOST, host);
-        }
+        let mut target = self.target(api, path.to_owned()).await.map_err(|error| error.message().to_owned())?;
         let user = UserInfo::new("system:kube-aggregator", &["system:masters"]);
-        forward::identify(request.headers_mut(), &user);
-        let response = dial::send(api, &target, request).await?;
-        let status = response.status();
-        let body =
-            Limited::new(response.into_body(), MAX_DOCUMENT).collect().await.map_err(|error| error.to_string())?;
-        Ok((status, body.to_bytes()))
+        forward::identify(&mut target.headers, &user);
+        dial::get(api, &target).await
     }
 
     /// Where a request goes now.

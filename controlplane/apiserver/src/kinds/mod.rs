@@ -8,6 +8,7 @@
 pub mod check;
 pub mod csr;
 pub mod meta;
+mod metrics;
 pub mod names;
 pub mod table;
 pub mod value;
@@ -71,6 +72,7 @@ pub fn all_with(ranges: ServiceRanges) -> Vec<Resource> {
         discovery::resources(),
         dra::resources(),
         flowcontrol::resources(),
+        metrics::resources(),
     ] {
         resources.extend(group);
     }

@@ -123,6 +123,8 @@ pub fn sources(resources: &Resources) -> Vec<Source> {
     resources
         .all()
         .iter()
+        // metrics.k8s.io has no schemas, as metrics-server has none.
+        .filter(|endpoint| endpoint.descriptor().custom || endpoint.hub_schema().is_some())
         .map(|endpoint| {
             let descriptor = endpoint.resource.descriptor.clone();
             let schemas = descriptor.served.iter().filter(|_| descriptor.custom).filter_map(|served| {

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use http::{Request, Response};
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -22,6 +24,8 @@ use super::target::Target;
 use crate::http::tls::read_certificates;
 use crate::server::{Api, KeyPair};
 
+/// Larger documents are refused.
+const MAX_DOCUMENT: usize = 32 << 20;
 const DIAL: Duration = Duration::from_secs(10);
 
 /// How a connection is protected.
@@ -59,6 +63,21 @@ pub async fn send(api: &Api, target: &Target, request: Request<RequestBody>) -> 
         Ok(Ok(Ok(tls))) => exchange(api, tls, request).await.map_err(|error| failed(&error)),
         Ok(Ok(Err(plain))) => exchange(api, plain, request).await.map_err(|error| failed(&error)),
     }
+}
+
+/// GETs a whole document.
+pub async fn get(api: &Api, target: &Target) -> Result<(StatusCode, Bytes), String> {
+    let mut request = Request::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
+    *request.uri_mut() = target.path.parse().map_err(|error| format!("{:?} is no path: {error}", target.path))?;
+    *request.headers_mut() = target.headers.clone();
+    request.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+    if let Ok(host) = target.host.parse() {
+        request.headers_mut().insert(header::HOST, host);
+    }
+    let response = send(api, target, request).await?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), MAX_DOCUMENT).collect().await.map_err(|error| error.to_string())?;
+    Ok((status, body.to_bytes()))
 }
 
 /// The TLS configuration for a target and the name it must have.

@@ -22,6 +22,7 @@ use crate::admit::{Attributes, Operation};
 use crate::error::{ApiError, Result};
 use crate::http::body::{Body, BoxError};
 use crate::http::pipeline::Asked;
+use crate::server::Api;
 
 /// A kubelet's complaint is passed on up to this many bytes.
 const COMPLAINT: usize = 4096;
@@ -74,6 +75,17 @@ where
     // A log that is followed, a watch of another server: they end cleanly when this one stops.
     let frames = futures::StreamExt::take_until(frames, asked.api.stopping.clone().cancelled_owned());
     Ok(Ok(Response::from_parts(parts, Body::stream(frames))))
+}
+
+/// GETs a JSON document of a node's kubelet.
+pub async fn ask_kubelet(api: &Api, node: &str, path: &str) -> std::result::Result<Value, String> {
+    let (address, port) = target::kubelet(api, node).await.map_err(|error| error.message().to_owned())?;
+    let target = Target::passing(dial::Security::Kubelet, address, port, path.to_owned());
+    let (status, body) = dial::get(api, &target).await?;
+    if !status.is_success() {
+        return Err(format!("{path} of {} answered {status}", target.host));
+    }
+    serde_json::from_slice(&body).map_err(|error| format!("{path} of {} is no JSON: {error}", target.host))
 }
 
 /// Runs admission for `CONNECT`.

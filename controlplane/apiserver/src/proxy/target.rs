@@ -86,7 +86,7 @@ async fn find(api: &Api, plural: &str, namespace: &str, name: &str) -> Result<st
 }
 
 /// Address and port of a node's kubelet.
-async fn kubelet(api: &Api, node: &str) -> Result<(String, u16)> {
+pub async fn kubelet(api: &Api, node: &str) -> Result<(String, u16)> {
     let node_object = find(api, "nodes", "", node).await?;
     let addresses = node_object["status"]["addresses"].as_array();
     let of_type = |wanted: &str| {

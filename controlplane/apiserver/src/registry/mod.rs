@@ -15,6 +15,7 @@ mod scale;
 pub mod subresource;
 mod token;
 pub mod turns;
+pub mod usage;
 pub mod watch;
 pub mod write;
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{Response, StatusCode, header};
 use serde_json::{Value, json};
 
-use super::{Call, pods, reviews, scale, token};
+use super::{Call, pods, reviews, scale, token, usage};
 use crate::error::{ApiError, Result};
 use crate::http::body::Body;
 use crate::http::negotiate::Output;
@@ -60,6 +60,7 @@ async fn virtual_resource(asked: &Asked, call: &Call, body: &Bytes) -> Result<Re
     }
     match &*call.descriptor().plural {
         "bindings" => pods::bind(asked, call, body).await,
+        _ if call.descriptor().hub_group() == usage::GROUP => usage::answer(asked, call).await,
         "componentstatuses" => reviews::component_statuses(asked, call).await,
         _ => reviews::handle(asked, call, body).await,
     }
