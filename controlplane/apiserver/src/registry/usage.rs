@@ -15,11 +15,13 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{Call, subresource};
+use super::Call;
 use crate::admit::Cluster;
 use crate::error::Result;
 use crate::http::body::Body;
+use crate::http::negotiate::Output;
 use crate::http::pipeline::Asked;
+use crate::http::{render, resources};
 use crate::proxy;
 use crate::server::Api;
 
@@ -91,12 +93,21 @@ pub async fn answer(asked: &Asked, call: &Call) -> Result<Response<Body>> {
     if call.info.name.is_empty() {
         let kind = format!("{}List", call.descriptor().kind);
         let list = json!({"kind": kind, "apiVersion": API_VERSION, "metadata": {}, "items": items});
-        return subresource::answer(asked, StatusCode::OK, &list);
+        return shown(asked, &list);
     }
     match items.pop() {
-        Some(one) => subresource::answer(asked, StatusCode::OK, &one),
+        Some(one) => shown(asked, &one),
         None => Err(call.not_found()),
     }
+}
+
+/// JSON, also for those who would rather have protobuf (kubectl top): these kinds have no other form,
+/// and clients go by the answer's content type.
+fn shown(asked: &Asked, object: &Value) -> Result<Response<Body>> {
+    let accept = asked.header(http::header::ACCEPT);
+    let output = Output::negotiate(accept, &asked.query, asked.user_agent(), false, false);
+    let output = output.unwrap_or_else(|_| Output::plain());
+    Ok(resources::ok(StatusCode::OK, &output, render::encode(object, &output)?, asked))
 }
 
 /// None for a node whose kubelet does not answer: it is left out, as metrics-server does.
