@@ -116,7 +116,7 @@ applying() {
     refused 'unknown field "dta"' k create -f - <<<'{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"x"},"dta":{}}'
     ok k create --validate=warn -f - <<<'{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"warned"},"dta":{}}'
     says 'Warning: unknown field "dta"'
-    ok k rollout status deployment/web --timeout=120s; says "successfully rolled out"
+    ok k rollout status deployment/web --timeout=300s; says "successfully rolled out"
 }
 
 reading() {
@@ -180,7 +180,7 @@ changing() {
     ok k set serviceaccount deployment/web default
     ok k scale deployment/web --replicas=1; says scaled
     refused "replicas to be 9" k scale deployment/web --current-replicas=9 --replicas=1
-    ok k rollout status deployment/web --timeout=120s
+    ok k rollout status deployment/web --timeout=300s
     ok k autoscale deployment web --min=1 --max=3 --cpu-percent=80; says autoscaled
     ok k get hpa; says Deployment/web "80%"; ok k describe hpa web; says "Min replicas" "Max replicas"
     ok k delete hpa web
@@ -190,13 +190,13 @@ rolling() {
     ok k annotate deployment/web kubernetes.io/change-cause="as it was" --overwrite
     ok k rollout pause deployment/web; ok k set env deployment/web ROUND=paused
     refused "paused" k rollout restart deployment/web
-    ok k rollout resume deployment/web; ok k rollout status deployment/web --timeout=120s
+    ok k rollout resume deployment/web; ok k rollout status deployment/web --timeout=300s
     ok k rollout history deployment/web; says "REVISION" "as it was"
     revision=$(k get deployment web -o jsonpath='{.metadata.annotations.deployment\.kubernetes\.io/revision}')
     ok k rollout history deployment/web --revision="$revision"; says "ROUND" "Pod Template"
-    ok k rollout undo deployment/web; says "rolled back"; ok k rollout status deployment/web --timeout=120s
+    ok k rollout undo deployment/web; says "rolled back"; ok k rollout status deployment/web --timeout=300s
     ok k set env deployment/web --list; lacks ROUND
-    ok k rollout restart deployment/web; says restarted; ok k rollout status deployment/web --timeout=120s
+    ok k rollout restart deployment/web; says restarted; ok k rollout status deployment/web --timeout=300s
     ok k get deployment web -o yaml; says "kubectl.kubernetes.io/restartedAt"
 }
 
@@ -207,7 +207,7 @@ exposing() {
     ok k create service nodeport door --tcp=80:80; ok k create service clusterip headless --clusterip=None
     ok k create service externalname outside --external-name example.com; ok k create service loadbalancer lb --tcp=80
     ok k get services -o wide; says NodePort ExternalName '<pending>' example.com
-    ok k run fetch --rm -i --restart=Never --quiet --image="$BUSYBOX" --image-pull-policy=IfNotPresent --pod-running-timeout=2m -- wget -qO- "http://front:8080/"
+    ok k run fetch --rm -i --restart=Never --quiet --image="$BUSYBOX" --image-pull-policy=IfNotPresent --pod-running-timeout=5m -- wget -qO- "http://front:8080/"
     says "nginx"
     refused 'pods "fetch" not found' k get pod fetch
     "$KUBECTL" --namespace "$NAMESPACE" port-forward service/front :8080 >"$work/forward" 2>&1 & forward=$!
@@ -225,7 +225,7 @@ exposing() {
 entering() {
     shell_pod talker 'for i in 1 2 3; do echo line $i; done; while read -r line; do echo heard $line; done; sleep 3600' | ok k apply -f -
     shell_pod dying 'if [ -e /tmp/x ]; then sleep 3600; fi; echo last words; exit 3' | ok k apply -f -
-    ok k wait pod/talker --for=condition=Ready --timeout=120s
+    ok k wait pod/talker --for=condition=Ready --timeout=300s
     until_says "line 3" k logs talker
     ok k logs talker --tail=1; is "line 3"
     ok k logs talker --since=1h --timestamps; says "Z line 1"
@@ -236,7 +236,7 @@ entering() {
     ok k exec talker -- sh -c 'echo one; echo two >&2'; says one two
     ok k exec -i talker -- cat <<<"through"; is through
     refused "exit code 42" k exec talker -- sh -c 'exit 42'
-    refused "container nothing is not valid for pod talker" k logs talker -c nothing || true
+    refused "container nothing is not valid for pod talker" k logs talker -c nothing
     "$KUBECTL" --namespace "$NAMESPACE" attach -i talker <<<"hello" >"$work/attached" 2>&1 & attach=$!
     until_says "heard hello" cat "$work/followed"
     kill $attach $follow 2>/dev/null || true; wait $attach $follow 2>/dev/null || true
@@ -251,11 +251,11 @@ entering() {
     ok k get pod talker -o jsonpath='{.spec.ephemeralContainers[0].targetContainerName}'; is main
     ok k describe pod talker; says "Ephemeral Containers:" "looker"
     ok k debug talker --copy-to=copied --image="$BUSYBOX" --image-pull-policy=IfNotPresent --share-processes -c side -- sleep 3600
-    ok k wait pod/copied --for=condition=Ready --timeout=120s
+    ok k wait pod/copied --for=condition=Ready --timeout=300s
     ok k exec copied -c side -- ps; says "while read"
     ok k debug node/node-2 --image="$BUSYBOX" --image-pull-policy=IfNotPresent -- sleep 3600
     debugger=$(k get pods -o name | grep node-debugger-node-2)
-    ok k wait "$debugger" --for=condition=Ready --timeout=120s
+    ok k wait "$debugger" --for=condition=Ready --timeout=300s
     ok k exec "${debugger#pod/}" -- ls /host/etc/hostname; ok k delete "$debugger" --now
     ok k delete pod talker copied --now
 }
@@ -321,7 +321,7 @@ rights() {
     ok k create token robot --duration=10m; token=$out
     ok k auth whoami --as=x; local server; server=$(k config view --minify -o jsonpath='{.clusters[0].cluster.server}')
     k config view --minify --raw -o jsonpath='{.clusters[0].cluster.certificate-authority-data}' | base64 -d >"$work/ca"
-    ok "$KUBECTL" --kubeconfig=/dev/null --server="$server" --certificate-authority="$work/ca" --token="$token" auth can-i get pods -n "$NAMESPACE" || true
+    refused no "$KUBECTL" --kubeconfig=/dev/null --server="$server" --certificate-authority="$work/ca" --token="$token" auth can-i get pods -n "$NAMESPACE"
     ok k create token robot --audience=vault --bound-object-kind=Secret --bound-object-name=hidden
     openssl req -new -newkey rsa:2048 -nodes -keyout "$work/jane.key" -subj /CN=jane -out "$work/jane.csr" 2>/dev/null
     sed "s/REQUEST/$(base64 -w0 <"$work/jane.csr")/; s/NAME/jane-$NAMESPACE/" "$here/csr.yaml" | ok k apply -f -
@@ -341,21 +341,21 @@ nodes() {
     ok k taint nodes node-2 story-; says untainted
     ok k cordon node-2; ok k get node node-2; says SchedulingDisabled
     shell_pod lonely 'sleep 3600' | sed 's/^spec:/spec:\n  nodeName: node-2/' | ok k apply -f -
-    ok k wait pod/lonely --for=condition=Ready --timeout=120s
+    ok k wait pod/lonely --for=condition=Ready --timeout=300s
     refused "cannot delete" k drain node-2 --ignore-daemonsets --pod-selector=app=lonely
     says "declare no controller"
-    ok k drain node-2 --ignore-daemonsets --delete-emptydir-data --force --pod-selector='app in (lonely,web)' --timeout=120s; says "node/node-2 drained" "lonely evicted"
+    ok k drain node-2 --ignore-daemonsets --delete-emptydir-data --force --pod-selector='app in (lonely,web)' --timeout=300s; says "node/node-2 drained" "lonely evicted"
     ok k uncordon node-2; says uncordoned
     ok k get node node-2 -o jsonpath='{.spec.unschedulable}'; is ""
 }
 
 waiting() {
-    ok k wait deployment/web --for=condition=Available --timeout=120s
-    ok k wait deployment/web --for=jsonpath='{.metadata.name}'=web --timeout=120s
+    ok k wait deployment/web --for=condition=Available --timeout=300s
+    ok k wait deployment/web --for=jsonpath='{.metadata.name}'=web --timeout=300s
     shell_pod brief 'sleep 1' Never | ok k apply -f -
-    ok k wait pod/brief --for=jsonpath='{.status.phase}'=Succeeded --timeout=120s
+    ok k wait pod/brief --for=jsonpath='{.status.phase}'=Succeeded --timeout=300s
     refused "timed out waiting" k wait deployment/web --for=condition=Nothing --timeout=1s
-    "$KUBECTL" --namespace "$NAMESPACE" wait pod/brief --for=delete --timeout=120s & local waiter=$!
+    "$KUBECTL" --namespace "$NAMESPACE" wait pod/brief --for=delete --timeout=300s & local waiter=$!
     ok k delete pod brief; wait $waiter || fail "wait --for=delete"
     if ((minor >= 31)); then
         k wait configmap/later --for=create --timeout=60s & waiter=$!
@@ -396,14 +396,14 @@ deleting() {
     ok k get rs -l app=gone -o jsonpath='{.items[*].metadata.ownerReferences}'; until_says "" true
     ok k get rs -l app=gone -o name; says replicaset
     ok k delete rs -l app=gone --cascade=foreground; ok k get rs -l app=gone -o name; is ""
-    ok k wait pod -l app=gone --for=delete --timeout=120s || true
+    ok k wait pod -l app=gone --for=delete --timeout=300s
     ok k create configmap a; ok k create configmap b
     ok k delete configmap a b; says 'configmap "a" deleted' 'configmap "b" deleted'
     ok k delete configmap a --ignore-not-found; refused "not found" k delete configmap a
     shell_pod stubborn 'trap "" TERM; while true; do sleep 1; done' | ok k apply -f -
-    ok k wait pod/stubborn --for=condition=Ready --timeout=120s
+    ok k wait pod/stubborn --for=condition=Ready --timeout=300s
     ok k delete pod stubborn --force --grace-period=0; says "force deleted"
-    ok k delete all --all --timeout=120s
+    ok k delete all --all --timeout=300s
     until_says "No resources found" k get pods
 }
 
