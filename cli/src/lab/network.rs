@@ -100,17 +100,6 @@ fn ensure_member(rtnl: &mut Rtnl, lab: &Lab, member: &str, bridge: u32) -> anyho
     Ok(())
 }
 
-/// Lets the server reach a node's pods: webhooks, aggregated API servers and `proxy` subresources
-/// are dialled there.
-pub fn route_pods(lab: &Lab, node: &str, pods: &str) -> anyhow::Result<()> {
-    let (Some(node), Ok(pods)) = (lab.address(node), pods.parse::<IpNet>()) else { return Ok(()) };
-    let server = Namespace::open(netns_path(&lab.netns(super::state::SERVER)))?;
-    let mut inside = Rtnl::open_in(&server)?;
-    let mut route = Route::direct(pods.network(), inside.link(MEMBER_LINK)?.index, RouteScope::Universe);
-    route.gateway = Some(IpAddr::V4(node));
-    inside.replace_route(&route).with_context(|| format!("routing {pods} of {node} in the server's namespace"))
-}
-
 /// A named network namespace, as `ip netns add` makes it.
 fn make_namespace(name: &str) -> anyhow::Result<()> {
     let path = netns_path(name);

@@ -302,11 +302,7 @@ async fn follow_nodes(lab: &Lab, missing: &mut BTreeSet<String>) -> anyhow::Resu
         if let WatchEvent::Added(node) | WatchEvent::Modified(node) = event?
             && is_ready(&node)
         {
-            let name = node.metadata.name.as_deref().unwrap_or_default();
-            if let Some(pods) = node.spec.as_ref().and_then(|spec| spec.pod_cidr.as_ref()) {
-                super::network::route_pods(lab, name, pods)?;
-            }
-            missing.remove(name);
+            missing.remove(node.metadata.name.as_deref().unwrap_or_default());
             if missing.is_empty() {
                 return Ok(());
             }

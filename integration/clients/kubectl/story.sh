@@ -148,7 +148,8 @@ reading() {
     ok k events; says "Normal" "Started"
     ok k events --for deployment/web --types=Normal; says "ScalingReplicaSet" "Scaled up replica set web-"
     ok k get events --field-selector=reason=ScalingReplicaSet; says deployment/web
-    refused "Metrics API not available" k top pods
+    until_says node-2 k top nodes; says "CPU(cores)"
+    until_says web- k top pods; says "MEMORY(bytes)"
     refused 'the server doesn'\''t have a resource type "nonsense"' k get nonsense
     refused 'pods "absent" not found' k get pod absent
 }
