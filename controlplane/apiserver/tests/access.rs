@@ -1,4 +1,5 @@
 //! Who may do what, how much, and what is written down, seen from outside.
+#![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
 //! Who somebody is, over real TLS: credentials that are good, wrong, ended, or somebody else's.
+#![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
 use std::time::Duration;
