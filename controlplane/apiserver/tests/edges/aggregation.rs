@@ -38,6 +38,7 @@ async fn aggregated() -> Aggregated {
     std::fs::write(&ca_file, &pem).unwrap();
     let extension = extension::start(dir.path(), &pem).await;
     let cluster = Cluster::start_with(|config| {
+        config.kubelet_client = Some(pair.clone());
         config.front_proxy_client = Some(pair);
         config.front_proxy_ca = Some(ca_file);
     })
@@ -241,4 +242,24 @@ async fn kubectl_top_reads_a_remote_servers_metrics_until_it_dies() {
     );
     let (done, shown) = kubectl(&["get", "--raw", &format!("{REMOTE}/nodes")]);
     assert!(!done && shown.contains("ServiceUnavailable"), "{shown}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubectl_top_works_without_a_metrics_server() {
+    let test = aggregated().await;
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}, "status": {
+        "capacity": {"cpu": "1", "memory": "128Mi"}, "allocatable": {"cpu": "1", "memory": "128Mi"},
+        "addresses": [{"type": "Hostname", "address": "localhost"}],
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": test.extension.port}}}});
+    assert_eq!(ask(&test.client, "POST", "/api/v1/nodes", &node.to_string()).await.0, 201);
+    test.cluster.listen().await;
+    let kubeconfig = test.cluster.kubeconfig("root", &["system:masters"]);
+    let mut kubectl = Command::new("kubectl");
+    kubectl.arg("--cache-dir").arg(kubeconfig.with_extension("cache")).arg("--kubeconfig").arg(&kubeconfig);
+    let output = kubectl.args(["top", "nodes"]).output().unwrap();
+    let shown = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && shown.contains("64Mi") && shown.contains("50%"), "{shown}");
+    let (code, found) = ask(&test.client, "GET", &format!("{REMOTE}/nodes/n2"), "").await;
+    assert_eq!((code, &found["reason"]), (404, &json!("NotFound")));
+    assert_eq!(ask(&test.cluster.client("jane"), "GET", &format!("{REMOTE}/nodes"), "").await.0, 403);
 }

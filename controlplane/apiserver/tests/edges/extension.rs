@@ -84,6 +84,14 @@ async fn answer(request: Request<Incoming>) -> Answer {
         let url = format!("/openapi/v3{GROUP_VERSION}?hash=ABC");
         return json_answer(&json!({"paths": {"apis/metrics.k8s.io/v1beta1": {"serverRelativeURL": url}}}));
     }
+    if path == "/stats/summary" {
+        // What a kubelet says: half a core in use.
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let cpu = u64::try_from(since.as_nanos() / 2).unwrap();
+        let used = json!({"usageCoreNanoSeconds": cpu});
+        let memory = json!({"workingSetBytes": 64 << 20});
+        return json_answer(&json!({"node": {"cpu": used, "memory": memory}, "pods": []}));
+    }
     if path == "/openapi/v2" {
         let (paths, definition) = (
             json!({(format!("{GROUP_VERSION}/nodes")): {"get": {"operationId": "listNodeMetrics", "responses": {}}}, "/version": {}}),
