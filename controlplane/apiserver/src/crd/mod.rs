@@ -126,6 +126,7 @@ impl CustomServer {
     /// Swaps the served resources if they changed.
     fn serve(&mut self, definitions: &[Arc<Value>]) {
         let mut kept = HashSet::new();
+        let mut gone = Vec::new();
         let mut changed = false;
         for definition in definitions.iter().filter(|definition| is_established(definition)) {
             let name = metadata::text(definition, "name").to_owned();
@@ -136,18 +137,10 @@ impl CustomServer {
             }
             let Some(endpoints) = self.endpoints(definition) else { continue };
             changed = true;
-            if let Some(before) = self.served.insert(name, ServedDefinition { endpoints, made_from }) {
-                before.stop();
-            }
+            gone.extend(self.served.insert(name, ServedDefinition { endpoints, made_from }));
         }
-        self.served.retain(|name, served| {
-            let keep = kept.contains(name);
-            if !keep {
-                served.stop();
-                changed = true;
-            }
-            keep
-        });
+        gone.extend(self.served.extract_if(|name, _| !kept.contains(name)).map(|(_, served)| served));
+        changed |= !gone.is_empty();
         if changed {
             let mut custom: Vec<&ServedDefinition> = self.served.values().collect();
             custom.sort_by(|a, b| a.prefix().cmp(b.prefix()));
@@ -155,6 +148,8 @@ impl CustomServer {
             let all = self.built_in.iter().cloned().chain(custom).collect();
             self.api.set_resources(Resources::new(all));
         }
+        // Requests find the new ones by now.
+        gone.iter().for_each(ServedDefinition::stop);
     }
 
     /// An endpoint for each version of a definition.

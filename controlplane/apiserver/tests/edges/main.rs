@@ -4,8 +4,11 @@
 mod aggregation;
 mod encryption;
 mod extension;
+mod hook;
 mod lifecycle;
+mod policies;
 mod requestheader;
+mod versions;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
