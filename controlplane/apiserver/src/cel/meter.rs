@@ -12,7 +12,7 @@ use cel::common::types::{CelBytes, CelInt, CelList, CelMap, CelString, DYN_TYPE,
 use cel::common::value::{CowVal, Val};
 use cel::{Env, ExecutionError};
 
-use super::parse;
+use super::{parse, signatures};
 
 /// Of one expression.
 pub const PER_CALL_LIMIT: u64 = 1_000_000;
@@ -107,7 +107,11 @@ pub fn rewritten(root: IdedExpr) -> IdedExpr {
             let units = parse::size(&all.loop_step) + parse::size(&all.loop_cond);
             all.iter_range = rewritten(all.iter_range);
             all.accu_init = rewritten(all.accu_init);
-            all.loop_cond = rewritten(all.loop_cond);
+            // Steps of `all` and `exists` may fail and be passed over: the condition ends the loop.
+            all.loop_cond = match all.loop_cond.expr {
+                Expr::Literal(_) => all.loop_cond,
+                _ => tick(rewritten(all.loop_cond), 1),
+            };
             all.loop_step = rewritten_step(all.loop_step, &all.accu_var, units);
             all.result = rewritten(all.result);
             Expr::Comprehension(all)
@@ -182,8 +186,10 @@ fn rewritten_call(mut call: CallExpr) -> Expr {
         call.func_name = (*other).to_owned();
     }
     let walks = WALKING.contains(&call.func_name.as_str());
+    let qualified = |target: &IdedExpr| matches!(&target.expr, Expr::Ident(space) if signatures::find(&format!("{space}.{}", call.func_name)).is_some());
+    // A qualified name (`sets.contains`) is no value to walk through.
+    let walks = walks && !call.target.as_deref().is_some_and(qualified);
     let wrap = |expr: IdedExpr| if walks && !matches!(expr.expr, Expr::Literal(_)) { walking(expr) } else { expr };
-    // A qualified name (`ip.isCanonical`) is no value to walk through: its function is not in the list.
     call.target = call.target.map(|target| Box::new(wrap(rewritten(*target))));
     call.args = call.args.into_iter().map(|arg| wrap(rewritten(arg))).collect();
     Expr::Call(call)
