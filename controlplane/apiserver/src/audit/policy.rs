@@ -136,7 +136,7 @@ fn fits(list: &[String], value: &str) -> bool {
 
 impl Rule {
     fn problem(&self) -> Option<String> {
-        if !self.non_resource_urls.is_empty() && !(self.resources.is_empty() && self.namespaces.is_empty()) {
+        if !self.non_resource_urls.is_empty() && (!self.resources.is_empty() || !self.namespaces.is_empty()) {
             return Some(
                 ".nonResourceURLs: Invalid value: rules cannot apply to both regular resources and non-resource URLs"
                     .to_owned(),
