@@ -146,7 +146,7 @@ impl Call {
     pub fn runtime<C: DeserializeOwned>(&self, capability: &str) -> Result<Option<C>> {
         match self.config.get("runtimeConfig").and_then(|runtime| runtime.get(capability)) {
             None | Some(Value::Null) => Ok(None),
-            Some(value) => C::deserialize(value)
+            Some(value) => C::deserialize(camel_case(value))
                 .map(Some)
                 .map_err(|error| Error::decode(format!("runtimeConfig.{capability} cannot be read: {error}"))),
         }
@@ -203,6 +203,20 @@ fn arguments(text: &str) -> Result<HashMap<String, String>> {
         .collect()
 }
 
+/// The keys in lower camel case. Go reads keys in any case, and containerd writes `HostPort` where
+/// the conventions say `hostPort`.
+fn camel_case(value: &Value) -> Value {
+    let key = |name: &String| {
+        let mut letters = name.chars();
+        letters.next().map(|first| first.to_ascii_lowercase()).into_iter().chain(letters).collect()
+    };
+    match value {
+        Value::Object(map) => map.iter().map(|(name, value)| (key(name), camel_case(value))).collect(),
+        Value::Array(items) => items.iter().map(camel_case).collect(),
+        other => other.clone(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -222,6 +236,14 @@ mod tests {
     }
 
     const GOOD: &str = r#"{"cniVersion":"1.0.0","name":"net","type":"bridge"}"#;
+
+    #[test]
+    fn runtime_configuration_is_read_as_containerd_writes_it() {
+        let input =
+            r#"{"cniVersion":"1.0.0","name":"net","runtimeConfig":{"portMappings":[{"HostPort":80,"HostIP":""}]}}"#;
+        let read = call(Command::Add, input, &[]).unwrap().runtime::<Value>("portMappings").unwrap();
+        assert_eq!(read, Some(serde_json::json!([{"hostPort": 80, "hostIP": ""}])));
+    }
 
     #[test]
     fn bad_calls_get_the_specifications_codes() {

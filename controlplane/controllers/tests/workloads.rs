@@ -205,6 +205,33 @@ async fn foreground_and_orphan_deletion() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_circle_of_owners_does_not_block_collection() {
+    let cluster = Cluster::start().await;
+    let maps: Api<ConfigMap> = cluster.api("default");
+    let mut uids = Vec::new();
+    for name in ["circle-0", "circle-1", "circle-2"] {
+        let map = ConfigMap {
+            metadata: kube::api::ObjectMeta { name: Some(name.into()), ..Default::default() },
+            ..Default::default()
+        };
+        uids.push(maps.create(&PostParams::default(), &map).await.expect("created").uid().expect("a uid"));
+    }
+    for index in 0..3 {
+        let owner = (index + 2) % 3;
+        let reference = json!({"apiVersion": "v1", "kind": "ConfigMap", "name": format!("circle-{owner}"), "uid": uids[owner], "blockOwnerDeletion": true});
+        let patch = Patch::Merge(json!({"metadata": {"ownerReferences": [reference]}}));
+        maps.patch(&format!("circle-{index}"), &PatchParams::default(), &patch).await.expect("patched");
+    }
+    maps.delete("circle-0", &DeleteParams::foreground()).await.expect("deleted");
+    eventually("the circle is gone", || async {
+        let left = maps.list(&ListParams::default()).await.ok()?.items;
+        left.iter().all(|map| !map.name_any().starts_with("circle-")).then_some(())
+    })
+    .await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_namespace_is_emptied_and_goes() {
     let cluster = Cluster::start().await;
     let namespaces: Api<Namespace> = Api::all(cluster.client.clone());

@@ -14,7 +14,7 @@ use crate::admit::{Cluster, Operation};
 use crate::error::{ApiError, Result};
 use crate::http::body::Body;
 use crate::http::pipeline::Asked;
-use crate::kinds::core::pod::eviction::{self, Decision};
+use crate::kinds::core::pod::eviction::{self, Decision, put_condition};
 use crate::resource::GroupVersionKind;
 
 /// Attempts at taking a disruption from a budget that others write.
@@ -118,19 +118,8 @@ fn bound(pod: &Value, binding: &Value, now: &str) -> Result<Value> {
 }
 
 fn set_scheduled(pod: &mut Value, now: &str) {
-    let mut condition =
-        json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now});
-    if let Some(generation) = pod["metadata"]["generation"].as_i64().filter(|generation| *generation > 0) {
-        condition["observedGeneration"] = generation.into();
-    }
-    if pod["status"]["conditions"].as_array().is_none() {
-        pod["status"]["conditions"] = json!([]);
-    }
-    let Some(conditions) = pod["status"]["conditions"].as_array_mut() else { return };
-    match conditions.iter_mut().find(|held| held["type"] == "PodScheduled") {
-        Some(held) => *held = condition,
-        None => conditions.push(condition),
-    }
+    let condition = json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now});
+    put_condition(pod, condition);
 }
 
 /// Deletes a pod unless a disruption budget forbids it now.
@@ -152,11 +141,28 @@ pub async fn evict(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response<
     let Current { value: pod, .. } = pod_call.current().await?.ok_or_else(|| pod_call.not_found())?;
     delete.preconditions.check("", "pods", &pod)?;
     spend(call, &pod, delete.dry_run).await?;
+    if !delete.dry_run && !metadata::is_deleting(&pod) {
+        mark_evicted(call, &call.info.name).await?;
+    }
     match pod_call.delete(&delete).await {
         Err(error) if !error.is_not_found() => return Err(error),
         _ => {}
     }
     subresource::answer(asked, StatusCode::CREATED, &subresource::success(StatusCode::CREATED))
+}
+
+/// Says why the pod goes, so that a Job does not count it as its own failure.
+async fn mark_evicted(call: &Call, name: &str) -> Result<()> {
+    let now = metadata::timestamp(call.now);
+    for _ in 0..BUDGET_ATTEMPTS {
+        let Some(pod) = call.api.get_live("", "pods", &call.info.namespace, name).await? else { return Ok(()) };
+        match call.api.update("", "pods", "status", eviction::marked(&pod, &now)).await {
+            Err(error) if error.is_conflict() => {}
+            Err(error) if error.is_not_found() => return Ok(()),
+            outcome => return outcome.map(|_| ()),
+        }
+    }
+    Err(ApiError::too_many_requests("Cannot evict pod: its status is being changed by others", 10))
 }
 
 /// Takes a disruption from the budget that covers the pod.

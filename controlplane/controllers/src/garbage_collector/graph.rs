@@ -179,6 +179,12 @@ impl Graph {
         work
     }
 
+    /// Whether a dependent is itself waiting for dependents, perhaps for this one.
+    pub fn may_be_in_circle(&self, uid: &str) -> bool {
+        let waits = |uid: &Uid| self.nodes.get(uid).is_some_and(|node| node.deletion == Deletion::Foreground);
+        self.nodes.get(uid).is_some_and(|node| node.dependents.iter().any(waits))
+    }
+
     /// Dependents that a foreground deletion of `uid` waits for.
     pub fn blocking(&self, uid: &str) -> Vec<Uid> {
         let Some(node) = self.nodes.get(uid) else { return Vec::new() };
@@ -287,6 +293,17 @@ mod tests {
         assert_eq!(graph.blocking("set"), ["blocking"]);
         assert_eq!(sorted(graph.remove("blocking")).0, ["set"]);
         assert!(graph.blocking("set").is_empty());
+    }
+
+    #[test]
+    fn a_circle_is_noticed_where_it_closes() {
+        let mut graph = Graph::default();
+        for (uid, owner) in [("a", "c"), ("b", "a"), ("c", "b")] {
+            apply(&mut graph, &object(uid, &[(owner, true)]));
+        }
+        apply(&mut graph, &deleting(object("a", &[("c", true)]), FOREGROUND));
+        assert!(!graph.may_be_in_circle("b"), "its dependent stays as yet");
+        assert!(graph.may_be_in_circle("c"), "what depends on it waits for dependents");
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod graph;
 mod monitors;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use component::{EventType, Outcome, WorkQueue};
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -98,6 +99,10 @@ impl Worker {
         match graph::judge(&standings, has_dependents) {
             Verdict::Keep => {}
             Verdict::Release(owners) => self.release(&node.location, &latest, &owners).await?,
+            Verdict::Delete { foreground: true } if self.graph.lock().may_be_in_circle(uid) && blocks(&latest) => {
+                self.unblock(&node.location, &latest).await?;
+                return Ok(Outcome::After(Duration::ZERO));
+            }
             Verdict::Delete { foreground } => self.delete(&node.location, &latest, foreground).await?,
         }
         Ok(Outcome::Done)
@@ -200,6 +205,14 @@ impl Worker {
         self.patch(location, "removing the finalizer of", &patch).await
     }
 
+    /// In a circle of owners each would wait for the next: this one no longer keeps its owners waiting.
+    async fn unblock(&self, location: &Location, latest: &ObjectMeta) -> Result<()> {
+        let mut owners = latest.owner_references.clone().unwrap_or_default();
+        owners.iter_mut().for_each(|owner| owner.block_owner_deletion = Some(false));
+        let patch = json!({"metadata": {"resourceVersion": latest.resource_version, "ownerReferences": owners}});
+        self.patch(location, "unblocking the owners of", &patch).await
+    }
+
     async fn release(&self, location: &Location, latest: &ObjectMeta, owners: &[Uid]) -> Result<()> {
         let kept: Vec<_> = latest.owner_references.iter().flatten().filter(|o| !owners.contains(&o.uid)).collect();
         let patch = json!({"metadata": {"resourceVersion": latest.resource_version, "ownerReferences": kept}});
@@ -242,6 +255,10 @@ impl Worker {
         }
         Ok(Outcome::Done)
     }
+}
+
+fn blocks(meta: &ObjectMeta) -> bool {
+    meta.owner_references.iter().flatten().any(|owner| owner.block_owner_deletion == Some(true))
 }
 
 fn shown(location: &Location) -> String {

@@ -81,16 +81,10 @@ fn is_on_delete(set: &StatefulSet) -> bool {
     set.spec.update_strategy.as_ref().and_then(|strategy| strategy.type_.as_deref()) == Some("OnDelete")
 }
 
-/// The version a missing pod is made of.
+/// The version a missing pod is made of: the old one below the partition.
 fn side(set: &StatefulSet, ordinal: i32) -> Side {
-    let first = identity::start_ordinal(set);
-    let current = set.status.as_ref().and_then(|status| status.current_replicas).unwrap_or(0);
-    let kept = match partition(set) {
-        _ if is_on_delete(set) => false,
-        Some(partition) if partition > 0 => ordinal < first + partition,
-        _ => ordinal < first + current,
-    };
-    if kept { Side::Current } else { Side::Update }
+    let kept = identity::start_ordinal(set) + partition(set).unwrap_or(0);
+    if ordinal < kept && !is_on_delete(set) { Side::Current } else { Side::Update }
 }
 
 /// Members by number.
@@ -312,6 +306,13 @@ mod tests {
         let missing = [old[0].clone(), old[1].clone()];
         assert_eq!(told(&set(3, "OrderedReady", 3), &missing), ["create 2 Current"]);
         assert_eq!(told(&set(3, "OrderedReady", 2), &missing), ["create 2 Update"]);
+    }
+
+    #[test]
+    fn an_updated_pod_is_not_made_of_the_old_version_while_the_status_lags() {
+        let mut set = set(3, "OrderedReady", 0);
+        set.status = Some(StatefulSetStatus { current_replicas: Some(3), ..Default::default() });
+        assert_eq!(told(&set, &[member(0, "old", true), member(1, "old", true)]), ["create 2 Update"]);
     }
 
     #[test]

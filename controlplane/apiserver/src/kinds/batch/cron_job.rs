@@ -104,6 +104,8 @@ fn validate(cron: &Value) -> ErrorList {
                 &mut errors,
                 "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones",
             );
+        } else if jiff::tz::TimeZone::get(zone.text()).is_err() {
+            zone.invalid(&mut errors, format!("unknown time zone {}", zone.text()));
         }
     }
     for field in ["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"] {
@@ -168,6 +170,10 @@ mod tests {
             (
                 json!({"spec.schedule": "TZ=UTC * * * * *"}),
                 "spec.schedule: Invalid value: \"TZ=UTC * * * * *\": cannot use TZ or CRON_TZ in schedule, use timeZone field instead",
+            ),
+            (
+                json!({"spec.timeZone": "No/Where"}),
+                "spec.timeZone: Invalid value: \"No/Where\": unknown time zone No/Where",
             ),
             (
                 json!({"spec.concurrencyPolicy": "X"}),

@@ -241,6 +241,36 @@ const SCOPES: [&str; 7] = [
     "VolumeAttributesClass",
 ];
 
+/// What a quota counts in any case, beside pods and their compute.
+const UNSCOPED: [&str; 12] = [
+    "ephemeral-storage",
+    "requests.ephemeral-storage",
+    "limits.ephemeral-storage",
+    "resourcequotas",
+    "services",
+    "services.nodeports",
+    "services.loadbalancers",
+    "replicationcontrollers",
+    "secrets",
+    "configmaps",
+    "persistentvolumeclaims",
+    "requests.storage",
+];
+const COMPUTE: [&str; 6] = ["cpu", "memory", "requests.cpu", "requests.memory", "limits.cpu", "limits.memory"];
+
+/// Scopes select pods (one of them claims): other standard resources cannot be counted by them.
+fn counted_in_scope(spec: &Node<'_>, scope: &str, at: &Node<'_>, errors: &mut ErrorList) {
+    let fits = |name: &str| match scope {
+        "VolumeAttributesClass" => matches!(name, "persistentvolumeclaims" | "requests.storage"),
+        "BestEffort" => name == "pods",
+        _ => name == "pods" || COMPUTE.contains(&name),
+    };
+    let standard = |name: &str| name == "pods" || COMPUTE.contains(&name) || UNSCOPED.contains(&name);
+    if SCOPES.contains(&scope) && spec.entries("hard").iter().any(|(name, _)| standard(name) && !fits(name)) {
+        at.invalid(errors, "unsupported scope applied to resource");
+    }
+}
+
 fn validate_quota(quota: &Value) -> ErrorList {
     let mut errors = ErrorList::new();
     let spec = Node::root(quota).child("spec");
@@ -257,6 +287,7 @@ fn validate_quota(quota: &Value) -> ErrorList {
         if !SCOPES.contains(&scope.text()) {
             spec.child("scopes").invalid(&mut errors, "unsupported scope");
         }
+        counted_in_scope(&spec, scope.text(), &spec.child("scopes"), &mut errors);
     }
     let has = |name: &str| scopes.iter().any(|scope| scope.text() == name);
     if has("BestEffort") && has("NotBestEffort") || has("Terminating") && has("NotTerminating") {
@@ -268,6 +299,7 @@ fn validate_quota(quota: &Value) -> ErrorList {
         if !SCOPES.contains(&scope.text()) {
             scope.invalid(&mut errors, "unsupported scope");
         }
+        counted_in_scope(&spec, scope.text(), &spec.child("scopeSelector.matchExpressions"), &mut errors);
         if !matches!(scope.text(), "PriorityClass" | "VolumeAttributesClass") && operator.text() != "Exists" {
             operator.invalid(&mut errors, "must be 'Exist' when scope is any of ResourceQuotaScopeTerminating, ResourceQuotaScopeNotTerminating, ResourceQuotaScopeBestEffort, ResourceQuotaScopeNotBestEffort or ResourceQuotaScopeCrossNamespacePodAffinity");
         }
@@ -319,6 +351,7 @@ mod tests {
             "spec.hard[cpu]: Invalid value: \"-1\"",
             "spec.hard[x]: Invalid value: \"x\": must be a standard resource type or fully qualified",
             "conflicting scopes",
+            "unsupported scope applied to resource",
         ] {
             assert!(found.contains(expected), "{found}");
         }

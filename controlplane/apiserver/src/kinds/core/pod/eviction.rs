@@ -103,6 +103,29 @@ fn spend(budget: &Value, pod: &str, now: &str) -> Result<Value, ApiError> {
     Ok(spent)
 }
 
+/// The pod with the condition that tells an eviction from a failure.
+pub fn marked(pod: &Value, now: &str) -> Value {
+    let mut pod = pod.clone();
+    let condition = json!({
+        "type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
+        "message": "Eviction API: evicting", "lastProbeTime": null, "lastTransitionTime": now,
+    });
+    put_condition(&mut pod, condition);
+    pod
+}
+
+/// Puts a condition of the pod's present generation in the place of the one of its type.
+pub fn put_condition(pod: &mut Value, mut condition: Value) {
+    if let Some(generation) = pod["metadata"]["generation"].as_i64().filter(|generation| *generation > 0) {
+        condition["observedGeneration"] = generation.into();
+    }
+    let conditions = crate::kinds::value::ensure_list(pod, "status.conditions");
+    match conditions.iter_mut().find(|held| held["type"] == condition["type"]) {
+        Some(held) => *held = condition,
+        None => conditions.push(condition),
+    }
+}
+
 fn too_many(why: &str, retry_after: u64) -> ApiError {
     let message = "Cannot evict pod as it would violate the pod's disruption budget.";
     let error = ApiError::too_many_requests(message, retry_after);
@@ -121,6 +144,14 @@ mod tests {
     fn pod(phase: &str, ready: &str) -> Value {
         json!({"metadata": {"name": "p", "namespace": "n", "labels": {"a": "b"}},
                "status": {"phase": phase, "conditions": [{"type": "Ready", "status": ready}]}})
+    }
+
+    #[test]
+    fn an_evicted_pod_says_so() {
+        let after = marked(&pod("Running", "True"), "now");
+        assert_eq!(list(&after, "status.conditions").len(), 2);
+        assert_eq!(after["status"]["conditions"][1]["reason"], "EvictionByEvictionAPI");
+        assert_eq!(marked(&after, "now"), after);
     }
 
     #[test]
