@@ -29,7 +29,7 @@ pub use embedded::{Embedded, Options, SnapshotInfo, read_snapshot};
 pub use error::StoreError;
 pub use etcd::{Etcd, EtcdOptions, EtcdTls};
 pub use model::{Batch, Event, Got, Key, KeyValue, Page, Range, Revision, Txn, TxnOutcome, Write, prefix_end};
-pub use watch::{Progress, Watch};
+pub use watch::{Open, Progress, Watch};
 
 /// The contract. Object-safe: users hold an `Arc<dyn Store>`.
 #[async_trait::async_trait]

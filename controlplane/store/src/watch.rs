@@ -25,7 +25,7 @@ pub struct Watch {
 }
 
 /// Makes of a stored event what the watcher is to see.
-type Open = Arc<dyn Fn(&mut Event) -> Result<(), StoreError> + Send + Sync>;
+pub type Open = Arc<dyn Fn(&mut Event) -> Result<(), StoreError> + Send + Sync>;
 
 /// Asks a watch to say how far it has come. Cheap to clone and to keep beside the [`Watch`].
 #[derive(Clone)]
@@ -62,7 +62,7 @@ impl Watch {
     }
 
     /// Passes every event through `open`; an error ends the watch.
-    pub fn opened_by(mut self, open: Arc<dyn Fn(&mut Event) -> Result<(), StoreError> + Send + Sync>) -> Self {
+    pub fn opened_by(mut self, open: Open) -> Self {
         self.open = Some(open);
         self
     }

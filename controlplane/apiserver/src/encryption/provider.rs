@@ -25,12 +25,12 @@ pub enum Provider {
     Identity,
     Gcm {
         prefix: Box<str>,
-        key: LessSafeKey,
+        key: Box<LessSafeKey>,
     },
     Cbc {
         prefix: Box<str>,
-        seal: PaddedBlockEncryptingKey,
-        open: PaddedBlockDecryptingKey,
+        seal: Box<PaddedBlockEncryptingKey>,
+        open: Box<PaddedBlockDecryptingKey>,
     },
 }
 
@@ -45,7 +45,7 @@ impl Provider {
                     32 => &AES_256_GCM,
                     _ => return None,
                 };
-                let key = LessSafeKey::new(UnboundKey::new(algorithm, secret).ok()?);
+                let key = Box::new(LessSafeKey::new(UnboundKey::new(algorithm, secret).ok()?));
                 Some(Self::Gcm { prefix: format!("k8s:enc:aesgcm:v1:{name}:").into(), key })
             }
             Scheme::Cbc => {
@@ -58,8 +58,8 @@ impl Provider {
                 let key = || UnboundCipherKey::new(algorithm, secret).ok();
                 Some(Self::Cbc {
                     prefix: format!("k8s:enc:aescbc:v1:{name}:").into(),
-                    seal: PaddedBlockEncryptingKey::cbc_pkcs7(key()?).ok()?,
-                    open: PaddedBlockDecryptingKey::cbc_pkcs7(key()?).ok()?,
+                    seal: Box::new(PaddedBlockEncryptingKey::cbc_pkcs7(key()?).ok()?),
+                    open: Box::new(PaddedBlockDecryptingKey::cbc_pkcs7(key()?).ok()?),
                 })
             }
         }
