@@ -208,7 +208,7 @@ fn arguments(text: &str) -> Result<HashMap<String, String>> {
 fn camel_case(value: &Value) -> Value {
     let key = |name: &String| {
         let mut letters = name.chars();
-        letters.next().map(|first| first.to_ascii_lowercase()).into_iter().chain(letters).collect()
+        letters.next().map(|first| first.to_ascii_lowercase()).into_iter().chain(letters).collect::<String>()
     };
     match value {
         Value::Object(map) => map.iter().map(|(name, value)| (key(name), camel_case(value))).collect(),
