@@ -1,13 +1,15 @@
 //! Taint eviction: deletes pods from nodes with `NoExecute` taints, when they do not tolerate them
 //! or no longer do.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use component::{EventType, Informer, Outcome, WorkQueue};
+use component::{EventType, Outcome, WorkQueue};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod, PodCondition, Taint};
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
+use parking_lot::RwLock;
 use serde_json::json;
 
 use crate::context::{self, Context, Controller, Key, Pods, synced};
@@ -21,25 +23,25 @@ pub fn start(context: &Context) {
     let queue = WorkQueue::<Key>::new();
     let controller = context.controller("taint-eviction-controller");
     let nodes = context.informers.of::<Node>();
-    let (changed, by_node) = (queue.clone(), context.pods.by_node.clone());
+    let tainted = Arc::new(Tainted::default());
+    let (changed, by_node, seen) = (queue.clone(), context.pods.by_node.clone(), tainted.clone());
     nodes.on_change(move |change| {
-        let taints = |node: Option<&Arc<Node>>| node.map(|node| no_execute(node)).unwrap_or_default();
-        if taints(change.old) != taints(change.new) {
-            for pod in by_node.get(&change.object().name_any()) {
+        let node = change.object().name_any();
+        if seen.see(&node, change.new.map(|node| no_execute(node)).unwrap_or_default(), Timestamp::now()) {
+            for pod in by_node.get(&node) {
                 changed.add(meta::key(&pod.metadata));
             }
         }
     });
-    let (changed, tainted) = (queue.clone(), nodes.clone());
+    let (changed, seen) = (queue.clone(), tainted.clone());
     context.pods.informer.on_change(move |change| {
         let Some(pod) = change.new else { return };
-        let node = podstate::node_name(pod);
-        if !node.is_empty() && tainted.get("", node).is_some_and(|node| !no_execute(&node).is_empty()) {
+        if !seen.of(podstate::node_name(pod)).is_empty() {
             changed.add(meta::key(&pod.metadata));
         }
     });
     let ready = synced!(nodes, context.pods.informer);
-    let worker = Arc::new(Worker { controller: controller.clone(), nodes, pods: context.pods.clone() });
+    let worker = Arc::new(Worker { controller: controller.clone(), tainted, pods: context.pods.clone() });
     controller.run(&queue, WORKERS, ready, move |key| {
         let worker = worker.clone();
         async move { worker.reconcile(key).await }
@@ -49,6 +51,36 @@ pub fn start(context: &Context) {
 fn no_execute(node: &Node) -> Vec<Taint> {
     let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
     taints.into_iter().flatten().filter(|taint| taint.effect == NO_EXECUTE).cloned().collect()
+}
+
+/// The `NoExecute` taints of each node, each with the time when it was added; when nobody wrote that down
+/// (`kubectl taint` does not), when it was first seen here.
+#[derive(Default)]
+struct Tainted(RwLock<HashMap<String, Arc<[Taint]>>>);
+
+impl Tainted {
+    fn of(&self, node: &str) -> Arc<[Taint]> {
+        self.0.read().get(node).cloned().unwrap_or_default()
+    }
+
+    /// Whether the taints differ from those seen before.
+    fn see(&self, node: &str, mut taints: Vec<Taint>, now: Timestamp) -> bool {
+        let before = self.of(node);
+        for taint in taints.iter_mut().filter(|taint| taint.time_added.is_none()) {
+            let known = before.iter().find(|old| old.key == taint.key && old.value == taint.value);
+            taint.time_added = known.map_or(Some(now.into()), |old| old.time_added.clone());
+        }
+        if *before == taints[..] {
+            return false;
+        }
+        let mut all = self.0.write();
+        if taints.is_empty() {
+            all.remove(node)
+        } else {
+            all.insert(node.to_owned(), taints.into())
+        };
+        true
+    }
 }
 
 /// When the pod has to go: at once, at some moment, or never.
@@ -79,7 +111,7 @@ fn eviction(pod: &Pod, taints: &[Taint], now: Timestamp) -> Eviction {
 
 struct Worker {
     controller: Controller,
-    nodes: Informer<Node>,
+    tainted: Arc<Tainted>,
     pods: Pods,
 }
 
@@ -89,9 +121,8 @@ impl Worker {
         if meta::is_deleting(&pod.metadata) || podstate::is_finished(&pod) {
             return Ok(Outcome::Done);
         }
-        let Some(node) = self.nodes.get("", podstate::node_name(&pod)) else { return Ok(Outcome::Done) };
         let now = Timestamp::now();
-        match eviction(&pod, &no_execute(&node), now) {
+        match eviction(&pod, &self.tainted.of(podstate::node_name(&pod)), now) {
             Eviction::Never => Ok(Outcome::Done),
             Eviction::At(moment) if moment > now => Ok(context::at(moment, now)),
             Eviction::At(_) => {
@@ -150,6 +181,19 @@ mod tests {
         });
         pod.spec.get_or_insert_default().tolerations = Some(tolerations.collect());
         pod
+    }
+
+    #[test]
+    fn a_taint_without_a_time_counts_from_when_it_was_first_seen() {
+        let tainted = Tainted::default();
+        let bare = || vec![Taint { time_added: None, ..taint("a", 0) }];
+        assert!(tainted.see("n1", bare(), at(1000)));
+        assert!(!tainted.see("n1", bare(), at(1005)), "nothing new");
+        let pod = tolerating(&[("a", Some(10))]);
+        assert_eq!(eviction(&pod, &tainted.of("n1"), at(1005)), Eviction::At(at(1010)));
+        assert!(tainted.see("n1", vec![], at(1006)));
+        assert!(tainted.see("n1", bare(), at(1020)), "added again, it counts again");
+        assert_eq!(eviction(&pod, &tainted.of("n1"), at(1020)), Eviction::At(at(1030)));
     }
 
     #[test]
