@@ -117,7 +117,7 @@ const USERS: &str = "puller:$2b$05$abcdefghijklmnopqrstuuLK7U1u6pVRmL7L1BBM2aS35
 /// Debian's registry, serving `storage` in the server's network until the lab goes down.
 fn registry(lab: &Lab, directory: &Path, port: u16) -> Running {
     let text = format!(
-        "version: 0.1\nlog: {{level: fatal}}\nstorage: {{filesystem: {{rootdirectory: {0}/storage}}}}\nhttp: {{addr: \":{port}\"}}\nauth: {{htpasswd: {{realm: test, path: {0}/users}}}}\n",
+        "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {0}/storage}}}}\nhttp: {{addr: \":{port}\"}}\nauth: {{htpasswd: {{realm: test, path: {0}/users}}}}\n",
         directory.display()
     );
     let file = directory.join(format!("registry-{port}.yml"));
