@@ -31,9 +31,9 @@ struct CommandLine {
 #[derive(Subcommand)]
 enum Command {
     /// Run the control plane, and a node unless told otherwise
-    Server(server::ServerArguments),
+    Server(Box<server::ServerArguments>),
     /// Run a node of an existing cluster
-    Agent(agent_command::AgentArguments),
+    Agent(Box<agent_command::AgentArguments>),
     /// Throwaway clusters on this machine
     #[command(subcommand)]
     Lab(lab::LabCommand),

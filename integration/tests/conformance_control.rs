@@ -106,10 +106,12 @@ fn names(pods: &[Value]) -> Vec<String> {
     pods.iter().filter_map(|pod| pod["metadata"]["name"].as_str().map(str::to_owned)).collect()
 }
 
+type Chapter = fn(&Story<'_>);
+
 #[test]
 fn conformance_of_the_control_plane() {
     let lab = Lab::up("conform", &["--nodes", "2"]);
-    let stories: [(&str, fn(&Story<'_>)); 6] = [
+    let stories: [(&str, Chapter); 6] = [
         ("sets", stateful_sets_roll_one_by_one),
         ("ports", host_ports_are_given_once),
         ("jobs", jobs_end_as_their_policies_say),

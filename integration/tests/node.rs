@@ -1,5 +1,8 @@
 //! What goes wrong on a node, and what a node learns from its cluster and its host.
 
+// A test that cannot go on fails, in its helpers too.
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

@@ -61,7 +61,7 @@ fn refuse_sysctls(spec: &PodSpec, allowed: &[String]) -> Option<Verdict> {
     };
     let forbidden = spec.security_context.as_ref()?.sysctls.iter().flatten().find(|sysctl| {
         let name = sysctl.name.replace('/', ".");
-        !SAFE_SYSCTLS.contains(&name.as_str()) && !(listed(&name) && is_namespaced(&name))
+        !(SAFE_SYSCTLS.contains(&name.as_str()) || listed(&name) && is_namespaced(&name))
     })?;
     Some(Verdict {
         reason: "SysctlForbidden".to_owned(),

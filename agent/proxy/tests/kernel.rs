@@ -188,7 +188,7 @@ fn services_reach_their_endpoints_as_these_come_and_go() {
         assert_eq!(node.outside.run(|| servers_seen(40, &format!("{NODE_IP}:30080"))).unwrap(), both);
         assert_eq!(servers_seen(40, &format!("{NODE_IP}:30080")), both);
         if node.mode == Mode::Iptables {
-            assert_eq!(servers_seen(10, "127.0.0.1:30080").len(), 2);
+            assert_eq!(servers_seen(40, "127.0.0.1:30080").len(), 2);
         }
         // one endpoint goes: its open connection stays, new ones go to the other
         let mut open = node.pods[2].run(|| connect("10.43.0.20:80").unwrap()).unwrap();

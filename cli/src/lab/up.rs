@@ -205,7 +205,7 @@ fn parse(arguments: &[String]) -> anyhow::Result<CommandLine> {
 
 fn server_options(lab: &Lab) -> anyhow::Result<ServerArguments> {
     match parse(&server_arguments(lab))?.command {
-        Command::Server(arguments) => Ok(arguments),
+        Command::Server(arguments) => Ok(*arguments),
         _ => bail!("the lab's server is no server"),
     }
 }

@@ -483,7 +483,7 @@ pub trait Hooks: Send + Sync + 'static {
     }
 
     /// A stored object in the hub version.
-    async fn from_stored(&self, obj: Value) -> Result<Value> {
+    async fn as_served(&self, obj: Value) -> Result<Value> {
         Ok(obj)
     }
 

@@ -199,7 +199,7 @@ mod tests {
         let now: Timestamp = "2026-01-01T00:00:20Z".parse().unwrap();
         let soon: Timestamp = "2026-01-01T00:00:03Z".parse().unwrap();
         let going = cidr("going", "10.0.1.0/24", Some(deleted));
-        let others = |cidrs: &[Arc<ServiceCIDR>]| [&[going.clone()], cidrs].concat();
+        let others = |cidrs: &[Arc<ServiceCIDR>]| [std::slice::from_ref(&going), cidrs].concat();
         let (inside, outside) = ([address("10.0.1.9")], [address("10.0.2.9"), address("fd00::1")]);
         let until = Step::WaitUntil("2026-01-01T00:00:10Z".parse().unwrap());
         let wide = cidr("wide", "10.0.0.0/16", None);

@@ -99,7 +99,8 @@ mod tests {
                 "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": ready}}]})
         };
         let (good, unready, misnamed) = (slice(true, "https"), slice(false, "https"), slice(true, "http"));
-        let cases: &[(Option<&Value>, &[&Value], Option<(&str, &str)>)] = &[
+        type Case<'a> = (Option<&'a Value>, &'a [&'a Value], Option<(&'a str, &'a str)>);
+        let cases: &[Case<'_>] = &[
             (None, &[], Some(("ServiceNotFound", "service/api in \"ns\" is not present"))),
             (Some(&other_port), &[], Some(("ServicePortError", "service/api in \"ns\" is not listening on port 443"))),
             (Some(&service), &[], Some(("EndpointsNotFound", "cannot find endpointslices for service/api in \"ns\""))),

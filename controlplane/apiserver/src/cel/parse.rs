@@ -126,12 +126,11 @@ pub fn size(root: &IdedExpr) -> u64 {
 pub fn names(root: &IdedExpr, idents: &mut HashSet<String>, variables: &mut Vec<String>) {
     match &root.expr {
         Expr::Ident(name) => drop(idents.insert(name.clone())),
-        Expr::Select(select) => {
+        Expr::Select(select)
             if matches!(&select.operand.expr, Expr::Ident(name) if name == "variables")
-                && !variables.contains(&select.field)
-            {
-                variables.push(select.field.clone());
-            }
+                && !variables.contains(&select.field) =>
+        {
+            variables.push(select.field.clone());
         }
         _ => {}
     }

@@ -172,7 +172,7 @@ impl Hooks for SchemaHooks {
         one(self.decoder.converter.convert(vec![object], &self.stored).await?)
     }
 
-    async fn from_stored(&self, object: Value) -> Result<Value> {
+    async fn as_served(&self, object: Value) -> Result<Value> {
         one(self.decoder.values(vec![object]).await?)
     }
 }

@@ -152,7 +152,7 @@ impl Cluster for Api {
         let resources = self.resources();
         let endpoint = resources.find(group, version, &descriptor.plural).ok_or_else(ApiError::no_such_path)?;
         if descriptor.custom {
-            return endpoint.hooks().from_stored(object).await;
+            return endpoint.hooks().as_served(object).await;
         }
         let from = object["apiVersion"].as_str().unwrap_or_default().to_owned();
         endpoint.hooks().convert(&mut object, split_api_version(&from), (group, version))?;

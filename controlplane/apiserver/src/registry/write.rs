@@ -336,7 +336,7 @@ impl Call {
     /// What is stored, in the hub version.
     pub(super) async fn open(&self, kv: &store::KeyValue) -> Result<Current> {
         let current = Current::from_stored(kv)?;
-        Ok(Current { value: self.endpoint.hooks().from_stored(current.value).await?, revision: current.revision })
+        Ok(Current { value: self.endpoint.hooks().as_served(current.value).await?, revision: current.revision })
     }
 
     /// Writes the new state; `Err` is what is there instead.

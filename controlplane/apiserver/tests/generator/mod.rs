@@ -60,10 +60,10 @@ impl<'a> Generator<'a> {
         for (name, schema) in schema["properties"].as_object().unwrap() {
             if !matches!(name.as_str(), "apiVersion" | "kind" | "metadata") && (round > 4 || self.below(3) == 0) {
                 let made = self.value(schema, 0);
-                merge(&mut object[name], made, round % 4 != 0);
+                merge(&mut object[name], made, !round.is_multiple_of(4));
             }
         }
-        if round % 5 == 0 {
+        if round.is_multiple_of(5) {
             let made = self.value(&schema["properties"]["metadata"].clone(), 0);
             merge(&mut object["metadata"], made, true);
             if let Some(metadata) = object["metadata"].as_object_mut() {

@@ -92,7 +92,7 @@ fn significant(attributes: &Attributes<'_>) -> bool {
     };
     let changed = |field: &&str| images(old, field) != images(&attributes.object, field);
     let debuggers = images(old, "spec.ephemeralContainers");
-    ["spec.containers", "spec.initContainers"].iter().any(|field| changed(&field))
+    ["spec.containers", "spec.initContainers"].iter().any(changed)
         || images(&attributes.object, "spec.ephemeralContainers").iter().any(|added| !debuggers.contains(added))
 }
 

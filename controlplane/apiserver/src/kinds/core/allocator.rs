@@ -119,7 +119,7 @@ fn is_ready(network: &Value) -> bool {
 async fn networks(cluster: &dyn Cluster) -> Result<Vec<Network>> {
     let networks = cluster.list(GROUP, NETWORKS, "").await?;
     let cidrs = networks.iter().filter(|network| is_ready(network)).flat_map(|network| texts(network, "spec.cidrs"));
-    let mut networks: Vec<Network> = cidrs.filter_map(|cidr| Network::parse(&cidr)).collect();
+    let mut networks: Vec<Network> = cidrs.filter_map(Network::parse).collect();
     networks.dedup();
     Ok(networks)
 }
