@@ -343,6 +343,8 @@ nodes() {
     refused "already has" k taint nodes node-2 story=no:NoSchedule
     ok k taint nodes node-2 story-; says untainted
     ok k cordon node-2; ok k get node node-2; says SchedulingDisabled
+    # the budget of an earlier chapter would rightly keep web on the node, if it is there
+    ok k delete pdb keep --ignore-not-found
     shell_pod lonely 'sleep 3600' | sed 's/^spec:/spec:\n  nodeName: node-2/' | ok k apply -f -
     ok k wait pod/lonely --for=condition=Ready --timeout=300s
     refused "cannot delete" k drain node-2 --ignore-daemonsets --pod-selector=app=lonely
