@@ -291,7 +291,9 @@ fn host_ports_by(host: &Host, routed: bool, backend: &str) {
     let (config, chained, result) = map_ports(host, &web, &mappings, routed, backend);
     let result_client = call(host, "bridge", "ADD", &client, &config).unwrap();
     assert_ne!(result["ips"], result_client["ips"]);
-    let serve = || echo_once(web.namespace.run(|| TcpListener::bind("0.0.0.0:80").unwrap()).unwrap());
+    // Bound once: a process that another test is just starting may hold a copy of a socket for a moment.
+    let listener = web.namespace.run(|| TcpListener::bind("0.0.0.0:80").unwrap()).unwrap();
+    let serve = || echo_once(listener.try_clone().unwrap());
     // from a neighbour, from the host by its address, from the host by localhost
     let server = serve();
     client.namespace.run(|| talk("10.42.13.1:8080")).unwrap().unwrap();
