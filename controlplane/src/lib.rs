@@ -117,9 +117,27 @@ pub async fn start(config: Config, supervisor: &Supervisor) -> anyhow::Result<Ru
     let server = ApiServer::start(api_config(&config, &pki), open_store(&config).await?, supervisor).await?;
     server.serve(listener, supervisor)?;
 
-    tokio::try_join!(accept_token(&server, &config.token), publish_network(&server, &config.network))?;
+    tokio::try_join!(
+        insist(|| accept_token(&server, &config.token)),
+        insist(|| publish_network(&server, &config.network))
+    )?;
     start_clients(&server, &config, &pki, &url, supervisor);
     Ok(Running { url, ca_certificate: pki.ca.certificate, server })
+}
+
+/// Does what a server that answers already still has to write. The store may just then be without one
+/// of its members, which is no reason for the server to end; what fails for a minute is.
+async fn insist<F: Future<Output = anyhow::Result<()>>>(mut write: impl FnMut() -> F) -> anyhow::Result<()> {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    loop {
+        match write().await {
+            Err(error) if tokio::time::Instant::now() < deadline => {
+                tracing::warn!("{error:#}; trying again");
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn store::Store>> {
