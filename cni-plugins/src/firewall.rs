@@ -55,15 +55,7 @@ fn add(call: &Call) -> Result<Value> {
 }
 
 fn remove_where(gone: &dyn Fn(&str) -> bool) -> Result<()> {
-    let mut nft = Nft::open()?;
-    let mut transaction = Transaction::new(&table());
-    for rule in nft.rules(&table())?.iter().filter(|rule| gone(&rule.comment)) {
-        transaction.delete_rule(&rule.chain, rule.handle);
-    }
-    match nft.commit(transaction) {
-        Err(error) if !error.is_missing() => Err(error.into()),
-        _ => Ok(()),
-    }
+    Ok(Nft::open()?.remove_rules(&table(), gone)?)
 }
 
 fn delete(call: &Call) -> Result<()> {

@@ -54,16 +54,7 @@ pub fn collect(call: &Call) -> Result<()> {
 fn remove_where(gone: &dyn Fn(&str) -> bool) -> Result<()> {
     let mut nft = Nft::open()?;
     for family in [Family::Ipv4, Family::Ipv6] {
-        let table = table(family);
-        let mut transaction = Transaction::new(&table);
-        for rule in nft.rules(&table)?.iter().filter(|rule| gone(&rule.comment)) {
-            transaction.delete_rule(&rule.chain, rule.handle);
-        }
-        match nft.commit(transaction) {
-            // Another call removed one of them in between: the next GC takes what is left.
-            Err(error) if !error.is_missing() => return Err(error.into()),
-            _ => {}
-        }
+        nft.remove_rules(&table(family), gone)?;
     }
     Ok(())
 }

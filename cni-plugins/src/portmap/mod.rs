@@ -228,15 +228,7 @@ fn remove_where(call: &Call, gone: &dyn Fn(&str) -> bool) -> Result<()> {
     if call.config::<Config>()?.uses_iptables()? {
         return iptables::remove_where(gone);
     }
-    let mut nft = Nft::open()?;
-    let mut transaction = Transaction::new(&table());
-    for rule in nft.rules(&table())?.iter().filter(|rule| gone(&rule.comment)) {
-        transaction.delete_rule(&rule.chain, rule.handle);
-    }
-    match nft.commit(transaction) {
-        Err(error) if !error.is_missing() => Err(error.into()),
-        _ => Ok(()),
-    }
+    Ok(Nft::open()?.remove_rules(&table(), gone)?)
 }
 
 fn check(call: &Call) -> Result<()> {

@@ -259,6 +259,19 @@ fn comment(text: &str) -> Vec<u8> {
 }
 
 impl Nft {
+    /// Removes the rules of a table whose comment is `gone`. When somebody else removes one of them
+    /// meanwhile, none is removed and that is no error: who collects by timer takes them next time.
+    pub fn remove_rules(&mut self, table: &Table, gone: &dyn Fn(&str) -> bool) -> Result<()> {
+        let mut transaction = Transaction::new(table);
+        for rule in self.rules(table)?.iter().filter(|rule| gone(&rule.comment)) {
+            transaction.delete_rule(&rule.chain, rule.handle);
+        }
+        match self.commit(transaction) {
+            Err(error) if error.is_missing() => Ok(()),
+            outcome => outcome,
+        }
+    }
+
     /// Sends a transaction. An error names the first message that the kernel refused.
     pub fn commit(&mut self, transaction: Transaction) -> Result<()> {
         if transaction.is_empty() {
