@@ -59,6 +59,14 @@ until_says() {
     done
 }
 
+# Pods of replaced versions are listed until their processes have ended: waits for just so many.
+pods_left() {
+    local deadline=$((SECONDS + 180))
+    while out=$(k get pods -l app=web -o name) || true; (($(grep -c . <<<"$out") != $1)); do
+        ((SECONDS < deadline)) || fail "waited for $1 pods, but there are:"$'\n'"$out"
+    done
+}
+
 cat >"$work/web.yaml" <<YAML
 apiVersion: apps/v1
 kind: Deployment
@@ -120,6 +128,7 @@ applying() {
 }
 
 reading() {
+    pods_left 2
     ok k get all -o wide; says "deployment.apps/web" "replicaset.apps/web-" "CONTAINERS" "$NGINX" "2/2"
     ok k get deployment web -o yaml; says "kind: Deployment"; lacks "managedFields"
     ok k get deployment web -o name; is deployment.apps/web
@@ -202,6 +211,7 @@ rolling() {
 }
 
 exposing() {
+    pods_left 1
     ok k expose deployment web --port=8080 --target-port=http --name=front
     ok k get service front -o jsonpath='{.spec.ports[0].targetPort} {.spec.selector.app}'; is "http web"
     until_says 1 k get endpointslices -l kubernetes.io/service-name=front -o jsonpath='{.items[0].endpoints[0].addresses[0]}'
