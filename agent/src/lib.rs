@@ -9,6 +9,7 @@
 //! - [`join`]: from a token to the node's identity and its `kube::Client`;
 //! - [`registries`]: mirrors and credentials of image registries, for containerd;
 //! - [`cni`]: the plugins' names in containerd's plugin directory;
+//! - [`hollow`]: nodes without machines, in one process of their own;
 //! - [`Config`]: everything one is told.
 //!
 //! [`start`] brings these up side by side: the runtime takes about as long as joining does.
@@ -17,6 +18,7 @@ pub mod cni;
 mod collect;
 mod config;
 pub mod containerd;
+pub mod hollow;
 pub mod images;
 pub mod join;
 mod parts;

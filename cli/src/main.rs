@@ -5,6 +5,7 @@ mod access;
 mod agent_command;
 mod check;
 mod client;
+mod hollow;
 mod images;
 mod lab;
 mod server;
@@ -34,6 +35,9 @@ enum Command {
     Server(Box<server::ServerArguments>),
     /// Run a node of an existing cluster
     Agent(Box<agent_command::AgentArguments>),
+    /// Pretend nodes: what `lab up --hollow-nodes` starts
+    #[command(hide = true)]
+    Hollow(hollow::HollowArguments),
     /// Throwaway clusters on this machine
     #[command(subcommand)]
     Lab(lab::LabCommand),
@@ -61,7 +65,7 @@ fn main() -> ExitCode {
     component::memory::keep_few_arenas();
     let arguments = CommandLine::parse();
     start_logging(&arguments.log);
-    if !matches!(arguments.command, Command::Server(_) | Command::Agent(_)) {
+    if !matches!(arguments.command, Command::Server(_) | Command::Agent(_) | Command::Hollow(_)) {
         end_with_the_reader();
     }
     // Two TLS providers in one process panic at the first handshake: choose before any.
@@ -72,6 +76,7 @@ fn main() -> ExitCode {
     let outcome = match arguments.command {
         Command::Server(arguments) => server::run(&arguments),
         Command::Agent(arguments) => agent_command::run(&arguments),
+        Command::Hollow(arguments) => hollow::run(&arguments),
         Command::Lab(command) => lab::run(command),
         Command::Token(command) => token::run(&command),
         Command::Snapshot(command) => snapshot::run(&command),
@@ -86,9 +91,21 @@ fn main() -> ExitCode {
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("skiff: {error:#}");
-        ExitCode::FAILURE
+        if error.is::<BadUsage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
     })
 }
+
+/// What was asked for cannot be, whatever the machine's state: exit code 2, as for an unknown flag.
+#[derive(Debug)]
+struct BadUsage(String);
+
+impl std::fmt::Display for BadUsage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for BadUsage {}
 
 /// `skiff check | head -1` ends quietly when its reader does, as other commands do. The long-lived
 /// commands keep ignoring SIGPIPE: a client that goes must not end them.

@@ -1,5 +1,7 @@
 //! Labs as a tool: side by side, twice, after everything was killed.
 
+use std::time::Duration;
+
 use integration::{Lab, command, skiff};
 
 #[test]
@@ -44,7 +46,11 @@ fn down_after_everything_was_killed_leaves_nothing() {
 #[test]
 fn wrong_names_and_flags_are_refused_with_advice() {
     for (arguments, code, words) in [
-        (&["lab", "up", "Bad_Name"][..], 1, "lower case letters"),
+        (&["lab", "up", "Bad_Name"][..], 2, "lower case letters"),
+        (&["lab", "up", "x", "--store", "foo"][..], 2, "embedded"),
+        (&["lab", "up", "x", "--server-arg=--frobnicate"][..], 2, "frobnicate"),
+        (&["lab", "up", "x", "--nodes", "0"][..], 2, "--hollow-nodes"),
+        (&["lab", "up", "x", "--hollow-nodes", "256"][..], 2, "--node-cidr-mask"),
         (&["lab", "up", "x", "--proxy-mode", "ipvs"][..], 2, "nftables"),
         (&["lab", "kubeconfig", "no-such-lab"][..], 1, "skiff lab up"),
         (&["lab", "exec", "no-such-lab/node-1", "--", "true"][..], 1, "there is no lab"),
@@ -54,6 +60,55 @@ fn wrong_names_and_flags_are_refused_with_advice() {
         assert_eq!(output.code, Some(code), "{output:?}");
         output.expect_failure(words);
     }
+}
+
+/// Scheduler, controllers and quotas at a size that this machine could not run.
+#[test]
+fn hollow_nodes_take_pods_and_keep_real_ones_off() {
+    let lab = Lab::up_without_images("hollow", &["--hollow-nodes", "30"]);
+    assert_eq!(lab.get(&["nodes"])["items"].as_array().map(Vec::len), Some(31));
+    let hollow = r#"tolerations: [{key: skiff/hollow, operator: Exists}], nodeSelector: {skiff/hollow: "true"}"#;
+    let containers = "containers: [{name: c, image: nowhere}]";
+    lab.apply(&format!(
+        "apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: many}}
+spec:
+  replicas: 150
+  selector: {{matchLabels: {{a: b}}}}
+  template: {{metadata: {{labels: {{a: b}}}}, spec: {{{hollow}, {containers}}}}}
+---
+apiVersion: batch/v1
+kind: Job
+metadata: {{name: work}}
+spec:
+  completions: 20
+  parallelism: 5
+  template: {{spec: {{{hollow}, restartPolicy: Never, {containers}}}}}
+"
+    ));
+    lab.kubectl(&["rollout", "status", "deployment/many", "--timeout=120s"]);
+    lab.wait("job/work", "condition=Complete", 60);
+    let pods = lab.get(&["pods", "-l", "a=b"])["items"].as_array().cloned().unwrap_or_default();
+    let text =
+        |pod: &serde_json::Value, path: &str| pod.pointer(path).and_then(|v| v.as_str()).unwrap_or("").to_owned();
+    let addresses: std::collections::BTreeSet<_> = pods.iter().map(|pod| text(pod, "/status/podIP")).collect();
+    assert_eq!(addresses.len(), 150, "every pod has an address of its own");
+    assert!(pods.iter().all(|pod| text(pod, "/spec/nodeName").starts_with("hollow-")));
+
+    // A pod that does not ask for them runs on the real node, or not at all.
+    lab.kubectl(&["cordon", "node-1"]);
+    lab.kubectl(&["run", "real", "--image=nowhere"]);
+    lab.eventually("the taint keeps it away", Duration::from_secs(30), || {
+        let message = lab.kubectl(&["get", "pod", "real", "-o", "jsonpath={.status.conditions[0].message}"]);
+        if message.contains("30 node(s) had untolerated taint") { Ok(()) } else { Err(message) }
+    });
+
+    // They die and come back as others do.
+    lab.node("kill", "hollow").expect_ok();
+    lab.node("start", "hollow").expect_ok();
+    lab.kubectl(&["delete", "deployment/many", "--timeout=60s"]);
+    lab.kubectl(&["wait", "pod", "-l", "a=b", "--for=delete", "--timeout=60s"]);
 }
 
 #[test]

@@ -23,6 +23,7 @@ mod state;
 mod up;
 
 pub use down::{remove_cgroups, unmount_under};
+pub use state::hollow_names;
 
 use clap::{Args, Subcommand};
 

@@ -278,6 +278,7 @@ pub fn reconstruct(name: &str) -> Option<Lab> {
         name: name.to_owned(),
         subnet,
         nodes,
+        hollow_nodes: 0,
         proxy_mode: String::new(),
         store: String::new(),
         node_cidr_mask: 24,

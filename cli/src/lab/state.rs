@@ -9,8 +9,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
-/// The one process that is not a node.
+use crate::BadUsage;
+
+/// The member that is the control plane.
 pub const SERVER: &str = "server";
+/// The member whose process is all hollow nodes.
+pub const HOLLOW: &str = "hollow";
 
 /// What `lab up` was asked for, and the addresses it chose.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
@@ -18,6 +22,9 @@ pub struct Lab {
     pub name: String,
     pub subnet: Subnet,
     pub nodes: Vec<String>,
+    /// How many more nodes are only pretended.
+    #[serde(default)]
+    pub hollow_nodes: u16,
     pub proxy_mode: String,
     /// `embedded`, or `etcd=URL,…`
     pub store: String,
@@ -60,6 +67,11 @@ impl Subnet {
         self.address(2)
     }
 
+    /// All hollow nodes have this one.
+    pub fn hollow(self) -> Ipv4Addr {
+        self.address(3)
+    }
+
     /// `index` counts from 0.
     pub fn node(self, index: usize) -> Ipv4Addr {
         // A lab has at most MAX_NODES nodes, so the sum fits.
@@ -88,9 +100,10 @@ pub fn run_root() -> PathBuf {
 impl Lab {
     pub fn check_name(name: &str) -> anyhow::Result<()> {
         if name.is_empty() || name.len() > 20 || api::names::dns1123_label(name).is_some() {
-            bail!(
+            return Err(BadUsage(format!(
                 "{name:?} cannot name a lab: use at most 20 lower case letters, digits and '-', starting and ending with a letter or digit"
-            );
+            ))
+            .into());
         }
         Ok(())
     }
@@ -129,12 +142,20 @@ impl Lab {
     }
 
     pub fn members(&self) -> impl Iterator<Item = &str> {
-        std::iter::once(SERVER).chain(self.nodes.iter().map(String::as_str))
+        let hollow = (self.hollow_nodes > 0).then_some(HOLLOW);
+        std::iter::once(SERVER).chain(self.nodes.iter().map(String::as_str)).chain(hollow)
+    }
+
+    /// The names of the hollow nodes, as their process gives them.
+    pub fn hollow_names(&self) -> impl Iterator<Item = String> {
+        hollow_names(self.hollow_nodes)
     }
 
     pub fn address(&self, member: &str) -> Option<Ipv4Addr> {
-        if member == SERVER {
-            return Some(self.subnet.server());
+        match member {
+            SERVER => return Some(self.subnet.server()),
+            HOLLOW => return (self.hollow_nodes > 0).then(|| self.subnet.hollow()),
+            _ => {}
         }
         self.nodes.iter().position(|node| node == member).map(|index| self.subnet.node(index))
     }
@@ -228,6 +249,11 @@ fn directory_names(dir: &Path) -> anyhow::Result<Vec<String>> {
     Ok(entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect())
 }
 
+/// `hollow-1` and so on.
+pub fn hollow_names(count: u16) -> impl Iterator<Item = String> {
+    (1..=count).map(|number| format!("hollow-{number}"))
+}
+
 /// `NAME/NODE`, or `NODE` of the default lab.
 pub fn split_member(text: &str) -> (&str, &str) {
     text.split_once('/').unwrap_or((super::DEFAULT_NAME, text))
@@ -242,6 +268,7 @@ mod tests {
             name: name.into(),
             subnet: Subnet { second: 127, third: 255 },
             nodes: (1..=MAX_NODES).map(|n| format!("node-{n}")).collect(),
+            hollow_nodes: 1,
             proxy_mode: "nftables".into(),
             store: "embedded".into(),
             node_cidr_mask: 24,

@@ -15,17 +15,21 @@ use k8s_openapi::api::core::v1::Node;
 use kube::api::WatchEvent;
 
 use super::processes;
-use super::state::{Lab, MAX_NODES, SERVER, Subnet, root};
+use super::state::{HOLLOW, Lab, MAX_NODES, SERVER, Subnet, root};
 use crate::server::ServerArguments;
-use crate::{Command, CommandLine};
+use crate::{BadUsage, Command, CommandLine};
 
 #[derive(Args, Debug, Clone)]
 pub struct UpArguments {
     #[arg(default_value = super::DEFAULT_NAME)]
     pub name: String,
-    /// How many nodes (default: 1, or as many as the lab has)
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=MAX_NODES as i64))]
+    /// How many nodes (default: 1, or as many as the lab has); 0 only with hollow nodes
+    #[arg(long, value_parser = clap::value_parser!(u16).range(0..=MAX_NODES as i64))]
     pub nodes: Option<u16>,
+    /// How many nodes to pretend besides, for tests of scale: they take pods, and run nothing. Beside
+    /// real nodes they have the taint skiff/hollow:NoSchedule
+    #[arg(long)]
+    pub hollow_nodes: Option<u16>,
     /// How Services reach the kernel
     #[arg(long, value_parser = ["nftables", "iptables"])]
     pub proxy_mode: Option<String>,
@@ -60,6 +64,7 @@ pub fn run(arguments: &UpArguments) -> anyhow::Result<()> {
     for node in &lab.nodes {
         parse(&agent_arguments(&lab, node)?)?;
     }
+    check_size(&lab, &network)?;
     lab.save()?;
     super::network::ensure(&lab).context("setting up the lab's network")?;
     write_credentials(&lab, &network)?;
@@ -69,8 +74,27 @@ pub fn run(arguments: &UpArguments) -> anyhow::Result<()> {
     drop(_lock);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(wait_for_nodes(&lab, began, Duration::from_secs(arguments.timeout)))?;
-    eprintln!("lab {} is up: {} node(s) Ready after {:.2} s", lab.name, lab.nodes.len(), began.elapsed().as_secs_f64());
+    let hollow = if lab.hollow_nodes > 0 { format!(" and {} hollow", lab.hollow_nodes) } else { String::new() };
+    let seconds = began.elapsed().as_secs_f64();
+    eprintln!("lab {} is up: {} node(s){hollow} Ready after {seconds:.2} s", lab.name, lab.nodes.len());
     println!("export KUBECONFIG={}", lab.kubeconfig().display());
+    Ok(())
+}
+
+/// Whether there are nodes, and a pod network for each.
+fn check_size(lab: &Lab, network: &ClusterNetwork) -> anyhow::Result<()> {
+    let nodes = lab.nodes.len() + usize::from(lab.hollow_nodes);
+    if nodes == 0 {
+        return Err(BadUsage("a lab needs a node: give --nodes or --hollow-nodes".to_owned()).into());
+    }
+    let room = 1usize << lab.node_cidr_mask.saturating_sub(network.pods.prefix).min(32);
+    if nodes > room {
+        return Err(BadUsage(format!(
+            "the pod network {}/{} has room for {room} nodes of /{} each, not for {nodes}: give each less with --node-cidr-mask",
+            network.pods.address, network.pods.prefix, lab.node_cidr_mask
+        ))
+        .into());
+    }
     Ok(())
 }
 
@@ -89,6 +113,14 @@ fn plan(arguments: &UpArguments) -> anyhow::Result<Lab> {
                 );
             }
         }
+        if arguments.hollow_nodes.is_some_and(|hollow| hollow != lab.hollow_nodes) {
+            bail!(
+                "lab {} has {} hollow nodes; take it down to change that: skiff lab down {}",
+                lab.name,
+                lab.hollow_nodes,
+                lab.name
+            );
+        }
         if wanted.is_some_and(|nodes| nodes < lab.nodes.len()) {
             bail!("lab {} has {} nodes; nodes can be added, not taken away", lab.name, lab.nodes.len());
         }
@@ -102,6 +134,7 @@ fn plan(arguments: &UpArguments) -> anyhow::Result<Lab> {
         name: arguments.name.clone(),
         subnet: super::network::free_subnet(&taken)?,
         nodes: (1..=wanted.unwrap_or(1)).map(|number| format!("node-{number}")).collect(),
+        hollow_nodes: arguments.hollow_nodes.unwrap_or(0),
         proxy_mode: arguments.proxy_mode.clone().unwrap_or_else(|| "nftables".to_owned()),
         store: arguments.store.clone().unwrap_or_else(|| "embedded".to_owned()),
         node_cidr_mask: arguments.node_cidr_mask,
@@ -165,7 +198,11 @@ pub fn start(lab: &Lab, member: &str) -> anyhow::Result<()> {
     for dir in [lab.member_dir(member), lab.member_run_dir(member)] {
         std::fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
     }
-    let arguments = if member == SERVER { server_arguments(lab) } else { agent_arguments(lab, member)? };
+    let arguments = match member {
+        SERVER => server_arguments(lab),
+        HOLLOW => hollow_arguments(lab),
+        node => agent_arguments(lab, node)?,
+    };
     processes::start(&lab.netns(member), &arguments, &lab.log(member), &pid_file)?;
     Ok(())
 }
@@ -200,7 +237,7 @@ fn server_arguments(lab: &Lab) -> Vec<String> {
 /// What `skiff` would make of a member's arguments.
 fn parse(arguments: &[String]) -> anyhow::Result<CommandLine> {
     let words = std::iter::once("skiff").chain(arguments.iter().map(String::as_str));
-    CommandLine::try_parse_from(words).map_err(|error| anyhow::anyhow!("{}", error.to_string().trim()))
+    CommandLine::try_parse_from(words).map_err(|error| BadUsage(error.to_string().trim().to_owned()).into())
 }
 
 fn server_options(lab: &Lab) -> anyhow::Result<ServerArguments> {
@@ -246,9 +283,25 @@ fn agent_arguments(lab: &Lab, member: &str) -> anyhow::Result<Vec<String>> {
     Ok(arguments)
 }
 
+fn hollow_arguments(lab: &Lab) -> Vec<String> {
+    let mut arguments = vec![
+        "hollow".to_owned(),
+        "--kubeconfig".to_owned(),
+        lab.kubeconfig().display().to_string(),
+        "--address".to_owned(),
+        lab.subnet.hollow().to_string(),
+        "--nodes".to_owned(),
+        lab.hollow_nodes.to_string(),
+    ];
+    if !lab.nodes.is_empty() {
+        arguments.push("--tainted".to_owned());
+    }
+    arguments
+}
+
 /// Follows the Node objects until all are Ready, saying what is missing meanwhile.
 async fn wait_for_nodes(lab: &Lab, began: Instant, limit: Duration) -> anyhow::Result<()> {
-    let mut missing: BTreeSet<String> = lab.nodes.iter().cloned().collect();
+    let mut missing: BTreeSet<String> = lab.nodes.iter().cloned().chain(lab.hollow_names()).collect();
     let waiting = async {
         while !missing.is_empty() {
             // The server may not answer yet: a refused connection is cheap and the next try is soon.

@@ -10,9 +10,8 @@ use std::time::Duration;
 
 use component::{EventType, Supervisor};
 use jiff::Timestamp;
-use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus, ObjectReference};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use parking_lot::Mutex;
@@ -20,6 +19,7 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::lease;
 use super::machine::file_system;
 use super::status::{self, Pressure, View};
 use crate::context::{NodeContext, RuntimeFeatures};
@@ -64,7 +64,8 @@ impl Heartbeat {
 /// Starts the loops.
 pub fn start(node: &Arc<NodeContext>, heartbeat: &Arc<Heartbeat>, supervisor: &Supervisor) {
     supervisor.spawn("node-status", keep_status(node.clone(), heartbeat.clone()));
-    supervisor.spawn("node-lease", keep_lease(node.clone()));
+    let (client, name) = (node.client.clone(), node.config.node_name.clone());
+    supervisor.spawn("node-lease", lease::keep(client, name, node.config.lease_duration));
 }
 
 async fn keep_status(node: Arc<NodeContext>, heartbeat: Arc<Heartbeat>) {
@@ -192,21 +193,6 @@ async fn fresh_status(node: &NodeContext, heartbeat: &Heartbeat) -> (NodeStatus,
     (status, ready)
 }
 
-fn node_labels(node: &NodeContext) -> std::collections::BTreeMap<String, String> {
-    let architecture = node.machine.architecture.to_owned();
-    let mut labels = node.config.labels.clone();
-    for (key, value) in [
-        ("kubernetes.io/hostname", node.config.hostname.clone()),
-        ("kubernetes.io/os", "linux".to_owned()),
-        ("kubernetes.io/arch", architecture.clone()),
-        ("beta.kubernetes.io/os", "linux".to_owned()),
-        ("beta.kubernetes.io/arch", architecture),
-    ] {
-        labels.insert(key.to_owned(), value);
-    }
-    labels
-}
-
 /// How long a look at the Node may take.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -233,7 +219,7 @@ async fn register(node: &NodeContext, status: &NodeStatus) -> Result<Option<Valu
     let object = Node {
         metadata: ObjectMeta {
             name: Some(config.node_name.clone()),
-            labels: Some(node_labels(node)),
+            labels: Some(status::labels(&node.config, &node.machine)),
             annotations: Some(annotations.into_iter().collect()),
             ..Default::default()
         },
@@ -248,7 +234,7 @@ async fn register(node: &NodeContext, status: &NodeStatus) -> Result<Option<Valu
         // The status a creation carries is kept by the API; nothing else is to be sent.
         Ok(created) => Ok(created.status.and_then(|status| serde_json::to_value(status).ok())),
         Err(kube::Error::Api(answer)) if answer.code == 409 => {
-            let patch = json!({"metadata": {"labels": node_labels(node)}});
+            let patch = json!({"metadata": {"labels": status::labels(&node.config, &node.machine)}});
             let existing = api.patch(&config.node_name, &PatchParams::default(), &Patch::Merge(patch)).await?;
             Ok(existing.status.and_then(|status| serde_json::to_value(status).ok()))
         }
@@ -278,61 +264,6 @@ async fn send(node: &NodeContext, sent: Option<&Value>, wanted: &Value) -> Resul
     let patch = json!({"status": changes});
     let api: Api<Node> = Api::all(node.client.clone());
     api.patch_status(&node.config.node_name, &PatchParams::default(), &Patch::Strategic(patch)).await.map(|_| ())
-}
-
-async fn keep_lease(node: Arc<NodeContext>) {
-    let period = node.config.lease_duration / 4;
-    let mut next = Instant::now();
-    loop {
-        tokio::time::sleep_until(next).await;
-        next = Instant::now() + period;
-        let mut retry = Duration::from_millis(200);
-        while let Err(error) = renew(&node).await {
-            tracing::debug!(%error, "the node's lease could not be renewed; trying again");
-            tokio::time::sleep(retry).await;
-            retry = (retry * 2).min(Duration::from_secs(7));
-        }
-    }
-}
-
-const LEASE_NAMESPACE: &str = "kube-node-lease";
-
-async fn renew(node: &NodeContext) -> Result<(), kube::Error> {
-    let api: Api<Lease> = Api::namespaced(node.client.clone(), LEASE_NAMESPACE);
-    let name = &node.config.node_name;
-    let now = MicroTime(Timestamp::now());
-    let patch = json!({"spec": {"renewTime": now, "holderIdentity": name}});
-    match api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(answer)) if answer.code == 404 => {
-            let owner = Api::<Node>::all(node.client.clone()).get_opt(name).await?;
-            let seconds = i32::try_from(node.config.lease_duration.as_secs()).unwrap_or(40);
-            let lease = Lease {
-                metadata: ObjectMeta {
-                    name: Some(name.clone()),
-                    namespace: Some(LEASE_NAMESPACE.to_owned()),
-                    owner_references: owner.and_then(|owner| owner.metadata.uid).map(|uid| {
-                        vec![OwnerReference {
-                            api_version: "v1".to_owned(),
-                            kind: "Node".to_owned(),
-                            name: name.clone(),
-                            uid,
-                            ..Default::default()
-                        }]
-                    }),
-                    ..Default::default()
-                },
-                spec: Some(LeaseSpec {
-                    holder_identity: Some(name.clone()),
-                    lease_duration_seconds: Some(seconds),
-                    renew_time: Some(now),
-                    ..Default::default()
-                }),
-            };
-            api.create(&PostParams::default(), &lease).await.map(|_| ())
-        }
-        Err(error) => Err(error),
-    }
 }
 
 #[cfg(test)]

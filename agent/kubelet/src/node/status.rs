@@ -40,6 +40,21 @@ pub struct View<'a> {
     pub now: Timestamp,
 }
 
+/// The labels a node registers with: the configured ones and those that every node has.
+pub fn labels(config: &Config, machine: &Machine) -> BTreeMap<String, String> {
+    let mut labels = config.labels.clone();
+    for (key, value) in [
+        ("kubernetes.io/hostname", config.hostname.as_str()),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", machine.architecture),
+        ("beta.kubernetes.io/os", "linux"),
+        ("beta.kubernetes.io/arch", machine.architecture),
+    ] {
+        labels.insert(key.to_owned(), value.to_owned());
+    }
+    labels
+}
+
 /// What Kubernetes version the node behaves as.
 pub const KUBELET_VERSION: &str = concat!("v1.37.0+skiff-", env!("CARGO_PKG_VERSION"));
 /// The most images that a status names.
