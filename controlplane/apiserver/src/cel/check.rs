@@ -115,7 +115,9 @@ impl Checker {
             return Checked { decl: decl.clone(), cost: 1 };
         }
         let operand = self.visit(&select.operand);
-        let cost = operand.cost.saturating_add(1);
+        // Asking for presence costs nothing, nor does a member of what has no type.
+        let typed = matches!(operand.decl.kind, Kind::Map(..) | Kind::Object(_) | Kind::Native(_) | Kind::Free);
+        let cost = operand.cost.saturating_add(u64::from(typed && !select.test));
         let (inner, optional) = match &operand.decl.kind {
             Kind::Optional(of) => ((**of).clone(), true),
             _ => (operand.decl, false),
@@ -177,7 +179,8 @@ impl Checker {
             result = Decl::dynamic();
         }
         let spent = args.iter().fold(0, |sum: u64, arg| sum.saturating_add(arg.cost));
-        let (own, size) = cost::of_call(&name, &decls, &args);
+        let literals: Vec<Option<u64>> = receiver.into_iter().chain(&call.args).map(literal_length).collect();
+        let (own, size) = cost::of_call(&name, &decls, &args, &literals);
         if let Some(size) = size {
             result.size = size;
         }
@@ -242,6 +245,13 @@ const TYPES: &[&str] = &[
     "optional_type",
 ];
 
+fn literal_length(of: &IdedExpr) -> Option<u64> {
+    match &of.expr {
+        Expr::Literal(LiteralValue::String(text)) => Some(text.inner().chars().count() as u64),
+        _ => None,
+    }
+}
+
 fn literal_type(literal: &LiteralValue) -> Decl {
     match literal {
         LiteralValue::Boolean(_) => Decl::new(Kind::Bool),
@@ -249,7 +259,7 @@ fn literal_type(literal: &LiteralValue) -> Decl {
         LiteralValue::Double(_) => Decl::new(Kind::Double),
         LiteralValue::Int(_) => Decl::new(Kind::Int),
         LiteralValue::Null => Decl::new(Kind::Null),
-        LiteralValue::String(text) => Decl::sized(Kind::String, text.inner().len() as u64),
+        LiteralValue::String(text) => Decl::sized(Kind::String, text.inner().chars().count() as u64),
         LiteralValue::UInt(_) => Decl::new(Kind::Uint),
     }
 }

@@ -18,57 +18,77 @@ fn walk(size: u64) -> u64 {
 
 /// The cost of a call beside that of its arguments, and the size of its result where that grows
 /// with them.
-pub fn of_call(name: &str, args: &[&Decl], checked: &[Checked]) -> (u64, Option<u64>) {
+/// `literals` are the lengths of those arguments that are texts in the expression itself.
+pub fn of_call(name: &str, args: &[&Decl], checked: &[Checked], literals: &[Option<u64>]) -> (u64, Option<u64>) {
     let size = |at: usize| args.get(at).map_or(1, |decl| decl.size);
-    let is_text = |at: usize| args.get(at).is_some_and(|decl| matches!(decl.kind, Kind::String | Kind::Bytes));
+    let kind = |at: usize| args.get(at).map(|decl| &decl.kind);
+    let is_text = |at: usize| matches!(kind(at), Some(Kind::String | Kind::Bytes));
     match name {
-        operators::EQUALS | operators::NOT_EQUALS => (walk(size(0).min(size(1))).max(1), None),
+        operators::EQUALS | operators::NOT_EQUALS => (walk(size(0).min(size(1))), None),
         operators::LESS | operators::LESS_EQUALS | operators::GREATER | operators::GREATER_EQUALS if is_text(0) => {
-            (walk(size(0).min(size(1))).max(1), None)
+            (walk(size(0).min(size(1))), None)
         }
         operators::ADD if is_text(0) => {
             let sum = size(0).saturating_add(size(1));
-            (walk(sum).max(1), Some(sum))
+            (walk(sum), Some(sum))
         }
         operators::ADD => (1, Some(size(0).saturating_add(size(1)))),
-        operators::IN if args.get(1).is_some_and(|decl| matches!(decl.kind, Kind::List(_))) => (size(1), None),
+        operators::IN if matches!(kind(1), Some(Kind::List(_))) => (size(1), None),
         operators::CONDITIONAL => (0, Some(size(1).max(size(2)))),
         operators::INDEX | operators::OPT_INDEX | "value" | "orValue" | "or" => (1, None),
-        "contains" => (walk(size(0)).saturating_mul(walk(size(1)).max(1)).max(1), None),
-        "startsWith" | "endsWith" => (walk(size(1)).max(1), None),
+        "contains" => (walk(size(0)).saturating_mul(walk(size(1))), None),
+        "startsWith" | "endsWith" => (walk(size(1)), None),
         "matches" | "find" | "findAll" => {
-            let pattern = size(1).div_ceil(4).max(1);
+            let pattern = size(1).div_ceil(4);
             (walk(size(0).saturating_add(1)).saturating_mul(pattern), Some(size(0)))
         }
-        "split" | "replace" | "lowerAscii" | "upperAscii" | "trim" | "substring" | "charAt" => {
-            let grown = if name == "replace" { size(0).saturating_mul(size(2).max(1)) } else { size(0) };
-            (walk(size(0)).max(1), Some(grown))
-        }
+        "lowerAscii" | "upperAscii" | "trim" | "substring" | "charAt" => (walk(size(0)), Some(size(0))),
+        // The text is walked through, and the result is made.
+        "split" => (walk(size(0).saturating_mul(2)), Some(size(0))),
+        "replace" => (walk(size(0).saturating_mul(2)), Some(replaced(size(0), literals.get(1).copied().flatten(), size(2)))),
         "join" => {
-            let of = match args.first().map(|decl| &decl.kind) {
+            let of = match kind(0) {
                 Some(Kind::List(of)) => of.size,
                 _ => 1,
             };
-            let whole = size(0).saturating_mul(of.saturating_add(if args.len() > 1 { size(1) } else { 0 }));
-            (walk(whole).max(1), Some(whole))
+            let separators = if args.len() > 1 { size(0).saturating_sub(1).saturating_mul(size(1)) } else { 0 };
+            let whole = size(0).saturating_mul(of).saturating_add(separators);
+            (walk(whole), Some(whole))
         }
-        "indexOf" | "lastIndexOf" if is_text(0) => (walk(size(0)).saturating_mul(walk(size(1)).max(1)).max(1), None),
-        "isSorted" | "sum" | "min" | "max" | "indexOf" | "lastIndexOf" | "distinct" | "sort" | "slice" | "reverse"
-        | "flatten" => (size(0).max(1), Some(size(0))),
+        "indexOf" | "lastIndexOf" if is_text(0) => (walk(size(0)), None),
+        "isSorted" | "sum" | "min" | "max" | "indexOf" | "lastIndexOf" => {
+            let each = match kind(0) {
+                Some(Kind::List(of)) if matches!(of.kind, Kind::String | Kind::Bytes) => 1 + walk(of.size),
+                _ => 1,
+            };
+            (size(0).saturating_mul(each), None)
+        }
+        "distinct" | "sort" | "slice" | "reverse" | "flatten" => (size(0).max(1), Some(size(0))),
         "sets.contains" | "sets.equivalent" | "sets.intersects" => (size(0).saturating_mul(size(1)).max(1), None),
-        "quantity" | "isQuantity" | "url" | "isURL" | "ip" | "isIP" | "cidr" | "isCIDR" | "semver" | "isSemver"
-        | "validate" => (walk(size(0)).max(1), None),
-        "string" | "bytes" | "dyn" | "quote" | "strings.quote" | "jsonpatch.escapeKey" => {
-            (walk(size(0)).max(1), Some(size(0)))
-        }
-        "format" => (
-            walk(size(0)).saturating_add(checked.iter().map(|arg| walk(arg.decl.size)).sum()).max(1),
-            Some(size(0).saturating_mul(2)),
-        ),
+        "url" | "validate" => (walk(size(0)), None),
+        // Two addresses of 16 bytes; a text is parsed first.
+        "containsIP" => (4 + if is_text(1) { walk(size(1)) } else { 0 }, None),
+        "containsCIDR" => (7 + if is_text(1) { walk(size(1)) } else { 0 }, None),
+        "string" if matches!(kind(0), Some(Kind::Bytes)) => (walk(size(0)), Some(size(0))),
+        "string" | "dyn" => (1, Some(size(0))),
+        "bytes" => (walk(size(0)), Some(size(0).saturating_mul(4))),
+        "quote" | "strings.quote" => (walk(size(0)), Some(size(0).saturating_mul(2).saturating_add(2))),
+        "jsonpatch.escapeKey" => (walk(size(0)), Some(size(0).saturating_mul(2))),
+        "format" => (walk(size(0)), Some(checked.iter().fold(0, |sum: u64, arg| sum.saturating_add(arg.decl.size)))),
         "optional.of" | "optional.ofNonZeroValue" => (1, Some(size(0))),
         // Each asks the authorizer.
         "check" => (350_000, None),
         "@not_strictly_false" => (0, None),
         _ => (1, None),
+    }
+}
+
+/// The longest text that replacing can give: `old` is the length of what is replaced, if it is known.
+fn replaced(text: u64, old: Option<u64>, new: u64) -> u64 {
+    match old {
+        // Around every character.
+        None | Some(0) => text.saturating_add(1).saturating_mul(new).saturating_add(text),
+        Some(old) if new <= old => text,
+        Some(old) => text.div_ceil(old).saturating_mul(new),
     }
 }

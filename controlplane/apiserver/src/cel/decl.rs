@@ -103,23 +103,26 @@ impl Decl {
         }
     }
 
-    /// A custom resource's type from its schema; none for what rules do not see.
+    /// A custom resource's type from its schema; none for what rules do not see. Sizes are those of
+    /// Kubernetes' estimates (`k8s.io/apiserver/pkg/cel/common/schemas.go`), in which numbers, objects
+    /// and the keys of maps count for nothing.
     pub fn of_schema(schema: &Value, resource: bool) -> Option<Decl> {
         let count = |key: &str| schema[key].as_u64();
         if schema["x-kubernetes-int-or-string"] == true {
-            return Some(Decl::dynamic());
+            return Some(Decl::sized(Kind::Dyn, longest(schema)));
         }
         let resource = resource || schema["x-kubernetes-embedded-resource"] == true;
         Some(match schema["type"].as_str()? {
             "array" => {
                 let item = Decl::of_schema(&schema["items"], false)?;
-                let most = count("maxItems").unwrap_or_else(|| LARGEST_REQUEST / (least_bytes(&schema["items"]) + 1));
-                Decl::list(item, most)
+                let most = (LARGEST_REQUEST - 2) / (least_bytes(&schema["items"]) + 1);
+                Decl::list(item, count("maxItems").unwrap_or(most))
             }
             "object" if schema["additionalProperties"].is_object() && !resource => {
                 let values = &schema["additionalProperties"];
-                let most = count("maxProperties").unwrap_or_else(|| LARGEST_REQUEST / (least_bytes(values) + 4));
-                Decl::map(Decl::text(), Decl::of_schema(values, false)?, most)
+                let most = (LARGEST_REQUEST - 2) / (least_bytes(values) + 6);
+                let keys = Decl::sized(Kind::String, 0);
+                Decl::map(keys, Decl::of_schema(values, false)?, count("maxProperties").unwrap_or(most))
             }
             "object" => {
                 let mut fields: BTreeMap<String, Decl> = schema["properties"]
@@ -132,14 +135,14 @@ impl Decl {
                     fields.insert("apiVersion".to_owned(), Decl::text());
                     fields.insert("kind".to_owned(), Decl::text());
                     let names = ["name", "generateName"].map(|name| (name.to_owned(), Decl::text()));
-                    fields.insert("metadata".to_owned(), Decl::object("metadata", names));
+                    fields.insert("metadata".to_owned(), Decl { size: 0, ..Decl::object("metadata", names) });
                 }
-                Decl::object("object", fields)
+                Decl { size: 0, ..Decl::object("object", fields) }
             }
             "string" => text_of(schema),
-            "boolean" => Decl::new(Kind::Bool),
-            "integer" => Decl::new(Kind::Int),
-            "number" => Decl::new(Kind::Double),
+            "boolean" => Decl::sized(Kind::Bool, 0),
+            "integer" => Decl::sized(Kind::Int, 0),
+            "number" => Decl::sized(Kind::Double, 0),
             _ => return None,
         })
     }
@@ -155,23 +158,35 @@ impl Decl {
 }
 
 fn text_of(schema: &Value) -> Decl {
-    let longest = schema["enum"].as_array().map(|allowed| {
-        allowed.iter().filter_map(Value::as_str).map(|text| text.len() as u64).max().unwrap_or_default()
-    });
-    // Characters may take up to four bytes.
-    let most = schema["maxLength"].as_u64().map(|most| most.saturating_mul(4));
     match schema["format"].as_str() {
-        Some("byte") => Decl::sized(Kind::Bytes, most.unwrap_or(LARGEST_REQUEST)),
-        Some("duration") => Decl::new(Kind::Duration),
-        Some("date" | "date-time") => Decl::new(Kind::Timestamp),
-        _ => Decl::sized(Kind::String, longest.or(most).unwrap_or(LARGEST_REQUEST)),
+        Some("byte") => Decl::sized(Kind::Bytes, schema["maxLength"].as_u64().unwrap_or(LARGEST_REQUEST - 2)),
+        Some("duration") => Decl::sized(Kind::Duration, 32),
+        Some("date") => Decl::sized(Kind::Timestamp, 12),
+        Some("date-time") => Decl::sized(Kind::Timestamp, 32),
+        _ => Decl::sized(Kind::String, longest(schema)),
     }
+}
+
+/// The most bytes of a text of this schema.
+fn longest(schema: &Value) -> u64 {
+    if let Some(characters) = schema["maxLength"].as_u64() {
+        // Each may take up to four bytes.
+        return characters.saturating_mul(4);
+    }
+    let allowed = schema["enum"].as_array().filter(|allowed| !allowed.is_empty());
+    allowed.map_or(LARGEST_REQUEST - 2, |allowed| {
+        allowed.iter().filter_map(Value::as_str).map(|text| text.len() as u64).max().unwrap_or_default()
+    })
 }
 
 /// The shortest JSON of a value of this schema.
 pub fn least_bytes(schema: &Value) -> u64 {
-    match schema["type"].as_str() {
-        Some("object") => {
+    if schema["x-kubernetes-int-or-string"] == true {
+        return 1;
+    }
+    match (schema["type"].as_str(), schema["format"].as_str()) {
+        (Some("object"), _) if schema["additionalProperties"].is_object() => 2,
+        (Some("object"), _) => {
             let required = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
             let fields = required.map(|name| {
                 let field = &schema["properties"][name];
@@ -179,8 +194,11 @@ pub fn least_bytes(schema: &Value) -> u64 {
             });
             2 + fields.sum::<u64>()
         }
-        Some("array" | "string") => 2,
-        Some("boolean") => 4,
+        (Some("string"), Some("duration")) => 3,
+        (Some("string"), Some("date")) => 12,
+        (Some("string"), Some("date-time")) => 21,
+        (Some("array" | "string"), _) => 2,
+        (Some("boolean"), _) => 4,
         _ => 1,
     }
 }

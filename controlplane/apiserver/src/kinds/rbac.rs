@@ -168,7 +168,8 @@ fn validate_binding(binding: &Value, cluster: bool) -> ErrorList {
                 if !group.text().is_empty() {
                     errors.push(Error::not_supported(&group.path, group.text(), &[""]));
                 }
-                if subject.child("namespace").text().is_empty() {
+                // A RoleBinding's own namespace is meant where none is named.
+                if cluster && subject.child("namespace").text().is_empty() {
                     subject.child("namespace").missing(&mut errors, "");
                 }
             }
@@ -215,7 +216,7 @@ mod tests {
     fn bindings() {
         let mut binding = json!({"roleRef": {"kind": "Role", "name": "r"}, "subjects": [{"kind": "User", "name": "u"}, {"kind": "ServiceAccount", "name": "s"}]});
         Binding { cluster: false }.defaults(&mut binding);
-        assert_eq!(join(&validate_binding(&binding, false)), "subjects[1].namespace: Required value");
+        assert_eq!(join(&validate_binding(&binding, false)), "[]");
         assert_eq!(
             join(&validate_binding(&binding, true)),
             "[roleRef.kind: Unsupported value: \"Role\": supported values: \"ClusterRole\", subjects[1].namespace: Required value]"

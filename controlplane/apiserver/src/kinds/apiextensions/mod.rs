@@ -545,6 +545,8 @@ mod tests {
             "self.few.map(x, x + 'a').exists(x, x in self.few)",
             "self.port == 3 || string(self.port) == 'a'",
             "self.labels.all(k, v, k != v) && 'a' in self.labels",
+            // As the CRD of Gateway API: keys have no bound that a schema could name.
+            "self.labels.all(k, k.split('/')[0].size() < 253 && k.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$'))",
             "self.when > timestamp('2020-01-01T00:00:00Z') && self.?size.orValue(2) == 2",
             "self.few.filter(x, x != 'a').size() == [1, 2].sum()",
             "quantity(self.name).isGreaterThan(quantity('1')) && oldSelf.size == self.size",

@@ -322,7 +322,7 @@ impl Walk {
         }
         let Some(cardinality) = place.cardinality.filter(|_| self.errors.is_empty()) else { return };
         let Some(this) = Decl::of_schema(schema, place.root) else { return };
-        let times = cardinality.unwrap_or_else(|| LARGEST_REQUEST / least_bytes(schema).max(1));
+        let times = cardinality.unwrap_or_else(|| LARGEST_REQUEST / (least_bytes(schema) + 1));
         for (index, rule) in rules.iter().enumerate() {
             self.compiled(rule, &this, times, &base.index(index), place);
         }
