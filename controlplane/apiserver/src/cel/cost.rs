@@ -45,7 +45,9 @@ pub fn of_call(name: &str, args: &[&Decl], checked: &[Checked], literals: &[Opti
         "lowerAscii" | "upperAscii" | "trim" | "substring" | "charAt" => (walk(size(0)), Some(size(0))),
         // The text is walked through, and the result is made.
         "split" => (walk(size(0).saturating_mul(2)), Some(size(0))),
-        "replace" => (walk(size(0).saturating_mul(2)), Some(replaced(size(0), literals.get(1).copied().flatten(), size(2)))),
+        "replace" => {
+            (walk(size(0).saturating_mul(2)), Some(replaced(size(0), literals.get(1).copied().flatten(), size(2))))
+        }
         "join" => {
             let of = match kind(0) {
                 Some(Kind::List(of)) => of.size,

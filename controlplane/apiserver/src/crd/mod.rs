@@ -15,7 +15,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use self::convert::{Converter, Served};
-use self::resource::{Constraints, Custom, SchemaHooks};
+use self::resource::{Custom, SchemaHooks};
 use crate::admit::Cluster;
 use crate::authn::UserInfo;
 use crate::cache::Cache;
@@ -27,7 +27,6 @@ use crate::registry::delete::DeleteOptions;
 use crate::registry::{Call, metadata};
 use crate::resource::{Resource, api_version};
 use crate::resources::{Endpoint, Resources};
-use crate::schema::Schema;
 use crate::server::Api;
 
 pub const GROUP: &str = "apiextensions.k8s.io";
@@ -50,8 +49,27 @@ pub async fn start(api: &Arc<Api>) -> Result<()> {
 struct ServedDefinition {
     /// One for each version, the preferred first.
     endpoints: Vec<Arc<Endpoint>>,
-    /// The parts of the definition that the endpoints were made from.
-    made_from: (Value, Value),
+    made_from: MadeFrom,
+}
+
+/// Names the parts of a definition that its endpoints are made from: they change when this does.
+#[derive(PartialEq)]
+struct MadeFrom {
+    uid: Value,
+    /// One more with every change of the spec.
+    generation: Value,
+    names: Value,
+}
+
+impl MadeFrom {
+    fn of(definition: &Value) -> Self {
+        let metadata = &definition["metadata"];
+        Self {
+            uid: metadata["uid"].clone(),
+            generation: metadata["generation"].clone(),
+            names: definition["status"]["acceptedNames"].clone(),
+        }
+    }
 }
 
 impl ServedDefinition {
@@ -130,7 +148,7 @@ impl CustomServer {
         let mut changed = false;
         for definition in definitions.iter().filter(|definition| is_established(definition)) {
             let name = metadata::text(definition, "name").to_owned();
-            let made_from = (definition["spec"].clone(), definition["status"]["acceptedNames"].clone());
+            let made_from = MadeFrom::of(definition);
             kept.insert(name.clone());
             if self.served.get(&name).is_some_and(|served| served.made_from == made_from) {
                 continue;
@@ -161,18 +179,12 @@ impl CustomServer {
     }
 
     fn endpoint(&self, custom: Custom, converter: &Arc<Converter>) -> Arc<Endpoint> {
-        let Custom { descriptor, schema } = custom;
-        let constraints = match &schema {
-            Some(Schema::Custom(structural)) => {
-                structural.source.as_ref().map(|source| Arc::new(Constraints::new(source)))
-            }
-            _ => None,
-        };
+        let Custom { descriptor, schema, constraints } = custom;
         let api_version = api_version(descriptor.hub_group(), descriptor.hub_version());
         let decoder = Arc::new(Served { converter: converter.clone(), api_version, schema: schema.clone() });
         let hooks = SchemaHooks {
             schema: schema.clone(),
-            constraints,
+            constraints: constraints.map(Arc::new),
             columns: descriptor.columns.clone(),
             decoder: decoder.clone(),
             stored: api_version_of_storage(&descriptor),

@@ -18,6 +18,7 @@ pub use crate::schema::constraints::Constraints;
 pub struct Custom {
     pub descriptor: Descriptor,
     pub schema: Option<Schema>,
+    pub constraints: Option<Constraints>,
 }
 
 fn owned(value: &Value) -> Text {
@@ -58,7 +59,12 @@ pub fn read(definition: &Value, names: &Value) -> Option<Vec<Custom>> {
         descriptor.returns_deleted = false;
         descriptor.create_on_update = false;
         descriptor.unconditional_update = false;
-        Custom { descriptor, schema: schema.is_object().then(|| Schema::from_openapi(schema)) }
+        let some = schema.is_object();
+        Custom {
+            descriptor,
+            schema: some.then(|| Schema::from_openapi(schema)),
+            constraints: some.then(|| Constraints::new(schema)),
+        }
     };
     Some(versions.iter().map(custom).collect())
 }

@@ -36,8 +36,8 @@ const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
 #[derive(Clone)]
 pub struct Source {
     pub descriptor: Arc<Descriptor>,
-    /// For custom resources: version → `openAPIV3Schema`.
-    pub schemas: Vec<(String, Arc<Value>)>,
+    /// For custom resources: version → `openAPIV3Schema`, as JSON.
+    pub schemas: Vec<(String, Arc<str>)>,
 }
 
 /// A document, kept gzipped.
@@ -232,7 +232,7 @@ fn hash_of(sources: &[Source]) -> String {
         digest.update(format!("{:?}", source.descriptor));
         for (version, schema) in &source.schemas {
             digest.update(version);
-            digest.update(schema.to_string());
+            digest.update(schema.as_bytes());
         }
     }
     hex(&digest.finalize())
@@ -338,7 +338,8 @@ fn each_schema(version: Version, sources: &[Source], only: Option<&str>, emit: &
     }
     for (source, kind, list) in custom {
         let schema = source.schemas.iter().find(|(version, _)| *version == kind.version).map(|(_, schema)| schema);
-        emit(&custom_name(&kind), custom_schema(version, schema.map(|s| &**s), &kind));
+        let schema = schema.and_then(|text| serde_json::from_str(text).ok());
+        emit(&custom_name(&kind), custom_schema(version, schema.as_ref(), &kind));
         emit(&custom_name(&list), custom_list(version, &kind, &list));
     }
     let mut next = 0;

@@ -102,7 +102,7 @@ impl Schema {
 
     /// The schema of a custom resource from its `openAPIV3Schema`, which is kept for OpenAPI.
     pub fn from_openapi(schema: &Value) -> Schema {
-        Schema::custom(Structural { source: Some(Arc::new(schema.clone())), ..Structural::from_json(schema) })
+        Schema::custom(Structural { source: Some(schema.to_string().into()), ..Structural::from_json(schema) })
     }
 
     pub fn root(&self) -> Node<'_> {

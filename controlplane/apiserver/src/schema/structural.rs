@@ -32,8 +32,9 @@ pub struct Structural {
     pub map_type: Option<String>,
     /// The object itself: it has metadata.
     pub root: bool,
-    /// What it was read from, kept by [`super::Schema::from_openapi`] for OpenAPI.
-    pub source: Option<Arc<Value>>,
+    /// The JSON it was read from, kept by [`super::Schema::from_openapi`] for OpenAPI: a parsed
+    /// schema would take five times the memory.
+    pub source: Option<Arc<str>>,
 }
 
 impl Structural {

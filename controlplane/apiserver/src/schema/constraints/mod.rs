@@ -11,7 +11,7 @@ mod rules;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
 use api::field::{Error, ErrorList, ErrorType, Path};
 use regex::Regex;
@@ -19,18 +19,37 @@ use serde_json::Value;
 
 use rules::{Budget, Rule};
 
-/// A compiled schema.
+/// A compiled schema. A cluster holds some hundred thousand of these, most of which only name a type:
+/// what few of them have is in boxes of its own.
 #[derive(Debug, Default)]
 pub struct Constraints {
     /// The object itself: apiVersion, kind and metadata are checked elsewhere.
     root: bool,
-    kind: String,
     nullable: bool,
     int_or_string: bool,
     embedded_resource: bool,
-    format: String,
-    required: Vec<String>,
-    allowed: Vec<Value>,
+    /// `x-kubernetes-map-type: atomic`
+    atomic_map: bool,
+    /// One of [`TYPES`], or empty.
+    kind: &'static str,
+    required: Box<[Box<str>]>,
+    limits: Option<Box<Limits>>,
+    combinations: Option<Box<Combinations>>,
+    /// By name, ascending.
+    properties: Box<[(Box<str>, Constraints)]>,
+    additional: Option<Box<Constraints>>,
+    items: Option<Box<Constraints>>,
+    unique: Unique,
+    rules: Box<[Rule]>,
+}
+
+const TYPES: [&str; 6] = ["object", "array", "string", "integer", "number", "boolean"];
+
+/// What single values and counts are held to.
+#[derive(Debug, Default)]
+struct Limits {
+    format: Box<str>,
+    allowed: Box<[Value]>,
     pattern: Option<Regex>,
     minimum: Option<(f64, bool)>,
     maximum: Option<(f64, bool)>,
@@ -39,17 +58,14 @@ pub struct Constraints {
     length: (Option<usize>, Option<usize>),
     items_count: (Option<usize>, Option<usize>),
     properties_count: (Option<usize>, Option<usize>),
-    properties: BTreeMap<String, Constraints>,
-    additional: Option<Box<Constraints>>,
-    items: Option<Box<Constraints>>,
-    all_of: Vec<Constraints>,
-    any_of: Vec<Constraints>,
-    one_of: Vec<Constraints>,
-    not: Option<Box<Constraints>>,
-    unique: Unique,
-    rules: Vec<Rule>,
-    /// `x-kubernetes-map-type: atomic`
-    atomic_map: bool,
+}
+
+#[derive(Debug, Default)]
+struct Combinations {
+    all_of: Box<[Constraints]>,
+    any_of: Box<[Constraints]>,
+    one_of: Box<[Constraints]>,
+    not: Option<Constraints>,
 }
 
 /// What makes items of a list the same.
@@ -58,7 +74,7 @@ enum Unique {
     #[default]
     No,
     Values,
-    Keys(Vec<String>),
+    Keys(Box<[Box<str>]>),
 }
 
 impl Constraints {
@@ -73,47 +89,38 @@ impl Constraints {
     }
 
     fn compile(schema: &Value) -> Self {
-        let text = |key: &str| schema[key].as_str().unwrap_or_default().to_owned();
         let flag = |key: &str| schema[key].as_bool().unwrap_or_default();
-        let count = |key: &str| schema[key].as_u64().and_then(|n| usize::try_from(n).ok());
-        let bound = |key: &str, exclusive: &str| schema[key].as_f64().map(|limit| (limit, flag(exclusive)));
-        let texts = |key: &str| -> Vec<String> {
-            schema[key].as_array().into_iter().flatten().filter_map(|v| v.as_str().map(str::to_owned)).collect()
-        };
         let one = |key: &str| schema[key].is_object().then(|| Box::new(Self::compile(&schema[key])));
-        let many = |key: &str| schema[key].as_array().into_iter().flatten().map(Self::compile).collect();
         let properties = schema["properties"].as_object().into_iter().flatten();
+        let mut properties: Box<[_]> =
+            properties.map(|(name, schema)| (name.as_str().into(), Self::compile(schema))).collect();
+        properties.sort_unstable_by(|(a, _): &(Box<str>, Self), (b, _)| a.cmp(b));
         Self {
             root: false,
-            kind: text("type"),
             nullable: flag("nullable"),
             int_or_string: flag("x-kubernetes-int-or-string"),
             embedded_resource: flag("x-kubernetes-embedded-resource"),
-            format: text("format"),
-            required: texts("required"),
-            allowed: schema["enum"].as_array().cloned().unwrap_or_default(),
-            pattern: schema["pattern"].as_str().and_then(|pattern| Regex::new(pattern).ok()),
-            minimum: bound("minimum", "exclusiveMinimum"),
-            maximum: bound("maximum", "exclusiveMaximum"),
-            multiple_of: schema["multipleOf"].as_f64(),
-            length: (count("minLength"), count("maxLength")),
-            items_count: (count("minItems"), count("maxItems")),
-            properties_count: (count("minProperties"), count("maxProperties")),
-            properties: properties.map(|(name, schema)| (name.clone(), Self::compile(schema))).collect(),
+            atomic_map: schema["x-kubernetes-map-type"] == "atomic",
+            kind: TYPES.into_iter().find(|kind| schema["type"] == *kind).unwrap_or_default(),
+            required: texts(schema, "required"),
+            limits: Limits::compile(schema),
+            combinations: Combinations::compile(schema),
+            properties,
             additional: one("additionalProperties"),
             items: one("items"),
-            all_of: many("allOf"),
-            any_of: many("anyOf"),
-            one_of: many("oneOf"),
-            not: one("not"),
-            atomic_map: schema["x-kubernetes-map-type"] == "atomic",
             unique: match schema["x-kubernetes-list-type"].as_str() {
                 Some("set") => Unique::Values,
-                Some("map") => Unique::Keys(texts("x-kubernetes-list-map-keys")),
+                Some("map") => Unique::Keys(texts(schema, "x-kubernetes-list-map-keys")),
                 _ => Unique::No,
             },
             rules: schema["x-kubernetes-validations"].as_array().into_iter().flatten().map(Rule::compile).collect(),
         }
+    }
+
+    /// The schema of a declared property.
+    fn property(&self, name: &str) -> Option<&Constraints> {
+        let at = self.properties.binary_search_by(|(known, _)| (**known).cmp(name)).ok()?;
+        self.properties.get(at).map(|(_, schema)| schema)
     }
 
     /// What is wrong with an object; `old` is what it was before an update. What was wrong before
@@ -147,8 +154,10 @@ impl Constraints {
             Value::Object(members) => self.check_object(members, old, path, errors),
             _ => {}
         }
-        if !self.allowed.is_empty() && !self.allowed.contains(value) {
-            errors.push(not_supported(path, value, &self.allowed));
+        if let Some(limits) = self.limits.as_ref().filter(|limits| !limits.allowed.is_empty())
+            && !limits.allowed.contains(value)
+        {
+            errors.push(not_supported(path, value, &limits.allowed));
         }
         self.check_combinations(value, path, errors);
     }
@@ -164,7 +173,7 @@ impl Constraints {
             Value::Array(_) => "array",
             Value::Object(_) => "object",
         };
-        let wanted = if self.int_or_string { "integer,string" } else { self.kind.as_str() };
+        let wanted = if self.int_or_string { "integer,string" } else { self.kind };
         let fits =
             wanted.is_empty() || wanted.split(',').any(|kind| kind == found || (kind, found) == ("number", "integer"));
         if !fits {
@@ -175,56 +184,60 @@ impl Constraints {
     }
 
     fn check_text(&self, text: &str, path: &Path, errors: &mut ErrorList) {
+        let Some(limits) = &self.limits else { return };
         let length = text.chars().count();
-        if let Some(least) = self.length.0.filter(|least| length < *least) {
+        if let Some(least) = limits.length.0.filter(|least| length < *least) {
             errors.push(Error::invalid(
                 path,
                 text,
                 format!("{} in body should be at least {least} chars long", shown(path)),
             ));
         }
-        if let Some(most) = self.length.1.filter(|most| length > *most) {
+        if let Some(most) = limits.length.1.filter(|most| length > *most) {
             errors.push(Error::too_long(path, most));
         }
-        if let Some(pattern) = self.pattern.as_ref().filter(|pattern| !pattern.is_match(text)) {
+        if let Some(pattern) = limits.pattern.as_ref().filter(|pattern| !pattern.is_match(text)) {
             errors.push(Error::invalid(path, text, format!("{} in body should match '{pattern}'", shown(path))));
         }
-        if !formats::fits(&self.format, text) {
-            let detail = format!("{} in body must be of type {}: {text:?}", shown(path), self.format);
+        if !formats::fits(&limits.format, text) {
+            let detail = format!("{} in body must be of type {}: {text:?}", shown(path), limits.format);
             errors.push(Error::invalid(path, text, detail));
         }
     }
 
     fn check_number(&self, value: &Value, path: &Path, errors: &mut ErrorList) {
+        let Some(limits) = &self.limits else { return };
         let number = value.as_f64().unwrap_or_default();
         let mut fail = |what: String| {
             errors.push(Error::invalid(path, value.clone(), format!("{} in body should be {what}", shown(path))))
         };
-        match self.minimum {
+        match limits.minimum {
             Some((limit, true)) if number <= limit => fail(format!("greater than {limit}")),
             Some((limit, false)) if number < limit => fail(format!("greater than or equal to {limit}")),
             _ => {}
         }
-        match self.maximum {
+        match limits.maximum {
             Some((limit, true)) if number >= limit => fail(format!("less than {limit}")),
             Some((limit, false)) if number > limit => fail(format!("less than or equal to {limit}")),
             _ => {}
         }
-        if let Some(step) = self.multiple_of.filter(|step| *step > 0.0 && (number / step).fract().abs() > f64::EPSILON)
+        if let Some(step) =
+            limits.multiple_of.filter(|step| *step > 0.0 && (number / step).fract().abs() > f64::EPSILON)
         {
             fail(format!("a multiple of {step}"));
         }
     }
 
     fn check_list(&self, items: &[Value], old: Option<&Value>, path: &Path, errors: &mut ErrorList) {
-        if let Some(least) = self.items_count.0.filter(|least| items.len() < *least) {
+        let (least, most) = self.limits.as_ref().map(|limits| limits.items_count).unwrap_or_default();
+        if let Some(least) = least.filter(|least| items.len() < *least) {
             errors.push(Error::invalid(
                 path,
                 items.len(),
                 format!("{} in body should have at least {least} items", shown(path)),
             ));
         }
-        if let Some(most) = self.items_count.1.filter(|most| items.len() > *most) {
+        if let Some(most) = most.filter(|most| items.len() > *most) {
             errors.push(Error::too_many(path, items.len(), most));
         }
         if let Some(schema) = &self.items {
@@ -247,7 +260,7 @@ impl Constraints {
             Unique::No => None,
             Unique::Values => Some(item.clone()),
             Unique::Keys(names) => {
-                let member = |name: &String| Some((name.clone(), item.get(name)?.clone()));
+                let member = |name: &Box<str>| Some((name.to_string(), item.get(&**name)?.clone()));
                 Some(Value::Object(names.iter().filter_map(member).collect()))
             }
         }
@@ -260,14 +273,15 @@ impl Constraints {
         path: &Path,
         errors: &mut ErrorList,
     ) {
-        for name in self.required.iter().filter(|name| !members.contains_key(*name)) {
+        for name in self.required.iter().filter(|name| !members.contains_key(&***name)) {
             errors.push(Error::required(&path.child(name), ""));
         }
-        if let Some(least) = self.properties_count.0.filter(|least| members.len() < *least) {
+        let (least, most) = self.limits.as_ref().map(|limits| limits.properties_count).unwrap_or_default();
+        if let Some(least) = least.filter(|least| members.len() < *least) {
             let detail = format!("{} in body should have at least {least} properties", shown(path));
             errors.push(Error::invalid(path, members.len(), detail));
         }
-        if let Some(most) = self.properties_count.1.filter(|most| members.len() > *most) {
+        if let Some(most) = most.filter(|most| members.len() > *most) {
             errors.push(Error::too_many(path, members.len(), most));
         }
         for (name, value) in members {
@@ -287,7 +301,7 @@ impl Constraints {
         if (self.root || self.embedded_resource) && matches!(name, "apiVersion" | "kind" | "metadata") {
             return None;
         }
-        match (self.properties.get(name), &self.additional) {
+        match (self.property(name), &self.additional) {
             (Some(schema), _) => Some((schema, path.child(name))),
             (None, Some(schema)) => Some((schema, path.child(name))),
             _ => None,
@@ -295,6 +309,7 @@ impl Constraints {
     }
 
     fn check_combinations(&self, value: &Value, path: &Path, errors: &mut ErrorList) {
+        let Some(combinations) = &self.combinations else { return };
         let fits = |schema: &Constraints| {
             let mut errors = ErrorList::new();
             schema.check(value, None, path, &mut errors);
@@ -302,19 +317,19 @@ impl Constraints {
         };
         let mut fail =
             |what: &str| errors.push(Error::invalid(path, kind_of(value), format!("{} in body {what}", shown(path))));
-        if !self.any_of.is_empty() && !self.any_of.iter().any(fits) {
+        if !combinations.any_of.is_empty() && !combinations.any_of.iter().any(fits) {
             fail("must validate at least one schema (anyOf)");
         }
-        match self.one_of.iter().filter(|schema| fits(schema)).count() {
-            _ if self.one_of.is_empty() => {}
+        match combinations.one_of.iter().filter(|schema| fits(schema)).count() {
+            _ if combinations.one_of.is_empty() => {}
             1 => {}
             0 => fail("must validate one and only one schema (oneOf). Found none valid"),
             count => fail(&format!("must validate one and only one schema (oneOf). Found {count} valid alternatives")),
         }
-        if self.not.as_deref().is_some_and(fits) {
+        if combinations.not.as_ref().is_some_and(fits) {
             fail("must not validate the schema (not)");
         }
-        for schema in &self.all_of {
+        for schema in &combinations.all_of {
             schema.check(value, None, path, errors);
         }
     }
@@ -331,7 +346,7 @@ impl Constraints {
                 if budget.is_spent() {
                     return;
                 }
-                let failed = rule.check(&this, before.as_ref(), &self.kind, path, budget);
+                let failed = rule.check(&this, before.as_ref(), self.kind, path, budget);
                 errors.extend(failed.filter(|_| !unchanged || rule.is_transition() || budget.is_spent()));
             }
         }
@@ -358,6 +373,62 @@ impl Constraints {
         let Unique::Keys(_) = self.unique else { return None };
         let key = self.item_key(item);
         old?.as_array()?.iter().find(|known| self.item_key(known) == key)
+    }
+}
+
+fn texts(schema: &Value, key: &str) -> Box<[Box<str>]> {
+    schema[key].as_array().into_iter().flatten().filter_map(|text| Some(text.as_str()?.into())).collect()
+}
+
+impl Limits {
+    /// None: the schema has none.
+    fn compile(schema: &Value) -> Option<Box<Self>> {
+        const KEYS: [&str; 12] = [
+            "format",
+            "enum",
+            "pattern",
+            "minimum",
+            "maximum",
+            "multipleOf",
+            "minLength",
+            "maxLength",
+            "minItems",
+            "maxItems",
+            "minProperties",
+            "maxProperties",
+        ];
+        if KEYS.iter().all(|key| schema[*key].is_null()) {
+            return None;
+        }
+        let count = |key: &str| schema[key].as_u64().and_then(|n| usize::try_from(n).ok());
+        let bound = |key: &str, exclusive: &str| schema[key].as_f64().map(|limit| (limit, schema[exclusive] == true));
+        Some(Box::new(Self {
+            format: schema["format"].as_str().unwrap_or_default().into(),
+            allowed: schema["enum"].as_array().map(|allowed| allowed.as_slice().into()).unwrap_or_default(),
+            pattern: schema["pattern"].as_str().and_then(|pattern| Regex::new(pattern).ok()),
+            minimum: bound("minimum", "exclusiveMinimum"),
+            maximum: bound("maximum", "exclusiveMaximum"),
+            multiple_of: schema["multipleOf"].as_f64(),
+            length: (count("minLength"), count("maxLength")),
+            items_count: (count("minItems"), count("maxItems")),
+            properties_count: (count("minProperties"), count("maxProperties")),
+        }))
+    }
+}
+
+impl Combinations {
+    fn compile(schema: &Value) -> Option<Box<Self>> {
+        if ["allOf", "anyOf", "oneOf", "not"].iter().all(|key| schema[*key].is_null()) {
+            return None;
+        }
+        let many = |key: &str| schema[key].as_array().into_iter().flatten().map(Constraints::compile).collect();
+        let not = &schema["not"];
+        Some(Box::new(Self {
+            all_of: many("allOf"),
+            any_of: many("anyOf"),
+            one_of: many("oneOf"),
+            not: not.is_object().then(|| Constraints::compile(not)),
+        }))
     }
 }
 

@@ -150,13 +150,13 @@ impl Rule {
 /// A value as rules see it: the schema says what is a timestamp, a duration, bytes, or a double.
 pub fn to_cel(schema: &Constraints, value: &Value) -> cel::Value {
     match value {
-        Value::String(text) => text_to_cel(&schema.format, text),
+        Value::String(text) => text_to_cel(schema.limits.as_ref().map_or("", |limits| &*limits.format), text),
         Value::Number(number) if schema.kind == "number" => cel::Value::Float(number.as_f64().unwrap_or_default()),
         Value::Array(items) => cel::list(items.iter().map(|item| match &schema.items {
             Some(schema) => to_cel(schema, item),
             None => cel::from_json(item),
         })),
-        Value::Object(members) => cel::map(members.iter().map(|(name, value)| match schema.properties.get(name) {
+        Value::Object(members) => cel::map(members.iter().map(|(name, value)| match schema.property(name) {
             Some(schema) => (field_name(name), to_cel(schema, value)),
             None => match &schema.additional {
                 Some(schema) => (name.clone(), to_cel(schema, value)),
