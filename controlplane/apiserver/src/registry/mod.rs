@@ -45,7 +45,7 @@ pub struct Call {
     pub endpoint: Arc<Endpoint>,
     pub user: Arc<UserInfo>,
     pub info: Arc<RequestInfo>,
-    pub query: Query,
+    pub query: Arc<Query>,
     pub options: WriteOptions,
     /// Who owns the fields that this request sets: `fieldManager`, or the client's name.
     pub manager: String,
