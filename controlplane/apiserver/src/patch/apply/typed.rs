@@ -217,8 +217,11 @@ fn compare_objects(node: Node<'_>, old: Option<&Value>, new: Option<&Value>) -> 
     let mut step = Step::default();
     let names = old.keys().chain(new.keys().filter(|name| !old.contains_key(*name)));
     for name in names {
-        let inner = node.member(name).unwrap_or(Node::Untyped);
-        put_step(&mut step, || field_key(name), compare_at(inner, old.get(name), new.get(name)));
+        let (old, new) = (old.get(name), new.get(name));
+        if old != new {
+            let inner = node.member(name).unwrap_or(Node::Untyped);
+            put_step(&mut step, || field_key(name), compare_at(inner, old, new));
+        }
     }
     Some(step)
 }
