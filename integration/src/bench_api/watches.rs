@@ -36,7 +36,12 @@ pub async fn measure() -> anyhow::Result<Vec<Figure>> {
             format!("{:.1} ms", median(&mut times).as_secs_f64() * 1000.0),
             format!("slowest of {UPDATES}: {:.1} ms; Kubernetes about 30 to 60 ms", slowest.as_secs_f64() * 1000.0),
         ));
-        figures.push(Figure::new(format!("memory of an idle watch, {how}"), format!("{cost:.1} KiB"), ""));
+        let floor = if shared {
+            String::new()
+        } else {
+            format!("an idle connection to bare hyper and rustls {:.1} KiB", idle_connection(&server).await?)
+        };
+        figures.push(Figure::new(format!("memory of an idle watch, {how}"), format!("{cost:.1} KiB"), floor));
     }
     Ok(figures)
 }
@@ -67,6 +72,20 @@ async fn on_own_connections(server: &Server) -> anyhow::Result<Vec<Incoming>> {
         watches.push(server.target.connect().await?.stream(Ask::get(path.as_str())).await?);
     }
     Ok(watches)
+}
+
+/// What a connection costs that has had one answer, in KiB: what of a watch is not ours.
+async fn idle_connection(server: &Server) -> anyhow::Result<f64> {
+    let bare = Server::floor(server, b"{}")?;
+    bare.target.once(Ask::get("/")).await?;
+    let before = resident_mib(bare.pid());
+    let mut held = Vec::new();
+    for _ in 0..WATCHERS {
+        let mut connection = bare.target.connect().await?;
+        connection.send(Ask::get("/")).await?;
+        held.push(connection);
+    }
+    Ok((resident_mib(bare.pid()) - before) * 1024.0 / WATCHERS as f64)
 }
 
 /// From the answer to each of a few updates until every watch has its event.

@@ -80,9 +80,8 @@ async fn follow(api: &Arc<Api>) -> Result<()> {
         let served = register::served(&resources.borrow_and_update());
         let held = api.list(register::OWN_GROUP, PLURAL, "").await?;
         let now = endpoint.cache.read().changed;
-        for action in register::plan(&served, &held) {
-            carry_out(api, action).await?;
-        }
+        let actions = register::plan(&served, &held).into_iter().map(|action| carry_out(api, action));
+        futures::future::try_join_all(actions).await?;
         if now != seen {
             seen = now;
             follow_remotes(api, &held);

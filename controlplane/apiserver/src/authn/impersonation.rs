@@ -15,6 +15,7 @@ use crate::error::{ApiError, Result};
 use crate::http::info::RequestInfo;
 use crate::server::Api;
 
+const PREFIX: &str = "impersonate-";
 const EXTRA: &str = "impersonate-extra-";
 const GROUP: &str = "authentication.k8s.io";
 const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
@@ -68,6 +69,18 @@ impl Mode {
 
 /// The user that the request is to be carried out as.
 pub async fn apply(
+    api: &Api,
+    user: Arc<UserInfo>,
+    headers: &HeaderMap,
+    (info, record): (&RequestInfo, Option<&Record>),
+) -> Result<Arc<UserInfo>> {
+    if !headers.keys().any(|name| name.as_str().starts_with(PREFIX)) {
+        return Ok(user);
+    }
+    Box::pin(become_another(api, user, headers, (info, record))).await
+}
+
+async fn become_another(
     api: &Api,
     user: Arc<UserInfo>,
     headers: &HeaderMap,

@@ -83,24 +83,26 @@ impl Authenticator {
         })
     }
 
-    /// `path`: what is asked for; anonymous requests may be good for some paths only.
+    /// `certificate`: whom the connection stands for. `path`: what is asked for; anonymous requests
+    /// may be good for some paths only.
     pub async fn identify(
         &self,
         api: &Api,
         headers: &HeaderMap,
-        certificate: Option<&UserInfo>,
+        certificate: Option<Arc<UserInfo>>,
         path: &str,
-    ) -> Result<UserInfo> {
+    ) -> Result<Arc<UserInfo>> {
         if let Some(user) = certificate {
-            return Ok(authenticated(user.clone()));
+            return Ok(user);
         }
         let bearer = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer_token);
         match bearer {
             Some(token) => {
-                let found = self.by_token(api, token, std::slice::from_ref(&self.issuer)).await;
-                found.map(|(user, _)| authenticated(user)).ok_or_else(ApiError::unauthorized)
+                // Boxed, as all that few requests need: every request would keep room for it otherwise.
+                let found = Box::pin(self.by_token(api, token, std::slice::from_ref(&self.issuer))).await;
+                found.map(|(user, _)| Arc::new(authenticated(user))).ok_or_else(ApiError::unauthorized)
             }
-            None if self.anonymous.may_ask(path) => Ok(UserInfo::new("system:anonymous", &[UNAUTHENTICATED])),
+            None if self.anonymous.may_ask(path) => Ok(Arc::new(UserInfo::new("system:anonymous", &[UNAUTHENTICATED]))),
             None => Err(ApiError::unauthorized()),
         }
     }

@@ -173,7 +173,7 @@ impl Authorizer {
     async fn ask(&self, mode: &Mode, api: &Api, user: &UserInfo, request: &Request<'_>) -> Opinion {
         match mode {
             Mode::Node => match user.as_node() {
-                Some(node) => match node::decide(api, node, request).await {
+                Some(node) => match Box::pin(node::decide(api, node, request)).await {
                     Ok(()) => Opinion::Allow(Arc::from("")),
                     Err(reason) => Opinion::None(reason),
                 },
@@ -187,7 +187,7 @@ impl Authorizer {
                 Err(reason) => Opinion::None(reason),
             },
             Mode::AlwaysAllow => Opinion::Allow(Arc::from("")),
-            Mode::Webhook(webhook) => webhook.decide(user, request).await,
+            Mode::Webhook(webhook) => Box::pin(webhook.decide(user, request)).await,
             Mode::AlwaysDeny => Opinion::Deny("Everything is forbidden.".to_owned()),
         }
     }

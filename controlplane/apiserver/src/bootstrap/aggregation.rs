@@ -47,17 +47,17 @@ pub async fn aggregate_all(api: &Api) -> Result<()> {
         endpoint.cache.fresh().await?;
         let roles = api.list(RBAC, "clusterroles", "").await?;
         let all: Vec<&Value> = roles.iter().map(|role| &**role).collect();
-        let mut changes = 0;
-        for role in all.iter().filter(|role| role["aggregationRule"].is_object()) {
+        let changed = |role: &Value| {
             let rules = policy::aggregated_rules(role, &all);
-            if role["rules"].as_array().map_or(&[][..], Vec::as_slice) != rules {
-                let mut changed = (*role).clone();
+            (role["rules"].as_array().map_or(&[][..], Vec::as_slice) != rules).then(|| {
+                let mut changed = role.clone();
                 changed["rules"] = rules.into();
-                api.update(RBAC, "clusterroles", "", changed).await?;
-                changes += 1;
-            }
-        }
-        if changes == 0 {
+                changed
+            })
+        };
+        let aggregated = all.iter().filter(|role| role["aggregationRule"].is_object());
+        let writes = aggregated.filter_map(|role| changed(role)).map(|role| api.update(RBAC, "clusterroles", "", role));
+        if futures::future::try_join_all(writes).await?.is_empty() {
             break;
         }
     }

@@ -22,10 +22,6 @@ const RBAC: &str = "rbac.authorization.k8s.io";
 pub async fn start(api: &Arc<Api>) -> Result<()> {
     let namespaces = NAMESPACES.iter().map(|name| ensure(api, "", "namespaces", namespace(name)));
     futures::future::try_join_all(namespaces).await?;
-    // Independent of each other: one commit of the store takes them all.
-    let rules = policy::objects();
-    let rules = rules.into_iter().map(|(plural, object)| ensure_policy(api, plural, object));
-    futures::future::try_join_all(rules).await?;
     let classes = [
         priority_class(
             "system-node-critical",
@@ -38,14 +34,25 @@ pub async fn start(api: &Arc<Api>) -> Result<()> {
             "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
         ),
     ];
-    for class in classes {
-        ensure(api, "scheduling.k8s.io", "priorityclasses", class).await?;
-    }
-    extension_authentication(api).await?;
-    service::ensure(api).await?;
-    aggregation::aggregate_all(api).await?;
+    let classes = classes.map(|class| ensure(api, "scheduling.k8s.io", "priorityclasses", class));
+    let classes = futures::future::try_join_all(classes);
+    // Independent of each other: a commit of the store takes what is there of all of them.
+    tokio::try_join!(
+        policies(api),
+        classes,
+        extension_authentication(api),
+        service::ensure(api),
+        crate::flowcontrol::controller::start(api),
+    )?;
     aggregation::start(api);
-    crate::flowcontrol::controller::start(api).await
+    Ok(())
+}
+
+async fn policies(api: &Api) -> Result<()> {
+    let rules = policy::objects();
+    let rules = rules.into_iter().map(|(plural, object)| ensure_policy(api, plural, object));
+    futures::future::try_join_all(rules).await?;
+    aggregation::aggregate_all(api).await
 }
 
 /// What the role `system:node` grants.

@@ -14,6 +14,16 @@ const NAMESPACE: &str = "default";
 /// Makes them, and points them at this server's address.
 pub async fn ensure(api: &Api) -> Result<()> {
     ensure_network(api).await?;
+    tokio::try_join!(
+        ensure_service(api),
+        ensure_dns(api),
+        point(api, "", "endpoints", endpoints(api)),
+        point(api, "discovery.k8s.io", "endpointslices", slice(api)),
+    )
+    .map(drop)
+}
+
+async fn ensure_service(api: &Api) -> Result<()> {
     let cluster_ip = api.config.service_address.to_string();
     ensure_object(api, "", "services", json!({
         "metadata": {"name": NAME, "namespace": NAMESPACE, "labels": {"component": "apiserver", "provider": "kubernetes"}},
@@ -24,10 +34,7 @@ pub async fn ensure(api: &Api) -> Result<()> {
             "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": api.config.port}],
         },
         "status": {"loadBalancer": {}},
-    })).await?;
-    ensure_dns(api).await?;
-    point(api, "", "endpoints", endpoints(api)).await?;
-    point(api, "discovery.k8s.io", "endpointslices", slice(api)).await
+    })).await
 }
 
 /// The ServiceCIDR `kubernetes`: where addresses come from until others are added.

@@ -162,7 +162,7 @@ fn field_value(object: &Value, field: &SelectableField) -> String {
 
 /// The object's bytes for the store: no `resourceVersion`, type and metadata first.
 pub fn encode(object: &Value) -> Vec<u8> {
-    let mut out = Vec::with_capacity(512);
+    let mut out = Vec::with_capacity(1536);
     let Some(map) = object.as_object() else { return object.to_string().into_bytes() };
     out.push(b'{');
     for key in ["kind", "apiVersion", "metadata"] {

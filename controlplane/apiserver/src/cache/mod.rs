@@ -103,6 +103,10 @@ impl Cache {
         if self.ready_at(target) {
             return Ok(());
         }
+        Box::pin(self.catch_up(target)).await
+    }
+
+    async fn catch_up(&self, target: u64) -> Result<()> {
         if let Some(progress) = &*self.progress.lock() {
             progress.request();
         }
@@ -143,6 +147,10 @@ impl Cache {
         if self.ready_at(revision) {
             return Ok(());
         }
+        Box::pin(self.reach(revision)).await
+    }
+
+    async fn reach(&self, revision: u64) -> Result<()> {
         if let Some(progress) = &*self.progress.lock() {
             progress.request();
         }

@@ -81,12 +81,9 @@ async fn round(api: &Arc<Api>) -> Result<()> {
     }
     let (schemas, levels) = (api.list(GROUP, SCHEMAS, "").await?, api.list(GROUP, LEVELS, "").await?);
     api.flow.configure(&schemas, &levels);
-    for schema in &schemas {
-        if let Some(changed) = with_condition(schema, &levels, Timestamp::now()) {
-            settled(api.update(GROUP, SCHEMAS, "status", changed).await)?;
-        }
-    }
-    Ok(())
+    let changed = schemas.iter().filter_map(|schema| with_condition(schema, &levels, Timestamp::now()));
+    let writes = changed.map(|changed| async { settled(api.update(GROUP, SCHEMAS, "status", changed).await) });
+    futures::future::try_join_all(writes).await.map(drop)
 }
 
 /// Another server's doing the same at the same time is as good.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use http::HeaderValue;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
@@ -74,6 +75,8 @@ pub type SchemaCounters = Arc<Counters>;
 pub struct Level {
     pub name: String,
     pub uid: String,
+    /// `uid` as answers carry it.
+    pub shown: HeaderValue,
     pub spec: Spec,
     pub bounds: Bounds,
     seats: AtomicU64,
@@ -112,6 +115,7 @@ impl Level {
         Self {
             name: name.to_owned(),
             uid: uid.to_owned(),
+            shown: super::header(uid),
             spec,
             bounds,
             seats: AtomicU64::new(0),
@@ -182,7 +186,7 @@ impl Level {
         let outcome = if self.take(seats) {
             Ok(self.ticket(schema, seats, None))
         } else if let Kind::Queue(_) = self.spec.kind {
-            self.wait(schema, flow, seats, patience).await
+            Box::pin(self.wait(schema, flow, seats, patience)).await
         } else {
             Err(Refused::ConcurrencyLimit)
         };

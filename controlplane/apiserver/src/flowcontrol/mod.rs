@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use http::HeaderValue;
 use parking_lot::RwLock;
 use serde_json::Value;
 
@@ -53,8 +54,8 @@ pub struct FlowControl {
 
 /// A request for which there was no seat.
 pub struct Rejection {
-    pub schema_uid: String,
-    pub level_uid: String,
+    /// UIDs of the flow schema and of the priority level.
+    pub classified: (HeaderValue, HeaderValue),
     pub retry_after: u64,
 }
 
@@ -115,7 +116,7 @@ impl FlowControl {
             Err(_) => {
                 let refusals = self.refusals.fetch_add(1, Ordering::Relaxed);
                 let retry_after = u64::from((refusals / self.total).clamp(1, 32));
-                Err(Rejection { schema_uid: schema.uid.clone(), level_uid: level.uid.clone(), retry_after })
+                Err(Rejection { classified: (schema.shown.clone(), level.shown.clone()), retry_after })
             }
         }
     }
@@ -141,6 +142,11 @@ impl FlowControl {
             level.set_limit(limit);
         }
     }
+}
+
+/// A UID as answers carry it.
+fn header(uid: &str) -> HeaderValue {
+    HeaderValue::from_str(uid).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 /// A `PriorityLevelConfiguration`'s specification. A level that is not limited is exempt.

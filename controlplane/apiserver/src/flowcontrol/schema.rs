@@ -1,5 +1,6 @@
 //! FlowSchemas: which requests they catch, and which flow of theirs a request is. Pure.
 
+use http::HeaderValue;
 use serde_json::Value;
 
 use super::level::SchemaCounters;
@@ -11,6 +12,8 @@ use crate::http::info::RequestInfo;
 pub struct Schema {
     pub name: String,
     pub uid: String,
+    /// `uid` as answers carry it.
+    pub shown: HeaderValue,
     pub level: String,
     pub precedence: i64,
     distinguisher: Distinguisher,
@@ -73,6 +76,7 @@ impl Schema {
         let spec = &object["spec"];
         Self {
             name: text(&object["metadata"]["name"]),
+            shown: super::header(object["metadata"]["uid"].as_str().unwrap_or_default()),
             uid: text(&object["metadata"]["uid"]),
             level: text(&spec["priorityLevelConfiguration"]["name"]),
             precedence: spec["matchingPrecedence"].as_i64().unwrap_or(1000),

@@ -27,8 +27,10 @@ pub struct RequestInfo {
 
 impl RequestInfo {
     pub fn parse(method: &Method, path: &str, query: &Query) -> Self {
-        let mut info = Self { path: path.to_owned(), verb: method.as_str().to_lowercase(), ..Self::default() };
-        let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+        let mut info = Self { path: path.to_owned(), ..Self::default() };
+        // Enough for the longest path of a resource; what follows `proxy` may be longer.
+        let mut parts = Vec::with_capacity(8);
+        parts.extend(path.split('/').filter(|part| !part.is_empty()));
         let rest = match parts.as_slice() {
             ["api", version, rest @ ..] if !rest.is_empty() => {
                 info.version = (*version).to_owned();
@@ -39,27 +41,23 @@ impl RequestInfo {
                 info.version = (*version).to_owned();
                 rest
             }
-            _ => return info,
+            _ => {
+                info.verb = method.as_str().to_lowercase();
+                return info;
+            }
         };
         info.is_resource = true;
-        info.verb = verb_of(method).to_owned();
-        let rest = match rest {
+        let (verb, rest) = match rest {
             // The old form of watching: /api/v1/watch/pods
-            ["watch", rest @ ..] if !rest.is_empty() => {
-                info.verb = "watch".to_owned();
-                rest
-            }
-            ["proxy", rest @ ..] if !rest.is_empty() => {
-                info.verb = "proxy".to_owned();
-                rest
-            }
-            rest => rest,
+            ["watch", rest @ ..] if !rest.is_empty() => ("watch", rest),
+            ["proxy", rest @ ..] if !rest.is_empty() => ("proxy", rest),
+            rest => (verb_of(method), rest),
         };
         info.locate(rest);
         if info.resource == "namespaces" && info.group.is_empty() {
             info.namespace.clone_from(&info.name);
         }
-        info.refine_verb(query);
+        info.verb = info.refined(verb, query).to_owned();
         info.find_rest(path);
         info
     }
@@ -79,17 +77,20 @@ impl RequestInfo {
         matches!(self.verb.as_str(), "get" | "list" | "watch")
     }
 
+    /// Whether this after a namespace's name is a subresource of it.
+    fn keeps(&self, part: &str) -> bool {
+        self.group.is_empty() && matches!(part, "status" | "finalize")
+    }
+
     fn locate(&mut self, parts: &[&str]) {
         let own = |part: &&str| decode(part);
-        let parts: Vec<&str> = match parts {
+        let parts = match parts {
             // /namespaces/<name>/<resource>..., but status and finalize belong to the namespace
-            ["namespaces", namespace, resource, rest @ ..]
-                if !(self.group.is_empty() && matches!(*resource, "status" | "finalize")) =>
-            {
+            ["namespaces", namespace, rest @ ..] if rest.first().is_some_and(|part| !self.keeps(part)) => {
                 self.namespace = own(namespace);
-                std::iter::once(*resource).chain(rest.iter().copied()).collect()
+                rest
             }
-            parts => parts.to_vec(),
+            parts => parts,
         };
         self.resource = parts.first().map(own).unwrap_or_default();
         self.name = parts.get(1).map(own).unwrap_or_default();
@@ -97,17 +98,15 @@ impl RequestInfo {
         self.named = !self.name.is_empty();
     }
 
-    fn refine_verb(&mut self, query: &Query) {
-        if !self.name.is_empty() {
-            return;
-        }
-        self.verb = match self.verb.as_str() {
+    /// A verb of one object is another one on a collection.
+    fn refined(&self, verb: &'static str, query: &Query) -> &'static str {
+        match verb {
+            _ if !self.name.is_empty() => verb,
             "get" if query.flag("watch") => "watch",
             "get" => "list",
             "delete" => "deletecollection",
-            _ => return,
+            _ => verb,
         }
-        .to_owned();
     }
 
     /// A list or watch whose field selector names one object counts as one on that object.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 
 use super::body::{Body, BoxError};
@@ -15,10 +15,11 @@ use super::query::Query;
 use super::tls::Shown;
 use super::{paths, render, resources};
 use crate::audit::{Record, Stage};
-use crate::authn::{UserInfo, impersonation};
+use crate::authn::{self, UserInfo, impersonation};
 use crate::authz;
 use crate::error::{ApiError, Result};
 use crate::flowcontrol::Ticket;
+use crate::resources::Endpoint;
 use crate::server::Api;
 
 /// Larger bodies are refused.
@@ -26,6 +27,10 @@ pub const MAX_BODY: usize = 3 << 20;
 /// A client that sends more than it may is read to its end, up to this, so that it sees the answer
 /// instead of a broken connection.
 const MAX_DISCARDED: usize = 64 << 20;
+
+static AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
+static FLOW_SCHEMA: HeaderName = HeaderName::from_static("x-kubernetes-pf-flowschema-uid");
+static PRIORITY_LEVEL: HeaderName = HeaderName::from_static("x-kubernetes-pf-prioritylevel-uid");
 
 /// What is known of a TLS connection.
 pub struct Connection {
@@ -36,14 +41,15 @@ pub struct Connection {
 
 impl Connection {
     /// Who asks by this connection's certificate, if it says so.
-    fn user(&self, api: &Api, headers: &HeaderMap) -> Result<Option<UserInfo>> {
+    fn user(&self, api: &Api, headers: &HeaderMap) -> Result<Option<Arc<UserInfo>>> {
         let user = match &self.shown {
             Shown::Nothing => return Ok(None),
             Shown::User(user) => return Ok(Some(user.clone())),
             Shown::Bad => None,
             Shown::Proxy(name) => {
                 let names = &api.config.requestheader;
-                names.user_of(headers).filter(|_| names.allows(name))
+                let user = names.user_of(headers).filter(|_| names.allows(name));
+                user.map(|user| Arc::new(authn::authenticated(user)))
             }
         };
         // The certificate is no client's: without a token it stands for nobody.
@@ -64,7 +70,9 @@ pub struct Asked {
     pub api: Arc<Api>,
     pub user: Arc<UserInfo>,
     pub info: Arc<RequestInfo>,
-    pub query: Query,
+    pub query: Arc<Query>,
+    /// The resource it is about, if that is served here.
+    pub endpoint: Option<Arc<Endpoint>>,
     pub parts: Parts,
     pub peer: Option<SocketAddr>,
     /// Where it is noted for the audit log.
@@ -95,7 +103,38 @@ struct Journey {
     record: Option<Arc<Record>>,
     ticket: Option<Ticket>,
     /// UIDs of the flow schema and of the priority level.
-    classified: Option<(String, String)>,
+    classified: Option<(HeaderValue, HeaderValue)>,
+}
+
+/// What a request is about.
+struct Subject {
+    info: RequestInfo,
+    query: Query,
+    endpoint: Option<Arc<Endpoint>>,
+}
+
+impl Subject {
+    fn of(api: &Api, parts: &Parts) -> Self {
+        let query = Query::parse(parts.uri.query().unwrap_or_default());
+        let mut info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
+        if info.is_resource && matches!(info.verb.as_str(), "list" | "watch" | "deletecollection") {
+            let fields = api::selector::Selector::parse_fields(query.text("fieldSelector")).unwrap_or_default();
+            info.take_name_from(fields.exact("metadata.name"));
+        }
+        let find = || api.resources().find(&info.group, &info.version, &info.resource).cloned();
+        let endpoint = info.is_resource.then(find).flatten();
+        Self { info, query, endpoint }
+    }
+}
+
+/// The `Audit-Id` of a request: the client's, or a new one.
+fn audit_id(parts: &Parts) -> Option<HeaderValue> {
+    let sent = parts.headers.get(&AUDIT_ID).filter(|id| !id.is_empty()).cloned();
+    let fresh = || {
+        let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
+        HeaderValue::from_str(uuid::Uuid::new_v4().hyphenated().encode_lower(&mut text)).ok()
+    };
+    sent.or_else(fresh)
 }
 
 /// Answers one request. Never fails: what goes wrong becomes a `Status`.
@@ -105,23 +144,21 @@ where
     B::Error: Into<BoxError>,
 {
     let (parts, body) = request.into_parts();
-    let id = parts.headers.get("audit-id").cloned().filter(|id| !id.is_empty());
-    let id = id.or_else(|| HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).ok());
+    let id = audit_id(&parts);
     let head = parts.method == http::Method::HEAD;
-    let query = Query::parse(parts.uri.query().unwrap_or_default());
-    let mut info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
-    if info.is_resource && matches!(info.verb.as_str(), "list" | "watch" | "deletecollection") {
-        let fields = api::selector::Selector::parse_fields(query.text("fieldSelector")).unwrap_or_default();
-        info.take_name_from(fields.exact("metadata.name"));
-    }
+    let subject = Subject::of(&api, &parts);
+    let (info, query) = (&subject.info, &subject.query);
     let long = info.is_long_running();
-    let served = info.is_resource && api.resources().find(&info.group, &info.version, &info.resource).is_some();
     let applies = text(&parts.headers, &header::CONTENT_TYPE).starts_with("application/apply-patch");
-    let mut underway = api.metrics.begin(&info, served, query.text("dryRun") == "All", applies);
+    let mut underway = api.metrics.begin(info, subject.endpoint.is_some(), query.text("dryRun") == "All", applies);
     let mut journey = Journey::default();
     let audit_id = id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default();
-    let answer = answer(api, parts, body, caller, (info, query), (audit_id, &mut journey));
-    let (mut response, stage) = match std::panic::AssertUnwindSafe(answer).catch_unwind().await {
+    let outcome = {
+        // Pinned where it is: a future is copied whenever it is moved.
+        let answer = std::pin::pin!(answer(api, parts, body, caller, subject, (audit_id, &mut journey)));
+        std::panic::AssertUnwindSafe(answer).catch_unwind().await
+    };
+    let (mut response, stage) = match outcome {
         Ok(answer) => (answer.unwrap_or_else(|error| refuse(&error)), Stage::ResponseComplete),
         Err(_) => {
             let why = "This request caused apiserver to panic. Look in the logs for details";
@@ -129,17 +166,14 @@ where
         }
     };
     if let Some(record) = journey.record.take() {
-        response = audited(record, response, stage, long).await;
+        response = Box::pin(audited(record, response, stage, long)).await;
     }
     if let Some(id) = id {
-        response.headers_mut().insert("audit-id", id);
+        response.headers_mut().insert(&AUDIT_ID, id);
     }
     if let Some((schema, level)) = journey.classified.take() {
-        for (name, uid) in [("x-kubernetes-pf-flowschema-uid", schema), ("x-kubernetes-pf-prioritylevel-uid", level)] {
-            if let Ok(uid) = HeaderValue::try_from(uid) {
-                response.headers_mut().insert(name, uid);
-            }
-        }
+        response.headers_mut().insert(&FLOW_SCHEMA, schema);
+        response.headers_mut().insert(&PRIORITY_LEVEL, level);
     }
     underway.answered(response.status().as_u16());
     if long {
@@ -198,7 +232,7 @@ async fn answer<B>(
     parts: Parts,
     body: B,
     caller: Caller,
-    (info, query): (RequestInfo, Query),
+    Subject { info, query, endpoint }: Subject,
     (audit_id, journey): (&str, &mut Journey),
 ) -> Result<Response<Body>>
 where
@@ -215,12 +249,12 @@ where
         Caller::Trusted(user) => user,
         Caller::Remote(connection) => {
             let certified = connection.user(&api, &parts.headers);
-            let found = match &certified {
-                Ok(certified) => api.authn.identify(&api, &parts.headers, certified.as_ref(), &info.path).await,
-                Err(error) => Err(error.clone()),
+            let found = match certified {
+                Ok(certified) => api.authn.identify(&api, &parts.headers, certified, &info.path).await,
+                Err(error) => Err(error),
             };
             match found {
-                Ok(user) => Arc::new(user),
+                Ok(user) => user,
                 Err(error) => {
                     journey.record = begin(&UserInfo::default());
                     return Err(error);
@@ -238,11 +272,13 @@ where
     let limit = api.config.options.request_timeout;
     let long = info.is_long_running();
     let record = journey.record.clone();
-    let asked = Asked { api, user, info: Arc::new(info), query, parts, peer, record };
+    let (info, query) = (Arc::new(info), Arc::new(query));
+    let asked = Asked { api, user, info, query, endpoint, parts, peer, record };
     if long {
         return dispatch(asked, body).await;
     }
-    match tokio::time::timeout(limit, dispatch(asked, body)).await {
+    let answer = std::pin::pin!(dispatch(asked, body));
+    match tokio::time::timeout(limit, answer).await {
         Ok(answer) => answer,
         Err(_) => {
             Err(ApiError::timeout(format!("request did not complete within the allowed {} seconds", limit.as_secs())))
@@ -257,13 +293,13 @@ async fn enter(api: &Api, user: &UserInfo, info: &RequestInfo, query: &Query, jo
     }
     match api.flow.enter(api, user, info, query).await {
         Ok(ticket) => {
-            journey.classified =
-                ticket.as_ref().map(|ticket| (ticket.schema().uid.clone(), ticket.level().uid.clone()));
+            let classified = |ticket: &Ticket| (ticket.schema().shown.clone(), ticket.level().shown.clone());
+            journey.classified = ticket.as_ref().map(classified);
             journey.ticket = ticket;
             Ok(())
         }
         Err(rejection) => {
-            journey.classified = Some((rejection.schema_uid, rejection.level_uid));
+            journey.classified = Some(rejection.classified);
             let why = "Too many requests, please try again later.";
             Err(ApiError::too_many_requests(why, rejection.retry_after))
         }
@@ -300,10 +336,10 @@ where
     B::Error: Into<BoxError>,
 {
     if let Some(remote) = crate::aggregate::route(&asked) {
-        return crate::aggregate::forward(asked, remote, body).await;
+        return Box::pin(crate::aggregate::forward(asked, remote, body)).await;
     }
     if resources::takes_connection(&asked) {
-        return crate::proxy::connect(asked, body).await;
+        return Box::pin(crate::proxy::connect(asked, body)).await;
     }
     let body = collect(&asked.parts, body).await?;
     if let Some(record) = asked.record.as_ref().filter(|record| record.wants_request() && !body.is_empty())
@@ -312,7 +348,11 @@ where
     {
         record.request_object(object);
     }
-    if asked.info.is_resource { resources::handle(asked, body).await } else { paths::handle(asked, body).await }
+    if asked.info.is_resource {
+        resources::handle(asked, body).await
+    } else {
+        Box::pin(paths::handle(asked, body)).await
+    }
 }
 
 async fn collect<B>(parts: &Parts, body: B) -> Result<Bytes>

@@ -54,6 +54,9 @@ impl Query {
 /// `plus`: `+` stands for a space, as in queries.
 pub fn percent_decode(text: &str, plus: bool) -> String {
     let bytes = text.as_bytes();
+    if !bytes.iter().any(|byte| *byte == b'%' || (plus && *byte == b'+')) {
+        return text.to_owned();
+    }
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {

@@ -19,6 +19,8 @@ use crate::registry::read::Listing;
 
 /// A streamed list is produced in pieces of about this size.
 const PIECE: usize = 64 * 1024;
+/// What an item takes in a list beside its own bytes, at most.
+const ROOM: usize = 96;
 /// Smaller answers are not compressed.
 pub const GZIP_FROM: usize = 128 * 1024;
 
@@ -183,13 +185,19 @@ impl Iterator for Pieces {
         if let Some(head) = self.head.take() {
             piece.put(head);
         }
-        while piece.len() < PIECE {
-            let Some(item) = self.items.next() else {
+        loop {
+            let Some(item) = self.items.as_slice().first() else {
                 self.done = true;
                 piece.put_slice(b"]}\n");
                 break;
             };
-            self.put(&mut piece, &item);
+            // A piece that grows is copied: the next item goes into the next one.
+            if !piece.is_empty() && piece.len() + item.bytes.len() + ROOM > PIECE {
+                break;
+            }
+            if let Some(item) = self.items.next() {
+                self.put(&mut piece, &item);
+            }
         }
         Some(piece.freeze())
     }

@@ -38,11 +38,7 @@ pub fn takes_connection(asked: &Asked) -> bool {
 
 /// Answers a request on a resource that the server itself holds.
 pub async fn handle(asked: Asked, body: Bytes) -> Result<Response<Body>> {
-    let resources = asked.api.resources();
-    let info = &asked.info;
-    let Some(endpoint) = resources.find(&info.group, &info.version, &info.resource) else {
-        return Err(ApiError::no_such_path());
-    };
+    let Some(endpoint) = &asked.endpoint else { return Err(ApiError::no_such_path()) };
     check_path(&asked, endpoint)?;
     let call = call(&asked, endpoint.clone())?;
     let served = call.descriptor().find_served(&call.info.group, &call.info.version);
@@ -86,10 +82,11 @@ fn call(asked: &Asked, endpoint: Arc<Endpoint>) -> Result<Call> {
         "create" | "update" | "patch" => WriteOptions::parse(&asked.query, options_kind)?,
         _ => WriteOptions::default(),
     };
-    let agent = asked.user_agent().split('/').next().unwrap_or_default();
-    let manager = if options.field_manager.is_empty() {
-        let agent = if agent.is_empty() { "unknown" } else { agent };
-        agent.chars().take(128).collect()
+    let manager = if asked.info.is_read_only() {
+        String::new()
+    } else if options.field_manager.is_empty() {
+        let agent = asked.user_agent().split('/').next().filter(|agent| !agent.is_empty()).unwrap_or("unknown");
+        agent.char_indices().nth(128).map_or(agent, |(end, _)| &agent[..end]).to_owned()
     } else {
         options.field_manager.clone()
     };

@@ -4,23 +4,26 @@
 //! there), then stops listening; watches end, connections are told to go away, and requests under
 //! way are answered.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use component::{Files, Supervisor};
-use futures::FutureExt;
 use futures::future::BoxFuture;
+use http::{Request, Response};
 use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use parking_lot::RwLock;
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
+use super::body::Body;
 use super::pipeline::{self, Caller};
-use super::tls::Tls;
+use super::tls::{Shown, Tls};
 use crate::error::{ApiError, Result};
 use crate::server::Api;
 
@@ -72,7 +75,7 @@ pub struct Ending {
     /// `/readyz` fails.
     pub begun: CancellationToken,
     /// The listeners and their connections.
-    pub listeners: tokio_util::task::TaskTracker,
+    pub listeners: TaskTracker,
 }
 
 impl Ending {
@@ -85,7 +88,7 @@ impl Ending {
 }
 
 async fn accept(api: Arc<Api>, listener: TcpListener, tls: Arc<RwLock<Tls>>, token: CancellationToken) {
-    let graceful = GracefulShutdown::new();
+    let (connections, leaving) = (TaskTracker::new(), CancellationToken::new());
     let mut closing = std::pin::pin!(async {
         tokio::select! {
             // Everything ends at once: nobody asked to drain.
@@ -104,10 +107,9 @@ async fn accept(api: Arc<Api>, listener: TcpListener, tls: Arc<RwLock<Tls>>, tok
         };
         match accepted {
             Ok((stream, _)) => {
-                let watcher = graceful.watcher();
                 let tls = tls.read().clone();
                 // Ends with its client, or when the listener drains.
-                tokio::spawn(connection(api.clone(), stream, tls, watcher));
+                connections.spawn(connection(api.clone(), stream, tls, leaving.clone()));
             }
             Err(error) => {
                 // Out of file descriptors, mostly: others must end first.
@@ -119,40 +121,91 @@ async fn accept(api: Arc<Api>, listener: TcpListener, tls: Arc<RwLock<Tls>>, tok
     drop(listener);
     api.ending.begun.cancel();
     api.stopping.cancel();
+    leaving.cancel();
+    connections.close();
     let limit = api.config.options.request_timeout;
-    if tokio::time::timeout(limit, graceful.shutdown()).await.is_err() {
+    if tokio::time::timeout(limit, connections.wait()).await.is_err() {
         tracing::warn!(seconds = limit.as_secs(), "connections were still busy and are dropped");
     }
 }
 
-async fn connection(api: Arc<Api>, stream: TcpStream, tls: Tls, watcher: hyper_util::server::graceful::Watcher) {
-    let _ = stream.set_nodelay(true);
+/// One connection. What it needs is boxed step by step: it lives long and mostly waits, and would
+/// keep room for the largest step all the time.
+async fn connection(api: Arc<Api>, stream: TcpStream, tls: Tls, leaving: CancellationToken) {
     let peer = stream.peer_addr().ok();
-    let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.acceptor.accept(stream)).await else {
+    let Some((stream, shown)) = Box::pin(handshake(stream, tls)).await else {
         api.metrics.tls_errors.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         return;
     };
+    let service = Answers { api, connection: Arc::new(pipeline::Connection { shown, peer }) };
+    let two = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let stream = TokioIo::new(stream);
+    let served = if two {
+        Box::pin(http2(stream, service, leaving)).await
+    } else {
+        Box::pin(http1(stream, service, leaving)).await
+    };
+    if let Err(error) = served {
+        tracing::debug!(%error, ?peer, "connection ended");
+    }
+}
+
+async fn handshake(stream: TcpStream, tls: Tls) -> Option<(TlsStream<TcpStream>, Shown)> {
+    let _ = stream.set_nodelay(true);
+    let stream = tokio::time::timeout(HANDSHAKE, tls.acceptor.accept(stream)).await.ok()?.ok()?;
     let shown = tls.shown(stream.get_ref().1.peer_certificates());
-    let identity = Arc::new(pipeline::Connection { shown, peer });
-    let service = tower::service_fn(move |request: http::Request<Incoming>| {
-        let (api, identity) = (api.clone(), identity.clone());
-        // Boxed: the connection keeps room for the largest of futures otherwise, also while a watch
-        // only waits.
-        let answer: BoxFuture<'static, _> = Box::pin(pipeline::handle(api, request, Caller::Remote(identity)));
-        answer.map(Ok::<_, std::convert::Infallible>)
-    });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).keep_alive(true);
-    builder
-        .http2()
+    Some((stream, shown))
+}
+
+async fn http1(
+    stream: TokioIo<TlsStream<TcpStream>>,
+    service: Answers,
+    leaving: CancellationToken,
+) -> hyper::Result<()> {
+    let connection = http1::Builder::new().timer(TokioTimer::new()).serve_connection(stream, service);
+    let mut connection = std::pin::pin!(connection.with_upgrades());
+    tokio::select! {
+        biased;
+        served = connection.as_mut() => return served,
+        () = leaving.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    connection.await
+}
+
+async fn http2(
+    stream: TokioIo<TlsStream<TcpStream>>,
+    service: Answers,
+    leaving: CancellationToken,
+) -> hyper::Result<()> {
+    let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE)
         .max_concurrent_streams(250)
-        .adaptive_window(false);
-    let service = TowerToHyperService::new(service);
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
-    if let Err(error) = watcher.watch(connection).await {
-        tracing::debug!(%error, ?peer, "connection ended");
+        .adaptive_window(false)
+        .serve_connection(stream, service);
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        biased;
+        served = connection.as_mut() => return served,
+        () = leaving.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    connection.await
+}
+
+/// Answers the requests of one connection.
+struct Answers {
+    api: Arc<Api>,
+    connection: Arc<pipeline::Connection>,
+}
+
+impl Service<Request<Incoming>> for Answers {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, std::result::Result<Response<Body>, Infallible>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let (api, caller) = (self.api.clone(), Caller::Remote(self.connection.clone()));
+        Box::pin(async move { Ok(pipeline::handle(api, request, caller).await) })
     }
 }

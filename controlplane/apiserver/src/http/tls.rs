@@ -13,7 +13,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use tokio_rustls::TlsAcceptor;
 
-use crate::authn::{UserInfo, certificate};
+use crate::authn::{self, UserInfo, certificate};
 use crate::error::{ApiError, Result};
 use crate::server::Config;
 
@@ -29,7 +29,7 @@ pub struct Tls {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Shown {
     Nothing,
-    User(UserInfo),
+    User(Arc<UserInfo>),
     /// A proxy with this common name: its headers say for whom it asks.
     Proxy(String),
     /// It has ended, another authority signed it, or it names nobody.
@@ -68,7 +68,7 @@ impl Tls {
         let Some(user) = certificate::user_of(own) else { return Shown::Bad };
         let signed = |by: &Arc<dyn ClientCertVerifier>| by.verify_client_cert(own, between, UnixTime::now()).is_ok();
         if signed(&self.clients) {
-            Shown::User(user)
+            Shown::User(Arc::new(authn::authenticated(user)))
         } else if self.proxies.as_ref().is_some_and(signed) {
             Shown::Proxy(user.name)
         } else {

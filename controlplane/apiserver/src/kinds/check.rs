@@ -37,11 +37,7 @@ impl<'a> Node<'a> {
     /// The field at `path` (dotted, of fixed field names) below this one; null when missing.
     #[must_use]
     pub fn child(&self, path: &str) -> Node<'a> {
-        let mut field = self.path.clone();
-        for part in path.split('.') {
-            field = field.child(part);
-        }
-        Node { value: value::get(self.value, path).unwrap_or(&NULL), path: field }
+        Node { value: value::get(self.value, path).unwrap_or(&NULL), path: self.path.child(path) }
     }
 
     /// The items of the list at `path`.

@@ -162,9 +162,14 @@ pub fn keep_system_fields(new: &mut Value, old: &Value) -> Result<()> {
     ];
     for key in kept {
         match &old["metadata"][key] {
-            Value::Null => metadata.remove(key),
-            value => metadata.insert(key.into(), value.clone()),
-        };
+            Value::Null => {
+                metadata.remove(key);
+            }
+            value if metadata.get(key) == Some(value) => {}
+            value => {
+                metadata.insert(key.into(), value.clone());
+            }
+        }
     }
     metadata.remove("selfLink");
     Ok(())

@@ -45,7 +45,7 @@ pub struct Call {
     pub endpoint: Arc<Endpoint>,
     pub user: Arc<UserInfo>,
     pub info: Arc<RequestInfo>,
-    pub query: Query,
+    pub query: Arc<Query>,
     pub options: WriteOptions,
     /// Who owns the fields that this request sets: `fieldManager`, or the client's name.
     pub manager: String,
@@ -280,5 +280,5 @@ impl RequestInfo {
 }
 
 pub fn cache_key(namespace: &str, name: &str) -> String {
-    if namespace.is_empty() { name.to_owned() } else { format!("{namespace}/{name}") }
+    if namespace.is_empty() { name.to_owned() } else { [namespace, "/", name].concat() }
 }

@@ -177,10 +177,10 @@ impl Call {
                 return Err(ApiError::bad_request("specifying resource version is not allowed when using continue"));
             }
             let position = Continue::decode(token)?;
-            return self.list_at(&selection, position.revision, Some(position.start), limit).await;
+            return Box::pin(self.list_at(&selection, position.revision, Some(position.start), limit)).await;
         }
         match self.list_version()? {
-            Version::Exact(revision) => self.list_at(&selection, revision, None, limit).await,
+            Version::Exact(revision) => Box::pin(self.list_at(&selection, revision, None, limit)).await,
             version => {
                 self.await_version(version).await?;
                 Ok(self.list_cached(&selection, limit))

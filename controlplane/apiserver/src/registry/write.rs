@@ -56,10 +56,13 @@ impl Call {
         let object = self.mutate(Operation::Create, object, None, &options).await?;
         let generates =
             metadata::text(&object, "name").is_empty() && !metadata::text(&object, "generateName").is_empty();
+        if !generates {
+            return self.create_once(object, &options).await;
+        }
         let mut attempt = 1;
         loop {
             match self.create_once(object.clone(), &options).await {
-                Err(error) if error.is_already_exists() && generates => {
+                Err(error) if error.is_already_exists() => {
                     if attempt == NAME_ATTEMPTS {
                         let name = error.to_status()["details"]["name"].as_str().unwrap_or_default().to_owned();
                         return Err(ApiError::generate_name_conflict(

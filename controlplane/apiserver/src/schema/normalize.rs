@@ -79,7 +79,7 @@ enum Step {
 #[derive(Default)]
 struct Walk {
     path: Vec<Step>,
-    structs: Vec<&'static str>,
+    structs: Vec<TypeId>,
     unknown: Vec<String>,
     literal: bool,
 }
@@ -144,7 +144,7 @@ impl Walk {
             members.remove(&key);
             self.report_unknown(&key);
         }
-        self.structs.push(id.kind());
+        self.structs.push(id);
         for field in id.fields() {
             self.field(field, members)?;
         }
@@ -304,7 +304,8 @@ impl Walk {
             .collect();
         DecodeError(match self.structs.last() {
             Some(owner) if !fields.is_empty() => format!(
-                "json: cannot unmarshal {found} into Go struct field {owner}.{} of type {go_type}",
+                "json: cannot unmarshal {found} into Go struct field {}.{} of type {go_type}",
+                owner.kind(),
                 fields.join(".")
             ),
             _ => format!("json: cannot unmarshal {found} into Go value of type {go_type}"),

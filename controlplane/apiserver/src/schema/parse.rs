@@ -175,10 +175,12 @@ impl<'de> Visitor<'de> for Seed<'_> {
             if members.contains_key(&key) {
                 self.notes.borrow_mut().duplicate(&key);
             }
-            self.notes.borrow_mut().path.push(Step::Key(key.clone()));
+            // The path keeps the key until the map takes it.
+            self.notes.borrow_mut().path.push(Step::Key(key));
             let value = access.next_value_seed(seed)?;
-            self.notes.borrow_mut().path.pop();
-            members.insert(key, value);
+            if let Some(Step::Key(key)) = self.notes.borrow_mut().path.pop() {
+                members.insert(key, value);
+            }
         }
         Ok(Value::Object(members))
     }

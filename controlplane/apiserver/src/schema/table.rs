@@ -30,11 +30,15 @@ fn fields_start() -> usize {
     HEADER + type_count() * TYPE_SIZE
 }
 
-fn string(offset: u32) -> &'static str {
+fn bytes(offset: u32) -> &'static [u8] {
     let at = fields_start() + u32_at(8) as usize * FIELD_SIZE + offset as usize;
     let length = u16_at(at) as usize;
+    &TABLE[at + 2..at + 2 + length]
+}
+
+fn string(offset: u32) -> &'static str {
     // The build step wrote UTF-8.
-    std::str::from_utf8(&TABLE[at + 2..at + 2 + length]).unwrap_or_default()
+    std::str::from_utf8(bytes(offset)).unwrap_or_default()
 }
 
 /// What a single value is.
@@ -196,7 +200,7 @@ impl TypeId {
         let (mut low, mut high) = (self.first(), self.first() + self.count());
         while low < high {
             let middle = low + (high - low) / 2;
-            match Field(middle).name().cmp(name) {
+            match bytes(u32_at(Field(middle).record())).cmp(name.as_bytes()) {
                 Ordering::Equal => return Some(Field(middle)),
                 Ordering::Less => low = middle + 1,
                 Ordering::Greater => high = middle,

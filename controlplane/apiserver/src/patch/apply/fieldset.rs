@@ -9,6 +9,7 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Place;
 
 use serde_json::{Map, Value};
 
@@ -51,9 +52,24 @@ impl FieldSet {
         if entry.is_empty() {
             return;
         }
-        let known = self.entries.entry(key).or_default();
-        known.member |= entry.member;
-        known.children = std::mem::take(&mut known.children).union(&entry.children);
+        match self.entries.entry(key) {
+            Place::Vacant(place) => {
+                place.insert(entry);
+            }
+            Place::Occupied(mut known) => {
+                let known = known.get_mut();
+                known.member |= entry.member;
+                known.children.absorb(entry.children);
+            }
+        }
+    }
+
+    fn absorb(&mut self, other: FieldSet) {
+        if self.is_empty() {
+            *self = other;
+        } else {
+            other.entries.into_iter().for_each(|(key, entry)| self.put(key, entry));
+        }
     }
 
     /// Adds a path of field names.
@@ -68,24 +84,14 @@ impl FieldSet {
     }
 
     #[must_use]
-    pub fn union(mut self, other: &FieldSet) -> FieldSet {
-        for (key, theirs) in &other.entries {
-            match self.entries.get_mut(key) {
-                Some(ours) => {
-                    ours.member |= theirs.member;
-                    ours.children = std::mem::take(&mut ours.children).union(&theirs.children);
-                }
-                None => {
-                    self.entries.insert(key.clone(), theirs.clone());
-                }
-            }
-        }
+    pub fn union(mut self, other: FieldSet) -> FieldSet {
+        self.absorb(other);
         self
     }
 
     /// The paths of `self` that `other` does not have.
     #[must_use]
-    pub fn difference(&self, other: &FieldSet) -> FieldSet {
+    pub fn difference(self, other: &FieldSet) -> FieldSet {
         self.filtered(other, |ours, theirs| Entry {
             member: ours.member && !theirs.member,
             children: ours.children.difference(&theirs.children),
@@ -94,7 +100,7 @@ impl FieldSet {
 
     /// As `difference`, and what is below a path of `other` goes with it.
     #[must_use]
-    pub fn recursive_difference(&self, other: &FieldSet) -> FieldSet {
+    pub fn recursive_difference(self, other: &FieldSet) -> FieldSet {
         self.filtered(other, |ours, theirs| {
             if theirs.member {
                 return Entry::default();
@@ -103,15 +109,16 @@ impl FieldSet {
         })
     }
 
-    fn filtered(&self, other: &FieldSet, keep: impl Fn(&Entry, &Entry) -> Entry) -> FieldSet {
-        let entries = self.entries.iter().filter_map(|(key, ours)| {
-            let entry = match other.entries.get(key) {
-                Some(theirs) => keep(ours, theirs),
-                None => ours.clone(),
-            };
-            (!entry.is_empty()).then(|| (key.clone(), entry))
-        });
-        FieldSet { entries: entries.collect() }
+    fn filtered(mut self, other: &FieldSet, keep: impl Fn(Entry, &Entry) -> Entry) -> FieldSet {
+        if !other.is_empty() {
+            self.entries.retain(|key, ours| {
+                if let Some(theirs) = other.entries.get(key) {
+                    *ours = keep(std::mem::take(ours), theirs);
+                }
+                !ours.is_empty()
+            });
+        }
+        self
     }
 
     #[must_use]
@@ -144,16 +151,16 @@ impl FieldSet {
         }
     }
 
-    pub fn to_json(&self) -> Value {
-        let members = self.entries.iter().map(|(key, entry)| {
-            let mut inner = match entry.children.to_json() {
+    pub fn into_json(self) -> Value {
+        let members = self.entries.into_iter().map(|(key, entry)| {
+            let mut inner = match entry.children.into_json() {
                 Value::Object(inner) => inner,
                 _ => Map::new(),
             };
             if entry.member && !inner.is_empty() {
                 inner.insert(".".to_owned(), Value::Object(Map::new()));
             }
-            (key.clone(), Value::Object(inner))
+            (key, Value::Object(inner))
         });
         Value::Object(members.collect())
     }
@@ -182,7 +189,7 @@ impl FieldSet {
 
 /// `f:<name>`
 pub fn field_key(name: &str) -> String {
-    format!("f:{name}")
+    ["f:", name].concat()
 }
 
 /// `v:<value>`
@@ -248,7 +255,7 @@ mod tests {
                 ".spec.ports[containerPort=80,protocol=\"TCP\"].name",
             ]
         );
-        assert_eq!(FieldSet::from_json(&set.to_json()), Some(set));
+        assert_eq!(FieldSet::from_json(&set.clone().into_json()), Some(set));
         for bad in [json!({"x:a": {}}), json!({"k:[]": {}}), json!({"f:a": 1}), json!([]), json!({"v:{": {}})] {
             assert_eq!(FieldSet::from_json(&bad), None, "{bad}");
         }
@@ -268,10 +275,10 @@ mod tests {
         #[test]
         fn set_algebra_holds(a in sets(), b in sets()) {
             let both = a.intersection(&b);
-            prop_assert_eq!(a.difference(&b).union(&both), a.clone());
-            prop_assert!(a.difference(&b).intersection(&b).is_empty());
-            prop_assert_eq!(a.clone().union(&b), b.clone().union(&a));
-            prop_assert_eq!(FieldSet::from_json(&a.to_json()), Some(a));
+            prop_assert_eq!(a.clone().difference(&b).union(both), a.clone());
+            prop_assert!(a.clone().difference(&b).intersection(&b).is_empty());
+            prop_assert_eq!(a.clone().union(b.clone()), b.union(a.clone()));
+            prop_assert_eq!(FieldSet::from_json(&a.clone().into_json()), Some(a));
         }
 
         #[test]

@@ -94,7 +94,7 @@ impl Managers {
             };
             let manager = Manager::new(operation, text("manager"), text("apiVersion"), text("subresource"));
             let owned = managers.entries.entry(manager).or_default();
-            owned.fields = std::mem::take(&mut owned.fields).union(&fields);
+            owned.fields = std::mem::take(&mut owned.fields).union(fields);
             owned.api_version = text("apiVersion").to_owned();
             owned.time = text("time").to_owned();
         }
@@ -107,8 +107,8 @@ impl Managers {
     }
 
     /// Writes `managedFields` into an object; nothing when there is none.
-    pub fn write(&self, object: &mut Value) {
-        let mut order: Vec<(&Manager, &Owned)> = self.entries.iter().collect();
+    pub fn write(self, object: &mut Value) {
+        let mut order: Vec<(Manager, Owned)> = self.entries.into_iter().collect();
         order.sort_by(|(a, x), (b, y)| {
             (a.operation, &x.time, &a.name, &x.api_version, &a.subresource).cmp(&(
                 b.operation,
@@ -133,11 +133,11 @@ impl Managers {
 
     /// Fields owned by anyone.
     pub fn all_fields(&self) -> FieldSet {
-        self.entries.values().fold(FieldSet::default(), |all, owned| all.union(&owned.fields))
+        self.entries.values().fold(FieldSet::default(), |all, owned| all.union(owned.fields.clone()))
     }
 
     /// Gives a plain writer fields, beside those it has.
-    pub fn add(&mut self, manager: Manager, fields: &FieldSet, api_version: &str, now: Timestamp) {
+    pub fn add(&mut self, manager: Manager, fields: FieldSet, api_version: &str, now: Timestamp) {
         let owned = self.entries.entry(manager).or_default();
         owned.fields = std::mem::take(&mut owned.fields).union(fields);
         owned.api_version = api_version.to_owned();
@@ -159,23 +159,23 @@ impl Managers {
             let Some(owned) = self.entries.remove(&oldest) else { return };
             let ancient = Manager { name: ANCIENT.to_owned(), ..oldest };
             let merged = self.entries.entry(ancient).or_default();
-            merged.fields = std::mem::take(&mut merged.fields).union(&owned.fields);
+            merged.fields = std::mem::take(&mut merged.fields).union(owned.fields);
             merged.api_version = owned.api_version;
             merged.time = owned.time;
         }
     }
 }
 
-fn entry(manager: &Manager, owned: &Owned) -> Value {
+fn entry(manager: Manager, owned: Owned) -> Value {
     let mut entry = json!({
         "operation": manager.operation.name(),
         "apiVersion": owned.api_version,
         "fieldsType": "FieldsV1",
-        "fieldsV1": owned.fields.to_json(),
+        "fieldsV1": owned.fields.into_json(),
     });
-    for (key, text) in [("manager", &manager.name), ("time", &owned.time), ("subresource", &manager.subresource)] {
+    for (key, text) in [("manager", manager.name), ("time", owned.time), ("subresource", manager.subresource)] {
         if !text.is_empty() {
-            entry[key] = text.as_str().into();
+            entry[key] = text.into();
         }
     }
     entry

@@ -14,13 +14,16 @@ pub(crate) mod typed;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, LazyLock};
 
 use jiff::Timestamp;
+use parking_lot::RwLock;
 use serde_json::{Map, Value, json};
 
 use crate::error::ApiError;
 use crate::resource::{GroupVersionKind, split_api_version};
+use crate::schema::table::TypeId;
 use crate::schema::{Schema, normalize, parse};
 use fieldset::FieldSet;
 use managers::{Manager, Managers, Operation, Owned};
@@ -61,8 +64,8 @@ pub fn apply(
     if managers.entries.is_empty() && live.is_some() {
         let before = Manager::new(Operation::Update, BEFORE_FIRST_APPLY, &version, "");
         let empty = empty_object(schema, &base, &gvk)?;
-        let found = typed::compare(schema.root(), &empty, &base).without(&ignored(schema, ""));
-        managers.add(before, &found.added.union(&found.modified), &version, now);
+        let found = typed::compare(schema.root(), &empty, &base).without(ignored(schema, ""));
+        managers.add(before, found.added.union(found.modified), &version, now);
     }
     let request = Request { schema, base: &base, config: &config, version: &version, manager, subresource, now };
     let outcome = match request.merge(managers.clone(), force) {
@@ -99,30 +102,27 @@ pub fn track_update(
     subresource: &str,
     now: Timestamp,
 ) -> Result<(), ApiError> {
-    let gvk = kind_of(new);
-    let sent = new["metadata"]["managedFields"].clone();
+    let metadata = new.get_mut("metadata").and_then(Value::as_object_mut);
+    let sent = metadata.and_then(|metadata| metadata.remove("managedFields")).unwrap_or_default();
     let mut managers = live_or_sent(live, &sent, subresource);
-    if let Some(metadata) = new["metadata"].as_object_mut() {
-        metadata.remove("managedFields");
-    }
     if managers.entries.is_empty() && live.is_some() {
         // An object that is not tracked stays so until someone applies to it.
         return Ok(());
     }
-    let base = match live {
-        Some(live) => without_managed_fields(live),
-        None => empty_object(schema, new, &gvk)?,
+    // Of a live object `managedFields` is ignored as well.
+    let difference = match live {
+        Some(live) => typed::compare(schema.root(), live, new),
+        None => typed::compare(schema.root(), &*known_empty(schema, new)?, new),
     };
-    let ignored = ignored(schema, subresource);
-    let difference = typed::compare(schema.root(), &base, new).without(&ignored);
-    let changed = difference.added.clone().union(&difference.modified);
+    let difference = difference.without(ignored(schema, subresource));
+    let changed = difference.added.union(difference.modified);
     for owned in managers.entries.values_mut() {
-        owned.fields = owned.fields.difference(&changed).difference(&difference.removed);
+        owned.fields = std::mem::take(&mut owned.fields).difference(&changed).difference(&difference.removed);
     }
     managers.drop_empty();
     if !changed.is_empty() {
         let version = new["apiVersion"].as_str().unwrap_or_default().to_owned();
-        managers.add(Manager::new(Operation::Update, manager, &version, subresource), &changed, &version, now);
+        managers.add(Manager::new(Operation::Update, manager, &version, subresource), changed, &version, now);
         managers.cap();
     }
     managers.write(new);
@@ -168,6 +168,18 @@ fn empty_object(schema: &Schema, like: &Value, gvk: &GroupVersionKind) -> Result
     Ok(empty)
 }
 
+/// The same, which is not made anew for each object of a built-in kind.
+fn known_empty(schema: &Schema, like: &Value) -> Result<Arc<Value>, ApiError> {
+    static KNOWN: LazyLock<RwLock<HashMap<TypeId, Arc<Value>>>> = LazyLock::new(RwLock::default);
+    let Schema::Builtin(id) = schema else { return empty_object(schema, like, &kind_of(like)).map(Arc::new) };
+    if let Some(empty) = KNOWN.read().get(id) {
+        return Ok(empty.clone());
+    }
+    let empty = Arc::new(empty_object(schema, like, &kind_of(like))?);
+    KNOWN.write().insert(*id, empty.clone());
+    Ok(empty)
+}
+
 /// Canonicalises a configuration and refuses what cannot be merged.
 fn check(schema: &Schema, config: &mut Value, gvk: &GroupVersionKind) -> Result<(), ApiError> {
     let mut problems = Vec::new();
@@ -190,7 +202,16 @@ fn check(schema: &Schema, config: &mut Value, gvk: &GroupVersionKind) -> Result<
 }
 
 /// Fields that nobody owns: identity, what the server sets, and what this endpoint does not write.
-fn ignored(schema: &Schema, subresource: &str) -> FieldSet {
+fn ignored(schema: &Schema, subresource: &str) -> &'static FieldSet {
+    static IGNORED: LazyLock<[FieldSet; 3]> = LazyLock::new(|| [None, Some("status"), Some("spec")].map(nobodys));
+    match subresource {
+        "" if schema.is_builtin() => &IGNORED[1],
+        "status" => &IGNORED[2],
+        _ => &IGNORED[0],
+    }
+}
+
+fn nobodys(part: Option<&str>) -> FieldSet {
     let mut ignored = FieldSet::default();
     ignored.insert_fields(&["apiVersion"]);
     ignored.insert_fields(&["kind"]);
@@ -207,10 +228,8 @@ fn ignored(schema: &Schema, subresource: &str) -> FieldSet {
     ] {
         ignored.insert_fields(&["metadata", name]);
     }
-    match subresource {
-        "" if schema.is_builtin() => ignored.insert_fields(&["status"]),
-        "status" => ignored.insert_fields(&["spec"]),
-        _ => {}
+    if let Some(part) = part {
+        ignored.insert_fields(&[part]);
     }
     ignored
 }
@@ -239,7 +258,7 @@ impl Request<'_> {
         let root = self.schema.root();
         let ignored = ignored(self.schema, self.subresource);
         let me = Manager::new(Operation::Apply, self.manager, self.version, self.subresource);
-        let fields = without_identity(typed::fields_of(root, self.config).children, &ignored);
+        let fields = without_identity(typed::fields_of(root, self.config).children, ignored);
         let last = managers.entries.get(&me).cloned();
         let time = last.as_ref().map(|last| last.time.clone()).unwrap_or_default();
         let owned = Owned { fields, api_version: self.version.to_owned(), time };
@@ -250,12 +269,13 @@ impl Request<'_> {
             let orphans = typed::orphaned(root, &last.fields, Some(&managers.all_fields()));
             typed::remove(root, &mut object, &orphans);
         }
-        let difference = typed::compare(root, self.base, &object).without(&ignored);
-        let changed = difference.added.union(&difference.modified);
+        let difference = typed::compare(root, self.base, &object).without(ignored);
+        let changed = difference.added.union(difference.modified);
         let mut conflicts = Conflicts::new();
         for (manager, owned) in managers.entries.iter_mut().filter(|(manager, _)| **manager != me) {
             let contested = owned.fields.intersection(&changed);
-            owned.fields = owned.fields.difference(&contested).difference(&difference.removed);
+            let fields = std::mem::take(&mut owned.fields);
+            owned.fields = fields.difference(&contested).difference(&difference.removed);
             if !contested.is_empty() {
                 conflicts.insert(manager.clone(), contested);
             }
@@ -309,7 +329,7 @@ fn last_applied_fields(schema: &Schema, live: &Value, gvk: &GroupVersionKind) ->
         return FieldSet::default();
     }
     let difference = typed::compare(schema.root(), &last, live);
-    let changed = difference.added.union(&difference.modified).union(&difference.removed);
+    let changed = difference.added.union(difference.modified).union(difference.removed);
     typed::fields_of(schema.root(), &last).children.difference(&changed)
 }
 

@@ -199,10 +199,15 @@ fn equal(a: &Value, b: &Value) -> bool {
     }
 }
 
-fn put_step(step: &mut Step, key: String, inner: Step) {
-    step.added.children.put(key.clone(), inner.added);
-    step.modified.children.put(key.clone(), inner.modified);
-    step.removed.children.put(key, inner.removed);
+/// Mostly there is nothing to put, and no key is made.
+fn put_step(step: &mut Step, key: impl Fn() -> String, inner: Step) {
+    let entries =
+        [(&mut step.added, inner.added), (&mut step.modified, inner.modified), (&mut step.removed, inner.removed)];
+    for (into, entry) in entries {
+        if !entry.is_empty() {
+            into.children.put(key(), entry);
+        }
+    }
 }
 
 /// `None` when one of them is something else: then they differ as a whole.
@@ -212,8 +217,11 @@ fn compare_objects(node: Node<'_>, old: Option<&Value>, new: Option<&Value>) -> 
     let mut step = Step::default();
     let names = old.keys().chain(new.keys().filter(|name| !old.contains_key(*name)));
     for name in names {
-        let inner = node.member(name).unwrap_or(Node::Untyped);
-        put_step(&mut step, field_key(name), compare_at(inner, old.get(name), new.get(name)));
+        let (old, new) = (old.get(name), new.get(name));
+        if old != new {
+            let inner = node.member(name).unwrap_or(Node::Untyped);
+            put_step(&mut step, || field_key(name), compare_at(inner, old, new));
+        }
     }
     Some(step)
 }
@@ -252,7 +260,7 @@ fn compare_lists(node: Node<'_>, topology: &Topology<'_>, old: Option<&Value>, n
                 step
             }
         };
-        put_step(&mut step, key.clone(), inner);
+        put_step(&mut step, || key.clone(), inner);
     }
     Some(step)
 }
