@@ -53,6 +53,8 @@ pub enum ErrorType {
     Required,
     Duplicate,
     Invalid,
+    /// Invalid, where the value would say nothing and is left out.
+    InvalidUnshown,
     NotSupported,
     Forbidden,
     TooLong,
@@ -68,7 +70,7 @@ impl ErrorType {
             ErrorType::NotFound => "FieldValueNotFound",
             ErrorType::Required => "FieldValueRequired",
             ErrorType::Duplicate => "FieldValueDuplicate",
-            ErrorType::Invalid => "FieldValueInvalid",
+            ErrorType::Invalid | ErrorType::InvalidUnshown => "FieldValueInvalid",
             ErrorType::NotSupported => "FieldValueNotSupported",
             ErrorType::Forbidden => "FieldValueForbidden",
             ErrorType::TooLong => "FieldValueTooLong",
@@ -83,7 +85,7 @@ impl ErrorType {
             ErrorType::NotFound => "Not found",
             ErrorType::Required => "Required value",
             ErrorType::Duplicate => "Duplicate value",
-            ErrorType::Invalid | ErrorType::TypeInvalid => "Invalid value",
+            ErrorType::Invalid | ErrorType::InvalidUnshown | ErrorType::TypeInvalid => "Invalid value",
             ErrorType::NotSupported => "Unsupported value",
             ErrorType::Forbidden => "Forbidden",
             ErrorType::TooLong => "Too long",
@@ -95,7 +97,12 @@ impl ErrorType {
     fn shows_value(self) -> bool {
         !matches!(
             self,
-            ErrorType::Required | ErrorType::Forbidden | ErrorType::TooLong | ErrorType::TooMany | ErrorType::Internal
+            ErrorType::Required
+                | ErrorType::InvalidUnshown
+                | ErrorType::Forbidden
+                | ErrorType::TooLong
+                | ErrorType::TooMany
+                | ErrorType::Internal
         )
     }
 }
@@ -121,6 +128,11 @@ impl Error {
         Self::new(ErrorType::Invalid, field, value.into(), detail)
     }
 
+    /// `Invalid value: <detail>`, without the value.
+    pub fn invalid_unshown(field: &Path, detail: impl Into<String>) -> Self {
+        Self::new(ErrorType::InvalidUnshown, field, Value::Null, detail)
+    }
+
     pub fn type_invalid(field: &Path, value: impl Into<Value>, detail: impl Into<String>) -> Self {
         Self::new(ErrorType::TypeInvalid, field, value.into(), detail)
     }
@@ -141,9 +153,9 @@ impl Error {
         Self::new(ErrorType::Forbidden, field, Value::Null, detail)
     }
 
+    /// `supported` in the order it is to be read: where Kubernetes keeps a set, sorted.
     pub fn not_supported(field: &Path, value: impl Into<Value>, supported: &[&str]) -> Self {
-        let mut listed: Vec<String> = supported.iter().map(|s| format!("\"{s}\"")).collect();
-        listed.sort();
+        let listed: Vec<String> = supported.iter().map(|s| format!("\"{s}\"")).collect();
         let detail = if listed.is_empty() { String::new() } else { format!("supported values: {}", listed.join(", ")) };
         Self::new(ErrorType::NotSupported, field, value.into(), detail)
     }
@@ -225,7 +237,7 @@ mod tests {
         assert_eq!(Error::required(&port, "").to_string(), "spec.ports[0].port: Required value");
         assert_eq!(
             Error::not_supported(&port, "X", &["UDP", "TCP"]).to_string(),
-            "spec.ports[0].port: Unsupported value: \"X\": supported values: \"TCP\", \"UDP\""
+            "spec.ports[0].port: Unsupported value: \"X\": supported values: \"UDP\", \"TCP\""
         );
         assert_eq!(
             join(&[Error::duplicate(&port, json!("a")), Error::forbidden(&port, "no")]),

@@ -217,13 +217,71 @@ impl<'a> Node<'a> {
         fits
     }
 
-    /// `address/length`.
-    pub fn cidr(&self, errors: &mut ErrorList) -> bool {
-        let fits = parse_cidr(self.text()).is_some();
-        if !fits {
-            self.invalid(errors, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)");
+    /// The field must be what it was; the error of a declared rule shows no value.
+    pub fn immutable_declared(&self, errors: &mut ErrorList, old: &Node<'_>) {
+        if !value::same(self.value, old.value) {
+            errors.push(Error::invalid(&self.path, Value::Null, IMMUTABLE));
         }
-        fits
+    }
+
+    /// An address in a field that is older than the strict rules: any notation of it, but only one
+    /// meaning.
+    pub fn legacy_ip(&self, errors: &mut ErrorList) -> bool {
+        let Some((address, _)) = parse_cidr_sloppy(&format!("{}/0", self.text())) else {
+            self.invalid(errors, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
+            return false;
+        };
+        if parse_ip(self.text()).is_none() {
+            self.invalid(errors, "must not have leading 0s");
+        } else if is_mapped(address) {
+            self.invalid(errors, "must not be an IPv4-mapped IPv6 address");
+        } else {
+            return true;
+        }
+        false
+    }
+
+    /// An address as new fields want it: canonical.
+    pub fn strict_ip(&self, errors: &mut ErrorList) -> bool {
+        if !self.legacy_ip(errors) {
+            return false;
+        }
+        match parse_ip(self.text()) {
+            Some(ip) if ip.to_string() != self.text() => {
+                self.invalid(errors, format!("must be in canonical form (\"{ip}\")"));
+                false
+            }
+            _ => true,
+        }
+    }
+
+    /// A network as new fields want it: canonical.
+    pub fn strict_cidr(&self, errors: &mut ErrorList) {
+        let before = errors.len();
+        if !self.cidr(errors) || errors.len() > before {
+            return;
+        }
+        if let Some((ip, length)) = parse_cidr(self.text())
+            && format!("{ip}/{length}") != self.text()
+        {
+            self.invalid(errors, format!("must be in canonical form (\"{ip}/{length}\")"));
+        }
+    }
+
+    /// `address/length`: a whole network, in unambiguous digits. Whether it can be read at all.
+    pub fn cidr(&self, errors: &mut ErrorList) -> bool {
+        let Some((address, length)) = parse_cidr_sloppy(self.text()) else {
+            self.invalid(errors, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)");
+            return false;
+        };
+        if parse_cidr(self.text()).is_none() {
+            self.invalid(errors, "must not have leading 0s in IP or prefix length");
+        } else if is_mapped(address) {
+            self.invalid(errors, "must not have an IPv4-mapped IPv6 address");
+        } else if network_of(address, length) != address {
+            self.invalid(errors, "must not have bits set beyond the prefix length");
+        }
+        true
     }
 }
 
@@ -242,6 +300,40 @@ pub fn parse_cidr(text: &str) -> Option<(std::net::IpAddr, u8)> {
     let most = if address.is_ipv4() { 32 } else { 128 };
     (length <= most && (length == 0 || text.split_once('/').is_some_and(|(_, l)| !l.starts_with('0'))))
         .then_some((address, length))
+}
+
+/// As [`parse_cidr`], with leading zeros in any number.
+pub fn parse_cidr_sloppy(text: &str) -> Option<(std::net::IpAddr, u8)> {
+    let (address, length) = text.split_once('/')?;
+    let without_zeros = |part: &str| {
+        let rest = part.trim_start_matches('0');
+        if rest.is_empty() && !part.is_empty() { "0".to_owned() } else { rest.to_owned() }
+    };
+    let address = if address.contains(':') {
+        address.to_owned()
+    } else {
+        address.split('.').map(without_zeros).collect::<Vec<_>>().join(".")
+    };
+    parse_cidr(&format!("{address}/{}", without_zeros(length)))
+}
+
+/// `::ffff:10.0.0.1`.
+pub fn is_mapped(address: std::net::IpAddr) -> bool {
+    matches!(address, std::net::IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some())
+}
+
+/// The address with every bit beyond the prefix cleared.
+pub fn network_of(address: std::net::IpAddr, length: u8) -> std::net::IpAddr {
+    match address {
+        std::net::IpAddr::V4(v4) => {
+            let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
+            std::net::Ipv4Addr::from(u32::from(v4) & mask).into()
+        }
+        std::net::IpAddr::V6(v6) => {
+            let mask = u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0);
+            std::net::Ipv6Addr::from(u128::from(v6) & mask).into()
+        }
+    }
 }
 
 /// Remembers what was seen, by any key; says whether it is new.
@@ -320,6 +412,85 @@ pub fn label_selector(node: &Node<'_>, errors: &mut ErrorList) {
         for value in requirement.items("values") {
             value.format(errors, names::label_value);
         }
+    }
+}
+
+/// `GetWarningsForCIDR`: notations of a network that are read, but should not be written.
+pub fn cidr_warnings(network: &Node<'_>) -> Vec<String> {
+    let (path, text) = (&network.path, network.text());
+    let Some((address, length)) = parse_cidr_sloppy(text) else { return Vec::new() };
+    let whole = format!("{}/{length}", network_of(address, length));
+    let mut warnings = Vec::new();
+    if network_of(address, length) != address {
+        let bits = if address.is_ipv4() { 32 } else { 128 };
+        warnings.push(format!(
+            "{path}: CIDR value {text:?} is ambiguous in this context (should be {whole:?} or \"{address}/{bits}\"?)"
+        ));
+    }
+    if parse_cidr(text).is_none() || is_mapped(address) {
+        warnings.push(format!("{path}: non-standard CIDR value {text:?} is invalid: use {whole:?}"));
+    }
+    let canonical = format!("{address}/{length}");
+    if warnings.is_empty() && address.is_ipv6() && canonical != text {
+        warnings
+            .push(format!("{path}: IPv6 CIDR value {text:?} should be in RFC 5952 canonical format ({canonical:?})"));
+    }
+    warnings
+}
+
+/// `ValidateConditions`: a list of `metav1.Condition`.
+pub fn conditions(object: &Node<'_>, path: &str, errors: &mut ErrorList) {
+    let mut seen = Seen::default();
+    for condition in object.items(path) {
+        let field = |name: &str| condition.child(name);
+        if !seen.insert(field("type").text()) {
+            errors.push(Error::duplicate(&condition.path, field("type").text()));
+        }
+        if field("type").required(errors, "is required") {
+            field("type").format(errors, names::qualified_name);
+        }
+        field("status").required_one_of(errors, &["False", "True", "Unknown"]);
+        if field("observedGeneration").int() < 0 {
+            field("observedGeneration").invalid(errors, "must be greater than or equal to zero");
+        }
+        field("lastTransitionTime").required(errors, "");
+        let reason = field("reason");
+        if reason.required(errors, "") {
+            if !is_reason(reason.text()) {
+                reason.invalid(errors, "a condition reason must start with alphabetic character, optionally followed by a string of alphanumeric characters or '_,:', and must end with an alphanumeric character or '_' (e.g. 'my_name',  or 'MY_NAME',  or 'MyName',  or 'ReasonA,ReasonB',  or 'ReasonA:ReasonB', regex used for validation is '[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?')");
+            }
+            if reason.text().len() > 1024 {
+                errors.push(Error::too_long(&reason.path, 1024));
+            }
+        }
+        if field("message").text().len() > 32 * 1024 {
+            errors.push(Error::too_long(&field("message").path, 32 * 1024));
+        }
+    }
+}
+
+fn is_reason(text: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_alphanumeric() || b"_,:".contains(&byte);
+    text.starts_with(|first: char| first.is_ascii_alphabetic())
+        && text.bytes().all(inner)
+        && !text.ends_with([',', ':'])
+}
+
+/// `IsDomainPrefixedPath`: `acme.io/foo`.
+pub fn domain_prefixed_path(node: &Node<'_>, errors: &mut ErrorList) {
+    if node.text().is_empty() {
+        return node.missing(errors, "");
+    }
+    let Some((domain, path)) = node.text().split_once('/').filter(|(a, b)| !a.is_empty() && !b.is_empty()) else {
+        return node.invalid(errors, "must be a domain-prefixed path (such as \"acme.io/foo\")");
+    };
+    if let Some(problem) = names::dns1123_subdomain(domain) {
+        errors.push(Error::invalid(&node.path, domain, problem));
+    }
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:".contains(&byte);
+    if !path.bytes().all(allowed) {
+        let detail = "Invalid path (regex used for validation is '[A-Za-z0-9/\\-._~%!$&'()*+,;=:]+')";
+        errors.push(Error::invalid(&node.path, path, detail));
     }
 }
 

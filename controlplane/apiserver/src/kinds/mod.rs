@@ -40,6 +40,8 @@ use crate::resource::Resource;
 
 #[cfg(test)]
 mod fuzz;
+#[cfg(test)]
+mod tested;
 
 pub use core::allocator::ServiceRanges;
 

@@ -6,12 +6,31 @@ use serde_json::{Value, json};
 
 use super::deployment::is_zero;
 use super::{
-    immutable_selector, template_cells, template_defaults, template_warnings, validate_counts, validate_workload,
+    Counts, immutable_selector, strategy_not_supported, template_cells, template_defaults, template_warnings,
+    validate_counts, validate_template,
 };
-use crate::kinds::check::{Node, not_more_than_hundred_percent, positive_int_or_percent};
+use crate::kinds::check::{
+    Node, label_selector, not_more_than_hundred_percent, positive_int_or_percent, selector_is_empty,
+};
 use crate::kinds::table::{count, labels, named_wide, number, row_wide, selector, template_columns, words};
-use crate::kinds::value::{at, default, default_text, map, set, text};
+use crate::kinds::value::{at, default, default_text, get, map, set, text};
 use crate::resource::{Column, Context, Hooks};
+
+const COUNTS: Counts = Counts {
+    fields: &[
+        "currentNumberScheduled",
+        "numberMisscheduled",
+        "desiredNumberScheduled",
+        "numberReady",
+        "observedGeneration",
+        "updatedNumberScheduled",
+        "numberAvailable",
+        "numberUnavailable",
+        "collisionCount",
+    ],
+    within_replicas: &[],
+    within_ready: None,
+};
 
 pub struct DaemonSet;
 
@@ -44,20 +63,8 @@ impl Hooks for DaemonSet {
         errors
     }
 
-    fn validate_subresource_update(&self, _ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
-        validate_counts(
-            new,
-            &[
-                "currentNumberScheduled",
-                "numberMisscheduled",
-                "desiredNumberScheduled",
-                "numberReady",
-                "observedGeneration",
-                "updatedNumberScheduled",
-                "numberAvailable",
-                "numberUnavailable",
-            ],
-        )
+    fn validate_subresource_update(&self, ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
+        if ctx.subresource == "status" { validate_counts(new, old, &COUNTS) } else { ErrorList::new() }
     }
 
     fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
@@ -83,28 +90,49 @@ impl Hooks for DaemonSet {
 fn validate(set: &Value) -> ErrorList {
     let mut errors = ErrorList::new();
     let spec = Node::root(set).child("spec");
-    validate_workload(&spec, "daemonset", &mut errors);
-    let strategy = spec.child("updateStrategy");
+    selector_and_labels(&spec, &mut errors);
+    validate_template(&spec.child("template"), "DaemonSet", &mut errors);
+    spec.child("minReadySeconds").non_negative(&mut errors);
+    update_strategy(&spec.child("updateStrategy"), &mut errors);
+    spec.child("revisionHistoryLimit").non_negative(&mut errors);
+    errors
+}
+
+/// A missing selector is said by the labels it does not choose.
+fn selector_and_labels(spec: &Node<'_>, errors: &mut ErrorList) {
+    let (selector, labels) = (spec.child("selector"), spec.child("template.metadata.labels"));
+    label_selector(&selector, errors);
+    let given = get(spec.value, "template.metadata.labels");
+    let chosen = match api::selector::Selector::from_json(Some(selector.value)) {
+        Ok(parsed) => selector.exists() && parsed.matches_json(given),
+        Err(_) => true,
+    };
+    if !chosen {
+        labels.invalid(errors, "`selector` does not match template `labels`");
+    }
+    if selector.exists() && selector_is_empty(selector.value) {
+        selector.invalid(errors, "empty selector is invalid for daemonset");
+    }
+}
+
+fn update_strategy(strategy: &Node<'_>, errors: &mut ErrorList) {
     match strategy.child("type").text() {
         "OnDelete" => {}
         "RollingUpdate" => {
             let rolling = strategy.child("rollingUpdate");
             let (unavailable, surge) = (rolling.child("maxUnavailable"), rolling.child("maxSurge"));
-            for field in [&unavailable, &surge] {
-                positive_int_or_percent(field, &mut errors);
-                not_more_than_hundred_percent(field, &mut errors);
+            for check in [positive_int_or_percent, not_more_than_hundred_percent] {
+                check(&unavailable, errors);
+                check(&surge, errors);
             }
             match (is_zero(unavailable.value), is_zero(surge.value)) {
-                (true, true) => unavailable.missing(&mut errors, "cannot be 0 when maxSurge is 0"),
-                (false, false) => surge.invalid(&mut errors, "may not be set when maxUnavailable is non-zero"),
+                (true, true) => unavailable.missing(errors, "cannot be 0 when maxSurge is 0"),
+                (false, false) => surge.invalid(errors, "may not be set when maxUnavailable is non-zero"),
                 _ => {}
             }
         }
-        _ => {
-            strategy.child("type").one_of(&mut errors, &["OnDelete", "RollingUpdate"]);
-        }
+        _ => strategy_not_supported(strategy, &["RollingUpdate", "OnDelete"], errors),
     }
-    errors
 }
 
 pub fn columns() -> Vec<Column> {
@@ -131,4 +159,63 @@ pub fn columns() -> Vec<Column> {
         ],
         template_columns(true),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kinds::tested;
+
+    fn daemons(extra: Value) -> Value {
+        let mut object = json!({"metadata": {"name": "d"}, "spec": {
+            "selector": {"matchLabels": {"a": "b"}},
+            "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}}});
+        for (key, value) in extra.as_object().unwrap() {
+            set(&mut object, key, value.clone());
+        }
+        object
+    }
+
+    #[test]
+    fn refused() {
+        for (extra, expected) in [
+            (json!({}), "[]"),
+            (
+                json!({"spec.selector": null}),
+                "spec.template.metadata.labels: Invalid value: {\"a\":\"b\"}: `selector` does not match template `labels`",
+            ),
+            (json!({"spec.selector": {}}), "spec.selector: Invalid value: {}: empty selector is invalid for daemonset"),
+            (
+                json!({"spec.updateStrategy.type": "X"}),
+                "spec.updateStrategy: Unsupported value: {\"RollingUpdate\":null,\"Type\":\"X\"}: supported values: \"RollingUpdate\", \"OnDelete\"",
+            ),
+            (
+                json!({"spec.updateStrategy.rollingUpdate": {"maxSurge": 1, "maxUnavailable": "150%"}}),
+                "[spec.updateStrategy.rollingUpdate.maxUnavailable: Invalid value: \"150%\": must not be greater than 100%, \
+                 spec.updateStrategy.rollingUpdate.maxSurge: Invalid value: 1: may not be set when maxUnavailable is non-zero]",
+            ),
+            (
+                json!({"spec.updateStrategy.rollingUpdate.maxUnavailable": 0}),
+                "spec.updateStrategy.rollingUpdate.maxUnavailable: Required value: cannot be 0 when maxSurge is 0",
+            ),
+            (
+                json!({"spec.template.spec.activeDeadlineSeconds": 1, "spec.minReadySeconds": -1}),
+                "[spec.template.spec.activeDeadlineSeconds: Forbidden: activeDeadlineSeconds in DaemonSet is not Supported, \
+                 spec.minReadySeconds: Invalid value: -1: must be greater than or equal to 0]",
+            ),
+        ] {
+            assert_eq!(tested::created(&DaemonSet, &daemons(extra.clone())), expected, "{extra}");
+        }
+    }
+
+    #[test]
+    fn rows() {
+        let object = daemons(
+            json!({"spec.template.spec.nodeSelector": {"disk": "ssd"}, "status": {"desiredNumberScheduled": 3, "currentNumberScheduled": 2, "numberReady": 1, "updatedNumberScheduled": 2, "numberAvailable": 1}}),
+        );
+        assert_eq!(
+            tested::cells(&DaemonSet, &object, "2026-01-01T00:00:00Z"),
+            "d|3|2|1|2|1|disk=ssd|<unknown>|c|i|a=b"
+        );
+    }
 }

@@ -16,8 +16,8 @@ use crate::kinds::check::{Node, label_selector, selector_is_empty};
 use crate::kinds::core::pod::{defaults, spec};
 use crate::kinds::core::selectable_or;
 use crate::kinds::table::{NONE, containers, labels, named, number, row, template_columns, words};
-use crate::kinds::value::{at, default, get, get_mut, int, list, map, same_at, text};
-use crate::resource::{Column, Context, Descriptor, Hooks, Resource};
+use crate::kinds::value::{at, default, get, get_mut, int, list, map, opt_int, same_at, text};
+use crate::resource::{Column, Context, Descriptor, Hooks, NameRule, Resource};
 
 pub fn resources() -> Vec<Resource> {
     vec![
@@ -32,7 +32,9 @@ pub fn resources() -> Vec<Resource> {
         ),
         Resource::new(replica_set_descriptor().columns(replica_columns()), replicas::ReplicaSet),
         Resource::new(
-            scaled(workload("StatefulSet", "statefulsets", "sts")).columns(stateful_set::columns()),
+            scaled(workload("StatefulSet", "statefulsets", "sts"))
+                .names(NameRule::DnsLabel)
+                .columns(stateful_set::columns()),
             stateful_set::StatefulSet,
         ),
     ]
@@ -52,45 +54,50 @@ fn replica_set_descriptor() -> Descriptor {
     descriptor
 }
 
-/// Defaults of `spec.template` and an empty status, which is always served.
+/// Defaults of `spec.template`, which is a plain struct upstream: a missing one is defaulted too.
 pub fn template_defaults(object: &mut Value) {
+    default(object, "spec.template", json!({}));
     if let Some(template) = get_mut(object, "spec.template") {
         defaults::template(template);
     }
 }
 
-/// Everything with a selector and a template: replicas not negative, a selector that selects
-/// something and matches the template, a sound template that restarts always.
-pub fn validate_workload(spec: &Node<'_>, what: &str, errors: &mut ErrorList) {
-    for field in ["replicas", "minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"] {
-        spec.child(field).non_negative(errors);
-    }
+/// A selector that is there, is sound and selects something in particular.
+pub fn validate_selector(spec: &Node<'_>, what: &str, errors: &mut ErrorList) {
     let selector = spec.child("selector");
     if !selector.exists() {
-        selector.missing(errors, "");
-    } else {
-        label_selector(&selector, errors);
-        if selector_is_empty(selector.value) {
-            selector.invalid(errors, format!("empty selector is invalid for {what}"));
-        }
+        return selector.missing(errors, "");
     }
-    let template = spec.child("template");
-    if !template.exists() {
-        return template.missing(errors, "");
+    label_selector(&selector, errors);
+    if selector_is_empty(selector.value) {
+        selector.invalid(errors, format!("empty selector is invalid for {what}"));
     }
-    let parsed = api::selector::Selector::from_json(Some(selector.value));
-    let own = template.child("metadata.labels");
-    if parsed.is_ok_and(|selector| {
-        !selector.is_everything() && !selector.matches_json(get(template.value, "metadata.labels"))
-    }) {
-        own.invalid(errors, "`selector` does not match template `labels`");
-    }
-    validate_template(&template, errors);
 }
 
-/// A template whose pods always restart.
-pub fn validate_template(template: &Node<'_>, errors: &mut ErrorList) {
+/// Whether the selector can be read at all; if it can, it must choose the template's own labels.
+/// No selector chooses nothing.
+pub fn validate_template_labels(spec: &Node<'_>, malformed: &str, errors: &mut ErrorList) -> bool {
+    let selector = spec.child("selector");
+    let own = spec.child("template.metadata.labels");
+    let Ok(parsed) = api::selector::Selector::from_json(Some(selector.value)) else {
+        selector.invalid(errors, malformed);
+        return false;
+    };
+    if !selector.exists()
+        || !parsed.is_everything() && !parsed.matches_json(get(spec.value, "template.metadata.labels"))
+    {
+        own.invalid(errors, "`selector` does not match template `labels`");
+    }
+    true
+}
+
+/// A template whose pods always restart. `kind` is named where a deadline is refused.
+pub fn validate_template(template: &Node<'_>, kind: &str, errors: &mut ErrorList) {
     spec::validate_template(template, errors);
+    restarts_always(template, kind, errors);
+}
+
+pub fn restarts_always(template: &Node<'_>, kind: &str, errors: &mut ErrorList) {
     let policy = template.child("spec.restartPolicy");
     if policy.text() != "Always" {
         errors.push(Error::not_supported(&policy.path, policy.text(), &["Always"]));
@@ -98,8 +105,25 @@ pub fn validate_template(template: &Node<'_>, errors: &mut ErrorList) {
     if template.has("spec.activeDeadlineSeconds") {
         template
             .child("spec.activeDeadlineSeconds")
-            .forbidden(errors, "activeDeadlineSeconds in ReplicaSet is not Supported");
+            .forbidden(errors, format!("activeDeadlineSeconds in {kind} is not Supported"));
     }
+}
+
+/// `spec.strategy: Unsupported value: {...}`: the whole strategy is shown, under the names of its Go fields.
+pub fn strategy_not_supported(strategy: &Node<'_>, supported: &[&str], errors: &mut ErrorList) {
+    let shown = json!({"Type": strategy.child("type").text(), "RollingUpdate": rolling_in_go(strategy)});
+    errors.push(Error::not_supported(&strategy.path, shown, supported));
+}
+
+/// `rollingUpdate` as Go would print the internal struct: its fields by their Go names.
+pub fn rolling_in_go(strategy: &Node<'_>) -> Value {
+    let Some(fields) = map(strategy.value, "rollingUpdate") else { return Value::Null };
+    let named = |(key, value): (&String, &Value)| {
+        let mut letters = key.chars();
+        let first = letters.next().map(|letter| letter.to_ascii_uppercase());
+        (first.into_iter().chain(letters).collect::<String>(), value.clone())
+    };
+    Value::Object(fields.iter().map(named).collect())
 }
 
 /// Selectors of workloads never change.
@@ -107,20 +131,54 @@ pub fn immutable_selector(new: &Value, old: &Value, errors: &mut ErrorList) {
     Node::root(new).child("spec.selector").immutable(errors, &Node::root(old).child("spec.selector"));
 }
 
-/// Counters of a status are not negative.
-pub fn validate_counts(new: &Value, fields: &[&str]) -> ErrorList {
+/// Counters of a status: which there are, which may not exceed `status.replicas`, and whether the
+/// available ones are compared with the ready ones (and how that is said).
+pub struct Counts {
+    pub fields: &'static [&'static str],
+    pub within_replicas: &'static [&'static str],
+    pub within_ready: Option<&'static str>,
+}
+
+/// Counters are not negative and fit each other; `collisionCount` never goes back.
+pub fn validate_counts(new: &Value, old: &Value, counts: &Counts) -> ErrorList {
     let mut errors = ErrorList::new();
     let status = Node::root(new).child("status");
-    for field in fields {
+    for field in counts.fields {
         status.child(field).non_negative(&mut errors);
     }
     let replicas = int(status.value, "replicas");
-    for field in ["fullyLabeledReplicas", "readyReplicas", "availableReplicas", "updatedReplicas"] {
-        if fields.contains(&field) && int(status.value, field) > replicas {
+    for field in counts.within_replicas {
+        if int(status.value, field) > replicas {
             status.child(field).invalid(&mut errors, "cannot be greater than status.replicas");
         }
     }
+    if let Some(detail) = counts.within_ready
+        && int(status.value, "availableReplicas") > int(status.value, "readyReplicas")
+    {
+        status.child("availableReplicas").invalid(&mut errors, detail);
+    }
+    let collisions = (opt_int(new, "status.collisionCount"), opt_int(old, "status.collisionCount"));
+    if counts.fields.contains(&"collisionCount") && collisions.0.unwrap_or(i64::MIN) < collisions.1.unwrap_or(i64::MIN)
+    {
+        let path = &status.child("collisionCount").path;
+        errors.push(Error::invalid(path, collisions.0.unwrap_or(0), "cannot be decremented"));
+    }
     errors
+}
+
+/// A name that pods get too and that is no DNS label.
+pub fn name_warning(object: &Value) -> Option<String> {
+    let problem = api::names::dns1123_label(text(object, "metadata.name"))?;
+    Some(format!(
+        "metadata.name: this is used in Pod names and hostnames, which can result in surprising behavior; a DNS label is recommended: [{problem}]"
+    ))
+}
+
+/// As [`template_warnings`], with a creation's warning about the name.
+pub fn named_template_warnings(new: &Value, old: Option<&Value>) -> Vec<String> {
+    let mut warnings: Vec<String> = if old.is_none() { name_warning(new).into_iter().collect() } else { Vec::new() };
+    warnings.extend(template_warnings(new, old));
+    warnings
 }
 
 /// Warnings about the template.
@@ -144,10 +202,10 @@ struct Revision;
 impl Hooks for Revision {
     fn validate_create(&self, _ctx: &Context<'_>, revision: &Value) -> ErrorList {
         let mut errors = ErrorList::new();
-        Node::root(revision).child("revision").non_negative(&mut errors);
         if get(revision, "data").is_none() {
             Node::root(revision).child("data").missing(&mut errors, "data is mandatory");
         }
+        Node::root(revision).child("revision").non_negative(&mut errors);
         errors
     }
 

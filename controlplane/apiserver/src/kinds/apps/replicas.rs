@@ -5,16 +5,19 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{
-    immutable_selector, template_cells, template_defaults, template_warnings, validate_counts, validate_template,
-    validate_workload,
+    Counts, immutable_selector, named_template_warnings, template_cells, template_defaults, validate_counts,
+    validate_selector, validate_template, validate_template_labels,
 };
 use crate::kinds::check::Node;
 use crate::kinds::table::{count, labels, named_wide, number, row_wide, selector, template_columns};
-use crate::kinds::value::{at, default, get, map, set};
+use crate::kinds::value::{at, default, get, has, map, set};
 use crate::resource::{Column, Context, Hooks};
 
-const COUNTS: [&str; 5] =
-    ["replicas", "fullyLabeledReplicas", "readyReplicas", "availableReplicas", "observedGeneration"];
+const COUNTS: Counts = Counts {
+    fields: &["replicas", "fullyLabeledReplicas", "readyReplicas", "availableReplicas", "observedGeneration"],
+    within_replicas: &["fullyLabeledReplicas", "readyReplicas", "availableReplicas"],
+    within_ready: Some("cannot be greater than readyReplicas"),
+};
 
 pub struct ReplicaSet;
 
@@ -30,7 +33,14 @@ impl Hooks for ReplicaSet {
 
     fn validate_create(&self, _ctx: &Context<'_>, set: &Value) -> ErrorList {
         let mut errors = ErrorList::new();
-        validate_workload(&Node::root(set).child("spec"), "deployment", &mut errors);
+        let spec = Node::root(set).child("spec");
+        for field in ["replicas", "minReadySeconds"] {
+            spec.child(field).non_negative(&mut errors);
+        }
+        validate_selector(&spec, "deployment", &mut errors);
+        if validate_template_labels(&spec, "invalid label selector", &mut errors) {
+            validate_template(&spec.child("template"), "ReplicaSet", &mut errors);
+        }
         errors
     }
 
@@ -40,12 +50,12 @@ impl Hooks for ReplicaSet {
         errors
     }
 
-    fn validate_subresource_update(&self, ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
-        if ctx.subresource == "status" { validate_counts(new, &COUNTS) } else { ErrorList::new() }
+    fn validate_subresource_update(&self, ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
+        if ctx.subresource == "status" { validate_counts(new, old, &COUNTS) } else { ErrorList::new() }
     }
 
     fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
-        template_warnings(new, old)
+        named_template_warnings(new, old)
     }
 
     fn row(&self, set: &Value, now: Timestamp) -> Vec<Value> {
@@ -58,7 +68,10 @@ pub struct ReplicationController;
 impl Hooks for ReplicationController {
     fn defaults(&self, controller: &mut Value) {
         default(controller, "spec.replicas", 1);
-        template_defaults(controller);
+        // The template is a pointer here: a missing one stays missing.
+        if has(controller, "spec.template") {
+            template_defaults(controller);
+        }
         // What the template's labels say goes for selector and labels too.
         if let Some(own) = map(controller, "spec.template.metadata.labels").filter(|labels| !labels.is_empty()).cloned()
         {
@@ -77,10 +90,9 @@ impl Hooks for ReplicationController {
     fn validate_create(&self, _ctx: &Context<'_>, controller: &Value) -> ErrorList {
         let mut errors = ErrorList::new();
         let spec = Node::root(controller).child("spec");
-        for field in ["replicas", "minReadySeconds"] {
-            spec.child(field).non_negative(&mut errors);
-        }
+        spec.child("minReadySeconds").non_negative(&mut errors);
         spec.child("selector").required(&mut errors, "");
+        spec.child("replicas").non_negative(&mut errors);
         let template = spec.child("template");
         if !template.exists() {
             template.missing(&mut errors, "");
@@ -91,7 +103,7 @@ impl Hooks for ReplicationController {
         if !map(controller, "spec.selector").into_iter().flatten().all(matches) {
             template.child("metadata.labels").invalid(&mut errors, "`selector` does not match template `labels`");
         }
-        validate_template(&template, &mut errors);
+        validate_template(&template, "ReplicationController", &mut errors);
         errors
     }
 
@@ -99,12 +111,12 @@ impl Hooks for ReplicationController {
         self.validate_create(ctx, new)
     }
 
-    fn validate_subresource_update(&self, ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
-        if ctx.subresource == "status" { validate_counts(new, &COUNTS) } else { ErrorList::new() }
+    fn validate_subresource_update(&self, ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
+        if ctx.subresource == "status" { validate_counts(new, old, &COUNTS) } else { ErrorList::new() }
     }
 
     fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
-        template_warnings(new, old)
+        named_template_warnings(new, old)
     }
 
     fn row(&self, controller: &Value, now: Timestamp) -> Vec<Value> {

@@ -1,11 +1,15 @@
 //! StatefulSets.
 
-use api::field::ErrorList;
+use api::field::{Error, ErrorList};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{template_cells, template_defaults, template_warnings, validate_counts, validate_workload};
+use super::{
+    Counts, restarts_always, rolling_in_go, template_cells, template_defaults, template_warnings, validate_counts,
+    validate_selector, validate_template_labels,
+};
 use crate::kinds::check::{Node, not_more_than_hundred_percent, positive_int_or_percent};
+use crate::kinds::core::pod::spec::validate_template as pod_template;
 use crate::kinds::table::{named_wide, row_wide, template_columns, words};
 use crate::kinds::value::{copy, default, default_text, ensure_list, int, list, list_mut, same_at, set, text};
 use crate::resource::{Column, Context, Hooks};
@@ -20,6 +24,29 @@ const MUTABLE: [&str; 7] = [
     "persistentVolumeClaimRetentionPolicy",
     "minReadySeconds",
 ];
+
+const COUNTS: Counts = Counts {
+    fields: &[
+        "replicas",
+        "readyReplicas",
+        "currentReplicas",
+        "updatedReplicas",
+        "availableReplicas",
+        "observedGeneration",
+        "collisionCount",
+    ],
+    within_replicas: &["readyReplicas", "currentReplicas", "updatedReplicas", "availableReplicas"],
+    within_ready: Some("cannot be greater than status.readyReplicas"),
+};
+
+/// What of a spec is looked at: stored objects may hold what is refused today.
+#[derive(Clone, Copy)]
+struct Strict {
+    service_name: bool,
+    template: bool,
+}
+
+const ALL: Strict = Strict { service_name: true, template: true };
 
 pub struct StatefulSet;
 
@@ -49,11 +76,13 @@ impl Hooks for StatefulSet {
     }
 
     fn validate_create(&self, _ctx: &Context<'_>, set: &Value) -> ErrorList {
-        validate(set)
+        validate(set, ALL)
     }
 
     fn validate_update(&self, _ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
-        let mut errors = validate(new);
+        let stored = Strict { service_name: false, template: true };
+        let template = validate(old, stored).is_empty();
+        let mut errors = validate(new, Strict { template, ..stored });
         let mut munged = new.clone();
         for field in MUTABLE {
             copy(old, &mut munged, &format!("spec.{field}"));
@@ -64,21 +93,8 @@ impl Hooks for StatefulSet {
         errors
     }
 
-    fn validate_subresource_update(&self, ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
-        if ctx.subresource != "status" {
-            return ErrorList::new();
-        }
-        validate_counts(
-            new,
-            &[
-                "replicas",
-                "readyReplicas",
-                "availableReplicas",
-                "currentReplicas",
-                "updatedReplicas",
-                "observedGeneration",
-            ],
-        )
+    fn validate_subresource_update(&self, ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
+        if ctx.subresource == "status" { validate_counts(new, old, &COUNTS) } else { ErrorList::new() }
     }
 
     fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
@@ -91,44 +107,58 @@ impl Hooks for StatefulSet {
     }
 }
 
-fn validate(set: &Value) -> ErrorList {
+fn validate(set: &Value, strict: Strict) -> ErrorList {
     let mut errors = ErrorList::new();
     let spec = Node::root(set).child("spec");
     let management = spec.child("podManagementPolicy");
     if !matches!(management.text(), "OrderedReady" | "Parallel") {
         management.invalid(&mut errors, "must be 'OrderedReady' or 'Parallel'");
     }
-    let strategy = spec.child("updateStrategy");
+    update_strategy(&spec.child("updateStrategy"), &mut errors);
+    for field in ["whenDeleted", "whenScaled"] {
+        spec.child("persistentVolumeClaimRetentionPolicy").child(field).one_of(&mut errors, &["Retain", "Delete"]);
+    }
+    for field in ["replicas", "minReadySeconds", "ordinals.start", "revisionHistoryLimit"] {
+        spec.child(field).non_negative(&mut errors);
+    }
+    if strict.service_name && !spec.child("serviceName").text().is_empty() {
+        spec.child("serviceName").format(&mut errors, api::names::dns1123_subdomain);
+    }
+    validate_selector(&spec, "statefulset", &mut errors);
+    let template = spec.child("template");
+    if validate_template_labels(&spec, "", &mut errors) && strict.template {
+        let whole = with_claim_volumes(set);
+        pod_template(&Node::root(&whole).child("spec.template"), &mut errors);
+    }
+    restarts_always(&template, "StatefulSet", &mut errors);
+    errors
+}
+
+fn update_strategy(strategy: &Node<'_>, errors: &mut ErrorList) {
+    // The whole struct is shown, by the names of its Go fields.
+    let shown = || json!({"Type": strategy.child("type").text(), "RollingUpdate": rolling_in_go(strategy)});
+    let rolling = strategy.child("rollingUpdate");
     match strategy.child("type").text() {
-        "" => strategy.missing(&mut errors, ""),
+        "" => strategy.missing(errors, ""),
         "OnDelete" => {
-            if strategy.has("rollingUpdate") {
-                strategy.child("rollingUpdate").invalid(&mut errors, "only allowed for updateStrategy 'RollingUpdate'");
+            if rolling.exists() {
+                let detail = "only allowed for updateStrategy 'RollingUpdate'";
+                errors.push(Error::invalid(&rolling.path, rolling_in_go(strategy), detail));
             }
         }
         "RollingUpdate" => {
-            strategy.child("rollingUpdate.partition").non_negative(&mut errors);
-            let unavailable = strategy.child("rollingUpdate.maxUnavailable");
+            rolling.child("partition").non_negative(errors);
+            let unavailable = rolling.child("maxUnavailable");
             if unavailable.exists() {
-                positive_int_or_percent(&unavailable, &mut errors);
-                not_more_than_hundred_percent(&unavailable, &mut errors);
+                positive_int_or_percent(&unavailable, errors);
                 if super::deployment::is_zero(unavailable.value) {
-                    unavailable.invalid(&mut errors, "cannot be 0");
+                    unavailable.invalid(errors, "cannot be 0");
                 }
+                not_more_than_hundred_percent(&unavailable, errors);
             }
         }
-        _ => strategy.invalid(&mut errors, "must be 'RollingUpdate' or 'OnDelete'"),
+        _ => errors.push(Error::invalid(&strategy.path, shown(), "must be 'RollingUpdate' or 'OnDelete'")),
     }
-    for field in ["whenDeleted", "whenScaled"] {
-        spec.child("persistentVolumeClaimRetentionPolicy").child(field).one_of(&mut errors, &["Delete", "Retain"]);
-    }
-    spec.child("ordinals.start").non_negative(&mut errors);
-    if !spec.child("serviceName").text().is_empty() {
-        spec.child("serviceName").format(&mut errors, api::names::dns1123_subdomain);
-    }
-    let whole = with_claim_volumes(set);
-    validate_workload(&Node::root(&whole).child("spec"), "statefulset", &mut errors);
-    errors
 }
 
 /// The claims are volumes of the pods too, so mounts may name them: a copy of the set whose
@@ -154,6 +184,7 @@ pub fn columns() -> Vec<Column> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kinds::tested;
     use api::field::join;
 
     fn stateful(extra: Value) -> Value {
@@ -183,6 +214,28 @@ mod tests {
         for (extra, expected) in [
             (json!({}), "[]"),
             (
+                json!({"spec.updateStrategy": {"type": "OnDelete", "rollingUpdate": {"partition": 1}}}),
+                "spec.updateStrategy.rollingUpdate: Invalid value: {\"Partition\":1}: only allowed for updateStrategy 'RollingUpdate'",
+            ),
+            (
+                json!({"spec.updateStrategy.type": "X"}),
+                "spec.updateStrategy: Invalid value: {\"RollingUpdate\":null,\"Type\":\"X\"}: must be 'RollingUpdate' or 'OnDelete'",
+            ),
+            (
+                json!({"spec.updateStrategy.rollingUpdate.maxUnavailable": "0%", "spec.ordinals.start": -1}),
+                "[spec.updateStrategy.rollingUpdate.maxUnavailable: Invalid value: \"0%\": cannot be 0, \
+                 spec.ordinals.start: Invalid value: -1: must be greater than or equal to 0]",
+            ),
+            (
+                json!({"spec.persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Keep", "whenScaled": "Delete"}}),
+                "spec.persistentVolumeClaimRetentionPolicy.whenDeleted: Unsupported value: \"Keep\": supported values: \"Retain\", \"Delete\"",
+            ),
+            (
+                json!({"spec.selector": {}, "spec.template.spec.activeDeadlineSeconds": 1}),
+                "[spec.selector: Invalid value: {}: empty selector is invalid for statefulset, \
+                 spec.template.spec.activeDeadlineSeconds: Forbidden: activeDeadlineSeconds in StatefulSet is not Supported]",
+            ),
+            (
                 json!({"spec.podManagementPolicy": "X"}),
                 "spec.podManagementPolicy: Invalid value: \"X\": must be 'OrderedReady' or 'Parallel'",
             ),
@@ -191,7 +244,41 @@ mod tests {
                 "spec.updateStrategy.rollingUpdate.partition: Invalid value: -1: must be greater than or equal to 0",
             ),
         ] {
-            assert_eq!(join(&validate(&stateful(extra.clone()))), expected, "{extra}");
+            assert_eq!(join(&validate(&stateful(extra.clone()), ALL)), expected, "{extra}");
         }
+    }
+
+    #[test]
+    fn updates() {
+        let old = stateful(json!({"spec.serviceName": "s"}));
+        for (extra, expected) in [
+            (
+                json!({"spec.serviceName": "s", "spec.replicas": 3, "spec.minReadySeconds": 1, "spec.revisionHistoryLimit": 2}),
+                "[]",
+            ),
+            (
+                json!({"spec.serviceName": "t"}),
+                "spec: Forbidden: updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden",
+            ),
+        ] {
+            assert_eq!(tested::updated(&StatefulSet, &old, &stateful(extra.clone())), expected, "{extra}");
+        }
+        // What is stored may stay, though it would not be taken today.
+        let old = stateful(json!({"spec.serviceName": "Not_A_Label", "spec.template.spec.containers": []}));
+        let mut new = old.clone();
+        new["spec"]["replicas"] = 5.into();
+        assert_eq!(tested::updated(&StatefulSet, &old, &new), "[]");
+        assert!(tested::created(&StatefulSet, &new).contains("spec.serviceName: Invalid value: \"Not_A_Label\""));
+        let status = |status: Value| json!({ "status": status });
+        assert_eq!(
+            tested::updated_sub(
+                &StatefulSet,
+                "status",
+                &status(json!({})),
+                &status(json!({"replicas": 1, "currentReplicas": 2, "availableReplicas": 1}))
+            ),
+            "[status.currentReplicas: Invalid value: 2: cannot be greater than status.replicas, \
+             status.availableReplicas: Invalid value: 1: cannot be greater than status.readyReplicas]"
+        );
     }
 }

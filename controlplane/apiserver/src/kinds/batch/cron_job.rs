@@ -11,7 +11,7 @@ use crate::kinds::table::{
     ago_or_none, boolean, cell, containers, named_wide, number, or_none, row_wide, selector, size, template_columns,
     words,
 };
-use crate::kinds::value::{at, default, default_text, flag, get_mut, name, set, text};
+use crate::kinds::value::{at, default, default_text, flag, get_mut, name, same_at, set, text};
 use crate::resource::{Column, Context, Hooks};
 
 /// Generated Jobs add eleven characters, and a pod's name is at most 63.
@@ -36,7 +36,7 @@ impl Hooks for CronJob {
     }
 
     fn validate_create(&self, _ctx: &Context<'_>, cron: &Value) -> ErrorList {
-        let mut errors = validate(cron);
+        let mut errors = validate(cron, None);
         if name(cron).len() > MAX_NAME {
             errors.push(Error::invalid(
                 &Path::root("metadata").child("name"),
@@ -47,19 +47,23 @@ impl Hooks for CronJob {
         errors
     }
 
-    fn validate_update(&self, _ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
-        validate(new)
+    fn validate_update(&self, _ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
+        validate(new, Some(old))
     }
 
     fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
-        if old.is_some() {
-            Vec::new()
-        } else {
-            crate::kinds::core::pod::warnings(
-                at(new, "spec.jobTemplate.spec.template.spec"),
-                "spec.jobTemplate.spec.template.spec",
-            )
+        let path = "spec.jobTemplate.spec.template.spec";
+        let mut warnings = Vec::new();
+        if old.is_none() {
+            warnings.extend(crate::kinds::apps::name_warning(new));
         }
+        if old.is_none_or(|old| !same_at(old, new, "spec.jobTemplate.spec.template")) {
+            warnings.extend(crate::kinds::core::pod::warnings(at(new, path), path));
+        }
+        if text(new, "spec.schedule").contains("TZ") {
+            warnings.push("CRON_TZ or TZ used in \"spec.schedule\" is not officially supported, see https://kubernetes.io/docs/concepts/workloads/controllers/cron-jobs/ for more details".to_owned());
+        }
+        warnings
     }
 
     fn row(&self, cron: &Value, now: Timestamp) -> Vec<Value> {
@@ -81,46 +85,61 @@ impl Hooks for CronJob {
     }
 }
 
-fn validate(cron: &Value) -> ErrorList {
+fn validate(cron: &Value, old: Option<&Value>) -> ErrorList {
     let mut errors = ErrorList::new();
     let spec = Node::root(cron).child("spec");
-    let when = spec.child("schedule");
-    if when.required(&mut errors, "") {
-        let zoned = when.text().contains("TZ");
-        let plain = when.text().split_once(' ').filter(|_| zoned).map_or(when.text(), |(_, rest)| rest);
-        if let Some(problem) = schedule::problem(plain) {
-            when.invalid(&mut errors, problem);
-        }
-        if zoned {
-            when.invalid(&mut errors, "cannot use TZ or CRON_TZ in schedule, use timeZone field instead");
-        }
-    }
-    let zone = spec.child("timeZone");
-    if zone.exists() {
-        if zone.text().is_empty() {
-            zone.invalid(&mut errors, "timeZone must be nil or non-empty string");
-        } else if zone.text().eq_ignore_ascii_case("Local") {
-            zone.invalid(
-                &mut errors,
-                "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones",
-            );
-        } else if jiff::tz::TimeZone::get(zone.text()).is_err() {
-            zone.invalid(&mut errors, format!("unknown time zone {}", zone.text()));
-        }
-    }
-    for field in ["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"] {
-        spec.child(field).non_negative(&mut errors);
+    schedule_format(&spec, old, &mut errors);
+    spec.child("startingDeadlineSeconds").non_negative(&mut errors);
+    if old.is_none_or(|old| !same_at(old, cron, "spec.timeZone")) {
+        time_zone(&spec.child("timeZone"), &mut errors);
     }
     spec.child("concurrencyPolicy").required_one_of(&mut errors, &["Allow", "Forbid", "Replace"]);
     let template = spec.child("jobTemplate.spec");
+    job::validate_spec(&template, &mut errors);
     if template.has("selector") {
         template.child("selector").invalid(&mut errors, "`selector` will be auto-generated");
     }
     if template.child("manualSelector").flag() {
         errors.push(Error::not_supported(&template.child("manualSelector").path, true, &["nil", "false"]));
     }
-    job::validate_spec(&template, &mut errors);
+    for field in ["successfulJobsHistoryLimit", "failedJobsHistoryLimit"] {
+        spec.child(field).non_negative(&mut errors);
+    }
     errors
+}
+
+/// A time zone inside the schedule stays where an older server let it in.
+fn schedule_format(spec: &Node<'_>, old: Option<&Value>, errors: &mut ErrorList) {
+    let when = spec.child("schedule");
+    if !when.required(errors, "") {
+        return;
+    }
+    let zoned = when.text().contains("TZ");
+    let plain = when.text().split_once(' ').filter(|_| zoned).map_or(when.text(), |(_, rest)| rest.trim_start());
+    if let Some(problem) = schedule::problem(plain) {
+        when.invalid(errors, problem);
+    }
+    let was_zoned = old.is_some_and(|old| text(old, "spec.schedule").contains("TZ"));
+    if zoned && !was_zoned {
+        when.invalid(errors, "cannot use TZ or CRON_TZ in schedule, use timeZone field instead");
+    } else if zoned && spec.has("timeZone") {
+        when.invalid(errors, "cannot use both timeZone field and TZ or CRON_TZ in schedule");
+    }
+}
+
+fn time_zone(zone: &Node<'_>, errors: &mut ErrorList) {
+    if !zone.exists() {
+        return;
+    }
+    if zone.text().is_empty() {
+        return zone.invalid(errors, "timeZone must be nil or non-empty string");
+    }
+    if zone.text().eq_ignore_ascii_case("Local") {
+        zone.invalid(errors, "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones");
+    }
+    if jiff::tz::TimeZone::get(zone.text()).is_err() && zone.text() != "Local" {
+        zone.invalid(errors, format!("unknown time zone {}", zone.text()));
+    }
 }
 
 pub fn columns() -> Vec<Column> {
@@ -184,7 +203,7 @@ mod tests {
                 "spec.failedJobsHistoryLimit: Invalid value: -1: must be greater than or equal to 0",
             ),
         ] {
-            assert_eq!(join(&validate(&cron(extra.clone()))), expected, "{extra}");
+            assert_eq!(join(&validate(&cron(extra.clone()), None)), expected, "{extra}");
         }
     }
 }

@@ -5,8 +5,8 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{policies, status};
-use crate::kinds::apps::{template_cells, template_defaults, template_warnings};
-use crate::kinds::check::{Node, label_selector};
+use crate::kinds::apps::{named_template_warnings, template_cells, template_defaults};
+use crate::kinds::check::{Node, domain_prefixed_path, label_selector};
 use crate::kinds::core::pod::spec::validate_template;
 use crate::kinds::table::{named_wide, row_wide, selector, template_columns, words};
 use crate::kinds::value::{
@@ -33,18 +33,10 @@ impl Hooks for Job {
         labels_of_template(job);
     }
 
-    fn prepare_update(&self, _ctx: &Context<'_>, new: &mut Value, old: &Value) {
-        // A client that applies its manifest again does not know the generated parts.
-        if !flag(old, "spec.manualSelector") && !has(new, "spec.selector") {
-            copy(old, new, "spec.selector");
-        }
-    }
-
     fn validate_create(&self, _ctx: &Context<'_>, job: &Value) -> ErrorList {
         let mut errors = ErrorList::new();
-        let root = Node::root(job);
-        validate_spec(&root.child("spec"), &mut errors);
         generated_labels(job, &mut errors);
+        validate_whole_spec(&Node::root(job).child("spec"), &mut errors);
         host_names(job, &mut errors);
         errors
     }
@@ -58,7 +50,7 @@ impl Hooks for Job {
     }
 
     fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
-        template_warnings(new, old)
+        named_template_warnings(new, old)
     }
 
     fn default_propagation_orphans(&self) -> bool {
@@ -105,26 +97,58 @@ fn labels_of_template(job: &mut Value) {
     }
 }
 
-/// Pods of a Job carry its UID and name, and its selector is the UID.
+/// Pods of a Job carry its UID and name, and its selector is the UID. What the template says of
+/// these already stays, and is refused when it says something else.
 fn generate_selector(job: &mut Value) {
     let (uid, name) = (text(job, "metadata.uid").to_owned(), name(job).to_owned());
     let labels = ensure_map(job, "spec.template.metadata.labels");
-    for (key, value) in [(UID_LABEL, &uid), (NAME_LABEL, &name), ("controller-uid", &uid), ("job-name", &name)] {
-        labels.insert(key.to_owned(), value.clone().into());
+    for (key, value) in generated(&uid, &name) {
+        labels.entry(key).or_insert_with(|| value.into());
     }
-    ensure_map(job, "spec.selector.matchLabels").insert(UID_LABEL.to_owned(), uid.into());
+    ensure_map(job, "spec.selector.matchLabels").entry(UID_LABEL).or_insert_with(|| uid.into());
 }
 
+fn generated<'a>(uid: &'a str, name: &'a str) -> [(&'static str, &'a str); 4] {
+    [("controller-uid", uid), ("job-name", name), (UID_LABEL, uid), (NAME_LABEL, name)]
+}
+
+/// `ValidateGeneratedSelector`: the labels and the selector are the Job's own.
 fn generated_labels(job: &Value, errors: &mut ErrorList) {
-    let spec = Node::root(job).child("spec");
-    let labels = get(job, "spec.template.metadata.labels");
-    let matches =
-        api::selector::Selector::from_json(Some(spec.child("selector").value)).is_ok_and(|s| s.matches_json(labels));
-    if !matches {
-        spec.child("template.metadata.labels").invalid(errors, "`selector` does not match template `labels`");
+    if flag(job, "spec.manualSelector") || !has(job, "spec.selector") {
+        return;
     }
-    if spec.child("selector").value.is_null() {
-        spec.child("selector").missing(errors, "");
+    let (uid, name) = (text(job, "metadata.uid"), name(job));
+    let labels = Node::root(job).child("spec.template.metadata.labels");
+    for (key, value) in generated(uid, name) {
+        let (path, detail) = (labels.path.key(key), format!("must be '{value}'"));
+        match labels.value.get(key).and_then(Value::as_str) {
+            None => errors.push(Error::required(&path, detail)),
+            Some(given) if given != value => errors.push(Error::invalid(&path, labels.value.clone(), detail)),
+            Some(_) => {}
+        }
+    }
+    let own: serde_json::Map<String, Value> =
+        generated(uid, name).into_iter().map(|(key, value)| (key.to_owned(), value.into())).collect();
+    let selector = Node::root(job).child("spec.selector");
+    let chosen = api::selector::Selector::from_json(Some(selector.value));
+    if chosen.is_ok_and(|chosen| !chosen.matches_json(Some(&Value::Object(own)))) {
+        selector.invalid(errors, "`selector` not auto-generated");
+    }
+}
+
+/// `ValidateJobSpec`: everything of a Job, whose selector is there and chooses its pods.
+fn validate_whole_spec(spec: &Node<'_>, errors: &mut ErrorList) {
+    validate_spec(spec, errors);
+    let selector = spec.child("selector");
+    if selector.exists() {
+        label_selector(&selector, errors);
+    } else {
+        selector.missing(errors, "");
+    }
+    let chosen = api::selector::Selector::from_json(Some(selector.value));
+    let labels = get(spec.value, "template.metadata.labels");
+    if chosen.is_ok_and(|chosen| !selector.exists() || !chosen.matches_json(labels)) {
+        spec.child("template.metadata.labels").invalid(errors, "`selector` does not match template `labels`");
     }
 }
 
@@ -133,7 +157,7 @@ const MAX_PARALLELISM_INDEXED: i64 = 100_000;
 const MANY_COMPLETIONS: i64 = 100_000;
 const MAX_FOR_MANY: i64 = 10_000;
 
-/// `JobSpec`, also of a CronJob's template.
+/// What holds for a Job and for a CronJob's template.
 pub fn validate_spec(spec: &Node<'_>, errors: &mut ErrorList) {
     for field in [
         "parallelism",
@@ -151,10 +175,11 @@ pub fn validate_spec(spec: &Node<'_>, errors: &mut ErrorList) {
     }
     managed_by(&spec.child("managedBy"), errors);
     let mode = spec.child("completionMode");
-    mode.optional_one_of(errors, &["Indexed", "NonIndexed"]);
+    mode.optional_one_of(errors, &["NonIndexed", "Indexed"]);
     if mode.text() == "Indexed" {
         indexed(spec, errors);
-    } else {
+    }
+    if matches!(mode.text(), "" | "NonIndexed") {
         for field in ["backoffLimitPerIndex", "maxFailedIndexes"].iter().filter(|field| spec.has(field)) {
             spec.child(field).invalid(errors, "requires indexed completion mode");
         }
@@ -164,7 +189,6 @@ pub fn validate_spec(spec: &Node<'_>, errors: &mut ErrorList) {
     let replacement = spec.child("podReplacementPolicy");
     let allowed: &[&str] = if spec.has("podFailurePolicy") { &["Failed"] } else { &["Failed", "TerminatingOrFailed"] };
     replacement.optional_one_of(errors, allowed);
-    label_selector(&spec.child("selector"), errors);
     let template = spec.child("template");
     validate_template(&template, errors);
     let policy = template.child("spec.restartPolicy");
@@ -174,7 +198,7 @@ pub fn validate_spec(spec: &Node<'_>, errors: &mut ErrorList) {
             policy.invalid(errors, "only \"Never\" is supported when podFailurePolicy is specified");
         }
         "OnFailure" | "Never" => {}
-        other => errors.push(Error::not_supported(&policy.path, other, &["Never", "OnFailure"])),
+        other => errors.push(Error::not_supported(&policy.path, other, &["OnFailure", "Never"])),
     }
 }
 
@@ -183,14 +207,7 @@ fn managed_by(manager: &Node<'_>, errors: &mut ErrorList) {
     if !manager.exists() {
         return;
     }
-    match manager.text().split_once('/') {
-        Some((domain, path)) if !path.is_empty() => {
-            if let Some(problem) = api::names::dns1123_subdomain(domain) {
-                errors.push(Error::invalid(&manager.path, domain, problem));
-            }
-        }
-        _ => manager.invalid(errors, "must be a domain-prefixed path (such as \"acme.io/foo\")"),
-    }
+    domain_prefixed_path(manager, errors);
     if manager.text().len() > 63 {
         errors.push(Error::too_long(&manager.path, 63));
     }
@@ -227,11 +244,14 @@ fn indexed(spec: &Node<'_>, errors: &mut ErrorList) {
 fn validate_update(new: &Value, old: &Value) -> ErrorList {
     let mut errors = ErrorList::new();
     let (spec, was) = (Node::root(new).child("spec"), Node::root(old).child("spec"));
-    validate_spec(&spec, &mut errors);
+    validate_whole_spec(&spec, &mut errors);
     let (completions, before) = (spec.child("completions"), was.child("completions"));
     if spec.child("completionMode").text() != "Indexed" {
         completions.immutable(&mut errors, &before);
-    } else if completions.int() != before.int() && completions.int() != spec.child("parallelism").int() {
+    } else if completions.exists()
+        && completions.value != before.value
+        && completions.int() != spec.child("parallelism").int()
+    {
         // An indexed Job may be scaled, as long as both numbers go together.
         completions.invalid(&mut errors, "can only be modified in tandem with spec.parallelism");
     }
@@ -246,14 +266,18 @@ fn validate_update(new: &Value, old: &Value) -> ErrorList {
     errors
 }
 
-/// `template` with what steers the pods' placement as in `old`, if that may still be set: before a
-/// suspended Job has started.
+/// `template` with what steers the pods' placement as in `old`, if that may still be set: while a
+/// suspended Job has not started, or has no pods any more.
 fn scheduled_as(template: &Value, old: &Value) -> Value {
     let mut template = template.clone();
-    if !flag(old, "spec.suspend") || has(old, "status.startTime") {
+    let parked = is_parked(old);
+    if !flag(old, "spec.suspend") || has(old, "status.startTime") && !parked {
         return template;
     }
     let was = at(old, "spec.template");
+    if parked {
+        resources_as(&mut template, was);
+    }
     for field in [
         "metadata.annotations",
         "metadata.labels",
@@ -268,6 +292,24 @@ fn scheduled_as(template: &Value, old: &Value) -> Value {
         remove(&mut template, "spec.affinity");
     }
     template
+}
+
+/// Suspended, and no pod of it is left.
+fn is_parked(job: &Value) -> bool {
+    let suspended = |c: &Value| text(c, "type") == "Suspended" && text(c, "status") == "True";
+    flag(job, "spec.suspend") && int(job, "status.active") == 0 && list(job, "status.conditions").iter().any(suspended)
+}
+
+/// What a parked Job's containers ask for may change too.
+fn resources_as(template: &mut Value, was: &Value) {
+    for field in ["spec.containers", "spec.initContainers"] {
+        let before = list(was, field);
+        for (container, old) in crate::kinds::value::list_mut(template, field).zip(before) {
+            if text(container, "name") == text(old, "name") {
+                copy(old, container, "resources");
+            }
+        }
+    }
 }
 
 /// Pods of an indexed Job are called after it: the longest name must be a host's.

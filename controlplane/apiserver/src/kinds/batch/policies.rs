@@ -34,8 +34,14 @@ pub fn failure(spec: &Node<'_>, errors: &mut ErrorList) {
             }
         }
         match (codes.exists(), conditions.is_empty()) {
-            (true, false) => rule.invalid(errors, "specifying both OnExitCodes and OnPodConditions is not supported"),
-            (false, true) => rule.invalid(errors, "specifying one of OnExitCodes and OnPodConditions is required"),
+            (true, false) => {
+                let detail = "specifying both OnExitCodes and OnPodConditions is not supported";
+                errors.push(Error::invalid_unshown(&rule.path, detail));
+            }
+            (false, true) => {
+                let detail = "specifying one of OnExitCodes and OnPodConditions is required";
+                errors.push(Error::invalid_unshown(&rule.path, detail));
+            }
             _ => {}
         }
     }

@@ -3,7 +3,7 @@
 
 use api::field::{Error, ErrorList};
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::policies::parse_indexes;
 use crate::kinds::check::{Node, Seen};
@@ -72,7 +72,7 @@ const ANNOUNCED: [(&str, &str, &str); 2] = [
 ];
 
 fn conditions(new: &Job<'_>, old: &Job<'_>, status: &Node<'_>, errors: &mut ErrorList) {
-    let mut refuse = |detail: &str| errors.push(Error::invalid(&status.child("conditions").path, json!({}), detail));
+    let mut refuse = |detail: &str| errors.push(Error::invalid_unshown(&status.child("conditions").path, detail));
     let changed = |condition: &str| new.is(condition) != old.is(condition);
     for (one, other, detail) in EXCLUSIVE {
         if new.is(one) && new.is(other) && (changed(one) || changed(other)) {
@@ -178,6 +178,7 @@ fn indexes(new: &Value, old: &Value, status: &Node<'_>, errors: &mut ErrorList) 
 mod tests {
     use super::*;
     use api::field::join;
+    use serde_json::json;
 
     #[test]
     fn statuses_refused() {
@@ -204,7 +205,7 @@ mod tests {
             ),
             (
                 json!({"active": 0, "conditions": [condition("Failed")]}),
-                "status.conditions: Invalid value: {}: cannot set Failed=True condition without the FailureTarget=true condition",
+                "status.conditions: Invalid value: cannot set Failed=True condition without the FailureTarget=true condition",
             ),
             (
                 json!({"active": 0, "conditions": [condition("SuccessCriteriaMet"), condition("Complete")]}),
@@ -224,8 +225,8 @@ mod tests {
         let ended = with(json!({"active": 0, "conditions": [condition("FailureTarget"), condition("Failed")]}));
         assert_eq!(
             join(&validate(&with(json!({"active": 0})), &ended)),
-            "[status.conditions: Invalid value: {}: cannot disable the terminal Failed=True condition, \
-             status.conditions: Invalid value: {}: cannot disable the terminal FailureTarget=True condition]"
+            "[status.conditions: Invalid value: cannot disable the terminal Failed=True condition, \
+             status.conditions: Invalid value: cannot disable the terminal FailureTarget=True condition]"
         );
     }
 }

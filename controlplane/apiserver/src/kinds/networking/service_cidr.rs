@@ -1,12 +1,13 @@
 //! ServiceCIDRs and IPAddresses: which addresses Services may have and which are taken.
 
-use api::field::{Error, ErrorList, Path};
+use api::field::{Error, ErrorList};
+use api::names;
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::kinds::check::{Node, parse_ip};
+use crate::kinds::check::{IMMUTABLE, Node, conditions, parse_cidr_sloppy};
 use crate::kinds::table::{NONE, named, row, words};
-use crate::kinds::value::{has, name, same_at, text, texts};
+use crate::kinds::value::{has, text, texts};
 use crate::resource::{Column, Context, Hooks};
 
 pub struct IpAddress;
@@ -14,41 +15,40 @@ pub struct IpAddress;
 impl Hooks for IpAddress {
     fn validate_create(&self, _ctx: &Context<'_>, address: &Value) -> ErrorList {
         let mut errors = ErrorList::new();
-        let path = Path::root("metadata").child("name");
-        match parse_ip(name(address)) {
-            None => errors.push(Error::invalid(
-                &path,
-                name(address),
-                "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
-            )),
-            Some(ip) if ip.to_string() != name(address) => {
-                errors.push(Error::invalid(&path, name(address), format!("must be in canonical form (\"{ip}\")")));
-            }
-            Some(_) => {}
-        }
-        let parent = Node::root(address).child("spec.parentRef");
+        let root = Node::root(address);
+        root.child("metadata.name").strict_ip(&mut errors);
+        let parent = root.child("spec.parentRef");
         if !parent.exists() {
             parent.missing(&mut errors, "");
-        } else {
-            for field in ["resource", "name"] {
-                parent.child(field).required(&mut errors, "");
+            return errors;
+        }
+        if !parent.child("group").text().is_empty() {
+            parent.child("group").format(&mut errors, names::dns1123_subdomain);
+        }
+        for field in ["resource", "name", "namespace"] {
+            if !parent.child(field).text().is_empty() {
+                parent.child(field).format(&mut errors, names::path_segment);
             }
+        }
+        for field in ["resource", "name"] {
+            parent.child(field).required(&mut errors, "");
         }
         errors
     }
 
-    fn validate_update(&self, ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
-        let mut errors = self.validate_create(ctx, new);
-        Node::root(new).child("spec.parentRef").immutable(&mut errors, &Node::root(old).child("spec.parentRef"));
+    fn validate_update(&self, _ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
+        let mut errors = ErrorList::new();
+        let (parent, was) = (Node::root(new).child("spec.parentRef"), Node::root(old).child("spec.parentRef"));
+        parent.immutable_declared(&mut errors, &was);
         errors
     }
 
     fn row(&self, address: &Value, now: Timestamp) -> Vec<Value> {
         let parent = if has(address, "spec.parentRef") {
             let part = |field: &str| text(address, &format!("spec.parentRef.{field}")).to_owned();
-            let resource = match part("group") {
-                group if group.is_empty() => part("resource"),
-                group => format!("{}.{group}", part("resource")),
+            let resource = match part("group").to_lowercase() {
+                group if group.is_empty() => part("resource").to_lowercase(),
+                group => format!("{}.{group}", part("resource").to_lowercase()),
             };
             [resource, part("namespace"), part("name")]
                 .into_iter()
@@ -70,24 +70,29 @@ pub struct ServiceCidr;
 
 impl Hooks for ServiceCidr {
     fn validate_create(&self, _ctx: &Context<'_>, cidr: &Value) -> ErrorList {
+        validate(cidr)
+    }
+
+    /// A second network may be added; nothing else may change.
+    fn validate_update(&self, _ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
+        let (ours, before) = (Node::root(new).items("spec.cidrs"), texts(old, "spec.cidrs"));
         let mut errors = ErrorList::new();
-        let list = Node::root(cidr).child("spec.cidrs");
-        match list.len() {
-            0 => list.missing(&mut errors, "at least one CIDR required"),
-            1 | 2 => {}
-            _ => list.invalid(&mut errors, "may only hold up to 2 values"),
+        if ours.len() != before.len() && (before.len(), ours.len()) != (1, 2) {
+            Node::root(new).child("spec.cidrs").invalid(&mut errors, IMMUTABLE);
+            return errors;
         }
-        for network in Node::root(cidr).items("spec.cidrs") {
-            network.cidr(&mut errors);
+        for (network, _) in ours.iter().zip(&before).filter(|(network, was)| network.text() != **was) {
+            network.invalid(&mut errors, IMMUTABLE);
+        }
+        if ours.len() != before.len() {
+            errors.extend(validate(new));
         }
         errors
     }
 
-    fn validate_update(&self, ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
-        let mut errors = self.validate_create(ctx, new);
-        if !same_at(old, new, "spec.cidrs") && !texts(old, "spec.cidrs").is_empty() {
-            Node::root(new).child("spec.cidrs").invalid(&mut errors, "field is immutable");
-        }
+    fn validate_subresource_update(&self, _ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
+        let mut errors = ErrorList::new();
+        conditions(&Node::root(new), "status.conditions", &mut errors);
         errors
     }
 
@@ -96,9 +101,99 @@ impl Hooks for ServiceCidr {
     }
 }
 
+fn validate(cidr: &Value) -> ErrorList {
+    let mut errors = ErrorList::new();
+    let list = Node::root(cidr).child("spec.cidrs");
+    let networks = Node::root(cidr).items("spec.cidrs");
+    // The whole spec is shown, by the names of its Go fields.
+    let mut refuse = |detail: &str| errors.push(Error::invalid(&list.path, json!({"CIDRs": list.value}), detail));
+    let family = |network: &Node<'_>| parse_cidr_sloppy(network.text()).map(|(address, _)| address.is_ipv4());
+    match networks.as_slice() {
+        [] => list.missing(&mut errors, "at least one CIDR required"),
+        [one, two] if family(one).is_none() || family(two).is_none() || family(one) == family(two) => {
+            refuse("may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64")
+        }
+        [_] | [_, _] => networks.iter().for_each(|network| network.strict_cidr(&mut errors)),
+        _ => refuse("may only hold up to 2 values"),
+    }
+    errors
+}
+
 pub fn columns() -> Vec<Column> {
     named(vec![words(
         "CIDRs",
         "CIDRs defines the IP blocks in CIDR notation (e.g. \"192.168.0.0/24\" or \"2001:db8::/64\") from which to assign service cluster IPs.",
     )])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kinds::tested::{cells, created, updated};
+
+    #[test]
+    fn networks_of_services() {
+        let with = |cidrs: Value| json!({"metadata": {"name": "c"}, "spec": {"cidrs": cidrs}});
+        for (cidrs, expected) in [
+            (json!(["10.0.0.0/16", "2001:db8::/64"]), "[]"),
+            (json!([]), "spec.cidrs: Required value: at least one CIDR required"),
+            (
+                json!(["10.0.0.0/16", "10.1.0.0/16"]),
+                "spec.cidrs: Invalid value: {\"CIDRs\":[\"10.0.0.0/16\",\"10.1.0.0/16\"]}: may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64",
+            ),
+            (
+                json!(["10.0.0.1/16"]),
+                "spec.cidrs[0]: Invalid value: \"10.0.0.1/16\": must not have bits set beyond the prefix length",
+            ),
+            (
+                json!(["2001:DB8::/64"]),
+                "spec.cidrs[0]: Invalid value: \"2001:DB8::/64\": must be in canonical form (\"2001:db8::/64\")",
+            ),
+            (
+                json!(["x"]),
+                "spec.cidrs[0]: Invalid value: \"x\": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
+            ),
+        ] {
+            assert_eq!(created(&ServiceCidr, &with(cidrs.clone())), expected, "{cidrs}");
+        }
+        let old = with(json!(["10.0.0.0/16"]));
+        for (cidrs, expected) in [
+            (json!(["10.0.0.0/16"]), "[]"),
+            (json!(["10.0.0.0/16", "2001:db8::/64"]), "[]"),
+            (json!(["10.1.0.0/16"]), "spec.cidrs[0]: Invalid value: \"10.1.0.0/16\": field is immutable"),
+            (json!([]), "spec.cidrs: Invalid value: []: field is immutable"),
+        ] {
+            assert_eq!(updated(&ServiceCidr, &old, &with(cidrs.clone())), expected, "{cidrs}");
+        }
+    }
+
+    #[test]
+    fn addresses_of_services() {
+        let with = |name: &str, parent: Value| json!({"metadata": {"name": name}, "spec": {"parentRef": parent}});
+        let service = json!({"resource": "services", "namespace": "n", "name": "s"});
+        for (address, expected) in [
+            (with("10.0.0.1", service.clone()), "[]"),
+            (
+                with("010.0.0.1", service.clone()),
+                "metadata.name: Invalid value: \"010.0.0.1\": must not have leading 0s",
+            ),
+            (
+                with("2001:DB8::1", service.clone()),
+                "metadata.name: Invalid value: \"2001:DB8::1\": must be in canonical form (\"2001:db8::1\")",
+            ),
+            (with("10.0.0.1", json!(null)), "spec.parentRef: Required value"),
+            (
+                with("10.0.0.1", json!({"name": "a/b"})),
+                "[spec.parentRef.name: Invalid value: \"a/b\": may not contain '/', spec.parentRef.resource: Required value]",
+            ),
+        ] {
+            assert_eq!(created(&IpAddress, &address), expected, "{address}");
+        }
+        let old = with("10.0.0.1", service);
+        assert_eq!(
+            updated(&IpAddress, &old, &with("10.0.0.1", json!({"resource": "services", "name": "t"}))),
+            "spec.parentRef: Invalid value: null: field is immutable"
+        );
+        assert_eq!(cells(&IpAddress, &old, "2026-01-01T00:00:00Z"), "10.0.0.1|services/n/s|<unknown>");
+    }
 }
