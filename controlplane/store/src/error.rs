@@ -17,8 +17,14 @@ pub enum StoreError {
     #[error("a watch of {prefix:?} fell behind: {queued} events were waiting for it; list again and watch from there")]
     WatchTooSlow { prefix: String, queued: usize },
 
-    #[error("{path} is damaged: {detail}; restore a snapshot (skiff snapshot restore) or move the file away")]
+    #[error("{path} is damaged: {detail}; restore a snapshot that is whole (skiff snapshot restore)")]
     Damaged { path: PathBuf, detail: String },
+
+    #[error(
+        "{path} is of an earlier version of skiff, whose store this one does not read; take a snapshot with that \
+         version (skiff snapshot save), move the file away, and restore the snapshot here (skiff snapshot restore)"
+    )]
+    OtherFormat { path: PathBuf },
 
     #[error("{path} is in use by another process; stop it, or give this server another --data-dir")]
     Locked { path: PathBuf },
