@@ -209,6 +209,9 @@ impl ApiError {
             many => format!("[{}]", many.join(", ")),
         };
         let message = format!("{} \"{name}\" is invalid: {joined}", qualified(group, kind));
+        if kind.is_empty() {
+            return Self::without_kind(message, errors);
+        }
         let causes: Vec<Value> = errors
             .iter()
             .map(|error| {
@@ -221,6 +224,12 @@ impl ApiError {
         let mut details = details(group, kind, name);
         details["causes"] = causes.into();
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message).with_details(details)
+    }
+
+    /// What is said of a patch, whose object is not known yet.
+    fn without_kind(message: String, errors: &[field::Error]) -> Self {
+        let error = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message);
+        errors.iter().fold(error, |all, one| all.with_cause(one.kind.reason(), &one.body(), &one.field.to_string()))
     }
 
     /// A well-formed request whose content cannot be applied (e.g. a JSON patch test that fails).

@@ -87,6 +87,13 @@ impl Cluster {
         self.store.get(key).await.unwrap().kv.map(|kv| kv.value.to_vec())
     }
 
+    /// Forgets every version but the newest, as time would.
+    pub async fn compact(&self) {
+        use store::Store;
+        let now = self.store.get("/registry").await.unwrap().revision;
+        self.store.compact(now).await.unwrap();
+    }
+
     /// Another server over the same store and certificates, as after a restart.
     pub async fn another(&self, adjust: impl FnOnce(&mut Config)) -> ApiServer {
         let mut config = self.server.config().clone();

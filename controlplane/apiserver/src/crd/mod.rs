@@ -6,13 +6,14 @@
 
 pub mod convert;
 pub mod jsonpath;
+mod names;
 pub mod resource;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use self::convert::{Converter, Served};
 use self::resource::{Custom, SchemaHooks};
@@ -123,7 +124,7 @@ impl CustomServer {
         let definitions = self.api.list(GROUP, PLURAL, "").await?;
         let mut settled = true;
         for definition in &definitions {
-            if let Some(status) = accepted(definition, &definitions) {
+            if let Some(status) = names::settled(definition, &definitions) {
                 let mut changed = (**definition).clone();
                 changed["status"] = status;
                 match self.api.update(GROUP, PLURAL, "status", changed).await {
@@ -260,98 +261,4 @@ fn condition<'a>(definition: &'a Value, kind: &str) -> Option<&'a Value> {
 
 fn is_established(definition: &Value) -> bool {
     condition(definition, "Established").is_some_and(|condition| condition["status"] == "True")
-}
-
-/// The names of a definition that no other of its group may use.
-fn claimed(names: &Value) -> Vec<String> {
-    let one = ["plural", "singular"].iter().filter_map(|key| names[*key].as_str());
-    let short = names["shortNames"].as_array().into_iter().flatten().filter_map(Value::as_str);
-    one.chain(short).map(str::to_owned).collect()
-}
-
-/// The status of a definition when its names are (not) accepted; none if it says so already. Pure.
-fn accepted(definition: &Value, all: &[Arc<Value>]) -> Option<Value> {
-    let (spec, name) = (&definition["spec"], &definition["metadata"]["name"]);
-    let mine = claimed(&spec["names"]);
-    let conflict = all
-        .iter()
-        .filter(|other| other["metadata"]["name"] != *name && other["spec"]["group"] == spec["group"])
-        .find_map(|other| {
-            let theirs = &other["status"]["acceptedNames"];
-            let taken = claimed(theirs).into_iter().find(|taken| !taken.is_empty() && mine.contains(taken));
-            let kind = ["kind", "listKind"]
-                .into_iter()
-                .find(|key| theirs[*key].as_str().is_some_and(|kind| !kind.is_empty() && spec["names"][*key] == kind));
-            taken.or(kind.map(|key| spec["names"][key].as_str().unwrap_or_default().to_owned()))
-        });
-    let now = metadata::timestamp(jiff::Timestamp::now());
-    let entry = |kind: &str, status: &str, reason: &str, message: &str| json!({"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": now});
-    let wanted = match &conflict {
-        None => vec![
-            entry("NamesAccepted", "True", "NoConflicts", "no conflicts found"),
-            entry("Established", "True", "InitialNamesAccepted", "the initial names have been accepted"),
-        ],
-        Some(taken) => {
-            let mut wanted =
-                vec![entry("NamesAccepted", "False", "NameConflict", &format!("{taken:?} is already in use"))];
-            if !is_established(definition) {
-                wanted.push(entry("Established", "False", "NotAccepted", "not all names are accepted"));
-            }
-            wanted
-        }
-    };
-    let says = |wanted: &Value| {
-        condition(definition, wanted["type"].as_str().unwrap_or_default())
-            .is_some_and(|held| held["status"] == wanted["status"] && held["message"] == wanted["message"])
-    };
-    let names_fit = conflict.is_some() || definition["status"]["acceptedNames"] == spec["names"];
-    if names_fit && wanted.iter().all(says) {
-        return None;
-    }
-    let mut status = definition["status"].clone();
-    if conflict.is_none() {
-        status["acceptedNames"] = spec["names"].clone();
-    }
-    let mut conditions: Vec<Value> = status["conditions"].as_array().cloned().unwrap_or_default();
-    for new in wanted {
-        match conditions.iter_mut().find(|held| held["type"] == new["type"]) {
-            Some(held) => {
-                let kept =
-                    if held["status"] == new["status"] { held["lastTransitionTime"].clone() } else { Value::Null };
-                *held = new;
-                if !kept.is_null() {
-                    held["lastTransitionTime"] = kept;
-                }
-            }
-            None => conditions.push(new),
-        }
-    }
-    status["conditions"] = conditions.into();
-    Some(status)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn definition(name: &str, kind: &str, short: &str) -> Arc<Value> {
-        let names = json!({"plural": name, "singular": name, "kind": kind, "listKind": format!("{kind}List"), "shortNames": [short]});
-        Arc::new(
-            json!({"metadata": {"name": format!("{name}.example.com")}, "spec": {"group": "example.com", "names": names}}),
-        )
-    }
-
-    #[test]
-    fn names_are_accepted_once() {
-        let first = definition("crons", "Cron", "cr");
-        let status = accepted(&first, std::slice::from_ref(&first)).unwrap();
-        let mut established = (*first).clone();
-        established["status"] = status;
-        assert!(is_established(&established));
-        assert!(accepted(&established, &[Arc::new(established.clone())]).is_none(), "nothing more to say");
-        let second = definition("others", "Other", "cr");
-        let status = accepted(&second, &[Arc::new(established), second.clone()]).unwrap();
-        assert_eq!(status["conditions"][0]["status"], "False");
-        assert_eq!(status["conditions"][0]["message"], "\"cr\" is already in use");
-    }
 }

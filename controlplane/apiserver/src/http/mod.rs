@@ -9,6 +9,7 @@ pub mod info;
 pub mod inprocess;
 pub mod metrics;
 pub mod negotiate;
+pub mod options;
 pub mod paths;
 pub mod pipeline;
 pub mod query;

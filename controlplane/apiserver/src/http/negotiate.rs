@@ -32,6 +32,8 @@ pub enum View {
     /// `PartialObjectMetadata`, or its list.
     Metadata {
         version: &'static str,
+        /// Asked for as `PartialObjectMetadataList`.
+        list: bool,
     },
 }
 
@@ -53,12 +55,13 @@ impl Output {
     /// `protobuf`: whether the resource has that representation. `views`: whether the request may
     /// ask for tables and metadata.
     pub fn negotiate(accept: &str, query: &Query, user_agent: &str, protobuf: bool, views: bool) -> Result<Self> {
-        let pretty = pretty(query, user_agent);
+        let mut pretty = pretty(query, user_agent);
         if accept.trim().is_empty() {
             return Ok(Self { pretty, ..Self::plain() });
         }
         for clause in by_quality(accept) {
             if let Some((media, view)) = accepted(clause, protobuf, views) {
+                pretty |= clause.split(';').any(|part| part.trim() == "pretty=1");
                 return Ok(Self { media, view, pretty });
             }
         }
@@ -69,9 +72,8 @@ impl Output {
 
 /// People with curl or a browser get indented JSON, as upstream does.
 fn pretty(query: &Query, user_agent: &str) -> bool {
-    match query.get("pretty") {
-        Some("") => true,
-        Some(_) => query.flag("pretty"),
+    match query.get("pretty").filter(|value| !value.is_empty()) {
+        Some(value) => matches!(value, "1" | "t" | "T" | "true" | "TRUE" | "True"),
         None => ["curl", "Wget", "Mozilla/5.0"].iter().any(|agent| user_agent.starts_with(agent)),
     }
 }
@@ -92,7 +94,7 @@ fn accepted(clause: &str, protobuf: bool, views: bool) -> Option<(Media, View)> 
     let media = match parts.next()? {
         "application/json" | "*/*" | "application/*" => Media::Json,
         "application/yaml" => Media::Yaml,
-        "application/vnd.kubernetes.protobuf" if protobuf => Media::Protobuf,
+        "application/vnd.kubernetes.protobuf" => Media::Protobuf,
         _ => return None,
     };
     let (mut kind, mut version, mut group) = ("", "", "");
@@ -101,12 +103,13 @@ fn accepted(clause: &str, protobuf: bool, views: bool) -> Option<(Media, View)> 
             Some(("as", value)) => kind = value,
             Some(("v", value)) => version = value,
             Some(("g", value)) => group = value,
-            // q, charset, stream, ...: no say in what is shown
+            Some(("stream", value)) if !matches!(value, "" | "watch") || media == Media::Yaml => return None,
+            // q, charset, ...: no say in what is shown
             _ => {}
         }
     }
-    if kind.is_empty() {
-        return Some((media, View::Object));
+    if kind.is_empty() && version.is_empty() && group.is_empty() {
+        return (protobuf || media != Media::Protobuf).then_some((media, View::Object));
     }
     let version = match version {
         "v1" => "v1",
@@ -117,8 +120,10 @@ fn accepted(clause: &str, protobuf: bool, views: bool) -> Option<(Media, View)> 
         return None;
     }
     match kind {
-        "Table" => Some((media, View::Table { version })),
-        "PartialObjectMetadata" | "PartialObjectMetadataList" => Some((media, View::Metadata { version })),
+        // Tables have no protobuf; metadata has it of every kind.
+        "Table" if media != Media::Protobuf => Some((media, View::Table { version })),
+        "PartialObjectMetadata" => Some((media, View::Metadata { version, list: false })),
+        "PartialObjectMetadataList" => Some((media, View::Metadata { version, list: true })),
         _ => None,
     }
 }
@@ -141,7 +146,7 @@ mod tests {
             (
                 "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io",
                 Media::Json,
-                View::Metadata { version: "v1" },
+                View::Metadata { version: "v1", list: true },
             ),
         ] {
             let output = Output::negotiate(accept, &Query::default(), "", true, true).unwrap();

@@ -1,4 +1,4 @@
-//! Query strings, and the options of requests that travel in them.
+//! Query strings.
 
 use crate::error::{ApiError, Result};
 
@@ -38,17 +38,22 @@ impl Query {
         if self.get(key).is_some() { self.flag(key) } else { absent }
     }
 
-    /// A number, or `400` naming the parameter.
+    /// A number, or `400` in the words of Go's parser.
     pub fn number(&self, key: &str) -> Result<Option<i64>> {
         match self.get(key) {
             None | Some("") => Ok(None),
             Some(text) => text.parse().map(Some).map_err(|_| {
                 ApiError::bad_request(format!(
-                    "strconv.ParseInt: parsing {text:?}: invalid syntax (query parameter {key})"
+                    "strconv.ParseInt: parsing {text:?}: {}", if is_range(text) { "value out of range" } else { "invalid syntax" }
                 ))
             }),
         }
     }
+}
+
+fn is_range(text: &str) -> bool {
+    let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
+    !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// `plus`: `+` stands for a space, as in queries.
@@ -79,62 +84,6 @@ pub fn percent_decode(text: &str, plus: bool) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// `fieldValidation`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum FieldValidation {
-    Ignore,
-    #[default]
-    Warn,
-    Strict,
-}
-
-/// What writes may say in the query.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct WriteOptions {
-    pub dry_run: bool,
-    pub field_manager: String,
-    pub field_validation: FieldValidation,
-    pub force: bool,
-}
-
-impl WriteOptions {
-    pub fn parse(query: &Query, kind: &str) -> Result<Self> {
-        let mut options = Self { field_manager: query.text("fieldManager").to_owned(), ..Self::default() };
-        for value in query.all("dryRun") {
-            options.dry_run |= dry_run(value, kind)?;
-        }
-        if options.field_manager.len() > 128 || options.field_manager.chars().any(|c| c.is_control()) {
-            return Err(ApiError::bad_request(
-                "fieldManager: Invalid value: must be printable and at most 128 characters",
-            ));
-        }
-        options.field_validation = match query.text("fieldValidation") {
-            "" | "Warn" => FieldValidation::Warn,
-            "Ignore" => FieldValidation::Ignore,
-            "Strict" => FieldValidation::Strict,
-            other => {
-                let message = format!(
-                    "{kind}.meta.k8s.io \"\" is invalid: fieldValidation: Unsupported value: \"{other}\": supported values: \"Ignore\", \"Strict\", \"Warn\""
-                );
-                return Err(ApiError::unprocessable(message));
-            }
-        };
-        options.force = query.flag("force");
-        Ok(options)
-    }
-}
-
-/// Whether a `dryRun` value asks for one.
-pub fn dry_run(value: &str, kind: &str) -> Result<bool> {
-    match value {
-        "All" => Ok(true),
-        "" => Ok(false),
-        other => Err(ApiError::unprocessable(format!(
-            "{kind}.meta.k8s.io \"\" is invalid: dryRun: Unsupported value: \"{other}\": supported values: \"All\""
-        ))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,10 +101,4 @@ mod tests {
         assert_eq!(percent_decode("100%", false), "100%");
     }
 
-    #[test]
-    fn write_options_are_checked() {
-        assert!(WriteOptions::parse(&Query::parse("dryRun=All"), "CreateOptions").unwrap().dry_run);
-        assert_eq!(WriteOptions::parse(&Query::parse("dryRun=Some"), "CreateOptions").unwrap_err().code(), 422);
-        assert!(WriteOptions::parse(&Query::parse("fieldValidation=Loose"), "CreateOptions").is_err());
-    }
 }

@@ -104,7 +104,7 @@ fn list_value(call: &Call, listing: &Listing, view: View) -> Result<Value> {
         return Ok(call.table(rows, &metadata, version));
     }
     let items = listing.items.iter().map(|item| match view {
-        View::Metadata { version } => Ok(crate::table::partial(item.decode(), version)),
+        View::Metadata { version, .. } => Ok(crate::table::partial(item.decode(), version)),
         _ => call.served(item.decode()),
     });
     let items = items.collect::<Result<Vec<_>>>()?;
@@ -125,7 +125,7 @@ pub fn list_of(call: &Call, view: View, mut items: Vec<Value>, metadata: Value) 
 
 fn list_type(call: &Call, view: View) -> (String, String) {
     match view {
-        View::Metadata { version } => ("PartialObjectMetadataList".to_owned(), format!("meta.k8s.io/{version}")),
+        View::Metadata { version, .. } => ("PartialObjectMetadataList".to_owned(), format!("meta.k8s.io/{version}")),
         _ => (call.descriptor().list_kind.to_string(), call.kind().api_version()),
     }
 }
@@ -162,7 +162,7 @@ impl Pieces {
             piece.put_u8(b',');
         }
         match self.view {
-            View::Metadata { version } => {
+            View::Metadata { version, .. } => {
                 piece.put_slice(&crate::registry::read::partial_bytes(item, version));
             }
             _ if self.typed => piece.put_slice(&item.bytes),

@@ -9,9 +9,9 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::body::Body;
-use super::negotiate::{Media, Output};
+use super::negotiate::{Media, Output, View};
 use super::pipeline::Asked;
-use super::query::WriteOptions;
+use super::options::{WriteKind, WriteOptions};
 use super::render;
 use crate::error::{ApiError, Result};
 use crate::registry::delete::DeleteOptions;
@@ -73,15 +73,15 @@ fn check_path(asked: &Asked, endpoint: &Endpoint) -> Result<()> {
 }
 
 fn call(asked: &Asked, endpoint: Arc<Endpoint>) -> Result<Call> {
-    let options_kind = match asked.info.verb.as_str() {
-        "create" => "CreateOptions",
-        "patch" => "PatchOptions",
-        _ => "UpdateOptions",
+    let write = match asked.info.verb.as_str() {
+        "create" => Some(WriteKind::Create),
+        "update" => Some(WriteKind::Update),
+        "patch" if is_apply(asked) => Some(WriteKind::Apply),
+        // Of another media type than a patch's, which is refused first.
+        "patch" => PatchType::parse(media_type(asked)).map(|_| WriteKind::Patch),
+        _ => None,
     };
-    let options = match asked.info.verb.as_str() {
-        "create" | "update" | "patch" => WriteOptions::parse(&asked.query, options_kind)?,
-        _ => WriteOptions::default(),
-    };
+    let options = write.map(|kind| WriteOptions::parse(&asked.query, kind)).transpose()?.unwrap_or_default();
     let manager = if asked.info.is_read_only() {
         String::new()
     } else if options.field_manager.is_empty() {
@@ -136,9 +136,9 @@ async fn route(asked: &Asked, call: Arc<Call>, body: Bytes) -> Result<Response<B
         // Collections are posted to, single objects are put and patched.
         return Err(ApiError::method_not_allowed());
     }
-    let views = matches!(verb, "get" | "list" | "watch" | "create" | "update" | "patch");
     let protobuf = !call.descriptor().custom;
-    let output = Output::negotiate(asked.header(header::ACCEPT), &asked.query, asked.user_agent(), protobuf, views)?;
+    let output = Output::negotiate(asked.header(header::ACCEPT), &asked.query, asked.user_agent(), protobuf, true)?;
+    check_view(&call, &output)?;
     match verb {
         "get" => {
             let item = call.get_item().await?;
@@ -175,11 +175,37 @@ async fn route(asked: &Asked, call: Arc<Call>, body: Bytes) -> Result<Response<B
             let selection = call.selection()?;
             let items = Box::pin(call.delete_collection(&selection, &options)).await?;
             let items = items.into_iter().map(|item| call.served(item)).collect::<Result<Vec<_>>>()?;
-            let list = render::list_of(&call, super::negotiate::View::Object, items, json!({}));
+            let list = render::list_of(&call, View::Object, items, json!({}));
             Ok(ok(StatusCode::OK, &output, render::encode(&list, &output)?, asked))
         }
         _ => Err(ApiError::method_not_allowed()),
     }
+}
+
+/// Metadata of a list is not metadata of an object.
+fn check_view(call: &Call, output: &Output) -> Result<()> {
+    let View::Metadata { list, .. } = output.view else { return Ok(()) };
+    let verb = call.info.verb.as_str();
+    let why = match (verb, list) {
+        ("list", false) => "PartialObjectMetadata, but the requested object is a list",
+        ("get" | "create" | "update" | "patch", true) => {
+            "PartialObjectMetadataList, but the requested object is not a list"
+        }
+        _ => return Ok(()),
+    };
+    let suffix = if verb == "list" { "List" } else { "" };
+    let descriptor = call.descriptor();
+    let package = match descriptor.hub_group().split('.').next() {
+        None | Some("") => "core",
+        Some("internal") => "apiserverinternal",
+        Some("events") => "core",
+        Some(first) => first,
+    };
+    let found = match descriptor.custom {
+        true => format!("*unstructured.Unstructured{suffix}"),
+        false => format!("*{package}.{}{suffix}", call.kind().kind),
+    };
+    Err(ApiError::new(StatusCode::NOT_ACCEPTABLE, "NotAcceptable", format!("you requested {why} ({found})")))
 }
 
 pub fn ok(status: StatusCode, output: &Output, bytes: Bytes, asked: &Asked) -> Response<Body> {
@@ -189,7 +215,7 @@ pub fn ok(status: StatusCode, output: &Output, bytes: Bytes, asked: &Asked) -> R
 
 pub fn written_response(asked: &Asked, call: &Call, written: Written, output: &Output) -> Result<Response<Body>> {
     let status = if written.created { StatusCode::CREATED } else { StatusCode::OK };
-    let plain = output.media == Media::Json && !output.pretty && output.view == super::negotiate::View::Object;
+    let plain = output.media == Media::Json && !output.pretty && output.view == View::Object;
     let bytes = if plain && !call.converts() { written.bytes } else { call.render(written.value, output)? };
     Ok(ok(status, output, bytes, asked))
 }
@@ -206,7 +232,7 @@ fn deleted_response(asked: &Asked, call: &Call, written: Written, output: &Outpu
         details["group"] = call.info.group.as_str().into();
     }
     let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details});
-    let output = Output { view: super::negotiate::View::Object, ..*output };
+    let output = Output { view: View::Object, ..*output };
     Ok(ok(StatusCode::OK, &output, render::encode(&status, &output)?, asked))
 }
 
@@ -214,14 +240,27 @@ const BODY_TYPES: &[&str] = &["application/json", "application/yaml", "applicati
 
 /// The request's body as a value, and its duplicate fields.
 pub fn parse_body(asked: &Asked, body: &Bytes) -> Result<(Value, Vec<String>)> {
-    let content = match media_type(asked) {
-        "" | "application/json" | "*/*" => ContentType::Json,
+    let content = match media_type(asked).to_ascii_lowercase().as_str() {
+        "" | "application/json" => ContentType::Json,
         "application/yaml" => ContentType::Yaml,
         "application/vnd.kubernetes.protobuf" => return Ok((crate::protobuf::decode(body)?, Vec::new())),
         _ => return Err(ApiError::unsupported_media_type(BODY_TYPES)),
     };
     let parsed = schema::parse(body, content)?;
     Ok((parsed.value, parsed.duplicates))
+}
+
+/// What a body that is no object at all is answered, with its beginning.
+fn unrecognized(kind: &str, error: &ApiError, body: &Bytes) -> ApiError {
+    const SHOWN: usize = 30;
+    let start = &body[..body.len().min(SHOWN)];
+    let more = if body.len() > SHOWN { " ..." } else { "" };
+    let summary = match start.first() {
+        None => "<empty>".to_owned(),
+        Some(b'{') => format!("{}{more}", String::from_utf8_lossy(start)),
+        Some(_) => start.iter().map(|byte| format!("{byte:02x}")).chain([more.to_owned()]).collect(),
+    };
+    ApiError::bad_request(format!("the object provided is unrecognized (must be of type {kind}): {error} ({summary})"))
 }
 
 /// Whatever a body holds, also a patch: for the audit log.
@@ -236,25 +275,35 @@ pub fn parse_any(asked: &Asked, body: &Bytes) -> Option<Value> {
 
 /// The object in the body, normalised by the resource's schema.
 pub fn decode(asked: &Asked, call: &Call, body: &Bytes) -> Result<Value> {
-    let (mut object, duplicates) = parse_body(asked, body)?;
-    call.normalize(&mut object, &duplicates)?;
+    if call.descriptor().custom && media_type(asked) == "application/vnd.kubernetes.protobuf" {
+        return Err(ApiError::unsupported_media_type(&BODY_TYPES[..2]));
+    }
+    let kind = call.kind();
+    let (mut object, duplicates) = parse_body(asked, body).map_err(|error| match error.code() {
+        StatusCode::BAD_REQUEST => unrecognized(&kind.kind, &error, body),
+        _ => error,
+    })?;
+    if object.is_null() {
+        // Go decodes it into an object of which nothing is said.
+        object = json!({});
+    }
+    if !object.is_object() {
+        let found = if object.is_array() { "array" } else if object.is_string() { "string" } else if object.is_boolean() { "bool" } else { "number" };
+        let why = format!("couldn't get version/kind; json parse error: json: cannot unmarshal {found} into Go value of type struct {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}");
+        return Err(unrecognized(&kind.kind, &ApiError::bad_request(why), body));
+    }
+    let mut problems = call.field_problems(&mut object, &duplicates)?;
+    if !problems.is_empty() && !call.descriptor().custom {
+        problems = schema::document::in_order(body, problems);
+    }
+    call.report_fields(&kind, &problems)?;
     Ok(object)
 }
 
 pub fn decode_patch(asked: &Asked, call: &Call, body: &Bytes) -> Result<Patch> {
     let Some(kind) = PatchType::parse(media_type(asked)) else {
-        return Err(ApiError::unsupported_media_type(PatchType::ACCEPTED));
+        return Err(ApiError::unsupported_media_type(PatchType::accepted(call.descriptor().custom)));
     };
-    if kind == PatchType::Apply && call.options.field_manager.is_empty() {
-        return Err(ApiError::bad_request(
-            "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
-        ));
-    }
-    if kind != PatchType::Apply && call.options.force {
-        return Err(ApiError::unprocessable(
-            "PatchOptions.meta.k8s.io \"\" is invalid: force: Forbidden: may not be specified for non-apply patch",
-        ));
-    }
     let content = if kind == PatchType::Apply { ContentType::Yaml } else { ContentType::Json };
     let parsed = schema::parse(body, content)?;
     Ok(Patch { kind, document: parsed.value, duplicates: parsed.duplicates })

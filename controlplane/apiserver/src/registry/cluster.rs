@@ -92,7 +92,7 @@ impl Cluster for Api {
         let endpoint = self.endpoint(group, plural)?;
         let descriptor = endpoint.descriptor();
         let kind = descriptor.hub_kind();
-        metadata::check_type(&mut object, &kind.api_version(), &kind.kind)?;
+        metadata::check_type(&mut object, &kind.api_version(), &kind.kind, false)?;
         endpoint.hooks().defaults(&mut object);
         let status = object.get("status").cloned();
         metadata::prepare_create(descriptor, &mut object, Timestamp::now())?;

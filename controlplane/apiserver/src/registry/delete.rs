@@ -1,6 +1,7 @@
 //! Deletion: at once, or in two steps when a grace period, a finalizer or the kind itself holds
 //! the object back.
 
+use api::field::{Error, ErrorList, Path};
 use bytes::Bytes;
 use futures::StreamExt;
 use serde_json::{Value, json};
@@ -14,7 +15,8 @@ use crate::cache::item::{encode, remove_version};
 use crate::cache::store_error;
 use crate::cache::watch::Selection;
 use crate::error::{ApiError, Result};
-use crate::http::query::{Query, dry_run};
+use crate::http::options::{check_dry_run, refuse};
+use crate::http::query::Query;
 use crate::resource::{Descriptor, Hooks};
 
 const ATTEMPTS: usize = 64;
@@ -47,6 +49,7 @@ impl DeleteOptions {
         if !body.is_null() && !body.is_object() {
             return Err(ApiError::bad_request("the body of a delete must be a DeleteOptions object"));
         }
+        check_members(body)?;
         let kind = body["kind"].as_str().unwrap_or("DeleteOptions");
         if kind != "DeleteOptions" {
             return Err(ApiError::bad_request(format!("expected a DeleteOptions object in the body, got {kind}")));
@@ -59,28 +62,26 @@ impl DeleteOptions {
         let orphan = body["orphanDependents"]
             .as_bool()
             .or(query.get("orphanDependents").map(|_| query.flag("orphanDependents")));
-        options.propagation = match (policy.filter(|policy| !policy.is_empty()), orphan) {
-            (Some(_), Some(_)) => {
-                return Err(invalid(
-                    "propagationPolicy: Invalid value: \"orphanDependents\": orphanDependents and deletionPropagation cannot be both set",
-                ));
-            }
-            (Some("Orphan"), None) | (None, Some(true)) => Some(Propagation::Orphan),
-            (Some("Background"), None) | (None, Some(false)) => Some(Propagation::Background),
-            (Some("Foreground"), None) => Some(Propagation::Foreground),
-            (Some(other), None) => {
-                return Err(invalid(&format!(
-                    "propagationPolicy: Unsupported value: \"{other}\": supported values: \"Background\", \"Foreground\", \"Orphan\""
-                )));
+        let policy = policy.filter(|policy| !policy.is_empty());
+        let (mut errors, path) = (ErrorList::new(), Path::root("propagationPolicy"));
+        if let (Some(policy), Some(_)) = (policy, orphan) {
+            errors.push(Error::invalid(&path, policy, "orphanDependents and deletionPropagation cannot be both set"));
+        }
+        options.propagation = match (policy, orphan) {
+            (Some("Orphan"), _) | (None, Some(true)) => Some(Propagation::Orphan),
+            (Some("Background"), _) | (None, Some(false)) => Some(Propagation::Background),
+            (Some("Foreground"), _) => Some(Propagation::Foreground),
+            (Some(other), _) => {
+                errors.push(Error::not_supported(&path, other, &["Foreground", "Background", "Orphan", "nil"]));
+                None
             }
             (None, None) => None,
         };
         options.preconditions.uid = body["preconditions"]["uid"].as_str().map(str::to_owned);
         options.preconditions.resource_version = body["preconditions"]["resourceVersion"].as_str().map(str::to_owned);
         let in_body = body["dryRun"].as_array().into_iter().flatten().filter_map(Value::as_str);
-        for value in in_body.chain(query.all("dryRun")) {
-            options.dry_run |= dry_run(value, "DeleteOptions")?;
-        }
+        options.dry_run = check_dry_run(&in_body.chain(query.all("dryRun")).collect::<Vec<_>>(), &mut errors);
+        refuse("DeleteOptions", &errors)?;
         Ok(options)
     }
 
@@ -99,8 +100,30 @@ impl DeleteOptions {
     }
 }
 
-fn invalid(why: &str) -> ApiError {
-    ApiError::unprocessable(format!("DeleteOptions.meta.k8s.io \"\" is invalid: {why}"))
+/// What typed decoding would say of members of the wrong type.
+fn check_members(body: &Value) -> Result<()> {
+    let found = |value: &Value| match value {
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        _ => "object",
+    };
+    for (name, wanted, fits) in [
+        ("gracePeriodSeconds", "int64", Value::is_i64 as fn(&Value) -> bool),
+        ("propagationPolicy", "v1.DeletionPropagation", Value::is_string),
+        ("orphanDependents", "bool", Value::is_boolean),
+        ("preconditions", "v1.Preconditions", Value::is_object),
+        ("dryRun", "[]string", Value::is_array),
+    ] {
+        if let Some(value) = body.get(name).filter(|value| !value.is_null() && !fits(value)) {
+            return Err(ApiError::bad_request(format!(
+                "DeleteOptions in version \"v1\" cannot be handled as a DeleteOptions: json: cannot unmarshal {} into Go struct field DeleteOptions.{name} of type {wanted}",
+                found(value)
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// What a delete does to the object that is there.
@@ -219,7 +242,7 @@ impl Call {
             let Some(Current { value: object, revision }) = current else {
                 return Err(ApiError::not_found(&self.info.group, &descriptor.plural, name));
             };
-            options.preconditions.check(&self.info.group, &descriptor.plural, &object)?;
+            options.preconditions.check_delete(&self.info.group, &descriptor.kind, &object)?;
             self.mutate(Operation::Delete, Value::Null, Some(&object), &options_object).await?;
             self.validate(Operation::Delete, Value::Null, Some(&object), &options_object).await?;
             let key = descriptor.key(metadata::text(&object, "namespace"), name);
@@ -261,10 +284,13 @@ impl Call {
     /// Deletes everything selected; gives what was there.
     pub async fn delete_collection(&self, selection: &Selection, options: &DeleteOptions) -> Result<Vec<Value>> {
         let cache = &self.endpoint.cache;
+        let limit = self.query.number("limit")?.and_then(|limit| usize::try_from(limit).ok());
+        let limit = limit.filter(|limit| *limit > 0).unwrap_or(usize::MAX);
         cache.fresh().await?;
         let items: Vec<_> = {
             let state = cache.read();
-            state.scan(&selection.namespace).filter(|item| selection.matches(cache, item)).cloned().collect()
+            let matching = state.scan(&selection.namespace).filter(|item| selection.matches(cache, item));
+            matching.take(limit).cloned().collect()
         };
         let mut deleted = Vec::new();
         let mut running = futures::stream::iter(items)

@@ -81,19 +81,33 @@ pub fn check_name(object: &mut Value, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The type in the data must be the one of the path; an absent one is filled in.
-pub fn check_type(object: &mut Value, api_version: &str, kind: &str) -> Result<()> {
-    let map = object
-        .as_object_mut()
-        .ok_or_else(|| ApiError::bad_request(format!("couldn't get version/kind; json parse error: json: cannot unmarshal into Go value of type struct {{ APIVersion string; Kind string }}: a {kind} object is wanted")))?;
-    let given = |key: &str| map.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
-    if let Some(own) = given("kind")
-        && own != kind
-    {
-        let version = given("apiVersion").unwrap_or(api_version);
+/// As [`check_name`], of writes of whole objects: those must say their name.
+pub fn require_name(object: &mut Value, name: &str) -> Result<()> {
+    if text(object, "name").is_empty() {
         return Err(ApiError::bad_request(format!(
-            "{own} in version \"{}\" cannot be handled as a {kind}: no conversion from {version}, Kind={own} to {api_version}, Kind={kind}; send a {kind} or use the path of {own}",
-            crate::resource::split_api_version(version).1,
+            "the name of the object ({name} based on URL) was undeterminable: name must be provided"
+        )));
+    }
+    check_name(object, name)
+}
+
+/// The type in the data must be the one of the path; an absent one is filled in.
+pub fn check_type(object: &mut Value, api_version: &str, kind: &str, custom: bool) -> Result<()> {
+    let map = object.as_object_mut().ok_or_else(|| ApiError::bad_request(format!("Object 'Kind' is missing: a {kind} is wanted")))?;
+    let given = |key: &str| map.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
+    let (own_kind, own_version) = (given("kind").unwrap_or(kind), given("apiVersion").unwrap_or(api_version));
+    let (group, version) = crate::resource::split_api_version(own_version);
+    let known = crate::schema::type_of(group, version, own_kind).is_some();
+    if own_kind != kind || (own_version != api_version && !known && !custom) {
+        let why = if known {
+            let (wanted, _) = crate::resource::split_api_version(api_version);
+            let package = if wanted.is_empty() { "core" } else { wanted.split('.').next().unwrap_or(wanted) };
+            format!("converting ({version}.{own_kind}) to ({package}.{kind}): unknown conversion")
+        } else {
+            format!("no kind {own_kind:?} is registered for version {own_version:?} in scheme \"pkg/api/legacyscheme/scheme.go:30\"")
+        };
+        return Err(ApiError::bad_request(format!(
+            "{own_kind} in version {version:?} cannot be handled as a {kind}: {why}"
         )));
     }
     if let Some(own) = given("apiVersion")
@@ -234,17 +248,34 @@ pub struct Preconditions {
 }
 
 impl Preconditions {
-    pub fn check(&self, group: &str, resource: &str, object: &Value) -> Result<()> {
+    /// Of a delete, which names the kind.
+    pub fn check_delete(&self, group: &str, kind: &str, object: &Value) -> Result<()> {
         let (name, uid, version) = (text(object, "name"), text(object, "uid"), text(object, "resourceVersion"));
+        let refused = |what: &str, wanted: &str, held: &str, guess: &str| {
+            let why = format!("the {what} in the precondition ({wanted}) does not match the {what} in record ({held}). The object might have been {guess}");
+            Err(ApiError::conflict(group, kind, name, why))
+        };
         if let Some(wanted) = self.uid.as_deref().filter(|wanted| *wanted != uid) {
-            let why = format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}");
-            return Err(ApiError::conflict(group, resource, name, why));
+            return refused("UID", wanted, uid, "deleted and then recreated");
         }
         if let Some(wanted) = self.resource_version.as_deref().filter(|wanted| *wanted != version) {
-            let why = format!(
-                "Precondition failed: ResourceVersion in precondition: {wanted}, ResourceVersion in object meta: {version}"
-            );
-            return Err(ApiError::conflict(group, resource, name, why));
+            return refused("ResourceVersion", wanted, version, "modified");
+        }
+        Ok(())
+    }
+
+    /// Of a write to the object under `key`; what storage says of it.
+    pub fn check_write(&self, group: &str, resource: &str, key: &str, object: &Value) -> Result<()> {
+        let (name, uid, version) = (text(object, "name"), text(object, "uid"), text(object, "resourceVersion"));
+        let refused = |what: &str, wanted: &str, held: &str| {
+            let why = format!("StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {held}");
+            Err(ApiError::conflict(group, resource, name, why))
+        };
+        if let Some(wanted) = self.uid.as_deref().filter(|wanted| *wanted != uid) {
+            return refused("UID", wanted, uid);
+        }
+        if let Some(wanted) = self.resource_version.as_deref().filter(|wanted| *wanted != version) {
+            return refused("ResourceVersion", wanted, version);
         }
         Ok(())
     }
@@ -306,10 +337,10 @@ mod tests {
     #[test]
     fn types_names_and_namespaces_must_fit_the_path() {
         let mut object = json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"namespace": "a", "name": "x"}});
-        assert!(check_type(&mut object, "v1", "Pod").is_ok());
-        assert_eq!(check_type(&mut object, "v1", "Service").unwrap_err().code(), 400);
+        assert!(check_type(&mut object, "v1", "Pod", true).is_ok());
+        assert_eq!(check_type(&mut object, "v1", "Service", true).unwrap_err().code(), 400);
         assert_eq!(
-            check_type(&mut object, "v2", "Pod").unwrap_err().message(),
+            check_type(&mut object, "v2", "Pod", true).unwrap_err().message(),
             "the API version in the data (v1) does not match the expected API version (v2)"
         );
         assert!(check_namespace(&mut object, "b").is_err());
@@ -320,11 +351,14 @@ mod tests {
     fn preconditions_name_both_sides() {
         let object = json!({"metadata": {"name": "a", "uid": "u1", "resourceVersion": "5"}});
         let wrong = Preconditions { uid: Some("u2".into()), resource_version: None };
-        let error = wrong.check("", "pods", &object).unwrap_err();
         assert_eq!(
-            error.message(),
-            "Operation cannot be fulfilled on pods \"a\": Precondition failed: UID in precondition: u2, UID in object meta: u1"
+            wrong.check_write("", "pods", "/registry/pods/d/a", &object).unwrap_err().message(),
+            "Operation cannot be fulfilled on pods \"a\": StorageError: invalid object, Code: 4, Key: /registry/pods/d/a, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: u2, UID in object meta: u1"
         );
-        assert!(Preconditions::default().check("", "pods", &object).is_ok());
+        assert_eq!(
+            wrong.check_delete("", "Pod", &object).unwrap_err().message(),
+            "Operation cannot be fulfilled on Pod \"a\": the UID in the precondition (u2) does not match the UID in record (u1). The object might have been deleted and then recreated"
+        );
+        assert!(Preconditions::default().check_delete("", "Pod", &object).is_ok());
     }
 }

@@ -33,7 +33,8 @@ use crate::authn::UserInfo;
 use crate::cache::item::{self, Item};
 use crate::error::{ApiError, Result};
 use crate::http::info::RequestInfo;
-use crate::http::query::{FieldValidation, Query, WriteOptions};
+use crate::http::options::{FieldValidation, WriteOptions};
+use crate::http::query::Query;
 use crate::resource::{Context, Descriptor, GroupVersionKind, api_version};
 use crate::resources::Endpoint;
 use crate::schema;
@@ -157,16 +158,29 @@ impl Call {
         Ok(())
     }
 
+    /// The type in the data must be the one of the path; an absent one is filled in.
+    pub fn check_type(&self, object: &mut Value) -> Result<()> {
+        let kind = self.kind();
+        let own = object["kind"].as_str().filter(|own| !own.is_empty() && *own != kind.kind);
+        if let Some(own) = own.filter(|_| self.descriptor().custom) {
+            let path = api::field::Path::root("kind");
+            let error = api::field::Error::invalid(&path, own, format!("must be {}", kind.kind));
+            return Err(ApiError::invalid(&kind.group, &kind.kind, metadata::text(object, "name"), &[error]));
+        }
+        metadata::check_type(object, &kind.api_version(), &kind.kind, self.descriptor().custom)
+    }
+
     /// Checks and normalises an object that a client sent, by the schema of the request's version.
     /// `duplicates` come from parsing.
-    pub fn normalize(&self, object: &mut Value, duplicates: &[String]) -> Result<()> {
+    /// What is returned are the unknown and duplicate fields.
+    pub fn field_problems(&self, object: &mut Value, duplicates: &[String]) -> Result<Vec<String>> {
         let kind = self.kind();
-        metadata::check_type(object, &kind.api_version(), &kind.kind)?;
+        self.check_type(object)?;
         let mut problems = duplicates.to_vec();
         if let Some(schema) = self.endpoint.schema(&kind.group, &kind.version) {
             problems.extend(schema::normalize(schema, object, &kind)?);
         }
-        self.report_fields(&kind, &problems)
+        Ok(problems)
     }
 
     /// Refuses or warns of unknown and duplicate fields, as the request asks.

@@ -3,8 +3,9 @@
 use serde_json::Value;
 
 use super::write::Change;
-use super::{Call, metadata};
+use super::Call;
 use crate::error::{ApiError, Result};
+use crate::http::options::FieldValidation;
 use crate::patch;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,12 +17,17 @@ pub enum PatchType {
 }
 
 impl PatchType {
-    pub const ACCEPTED: &'static [&'static str] = &[
+    const ACCEPTED: &'static [&'static str] = &[
         "application/json-patch+json",
         "application/merge-patch+json",
         "application/apply-patch+yaml",
         "application/strategic-merge-patch+json",
     ];
+
+    /// Custom resources have no strategic merge.
+    pub fn accepted(custom: bool) -> &'static [&'static str] {
+        if custom { &Self::ACCEPTED[..3] } else { Self::ACCEPTED }
+    }
 
     pub fn parse(media_type: &str) -> Option<Self> {
         match media_type {
@@ -55,11 +61,20 @@ impl Change for Patch {
             PatchType::Merge => patch::merge(old, &self.document)?,
             PatchType::Strategic => match schema.filter(|_| !call.descriptor().custom) {
                 Some(schema) => patch::strategic(schema, old, &self.document)?,
-                None => return Err(ApiError::unsupported_media_type(&PatchType::ACCEPTED[..3])),
+                None => return Err(ApiError::unsupported_media_type(PatchType::accepted(true))),
             },
             PatchType::Apply => return Ok(None),
         };
-        call.normalize(&mut new, &[])?;
+        let patched = new.clone();
+        let duplicates = self.own_problems();
+        let problems = call.field_problems(&mut new, &duplicates).map_err(|error| self.undecodable(&error, &patched))?;
+        match call.options.field_validation {
+            FieldValidation::Strict if !problems.is_empty() => {
+                return Err(self.refused(&format!("strict decoding error: {}", problems.join(", ")), &patched));
+            }
+            FieldValidation::Warn => problems.iter().for_each(|problem| call.warn(problem)),
+            _ => {}
+        }
         Ok(Some(new))
     }
 
@@ -73,24 +88,115 @@ impl Change for Patch {
 }
 
 impl Patch {
-    fn apply_configuration(&self, call: &Call, old: Option<&Value>) -> Result<Value> {
-        let kind = call.kind();
-        let mut config = self.document.clone();
-        metadata::check_type(&mut config, &kind.api_version(), &kind.kind)?;
-        self.report_unknown(call, &config)?;
-        let schema = call.endpoint.schema(&kind.group, &kind.version).ok_or_else(|| {
-            ApiError::internal(format!("no schema of {} {}: cannot apply", kind.api_version(), kind.kind))
-        })?;
-        patch::apply::apply(schema, old, &config, &call.manager, &call.info.subresource, call.options.force, call.now)
+    /// Duplicate fields of the patch, and unknown ones of a JSON patch's operations.
+    fn own_problems(&self) -> Vec<String> {
+        if self.kind != PatchType::Json {
+            return self.duplicates.clone();
+        }
+        let mut problems = Vec::new();
+        for (index, operation) in self.document.as_array().into_iter().flatten().enumerate() {
+            let members = operation.as_object().into_iter().flat_map(|members| members.keys());
+            for name in members.filter(|name| !matches!(name.as_str(), "op" | "path" | "from" | "value")) {
+                problems.push(format!("json patch unknown field \"[{index}].{name}\""));
+            }
+        }
+        problems.extend(self.duplicates.iter().map(|duplicate| format!("json patch {duplicate}")));
+        problems
+    }
+
+    /// The patched object cannot be decoded.
+    fn undecodable(&self, error: &ApiError, patched: &Value) -> ApiError {
+        let why = error.message();
+        match why.split_once(": json: ").filter(|(head, _)| head.contains("cannot be handled as a")) {
+            None => error.clone(),
+            Some((_, why)) if self.kind == PatchType::Strategic => self.refused(&unrestorable(why), patched),
+            Some((_, why)) => self.refused(&format!("json: {why}"), patched),
+        }
+    }
+
+    /// 422 that shows the outcome of the patch; of a strategic merge the patch itself, as Go prints it.
+    fn refused(&self, why: &str, patched: &Value) -> ApiError {
+        let shown = if self.kind == PatchType::Strategic { patch::apply::typed::go_text(&self.document) } else { patched.to_string() };
+        let error = api::field::Error::invalid(&api::field::Path::root("patch"), shown, why);
+        ApiError::invalid("", "", "", &[error])
+    }
+}
+
+/// What the conversion of unstructured values says where JSON decoding says
+/// `cannot unmarshal A into … of type B`.
+fn unrestorable(why: &str) -> String {
+    let found = why.trim_start_matches("cannot unmarshal ").split(' ').next().unwrap_or_default();
+    let wanted = why.rsplit(" of type ").next().unwrap_or_default().trim_start_matches('*');
+    match (found, wanted) {
+        ("number", "string") => "cannot convert int64 to string".to_owned(),
+        ("bool", "string") => "unrecognized type: string".to_owned(),
+        (_, wanted) if wanted.starts_with("[]") => format!("cannot restore slice from {}", go_kind(found)),
+        (_, wanted) if wanted.starts_with("map[") => format!("cannot restore map from {}", go_kind(found)),
+        (_, wanted) if wanted.contains('.') => format!("cannot restore struct from: {}", go_kind(found)),
+        (_, wanted) => format!("unrecognized type: {wanted}"),
+    }
+}
+
+fn go_kind(found: &str) -> &str {
+    match found {
+        "number" => "int64",
+        "object" => "map",
+        "array" => "slice",
+        other => other,
     }
 }
 
 impl Patch {
-    /// Unknown and duplicate fields of a configuration, reported as the request asks. The engine
-    /// itself needs the configuration as it was sent.
-    fn report_unknown(&self, call: &Call, config: &Value) -> Result<()> {
-        let mut checked = config.clone();
-        call.normalize(&mut checked, &self.duplicates)
+    fn apply_configuration(&self, call: &Call, old: Option<&Value>) -> Result<Value> {
+        let kind = call.kind();
+        let mut config = self.document.clone();
+        if !config.is_object() {
+            let found = if config.is_array() { "array" } else { "string" };
+            return Err(ApiError::bad_request(format!(
+                "error decoding patch: error unmarshaling JSON: while decoding JSON: json: cannot unmarshal {found} into Go value of type map[string]interface {{}}"
+            )));
+        }
+        let given = config["apiVersion"].as_str().unwrap_or_default();
+        if given != kind.api_version() {
+            return Err(ApiError::bad_request(format!(
+                "Incorrect version specified in apply patch. Specified patch version: {given}, expected: {}",
+                kind.api_version()
+            )));
+        }
+        call.check_type(&mut config)?;
+        let schema = call.endpoint.schema(&kind.group, &kind.version).ok_or_else(|| {
+            ApiError::internal(format!("no schema of {} {}: cannot apply", kind.api_version(), kind.kind))
+        })?;
+        let applied =
+            patch::apply::apply(schema, old, &config, &call.manager, &call.info.subresource, call.options.force, call.now)?;
+        self.report_duplicates(call)?;
+        Ok(applied)
+    }
+
+    /// Keys that the configuration has twice, in the words of the YAML reader.
+    fn report_duplicates(&self, call: &Call) -> Result<()> {
+        if self.duplicates.is_empty() {
+            return Ok(());
+        }
+        let lines: Vec<String> = self
+            .duplicates
+            .iter()
+            .map(|duplicate| {
+                let path = duplicate.split('"').nth(1).unwrap_or_default();
+                format!("  line 1: key {:?} already set in map", path.rsplit('.').next().unwrap_or_default())
+            })
+            .collect();
+        let why = format!("error converting YAML to JSON: yaml: unmarshal errors:\n{}", lines.join("\n"));
+        match call.options.field_validation {
+            FieldValidation::Strict => {
+                Err(ApiError::bad_request(format!("error strict decoding patch: {why}")))
+            }
+            FieldValidation::Warn => {
+                call.warn(why);
+                Ok(())
+            }
+            FieldValidation::Ignore => Ok(()),
+        }
     }
 }
 

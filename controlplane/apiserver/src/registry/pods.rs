@@ -94,7 +94,8 @@ fn bound(pod: &Value, binding: &Value, now: &str) -> Result<Value> {
     let name = metadata::text(pod, "name");
     let optional = |key: &str| Some(metadata::text(binding, key).to_owned()).filter(|text| !text.is_empty());
     let wanted = Preconditions { uid: optional("uid"), resource_version: optional("resourceVersion") };
-    wanted.check("", "pods", pod)?;
+    let key = format!("/registry/pods/{}/{name}", metadata::text(pod, "namespace"));
+    wanted.check_write("", "pods", &key, pod)?;
     let refused = |why: String| Err(ApiError::conflict("", "pods/binding", name, why));
     if metadata::is_deleting(pod) {
         return refused(format!("pod {name} is being deleted, cannot be assigned to a host"));
@@ -139,7 +140,7 @@ pub async fn evict(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response<
     delete.dry_run |= call.options.dry_run;
     let pod_call = on_pod(call, &call.info.name, "")?;
     let Current { value: pod, .. } = pod_call.current().await?.ok_or_else(|| pod_call.not_found())?;
-    delete.preconditions.check("", "pods", &pod)?;
+    delete.preconditions.check_delete("", "Pod", &pod)?;
     spend(call, &pod, delete.dry_run).await?;
     if !delete.dry_run && !metadata::is_deleting(&pod) {
         mark_evicted(call, &call.info.name).await?;

@@ -76,6 +76,14 @@ fn selector_text(selector: &Value) -> String {
     Selector::from_json(Some(&wrapped)).map(|selector| selector.to_string()).unwrap_or_default()
 }
 
+fn check_replicas(replicas: i64, name: &str) -> Result<()> {
+    if replicas >= 0 {
+        return Ok(());
+    }
+    let error = Error::invalid(&Path::root("spec").child("replicas"), replicas, "must be greater than or equal to 0");
+    Err(ApiError::invalid("autoscaling", "Scale", name, &[error]))
+}
+
 struct ScaleChange {
     paths: ScalePaths,
     how: How,
@@ -90,6 +98,7 @@ impl Change for ScaleChange {
     fn apply(&self, call: &Call, old: Option<&Value>) -> Result<Option<Value>> {
         let Some(old) = old else { return Ok(None) };
         let scale = match &self.how {
+            How::Patch(patch) if patch.kind == PatchType::Apply => return self.applied(call, patch, old).map(Some),
             How::Replace(scale) => scale.clone(),
             How::Patch(patch) => self.patched(call, patch, &scale_of(old, &self.paths))?,
         };
@@ -101,11 +110,7 @@ impl Change for ScaleChange {
             )));
         }
         let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
-        if replicas < 0 {
-            let path = Path::root("spec").child("replicas");
-            let error = Error::invalid(&path, replicas, "must be greater than or equal to 0");
-            return Err(ApiError::invalid("autoscaling", "Scale", name, &[error]));
-        }
+        check_replicas(replicas, name)?;
         let mut new = old.clone();
         set_at(&mut new, &self.paths.spec_replicas, replicas.into());
         // The client's precondition, or none.
@@ -130,20 +135,50 @@ impl Change for ScaleChange {
 }
 
 impl ScaleChange {
+    /// Applies the replicas of a Scale to the object that they are of: its manager owns that field,
+    /// by way of the subresource.
+    fn applied(&self, call: &Call, patch: &Patch, old: &Value) -> Result<Value> {
+        let mut scale = patch.document.clone();
+        let given = scale["apiVersion"].as_str().unwrap_or_default();
+        if given != kind().api_version() {
+            return Err(ApiError::bad_request(format!(
+                "Incorrect version specified in apply patch. Specified patch version: {given}, expected: {}",
+                kind().api_version()
+            )));
+        }
+        subresource::normalize(call, &mut scale, &kind(), patch.duplicates.clone())?;
+        let served = call.kind();
+        let mut config = json!({"apiVersion": served.api_version(), "kind": served.kind, "metadata": {}});
+        for key in ["name", "namespace"] {
+            config["metadata"][key] = old["metadata"][key].clone();
+        }
+        super::metadata::check_name(&mut scale, &call.info.name)?;
+        let replicas = &patch.document["spec"]["replicas"];
+        if !replicas.is_null() {
+            check_replicas(replicas.as_i64().unwrap_or(0), &call.info.name)?;
+            set_at(&mut config, &self.paths.spec_replicas, replicas.clone());
+        }
+        let schema = call.endpoint.schema(&served.group, &served.version).ok_or_else(ApiError::no_such_path)?;
+        let mut new =
+            patch::apply::apply(schema, Some(old), &config, &call.manager, "scale", call.options.force, call.now)?;
+        // The version read is no precondition unless the Scale made it one.
+        match scale["metadata"]["resourceVersion"].as_str().unwrap_or_default() {
+            "" => drop(super::metadata::metadata_mut(&mut new)?.remove("resourceVersion")),
+            version => new["metadata"]["resourceVersion"] = version.into(),
+        }
+        Ok(new)
+    }
+
     fn patched(&self, call: &Call, patch: &Patch, scale: &Value) -> Result<Value> {
-        let mut scale = scale.clone();
         let mut patched = match patch.kind {
-            PatchType::Json => patch::json(&scale, &patch.document)?,
-            PatchType::Merge => patch::merge(&scale, &patch.document)?,
+            PatchType::Json => patch::json(scale, &patch.document)?,
+            PatchType::Merge => patch::merge(scale, &patch.document)?,
             PatchType::Strategic => match schema::lookup(&kind()) {
-                Some(schema) => patch::strategic(&schema, &scale, &patch.document)?,
-                None => patch::merge(&scale, &patch.document)?,
+                Some(schema) => patch::strategic(&schema, scale, &patch.document)?,
+                None => patch::merge(scale, &patch.document)?,
             },
-            // An apply names the replicas it wants; nothing else of a Scale can be owned.
-            PatchType::Apply => {
-                scale["spec"]["replicas"] = patch.document["spec"]["replicas"].clone();
-                scale
-            }
+            // Applied to the object itself, see `applied`.
+            PatchType::Apply => scale.clone(),
         };
         // The version read is no precondition unless the patch made it one.
         if patch.document["metadata"]["resourceVersion"].is_null() && patch.kind != PatchType::Json {

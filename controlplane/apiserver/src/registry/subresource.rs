@@ -74,7 +74,7 @@ pub fn decode(asked: &Asked, call: &Call, body: &Bytes, kind: &GroupVersionKind)
 }
 
 pub fn normalize(call: &Call, object: &mut Value, kind: &GroupVersionKind, mut problems: Vec<String>) -> Result<()> {
-    super::metadata::check_type(object, &kind.api_version(), &kind.kind)?;
+    super::metadata::check_type(object, &kind.api_version(), &kind.kind, false)?;
     if let Some(schema) = schema::lookup(kind) {
         problems.extend(schema::normalize(&schema, object, kind)?);
     }

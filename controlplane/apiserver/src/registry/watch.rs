@@ -18,6 +18,7 @@ use crate::cache::watch::{Change, Seen, Watcher};
 use crate::error::{ApiError, Result};
 use crate::http::body::Body;
 use crate::http::negotiate::{Media, Output, View};
+use crate::http::options::check_list;
 use crate::http::render;
 use crate::protobuf;
 
@@ -52,12 +53,12 @@ impl Call {
             Media::Json => "application/json",
             Media::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
             Media::Yaml => {
-                return Err(ApiError::not_acceptable(&[
-                    "application/json",
-                    "application/vnd.kubernetes.protobuf;stream=watch",
-                ]));
+                let accepted = ["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"];
+                let served = if self.descriptor().custom { 1 } else { 2 };
+                return Err(ApiError::not_acceptable(&accepted[..served]));
             }
         };
+        check_list(&self.query, true)?;
         if self.api.stopping.is_cancelled() {
             return Err(ApiError::unavailable("the server is shutting down"));
         }
@@ -97,23 +98,8 @@ impl Call {
         let selection = self.selection()?;
         let selection = crate::cache::watch::Selection { name: String::new(), ..selection };
         let cache = &self.endpoint.cache;
-        let (version, rule) = (self.query.text("resourceVersion"), self.query.text("resourceVersionMatch"));
-        let refused = |field: &str, why: &str| {
-            Err(ApiError::unprocessable(format!("ListOptions.meta.k8s.io \"\" is invalid: {field}: Forbidden: {why}")))
-        };
+        let version = self.query.text("resourceVersion");
         let streams_initial = self.query.get("sendInitialEvents").is_some();
-        if !streams_initial && !rule.is_empty() {
-            return refused(
-                "resourceVersionMatch",
-                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-            );
-        }
-        if streams_initial && rule != "NotOlderThan" {
-            return refused(
-                "resourceVersionMatch",
-                "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-            );
-        }
         let wanted = match version {
             "" => Version::Latest,
             "0" => Version::Any,
@@ -218,7 +204,7 @@ impl Watching {
                 chunk.put_slice(b"}\n");
                 Ok(())
             }
-            View::Metadata { version } if plain && std::ptr::eq(bytes.as_ptr(), item.bytes.as_ptr()) => {
+            View::Metadata { version, .. } if plain && std::ptr::eq(bytes.as_ptr(), item.bytes.as_ptr()) => {
                 put_head(chunk, change.name());
                 chunk.put_slice(b"{\"kind\":\"PartialObjectMetadata\",\"apiVersion\":\"meta.k8s.io/");
                 chunk.put_slice(version.as_bytes());
@@ -238,7 +224,7 @@ impl Watching {
     fn shown(&mut self, object: Value) -> Result<Value> {
         Ok(match self.output.view {
             View::Object => self.call.served(object)?,
-            View::Metadata { version } => crate::table::partial(object, version),
+            View::Metadata { version, .. } => crate::table::partial(object, version),
             View::Table { version } => {
                 let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
                 let row = self.call.row(object, version)?;
@@ -262,7 +248,7 @@ impl Watching {
         let kind = self.call.kind();
         let object = match self.output.view {
             View::Object => json!({"kind": kind.kind, "apiVersion": kind.api_version(), "metadata": metadata}),
-            View::Metadata { version } => crate::table::partial(json!({"metadata": metadata}), version),
+            View::Metadata { version, .. } => crate::table::partial(json!({"metadata": metadata}), version),
             View::Table { version } => {
                 let object = json!({"kind": kind.kind, "apiVersion": kind.api_version(), "metadata": metadata});
                 let list = json!({"resourceVersion": metadata["resourceVersion"]});

@@ -39,6 +39,11 @@ pub trait Change: Sync {
     /// `old` is none when the object does not exist; the answer none then means 404.
     fn apply(&self, call: &Call, old: Option<&Value>) -> Result<Option<Value>>;
 
+    /// What the change says against there being no object.
+    fn check_absent(&self, _call: &Call) -> Result<()> {
+        Ok(())
+    }
+
     /// Conflicting writes are always retried: the change applies to whatever is there.
     fn retries(&self) -> bool;
 
@@ -178,6 +183,7 @@ impl Call {
 
     async fn update_once(&self, change: &dyn Change, current: Option<Current>) -> Result<Attempt> {
         let Some(current) = current else {
+            change.check_absent(self)?;
             let Some(object) = change.apply(self, None)?.filter(|_| self.info.subresource.is_empty()) else {
                 return Err(self.not_found());
             };
@@ -185,7 +191,7 @@ impl Call {
         };
         let old = current.value;
         let mut new = self.proposed(change, &old)?;
-        let conditional = self.check_version(&mut new, &old)?;
+        let conditional = self.check_version(&mut new, &old, change.retries())?;
         let options = self.options_object(change.options_kind());
         metadata::keep_system_fields(&mut new, &old)?;
         let new = self.mutate(Operation::Update, new, Some(&old), &options).await?;
@@ -233,9 +239,10 @@ impl Call {
 
     /// A PUT or apply of a name that does not exist yet.
     async fn create_named(&self, mut object: Value) -> Result<Written> {
-        metadata::check_name(&mut object, &self.info.name)?;
+        metadata::require_name(&mut object, &self.info.name)?;
         if let Some(uid) = Some(metadata::text(&object, "uid")).filter(|uid| !uid.is_empty()) {
-            let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: ");
+            let why =
+                format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found");
             return Err(ApiError::conflict(&self.info.group, &self.descriptor().plural, &self.info.name, why));
         }
         self.create(object).await
@@ -252,19 +259,24 @@ impl Call {
         }
         .ok_or_else(|| self.not_found())?;
         metadata::check_namespace(&mut new, self.namespace())?;
-        metadata::check_name(&mut new, &self.info.name)?;
+        metadata::require_name(&mut new, &self.info.name)?;
         self.to_hub(&mut new)?;
         self.endpoint.hooks().defaults(&mut new);
         Ok(new)
     }
 
     /// Whether the request insists on a version; fails when that is not the current one.
-    fn check_version(&self, new: &mut Value, old: &Value) -> Result<bool> {
+    fn check_version(&self, new: &mut Value, old: &Value, patches: bool) -> Result<bool> {
         let (group, plural) = (&self.info.group, &self.descriptor().plural);
         let uid = metadata::text(new, "uid");
         if !uid.is_empty() {
+            if patches && uid != metadata::text(old, "uid") {
+                let path = api::field::Path::root("metadata").child("uid");
+                let error = api::field::Error::invalid(&path, uid, "field is immutable");
+                return Err(ApiError::invalid(group, &self.descriptor().kind, &self.info.name, &[error]));
+            }
             let wanted = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
-            wanted.check(group, plural, old)?;
+            wanted.check_write(group, plural, &self.descriptor().key(self.namespace(), &self.info.name), old)?;
         }
         let version = metadata::text(new, "resourceVersion");
         if version.is_empty() || version == "0" {
@@ -410,6 +422,17 @@ impl Change for Replace {
             return Ok(None);
         }
         Ok(Some(self.object.clone()))
+    }
+
+    fn check_absent(&self, call: &Call) -> Result<()> {
+        let uid = metadata::text(&self.object, "uid");
+        if uid.is_empty() {
+            return Ok(());
+        }
+        let none = serde_json::json!({"metadata": {"name": call.info.name}});
+        let wanted = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
+        let key = call.descriptor().key(call.namespace(), &call.info.name);
+        wanted.check_write(&call.info.group, &call.descriptor().plural, &key, &none)
     }
 
     fn retries(&self) -> bool {

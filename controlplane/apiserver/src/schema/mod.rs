@@ -2,13 +2,15 @@
 //!
 //! - [`table`]: the embedded table of built-in types;
 //! - [`structural`]: schemas of custom resources; [`constraints`]: what they demand of values;
-//! - [`parse`](mod@parse): JSON and YAML to values, finding duplicate fields;
+//! - [`parse`](mod@parse): JSON and YAML to values, finding duplicate fields; [`document`]: what
+//!   only the text tells;
 //! - [`normalize`](mod@normalize): what decoding into Go's types and encoding again would do.
 //!
 //! A [`Schema`] is a handle on the schema of one kind; [`Node`] is a place in it, which patches and
 //! apply walk together with the value.
 
 pub mod constraints;
+pub mod document;
 pub mod normalize;
 pub mod parse;
 mod scalar;
@@ -150,7 +152,44 @@ pub enum Topology<'a> {
     ListMap(Vec<&'a str>),
 }
 
+/// What kind of value a place holds, as far as merging cares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expected {
+    Anything,
+    Map,
+    List,
+    Numeric,
+    String,
+    Boolean,
+}
+
 impl<'a> Node<'a> {
+    pub fn expected(self) -> Expected {
+        match self {
+            Node::Untyped => Expected::Anything,
+            Node::Custom(schema) if schema.int_or_string => Expected::Anything,
+            Node::Custom(schema) => match schema.type_.as_str() {
+                "object" => Expected::Map,
+                "array" => Expected::List,
+                "integer" | "number" => Expected::Numeric,
+                "string" => Expected::String,
+                "boolean" => Expected::Boolean,
+                _ => Expected::Anything,
+            },
+            Node::Builtin(element) => {
+                let element = element.resolved();
+                match (element.shape, element.base) {
+                    (Shape::List, _) => Expected::List,
+                    (Shape::Map, _) | (_, Base::Type(_)) => Expected::Map,
+                    (_, Base::String | Base::Bytes) => Expected::String,
+                    (_, Base::Bool) => Expected::Boolean,
+                    (_, Base::Int32 | Base::Int64 | Base::Float) => Expected::Numeric,
+                    _ => Expected::Anything,
+                }
+            }
+        }
+    }
+
     /// The place of a member of an object: a struct's field or a map's value. `None` for a field
     /// that the struct does not have.
     pub fn member(self, name: &str) -> Option<Node<'a>> {

@@ -35,8 +35,10 @@ pub fn parse(bytes: &[u8], content: ContentType) -> Result<Parsed, ApiError> {
         ContentType::Yaml => parse_yaml(bytes, &notes),
     };
     let value = value.map_err(|why| {
-        let format = if content == ContentType::Json { "json" } else { "yaml" };
-        ApiError::bad_request(format!("couldn't get version/kind; {format} parse error: {why}"))
+        ApiError::bad_request(match content {
+            ContentType::Json => format!("couldn't get version/kind; json parse error: {why}"),
+            ContentType::Yaml => format!("error converting YAML to JSON: yaml: {why}"),
+        })
     })?;
     Ok(Parsed { value, duplicates: notes.into_inner().duplicates })
 }
@@ -44,7 +46,7 @@ pub fn parse(bytes: &[u8], content: ContentType) -> Result<Parsed, ApiError> {
 fn parse_json(bytes: &[u8], notes: &RefCell<Notes>) -> Result<Value, String> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = Seed { notes, depth: 0 }.deserialize(&mut reader).and_then(|value| reader.end().map(|()| value));
-    value.map_err(|error| if error.is_eof() { "unexpected end of JSON input".to_owned() } else { error.to_string() })
+    value.map_err(|error| super::document::syntax_error(bytes).unwrap_or_else(|| error.to_string()))
 }
 
 fn parse_yaml(bytes: &[u8], notes: &RefCell<Notes>) -> Result<Value, String> {
@@ -219,11 +221,11 @@ mod tests {
         for (text, content, part) in [
             ("{", ContentType::Json, "couldn't get version/kind; json parse error: unexpected end of JSON input"),
             ("", ContentType::Json, "unexpected end of JSON input"),
-            ("{\"a\":}", ContentType::Json, "json parse error: expected value"),
-            ("{} {}", ContentType::Json, "trailing"),
+            ("{\"a\":}", ContentType::Json, "json parse error: invalid character '}' looking for beginning of value"),
+            ("{} {}", ContentType::Json, "invalid character '{' after top-level value"),
             (deep.as_str(), ContentType::Json, "json parse error"),
-            (deep.as_str(), ContentType::Yaml, "yaml parse error"),
-            ("a: [", ContentType::Yaml, "yaml parse error"),
+            (deep.as_str(), ContentType::Yaml, "error converting YAML to JSON: yaml: "),
+            ("a: [", ContentType::Yaml, "error converting YAML to JSON: yaml: "),
         ] {
             let error = parse(text.as_bytes(), content).unwrap_err();
             assert!(error.message().contains(part), "{text:.20}: {}", error.message());

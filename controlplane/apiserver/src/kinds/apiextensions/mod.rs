@@ -126,6 +126,10 @@ fn validate(definition: &Value, old: Option<&Value>) -> ErrorList {
     let spec = Node::root(definition).child("spec");
     let (group, plural) = (spec.child("group"), spec.child("names.plural"));
     let wanted = format!("{}.{}", plural.text(), group.text());
+    if flag(&definition["spec"], "preserveUnknownFields") {
+        let why = "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead";
+        errors.push(Error::invalid(&Path::root("spec").child("preserveUnknownFields"), true, why));
+    }
     if name(definition) != wanted {
         errors.push(Error::invalid(
             &Path::root("metadata").child("name"),

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 use serde_json::{Map, Value};
 
 use super::fieldset::{Entry, FieldSet, field_key, item_key, value_key};
-use crate::schema::{Node, Topology};
+use crate::schema::{Expected, Node, Topology};
 
 /// The keys of a list's items, or `None` for an item that lacks a key which has no default.
 fn keys_of(node: Node<'_>, topology: &Topology<'_>, items: &[Value]) -> Vec<Option<String>> {
@@ -89,6 +89,11 @@ pub fn fields_of(node: Node<'_>, value: &Value) -> Entry {
 
 /// Problems of a configuration that merging cannot express, in upstream's words.
 pub fn check(node: Node<'_>, value: &Value, path: &str, problems: &mut Vec<String>) {
+    if let Some(problem) = mistyped(node.expected(), value) {
+        let path = if path.is_empty() { String::new() } else { format!("{path}: ") };
+        problems.push(format!("{path}{problem}"));
+        return;
+    }
     match value {
         Value::Object(members) => {
             for (name, value) in members {
@@ -100,26 +105,103 @@ pub fn check(node: Node<'_>, value: &Value, path: &str, problems: &mut Vec<Strin
             }
         }
         Value::Array(items) => {
-            if let Some(topology) = list_topology(node, value) {
-                let mut seen = HashSet::new();
-                for (index, key) in keys_of(node, &topology, items).into_iter().enumerate() {
-                    match key {
-                        Some(key) if !seen.insert(key.clone()) => {
-                            let mut set = FieldSet::default();
-                            set.put(key, Entry { member: true, children: FieldSet::default() });
-                            let shown = set.paths().pop().unwrap_or_default();
-                            problems.push(format!("{path}: duplicate entries for key {shown}"));
-                        }
-                        Some(_) => {}
-                        None => problems.push(missing_key(&topology, path, index, &items[index])),
-                    }
+            let keys = match list_topology(node, value) {
+                Some(topology) => {
+                    let keys = keys_of(node, &topology, items);
+                    check_keys(&topology, &keys, items, path, problems);
+                    keys
                 }
-            }
-            for (index, item) in items.iter().enumerate() {
-                check(node.item(), item, &format!("{path}[{index}]"), problems);
+                None => vec![None; items.len()],
+            };
+            for (index, (item, key)) in items.iter().zip(keys).enumerate() {
+                let step = key.map_or_else(|| format!("[{index}]"), |key| shown_key(&key));
+                check(node.item(), item, &format!("{path}{step}"), problems);
             }
         }
         _ => {}
+    }
+}
+
+/// A key as paths show it: `[name="a"]`.
+fn shown_key(key: &str) -> String {
+    let mut set = FieldSet::default();
+    set.put(key.to_owned(), Entry { member: true, children: FieldSet::default() });
+    set.paths().pop().unwrap_or_default()
+}
+
+fn check_keys(
+    topology: &Topology<'_>,
+    keys: &[Option<String>],
+    items: &[Value],
+    path: &str,
+    problems: &mut Vec<String>,
+) {
+    let mut seen = HashSet::new();
+    for (index, key) in keys.iter().enumerate() {
+        match key {
+            Some(key) if !seen.insert(key) => {
+                problems.push(format!("{path}: duplicate entries for key {}", shown_key(key)));
+            }
+            Some(_) => {}
+            None => problems.push(missing_key(topology, path, index, &items[index])),
+        }
+    }
+}
+
+/// What is wrong with a value's type. Values are shown as Go prints the wrapper that they are in.
+fn mistyped(expected: Expected, value: &Value) -> Option<String> {
+    let text = match (expected, value) {
+        (_, Value::Null) | (Expected::Anything, _) => return None,
+        (Expected::Map, Value::Object(_)) | (Expected::List, Value::Array(_)) => return None,
+        (Expected::Numeric, Value::Number(_)) | (Expected::String, Value::String(_)) => return None,
+        (Expected::Boolean, Value::Bool(_)) => return None,
+        (Expected::Map, value) => format!("expected map, got &{{{}}}", go_text(value)),
+        (Expected::List, value) => format!("expected list, got &{{{}}}", go_text(value)),
+        (Expected::Numeric, value) => format!("expected numeric (int or float), got {}", go_type(value)),
+        (Expected::String, value) => format!("expected string, got &value.valueUnstructured{{Value:{}}}", go_syntax(value)),
+        (Expected::Boolean, value) => format!("expected boolean, got &value.valueUnstructured{{Value:{}}}", go_syntax(value)),
+    };
+    Some(text)
+}
+
+fn go_type(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "<nil>",
+        Value::Bool(_) => "bool",
+        Value::Number(number) if number.is_f64() => "float64",
+        Value::Number(_) => "int64",
+        Value::String(_) => "string",
+        Value::Array(_) => "[]interface {}",
+        Value::Object(_) => "map[string]interface {}",
+    }
+}
+
+/// `%v`
+pub(crate) fn go_text(value: &Value) -> String {
+    match value {
+        Value::Null => "<nil>".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => format!("[{}]", items.iter().map(go_text).collect::<Vec<_>>().join(" ")),
+        Value::Object(members) => {
+            let mut members: Vec<_> = members.iter().map(|(name, value)| format!("{name}:{}", go_text(value))).collect();
+            members.sort();
+            format!("map[{}]", members.join(" "))
+        }
+        other => other.to_string(),
+    }
+}
+
+/// `%#v`
+fn go_syntax(value: &Value) -> String {
+    let joined = |parts: Vec<String>| parts.join(", ");
+    match value {
+        Value::Null => "interface {}(nil)".to_owned(),
+        Value::Array(items) => format!("[]interface {{}}{{{}}}", joined(items.iter().map(go_syntax).collect())),
+        Value::Object(members) => {
+            let members = members.iter().map(|(name, value)| format!("{name:?}:{}", go_syntax(value))).collect();
+            format!("map[string]interface {{}}{{{}}}", joined(members))
+        }
+        other => other.to_string(),
     }
 }
 
