@@ -11,11 +11,12 @@
 //! What a run was given last is remembered by the worker; after a restart of the kubelet it is what
 //! the status says ([`as_running`]).
 
+use api::quantity::Quantity;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
 
 use crate::admission::{self, View};
 use crate::cgroups::{Limits, pod_limits};
-use crate::pod::actions::{Memory, is_sidecar};
+use crate::pod::actions::Memory;
 use crate::pod::observed::Observed;
 
 /// Why a pod does not get what it wishes: the condition `PodResizePending`.
@@ -30,19 +31,18 @@ pub const DEFERRED: &str = "Deferred";
 const INFEASIBLE: &str = "Infeasible";
 
 fn containers(spec: &PodSpec) -> impl Iterator<Item = &Container> {
-    spec.containers.iter().chain(spec.init_containers.iter().flatten().filter(|container| is_sidecar(container)))
+    spec.containers.iter().chain(spec.init_containers.iter().flatten())
 }
 
 fn containers_mut(spec: &mut PodSpec) -> impl Iterator<Item = &mut Container> {
-    spec.containers
-        .iter_mut()
-        .chain(spec.init_containers.iter_mut().flatten().filter(|container| is_sidecar(container)))
+    spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten())
 }
 
 /// Of CPU and memory, the only ones that can change.
-fn amounts<'a>(resources: Option<&'a ResourceRequirements>, name: &str) -> [Option<&'a str>; 2] {
+fn amounts(resources: Option<&ResourceRequirements>, name: &str) -> [Option<Quantity>; 2] {
+    // Not as text: `1` and `1000m` are the same.
     [resources.and_then(|r| r.requests.as_ref()), resources.and_then(|r| r.limits.as_ref())]
-        .map(|side| side.and_then(|side| side.get(name)).map(|quantity| quantity.0.as_str()))
+        .map(|side| side.and_then(|side| side.get(name)).and_then(|quantity| quantity.0.parse().ok()))
 }
 
 fn differ(one: Option<&ResourceRequirements>, other: Option<&ResourceRequirements>, name: &str) -> bool {
@@ -140,6 +140,26 @@ pub fn changes(pod: &Pod, observed: &Observed, memory: &Memory) -> Vec<Change> {
         .collect()
 }
 
+/// Refuses to take memory that a container uses: `before` is what it has, `used` bytes.
+pub fn may_shrink(
+    container: &Container,
+    before: Option<&Option<ResourceRequirements>>,
+    used: u64,
+) -> Result<(), String> {
+    let limit = |resources: Option<&ResourceRequirements>| {
+        let [_, limit] = amounts(resources, "memory");
+        limit.map(|limit| limit.units())
+    };
+    let had = limit(before.and_then(Option::as_ref)).unwrap_or(i64::MAX);
+    match limit(container.resources.as_ref()) {
+        Some(limit) if limit < had && limit.unsigned_abs() < used => Err(format!(
+            "attempting to set container {:?} memory limit ({limit}) below current usage ({used})",
+            container.name
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// The pod's group while its containers change one after the other: room for the old and the new.
 pub fn limits_meanwhile(pod: &Pod, observed: &Observed, memory: &Memory) -> Limits {
     let mut before = pod.clone();
@@ -231,6 +251,22 @@ mod tests {
         let status: Value = json!({"containerStatuses": [{"name": "c", "resources": resources(&old), "image": "", "imageID": "", "ready": true, "restartCount": 0}]});
         told.status = serde_json::from_value(status).unwrap();
         assert_eq!(resources(&as_running(&told)), resources(&old));
+    }
+
+    #[test]
+    fn memory_in_use_is_not_taken() {
+        let container = |memory: &str| pod("1", memory).spec.unwrap().containers[0].clone();
+        let before = resources(&pod("1", "20Mi"));
+        for (memory, used, allowed) in [("10Mi", 5 << 20, true), ("10Mi", 11 << 20, false), ("20Mi", 30 << 20, true)] {
+            assert_eq!(may_shrink(&container(memory), Some(&before), used).is_ok(), allowed, "{memory} {used}");
+        }
+        let refused = may_shrink(&container("10Ki"), Some(&before), 376_832).unwrap_err();
+        assert_eq!(refused, "attempting to set container \"c\" memory limit (10240) below current usage (376832)");
+    }
+
+    #[test]
+    fn equal_amounts_are_no_change() {
+        assert!(!is_wished(&pod("1", "1Mi"), &pod("1000m", "1024Ki")));
     }
 
     #[test]

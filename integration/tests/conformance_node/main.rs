@@ -4,19 +4,48 @@
 //! `*.yaml` beside this file hold pods whose scripts end with an error at the first thing that is not
 //! as it must be. Each test has one lab.
 
+// A test that cannot go on fails, in its helpers too.
+#![allow(clippy::unwrap_used)]
+
+mod lifecycle;
+mod network;
+mod pods;
+mod resize;
+mod volumes;
+mod websocket;
+
 use std::time::Duration;
 
 use integration::{BUSYBOX, Lab, NGINX};
+use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(120);
+
+/// A container's status, of whatever kind.
+fn status_of(pod: &Value, container: &str) -> Value {
+    let lists = ["containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses"];
+    let mut all = lists.iter().flat_map(|list| pod["status"][*list].as_array().into_iter().flatten());
+    all.find(|status| status["name"] == container).cloned().unwrap_or_default()
+}
+
+fn condition(pod: &Value, name: &str) -> Value {
+    let mut all = pod["status"]["conditions"].as_array().into_iter().flatten();
+    all.find(|condition| condition["type"] == name).cloned().unwrap_or_default()
+}
 
 /// Applies the pods, and waits until every one has succeeded; shows the logs of those that failed.
 #[track_caller]
 fn all_succeed(lab: &Lab, yaml: &str) {
     lab.apply(&yaml.replace("BUSYBOX", BUSYBOX).replace("NGINX", NGINX));
+    all_succeed_of(lab);
+}
+
+/// Waits until every pod there is has succeeded.
+#[track_caller]
+fn all_succeed_of(lab: &Lab) {
     let failed: Vec<String> = lab.eventually("every pod ends", SOON, || {
         let pods = lab.get(&["pods"]);
-        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let phases: Vec<(String, String)> = pods["items"]
             .as_array()
             .into_iter()

@@ -5,7 +5,7 @@
 
 pub mod events;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::time::Duration;
 
@@ -245,6 +245,17 @@ impl Runtime {
         // The runtime enforces the limit; a second more keeps its own answer visible.
         let wait = limit.map_or(Duration::from_secs(86_400), |limit| limit + Duration::from_secs(1));
         within("ExecSync", wait, self.runtime.clone().exec_sync(request)).await
+    }
+
+    /// Bytes that each container wrote into its image, by container id.
+    pub async fn written(&self) -> Answer<BTreeMap<String, u64>> {
+        let request = cri::ListContainerStatsRequest::default();
+        let answer = within("ListContainerStats", CALL, self.runtime.clone().list_container_stats(request)).await?;
+        let written = answer.stats.into_iter().filter_map(|stats| {
+            let layer = stats.writable_layer?.used_bytes?.value;
+            Some((stats.attributes?.id, layer))
+        });
+        Ok(written.collect())
     }
 
     pub async fn exec(&self, request: cri::ExecRequest) -> Answer<String> {

@@ -1,8 +1,9 @@
 //! Keeping the node alive when memory or disk runs out (`pkg/kubelet/eviction`).
 //!
 //! [`rank`] and [`pressure_of`] are pure; [`run`] looks every ten seconds, sets the node's pressure
-//! conditions, and ends at most one pod a time. emptyDir volumes over their size limit are ended here
-//! too.
+//! conditions, and ends at most one pod a time. [`local_storage`] ends those that use more than they may.
+
+mod local_storage;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -111,7 +112,7 @@ pub async fn run(node: Arc<NodeContext>, manager: Arc<Manager>, heartbeat: Arc<H
         heartbeat.set_pressure(Pressure { memory: recently("memory"), disk: recently("disk"), pid: false });
         match met.first() {
             Some(first) => relieve(&node, &manager, first),
-            None => limit_empty_dirs(&node, &manager).await,
+            None => local_storage::enforce(&node, &manager).await,
         }
         tokio::time::sleep(PERIOD).await;
     }
@@ -149,25 +150,6 @@ fn evict(node: &NodeContext, manager: &Manager, pod: &Pod, message: String) {
     node.event(pod, EventType::Warning, EVICTED, message.clone());
     let uid = pod.metadata.uid.clone().unwrap_or_default();
     manager.evict(&uid, Verdict { reason: EVICTED.to_owned(), message }, HARD_GRACE);
-}
-
-/// Ends pods whose emptyDir volumes hold more than their limit.
-async fn limit_empty_dirs(node: &Arc<NodeContext>, manager: &Manager) {
-    for snapshot in manager.snapshots().into_iter().filter(|snapshot| !snapshot.ended) {
-        let pod = snapshot.pod;
-        let uid = pod.metadata.uid.clone().unwrap_or_default();
-        for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
-            let limit = volume.empty_dir.as_ref().and_then(|source| source.size_limit.as_ref()).map(Quantity::from);
-            let Some(limit) = limit.filter(|limit| !limit.is_zero()) else { continue };
-            let directory = node.config.layout.volume(&uid, "kubernetes.io/empty-dir", &volume.name);
-            let used = tokio::task::spawn_blocking(move || disk_usage(&directory)).await.unwrap_or(0);
-            if used > limit.units().max(0).unsigned_abs() {
-                let message = format!("Usage of EmptyDir volume \"{}\" exceeds the limit \"{limit}\". ", volume.name);
-                evict(node, manager, &pod, message);
-                break;
-            }
-        }
-    }
 }
 
 /// Bytes on disk below a directory, not following links.

@@ -159,7 +159,7 @@ impl Images {
         error: String,
     ) -> Failure {
         let now = Timestamp::now();
-        self.backoff.lock().advance(key, now);
+        self.backoff.lock().advance(key, now, now);
         self.last_error.lock().insert(key.to_owned(), (error.clone(), now));
         let message = format!("Failed to pull image \"{given}\": {error}");
         node.container_event(pod, &container.name, EventType::Warning, "Failed", message);

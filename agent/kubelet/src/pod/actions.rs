@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
 
 use super::backoff::{Backoff, go_duration};
 use super::observed::{Observed, Run, RunState};
+use super::restart::{self, should_restart};
 use crate::spec::container::hash;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -37,7 +38,8 @@ pub struct Kill {
     pub name: String,
     /// For the event `Killing`.
     pub message: String,
-    /// A probe's own grace period, seconds.
+    /// A probe's own grace period, seconds. Without one it is the pod's, and with zero there is no
+    /// preStop hook either.
     pub grace: Option<i64>,
 }
 
@@ -83,6 +85,8 @@ pub struct Memory {
     pub in_post_start: HashSet<String>,
     /// Runs that are being stopped.
     pub stopping: HashSet<String>,
+    /// Runs that were killed to be made anew: they did not fail by themselves.
+    pub killed: HashSet<String>,
     /// What runs were given last, by run id.
     pub applied: HashMap<String, Option<ResourceRequirements>>,
 }
@@ -99,6 +103,8 @@ pub struct Decision {
     pub wake_at: Option<Timestamp>,
     /// Everything ended and nothing will be restarted.
     pub finished: bool,
+    /// All containers are to be made anew, and none runs any more: the runs to remove first, in order.
+    pub remove: Vec<String>,
 }
 
 impl Decision {
@@ -114,12 +120,18 @@ pub struct View<'a> {
     pub memory: &'a Memory,
     /// A step that builds is under way.
     pub busy: bool,
+    /// The container that it makes.
+    pub starting: Option<&'a str>,
     pub now: Timestamp,
 }
 
 pub fn decide(view: &View<'_>) -> Decision {
     let mut decision = Decision::default();
     let Some(spec) = view.pod.spec.as_ref() else { return decision };
+    if let Some(source) = restart::source_of_restart_all(spec, view.observed) {
+        decide_restart_all(view, spec, source, &mut decision);
+        return decision;
+    }
     if is_finished(spec, view.observed) {
         decision.finished = true;
         return decision;
@@ -134,6 +146,27 @@ pub fn decide(view: &View<'_>) -> Decision {
         decision.setup = None;
     }
     decision
+}
+
+/// Every container goes at once, and is made anew as if the pod had just begun. The run that asked for
+/// it is removed last: whoever looks in between still sees that it did.
+fn decide_restart_all(view: &View<'_>, spec: &PodSpec, source: &Run, decision: &mut Decision) {
+    let ours = |run: &&Run| restart::containers(spec).any(|(container, _)| container.name == run.name);
+    let runs: Vec<&Run> = view.observed.runs.iter().filter(ours).collect();
+    decision.kills = runs
+        .iter()
+        .filter(|run| run.is_running())
+        .map(|run| Kill {
+            run_id: run.id.clone(),
+            name: run.name.clone(),
+            message: format!("Stopping container {}: all containers of the pod are restarted", run.name),
+            grace: Some(0),
+        })
+        .collect();
+    if decision.kills.is_empty() && !view.busy {
+        let others = runs.iter().filter(|run| run.id != source.id).map(|run| run.id.clone());
+        decision.remove = others.chain([source.id.clone()]).collect();
+    }
 }
 
 /// There is no sandbox to use: clear away the newest one if it still holds anything, then make one.
@@ -223,7 +256,7 @@ fn decide_one(
             if view.memory.stopping.contains(&run.id) {
                 return false;
             }
-            if let Some(kill) = reason_to_kill(view, container, kind, run) {
+            if let Some(kill) = reason_to_kill(view, spec, container, kind, run) {
                 decision.kills.push(kill);
                 return false;
             }
@@ -257,7 +290,13 @@ fn decide_one(
     }
 }
 
-fn reason_to_kill(view: &View<'_>, container: &Container, kind: ContainerKind, run: &Run) -> Option<Kill> {
+fn reason_to_kill(
+    view: &View<'_>,
+    spec: &PodSpec,
+    container: &Container,
+    kind: ContainerKind,
+    run: &Run,
+) -> Option<Kill> {
     let kill =
         |message: String, grace| Some(Kill { run_id: run.id.clone(), name: container.name.clone(), message, grace });
     let name = &container.name;
@@ -266,13 +305,29 @@ fn reason_to_kill(view: &View<'_>, container: &Container, kind: ContainerKind, r
         return kill(format!("{kind_name} {name} definition changed, will be restarted"), None);
     }
     let probe = view.memory.probes.get(&run.id)?;
+    // Whatever it ends with, a killed container failed.
+    let again = if restart::restarts_after(spec, container, kind, KILLED) { ", will be restarted" } else { "" };
     if probe.liveness_failed {
-        return kill(format!("{kind_name} {name} failed liveness probe, will be restarted"), probe.grace);
+        return kill(format!("{kind_name} {name} failed liveness probe{again}"), probe.grace);
     }
     if probe.startup_failed {
-        return kill(format!("{kind_name} {name} failed startup probe, will be restarted"), probe.grace);
+        return kill(format!("{kind_name} {name} failed startup probe{again}"), probe.grace);
     }
     None
+}
+
+/// Since when the back-off of a container that ended counts. A run that was killed to be made anew is
+/// followed by the next at once: it counts from the end of the run before it, unless that one's
+/// back-off was still in force (`kuberuntime_manager.go: doBackOff` sees the runs from before the kill).
+pub fn failed_at(observed: &Observed, memory: &Memory, exited: &Run) -> Option<Timestamp> {
+    let finished_at = exited.finished_at?;
+    if !memory.killed.contains(&exited.id) {
+        return Some(finished_at);
+    }
+    let mut older = observed.runs_of(&exited.name).skip_while(|run| run.id != exited.id).skip(1);
+    let before = older.find(|run| run.state == RunState::Exited)?.finished_at?;
+    let in_force = memory.restarts.waiting(&exited.name, before, finished_at).is_some();
+    Some(if in_force { finished_at } else { before })
 }
 
 /// Starts the container, or says what it waits for.
@@ -291,9 +346,12 @@ fn try_start(
             return;
         }
     }
+    if view.starting == Some(name) {
+        return;
+    }
     let exited = earlier.filter(|run| run.state == RunState::Exited);
-    if let Some(finished_at) = exited.and_then(|run| run.finished_at)
-        && let Some((delay, until)) = view.memory.restarts.waiting(name, finished_at, view.now)
+    if let Some(failed_at) = exited.and_then(|run| failed_at(view.observed, view.memory, run))
+        && let Some((delay, until)) = view.memory.restarts.waiting(name, failed_at, view.now)
     {
         decision.waiting.insert(name.to_owned(), crash_loop(view.pod, name, &go_duration(delay)));
         decision.wake(until);
@@ -305,6 +363,9 @@ fn try_start(
             Some(Setup::Container { name: name.to_owned(), kind, restart_count, sandbox_id: sandbox_id.to_owned() });
     }
 }
+
+/// The exit code of a process that SIGKILL ended.
+const KILLED: i32 = 137;
 
 pub const CRASH_LOOP: &str = "CrashLoopBackOff";
 
@@ -324,31 +385,6 @@ pub fn pod_id(pod: &Pod) -> String {
 
 pub fn is_sidecar(container: &Container) -> bool {
     container.restart_policy.as_deref() == Some("Always")
-}
-
-/// Whether an exited run is followed by another: the container's own rules and policy before the pod's.
-pub fn should_restart(spec: &PodSpec, container: &Container, kind: ContainerKind, run: &Run) -> bool {
-    if kind == ContainerKind::Sidecar {
-        return true;
-    }
-    if kind == ContainerKind::Ephemeral {
-        return false;
-    }
-    for rule in container.restart_policy_rules.iter().flatten() {
-        let Some(codes) = &rule.exit_codes else { continue };
-        let listed = codes.values.iter().flatten().any(|code| *code == run.exit_code);
-        let matches = if codes.operator == "NotIn" { !listed } else { listed };
-        if matches && rule.action.starts_with("Restart") {
-            return true;
-        }
-    }
-    let policy = container.restart_policy.as_deref().or(spec.restart_policy.as_deref()).unwrap_or("Always");
-    match policy {
-        "Never" => false,
-        "OnFailure" => run.exit_code != 0,
-        // Init containers that succeeded never run again.
-        _ => kind != ContainerKind::Init || run.exit_code != 0,
-    }
 }
 
 /// Whether the pod has come to its end: every main container ended for good, or an init container

@@ -13,7 +13,7 @@ fn now() -> Timestamp {
 }
 
 fn decide_at(spec: Value, observed: &Observed, memory: &Memory, now: Timestamp) -> Decision {
-    decide(&View { pod: &pod(spec), observed, memory, busy: false, now })
+    decide(&View { pod: &pod(spec), observed, memory, busy: false, starting: None, now })
 }
 
 fn decide_plain(spec: Value, sandboxes: Vec<crate::pod::observed::Sandbox>, runs: Vec<Run>) -> Decision {
@@ -190,7 +190,7 @@ fn back_off_says_how_long_and_wakes_when_over() {
     let finished_at = failed.finished_at.unwrap();
     let observed = Observed::new(vec![sandbox("sb", 0, true)], vec![failed]);
     let mut memory = Memory::default();
-    memory.restarts.advance("a", finished_at);
+    memory.restarts.advance("a", finished_at, finished_at);
     let decision = decide_at(spec.clone(), &observed, &memory, finished_at);
     assert_eq!(words(&decision), "-");
     let waiting = &decision.waiting["a"];
@@ -234,7 +234,64 @@ fn ephemeral_containers_run_once_beside_the_others() {
 fn nothing_is_built_while_something_is_being_built() {
     let observed = Observed::default();
     let spec = pod(json!({"containers": containers(&["a"])}));
-    let decision =
-        decide(&View { pod: &spec, observed: &observed, memory: &Memory::default(), busy: true, now: now() });
+    let decision = decide(&View {
+        pod: &spec,
+        observed: &observed,
+        memory: &Memory::default(),
+        busy: true,
+        starting: None,
+        now: now(),
+    });
     assert_eq!(decision.setup, None);
+}
+
+#[test]
+fn one_end_may_restart_all_containers() {
+    let rules = json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}}]);
+    let spec = json!({"restartPolicy": "Never", "initContainers": [{"name": "i"}, {"name": "s", "restartPolicy": "Always"}],
+        "containers": [{"name": "a", "restartPolicy": "Never", "restartPolicyRules": rules}, {"name": "b"}]});
+    let sb = || vec![sandbox("sb", 0, true)];
+    let runs = |a: Run, b: RunState| vec![exited("i", "sb", 0, 0), run("s", "sb", b, 0), a, run("b", "sb", b, 0)];
+    let began = decide_plain(spec.clone(), sb(), runs(exited("a", "sb", 42, 0), Running));
+    let graces: Vec<_> = began.kills.iter().map(|kill| kill.grace).collect();
+    assert_eq!((began.remove.len(), began.finished, graces), (0, false, vec![Some(0); 2]));
+    let ended = decide_plain(spec.clone(), sb(), runs(exited("a", "sb", 42, 0), RunState::Exited));
+    assert_eq!((ended.remove.len(), ended.remove.last().unwrap().as_str(), ended.setup), (4, "a-0", None));
+    assert_eq!(words(&decide_plain(spec.clone(), sb(), vec![])), "start i #0", "and all begins again");
+    assert!(decide_plain(spec, sb(), runs(exited("a", "sb", 1, 0), RunState::Exited)).finished, "other codes end it");
+}
+
+#[test]
+fn a_container_that_is_being_started_is_not_in_back_off() {
+    let spec = pod(json!({"containers": containers(&["a"])}));
+    let observed = Observed::new(vec![sandbox("sb", 0, true)], vec![exited("a", "sb", 1, 0)]);
+    let finished_at = observed.newest("a").unwrap().finished_at.unwrap();
+    let mut memory = Memory::default();
+    memory.restarts.advance("a", finished_at, finished_at);
+    let decision = |starting| {
+        decide(&View { pod: &spec, observed: &observed, memory: &memory, busy: true, starting, now: finished_at })
+    };
+    assert_eq!(decision(None).waiting["a"].reason, CRASH_LOOP);
+    assert!(decision(Some("a")).waiting.is_empty());
+}
+
+#[test]
+fn a_killed_run_is_followed_by_the_next_at_once() {
+    // runs end a minute apart
+    let observed = Observed::new(vec![], (0..3).map(|count| exited("a", "sb", 137, count)).collect());
+    let ends: Vec<Timestamp> = observed.runs_of("a").map(|run| run.finished_at.unwrap()).collect();
+    let newest = observed.newest("a").unwrap();
+    let mut memory = Memory::default();
+    assert_eq!(failed_at(&observed, &memory, newest), Some(ends[0]), "it ended by itself");
+    memory.killed.insert(newest.id.clone());
+    assert_eq!(failed_at(&observed, &memory, newest), Some(ends[1]));
+    // 10, 20, 40 s have passed by then; 80 s have not
+    for delay in [10, 20, 40] {
+        assert_eq!(memory.restarts.advance("a", ends[1], ends[0]).as_secs(), delay);
+        assert_eq!(failed_at(&observed, &memory, newest), Some(ends[1]), "{delay}");
+    }
+    memory.restarts.advance("a", ends[1], ends[0]);
+    assert_eq!(failed_at(&observed, &memory, newest), Some(ends[0]));
+    let first = Observed::new(vec![], vec![exited("a", "sb", 137, 2)]);
+    assert_eq!(failed_at(&first, &memory, newest), None, "there was none before");
 }

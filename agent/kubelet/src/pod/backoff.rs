@@ -31,12 +31,12 @@ impl Backoff {
     }
 
     /// Another try after what failed at `failed_at`: the next failure waits longer.
-    pub fn advance(&mut self, name: &str, failed_at: Timestamp) -> SignedDuration {
+    pub fn advance(&mut self, name: &str, failed_at: Timestamp, now: Timestamp) -> SignedDuration {
         let delay = match self.entries.get(name) {
             Some(entry) if !expired(entry, failed_at) => (entry.delay * 2).min(LONGEST),
             _ => FIRST,
         };
-        self.entries.insert(name.to_owned(), Entry { delay, since: failed_at });
+        self.entries.insert(name.to_owned(), Entry { delay, since: now });
         delay
     }
 
@@ -75,7 +75,7 @@ mod tests {
         let mut failed = 0;
         let mut delays = Vec::new();
         for _ in 0..7 {
-            let delay = backoff.advance("c", at(failed)).as_secs();
+            let delay = backoff.advance("c", at(failed), at(failed)).as_secs();
             delays.push(delay);
             failed += 1;
             let (in_force, until) = backoff.waiting("c", at(failed), at(failed)).unwrap();
@@ -85,7 +85,7 @@ mod tests {
         }
         assert_eq!(delays, [10, 20, 40, 80, 160, 300, 300]);
         assert_eq!(backoff.waiting("c", at(failed + 1000), at(failed + 1000)), None, "a long good run");
-        assert_eq!(backoff.advance("c", at(failed + 1000)).as_secs(), 10);
+        assert_eq!(backoff.advance("c", at(failed + 1000), at(failed + 1000)).as_secs(), 10);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::actions::is_sidecar;
 use super::observed::Observed;
+use super::restart;
 use super::status::Resize;
 
 /// The conditions that the kubelet owns; all others are kept as they are.
@@ -50,7 +51,27 @@ pub fn generate(pod: &Pod, status: &PodStatus, observed: &Observed, now: Timesta
         let before = last.iter().find(|condition| condition.type_ == name);
         conditions.push(condition(name, verdict, before, pod.metadata.generation, now));
     }
+    if restart::could_restart_all(spec) {
+        let before = last.iter().find(|condition| condition.type_ == ALL_RESTARTING);
+        let verdict = all_restarting(spec, observed, phase);
+        conditions.push(condition(ALL_RESTARTING, verdict, before, pod.metadata.generation, now));
+    }
     conditions
+}
+
+/// Whether all containers are being made anew because one of them ended so.
+fn all_restarting(spec: &PodSpec, observed: &Observed, phase: &str) -> Verdict {
+    let no = |reason| Verdict { status: false, reason, message: None };
+    match phase {
+        "Succeeded" => no(Some("PodCompleted")),
+        "Failed" => no(Some("PodFailed")),
+        _ if restart::source_of_restart_all(spec, observed).is_none() => no(None),
+        _ => Verdict {
+            status: true,
+            reason: Some("RestartAllContainersStarted"),
+            message: Some("container exited with restart policy rule".to_owned()),
+        },
+    }
 }
 
 fn condition(
@@ -179,9 +200,10 @@ fn initialized(spec: &PodSpec, status: &PodStatus, phase: &str) -> Verdict {
 
 /// Whether the kubelet owns a condition.
 pub fn is_owned(name: &str) -> bool {
-    OWNED.contains(&name) || [RESIZE_PENDING, RESIZE_IN_PROGRESS].contains(&name)
+    OWNED.contains(&name) || [RESIZE_PENDING, RESIZE_IN_PROGRESS, ALL_RESTARTING].contains(&name)
 }
 
+const ALL_RESTARTING: &str = "AllContainersRestarting";
 const RESIZE_PENDING: &str = "PodResizePending";
 const RESIZE_IN_PROGRESS: &str = "PodResizeInProgress";
 

@@ -18,28 +18,14 @@ pub struct Ending {
     pub done: bool,
 }
 
-/// Main containers first, all at once; then sidecars, the last started first; then sandboxes.
+/// Everything that runs is told to stop at once, so that preStop hooks run side by side; each then
+/// waits for its turn ([`before`]). Sandboxes come last.
 /// `stopping` holds what is being stopped, `stopped` the sandboxes that were.
-pub fn decide(pod: &Pod, observed: &Observed, stopping: &HashSet<String>, stopped: &HashSet<String>) -> Ending {
+pub fn decide(observed: &Observed, stopping: &HashSet<String>, stopped: &HashSet<String>) -> Ending {
     let mut ending = Ending::default();
-    let sidecars: Vec<&str> = pod
-        .spec
-        .iter()
-        .flat_map(|spec| spec.init_containers.iter().flatten())
-        .filter(|container| is_sidecar(container))
-        .map(|container| container.name.as_str())
-        .collect();
-    let running: Vec<&Run> = observed.runs.iter().filter(|run| run.is_running()).collect();
-    let plain: Vec<&&Run> = running.iter().filter(|run| !sidecars.contains(&run.name.as_str())).collect();
-    if !plain.is_empty() {
-        ending.stop = plain.iter().filter(|run| !stopping.contains(&run.id)).map(|run| run.id.clone()).collect();
-        return ending;
-    }
-    let last_sidecar = sidecars.iter().rev().find_map(|name| running.iter().find(|run| run.name == *name));
-    if let Some(run) = last_sidecar {
-        if !stopping.contains(&run.id) {
-            ending.stop.push(run.id.clone());
-        }
+    if observed.any_running() {
+        let running = observed.runs.iter().filter(|run| run.is_running() && !stopping.contains(&run.id));
+        ending.stop = running.map(|run| run.id.clone()).collect();
         return ending;
     }
     // Also a sandbox that is not ready is stopped once: its network is given back then.
@@ -48,6 +34,17 @@ pub fn decide(pod: &Pod, observed: &Observed, stopping: &HashSet<String>, stoppe
     ending.stop_sandboxes = left.iter().filter(|id| !stopping.contains(**id)).map(|id| (*id).clone()).collect();
     ending.done = left.is_empty();
     ending
+}
+
+/// The running runs that end before `run` does: for a sidecar, everything but the sidecars that were
+/// started before it.
+pub fn before(pod: &Pod, observed: &Observed, run: &Run) -> Vec<String> {
+    let init = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+    let sidecars: Vec<&str> = init.filter(|one| is_sidecar(one)).map(|one| one.name.as_str()).collect();
+    let place = |name: &str| sidecars.iter().position(|sidecar| *sidecar == name);
+    let Some(own) = place(&run.name) else { return Vec::new() };
+    let first = observed.runs.iter().filter(|other| other.is_running());
+    first.filter(|other| place(&other.name).is_none_or(|place| place > own)).map(|other| other.id.clone()).collect()
 }
 
 /// Seconds a pod gets to end: what its deletion says, else what its spec says, at least one.
@@ -65,41 +62,44 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn main_containers_then_sidecars_backwards_then_the_sandbox() {
-        let pod: Pod = serde_json::from_value(json!({"spec": {
-            "initContainers": [{"name": "s1", "restartPolicy": "Always"}, {"name": "s2", "restartPolicy": "Always"}],
-            "containers": [{"name": "a"}, {"name": "b"}]}}))
-        .unwrap();
-        let all = |states: [RunState; 4]| {
-            let names = ["s1", "s2", "a", "b"];
-            let runs = names.iter().zip(states).map(|(name, state)| run(name, "sb", state, 0)).collect();
+    fn everything_is_told_at_once_and_the_sandbox_comes_last() {
+        let all = |states: [RunState; 2]| {
+            let runs = ["s", "a"].iter().zip(states).map(|(name, state)| run(name, "sb", state, 0)).collect();
             Observed::new(vec![sandbox("sb", 0, true)], runs)
         };
         use RunState::{Exited, Running};
-        let none = HashSet::new();
         let set = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<HashSet<String>>();
         for (observed, stopping, stopped, stop, sandboxes, done) in [
-            (all([Running; 4]), none.clone(), none.clone(), vec!["a-0", "b-0"], vec![], false),
-            (all([Running; 4]), set(&["a-0"]), none.clone(), vec!["b-0"], vec![], false),
-            (all([Running, Running, Exited, Exited]), none.clone(), none.clone(), vec!["s2-0"], vec![], false),
-            (all([Running, Running, Exited, Exited]), set(&["s2-0"]), none.clone(), vec![], vec![], false),
-            (all([Running, Exited, Exited, Exited]), none.clone(), none.clone(), vec!["s1-0"], vec![], false),
-            (all([Exited; 4]), none.clone(), none.clone(), vec![], vec!["sb"], false),
-            (all([Exited; 4]), set(&["sb"]), none.clone(), vec![], vec![], false),
-            (all([Exited; 4]), none.clone(), set(&["sb"]), vec![], vec![], true),
-            (Observed::default(), none.clone(), none.clone(), vec![], vec![], true),
+            (all([Running; 2]), set(&[]), set(&[]), set(&["a-0", "s-0"]), vec![], false),
+            (all([Running; 2]), set(&["a-0"]), set(&[]), set(&["s-0"]), vec![], false),
+            (all([Running, Exited]), set(&["s-0"]), set(&[]), set(&[]), vec![], false),
+            (all([Exited; 2]), set(&[]), set(&[]), set(&[]), vec!["sb"], false),
+            (all([Exited; 2]), set(&["sb"]), set(&[]), set(&[]), vec![], false),
+            (all([Exited; 2]), set(&[]), set(&["sb"]), set(&[]), vec![], true),
+            (Observed::default(), set(&[]), set(&[]), set(&[]), vec![], true),
         ] {
-            let mut ending = decide(&pod, &observed, &stopping, &stopped);
-            ending.stop.sort();
+            let ending = decide(&observed, &stopping, &stopped);
+            let stop_now: HashSet<String> = ending.stop.into_iter().collect();
             assert_eq!(
-                (ending.stop, ending.stop_sandboxes, ending.done),
-                (
-                    stop.into_iter().map(str::to_owned).collect(),
-                    sandboxes.into_iter().map(str::to_owned).collect(),
-                    done
-                )
+                (stop_now, ending.stop_sandboxes, ending.done),
+                (stop, sandboxes.into_iter().map(str::to_owned).collect(), done)
             );
         }
+    }
+
+    #[test]
+    fn sidecars_end_after_the_main_containers_the_last_started_first() {
+        let pod: Pod = serde_json::from_value(json!({"spec": {
+            "initContainers": [{"name": "s1", "restartPolicy": "Always"}, {"name": "i"}, {"name": "s2", "restartPolicy": "Always"}],
+            "containers": [{"name": "a"}, {"name": "b"}]}}))
+        .unwrap();
+        let runs =
+            [("s1", RunState::Running), ("s2", RunState::Running), ("a", RunState::Running), ("b", RunState::Exited)];
+        let runs: Vec<Run> = runs.iter().map(|(name, state)| run(name, "sb", *state, 0)).collect();
+        let observed = Observed::new(vec![sandbox("sb", 0, true)], runs.clone());
+        let order = |at: usize| -> HashSet<String> { before(&pod, &observed, &runs[at]).into_iter().collect() };
+        let set = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<HashSet<String>>();
+        assert_eq!((order(0), order(1), order(2)), (set(&["s2-0", "a-0"]), set(&["a-0"]), set(&[])));
     }
 
     #[test]

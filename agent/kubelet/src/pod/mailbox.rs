@@ -94,6 +94,10 @@ impl Mailbox {
         std::mem::take(&mut self.mail.lock())
     }
 
+    pub fn take_announced(&self) -> Vec<Run> {
+        std::mem::take(&mut self.mail.lock().announced)
+    }
+
     pub fn snapshot(&self) -> Snapshot {
         self.snapshot.read().clone()
     }

@@ -1,7 +1,7 @@
 //! One pod on this node: what is wanted of it, what is seen of it, what to do about it.
 //!
 //! Pure: [`actions`] and [`ending`] decide, [`status`], [`phase`] and [`conditions`] describe,
-//! [`backoff`] waits, [`observed`] is what they look at. Effects: [`observe`], [`make_sandbox`],
+//! [`restart`] says what runs again, [`backoff`] waits, [`observed`] is what they look at. Effects: [`observe`], [`make_sandbox`],
 //! [`make_container`], [`stop`], [`cleanup`], [`hooks`], [`sub_path`]. [`worker`] ties them together.
 
 pub mod actions;
@@ -17,6 +17,7 @@ pub mod make_sandbox;
 pub mod observe;
 pub mod observed;
 pub mod phase;
+pub mod restart;
 pub mod status;
 pub mod stop;
 pub mod sub_path;

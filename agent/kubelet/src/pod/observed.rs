@@ -21,14 +21,15 @@ pub struct Sandbox {
     pub host_network: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// In the order in which a run goes through them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RunState {
     /// Made, never started.
     Created,
+    /// The runtime lost it, and may find it again.
+    Unknown,
     Running,
     Exited,
-    /// The runtime lost it.
-    Unknown,
 }
 
 /// One run of one container.
@@ -187,7 +188,12 @@ impl Observed {
         *self = Self::new(sandboxes, std::mem::take(&mut self.runs));
     }
 
+    /// A run never goes back to an earlier state: a look that says so is older than what is known.
     pub fn put_run(&mut self, run: Run) {
+        if self.runs.iter().any(|known| known.id == run.id && known.state > run.state && run.state != RunState::Unknown)
+        {
+            return;
+        }
         let mut runs = std::mem::take(&mut self.runs);
         runs.retain(|known| known.id != run.id);
         runs.push(run);
@@ -236,5 +242,26 @@ impl Fingerprint {
             }
         }
         pods
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pod::actions::tests_support::run;
+
+    #[test]
+    fn a_look_that_comes_late_does_not_undo_a_start() {
+        let mut observed = Observed::default();
+        for (seen, state) in [
+            (RunState::Created, RunState::Created),
+            (RunState::Running, RunState::Running),
+            (RunState::Created, RunState::Running),
+            (RunState::Exited, RunState::Exited),
+            (RunState::Running, RunState::Exited),
+        ] {
+            observed.put_run(run("a", "sb", seen, 0));
+            assert_eq!(observed.newest("a").unwrap().state, state, "{seen:?}");
+        }
     }
 }

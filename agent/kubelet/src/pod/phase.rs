@@ -2,7 +2,8 @@
 
 use k8s_openapi::api::core::v1::{ContainerStatus, PodSpec};
 
-use super::actions::is_sidecar;
+use super::actions::{ContainerKind, is_sidecar};
+use super::restart::restarts_after;
 
 #[derive(Default)]
 struct Count {
@@ -10,14 +11,15 @@ struct Count {
     running: usize,
     stopped: usize,
     succeeded: usize,
+    /// Of those that stopped, the ones that will run again.
+    restarting: usize,
     unknown: usize,
 }
 
 /// `ended`: nothing runs and nothing will be started.
 pub fn of(spec: &PodSpec, init: &[ContainerStatus], main: &[ContainerStatus], ended: bool) -> &'static str {
-    let policy = spec.restart_policy.as_deref().unwrap_or("Always");
-    let (pending_init, failed_init) = initialization(spec, init);
-    if failed_init && (policy == "Never" || ended) {
+    let (pending_init, failed_init) = initialization(spec, init, ended);
+    if failed_init {
         return "Failed";
     }
     let count = count(spec, main);
@@ -32,25 +34,17 @@ pub fn of(spec: &PodSpec, init: &[ContainerStatus], main: &[ContainerStatus], en
     }
     if count.running == 0 && count.stopped > 0 && (count.unknown == 0 || ended) {
         let all_succeeded = count.stopped == count.succeeded && count.unknown == 0 && count.waiting == 0;
-        return match policy {
-            _ if ended => {
-                if all_succeeded {
-                    "Succeeded"
-                } else {
-                    "Failed"
-                }
-            }
-            "Always" => "Running",
-            _ if all_succeeded => "Succeeded",
-            "Never" => "Failed",
-            _ => "Running",
+        return match all_succeeded {
+            _ if count.restarting > 0 && !ended => "Running",
+            true => "Succeeded",
+            false => "Failed",
         };
     }
     if ended { "Failed" } else { "Pending" }
 }
 
-/// Whether init containers are still to do, and whether one failed.
-fn initialization(spec: &PodSpec, statuses: &[ContainerStatus]) -> (bool, bool) {
+/// Whether init containers are still to do, and whether one failed for good.
+fn initialization(spec: &PodSpec, statuses: &[ContainerStatus], ended: bool) -> (bool, bool) {
     let (mut pending, mut failed) = (false, false);
     for container in spec.init_containers.iter().flatten() {
         let status = statuses.iter().find(|status| status.name == container.name);
@@ -62,13 +56,18 @@ fn initialization(spec: &PodSpec, statuses: &[ContainerStatus]) -> (bool, bool) 
             pending |= !up && state.is_none_or(|state| state.terminated.is_none());
             continue;
         }
+        let for_good = |code: i32| code != 0 && (ended || !restarts_after(spec, container, ContainerKind::Init, code));
         match state.and_then(|state| state.terminated.as_ref()) {
-            Some(ended) if ended.exit_code == 0 => {}
-            Some(_) => failed = true,
+            Some(done) if done.exit_code == 0 => {}
+            Some(done) => {
+                let failed_for_good = for_good(done.exit_code);
+                failed |= failed_for_good;
+                pending |= !failed_for_good;
+            }
             None => {
                 pending = true;
-                failed |=
-                    last.is_some_and(|last| last.exit_code != 0) && state.is_some_and(|state| state.waiting.is_some());
+                let waits = state.is_some_and(|state| state.waiting.is_some());
+                failed |= waits && last.is_some_and(|last| for_good(last.exit_code));
             }
         }
     }
@@ -83,13 +82,16 @@ fn count(spec: &PodSpec, statuses: &[ContainerStatus]) -> Count {
             continue;
         };
         let state = status.state.clone().unwrap_or_default();
+        let restarts = |code: i32| usize::from(restarts_after(spec, container, ContainerKind::Main, code));
         if state.running.is_some() {
             count.running += 1;
         } else if let Some(ended) = state.terminated {
             count.stopped += 1;
             count.succeeded += usize::from(ended.exit_code == 0);
-        } else if status.last_state.as_ref().is_some_and(|last| last.terminated.is_some()) {
+            count.restarting += restarts(ended.exit_code);
+        } else if let Some(last) = status.last_state.as_ref().and_then(|last| last.terminated.as_ref()) {
             count.stopped += 1;
+            count.restarting += restarts(last.exit_code);
         } else {
             count.waiting += 1;
         }
@@ -132,6 +134,35 @@ mod tests {
     }
 
     #[test]
+    fn a_containers_own_restart_policy_decides() {
+        let status = |code: i32| json!({"name": "a", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": code}}});
+        let rules = json!([{"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}}]);
+        for (pod, own, rules, code, expected) in [
+            ("Never", json!("Always"), json!([]), 1, "Running"),
+            ("Always", json!("Never"), json!([]), 1, "Failed"),
+            ("Always", json!("Never"), json!([]), 0, "Succeeded"),
+            ("Never", json!("Never"), rules.clone(), 42, "Running"),
+            ("Never", json!("Never"), rules.clone(), 1, "Failed"),
+        ] {
+            let container = json!({"name": "a", "restartPolicy": own, "restartPolicyRules": rules});
+            let main: PodSpec =
+                serde_json::from_value(json!({"restartPolicy": pod, "containers": [container]})).unwrap();
+            let read = |status: Value| vec![serde_json::from_value::<ContainerStatus>(status).unwrap()];
+            assert_eq!(of(&main, &[], &read(status(code)), false), expected, "{pod} {own} {code}");
+            if own == "Always" {
+                continue;
+            }
+            let init: PodSpec = serde_json::from_value(
+                json!({"restartPolicy": pod, "containers": [{"name": "m"}], "initContainers": [container]}),
+            )
+            .unwrap();
+            let waiting = json!({"name": "m", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": {"waiting": {}}});
+            let expected = if expected == "Failed" { "Failed" } else { "Pending" };
+            assert_eq!(of(&init, &read(status(code)), &read(waiting), false), expected, "init {pod} {own} {code}");
+        }
+    }
+
+    #[test]
     fn phases() {
         let running = json!({"name": "a", "state": {"running": {}}});
         let waiting = json!({"name": "b", "state": {"waiting": {}}});
@@ -153,6 +184,7 @@ mod tests {
             ("Never", json!([done("i", 1)]), json!([waiting]), false, "Failed"),
             ("Always", json!([done("i", 1)]), json!([waiting]), false, "Pending"),
             ("Always", json!([{"name": "i", "state": {"running": {}}}]), json!([waiting]), false, "Pending"),
+            ("Never", json!([]), json!([looping]), false, "Failed"),
             ("Always", json!([done("i", 0)]), json!([running]), false, "Running"),
         ] {
             assert_eq!(phase(policy, init.clone(), main.clone(), ended), expected, "{policy} {init} {main} {ended}");

@@ -14,10 +14,11 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::actions::{CRASH_LOOP, ContainerKind, Memory, Waiting, is_sidecar, should_restart};
+use super::actions::{CRASH_LOOP, ContainerKind, Memory, Waiting, is_sidecar};
 use super::conditions;
 use super::observed::{Observed, Run, RunState};
 use super::phase;
+use super::restart::should_restart;
 use crate::resize::Pending;
 
 /// Why a pod ends other than by itself; wins over what its containers say.
@@ -90,6 +91,7 @@ pub fn generate(view: &View<'_>) -> PodStatus {
         resize: None,
         ..last.clone()
     };
+    limit_messages(&mut status);
     let ips = pod_ips(view, &last);
     status.pod_ip = ips.first().cloned();
     status.pod_ips = (!ips.is_empty()).then(|| ips.into_iter().map(|ip| PodIP { ip }).collect());
@@ -165,7 +167,8 @@ fn one(
     kind: ContainerKind,
     before: Option<&ContainerStatus>,
 ) -> ContainerStatus {
-    let mut runs = view.observed.runs_of(&container.name);
+    // A run counts when its postStart hook has ended: until then the container waits, as before it.
+    let mut runs = view.observed.runs_of(&container.name).filter(|run| !in_post_start(view, run));
     let newest = runs.next();
     let previous = runs.next();
     let waiting = view.waiting.get(&container.name);
@@ -201,11 +204,10 @@ fn one(
     match run.state {
         RunState::Running => {
             let probe = view.memory.probes.get(&run.id);
-            let started = probe.is_none_or(|probe| probe.started.unwrap_or(false))
-                && !view.memory.in_post_start.contains(&run.id);
+            let started = probe.is_none_or(|probe| probe.started.unwrap_or(false));
             status.started = Some(started);
-            status.ready =
-                started && probe.is_none_or(|probe| probe.ready) && !(view.memory.stopping.contains(&run.id));
+            // A container that is being stopped serves until it ends, or its probe says otherwise.
+            status.ready = started && probe.is_none_or(|probe| probe.ready);
             let applied = view.memory.applied.get(&run.id);
             status.resources = applied.cloned().unwrap_or_else(|| container.resources.clone());
             status.allocated_resources = container.resources.as_ref().and_then(|resources| resources.requests.clone());
@@ -241,6 +243,10 @@ fn one(
         }
     }
     status
+}
+
+fn in_post_start(view: &View<'_>, run: &Run) -> bool {
+    run.is_running() && view.memory.in_post_start.contains(&run.id) && !view.ending
 }
 
 /// The API server remembers a container that the runtime no longer has.
@@ -282,6 +288,25 @@ fn terminated(code: i32, reason: &str, message: &str) -> ContainerState {
             ..Default::default()
         }),
         ..Default::default()
+    }
+}
+
+/// What a pod's status holds of termination messages in all, bytes.
+const MESSAGES_LIMIT: usize = 12 << 10;
+
+/// Cuts the containers' messages so that all together are not too large for the API.
+fn limit_messages(status: &mut PodStatus) {
+    let lists = [&mut status.init_container_statuses, &mut status.container_statuses];
+    let count: usize = lists.iter().map(|list| list.as_ref().map_or(0, Vec::len)).sum();
+    let each = MESSAGES_LIMIT / count.max(1);
+    for container in lists.into_iter().flatten().flatten() {
+        for state in [&mut container.state, &mut container.last_state].into_iter().flatten() {
+            let message = state.terminated.as_mut().and_then(|terminated| terminated.message.as_mut());
+            if let Some(message) = message.filter(|message| message.len() > each) {
+                let end = (0..=each).rev().find(|at| message.is_char_boundary(*at)).unwrap_or(0);
+                message.truncate(end);
+            }
+        }
     }
 }
 
@@ -347,6 +372,14 @@ fn user(user: &proto::runtime::v1::LinuxContainerUser) -> ContainerUser {
             supplemental_groups: Some(user.supplemental_groups.clone()),
         }),
     }
+}
+
+/// How often a container ran, as far as the status says.
+pub fn runs_before(status: &PodStatus, name: &str) -> u32 {
+    let lists = [&status.container_statuses, &status.init_container_statuses];
+    let known = lists.into_iter().flat_map(|list| list.iter().flatten()).find(|status| status.name == name);
+    let ran = known.filter(|known| known.container_id.is_some());
+    ran.map_or(0, |known| u32::try_from(known.restart_count).unwrap_or_default() + 1)
 }
 
 /// Whether the status says that a container is crash-looping (for the event `BackOff`).

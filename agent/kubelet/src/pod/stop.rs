@@ -1,17 +1,21 @@
-//! Stopping a container: event, preStop hook, SIGTERM, SIGKILL after what is left of the grace period.
+//! Stopping a container: event, preStop hook, its turn among the pod's, SIGTERM, SIGKILL after what is
+//! left of the grace period.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use component::EventType;
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod};
 
+use tokio::sync::watch;
+
 use super::observed::Run;
 use super::{hooks, observe};
 use crate::context::NodeContext;
 use crate::cri::RuntimeError;
 
-/// A container gets at least this long after its preStop hook, seconds.
+/// A container gets at least this long to end by itself, seconds.
 const LEAST_GRACE: i64 = 2;
 
 pub struct Order {
@@ -22,21 +26,40 @@ pub struct Order {
     pub pod_ip: Option<String>,
     /// For the event `Killing`.
     pub message: String,
-    /// Seconds in all, the preStop hook included.
+    /// Seconds in all, the preStop hook and the wait for its turn included. Zero kills at once.
     pub grace: i64,
+    pub turn: Turn,
+}
+
+/// The runs that end before this one.
+pub struct Turn {
+    pub first: Vec<String>,
+    /// What runs of the pod, by id.
+    pub running: watch::Receiver<HashSet<String>>,
+}
+
+impl Turn {
+    async fn wait(mut self) {
+        // An error means that the worker is gone, and this stop with it.
+        let _ = self.running.wait_for(|running| !self.first.iter().any(|id| running.contains(id))).await;
+    }
 }
 
 /// Stops the container; returns its run as it ended.
-pub async fn stop(node: &NodeContext, order: &Order) -> Result<Run, RuntimeError> {
+pub async fn stop(node: &NodeContext, order: Order) -> Result<Run, RuntimeError> {
     node.container_event(&order.pod, &order.run.name, EventType::Normal, "Killing", order.message.clone());
     let began = Instant::now();
     if order.grace > 0
-        && let Some(hook) = pre_stop(order)
+        && let Some(hook) = pre_stop(&order)
     {
-        run_pre_stop(node, order, &hook).await;
+        run_pre_stop(node, &order, &hook).await;
     }
-    let spent = i64::try_from(began.elapsed().as_secs()).unwrap_or(i64::MAX);
-    let left = if order.grace > 0 { (order.grace - spent).max(LEAST_GRACE.min(order.grace)) } else { 0 };
+    let grace = order.grace;
+    let left = || grace - i64::try_from(began.elapsed().as_secs()).unwrap_or(i64::MAX);
+    let patience = Duration::from_secs(left().max(0).unsigned_abs());
+    // Whoever is before it and does not end leaves it only the least.
+    let _ = tokio::time::timeout(patience, order.turn.wait()).await;
+    let left = if grace > 0 { left().max(LEAST_GRACE) } else { 0 };
     node.runtime.stop_container(&order.run.id, left).await?;
     observe::run(&node.runtime, &order.run.id, &order.run.sandbox_id).await
 }

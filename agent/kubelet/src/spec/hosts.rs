@@ -12,9 +12,12 @@ pub struct PodNames {
 /// A Linux hostname has at most this many bytes.
 const HOSTNAME_MAX: usize = 63;
 
-/// `spec.hostname`, or the pod's name cut to what a hostname may be.
+/// `spec.hostnameOverride` alone, or `spec.hostname`, or the pod's name cut to what a hostname may be.
 pub fn names(pod: &Pod, cluster_domain: &str) -> PodNames {
     let spec = pod.spec.as_ref();
+    if let Some(hostname) = spec.and_then(|spec| spec.hostname_override.clone()) {
+        return PodNames { hostname, domain: None };
+    }
     let given = spec.and_then(|spec| spec.hostname.clone()).filter(|name| !name.is_empty());
     let hostname = given.unwrap_or_else(|| {
         let name = pod.metadata.name.as_deref().unwrap_or_default();
@@ -29,11 +32,7 @@ pub fn names(pod: &Pod, cluster_domain: &str) -> PodNames {
 
 /// The sandbox's host name: the fully qualified one if the pod asks for it and it fits.
 pub fn sandbox_hostname(pod: &Pod, names: &PodNames) -> Result<String, String> {
-    let spec = pod.spec.as_ref();
-    if let Some(name) = spec.and_then(|spec| spec.hostname_override.clone()) {
-        return Ok(name);
-    }
-    let wants_full = spec.and_then(|spec| spec.set_hostname_as_fqdn).unwrap_or(false);
+    let wants_full = pod.spec.as_ref().and_then(|spec| spec.set_hostname_as_fqdn).unwrap_or(false);
     match &names.domain {
         Some(domain) if wants_full => {
             let full = format!("{}.{domain}", names.hostname);
@@ -119,5 +118,15 @@ mod tests {
         let mut pod = pod(json!({}));
         pod.metadata.name = Some(format!("{}-{}", "a".repeat(62), "b".repeat(20)));
         assert_eq!(names(&pod, "c").hostname, "a".repeat(62));
+    }
+
+    #[test]
+    fn an_override_is_the_only_name() {
+        let pod: Pod = serde_json::from_value(serde_json::json!({"metadata": {"name": "p", "namespace": "n"},
+            "spec": {"containers": [], "hostname": "h", "subdomain": "s", "hostnameOverride": "my.host.name"}}))
+        .unwrap();
+        let names = names(&pod, "cluster.local");
+        assert_eq!(sandbox_hostname(&pod, &names).unwrap(), "my.host.name");
+        assert!(managed(&["10.0.0.1".to_owned()], &names, &[]).contains("10.0.0.1\tmy.host.name\n"));
     }
 }

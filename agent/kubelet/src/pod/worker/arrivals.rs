@@ -11,7 +11,7 @@ use crate::cri::RuntimeError;
 use crate::pod::actions::pod_id;
 use crate::pod::mailbox::{Mail, Wish};
 use crate::pod::make_sandbox::SandboxError;
-use crate::pod::observed::{Observed, Run, Sandbox};
+use crate::pod::observed::{Observed, Run, RunState, Sandbox};
 use crate::pod::{cleanup, ending, make_container, observe};
 
 impl Worker {
@@ -32,13 +32,15 @@ impl Worker {
         if mail.resync {
             self.look_at_everything();
         }
-        for run in mail.announced {
-            self.memory.in_post_start.insert(run.id.clone());
-            self.saw_run(run);
-        }
+        mail.announced.into_iter().for_each(|run| self.hook_began(run));
         for update in mail.probes {
             self.take_probe(update);
         }
+    }
+
+    fn hook_began(&mut self, run: Run) {
+        self.memory.in_post_start.insert(run.id.clone());
+        self.saw_run(run);
     }
 
     pub(super) fn look_at(&mut self, id: String, ended: bool) {
@@ -81,7 +83,11 @@ impl Worker {
                 self.saw_sandbox(sandbox);
             }
             Done::Sandbox(Err(error)) => self.sandbox_failed(&error),
-            Done::Container { name, outcome } => self.container_done(name, outcome),
+            Done::Container { name, outcome } => {
+                // That the hook began must be read before that it ended.
+                self.mailbox.take_announced().into_iter().for_each(|run| self.hook_began(run));
+                self.container_done(name, outcome);
+            }
             Done::Stopped { id, result } => {
                 self.memory.stopping.remove(&id);
                 match result {
@@ -107,10 +113,20 @@ impl Worker {
             }
             Done::SandboxSeen(Ok(sandbox)) => self.saw_sandbox(sandbox),
             Done::AllSeen { changes, observed } => self.all_seen(changes, observed),
-            Done::Removed { ids } => {
-                for id in ids {
+            Done::Removed { asked, gone } => {
+                // A look that began before would bring them back.
+                self.changes += 1;
+                if gone.len() < asked.len() {
+                    self.pause(SignedDuration::from_secs(1));
+                }
+                for id in asked {
+                    self.memory.stopping.remove(&id);
+                }
+                for id in gone {
                     self.observed.forget_run(&id);
                     self.memory.applied.remove(&id);
+                    self.memory.killed.remove(&id);
+                    self.memory.in_post_start.remove(&id);
                 }
             }
             Done::Resized(step) => self.resized(step),
@@ -164,15 +180,21 @@ impl Worker {
             None => self.memory.failures.remove(&name),
         };
         if let Some(run) = outcome.run {
-            self.memory.in_post_start.remove(&run.id);
+            // One whose hook failed never was up.
+            if outcome.hook_failed.is_none() {
+                self.memory.in_post_start.remove(&run.id);
+            }
             let id = run.id.clone();
             self.note_resources(&id, &name);
             self.tell("container started");
+            // With a hook it was announced before, and may have ended since.
+            let known = self.observed.runs.iter().find(|known| known.id == id && known.state == RunState::Exited);
+            let run = known.cloned().unwrap_or(run);
             self.saw_run(run.clone());
             if let Some(ended) = self.early.remove(&id) {
                 self.look_at(id, ended);
             }
-            if let Some(message) = outcome.hook_failed {
+            if let Some(message) = outcome.hook_failed.filter(|_| run.is_running()) {
                 let grace = ending::grace(self.pod());
                 self.stop_run(run, message, grace);
             }
@@ -184,17 +206,32 @@ impl Worker {
     /// The newest run and the one before it are kept, for `kubectl logs --previous`.
     pub(super) fn remove_old_runs(&mut self, name: &str) {
         let old: Vec<Run> = self.observed.runs_of(name).skip(2).filter(|run| !run.is_running()).cloned().collect();
-        if old.is_empty() {
+        self.remove_runs(old);
+    }
+
+    pub(super) fn remove_runs(&mut self, runs: Vec<Run>) {
+        if runs.is_empty() {
             return;
         }
+        let asked: Vec<String> = runs.iter().map(|run| run.id.clone()).collect();
+        self.memory.stopping.extend(asked.iter().cloned());
         let node = self.node.clone();
-        self.tasks.push(async move { Done::Removed { ids: cleanup::remove_runs(&node, &old).await } }.boxed());
+        self.tasks.push(
+            async move {
+                let gone = cleanup::remove_runs(&node, &runs).await;
+                Done::Removed { asked, gone }
+            }
+            .boxed(),
+        );
     }
 
     pub(super) fn saw_run(&mut self, run: Run) {
         self.changes += 1;
-        self.note(&run);
+        let id = run.id.clone();
         self.observed.put_run(run);
+        if let Some(run) = self.observed.runs.iter().find(|run| run.id == id).cloned() {
+            self.note(&run);
+        }
     }
 
     pub(super) fn saw_sandbox(&mut self, sandbox: Sandbox) {

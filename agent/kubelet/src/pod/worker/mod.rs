@@ -57,13 +57,32 @@ pub enum Stage {
 /// How something that was under way ended.
 enum Done {
     Sandbox(Result<Sandbox, SandboxError>),
-    Container { name: String, outcome: make_container::Outcome },
-    Stopped { id: String, result: Result<Run, RuntimeError> },
-    SandboxStopped { id: String, result: Result<(), RuntimeError> },
-    Seen { id: String, run: Result<Run, RuntimeError> },
+    Container {
+        name: String,
+        outcome: make_container::Outcome,
+    },
+    Stopped {
+        id: String,
+        result: Result<Run, RuntimeError>,
+    },
+    SandboxStopped {
+        id: String,
+        result: Result<(), RuntimeError>,
+    },
+    Seen {
+        id: String,
+        run: Result<Run, RuntimeError>,
+    },
     SandboxSeen(Result<Sandbox, RuntimeError>),
-    AllSeen { changes: u64, observed: Result<Observed, RuntimeError> },
-    Removed { ids: Vec<String> },
+    AllSeen {
+        changes: u64,
+        observed: Result<Observed, RuntimeError>,
+    },
+    /// Those that were to be removed, and those that are.
+    Removed {
+        asked: Vec<String>,
+        gone: Vec<String>,
+    },
     Resized(resizing::Step),
     Cleaned(Result<(), String>),
     Purged(Result<(), String>),
@@ -99,6 +118,8 @@ pub struct Worker {
     starting: Option<(String, Option<ResourceRequirements>)>,
     ending: Arc<AtomicBool>,
     stopped_sandboxes: HashSet<String>,
+    /// What runs, for those that wait for its end.
+    running: watch::Sender<HashSet<String>>,
     /// Changes of containers that were not known yet.
     early: HashMap<String, bool>,
     sandbox_failures: u32,
@@ -135,6 +156,7 @@ impl Worker {
             starting: None,
             ending: Arc::default(),
             stopped_sandboxes: HashSet::new(),
+            running: watch::Sender::default(),
             early: HashMap::new(),
             sandbox_failures: 0,
             pause_until: None,
@@ -194,6 +216,12 @@ impl Worker {
     fn turn(&mut self) {
         self.wake_at = None;
         let now = Timestamp::now();
+        let running = self.observed.runs.iter().filter(|run| run.is_running()).map(|run| run.id.clone()).collect();
+        self.running.send_if_modified(|known| {
+            let changed = *known != running;
+            *known = running;
+            changed
+        });
         if self.pause_until.is_some_and(|until| until <= now) {
             self.pause_until = None;
         }
@@ -233,6 +261,7 @@ impl Worker {
             observed: &self.observed,
             memory: &self.memory,
             busy: self.setup.is_some(),
+            starting: self.setup.as_ref().and(self.starting.as_ref()).map(|(name, _)| name.as_str()),
             now,
         });
         if decision.finished && self.setup.is_none() {
@@ -275,8 +304,15 @@ impl Worker {
         for kill in decision.kills {
             if let Some(run) = self.observed.runs.iter().find(|run| run.id == kill.run_id).cloned() {
                 let grace = kill.grace.unwrap_or_else(|| ending::grace(self.pod()));
+                self.memory.killed.insert(run.id.clone());
                 self.stop_run(run, kill.message, grace);
             }
+        }
+        if self.pause_until.is_none() {
+            let removed = |run: &&Run| decision.remove.contains(&run.id) && !self.memory.stopping.contains(&run.id);
+            let mut runs: Vec<Run> = self.observed.runs.iter().filter(removed).cloned().collect();
+            runs.sort_by_key(|run| decision.remove.iter().position(|id| *id == run.id));
+            self.remove_runs(runs);
         }
         if let Some(id) = decision.stop_sandbox
             && !self.memory.stopping.contains(&id)
@@ -310,6 +346,7 @@ impl Worker {
     }
 
     fn start_sandbox(&mut self, attempt: u32) {
+        self.starting = None;
         let (node, pod) = (self.node.clone(), self.wish.pod.clone());
         self.setup = Some(async move { Done::Sandbox(make_sandbox::make(&node, &pod, attempt).await) }.boxed());
     }
@@ -319,9 +356,14 @@ impl Worker {
             return;
         };
         let Some(container) = make_container::container_of(self.pod(), &name) else { return };
+        // A container whose runs are gone counts on from what was last said of it.
+        let restart_count = restart_count.max(match self.observed.newest(&name) {
+            Some(_) => 0,
+            None => status::runs_before(&self.status, &name),
+        });
         let exited = self.observed.newest(&name).filter(|run| run.state == RunState::Exited);
-        if let Some(finished_at) = exited.and_then(|run| run.finished_at) {
-            self.memory.restarts.advance(&name, finished_at);
+        if let Some(failed_at) = exited.and_then(|run| actions::failed_at(&self.observed, &self.memory, run)) {
+            self.memory.restarts.advance(&name, failed_at, Timestamp::now());
         }
         let target = self.ephemeral_target(&name);
         self.starting = Some((name.clone(), container.resources.clone()));
@@ -362,7 +404,7 @@ impl Worker {
         if self.blind || self.pause_until.is_some() {
             return;
         }
-        let next = ending::decide(self.pod(), &self.observed, &self.memory.stopping, &self.stopped_sandboxes);
+        let next = ending::decide(&self.observed, &self.memory.stopping, &self.stopped_sandboxes);
         for id in next.stop {
             if let Some(run) = self.observed.runs.iter().find(|run| run.id == id).cloned() {
                 let message = format!("Stopping container {}", run.name);
@@ -412,6 +454,11 @@ impl Worker {
         }
         let id = run.id.clone();
         let sandbox = self.observed.sandboxes.iter().find(|sandbox| sandbox.id == run.sandbox_id);
+        let first = match self.stage {
+            Stage::Ending { .. } => ending::before(self.pod(), &self.observed, &run),
+            _ => Vec::new(),
+        };
+        let turn = stop::Turn { first, running: self.running.subscribe() };
         let order = stop::Order {
             pod: self.wish.pod.clone(),
             container: make_container::container_of(self.pod(), &run.name),
@@ -419,9 +466,10 @@ impl Worker {
             run,
             message,
             grace,
+            turn,
         };
         let node = self.node.clone();
-        self.tasks.push(async move { Done::Stopped { id, result: stop::stop(&node, &order).await } }.boxed());
+        self.tasks.push(async move { Done::Stopped { id, result: stop::stop(&node, order).await } }.boxed());
     }
 
     fn stop_sandbox(&mut self, id: String) {

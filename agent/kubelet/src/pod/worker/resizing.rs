@@ -69,6 +69,7 @@ impl Worker {
         for change in restarts {
             if let Some(run) = self.observed.runs.iter().find(|run| run.id == change.run_id).cloned() {
                 let message = format!("Container {} resize requires restart", run.name);
+                self.memory.killed.insert(run.id.clone());
                 self.stop_run(run, message, ending::grace(self.pod()));
             }
         }
@@ -77,10 +78,18 @@ impl Worker {
     fn resize_step(&mut self, updates: Vec<resize::Change>, limits: cgroups::Limits, last: bool) {
         self.resizing.busy = true;
         let (node, pod) = (self.node.clone(), self.wish.pod.clone());
-        let group = self.node.cgroups.pod(qos_class(&pod), &self.uid());
+        let class = qos_class(&pod);
+        let group = self.node.cgroups.pod(class, &self.uid());
+        let before = self.memory.applied.clone();
+        let uid = self.uid();
         let step = async move {
             let mut step = Step { applied: Vec::new(), result: Ok(()), last };
             step.result = async {
+                for change in &updates {
+                    let usage = node.cgroups.container_usage(class, &uid, &change.run_id);
+                    let used = usage.map_or(0, |usage| usage.memory_usage);
+                    resize::may_shrink(&change.container, before.get(&change.run_id), used)?;
+                }
                 node.cgroups.apply(&group, &limits).await.map_err(|error| error.to_string())?;
                 for change in updates {
                     let v2 = node.cgroups.hierarchy().is_v2();

@@ -233,6 +233,30 @@ pub fn validate_resize(new: &Value, old: &Value) -> ErrorList {
     errors
 }
 
+/// Whether a container that ended with `exit_code` runs again, by its own rules and policy or the pod's.
+fn restarts_after(pod: &Value, container: &Value, exit_code: i64) -> bool {
+    let matches = |rule: &&Value| {
+        let listed = list(rule, "exitCodes.values").iter().any(|code| code.as_i64() == Some(exit_code));
+        listed != (text(rule, "exitCodes.operator") == "NotIn")
+    };
+    if list(container, "restartPolicyRules").iter().any(|rule| matches(&rule)) {
+        return true;
+    }
+    let own = text(container, "restartPolicy");
+    match if own.is_empty() { text(pod, "spec.restartPolicy") } else { own } {
+        "Always" => true,
+        "OnFailure" => exit_code != 0,
+        _ => false,
+    }
+}
+
+/// Whether the end of one container may restart all of the pod's.
+fn restarts_all(pod: &Value) -> bool {
+    let containers = ["spec.containers", "spec.initContainers"].iter().flat_map(|specs| list(pod, specs));
+    let mut rules = containers.flat_map(|container| list(container, "restartPolicyRules"));
+    rules.any(|rule| text(rule, "action") == "RestartAllContainers")
+}
+
 /// `pods/status`: what even the kubelet may not change.
 pub fn validate_status(new: &Value, old: &Value) -> ErrorList {
     let mut errors = ErrorList::new();
@@ -247,13 +271,12 @@ pub fn validate_status(new: &Value, old: &Value) -> ErrorList {
         if text(new, "spec.restartPolicy") == "Always" {
             continue;
         }
-        let restartable: Vec<&str> =
-            list(new, specs).iter().filter(|c| text(c, "restartPolicy") == "Always").map(|c| text(c, "name")).collect();
         for was in list(old, statuses) {
             let name = text(was, "name");
-            let failed_may_restart =
-                text(new, "spec.restartPolicy") == "OnFailure" && value::int(was, "state.terminated.exitCode") != 0;
-            if !has(was, "state.terminated") || restartable.contains(&name) || failed_may_restart {
+            let exit_code = value::int(was, "state.terminated.exitCode");
+            let container = list(new, specs).iter().find(|container| text(container, "name") == name);
+            let may_run_again = container.is_some_and(|container| restarts_after(new, container, exit_code));
+            if !has(was, "state.terminated") || may_run_again || restarts_all(new) {
                 continue;
             }
             let now = list(new, statuses).iter().find(|c| text(c, "name") == name);
@@ -309,6 +332,29 @@ mod tests {
             change("spec.tolerations", json!([{"key": "k", "operator": "Exists"}, {"operator": "Exists"}])),
             "[]"
         );
+    }
+
+    #[test]
+    fn what_ended_for_good_stays_ended() {
+        let rules = |action: &str| json!([{"action": action, "exitCodes": {"operator": "In", "values": [42]}}]);
+        for (policy, own, rules, code, allowed) in [
+            ("Never", json!(null), json!([]), 1, false),
+            ("OnFailure", json!(null), json!([]), 1, true),
+            ("OnFailure", json!(null), json!([]), 0, false),
+            ("Never", json!("Always"), json!([]), 0, true),
+            ("OnFailure", json!("Never"), json!([]), 1, false),
+            ("Never", json!("Never"), rules("Restart"), 42, true),
+            ("Never", json!("Never"), rules("Restart"), 1, false),
+            ("Never", json!("Never"), rules("RestartAllContainers"), 1, true),
+        ] {
+            let with = |state: Value| {
+                json!({"spec": {"restartPolicy": policy, "containers": [{"name": "c", "restartPolicy": own, "restartPolicyRules": rules}]},
+                    "status": {"containerStatuses": [{"name": "c", "state": state}]}})
+            };
+            let errors =
+                validate_status(&with(json!({"running": {}})), &with(json!({"terminated": {"exitCode": code}})));
+            assert_eq!(errors.is_empty(), allowed, "{policy} {own} {rules} {code}");
+        }
     }
 
     #[test]
