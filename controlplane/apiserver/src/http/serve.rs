@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use component::{Files, Supervisor};
+use futures::StreamExt;
 use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -18,7 +20,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::RwLock;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::server::TlsStream;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 use tokio_util::task::TaskTracker;
 
 use super::body::Body;
@@ -164,10 +166,11 @@ async fn http1(
 ) -> hyper::Result<()> {
     let connection = http1::Builder::new().timer(TokioTimer::new()).serve_connection(stream, service);
     let mut connection = std::pin::pin!(connection.with_upgrades());
+    let mut left = seldom(&leaving);
     tokio::select! {
         biased;
         served = connection.as_mut() => return served,
-        () = leaving.cancelled() => connection.as_mut().graceful_shutdown(),
+        _ = left.next() => connection.as_mut().graceful_shutdown(),
     }
     connection.await
 }
@@ -185,12 +188,19 @@ async fn http2(
         .adaptive_window(false)
         .serve_connection(stream, service);
     let mut connection = std::pin::pin!(connection);
+    let mut left = seldom(&leaving);
     tokio::select! {
         biased;
         served = connection.as_mut() => return served,
-        () = leaving.cancelled() => connection.as_mut().graceful_shutdown(),
+        _ = left.next() => connection.as_mut().graceful_shutdown(),
     }
     connection.await
+}
+
+/// That `leaving` is cancelled, looked at only when it has woken its connection: each look takes a lock
+/// that all connections share, and a connection wakes for every request.
+fn seldom(leaving: &CancellationToken) -> FuturesUnordered<WaitForCancellationFuture<'_>> {
+    std::iter::once(leaving.cancelled()).collect()
 }
 
 /// Answers the requests of one connection.

@@ -123,10 +123,18 @@ impl Call {
 
     /// The object named by the request, at least as new as every answered write.
     pub async fn current(&self) -> Result<Option<Current>> {
+        self.current_or(None).await
+    }
+
+    /// The same; `known`, decoded already, if that is it.
+    pub async fn current_or(&self, known: Option<Current>) -> Result<Option<Current>> {
         let cache = &self.endpoint.cache;
         cache.fresh().await?;
         let found = cache.read().get(&self.cache_key()).cloned();
-        Ok(found.map(|item| Current::from_item(&item)))
+        Ok(match (found, known) {
+            (Some(item), Some(known)) if known.revision == item.revision => Some(known),
+            (found, _) => found.map(|item| Current::from_item(&item)),
+        })
     }
 
     /// Whether requests in this version need conversion.

@@ -1,8 +1,9 @@
 //! Writers that meet at one object take turns.
 //!
 //! Without turns each of N writers that change the same object computes its change N times, and the
-//! unlucky one never gets through. The first attempt of a write takes no turn; only a conflict leads
-//! here. Who has finished leaves what it wrote to the next, who so needs not wait for the cache.
+//! unlucky one never gets through. The first attempt of a write takes no turn unless others do already:
+//! it would only conflict; else only a conflict leads here. Who has finished leaves what it wrote to
+//! the next, who so needs not wait for the cache.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -28,6 +29,12 @@ pub struct Turn {
 }
 
 impl Turns {
+    /// Whether writers of this object take turns now.
+    pub fn contested(&self, key: &str) -> bool {
+        let places = self.places.lock();
+        !places.is_empty() && places.contains_key(key)
+    }
+
     /// Waits for this writer's turn, in order of arrival.
     pub async fn take(&self, key: &str) -> Turn {
         let place = self.places.lock().entry(key.to_owned()).or_default().clone();
@@ -39,10 +46,14 @@ impl Turns {
 }
 
 impl Turn {
-    /// What the writer before left, if it is newer than `seen`.
+    /// What the writer before left.
+    pub fn left(&mut self) -> Option<Current> {
+        self.held.as_mut().and_then(|held| held.take())
+    }
+
+    /// The same, if it is newer than `seen`.
     pub fn newer_than(&mut self, seen: Option<Current>) -> Option<Current> {
-        let left = self.held.as_mut().and_then(|held| held.take());
-        match (seen, left) {
+        match (seen, self.left()) {
             (Some(seen), Some(left)) if left.revision > seen.revision => Some(left),
             (seen, _) => seen,
         }
@@ -86,6 +97,7 @@ mod tests {
         // The second one runs until it has to wait.
         tokio::task::yield_now().await;
         drop(turns.take("/b").await);
+        assert!(turns.contested("/a") && !turns.contested("/b"));
         first.leave(current(5));
         assert!(waiting.lock().is_empty());
         drop(first);

@@ -150,8 +150,13 @@ impl Call {
 
     /// Updates the object named by the request, or the part that the subresource stands for.
     pub async fn update(&self, change: &dyn Change) -> Result<Written> {
-        let mut current = self.current().await?;
-        let mut turn = None;
+        let key = self.descriptor().key(self.namespace(), &self.info.name);
+        let (mut current, mut turn) = if self.api.turns.contested(&key) {
+            let mut turn = self.api.turns.take(&key).await;
+            (self.current_or(turn.left()).await?, Some(turn))
+        } else {
+            (self.current_or(None).await?, None)
+        };
         for _ in 0..UPDATE_ATTEMPTS {
             match self.update_once(change, current).await? {
                 Attempt::Done(written) => {
@@ -163,7 +168,6 @@ impl Call {
                 Attempt::Conflict(newer) if turn.is_some() => current = newer,
                 // Others write it too: from here on one after another, each from what the last left.
                 Attempt::Conflict(newer) => {
-                    let key = self.descriptor().key(self.namespace(), &self.info.name);
                     let mut held = self.api.turns.take(&key).await;
                     current = held.newer_than(newer);
                     turn = Some(held);
