@@ -20,6 +20,12 @@ pub enum StoreError {
     #[error("{path} is damaged: {detail}; restore a snapshot (skiff snapshot restore) or move the file away")]
     Damaged { path: PathBuf, detail: String },
 
+    #[error(
+        "{path} is of an earlier version of skiff, whose store this one does not read; take a snapshot with that \
+         version (skiff snapshot save), move the file away, and restore the snapshot here (skiff snapshot restore)"
+    )]
+    OtherFormat { path: PathBuf },
+
     #[error("{path} is in use by another process; stop it, or give this server another --data-dir")]
     Locked { path: PathBuf },
 

@@ -1,7 +1,7 @@
 //! The revisioned key-value store under the API server: etcd's semantics, nothing more.
 //!
 //! Layer: lowest of the control plane; only `apiserver` uses it. [`Store`] is the contract;
-//! [`Embedded`] keeps it in one file of this process, [`Etcd`] in an etcd cluster. One conformance
+//! [`Embedded`] keeps it in a log of this process, [`Etcd`] in an etcd cluster. One conformance
 //! suite (`tests/`) runs against both.
 //!
 //! Every write makes one new [`Revision`] of the whole store. A key's `mod_revision` is the
@@ -25,6 +25,8 @@ mod hub;
 mod model;
 mod watch;
 
+#[doc(hidden)]
+pub use embedded::{Disk, DiskFile};
 pub use embedded::{Embedded, Options, SnapshotInfo, read_snapshot};
 pub use error::StoreError;
 pub use etcd::{Etcd, EtcdOptions, EtcdTls};

@@ -1,193 +1,227 @@
-//! Power cuts: the storage forgets an arbitrary part of what was not synced.
+//! Power cuts and kills at random moments, thousands of times, against the model.
+//!
+//! Writers work on a simulated disk until it fails: while they write, while segments are made,
+//! sealed and dropped, while the store opens. What is found then must be a state that every answer
+//! fits into: nothing answered is lost, nothing is half written, no revision has two contents,
+//! history has no hole.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 
-use std::collections::BTreeMap;
-use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use common::steps;
+use bytes::Bytes;
+use common::disk::SimDisk;
+use common::model::Model;
+use common::{events_until, steps};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use store::{Embedded, Options, Range, Store, Txn, TxnOutcome};
+use store::{Embedded, Options, Range, Store, StoreError, Txn, TxnOutcome, Write};
 
-/// A disk writes sectors whole, or not at all.
-const SECTOR: usize = 512;
-
-/// A disk with a write cache, whose power fails after a number of operations.
-#[derive(Debug, Clone)]
-struct Disk {
-    inner: Arc<Inner>,
-}
-
-#[derive(Debug)]
-struct Inner {
-    content: Mutex<Content>,
-    /// Operations until the power fails.
-    left: AtomicU64,
-}
-
-#[derive(Debug, Default, Clone)]
-struct Content {
-    /// What is on the platters.
-    durable: Vec<u8>,
-    /// What programs see.
-    cached: Vec<u8>,
-    /// Sectors written since the last sync.
-    dirty: Vec<usize>,
-}
-
-impl Disk {
-    fn new(content: Vec<u8>, operations: u64) -> Self {
-        let content = Content { durable: content.clone(), cached: content, dirty: Vec::new() };
-        Self { inner: Arc::new(Inner { content: Mutex::new(content), left: AtomicU64::new(operations) }) }
-    }
-
-    fn operate(&self) -> io::Result<()> {
-        let left = self.inner.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
-        left.map(drop).map_err(|_| io::Error::other("the power is cut"))
-    }
-
-    /// What is there when the power is back: each unsynced sector made it or did not.
-    fn after_power_cut(&self, random: &mut StdRng) -> Vec<u8> {
-        let content = self.inner.content.lock().unwrap();
-        let mut left = content.durable.clone();
-        let chance = random.random_range(0.0..=1.0);
-        for sector in &content.dirty {
-            if random.random_bool(chance) {
-                let (from, to) = (sector * SECTOR, ((sector + 1) * SECTOR).min(content.cached.len()));
-                if from >= to {
-                    continue;
-                }
-                left.resize(left.len().max(to), 0);
-                left[from..to].copy_from_slice(&content.cached[from..to]);
-            }
-        }
-        // A file that grew may have its new size without its new content.
-        if random.random() {
-            left.resize(left.len().max(content.cached.len()), 0);
-        }
-        left
-    }
-}
-
-impl redb::StorageBackend for Disk {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.inner.content.lock().unwrap().cached.len() as u64)
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let content = self.inner.content.lock().unwrap();
-        let from = offset as usize;
-        let found = content.cached.get(from..from + out.len());
-        out.copy_from_slice(found.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?);
-        Ok(())
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.operate()?;
-        let mut content = self.inner.content.lock().unwrap();
-        content.cached.resize(len as usize, 0);
-        Ok(())
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.operate()?;
-        let mut content = self.inner.content.lock().unwrap();
-        content.durable = content.cached.clone();
-        content.dirty.clear();
-        Ok(())
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut content = self.inner.content.lock().unwrap();
-        let (from, to) = (offset as usize, offset as usize + data.len());
-        let sectors = from / SECTOR..=(to - 1) / SECTOR;
-        content.dirty.extend(sectors);
-        content.cached[from..to].copy_from_slice(data);
-        // The cut may come in the middle of a write: what of it is kept is for the cache to lose.
-        self.operate()
-    }
-}
+const WRITERS: usize = 4;
+/// After so many failures a new store: its first steps are a matter of their own.
+const GENERATION: usize = 40;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_answered_is_lost_in_a_power_cut() {
     let seed = rand::rng().random();
     println!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
-    let mut image = Vec::new();
-    let mut answered: BTreeMap<String, u64> = BTreeMap::new();
-    let options = Options { history_revisions: 40, cache_bytes: 256 * 1024, ..Options::default() };
-    let (mut cuts, mut writes) = (0, 0);
-    for round in 0..steps(300) {
-        if round % 50 == 0 {
-            // A young file now and then: its first commits are a matter of their own.
-            (image, answered) = (Vec::new(), BTreeMap::new());
+    let (mut opened, mut writes, mut dropped) = (0, 0, 0);
+    let rounds = steps(2400);
+    let mut bench = Bench::new(&mut random);
+    for round in 0..rounds {
+        if round % GENERATION == 0 {
+            bench = Bench::new(&mut random);
         }
-        let disk = Disk::new(image.clone(), random.random_range(1..600));
-        match Embedded::open_backend(disk.clone(), &options) {
+        match Embedded::open_disk(bench.disk.clone(), &bench.options) {
             Ok(store) => {
-                compare(&store, &answered, round).await;
-                let store = Arc::new(store);
-                for (key, number) in write_until_cut(&store, &answered).await {
-                    writes += number - answered.get(&key).copied().unwrap_or(0);
-                    answered.insert(key, number);
-                }
+                opened += 1;
+                let before = bench.model.log.len();
+                bench.check(&store, &mut random, round).await;
+                bench.write_until_it_fails(store, random.random()).await;
+                writes += bench.model.log.len().saturating_sub(before);
             }
-            Err(error) => assert!(error.to_string().contains("power is cut"), "round {round}: {error}"),
+            Err(error) => assert!(!bench.disk.is_on() && is_cut(&error), "round {round}: {error}"),
         }
-        cuts += 1;
-        image = disk.after_power_cut(&mut random);
+        dropped += usize::from(bench.has_dropped_segments());
+        bench.fail(&mut random);
     }
-    let store = Embedded::open_backend(Disk::new(image, u64::MAX), &options).unwrap();
-    compare(&store, &answered, steps(300)).await;
-    println!("{cuts} power cuts, {writes} answered writes, none lost");
+    assert!(opened > rounds / 3, "opened {opened} times only");
+    assert!(dropped > rounds / 10, "segments were dropped in {dropped} rounds only");
+    println!("{rounds} failures, {opened} openings, {writes} answered writes, none lost");
 }
 
-/// Four writers count their keys up until the disk fails; what was answered.
-async fn write_until_cut(store: &Arc<Embedded>, answered: &BTreeMap<String, u64>) -> Vec<(String, u64)> {
-    let writers = (0..4).map(|writer| {
-        let (store, key) = (store.clone(), format!("/key/{writer}"));
-        let known = answered.get(&key).copied().unwrap_or(0);
-        tokio::spawn(async move {
-            let current = store.get(&key).await.ok().and_then(|got| got.kv);
-            let mut revision = current.as_ref().map_or(0, |kv| kv.mod_revision);
-            let mut number = current.map_or(known, |kv| number_of(&kv.value));
-            let mut confirmed = known;
-            loop {
-                let mut value = (number + 1).to_string().into_bytes();
-                value.resize(20 + (number as usize * 131) % 6000, b' ');
-                match store.txn(Txn::update(key.as_str(), revision, value)).await {
-                    Ok(TxnOutcome::Done { revision: now }) => revision = now,
-                    Ok(conflict) => panic!("{conflict:?}"),
-                    Err(_) => return (key, confirmed),
-                }
-                number += 1;
-                confirmed = number;
+fn is_cut(error: &StoreError) -> bool {
+    matches!(error, StoreError::Io { .. }) && error.to_string().contains("the power is cut")
+}
+
+/// One store's life.
+struct Bench {
+    disk: Arc<SimDisk>,
+    options: Options,
+    /// What was answered, and what was found without an answer.
+    model: Model,
+}
+
+impl Bench {
+    fn new(random: &mut StdRng) -> Self {
+        let options = Options {
+            segment_bytes: random.random_range(2..24) * 1024,
+            history_revisions: random.random_range(20..60),
+            ..Options::default()
+        };
+        let disk = Arc::new(SimDisk::new(operations(random)));
+        Self { disk, options, model: Model::default() }
+    }
+
+    fn fail(&mut self, random: &mut StdRng) {
+        let operations = operations(random);
+        let left = match random.random_range(0..4) {
+            0 => self.disk.after_kill(operations),
+            _ => self.disk.after_power_cut(random, operations),
+        };
+        self.disk = Arc::new(left);
+    }
+
+    fn has_dropped_segments(&self) -> bool {
+        let names = store::Disk::names(&self.disk.after_kill(1)).unwrap();
+        names.iter().any(|name| name.ends_with(".log")) && !names.iter().any(|name| name == "00000001.log")
+    }
+
+    /// Compares what is found with what was answered, and takes what had no answer into the model.
+    async fn check(&mut self, store: &Embedded, random: &mut StdRng, round: usize) {
+        match self.compare(store, random, round).await {
+            Ok(()) => {}
+            // It failed again while reading.
+            Err(error) => assert!(error == StoreError::Closed || !self.disk.is_on(), "round {round}: {error}"),
+        }
+    }
+
+    async fn compare(&mut self, store: &Embedded, random: &mut StdRng, round: usize) -> Result<(), StoreError> {
+        let revision = store.revision().await?;
+        let compacted = match store.watch("/", 1).await {
+            Ok(_) => 1,
+            Err(StoreError::Compacted { compacted, .. }) => compacted,
+            Err(error) => return Err(error),
+        };
+        let known = self.model.revision();
+        assert!(known <= revision, "round {round}: {known} was answered or seen, the store is at {revision}");
+        assert!(compacted <= known, "round {round}: what came without an answer is compacted");
+        let mut watch = store.watch("/", compacted).await?;
+        watch.progress().request();
+        let events = if compacted < revision { read_events(&mut watch, revision).await? } else { Vec::new() };
+        for event in events.iter().filter(|event| event.revision > known) {
+            assert_eq!(event.revision, self.model.revision() + 1, "round {round}: history has a hole");
+            self.model.log.push((event.key.to_string(), event.value.clone()));
+        }
+        assert!(events == self.model.events("/", compacted), "round {round}: wrong history");
+        for at in [0, random.random_range(compacted..=revision)] {
+            let range = Range::prefix("/").at(at);
+            let want = self.model.range(&range);
+            assert!(store.range(range).await? == want, "round {round}: wrong state at {at}");
+        }
+        Ok(())
+    }
+
+    /// Writers at work until the disk fails; sometimes the store is closed before.
+    async fn write_until_it_fails(&mut self, store: Embedded, seed: u64) {
+        let store = Arc::new(store);
+        let limit = if seed % 5 == 0 { seed / 5 % 30 } else { u64::MAX };
+        let writers = (0..WRITERS).map(|writer| {
+            let random = StdRng::seed_from_u64(seed.wrapping_add(writer as u64));
+            tokio::spawn(write(store.clone(), writer, random, limit))
+        });
+        let mut answered = Vec::new();
+        for writer in writers.collect::<Vec<_>>() {
+            let (writes, error) = writer.await.unwrap();
+            assert!(error.as_ref().is_none_or(is_cut), "{error:?}");
+            answered.extend(writes);
+        }
+        answered.sort();
+        for (revision, key, value) in answered {
+            assert_eq!(revision, self.model.revision() + 1, "a revision was given twice, or left out");
+            self.model.log.push((key, value));
+        }
+    }
+}
+
+fn operations(random: &mut StdRng) -> u64 {
+    match random.random_range(0..4) {
+        0 => random.random_range(1..8),
+        _ => random.random_range(1..500),
+    }
+}
+
+async fn read_events(watch: &mut store::Watch, revision: u64) -> Result<Vec<store::Event>, StoreError> {
+    use futures::StreamExt;
+    let mut events = Vec::new();
+    while let Some(batch) = watch.next().await {
+        let batch = batch?;
+        events.extend(batch.events);
+        if batch.revision >= revision {
+            break;
+        }
+    }
+    Ok(events)
+}
+
+/// Changes its own keys until something fails. Returns what was answered, and the failure.
+async fn write(
+    store: Arc<Embedded>,
+    writer: usize,
+    mut random: StdRng,
+    limit: u64,
+) -> (Vec<(u64, String, Option<Bytes>)>, Option<StoreError>) {
+    let mut answered = Vec::new();
+    for _ in 0..limit {
+        let key = format!("/key/{writer}/{}", random.random_range(0..5));
+        let expected = match store.get(&key).await {
+            Ok(got) => got.kv.map_or(0, |kv| kv.mod_revision),
+            Err(error) => return (answered, Some(error)),
+        };
+        if random.random_range(0..40) == 0
+            && let Ok(now) = store.revision().await
+        {
+            // What has no answer yet must not be compacted: the check reads it from history.
+            match store.compact(now.saturating_sub(random.random_range(8..20))).await {
+                Ok(()) | Err(StoreError::Compacted { .. }) => {}
+                Err(error) => return (answered, Some(error)),
             }
-        })
-    });
-    futures::future::join_all(writers).await.into_iter().map(Result::unwrap).collect()
-}
-
-async fn compare(store: &Embedded, answered: &BTreeMap<String, u64>, round: usize) {
-    let Ok(page) = store.range(Range::prefix("/key/")).await else {
-        // The power was cut again while reading.
-        return;
-    };
-    for (key, number) in answered {
-        if *number == 0 {
-            continue;
         }
-        let kv = page.kvs.iter().find(|kv| *kv.key == **key);
-        let found = kv.map_or(0, |kv| number_of(&kv.value));
-        // Writes without an answer may have been kept, one per writer and cut.
-        assert!(found >= *number, "round {round}: {key} was answered {number}, found {found}");
+        let txn = if expected != 0 && random.random_range(0..4) == 0 {
+            Txn::delete(key.as_str(), expected)
+        } else {
+            let length = [10, 300, 1500, 9000][random.random_range(0..4)];
+            Txn::update(key.as_str(), expected, vec![random.random(); random.random_range(0..length)])
+        };
+        let value = match &txn.write {
+            Write::Put { value, .. } => Some(value.clone()),
+            Write::Delete => None,
+        };
+        match store.txn(txn).await {
+            Ok(TxnOutcome::Done { revision }) => answered.push((revision, key, value)),
+            Ok(conflict) => panic!("nobody else writes {key}: {conflict:?}"),
+            Err(error) => return (answered, Some(error)),
+        }
     }
+    (answered, None)
 }
 
-fn number_of(value: &[u8]) -> u64 {
-    std::str::from_utf8(value).unwrap().trim_end().parse().unwrap()
+/// The same disk without a failure: closing and opening loses nothing, whatever the sizes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_without_a_failure() {
+    let mut random = StdRng::seed_from_u64(rand::rng().random());
+    let mut bench = Bench::new(&mut random);
+    bench.disk = Arc::new(SimDisk::new(u64::MAX));
+    for round in 0..20 {
+        let store = Embedded::open_disk(bench.disk.clone(), &bench.options).unwrap();
+        bench.check(&store, &mut random, round).await;
+        bench.write_until_it_fails(store, random.random_range(1..100) * 5).await;
+    }
+    let store = Embedded::open_disk(bench.disk.clone(), &bench.options).unwrap();
+    let mut watch = store.watch("/", bench.model.revision()).await.unwrap();
+    let next = common::done(store.txn(Txn::create("/after", "1")).await);
+    assert_eq!(next, bench.model.revision() + 1);
+    assert_eq!(events_until(&mut watch, next).await.len(), 1);
 }

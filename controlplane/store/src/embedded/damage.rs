@@ -1,5 +1,6 @@
-//! Turns what the file layer reports into the store's errors, with the file's name.
+//! The store's errors, with the name of the file they are about.
 
+use std::io;
 use std::path::Path;
 
 use crate::StoreError;
@@ -15,47 +16,27 @@ impl<'a> Damage<'a> {
         Self { path }
     }
 
-    /// The file's content contradicts itself.
+    /// The file's content contradicts itself, or what other files say of it.
     pub fn because(self, detail: impl Into<String>) -> StoreError {
         StoreError::Damaged { path: self.path.to_owned(), detail: detail.into() }
     }
 
-    pub fn reading<E: Into<redb::Error>>(self) -> impl Fn(E) -> StoreError + 'a {
-        move |error| self.classify("reading", error.into())
-    }
-
-    pub fn writing<E: Into<redb::Error>>(self) -> impl Fn(E) -> StoreError + 'a {
-        move |error| self.classify("writing", error.into())
-    }
-
-    pub fn opening<E: Into<redb::Error>>(self) -> impl Fn(E) -> StoreError + 'a {
-        move |error| self.classify("opening", error.into())
-    }
-
-    pub fn io(self, doing: &'static str) -> impl Fn(std::io::Error) -> StoreError + 'a {
+    pub fn io(self, doing: &'static str) -> impl Fn(io::Error) -> StoreError + 'a {
         move |error| StoreError::Io { doing, path: self.path.to_owned(), detail: error.to_string() }
     }
 
-    /// A panic inside the file layer: it trusts what it reads, so a damaged page ends like this.
-    pub fn panicked(self, panic: &(dyn std::any::Any + Send)) -> StoreError {
-        let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-        self.because(format!("a page cannot be understood ({})", text.unwrap_or("no details")))
+    /// As [`Damage::io`], for reads of bytes that must be there.
+    pub fn reading(self) -> impl Fn(io::Error) -> StoreError + 'a {
+        move |error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => self.because("it is cut short"),
+            _ => self.io("reading")(error),
+        }
     }
 
-    fn classify(self, doing: &'static str, error: redb::Error) -> StoreError {
-        let path = self.path.to_owned();
-        match error {
-            redb::Error::DatabaseAlreadyOpen => StoreError::Locked { path },
-            redb::Error::Corrupted(detail) => StoreError::Damaged { path, detail },
-            // The file layer says so when the magic number is wrong.
-            redb::Error::Io(error) if error.kind() == std::io::ErrorKind::InvalidData => {
-                StoreError::Damaged { path, detail: error.to_string() }
-            }
-            error @ (redb::Error::TableTypeMismatch { .. }
-            | redb::Error::TableDoesNotExist(_)
-            | redb::Error::TypeDefinitionChanged { .. }
-            | redb::Error::UpgradeRequired(_)) => StoreError::Damaged { path, detail: error.to_string() },
-            error => StoreError::Io { doing, path, detail: error.to_string() },
-        }
+    /// A panic while writing, which must not leave requests without an answer.
+    pub fn panicked(self, panic: &(dyn std::any::Any + Send)) -> StoreError {
+        let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        let detail = format!("the writer panicked ({})", text.unwrap_or("no details"));
+        StoreError::Io { doing: "writing", path: self.path.to_owned(), detail }
     }
 }

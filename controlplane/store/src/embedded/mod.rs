@@ -1,23 +1,46 @@
-//! The embedded engine: one file, one writer thread, any number of readers.
+//! The embedded engine: a log in numbered files, an index of it in memory, one writer thread.
 //!
-//! - `record` is the layout of the file, `commit` what one group of requests does to it;
-//! - `writer` is the thread: everything that waits when a commit starts shares its sync;
-//! - `view` reads one committed state; `retention` decides what history goes;
-//! - `snapshot` copies the live keys out and back in.
+//! ```text
+//! writes ─> inbox ─> writer: plan ─> tail: one write, one sync ─> core (index) ─> hub, answers
+//!                              └ cleaner: copies of what the oldest segment still has
+//! reads ──> view: a look at the index under the lock, then the file outside of it
+//! ```
 //!
-//! A write is answered after its commit is durable and its event is in the watchers' queues. A
-//! write copies its value once, into the page; watchers share the caller's bytes.
+//! - Bytes: `record` is one write, `group` what one commit appends, `footer` what a sealed `segment`
+//!   says of its records, `manifest` which segments there are, `disk` what is asked of the disk.
+//! - Memory: `index` knows where each readable version lies, `usage` how much of each segment is
+//!   needed; `core` is both with the open files, under the one lock.
+//! - Writing: `inbox`, `writer`, `plan`, `tail`; `keeper` is a second thread that makes, seals and
+//!   removes files; `cleaner` gives space back; `retention` decides what history goes.
+//! - Reading: `view`. Opening: `open`, `recover`. `snapshot` and `restore` copy the live keys out
+//!   and back in.
+//!
+//! A write is answered after its group is synced and its event is in the watchers' queues. A commit
+//! costs one write of consecutive bytes and one sync, into space that was zeroed before.
 
-mod commit;
+mod cleaner;
+mod core;
 mod damage;
+mod disk;
+mod footer;
+mod group;
+mod inbox;
+mod index;
+mod keeper;
+mod manifest;
 mod open;
+mod plan;
 mod record;
+mod recover;
+mod restore;
 mod retention;
+mod segment;
 mod snapshot;
+mod tail;
+mod usage;
 mod view;
 mod writer;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -26,12 +49,14 @@ use futures::stream::{self, BoxStream, StreamExt};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, oneshot};
 
+#[doc(hidden)]
+pub use disk::{Disk, DiskFile};
 pub use open::Options;
 pub use snapshot::{SnapshotInfo, read_snapshot};
 
 use damage::Damage;
-use view::View;
-use writer::{Request, Shared};
+use inbox::Request;
+use writer::Shared;
 
 use crate::hub::Queue;
 use crate::watch::Registration;
@@ -45,7 +70,7 @@ const LARGEST_KEY: usize = 4096;
 /// Log records looked at for one batch of a watch that starts in the past.
 const REPLAY_STEP: u64 = 500;
 
-/// A store in one file. Dropping it finishes the writes that wait and closes the file.
+/// A store in one directory. Dropping it finishes the writes that wait and seals the log.
 pub struct Embedded {
     shared: Arc<Shared>,
     permits: Semaphore,
@@ -68,10 +93,10 @@ impl Embedded {
         Self::start(open::open(dir, options)?)
     }
 
-    /// Opens over other storage than a file: for tests that simulate power cuts.
+    /// Opens over another disk: for tests that simulate power cuts.
     #[doc(hidden)]
-    pub fn open_backend(backend: impl redb::StorageBackend, options: &Options) -> Result<Self, StoreError> {
-        Self::start(open::open_backend(backend, "(storage of a test)", options)?)
+    pub fn open_disk(disk: Arc<dyn Disk>, options: &Options) -> Result<Self, StoreError> {
+        Self::start(open::open_disk(disk, options)?)
     }
 
     fn start(writer: writer::Writer) -> Result<Self, StoreError> {
@@ -83,7 +108,7 @@ impl Embedded {
         Ok(Self { shared, permits: Semaphore::new(WAITING_KIB), thread: Mutex::new(Some(thread)) })
     }
 
-    /// Answers what waits, refuses what comes, closes the file. Blocks for at most a commit.
+    /// Answers what waits, refuses what comes, seals the log. Blocks for a few syncs.
     pub fn close(&self) {
         self.shared.inbox.close();
         if let Some(thread) = self.thread.lock().take() {
@@ -92,25 +117,15 @@ impl Embedded {
         }
     }
 
-    fn view(&self) -> Result<Arc<View>, StoreError> {
-        self.shared.view.read().clone().ok_or(StoreError::Closed)
-    }
-
     /// Runs `read` where it may block.
     async fn read<T: Send + 'static>(
         &self,
-        read: impl FnOnce(&View) -> Result<T, StoreError> + Send + 'static,
+        read: impl FnOnce(&Arc<Shared>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let view = self.view()?;
         let shared = self.shared.clone();
-        let task = tokio::task::spawn_blocking(move || guarded(&shared.path, || read(&view)));
+        let task = tokio::task::spawn_blocking(move || read(&shared));
         task.await.unwrap_or(Err(StoreError::Closed))
     }
-}
-
-/// The file layer trusts its pages: a damaged one makes it panic, which must not go further.
-fn guarded<T>(path: &Path, read: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
-    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|panic| Err(Damage::of(path).panicked(panic.as_ref())))
 }
 
 impl Drop for Embedded {
@@ -122,13 +137,13 @@ impl Drop for Embedded {
 #[async_trait::async_trait]
 impl Store for Embedded {
     async fn get(&self, key: &str) -> Result<Got, StoreError> {
-        // One or two page lookups, nearly always in memory: cheaper than a change of thread.
-        let view = self.view()?;
-        guarded(&self.shared.path, || view.get(key))
+        // One lookup and one read, nearly always from the kernel's cache: cheaper than a change of
+        // thread.
+        self.shared.get(key)
     }
 
     async fn range(&self, range: Range) -> Result<Page, StoreError> {
-        self.read(move |view| view.range(&range)).await
+        self.read(move |shared| shared.range(&range)).await
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
@@ -141,7 +156,7 @@ impl Store for Embedded {
     }
 
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError> {
-        let compacted = self.view()?.compacted;
+        let compacted = self.shared.compacted()?;
         if after < compacted {
             return Err(StoreError::Compacted { requested: after, compacted });
         }
@@ -153,7 +168,7 @@ impl Store for Embedded {
     }
 
     async fn revision(&self) -> Result<Revision, StoreError> {
-        Ok(self.view()?.revision)
+        self.shared.revision()
     }
 
     async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
@@ -163,8 +178,7 @@ impl Store for Embedded {
     }
 
     async fn snapshot(&self) -> Result<std::fs::File, StoreError> {
-        let dir = self.shared.path.parent().unwrap_or(Path::new(".")).to_owned();
-        self.read(move |view| snapshot::unnamed(view, &dir)).await
+        self.read(|shared| snapshot::unnamed(shared, &shared.path)).await
     }
 }
 
@@ -184,7 +198,7 @@ fn check_size(txn: &Txn) -> Result<usize, StoreError> {
 }
 
 /// Events of the past, a step at a time: each step reads the state of its own moment, so that a
-/// slow watcher does not keep old pages alive (it may find its past compacted instead).
+/// slow watcher does not keep history alive (it may find its past compacted instead).
 fn replay(
     shared: Arc<Shared>,
     prefix: String,
@@ -195,8 +209,7 @@ fn replay(
         let (shared, prefix) = (shared.clone(), prefix.clone());
         async move {
             let from = from.filter(|from| *from <= to)?;
-            let Some(view) = shared.view.read().clone() else { return Some((Err(StoreError::Closed), None)) };
-            let step = move || guarded(&shared.path, || view.events(&prefix, from, to, REPLAY_STEP));
+            let step = move || shared.events(&prefix, from, to, REPLAY_STEP);
             match tokio::task::spawn_blocking(step).await.unwrap_or(Err(StoreError::Closed)) {
                 Ok((events, next)) => Some((Ok(Batch { events, revision: next - 1 }), Some(next))),
                 Err(error) => Some((Err(error), None)),

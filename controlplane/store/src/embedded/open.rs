@@ -1,33 +1,45 @@
-//! Opening the file: making it, checking it, finding where it left off.
+//! Opening: making a store, or finding where one left off.
+//!
+//! The manifest says which segments there are. The footers of the sealed ones are read, the groups
+//! of the last one if it has none (`segment`); from their entries, in the order of the log, the
+//! index is built (`recover`). What a crash left unsynced but readable is synced before anything is
+//! answered from it, names included.
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use parking_lot::RwLock;
-use redb::{Builder, Database, ReadableDatabase, ReadableTable, StorageBackend};
+use parking_lot::{Mutex, RwLock};
 
-use super::commit::State;
+use super::cleaner::Cleaner;
+use super::core::Core;
 use super::damage::Damage;
-use super::record::{self, head_digest};
+use super::disk::{Directory, Disk};
+use super::footer::Builder;
+use super::group::{Buffer, Header, Kind};
+use super::inbox::Inbox;
+use super::keeper::Keeper;
+use super::manifest::{self, Manifest};
+use super::recover::{self, Loaded};
 use super::retention::{History, Retention};
-use super::view::View;
-use super::writer::{Inbox, Shared, Writer};
+use super::segment::{self, START, Segment};
+use super::tail::{self, Tail};
+use super::writer::{Shared, Writer};
 use crate::StoreError;
 use crate::hub::{Hub, QueueLimits};
 
-const FILE: &str = "store.redb";
-/// Pages kept in memory beside the kernel's own cache.
-const CACHE_BYTES: usize = 8 * 1024 * 1024;
+/// What versions before this one kept the store in.
+const FORMER_FILE: &str = "store.redb";
 
 /// What may be chosen when opening.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// Pages kept in memory, in bytes.
-    pub cache_bytes: usize,
+    /// Bytes of one file of the log; 0: what fits the store's size, 0.5 to 16 MiB.
+    pub segment_bytes: u32,
     /// History younger than this is kept ...
-    pub history_age: std::time::Duration,
+    pub history_age: Duration,
     /// ... unless it is more than this many revisions, and more than half the live keys.
     pub history_revisions: u64,
     /// Events that may wait for one watcher before its watch is ended.
@@ -40,7 +52,7 @@ impl Default for Options {
     fn default() -> Self {
         let Retention { age, revisions } = Retention::default();
         Self {
-            cache_bytes: CACHE_BYTES,
+            segment_bytes: 0,
             history_age: age,
             history_revisions: revisions,
             watch_events: 16_384,
@@ -49,116 +61,125 @@ impl Default for Options {
     }
 }
 
+/// Opens the store in `dir`, or makes an empty one there.
 pub fn open(dir: &Path, options: &Options) -> Result<Writer, StoreError> {
-    let path = dir.join(FILE);
-    let damage = Damage::of(&path);
-    std::fs::create_dir_all(dir).map_err(damage.io("making the directory of"))?;
-    let is_new = !path.exists();
-    let db = super::guarded(&path, || builder(options).create(&path).map_err(damage.opening()))?;
-    if is_new {
-        // Without it a power cut could lose the file's name, and with it everything.
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(damage.io("syncing the directory of"))?;
+    open_disk(Arc::new(Directory::open(dir)?), options)
+}
+
+pub fn open_disk(disk: Arc<dyn Disk>, options: &Options) -> Result<Writer, StoreError> {
+    match find(disk.as_ref())? {
+        Some(manifest) => resume(disk, manifest, options),
+        None => {
+            let writer = make(disk, options)?;
+            writer.keeper.finish(0);
+            writer.keeper.settle()?;
+            Ok(writer)
+        }
     }
-    prepare(db, path, options)
 }
 
-/// Opens over another kind of storage; `name` stands in for the path in messages.
-pub fn open_backend(backend: impl StorageBackend, name: &str, options: &Options) -> Result<Writer, StoreError> {
-    let path = PathBuf::from(name);
-    let db =
-        super::guarded(&path, || builder(options).create_with_backend(backend).map_err(Damage::of(&path).opening()))?;
-    prepare(db, path, options)
+/// The manifest of the store that is there; none: there is none, or one that was never finished.
+pub fn find(disk: &dyn Disk) -> Result<Option<Manifest>, StoreError> {
+    let damage = Damage::of(disk.path());
+    let names = disk.names().map_err(damage.io("listing"))?;
+    if names.iter().any(|name| name == FORMER_FILE) {
+        return Err(StoreError::OtherFormat { path: disk.path().join(FORMER_FILE) });
+    }
+    if names.iter().any(|name| name == manifest::NAME) {
+        return Ok(Some(Manifest::read(disk)?).filter(|manifest| !manifest.unfinished));
+    }
+    if names.iter().any(|name| segment::number_of(name).is_some()) {
+        return Err(
+            Damage::of(&disk.path().join(manifest::NAME)).because("it is missing, though its segments are there")
+        );
+    }
+    Ok(None)
 }
 
-fn builder(options: &Options) -> Builder {
-    let mut builder = Database::builder();
-    builder.set_cache_size(options.cache_bytes);
-    builder
+/// Makes an empty store in place of what was not finished. Its manifest says that it is unfinished
+/// itself until [`Keeper::finish`].
+pub fn make(disk: Arc<dyn Disk>, options: &Options) -> Result<Writer, StoreError> {
+    let store = RandomState::new().build_hasher().finish();
+    let unfinished = Manifest { store, oldest: 1, newest: 0, sequence: 0, unfinished: true };
+    unfinished.write(disk.as_ref())?;
+    remove_others(disk.as_ref(), &unfinished)?;
+    let capacity = if options.segment_bytes == 0 { tail::capacity(0) } else { options.segment_bytes };
+    let first = Segment::create(disk.as_ref(), store, 1, capacity)?;
+    first.fill(|| true)?;
+    let manifest = Manifest { newest: 1, ..unfinished };
+    manifest.write(disk.as_ref())?;
+    start(disk, manifest, Loaded::empty(Arc::new(first)), options)
 }
 
-fn prepare(db: Database, path: PathBuf, options: &Options) -> Result<Writer, StoreError> {
-    let state = super::guarded(&path, || {
-        initialize(&db, Damage::of(&path))?;
-        recover(&db, Damage::of(&path))
-    })?;
-    let view = super::guarded(&path, || View::open(&db, &path, state.revision, state.compacted))?;
+fn resume(disk: Arc<dyn Disk>, manifest: Manifest, options: &Options) -> Result<Writer, StoreError> {
+    // Names that a crashed process left visible, and the manifest's own, may not be durable yet.
+    disk.sync_names().map_err(Damage::of(disk.path()).io("syncing"))?;
+    remove_others(disk.as_ref(), &manifest)?;
+    let mut segments = Vec::new();
+    for number in manifest.oldest..=manifest.newest {
+        segments.push(Arc::new(Segment::open(disk.as_ref(), manifest.store, number)?));
+    }
+    let loaded = recover::load(&segments, &manifest, disk.path())?;
+    start(disk, manifest, loaded, options)
+}
+
+/// Removes what an interrupted step left.
+fn remove_others(disk: &dyn Disk, manifest: &Manifest) -> Result<(), StoreError> {
+    for name in disk.names().map_err(Damage::of(disk.path()).io("listing"))? {
+        let known = manifest.oldest..=manifest.newest;
+        if segment::number_of(&name).is_some_and(|number| !known.contains(&number)) {
+            disk.remove(&name).map_err(Damage::of(&disk.path().join(&name)).io("removing"))?;
+        }
+    }
+    Ok(())
+}
+
+fn start(disk: Arc<dyn Disk>, manifest: Manifest, loaded: Loaded, options: &Options) -> Result<Writer, StoreError> {
+    let path = disk.path().to_owned();
+    let keeper = Keeper::start(disk, manifest)?;
+    let Loaded { index, segments, active, contents, next, unsealed, expiry } = loaded;
+    unsealed.into_iter().for_each(|sealing| keeper.seal(sealing));
+    let (revision, compacted) = (index.revision, index.compacted);
+    let asked = next.is_some();
+    keeper.offer(next);
+    let tail = match contents {
+        Some((entries, contents)) => Tail {
+            end: contents.end,
+            entries,
+            first: contents.first,
+            state: contents.state(),
+            active,
+            asked,
+            capacity: options.segment_bytes,
+        },
+        None => Tail {
+            end: START,
+            entries: Builder::default(),
+            first: 0,
+            state: Header { kind: Kind::Records, sequence: 0, revision, compacted, length: 0, count: 0 },
+            active,
+            asked,
+            capacity: options.segment_bytes,
+        },
+    };
     let limits = QueueLimits { events: options.watch_events, bytes: options.watch_bytes };
     let retention = Retention { age: options.history_age, revisions: options.history_revisions };
     let shared = Shared {
-        path,
+        path: path.clone(),
         inbox: Inbox::default(),
-        hub: Arc::new(Hub::new(state.revision, limits)),
-        view: RwLock::new(Some(Arc::new(view))),
+        hub: Arc::new(Hub::new(revision, limits)),
+        core: RwLock::new(Core { path, index, segments, closed: false }),
+        pins: Mutex::default(),
     };
     Ok(Writer {
-        db,
         shared: Arc::new(shared),
-        state,
-        history: History::new(retention, Instant::now(), state.revision),
-        // Looked up by the first commit, which this makes happen at once.
-        next_expiry: Some(0),
+        store: manifest.store,
+        tail,
+        keeper,
+        cleaner: Cleaner::default(),
+        history: History::new(retention, Instant::now(), revision),
+        expiry,
+        compacted,
+        group: Buffer::default(),
     })
-}
-
-/// Makes the tables of a new file.
-fn initialize(db: &Database, damage: Damage<'_>) -> Result<(), StoreError> {
-    let read = db.begin_read().map_err(damage.reading())?;
-    if read.list_tables().map_err(damage.reading())?.next().is_some() {
-        return Ok(());
-    }
-    drop(read);
-    let mut txn = db.begin_write().map_err(damage.writing())?;
-    txn.set_quick_repair(true);
-    txn.open_table(record::LOG).map_err(damage.writing())?;
-    txn.open_table(record::INDEX).map_err(damage.writing())?;
-    txn.open_table(record::EXPIRY).map_err(damage.writing())?;
-    {
-        let mut meta = txn.open_table(record::META).map_err(damage.writing())?;
-        for (name, value) in [
-            (record::META_FORMAT, record::FORMAT),
-            // etcd's first revision.
-            (record::META_REVISION, 1),
-            (record::META_COMPACTED, 1),
-            (record::META_CLEANED, 1),
-            (record::META_DIGEST, 0),
-        ] {
-            meta.insert(name, value).map_err(damage.writing())?;
-        }
-    }
-    txn.commit().map_err(damage.writing())
-}
-
-/// Reads the counters, and the whole index to see that no key is missing or moved.
-fn recover(db: &Database, damage: Damage<'_>) -> Result<State, StoreError> {
-    let read = db.begin_read().map_err(damage.reading())?;
-    let meta = read.open_table(record::META).map_err(damage.reading())?;
-    let counter = |name: &str| -> Result<u64, StoreError> {
-        let value = meta.get(name).map_err(damage.reading())?.map(|value| value.value());
-        value.ok_or_else(|| damage.because(format!("its {name} is missing")))
-    };
-    let format = counter(record::META_FORMAT)?;
-    if format != record::FORMAT {
-        return Err(damage.because(format!("it has format {format}, this version reads {}", record::FORMAT)));
-    }
-    let mut state = State {
-        revision: counter(record::META_REVISION)?,
-        compacted: counter(record::META_COMPACTED)?,
-        cleaned: counter(record::META_CLEANED)?,
-        digest: counter(record::META_DIGEST)?,
-        keys: 0,
-    };
-    if state.cleaned > state.compacted || state.compacted > state.revision {
-        return Err(damage.because("its revision counters contradict each other"));
-    }
-    let index = read.open_table(record::INDEX).map_err(damage.reading())?;
-    let mut digest = 0u64;
-    for entry in index.iter().map_err(damage.reading())? {
-        let (key, packed) = entry.map_err(damage.reading())?;
-        digest = digest.wrapping_add(head_digest(key.value(), packed.value()));
-        state.keys += 1;
-    }
-    if digest != state.digest {
-        return Err(damage.because("its index of keys does not match its digest"));
-    }
-    Ok(state)
 }

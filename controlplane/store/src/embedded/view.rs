@@ -1,130 +1,68 @@
-//! Reading: one consistent state of the file.
+//! Reading: what a revision shows, in pieces short enough not to hold up the writer.
 //!
-//! The writer makes a [`View`] after each commit and swaps it in; readers share it, so a read takes
-//! no lock beyond cloning an `Arc` and always sees one revision.
+//! Under the lock places are looked up; files are read outside of it. A [`Walk`] goes through the
+//! keys at one revision and pins it, so that what it shows is not forgotten before it is done.
 
-use std::path::{Path, PathBuf};
+use std::ops::Bound;
+use std::sync::Arc;
 
-use redb::{Database, ReadOnlyTable, ReadableDatabase};
+use super::core::{Core, Found};
+use super::writer::Shared;
+use crate::{Event, Got, Key, KeyValue, Page, Range, Revision, StoreError};
 
-use super::damage::Damage;
-use super::record::{self, Head, Record};
-use crate::{Event, Got, KeyValue, Page, Range, Revision, StoreError};
+/// Keys looked at, and versions found, under one hold of the lock.
+const LOOK: usize = 4096;
+const FIND: usize = 512;
 
-/// One committed state.
-pub struct View {
-    path: PathBuf,
-    pub revision: Revision,
-    pub compacted: Revision,
-    index: ReadOnlyTable<&'static str, u64>,
-    log: ReadOnlyTable<u64, &'static [u8]>,
-}
-
-impl View {
-    pub fn open(db: &Database, path: &Path, revision: Revision, compacted: Revision) -> Result<Self, StoreError> {
-        let damage = Damage::of(path);
-        let read = db.begin_read().map_err(damage.reading())?;
-        let index = read.open_table(record::INDEX).map_err(damage.reading())?;
-        let log = read.open_table(record::LOG).map_err(damage.reading())?;
-        Ok(Self { path: path.to_owned(), revision, compacted, index, log })
+impl Shared {
+    fn open(&self) -> Result<parking_lot::RwLockReadGuard<'_, Core>, StoreError> {
+        let core = self.core.read();
+        if core.closed { Err(StoreError::Closed) } else { Ok(core) }
     }
 
-    fn damage(&self) -> Damage<'_> {
-        Damage::of(&self.path)
+    pub fn revision(&self) -> Result<Revision, StoreError> {
+        Ok(self.open()?.index.revision)
+    }
+
+    pub fn compacted(&self) -> Result<Revision, StoreError> {
+        Ok(self.open()?.index.compacted)
     }
 
     pub fn get(&self, key: &str) -> Result<Got, StoreError> {
-        let head = self.index.get(key).map_err(self.damage().reading())?.map(|packed| Head::unpack(packed.value()));
-        let kv = match head {
-            Some(head) if !head.tombstone => self.version(key, head.revision, false)?,
-            _ => None,
-        };
-        Ok(Got { kv, revision: self.revision })
+        let core = self.open()?;
+        let (revision, head) = (core.index.revision, core.index.head(key));
+        if head.live() == 0 {
+            return Ok(Got { kv: None, revision });
+        }
+        let found = core.find(key, head.revision)?;
+        drop(core);
+        let kv = found.read(&key.into(), &mut Vec::new())?;
+        Ok(Got { kv: Some(kv), revision })
     }
 
-    pub fn range(&self, range: &Range) -> Result<Page, StoreError> {
-        let at = self.readable(range.revision)?;
-        let mut page = Page { kvs: Vec::new(), count: 0, revision: at };
-        for entry in self.index.range(range.first()..).map_err(self.damage().reading())? {
-            let (key, packed) = entry.map_err(self.damage().reading())?;
-            let key = key.value();
-            if !key.starts_with(&range.prefix) {
-                break;
+    pub fn range(self: &Arc<Self>, range: &Range) -> Result<Page, StoreError> {
+        let mut walk = Walk::begin(self, &range.prefix, range.first(), range.revision)?;
+        let mut page = Page { kvs: Vec::new(), count: 0, revision: walk.at };
+        let mut scratch = Vec::new();
+        loop {
+            let room = if range.limit == 0 { FIND } else { (range.limit - page.kvs.len()).min(FIND) };
+            let (found, seen) = walk.next(room)?;
+            page.count += seen;
+            for (key, found) in found {
+                page.kvs.push(if range.keys_only {
+                    KeyValue { key, value: bytes::Bytes::new(), mod_revision: found.revision }
+                } else {
+                    found.read(&key, &mut scratch)?
+                });
             }
-            let wanted = range.limit == 0 || page.kvs.len() < range.limit;
-            let head = Head::unpack(packed.value());
-            if head.revision <= at {
-                if head.tombstone {
-                    continue;
-                }
-                page.count += 1;
-                if wanted && range.keys_only {
-                    page.kvs.push(KeyValue {
-                        key: key.into(),
-                        value: bytes::Bytes::new(),
-                        mod_revision: head.revision,
-                    });
-                } else if wanted {
-                    page.kvs.extend(self.version(key, head.revision, false)?);
-                }
-            } else if let Some(kv) = self.version_at(key, head.revision, at, range.keys_only || !wanted)? {
-                page.count += 1;
-                if wanted {
-                    page.kvs.push(kv);
-                }
+            if walk.ended {
+                return Ok(page);
             }
         }
-        Ok(page)
     }
 
-    /// The revision to read at, if it can be read.
-    fn readable(&self, requested: Revision) -> Result<Revision, StoreError> {
-        match requested {
-            0 => Ok(self.revision),
-            requested if requested > self.revision => {
-                Err(StoreError::FutureRevision { requested, current: self.revision })
-            }
-            requested if requested < self.compacted => {
-                Err(StoreError::Compacted { requested, compacted: self.compacted })
-            }
-            requested => Ok(requested),
-        }
-    }
-
-    /// The version of `key` that `revision` wrote; none if it was a deletion.
-    fn version(&self, key: &str, revision: Revision, keys_only: bool) -> Result<Option<KeyValue>, StoreError> {
-        self.with_record(key, revision, |record| record.key_value(revision, keys_only))
-    }
-
-    /// Follows the chain back from `newest` to what `key` was at revision `at`.
-    fn version_at(
-        &self,
-        key: &str,
-        newest: Revision,
-        at: Revision,
-        keys_only: bool,
-    ) -> Result<Option<KeyValue>, StoreError> {
-        let mut revision = newest;
-        while revision > at {
-            revision = self.with_record(key, revision, |record| record.previous)?;
-        }
-        if revision == 0 { Ok(None) } else { self.version(key, revision, keys_only) }
-    }
-
-    fn with_record<T>(&self, key: &str, revision: Revision, f: impl FnOnce(&Record<'_>) -> T) -> Result<T, StoreError> {
-        let found = self.log.get(revision).map_err(self.damage().reading())?;
-        let Some(bytes) = found else {
-            return Err(self.damage().because(format!("revision {revision} of {key:?} is missing")));
-        };
-        let record = Record::decode(revision, bytes.value()).map_err(|detail| self.damage().because(detail))?;
-        if record.key != key {
-            return Err(self.damage().because(format!("revision {revision} belongs to {:?}, not {key:?}", record.key)));
-        }
-        Ok(f(&record))
-    }
-
-    /// Events under `prefix` with revisions from `from` to `to`: at most about `limit` records are
-    /// looked at. Returns them and the first revision not looked at.
+    /// Events under `prefix` with revisions from `from` to `to`, at most `limit` writes looked at.
+    /// Returns them and the first revision not looked at.
     pub fn events(
         &self,
         prefix: &str,
@@ -132,51 +70,123 @@ impl View {
         to: Revision,
         limit: u64,
     ) -> Result<(Vec<Event>, Revision), StoreError> {
-        if from <= self.compacted {
-            return Err(StoreError::Compacted { requested: from - 1, compacted: self.compacted });
-        }
         let to = to.min(from.saturating_add(limit - 1));
-        let mut events = Vec::new();
-        let mut expected = from;
-        for entry in self.log.range(from..=to).map_err(self.damage().reading())? {
-            let (revision, bytes) = entry.map_err(self.damage().reading())?;
-            let revision = revision.value();
-            if revision != expected {
-                break;
-            }
-            expected += 1;
-            let record = Record::decode(revision, bytes.value()).map_err(|detail| self.damage().because(detail))?;
-            if record.key.starts_with(prefix) {
-                events.push(self.event(revision, &record)?);
+        let core = self.open()?;
+        if from <= core.index.compacted {
+            return Err(StoreError::Compacted { requested: from - 1, compacted: core.index.compacted });
+        }
+        let mut found = Vec::new();
+        for revision in from..=to {
+            // Published revisions above the compacted one are all there.
+            let Some(past) = core.index.past(revision) else { break };
+            if past.key.starts_with(prefix) {
+                let value = if past.deleted { None } else { Some(core.found(revision, past.place)?) };
+                let previous = match past.previous.live() {
+                    0 => None,
+                    previous => Some(core.find(&past.key, previous)?),
+                };
+                found.push((revision, past.key.clone(), value, previous));
             }
         }
-        if expected != to + 1 {
-            return Err(self.damage().because(format!("revision {expected} is missing")));
+        drop(core);
+        let mut scratch = Vec::new();
+        let mut read = |key: &Key, found: Option<Found>| found.map(|found| found.read(key, &mut scratch)).transpose();
+        let mut events = Vec::with_capacity(found.len());
+        for (revision, key, value, previous) in found {
+            let value = read(&key, value)?.map(|kv| kv.value);
+            let previous = read(&key, previous)?;
+            events.push(Event { key, revision, value, previous });
         }
-        Ok((events, expected))
+        Ok((events, to + 1))
     }
+}
 
-    fn event(&self, revision: Revision, record: &Record<'_>) -> Result<Event, StoreError> {
-        let previous = if record.previous == 0 { None } else { self.version(record.key, record.previous, false)? };
-        let (key, value) = match record.key_value(revision, false) {
-            Some(kv) => (kv.key, Some(kv.value)),
-            None => (record.key.into(), None),
+/// A way through the keys under a prefix at one revision, in order.
+pub struct Walk<'a> {
+    pin: Pin<'a>,
+    prefix: String,
+    /// Where to go on, and whether that key itself has been looked at.
+    next: String,
+    passed: bool,
+    pub at: Revision,
+    pub ended: bool,
+}
+
+impl<'a> Walk<'a> {
+    /// `requested`: 0 for the newest revision.
+    pub fn begin(shared: &'a Shared, prefix: &str, first: &str, requested: Revision) -> Result<Self, StoreError> {
+        let core = shared.open()?;
+        let (revision, compacted) = (core.index.revision, core.index.compacted);
+        let at = match requested {
+            0 => revision,
+            requested if requested > revision => {
+                return Err(StoreError::FutureRevision { requested, current: revision });
+            }
+            requested if requested < compacted => return Err(StoreError::Compacted { requested, compacted }),
+            requested => requested,
         };
-        Ok(Event { key, revision, value, previous })
+        // Under the lock, so that nothing is forgotten in between.
+        let pin = Pin::new(shared, at);
+        Ok(Self { pin, prefix: prefix.to_owned(), next: first.to_owned(), passed: false, at, ended: false })
     }
 
-    /// Calls `f` with every live version, in key order, with its expiry (second since 1970; 0: never).
-    pub fn for_each(
-        &self,
-        mut f: impl FnMut(Revision, &Record<'_>) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
-        for entry in self.index.range::<&str>(..).map_err(self.damage().reading())? {
-            let (key, packed) = entry.map_err(self.damage().reading())?;
-            let head = Head::unpack(packed.value());
-            if !head.tombstone {
-                self.with_record(key.value(), head.revision, |record| f(head.revision, record))??;
+    /// Some more keys, at most `room`, and how many there were in all, those without room included.
+    pub fn next(&mut self, room: usize) -> Result<(Vec<(Key, Found)>, u64), StoreError> {
+        let core = self.pin.shared.open()?;
+        let next = std::mem::take(&mut self.next);
+        let from = if self.passed { Bound::Excluded(next.as_str()) } else { Bound::Included(next.as_str()) };
+        let (mut found, mut seen, mut last) = (Vec::new(), 0, None);
+        let mut keys = core.index.from(from).take_while(|(key, _)| key.starts_with(&self.prefix));
+        for _ in 0..LOOK {
+            let Some((key, entry)) = keys.next() else {
+                self.ended = true;
+                break;
+            };
+            last = Some(key);
+            if let Some((revision, place)) = core.index.visible(entry, self.at) {
+                seen += 1;
+                if found.len() < room {
+                    found.push((key.clone(), core.found(revision, place)?));
+                    if found.len() == FIND {
+                        break;
+                    }
+                }
             }
         }
-        Ok(())
+        if let Some(last) = last {
+            self.next = last.to_string();
+            self.passed = true;
+        }
+        Ok((found, seen))
+    }
+}
+
+/// Keeps what a revision shows.
+struct Pin<'a> {
+    shared: &'a Shared,
+    at: Revision,
+}
+
+impl<'a> Pin<'a> {
+    fn new(shared: &'a Shared, at: Revision) -> Self {
+        *shared.pins.lock().entry(at).or_default() += 1;
+        Self { shared, at }
+    }
+}
+
+impl Drop for Pin<'_> {
+    fn drop(&mut self) {
+        let mut pins = self.shared.pins.lock();
+        if let Some(count) = pins.get_mut(&self.at) {
+            *count -= 1;
+            if *count == 0 {
+                pins.remove(&self.at);
+            }
+        }
+        drop(pins);
+        // What waited for this may go now.
+        if self.shared.core.read().index.compacted > self.at {
+            self.shared.inbox.nudge();
+        }
     }
 }

@@ -1,174 +1,75 @@
 //! The one thread that writes: takes whatever waits, commits it with one sync, then answers.
 //!
-//! [`Inbox`] is what callers put requests into; memory in it is bounded by the callers' permits
-//! (`Embedded`). Order after a commit: new [`View`] for readers, events to the watchers, answers.
-//! An error while writing ends the writer for good: what the file holds is then only known to the
-//! next start.
+//! One commit: `plan` decides, `cleaner` adds copies, `tail` writes and syncs the group, the index
+//! takes it in under the lock, watchers get the events, callers their answers. Nothing is visible,
+//! published or answered before the sync. An error while writing ends the writer for good: what the
+//! files hold is then only known to the next start.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use parking_lot::{Condvar, Mutex, RwLock};
-use redb::Database;
-use tokio::sync::oneshot;
+use parking_lot::{Mutex, RwLock};
 
-use super::commit::{Group, State};
+use super::cleaner::{self, Cleaner, Move};
+use super::core::Core;
 use super::damage::Damage;
+use super::footer::Entry;
+use super::group::{Buffer, Within};
+use super::inbox::{Inbox, Outcome, Request};
+use super::keeper::Keeper;
+use super::plan::{Expiry, Plan, Planned};
 use super::retention::History;
-use super::view::View;
+use super::segment::Place;
+use super::tail::Tail;
 use crate::hub::Hub;
-use crate::{Event, Revision, StoreError, Txn, TxnOutcome, Write};
+use crate::{Event, Revision, StoreError};
 
-/// A commit takes no more requests than this, nor starts another beyond so many bytes: larger ones
-/// outgrow the page cache, and the first in the group would wait for the last.
-const GROUP_REQUESTS: usize = 1024;
-const GROUP_BYTES: usize = 2 * 1024 * 1024;
 /// Keys that expire in one commit: the rest waits for the next.
 const EXPIRE_STEP: usize = 256;
-/// Revisions compacted in one commit, beside two for each request in it.
-const CLEAN_STEP: u64 = 16;
-/// The same for a commit without requests; less than that is left alone while nothing is written.
-const IDLE_CLEAN_STEP: u64 = 256;
+/// Revisions forgotten beside one commit, and two for each request in it.
+const FORGET_STEP: usize = 64;
+/// The same without requests; less than that is left alone while nothing is written.
+const IDLE_FORGET_STEP: usize = 512;
+/// Bytes copied at a time while nothing is written.
+const IDLE_GROUP: u64 = 128 * 1024;
 /// How often history is looked at while nothing is written and there is some to forget.
 const HISTORY_TICK: Duration = Duration::from_secs(10);
 /// Expiry is no more exact than this.
 const EXPIRY_TICK: Duration = Duration::from_secs(1);
-
-pub enum Request {
-    Txn { txn: Txn, reply: oneshot::Sender<Result<TxnOutcome, StoreError>> },
-    Compact { revision: Revision, reply: oneshot::Sender<Result<(), StoreError>> },
-}
-
-/// Requests on their way to the writer.
-#[derive(Default)]
-pub struct Inbox {
-    waiting: Mutex<Waiting>,
-    arrived: Condvar,
-}
-
-#[derive(Default)]
-struct Waiting {
-    requests: VecDeque<Request>,
-    /// No more requests are taken; those that wait are still answered.
-    closed: bool,
-    failed: Option<StoreError>,
-}
-
-impl Waiting {
-    /// The oldest requests, as many as share a commit well.
-    fn group(&mut self) -> Vec<Request> {
-        let mut bytes = 0;
-        let fitting = self.requests.iter().take(GROUP_REQUESTS).take_while(|request| {
-            let fits = bytes < GROUP_BYTES;
-            bytes += request.size();
-            fits
-        });
-        let fitting = fitting.count();
-        self.requests.drain(..fitting).collect()
-    }
-}
-
-impl Inbox {
-    pub fn push(&self, request: Request) -> Result<(), StoreError> {
-        let mut waiting = self.waiting.lock();
-        if let Some(error) = &waiting.failed {
-            return Err(error.clone());
-        }
-        if waiting.closed {
-            return Err(StoreError::Closed);
-        }
-        waiting.requests.push_back(request);
-        drop(waiting);
-        self.arrived.notify_one();
-        Ok(())
-    }
-
-    pub fn close(&self) {
-        self.waiting.lock().closed = true;
-        self.arrived.notify_one();
-    }
-
-    fn fail(&self, error: &StoreError) -> VecDeque<Request> {
-        let mut waiting = self.waiting.lock();
-        waiting.failed = Some(error.clone());
-        std::mem::take(&mut waiting.requests)
-    }
-
-    /// What waits, up to a group; empty after `limit` with nothing. None: closed and all is done.
-    fn take(&self, limit: Option<Duration>) -> Option<Vec<Request>> {
-        let mut waiting = self.waiting.lock();
-        let deadline = limit.map(|limit| Instant::now() + limit);
-        loop {
-            if !waiting.requests.is_empty() {
-                return Some(waiting.group());
-            }
-            if waiting.closed {
-                return None;
-            }
-            match deadline {
-                None => self.arrived.wait(&mut waiting),
-                Some(deadline) => {
-                    if self.arrived.wait_until(&mut waiting, deadline).timed_out() {
-                        return Some(waiting.group());
-                    }
-                }
-            }
-        }
-    }
-}
 
 /// What readers and the writer share.
 pub struct Shared {
     pub path: PathBuf,
     pub inbox: Inbox,
     pub hub: Arc<Hub>,
-    /// None once closed: the file's lock goes with the last view.
-    pub view: RwLock<Option<Arc<View>>>,
+    pub core: RwLock<Core>,
+    /// Revisions that are being read: what they see is not forgotten.
+    pub pins: Mutex<BTreeMap<Revision, usize>>,
 }
 
 pub struct Writer {
-    pub db: Database,
     pub shared: Arc<Shared>,
-    pub state: State,
+    pub store: u64,
+    pub tail: Tail,
+    pub keeper: Keeper,
+    pub cleaner: Cleaner,
     pub history: History,
-    /// When the next key expires, in seconds since 1970.
-    pub next_expiry: Option<u64>,
+    pub expiry: Expiry,
+    /// What the log says is compacted.
+    pub compacted: Revision,
+    pub group: Buffer,
 }
 
-/// What is said to one request, once its commit is durable.
-enum Outcome {
-    Txn(TxnOutcome),
-    Compact(Result<(), StoreError>),
-}
-
-impl Request {
-    /// Bytes it will write, about.
-    fn size(&self) -> usize {
-        match self {
-            Self::Txn { txn: Txn { write: Write::Put { value, .. }, .. }, .. } => value.len(),
-            _ => 0,
-        }
-    }
-
-    /// A caller that has gone away does not want its answer.
-    fn answer(self, outcome: Outcome) {
-        match (self, outcome) {
-            (Self::Txn { reply, .. }, Outcome::Txn(outcome)) => drop(reply.send(Ok(outcome))),
-            (Self::Compact { reply, .. }, Outcome::Compact(outcome)) => drop(reply.send(outcome)),
-            // `Writer::commit` answers each request with its own kind.
-            (request, _) => request.refuse(&StoreError::Closed),
-        }
-    }
-
-    fn refuse(self, error: &StoreError) {
-        match self {
-            Self::Txn { reply, .. } => drop(reply.send(Err(error.clone()))),
-            Self::Compact { reply, .. } => drop(reply.send(Err(error.clone()))),
-        }
-    }
+/// What one commit changes.
+struct Change {
+    writes: Vec<Planned>,
+    moves: Vec<Move>,
+    events: Vec<Event>,
+    revision: Revision,
+    compacted: Revision,
 }
 
 impl Writer {
@@ -185,8 +86,12 @@ impl Writer {
                 Err(error) => return self.fail(requests, &error),
             }
         }
+        if let Err(error) = self.finish() {
+            // All that was answered is durable; the next start does without the footer.
+            tracing::warn!(%error, "the store could not be closed in good order");
+        }
         self.shared.hub.close(StoreError::Closed);
-        *self.shared.view.write() = None;
+        self.shared.core.write().closed = true;
     }
 
     fn fail(self, requests: Vec<Request>, error: &StoreError) {
@@ -196,63 +101,143 @@ impl Writer {
         self.shared.hub.close(error.clone());
     }
 
-    /// How long to wait for requests before looking after expiry and history.
+    /// Seals the log, so that the next start reads no records and notices any damage to them.
+    pub fn finish(&mut self) -> Result<(), StoreError> {
+        self.tail.seal(&self.keeper);
+        self.keeper.finish(self.tail.state.sequence);
+        self.keeper.join()
+    }
+
+    /// How long to wait for requests before looking after expiry, history and garbage.
     fn patience(&self) -> Option<Duration> {
-        if self.state.cleaned < self.state.compacted {
+        let core = self.shared.core.read();
+        let can_forget = core.index.cleaned() < core.index.compacted.min(self.pinned());
+        let can_clean = cleaner::effort(&core.index.usage, &self.tail.active, 0) > 0 && core.segments.len() > 1;
+        if can_forget || can_clean || self.cleaner.awaits().is_some() {
             return Some(Duration::ZERO);
         }
-        let history = (self.state.revision - self.state.compacted >= IDLE_CLEAN_STEP).then_some(HISTORY_TICK);
-        let expiry =
-            self.next_expiry.map(|due| Duration::from_secs(due.saturating_sub(unix_seconds())).max(EXPIRY_TICK));
+        let young = (core.index.revision - core.index.compacted) as usize;
+        let history = (young >= IDLE_FORGET_STEP).then_some(HISTORY_TICK);
+        let expiry = self.expiry.first_key_value().map(|((due, _), _)| *due);
+        let expiry = expiry.map(|due| Duration::from_secs(due.saturating_sub(unix_seconds())).max(EXPIRY_TICK));
         history.into_iter().chain(expiry).min()
     }
 
-    /// One transaction, one sync. Nothing is durable, published or answered unless it returns `Ok`.
+    /// The oldest revision that is being read.
+    fn pinned(&self) -> Revision {
+        self.shared.pins.lock().first_key_value().map_or(Revision::MAX, |(revision, _)| *revision)
+    }
+
+    /// One group, one sync. Nothing is visible, published or answered unless it returns `Ok`.
     fn commit(&mut self, requests: &[Request]) -> Result<Vec<Outcome>, StoreError> {
-        let path = self.shared.path.clone();
-        let damage = Damage::of(&path);
-        let now = unix_seconds();
-        let mut txn = self.db.begin_write().map_err(damage.writing())?;
-        // The allocator's state goes with each commit, so that opening after a crash reads no data.
-        txn.set_quick_repair(true);
-        let mut group = Group::begin(&txn, self.state, damage)?;
-        let mut outcomes = Vec::with_capacity(requests.len());
-        for request in requests {
-            outcomes.push(match request {
-                Request::Txn { txn, .. } => Outcome::Txn(group.apply(txn, now)?),
-                Request::Compact { revision, .. } => Outcome::Compact(group.compact(*revision)),
-            });
-        }
-        group.expire(now, EXPIRE_STEP)?;
-        self.forget(&mut group, requests.len() as u64)?;
-        self.next_expiry = group.next_expiry()?;
-        match group.finish(&txn)? {
-            Some((state, events)) => {
-                txn.commit().map_err(damage.writing())?;
-                self.publish(state, &events)?;
-            }
-            None => txn.abort().map_err(damage.writing())?,
+        self.keeper.check()?;
+        self.turn()?;
+        self.group.clear();
+        let (outcomes, change) = self.plan(requests)?;
+        let compacting = requests.iter().any(|request| matches!(request, Request::Compact { .. }));
+        let dropping = self.cleaner.awaits().is_some_and(|awaits| self.compacted < awaits);
+        if !self.group.is_empty() || compacting || dropping {
+            let start = self.tail.write(&mut self.group, change.revision, change.compacted)?;
+            self.compacted = change.compacted;
+            self.note(&change, start);
+            self.take_in(&change, start, requests.len())?;
+            self.shared.hub.publish(&change.events, change.revision);
+        } else {
+            self.take_in(&change, 0, requests.len())?;
         }
         Ok(outcomes)
     }
 
-    /// A small step of compaction: a little beside requests, more when there are none.
-    fn forget(&mut self, group: &mut Group<'_, '_>, requests: u64) -> Result<(), StoreError> {
-        let target = self.history.compact_to(Instant::now(), self.state.revision, self.state.keys);
-        let due = target.saturating_sub(self.state.compacted);
-        if due >= IDLE_CLEAN_STEP || (due > 0 && requests > 0) {
-            group.compact_at_least(target);
+    fn turn(&mut self) -> Result<(), StoreError> {
+        let needed = self.shared.core.read().index.usage.needed();
+        if let Some(next) = self.tail.turn(&self.keeper, needed)? {
+            self.shared.core.write().segments.insert(next.number, next);
         }
-        group.clean(if requests == 0 { IDLE_CLEAN_STEP } else { CLEAN_STEP + 2 * requests })
-    }
-
-    fn publish(&mut self, state: State, events: &[Event]) -> Result<(), StoreError> {
-        let view = View::open(&self.db, &self.shared.path, state.revision, state.compacted)?;
-        *self.shared.view.write() = Some(Arc::new(view));
-        self.state = state;
-        self.shared.hub.publish(events, state.revision);
         Ok(())
     }
+
+    fn plan(&mut self, requests: &[Request]) -> Result<(Vec<Outcome>, Change), StoreError> {
+        // Only this thread changes the index: others may read it meanwhile.
+        let core = self.shared.core.read();
+        let now = unix_seconds();
+        let mut plan = Plan::new(&core, self.store, &mut self.group);
+        let mut outcomes = Vec::with_capacity(requests.len());
+        for request in requests {
+            outcomes.push(match request {
+                Request::Txn { txn, .. } => Outcome::Txn(plan.apply(txn, now)?),
+                Request::Compact { revision, .. } => Outcome::Compact(plan.compact(*revision)),
+            });
+        }
+        plan.expire(&mut self.expiry, now, EXPIRE_STEP)?;
+        let target = self.history.compact_to(Instant::now(), core.index.revision, core.index.keys());
+        let due = target.saturating_sub(plan.compacted);
+        if due >= IDLE_FORGET_STEP as u64 || (due > 0 && !requests.is_empty()) {
+            plan.compacted = target.min(core.index.revision);
+        }
+        let Plan { writes, events, revision, compacted, .. } = plan;
+        let written = if requests.is_empty() { IDLE_GROUP } else { self.group.len() as u64 };
+        let effort = cleaner::effort(&core.index.usage, &self.tail.active, written);
+        let moves = self.cleaner.step(&core, self.tail.active.number, effort, &mut self.group)?;
+        Ok((outcomes, Change { writes, moves, events, revision, compacted }))
+    }
+
+    /// Keeps what the footer will say, and when keys expire.
+    fn note(&mut self, change: &Change, start: u32) {
+        let before = change.revision - change.writes.len() as u64;
+        for (revision, write) in (before + 1..).zip(&change.writes) {
+            let Planned { key, deleted, previous, expires, within } = write;
+            self.tail.note(&entry(key, revision, *deleted, *previous, *expires, start, *within));
+            if *expires != 0 {
+                self.expiry.insert((*expires, revision), key.clone());
+            }
+        }
+        for Move { key, revision, deleted, previous, expires, within, .. } in &change.moves {
+            self.tail.note(&entry(key, *revision, *deleted, *previous, *expires, start, *within));
+        }
+    }
+
+    /// Lets readers see a group that is durable, forgets a little, drops what is cleaned.
+    fn take_in(&mut self, change: &Change, start: u32, requests: usize) -> Result<(), StoreError> {
+        let steps = if requests == 0 { IDLE_FORGET_STEP } else { FORGET_STEP + 2 * requests };
+        let segment = self.tail.active.number;
+        let place = |within: Within| Place { segment, offset: start + within.offset, length: within.length };
+        let mut core = self.shared.core.write();
+        // Under the lock, under which readers pin.
+        let pinned = self.pinned();
+        let index = &mut core.index;
+        for write in &change.writes {
+            index.usage.wrote(segment, u64::from(write.within.length));
+            index.push(write.key.clone(), place(write.within), write.deleted, write.previous);
+        }
+        for copy in &change.moves {
+            index.usage.wrote(segment, u64::from(copy.within.length));
+            index.moved(&copy.key, copy.revision, copy.from, place(copy.within));
+        }
+        index.compacted = change.compacted;
+        for _ in 0..steps {
+            if !index.forget(pinned) {
+                break;
+            }
+        }
+        if let Some(gone) = self.cleaner.finished(&index.usage, self.compacted)? {
+            index.usage.remove(gone);
+            core.segments.remove(&gone);
+            self.keeper.drop_below(gone + 1, self.tail.state.sequence);
+        }
+        Ok(())
+    }
+}
+
+fn entry(
+    key: &str,
+    revision: Revision,
+    deleted: bool,
+    previous: super::record::Head,
+    expires: u64,
+    start: u32,
+    within: Within,
+) -> Entry<'_> {
+    Entry { key, revision, deleted, previous, expires, offset: start + within.offset, length: within.length }
 }
 
 pub fn unix_seconds() -> u64 {

@@ -1,6 +1,7 @@
 //! Stores to test, and the model they are compared with.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod disk;
 pub mod model;
 
 use std::fs::File;
