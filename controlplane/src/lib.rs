@@ -40,7 +40,7 @@ const AUTHENTICATED: &str = "system:authenticated";
 /// Where the cluster's state is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Store {
-    /// One file under `<data>/server/db`.
+    /// A log in files under `<data>/server/db`.
     Embedded,
     /// Endpoints of an etcd cluster; any number of servers may share it.
     Etcd(Vec<String>),

@@ -28,8 +28,8 @@ fn main() {
     let dir = tempfile::tempdir_in(parent).expect("a directory for the benchmark");
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
-        creates(dir.path()).await;
         opening(&dir.path().join("opening")).await;
+        creates(dir.path()).await;
         updates(&dir.path().join("updates")).await;
     });
 }
@@ -96,7 +96,6 @@ async fn create(store: &Arc<Embedded>, clients: usize, round: usize) -> Vec<Dura
 
 async fn opening(dir: &Path) {
     let store = Embedded::open(dir).expect("a store");
-    let before = resident();
     let writes =
         (0..OBJECTS).map(|n| store.txn(Txn::create(format!("/registry/pods/namespace/web-{n:06}"), vec![b'x'; VALUE])));
     let mut writes = futures::stream::iter(writes).buffer_unordered(1000);
@@ -106,16 +105,20 @@ async fn opening(dir: &Path) {
     drop(writes);
     drop(store);
     for _ in 0..3 {
+        let before = resident();
         let begin = Instant::now();
         let store = Embedded::open(dir).expect("a store");
-        println!("opening {OBJECTS} objects of {VALUE} bytes: {:.1} ms", begin.elapsed().as_secs_f64() * 1000.0);
+        let took = begin.elapsed().as_secs_f64() * 1000.0;
+        println!(
+            "opening {OBJECTS} objects of {VALUE} bytes: {took:.1} ms, resident memory {before:.0} -> {:.0} MiB",
+            resident()
+        );
         let began = Instant::now();
         let page = store.range(store::Range::prefix("/")).await.expect("a list");
         println!("  reading them all: {:.1} ms", began.elapsed().as_secs_f64() * 1000.0);
         assert_eq!(page.kvs.len(), OBJECTS);
         drop(page);
     }
-    println!("  resident memory {:.0} MiB before, {:.0} MiB after", before, resident());
 }
 
 fn resident() -> f64 {

@@ -17,7 +17,7 @@ pub enum StoreError {
     #[error("a watch of {prefix:?} fell behind: {queued} events were waiting for it; list again and watch from there")]
     WatchTooSlow { prefix: String, queued: usize },
 
-    #[error("{path} is damaged: {detail}; restore a snapshot (skiff snapshot restore) or move the file away")]
+    #[error("{path} is damaged: {detail}; restore a snapshot that is whole (skiff snapshot restore)")]
     Damaged { path: PathBuf, detail: String },
 
     #[error(

@@ -127,7 +127,7 @@ impl Bench {
     /// Writers at work until the disk fails; sometimes the store is closed before.
     async fn write_until_it_fails(&mut self, store: Embedded, seed: u64) {
         let store = Arc::new(store);
-        let limit = if seed % 5 == 0 { seed / 5 % 30 } else { u64::MAX };
+        let limit = if seed.is_multiple_of(5) { seed / 5 % 30 } else { u64::MAX };
         let writers = (0..WRITERS).map(|writer| {
             let random = StdRng::seed_from_u64(seed.wrapping_add(writer as u64));
             tokio::spawn(write(store.clone(), writer, random, limit))

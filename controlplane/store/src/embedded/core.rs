@@ -60,7 +60,7 @@ impl Core {
     }
 
     /// Index and segments change together: this does not happen, and must not pass for "no such key".
-    fn lost(&self, revision: Revision) -> StoreError {
+    pub fn lost(&self, revision: Revision) -> StoreError {
         Damage::of(&self.path).because(format!("revision {revision} is not where it was"))
     }
 

@@ -32,7 +32,7 @@ pub trait Disk: Send + Sync + 'static {
 
 /// One open file.
 pub trait DiskFile: Send + Sync + 'static {
-    fn len(&self) -> io::Result<u64>;
+    fn length(&self) -> io::Result<u64>;
     fn set_len(&self, length: u64) -> io::Result<()>;
     /// Fills `bytes`, or fails with `UnexpectedEof`.
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()>;
@@ -99,7 +99,7 @@ impl Disk for Directory {
 }
 
 impl DiskFile for File {
-    fn len(&self) -> io::Result<u64> {
+    fn length(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
     }
 

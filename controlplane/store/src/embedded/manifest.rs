@@ -61,7 +61,7 @@ impl Manifest {
         let path = disk.path().join(NAME);
         let damage = Damage::of(&path);
         let file = disk.open(NAME).map_err(damage.io("opening"))?;
-        let mut bytes = vec![0; file.len().map_err(damage.io("measuring"))? as usize];
+        let mut bytes = vec![0; file.length().map_err(damage.io("measuring"))? as usize];
         file.read_at(&mut bytes, 0).map_err(damage.reading())?;
         Self::decode(&bytes).ok_or_else(|| damage.because("it does not match its checksum"))
     }

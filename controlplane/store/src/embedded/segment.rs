@@ -148,7 +148,7 @@ impl Segment {
     }
 
     pub fn len(&self) -> Result<u64, StoreError> {
-        self.file.len().map_err(self.damage().io("measuring"))
+        self.file.length().map_err(self.damage().io("measuring"))
     }
 
     /// Reads the record of `key` at `revision` into `buffer` and checks that it is that.
@@ -288,11 +288,11 @@ impl Segment {
     /// Writes zeros up to the capacity, a little at a time, so that the syncs of others do not have
     /// to wait for long. `go_on` is asked before each step.
     pub fn fill(&self, mut go_on: impl FnMut() -> bool) -> Result<(), StoreError> {
-        const STEP: u64 = 256 * 1024;
-        let zeros = vec![0; STEP as usize];
+        const STEP: u64 = 1024 * 1024;
+        let zeros = vec![0; STEP.min(u64::from(self.capacity)) as usize];
         let mut at = START;
         while at < u64::from(self.capacity) && go_on() {
-            let length = STEP.min(u64::from(self.capacity) - at);
+            let length = (zeros.len() as u64).min(u64::from(self.capacity) - at);
             self.write(&zeros[..length as usize], at)?;
             self.sync()?;
             at += length;

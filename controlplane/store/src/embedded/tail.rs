@@ -1,7 +1,8 @@
 //! The end of the log: the segment that gets the groups, and the step to the next one.
 //!
-//! The next segment is asked for when the active one is half full, so it is ready when it is
-//! needed; if it is not, the active one grows to twice its size before a write waits.
+//! The next segment is asked for when the active one is a quarter full, so it is ready when it is
+//! needed; if it is not, on a disk that is busy, the active one grows to [`OVERGROWN`] times its size
+//! before a write waits.
 
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use crate::{Revision, StoreError};
 
 const SMALLEST: u64 = 512 * 1024;
 const LARGEST: u64 = 16 * 1024 * 1024;
+const OVERGROWN: u64 = 4;
 
 pub struct Tail {
     pub active: Arc<Segment>,
@@ -32,15 +34,15 @@ pub struct Tail {
 
 /// Bytes a new segment should hold in a store that needs so many.
 pub fn capacity(needed: u64) -> u32 {
-    // At most a sixteenth of the store is in the segment that cannot be cleaned; below 4 GiB.
-    (needed / 16).next_power_of_two().clamp(SMALLEST, LARGEST) as u32
+    // A small part of the store is in the segment that cannot be cleaned and in the one prepared.
+    (needed / 32).next_power_of_two().clamp(SMALLEST, LARGEST) as u32
 }
 
 impl Tail {
     /// Goes on to the next segment if this one is full. Returns the new one.
     pub fn turn(&mut self, keeper: &Keeper, needed: u64) -> Result<Option<Arc<Segment>>, StoreError> {
         let full = u64::from(self.active.capacity);
-        if !self.asked && self.end >= full / 2 {
+        if !self.asked && self.end >= full / 4 {
             let size = if self.capacity == 0 { capacity(needed) } else { self.capacity };
             keeper.prepare(self.active.number + 1, size, self.state.sequence);
             self.asked = true;
@@ -49,7 +51,7 @@ impl Tail {
             return Ok(None);
         }
         let next = match keeper.take_ready() {
-            None if self.end >= 2 * full => Some(keeper.wait_ready()?),
+            None if self.end >= OVERGROWN * full => Some(keeper.wait_ready()?),
             ready => ready,
         };
         let Some(next) = next else { return Ok(None) };
@@ -109,7 +111,7 @@ mod tests {
 
     #[test]
     fn segments_grow_with_the_store() {
-        for (needed, want) in [(0, 512 << 10), (8 << 20, 512 << 10), (100 << 20, 8 << 20), (1 << 40, 16 << 20)] {
+        for (needed, want) in [(0, 512 << 10), (16 << 20, 512 << 10), (100 << 20, 4 << 20), (1 << 40, 16 << 20)] {
             assert_eq!(capacity(needed), want, "{needed}");
         }
     }

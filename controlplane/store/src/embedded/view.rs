@@ -77,8 +77,7 @@ impl Shared {
         }
         let mut found = Vec::new();
         for revision in from..=to {
-            // Published revisions above the compacted one are all there.
-            let Some(past) = core.index.past(revision) else { break };
+            let past = core.index.past(revision).ok_or_else(|| core.lost(revision))?;
             if past.key.starts_with(prefix) {
                 let value = if past.deleted { None } else { Some(core.found(revision, past.place)?) };
                 let previous = match past.previous.live() {

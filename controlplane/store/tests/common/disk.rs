@@ -175,7 +175,7 @@ impl Disk for SimDisk {
 }
 
 impl DiskFile for SimFile {
-    fn len(&self) -> io::Result<u64> {
+    fn length(&self) -> io::Result<u64> {
         self.power.is_on()?;
         Ok(self.content.lock().unwrap().seen.len() as u64)
     }
