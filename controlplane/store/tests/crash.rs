@@ -30,7 +30,7 @@ fn main() {
         let begin = Instant::now();
         let store = Embedded::open(dir.path()).unwrap_or_else(|error| panic!("round {round}: {error}"));
         slowest = slowest.max(begin.elapsed());
-        runtime().block_on(compare(&store, &answered, round));
+        runtime().block_on(compare(&store, &mut answered, round));
     }
     let writes: u64 = answered.values().sum();
     println!("kill -9, {rounds} times: {writes} answered writes, none lost; slowest opening {slowest:?}");
@@ -86,14 +86,16 @@ fn write_and_kill(dir: &Path, answered: &mut BTreeMap<usize, u64>) {
     }
 }
 
-async fn compare(store: &Embedded, answered: &BTreeMap<usize, u64>, round: usize) {
+/// Compares, and notes what is there: it must be there after the next round too.
+async fn compare(store: &Embedded, answered: &mut BTreeMap<usize, u64>, round: usize) {
     let page = store.range(Range::prefix("/key/")).await.unwrap();
-    for (writer, number) in answered {
+    for (writer, number) in answered.iter_mut() {
         let key = format!("/key/{writer}");
         let kv = page.kvs.iter().find(|kv| *kv.key == key).unwrap_or_else(|| panic!("round {round}: {key} is lost"));
         let found = number_of(&kv.value);
         // The last write may have been durable without its answer having been printed.
         assert!((*number..=number + 1).contains(&found), "round {round}: {key} answered {number}, found {found}");
+        *number = found;
     }
     let newest = page.kvs.iter().map(|kv| kv.mod_revision).max().unwrap_or(1);
     assert_eq!(page.revision, newest, "round {round}: a revision without its write");
