@@ -94,7 +94,7 @@ async fn compare(store: &Embedded, answered: &mut BTreeMap<usize, u64>, round: u
         let kv = page.kvs.iter().find(|kv| *kv.key == key).unwrap_or_else(|| panic!("round {round}: {key} is lost"));
         let found = number_of(&kv.value);
         // The last write may have been durable without its answer having been printed.
-        assert!((*number..=number + 1).contains(&found), "round {round}: {key} answered {number}, found {found}");
+        assert!((*number..=*number + 1).contains(&found), "round {round}: {key} answered {number}, found {found}");
         *number = found;
     }
     let newest = page.kvs.iter().map(|kv| kv.mod_revision).max().unwrap_or(1);
