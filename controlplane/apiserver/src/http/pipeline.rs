@@ -349,7 +349,7 @@ where
         record.request_object(object);
     }
     if asked.info.is_resource {
-        resources::handle(asked, body).await
+        resources::handle(&asked, body).await
     } else {
         Box::pin(paths::handle(asked, body)).await
     }

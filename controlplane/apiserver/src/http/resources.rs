@@ -37,17 +37,17 @@ pub fn takes_connection(asked: &Asked) -> bool {
 }
 
 /// Answers a request on a resource that the server itself holds.
-pub async fn handle(asked: Asked, body: Bytes) -> Result<Response<Body>> {
+pub async fn handle(asked: &Asked, body: Bytes) -> Result<Response<Body>> {
     let Some(endpoint) = &asked.endpoint else { return Err(ApiError::no_such_path()) };
-    check_path(&asked, endpoint)?;
-    let call = call(&asked, endpoint.clone())?;
+    check_path(asked, endpoint)?;
+    let call = call(asked, endpoint.clone())?;
     let served = call.descriptor().find_served(&call.info.group, &call.info.version);
     if let Some(warning) = served.and_then(|served| served.deprecation.as_deref()) {
         call.warn(warning);
     }
     let call = Arc::new(call);
     // Warnings also go along with refusals.
-    let mut response = route(&asked, call.clone(), body).await.unwrap_or_else(|error| super::pipeline::refuse(&error));
+    let mut response = route(asked, call.clone(), body).await.unwrap_or_else(|error| super::pipeline::refuse(&error));
     add_warnings(&call, &mut response);
     Ok(response)
 }

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use component::{Files, Supervisor};
-use futures::StreamExt;
-use futures::future::BoxFuture;
+use futures::future::{self, BoxFuture, Either, Ready};
 use futures::stream::FuturesUnordered;
-use http::{Request, Response};
+use futures::{FutureExt, StreamExt};
+use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::Service;
@@ -139,8 +139,8 @@ async fn connection(api: Arc<Api>, stream: TcpStream, tls: Tls, leaving: Cancell
         api.metrics.tls_errors.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         return;
     };
-    let service = Answers { api, connection: Arc::new(pipeline::Connection { shown, peer }) };
     let two = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let service = Answers { api, connection: Arc::new(pipeline::Connection { shown, peer }), one_by_one: !two };
     let stream = TokioIo::new(stream);
     let served = if two {
         Box::pin(http2(stream, service, leaving)).await
@@ -203,19 +203,30 @@ fn seldom(leaving: &CancellationToken) -> FuturesUnordered<WaitForCancellationFu
     std::iter::once(leaving.cancelled()).collect()
 }
 
+type Answer = std::result::Result<Response<Body>, Infallible>;
+
 /// Answers the requests of one connection.
 struct Answers {
     api: Arc<Api>,
     connection: Arc<pipeline::Connection>,
+    /// HTTP/1.1: nothing else of this connection could be done meanwhile.
+    one_by_one: bool,
 }
 
 impl Service<Request<Incoming>> for Answers {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = BoxFuture<'static, std::result::Result<Response<Body>, Infallible>>;
+    type Future = Either<Ready<Answer>, BoxFuture<'static, Answer>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let (api, caller) = (self.api.clone(), Caller::Remote(self.connection.clone()));
-        Box::pin(async move { Ok(pipeline::handle(api, request, caller).await) })
+        let reads = self.one_by_one && *request.method() == Method::GET;
+        let mut answer: BoxFuture<_> = Box::pin(async move { Ok(pipeline::handle(api, request, caller).await) });
+        // Mostly a read is answered from memory. Its request is then gone before the connection looks
+        // for the next one, which fits into the same buffer. One that has to wait is polled again at once.
+        match if reads { answer.as_mut().now_or_never() } else { None } {
+            Some(answer) => Either::Left(future::ready(answer)),
+            None => Either::Right(answer),
+        }
     }
 }

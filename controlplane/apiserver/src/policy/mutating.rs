@@ -30,7 +30,7 @@ pub async fn run(attributes: &mut Attributes<'_>, cluster: &dyn Cluster, again: 
         if again && invocation.policy["spec"]["reinvocationPolicy"] != "IfNeeded" {
             continue;
         }
-        match mutate(invocation, attributes, cluster).await? {
+        match Box::pin(mutate(invocation, attributes, cluster)).await? {
             Ok(Some(object)) => {
                 changed |= object != attributes.object;
                 attributes.object = object;

@@ -57,7 +57,7 @@ impl Admission for Validating {
         }
         let mut notes: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for invocation in &invocations {
-            let verdict = verdict(invocation, attributes, cluster).await?;
+            let verdict = Box::pin(verdict(invocation, attributes, cluster)).await?;
             let (policy, binding) = (&*invocation.policy, &*invocation.binding);
             for denial in verdict.denials {
                 for action in binding["spec"]["validationActions"].as_array().into_iter().flatten() {
