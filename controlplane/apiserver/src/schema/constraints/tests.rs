@@ -74,7 +74,7 @@ fn each_constraint_has_upstreams_message() {
         ),
         (
             json!({"cronSpec": "*", "color": "green"}),
-            "spec.color: Unsupported value: \"green\": supported values: \"blue\", \"red\"",
+            "spec.color: Unsupported value: \"green\": supported values: \"red\", \"blue\"",
         ),
         (
             json!({"cronSpec": "*", "port": true}),
