@@ -53,6 +53,8 @@ pub enum ErrorType {
     Required,
     Duplicate,
     Invalid,
+    /// Of a value too large to show.
+    InvalidUnshown,
     NotSupported,
     Forbidden,
     TooLong,
@@ -68,7 +70,7 @@ impl ErrorType {
             ErrorType::NotFound => "FieldValueNotFound",
             ErrorType::Required => "FieldValueRequired",
             ErrorType::Duplicate => "FieldValueDuplicate",
-            ErrorType::Invalid => "FieldValueInvalid",
+            ErrorType::Invalid | ErrorType::InvalidUnshown => "FieldValueInvalid",
             ErrorType::NotSupported => "FieldValueNotSupported",
             ErrorType::Forbidden => "FieldValueForbidden",
             ErrorType::TooLong => "FieldValueTooLong",
@@ -83,7 +85,7 @@ impl ErrorType {
             ErrorType::NotFound => "Not found",
             ErrorType::Required => "Required value",
             ErrorType::Duplicate => "Duplicate value",
-            ErrorType::Invalid | ErrorType::TypeInvalid => "Invalid value",
+            ErrorType::Invalid | ErrorType::InvalidUnshown | ErrorType::TypeInvalid => "Invalid value",
             ErrorType::NotSupported => "Unsupported value",
             ErrorType::Forbidden => "Forbidden",
             ErrorType::TooLong => "Too long",
@@ -95,7 +97,12 @@ impl ErrorType {
     fn shows_value(self) -> bool {
         !matches!(
             self,
-            ErrorType::Required | ErrorType::Forbidden | ErrorType::TooLong | ErrorType::TooMany | ErrorType::Internal
+            ErrorType::Required
+                | ErrorType::InvalidUnshown
+                | ErrorType::Forbidden
+                | ErrorType::TooLong
+                | ErrorType::TooMany
+                | ErrorType::Internal
         )
     }
 }
@@ -119,6 +126,11 @@ impl Error {
 
     pub fn invalid(field: &Path, value: impl Into<Value>, detail: impl Into<String>) -> Self {
         Self::new(ErrorType::Invalid, field, value.into(), detail)
+    }
+
+    /// As [`Error::invalid`], of a value that is not shown.
+    pub fn invalid_unshown(field: &Path, detail: impl Into<String>) -> Self {
+        Self::new(ErrorType::InvalidUnshown, field, Value::Null, detail)
     }
 
     pub fn type_invalid(field: &Path, value: impl Into<Value>, detail: impl Into<String>) -> Self {

@@ -127,7 +127,8 @@ fn validate(definition: &Value, old: Option<&Value>) -> ErrorList {
     let (group, plural) = (spec.child("group"), spec.child("names.plural"));
     let wanted = format!("{}.{}", plural.text(), group.text());
     if flag(&definition["spec"], "preserveUnknownFields") {
-        let why = "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead";
+        let why =
+            "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead";
         errors.push(Error::invalid(&Path::root("spec").child("preserveUnknownFields"), true, why));
     }
     if name(definition) != wanted {
