@@ -222,6 +222,7 @@ async fn mutate_by(webhook: &Value, attributes: &mut Attributes<'_>, cluster: &d
     let patched = matching::restored(attributes, cluster, patched, &seen.version).await?;
     let changed = patched != attributes.object;
     attributes.object = patched;
+    attributes.patched = true;
     Ok(changed)
 }
 

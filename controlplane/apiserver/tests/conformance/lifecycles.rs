@@ -6,6 +6,19 @@ use serde_json::{Value, json};
 
 use super::{MERGE, delete, get, patch, post, put};
 
+/// Reads, changes and writes; again when a controller wrote in between.
+async fn put_again(client: &kube::Client, path: &str, change: impl Fn(&mut Value)) -> Value {
+    for _ in 0..20 {
+        let mut object = get(client, path).await.expect(200);
+        change(&mut object);
+        let answer = put(client, path, &object).await;
+        if answer.code != 409 {
+            return answer.expect(200);
+        }
+    }
+    panic!("{path} is written all the time")
+}
+
 /// Walks a kind through its life. `change` is a merge patch of the object, `status` one of its status.
 async fn lives(client: &kube::Client, path: &str, object: &Value, change: &Value, status: Option<&Value>) {
     let name = object["metadata"]["name"].as_str().unwrap();
@@ -23,20 +36,16 @@ async fn lives(client: &kube::Client, path: &str, object: &Value, change: &Value
     let from = made["metadata"]["resourceVersion"].as_str().unwrap();
     let patched = patch(client, &item, MERGE, change).await.expect(200);
     assert_ne!(patched["metadata"]["resourceVersion"], made["metadata"]["resourceVersion"], "{path}");
-    let mut updated = get(client, &item).await.expect(200);
-    // Controllers may write it at the same time.
-    updated["metadata"]["resourceVersion"].take();
-    updated["metadata"]["annotations"]["updated"] = "true".into();
-    let updated = put(client, &item, &updated).await.expect(200);
+    let updated = put_again(client, &item, |object| object["metadata"]["annotations"]["updated"] = "true".into()).await;
     assert_eq!(updated["metadata"]["annotations"]["updated"], "true");
     if let Some(status) = status {
         get(client, &format!("{item}/status")).await.expect(200);
-        let mut after = patch(client, &format!("{item}/status"), MERGE, status).await.expect(200);
+        let after = patch(client, &format!("{item}/status"), MERGE, status).await.expect(200);
         for (key, value) in status["status"].as_object().unwrap() {
             assert!(!after["status"][key].is_null(), "{path} {key} {value}: {:#}", after["status"]);
         }
-        after["metadata"]["resourceVersion"].take();
-        let again = put(client, &format!("{item}/status"), &after).await.expect(200);
+        let again =
+            put_again(client, &format!("{item}/status"), |object| object["status"] = after["status"].clone()).await;
         assert_eq!(again["status"], after["status"]);
     }
     let watched = get(client, &format!("{path}?watch=1&timeoutSeconds=1&resourceVersion={from}")).await;

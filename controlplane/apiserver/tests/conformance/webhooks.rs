@@ -152,7 +152,7 @@ async fn failures_of_a_webhook_follow_its_policy_and_its_timeout() {
         (
             "matchConditions",
             json!([{"name": "bad", "expression": "..."}]),
-            "webhooks[0].matchConditions[0].expression: Invalid value: \"...\": compilation failed: ERROR: <input>:1:1: Syntax error",
+            "webhooks[0].matchConditions[0].expression: Invalid value: \"...\": compilation failed: ERROR: <input>:1:2: Syntax error",
         ),
         (
             "matchConditions",
