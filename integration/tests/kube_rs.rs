@@ -323,7 +323,7 @@ async fn deployments_are_scaled(client: &Client) {
     soon("two replicas", await_condition(deployments.clone(), "web", available(2))).await.unwrap();
     deployments.restart("web").await.unwrap();
     let restarted = deployments.get("web").await.unwrap();
-    let template = serde_json::to_value(&restarted.spec.unwrap().template).unwrap();
+    let template = serde_json::to_value(&restarted.spec.template).unwrap();
     assert!(template["metadata"]["annotations"]["kube.kubernetes.io/restartedAt"].is_string(), "{template}");
     let uid = restarted.metadata.uid.unwrap();
     deployments.delete("web", &DeleteParams::foreground()).await.unwrap();
