@@ -54,6 +54,8 @@ pub struct Attributes<'a> {
     /// `CreateOptions`, `UpdateOptions`, `PatchOptions` or `DeleteOptions`.
     pub options: &'a Value,
     pub dry_run: bool,
+    /// Whether a webhook or a policy patched the object, which may then hold anything.
+    pub patched: bool,
     /// Texts for `Warning` headers.
     pub warnings: Vec<String>,
     /// Annotations of the audit event.

@@ -59,6 +59,8 @@ mod policy;
 pub mod protobuf;
 mod proxy;
 pub mod registry;
+
+mod reload;
 mod remembered;
 mod remote;
 pub mod resource;

@@ -214,8 +214,8 @@ impl ApiServer {
         let endpoints =
             resources.into_iter().map(|resource| Endpoint::new(resource, store.clone(), &supervisor)).collect();
         let api = Arc::new(Api {
-            authn: Authenticator::new(&config).await?,
-            authz: Authorizer::new(&config.options.authorization).await?,
+            authn: Authenticator::new(&config, &supervisor).await?,
+            authz: Authorizer::new(&config.options.authorization, &supervisor).await?,
             metrics: crate::http::metrics::Metrics::default(),
             timed,
             turns: crate::registry::turns::Turns::default(),

@@ -294,6 +294,58 @@ async fn anonymous_requests_may_be_good_for_some_paths_only() {
     let cluster = Cluster::start_with(|config| config.options.authentication.config_file = Some(file.clone())).await;
     assert_eq!(ask(&cluster, Shown::default(), "/livez").await.0, 200);
     assert_eq!(ask(&cluster, Shown::default(), "/version").await.0, 401);
+    // The file is read again; what cannot be used changes nothing.
+    for (path, code) in [("/version", 200), ("none of them", 200), ("/livez", 401)] {
+        let changed = if path.starts_with('/') { text.replace("/livez", path) } else { "kind: Nonsense".to_owned() };
+        replace(&file, &changed);
+        let mut last = 0;
+        for _ in 0..400 {
+            last = ask(&cluster, Shown::default(), "/version").await.0;
+            if last == code {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(25)).await;
+        }
+        assert_eq!(last, code, "{path}");
+    }
+}
+
+/// As configuration management does it.
+fn replace(file: &std::path::Path, text: &str) {
+    let staged = file.with_extension("new");
+    std::fs::write(&staged, text).unwrap();
+    std::fs::rename(staged, file).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_authorization_configuration_is_read_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("authorization.yaml");
+    let text = |mode: &str| {
+        format!(
+            "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthorizationConfiguration\nauthorizers: [{{type: {mode}, name: first}}]\n"
+        )
+    };
+    std::fs::write(&file, text("RBAC")).unwrap();
+    let cluster = Cluster::start_with(|config| config.options.authorization.config_file = Some(file.clone())).await;
+    let jane = cluster.client("jane");
+    let asks = async || {
+        let request = http::Request::get("/api/v1/namespaces/default/configmaps").body(Body::from(Vec::new())).unwrap();
+        jane.send(request).await.unwrap().status().as_u16()
+    };
+    assert_eq!(asks().await, 403);
+    for (mode, code) in [("AlwaysAllow", 200), ("RBAC", 403)] {
+        replace(&file, &text(mode));
+        let mut last = 0;
+        for _ in 0..400 {
+            last = asks().await;
+            if last == code {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(25)).await;
+        }
+        assert_eq!(last, code, "{mode}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -332,7 +332,7 @@ async fn custom_resources_obey_their_schema() {
             "{error}"
         );
         let error = kubectl.fails("create -f -", &widget("{size: 1, least: 2}")).await;
-        assert!(error.contains("spec: Invalid value: \"object\": size must be at least the least"), "{error}");
+        assert!(error.contains("spec: Invalid value: size must be at least the least"), "{error}");
         let error = kubectl.fails("create -f -", &widget("{size: 1, bogus: 2}")).await;
         assert!(error.contains("unknown field \"spec.bogus\""), "{error}");
         kubectl.ok("apply --server-side -f -", &widget("{size: 3, ports: [{port: 80, name: web}]}")).await;

@@ -135,6 +135,7 @@ impl Request {
             old: self.old.as_ref(),
             options: &options,
             dry_run: false,
+            patched: false,
             warnings: Vec::new(),
             audit: Vec::new(),
         };

@@ -18,10 +18,11 @@ mod webhook;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use component::Supervisor;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use jiff::Timestamp;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -32,6 +33,7 @@ use self::oidc::Issuer;
 pub use self::user::UserInfo;
 use self::webhook::TokenWebhook;
 use crate::error::{ApiError, Result};
+use crate::reload::{self, AsyncReload};
 use crate::remote::Remote;
 use crate::server::{Api, Config};
 
@@ -41,20 +43,52 @@ pub const UNAUTHENTICATED: &str = "system:unauthenticated";
 /// Tokens whose signature is remembered.
 const VERIFIED: usize = 4096;
 
+/// Whom the configuration says to believe.
+struct Trusted {
+    issuers: Vec<Issuer>,
+    anonymous: Anonymous,
+}
+
+type Held = Arc<RwLock<Arc<Trusted>>>;
+
+impl Trusted {
+    fn read(options: &AuthenticationOptions, own: &str) -> Result<Arc<Self>> {
+        let trust = config::trust(options, own)
+            .map_err(|why| ApiError::internal(format!("configuring authentication: {why}")))?;
+        let issuers = trust.issuers.into_iter().map(Issuer::new).collect();
+        Ok(Arc::new(Self { issuers, anonymous: trust.anonymous }))
+    }
+}
+
+/// Puts the configuration file in force again.
+struct Reread {
+    trust: Held,
+    options: AuthenticationOptions,
+    own: String,
+}
+
+impl AsyncReload for Reread {
+    async fn reload(&mut self) -> Result<()> {
+        let fresh = Trusted::read(&self.options, &self.own)?;
+        *self.trust.write() = fresh;
+        Ok(())
+    }
+}
+
 /// Finds out who sent a request.
 pub struct Authenticator {
     tokens: Vec<(String, UserInfo)>,
     pub keys: AccountKeys,
     issuer: String,
-    issuers: Vec<Issuer>,
-    anonymous: Anonymous,
+    trust: Held,
     webhook: Option<TokenWebhook>,
     /// Claims of tokens whose signature was good, so that it is not computed for every request.
     verified: Mutex<HashMap<[u8; 32], Arc<Value>>>,
 }
 
 impl Authenticator {
-    pub async fn new(config: &Config) -> Result<Self> {
+    /// A configuration file is read again when it changes.
+    pub async fn new(config: &Config, supervisor: &Supervisor) -> Result<Self> {
         let options = &config.options.authentication;
         let tokens = match &options.token_file {
             Some(path) => {
@@ -66,8 +100,11 @@ impl Authenticator {
             None => Vec::new(),
         };
         let signing = options.signing_key.as_ref().unwrap_or(&config.service_account_key);
-        let trust = config::trust(options, &config.issuer)
-            .map_err(|why| ApiError::internal(format!("configuring authentication: {why}")))?;
+        let trust: Held = Arc::new(RwLock::new(Trusted::read(options, &config.issuer)?));
+        if let Some(file) = &options.config_file {
+            let reread = Reread { trust: trust.clone(), options: options.clone(), own: config.issuer.clone() };
+            reload::follow("authentication configuration", file, supervisor, reread)?;
+        }
         let webhook = match &options.webhook {
             Some((path, time)) => Some(TokenWebhook::new(Remote::from_kubeconfig(path).await?, *time)),
             None => None,
@@ -76,11 +113,14 @@ impl Authenticator {
             tokens,
             keys: AccountKeys::read(signing, &options.account_keys)?,
             issuer: config.issuer.clone(),
-            issuers: trust.issuers.into_iter().map(Issuer::new).collect(),
-            anonymous: trust.anonymous,
+            trust,
             webhook,
             verified: Mutex::default(),
         })
+    }
+
+    fn trust(&self) -> Arc<Trusted> {
+        self.trust.read().clone()
     }
 
     /// `certificate`: whom the connection stands for. `path`: what is asked for; anonymous requests
@@ -102,7 +142,7 @@ impl Authenticator {
                 let found = Box::pin(self.by_token(api, token, std::slice::from_ref(&self.issuer))).await;
                 found.map(|(user, _)| Arc::new(authenticated(user))).ok_or_else(ApiError::unauthorized)
             }
-            None if self.anonymous.may_ask(path) => Ok(Arc::new(UserInfo::new("system:anonymous", &[UNAUTHENTICATED]))),
+            None if self.trust().anonymous.may_ask(path) => Ok(Arc::new(UserInfo::new("system:anonymous", &[UNAUTHENTICATED]))),
             None => Err(ApiError::unauthorized()),
         }
     }
@@ -122,7 +162,7 @@ impl Authenticator {
             return Some((serviceaccount::user_of(api, &claims, token).await?, fit));
         }
         if let Some(parsed) = Token::parse(token)
-            && let Some(issuer) = self.issuers.iter().find(|issuer| issuer.jwt.url == parsed.issuer())
+            && let Some(issuer) = self.trust().issuers.iter().find(|issuer| issuer.jwt.url == parsed.issuer())
         {
             match issuer.user_of(&parsed).await {
                 Ok(user) => return Some((user, for_us?)),

@@ -12,6 +12,7 @@ mod webhook;
 
 use std::sync::Arc;
 
+use component::Supervisor;
 use parking_lot::RwLock;
 
 pub use self::config::{AuthorizationOptions, go_duration};
@@ -20,6 +21,7 @@ use crate::admit::Access;
 use crate::authn::UserInfo;
 use crate::error::ApiError;
 use crate::http::info::RequestInfo;
+use crate::reload::{self, AsyncReload};
 use crate::server::Api;
 
 /// What somebody wants to do.
@@ -124,9 +126,24 @@ pub enum Mode {
     Webhook(Box<webhook::Webhook>),
 }
 
+type Modes = Arc<RwLock<Arc<[Mode]>>>;
+
+/// Puts the configuration file in force again.
+struct Reread {
+    modes: Modes,
+    options: AuthorizationOptions,
+}
+
+impl AsyncReload for Reread {
+    async fn reload(&mut self) -> crate::error::Result<()> {
+        *self.modes.write() = config::modes(&self.options).await?.into();
+        Ok(())
+    }
+}
+
 /// Answers [`Request`]s.
 pub struct Authorizer {
-    modes: Vec<Mode>,
+    modes: Modes,
     index: RwLock<Arc<Index>>,
 }
 
@@ -139,13 +156,23 @@ enum Opinion {
 }
 
 impl Authorizer {
-    pub async fn new(options: &AuthorizationOptions) -> crate::error::Result<Self> {
-        Ok(Self { modes: config::modes(options).await?, index: RwLock::default() })
+    /// A configuration file is read again when it changes.
+    pub async fn new(options: &AuthorizationOptions, supervisor: &Supervisor) -> crate::error::Result<Self> {
+        let modes: Modes = Arc::new(RwLock::new(config::modes(options).await?.into()));
+        if let Some(file) = &options.config_file {
+            let reread = Reread { modes: modes.clone(), options: options.clone() };
+            reload::follow("authorization configuration", file, supervisor, reread)?;
+        }
+        Ok(Self { modes, index: RwLock::default() })
+    }
+
+    fn modes(&self) -> Arc<[Mode]> {
+        self.modes.read().clone()
     }
 
     /// Why the rights of a user cannot be listed completely, if they cannot.
     pub fn hides_rules(&self) -> Option<&'static str> {
-        let webhook = self.modes.iter().any(|mode| matches!(mode, Mode::Webhook(_)));
+        let webhook = self.modes().iter().any(|mode| matches!(mode, Mode::Webhook(_)));
         webhook.then_some("webhook authorizer does not support user rule resolution")
     }
 
@@ -159,7 +186,7 @@ impl Authorizer {
             return Ok(Arc::from(""));
         }
         let mut reasons: Vec<String> = Vec::new();
-        for mode in &self.modes {
+        for mode in self.modes().iter() {
             match self.ask(mode, api, user, request).await {
                 Opinion::Allow(reason) => return Ok(reason),
                 Opinion::Deny(reason) => return Err(Refused { reason, denied: true }),

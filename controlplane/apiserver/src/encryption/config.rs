@@ -27,7 +27,7 @@ struct ResourceConfiguration {
 struct ProviderConfiguration {
     aesgcm: Option<Keys>,
     aescbc: Option<Keys>,
-    secretbox: Option<serde_json::Value>,
+    secretbox: Option<Keys>,
     kms: Option<serde_json::Value>,
     identity: Option<serde_json::Value>,
 }
@@ -124,12 +124,13 @@ fn read_provider(path: &str, entry: ProviderConfiguration, providers: &mut Vec<P
         1 => {}
         _ => return Err(format!("{path}: Invalid value: more than one provider specified in a single element")),
     }
-    if entry.secretbox.is_some() || entry.kms.is_some() {
-        return Err(format!("{path}: Unsupported value: this server has aesgcm, aescbc and identity"));
+    if entry.kms.is_some() {
+        return Err(format!("{path}: Unsupported value: this server has aesgcm, aescbc, secretbox and identity"));
     }
-    let (scheme, name, keys) = match (entry.aesgcm, entry.aescbc) {
-        (Some(keys), _) => (Scheme::Gcm, "aesgcm", keys),
-        (_, Some(keys)) => (Scheme::Cbc, "aescbc", keys),
+    let (scheme, name, keys) = match (entry.aesgcm, entry.aescbc, entry.secretbox) {
+        (Some(keys), ..) => (Scheme::Gcm, "aesgcm", keys),
+        (_, Some(keys), _) => (Scheme::Cbc, "aescbc", keys),
+        (.., Some(keys)) => (Scheme::Secretbox, "secretbox", keys),
         _ => {
             providers.push(Provider::Identity);
             return Ok(());
@@ -149,8 +150,9 @@ fn read_provider(path: &str, entry: ProviderConfiguration, providers: &mut Vec<P
             .map_err(|_| format!("{path}.secret: Invalid value: \"REDACTED\": secret must be base64 encoded"))?;
         let provider = Provider::new(scheme, &key.name, &secret).ok_or_else(|| {
             format!(
-                "{path}.secret: Invalid value: \"REDACTED\": secret is not of the expected length, got {}, expected one of [16 24 32]",
-                secret.len()
+                "{path}.secret: Invalid value: \"REDACTED\": secret is not of the expected length, got {}, expected one of {}",
+                secret.len(),
+                if scheme == Scheme::Secretbox { "[32]" } else { "[16 24 32]" }
             )
         })?;
         providers.push(provider);

@@ -12,13 +12,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use component::{Files, Supervisor};
+use component::Supervisor;
 use parking_lot::RwLock;
 use store::{Got, KeyValue, Page, Range, Revision, Store, StoreError, Txn, TxnOutcome, Watch, Write};
 
 use self::config::Rule;
 use self::provider::{ENCRYPTED, Provider};
 use crate::error::{ApiError, Result};
+use crate::reload::{self, AsyncReload};
 use crate::resource::Resource;
 
 /// The store as the rest of the server sees it.
@@ -50,8 +51,8 @@ impl Sealed {
         let rules = Arc::new(Rules { current: RwLock::default(), resources: resources.collect() });
         if let Some(file) = file {
             *rules.current.write() = read(file)?;
-            let files = Files::watch([file]).map_err(ApiError::internal)?;
-            supervisor.spawn_try("encryption configuration", follow(rules.clone(), file.to_owned(), files));
+            let reread = Reread { rules: rules.clone(), file: file.to_owned() };
+            reload::follow("encryption configuration", file, supervisor, reread)?;
         }
         Ok(Arc::new(Self { inner, rules }))
     }
@@ -79,22 +80,16 @@ fn read(file: &Path) -> Result<Arc<[Rule]>> {
         .map_err(|why| ApiError::internal(format!("reading the encryption configuration {}: {why}", file.display())))
 }
 
-async fn follow(rules: Arc<Rules>, file: PathBuf, files: Files) -> std::io::Result<()> {
-    let mut seen = std::fs::read(&file).ok();
-    loop {
-        files.changed().await?;
-        let now = std::fs::read(&file).ok();
-        if now == seen {
-            continue;
-        }
-        seen = now;
-        match read(&file) {
-            Ok(fresh) => {
-                *rules.current.write() = fresh;
-                tracing::info!(file = %file.display(), "the encryption configuration was read again");
-            }
-            Err(error) => tracing::warn!(%error, "the old encryption configuration stays"),
-        }
+/// Puts the file in force again.
+struct Reread {
+    rules: Arc<Rules>,
+    file: PathBuf,
+}
+
+impl AsyncReload for Reread {
+    async fn reload(&mut self) -> Result<()> {
+        *self.rules.current.write() = read(&self.file)?;
+        Ok(())
     }
 }
 

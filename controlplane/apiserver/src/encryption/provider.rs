@@ -1,6 +1,7 @@
 //! One key and what it does to a value, in the stored forms of Kubernetes:
-//! `k8s:enc:aesgcm:v1:<key>:` + nonce + ciphertext and tag, and `k8s:enc:aescbc:v1:<key>:` + IV +
-//! padded ciphertext.
+//! `k8s:enc:aesgcm:v1:<key>:` + nonce + ciphertext and tag, `k8s:enc:aescbc:v1:<key>:` + IV + padded
+//! ciphertext, and `k8s:enc:secretbox:v1:<key>:` + nonce + tag and ciphertext (XSalsa20-Poly1305, as
+//! NaCl has it).
 
 use aws_lc_rs::aead::{AES_128_GCM, AES_192_GCM, AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::cipher::{
@@ -8,15 +9,30 @@ use aws_lc_rs::cipher::{
 };
 use aws_lc_rs::iv::FixedLength;
 use bytes::Bytes;
+use crypto_secretbox::aead::{AeadInPlace, KeyInit};
+use crypto_secretbox::{Tag, XSalsa20Poly1305};
 
 /// What every encrypted value begins with.
 pub const ENCRYPTED: &[u8] = b"k8s:enc:";
 const IV: usize = 16;
+const BOX_NONCE: usize = 24;
+const BOX_TAG: usize = 16;
+const TOO_SHORT: &str = "the stored data was shorter than the required size";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scheme {
     Gcm,
     Cbc,
+    Secretbox,
+}
+
+/// Debug output shows no key.
+pub struct SecretKey(XSalsa20Poly1305);
+
+impl std::fmt::Debug for SecretKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SecretKey")
+    }
 }
 
 #[derive(Debug)]
@@ -32,10 +48,14 @@ pub enum Provider {
         seal: Box<PaddedBlockEncryptingKey>,
         open: Box<PaddedBlockDecryptingKey>,
     },
+    Secretbox {
+        prefix: Box<str>,
+        key: Box<SecretKey>,
+    },
 }
 
 impl Provider {
-    /// None if `secret` has not the length of an AES key.
+    /// None if `secret` has not the length of a key.
     pub fn new(scheme: Scheme, name: &str, secret: &[u8]) -> Option<Self> {
         match scheme {
             Scheme::Gcm => {
@@ -62,6 +82,10 @@ impl Provider {
                     open: Box::new(PaddedBlockDecryptingKey::cbc_pkcs7(key()?).ok()?),
                 })
             }
+            Scheme::Secretbox => {
+                let key = SecretKey(XSalsa20Poly1305::new_from_slice(secret).ok()?);
+                Some(Self::Secretbox { prefix: format!("k8s:enc:secretbox:v1:{name}:").into(), key: Box::new(key) })
+            }
         }
     }
 
@@ -69,12 +93,14 @@ impl Provider {
     pub fn owns(&self, stored: &[u8]) -> bool {
         match self {
             Self::Identity => !stored.starts_with(ENCRYPTED),
-            Self::Gcm { prefix, .. } | Self::Cbc { prefix, .. } => stored.starts_with(prefix.as_bytes()),
+            Self::Gcm { prefix, .. } | Self::Cbc { prefix, .. } | Self::Secretbox { prefix, .. } => {
+                stored.starts_with(prefix.as_bytes())
+            }
         }
     }
 
     /// The stored form of `plain`. `context` is the storage key: a value moved to another key is
-    /// not accepted there (AES-GCM only; CBC authenticates nothing).
+    /// not accepted there (AES-GCM only; CBC authenticates nothing, a secretbox no context).
     pub fn seal(&self, context: &str, plain: &Bytes) -> Result<Bytes, &'static str> {
         match self {
             Self::Identity => Ok(plain.clone()),
@@ -96,6 +122,11 @@ impl Provider {
                 let context = seal.encrypt(&mut body).map_err(|_| "AES-CBC failed")?;
                 let iv: &[u8] = (&context).try_into().map_err(|_| "AES-CBC gave no IV")?;
                 Ok([prefix.as_bytes(), iv, &body].concat().into())
+            }
+            Self::Secretbox { prefix, key } => {
+                let mut nonce = [0; BOX_NONCE];
+                aws_lc_rs::rand::fill(&mut nonce).map_err(|_| "no random numbers for a nonce")?;
+                Ok([prefix.as_bytes(), &boxed(key, nonce, plain)?].concat().into())
             }
         }
     }
@@ -132,13 +163,63 @@ impl Provider {
                 body.truncate(length);
                 Ok(body.into())
             }
+            Self::Secretbox { prefix, key } => {
+                let (nonce, rest) = stored[prefix.len()..].split_at_checked(BOX_NONCE).ok_or(TOO_SHORT)?;
+                let (tag, body) = rest.split_at_checked(BOX_TAG).ok_or(TOO_SHORT)?;
+                let mut body = body.to_vec();
+                let opened = key.0.decrypt_in_place_detached(nonce.into(), b"", &mut body, Tag::from_slice(tag));
+                opened
+                    .map_err(|_| "failed to decrypt data: another key of that name encrypted it, or it is damaged")?;
+                Ok(body.into())
+            }
         }
     }
+}
+
+/// Nonce, tag, ciphertext.
+fn boxed(key: &SecretKey, nonce: [u8; BOX_NONCE], plain: &[u8]) -> Result<Vec<u8>, &'static str> {
+    let mut body = plain.to_vec();
+    let tag = key.0.encrypt_in_place_detached(&nonce.into(), b"", &mut body).map_err(|_| "XSalsa20-Poly1305 failed")?;
+    Ok([&nonce[..], tag.as_slice(), &body].concat())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// NaCl's own vector (`tests/secretbox.c`).
+    #[test]
+    fn a_secretbox_is_nacls() {
+        let bytes = |hex: &str| -> Vec<u8> {
+            (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
+        };
+        let secret = bytes("1b27556473e985d462cd51197a9a46c76009549eac6474f206c4ee0844f68389");
+        let nonce: [u8; BOX_NONCE] = bytes("69696ee955b62b73cd62bda875fc73d68219e0036b7a0b37").try_into().unwrap();
+        let plain = bytes(
+            "be075fc53c81f2d5cf141316ebeb0c7b5228c52a4c62cbd44b66849b64244ffce5ecbaaf33bd751a1ac728d45e6c61296cdc3c01233561f41db66cce314adb310e3be8250c46f06dceea3a7fa1348057e2f6556ad6b1318a024a838f21af1fde048977eb48f59ffd4924ca1c60902e52f0a089bc76897040e082f937763848645e0705",
+        );
+        let sealed = boxed(&SecretKey(XSalsa20Poly1305::new_from_slice(&secret).unwrap()), nonce, &plain).unwrap();
+        assert_eq!(sealed[..BOX_NONCE], nonce);
+        assert_eq!(
+            sealed[BOX_NONCE..BOX_NONCE + 32],
+            bytes("f3ffc7703f9400e52a7dfb4b3d3305d98e993b9f48681273c29650ba32fc76ce")
+        );
+    }
+
+    #[test]
+    fn a_secretbox_opens_with_its_key_only() {
+        let plain = Bytes::from_static(b"{\"kind\":\"Secret\"}");
+        let provider = Provider::new(Scheme::Secretbox, "one", &[7; 32]).unwrap();
+        let sealed = provider.seal("/registry/secrets/a/b", &plain).unwrap();
+        assert!(provider.owns(&sealed) && sealed.starts_with(b"k8s:enc:secretbox:v1:one:"));
+        assert_eq!(provider.open("/registry/secrets/a/b", &sealed).unwrap(), plain);
+        let other = Provider::new(Scheme::Secretbox, "one", &[8; 32]).unwrap();
+        assert!(other.open("/registry/secrets/a/b", &sealed).is_err());
+        for end in "k8s:enc:secretbox:v1:one:".len()..sealed.len() {
+            assert!(provider.open("/registry/secrets/a/b", &sealed.slice(..end)).is_err());
+        }
+        assert!(Provider::new(Scheme::Secretbox, "one", &[7; 16]).is_none());
+    }
 
     #[test]
     fn what_is_sealed_opens_with_the_same_key_and_context_only() {

@@ -131,7 +131,7 @@ impl Hooks for SigningRequest {
         kept.extend(written);
         value::copy(old, new, "spec");
         value::copy(old, new, "status");
-        if !kept.is_empty() {
+        if !kept.is_empty() || !value::list(old, "status.conditions").is_empty() {
             value::set(new, "status.conditions", Value::Array(kept));
         }
         if !approving && !certificate.is_null() {

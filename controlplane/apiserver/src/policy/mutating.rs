@@ -34,6 +34,7 @@ pub async fn run(attributes: &mut Attributes<'_>, cluster: &dyn Cluster, again: 
             Ok(Some(object)) => {
                 changed |= object != attributes.object;
                 attributes.object = object;
+                attributes.patched = true;
             }
             Ok(None) => {}
             Err(why) if ignores_failures(&invocation.policy) => {

@@ -109,6 +109,7 @@ async fn admit(asked: &Asked, target: &Target) -> Result<()> {
         old: None,
         options: &Value::Null,
         dry_run: false,
+        patched: false,
         warnings: Vec::new(),
         audit: Vec::new(),
     };

@@ -239,6 +239,7 @@ impl Call {
             old,
             options,
             dry_run: self.options.dry_run,
+            patched: false,
             warnings: Vec::new(),
             audit: Vec::new(),
         }
@@ -270,7 +271,15 @@ impl Call {
             }
         }
         self.note(&mut attributes);
-        Ok(attributes.object)
+        let mut object = attributes.object;
+        let kind = self.descriptor().hub_kind();
+        if attributes.patched && object["kind"] == *kind.kind {
+            // What the type does not know goes, as when a client sends it.
+            if let Some(schema) = self.endpoint.hub_schema() {
+                schema::normalize(schema, &mut object, &kind).map_err(ApiError::internal)?;
+            }
+        }
+        Ok(object)
     }
 
     /// Runs the validating half of admission.

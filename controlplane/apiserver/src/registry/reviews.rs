@@ -29,11 +29,9 @@ pub async fn handle(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response
             metadata::check_namespace(&mut review, &call.info.namespace)?;
             let wanted = review["spec"]["resourceAttributes"]["namespace"].as_str().unwrap_or_default();
             if wanted != call.info.namespace {
-                let why = format!(
-                    "spec.resourceAttributes.namespace must match namespace: {wanted} is not {}",
-                    call.info.namespace
-                );
-                return Err(ApiError::bad_request(why));
+                let path = api::field::Path::root("spec").child("resourceAttributes").child("namespace");
+                let error = api::field::Error::invalid(&path, wanted, "must match metadata.namespace");
+                return Err(ApiError::invalid(&call.info.group, "LocalSubjectAccessReview", "", &[error]));
             }
             let user = reviewed_user(&review["spec"], "LocalSubjectAccessReview")?;
             access_status(call, &user, &review["spec"]).await?

@@ -265,7 +265,40 @@ impl Walk {
         for path in schema.prune_object(value) {
             self.unknown.push(format!("unknown field {path:?}"));
         }
+        self.embedded(schema, value)?;
         self.unknown.truncate(MOST_UNKNOWN);
+        Ok(())
+    }
+
+    /// Metadata of the objects that an object embeds.
+    fn embedded(&mut self, schema: &Structural, value: &mut Value) -> Outcome<()> {
+        match value {
+            Value::Object(members) => {
+                for (name, value) in members {
+                    if schema.embedded_resource
+                        && name == "metadata"
+                        && let Some(id) = object_meta()
+                    {
+                        self.path.push(Step::Field("metadata"));
+                        self.element(Element::of_type(id), value)?;
+                        self.path.pop();
+                    } else if let Some(inner) = schema.properties.get(name).or(schema.additional.as_deref()) {
+                        self.path.push(Step::Key(name.clone()));
+                        self.embedded(inner, value)?;
+                        self.path.pop();
+                    }
+                }
+            }
+            Value::Array(items) => {
+                let Some(inner) = &schema.items else { return Ok(()) };
+                for (index, item) in items.iter_mut().enumerate() {
+                    self.path.push(Step::Index(index));
+                    self.embedded(inner, item)?;
+                    self.path.pop();
+                }
+            }
+            _ => {}
+        }
         Ok(())
     }
 

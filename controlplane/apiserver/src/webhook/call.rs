@@ -44,7 +44,7 @@ pub async fn post_with(
     timeout: Duration,
     query: &str,
 ) -> Result<Value, String> {
-    let mut place = place(cluster, client_config).await?;
+    let mut place = place(cluster, client_config, query).await?;
     if !query.is_empty() {
         place.path.push(if place.path.contains('?') { '&' } else { '?' });
         place.path.push_str(query);
@@ -58,7 +58,7 @@ pub async fn post_with(
     }
 }
 
-async fn place(cluster: &dyn Cluster, client_config: &Value) -> Result<Place, String> {
+async fn place(cluster: &dyn Cluster, client_config: &Value, query: &str) -> Result<Place, String> {
     if let Some(url) = client_config["url"].as_str() {
         let uri: http::Uri = url.parse().map_err(|error| format!("the URL {url:?} is not valid: {error}"))?;
         let tls = uri.scheme_str() != Some("http");
@@ -70,9 +70,11 @@ async fn place(cluster: &dyn Cluster, client_config: &Value) -> Result<Place, St
     let text = |key: &str| client_config["service"][key].as_str().unwrap_or_default();
     let (namespace, name) = (text("namespace"), text("name"));
     let port = client_config["service"]["port"].as_u64().unwrap_or(443);
-    let (address, number) = crate::proxy::resolve(cluster, namespace, name, port).await?;
     let path = text("path");
     let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+    let asked = if query.is_empty() { String::new() } else { format!("?{query}") };
+    let failed = |why| format!("Post \"https://{name}.{namespace}.svc:{port}{path}{asked}\": {why}");
+    let (address, number) = crate::proxy::resolve(cluster, namespace, name, port).await.map_err(failed)?;
     Ok(Place { address, port: number, name: format!("{name}.{namespace}.svc"), path, tls: true })
 }
 

@@ -288,6 +288,7 @@ mod tests {
             old: None,
             options: &options,
             dry_run: false,
+            patched: false,
             warnings: Vec::new(),
             audit: Vec::new(),
         };

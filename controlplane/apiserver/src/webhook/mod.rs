@@ -200,7 +200,7 @@ fn denied(webhook: &Value, response: &Value) -> ApiError {
     };
     let mut status = if status.is_object() { status.clone() } else { json!({}) };
     status["message"] = text.into();
-    ApiError::from_status(status, StatusCode::FORBIDDEN)
+    ApiError::from_status(status, StatusCode::BAD_REQUEST)
 }
 
 /// Warnings and audit annotations of an answer.
@@ -225,6 +225,7 @@ async fn mutate_by(webhook: &Value, attributes: &mut Attributes<'_>, cluster: &d
     let patched = matching::restored(attributes, cluster, patched, &seen.version).await?;
     let changed = patched != attributes.object;
     attributes.object = patched;
+    attributes.patched = true;
     Ok(changed)
 }
 
@@ -234,7 +235,11 @@ fn patched(object: &Value, encoded: &str) -> std::result::Result<Value, String> 
     }
     let bytes = BASE64_STANDARD.decode(encoded).map_err(|error| format!("its patch is not base64: {error}"))?;
     let patch: Value = serde_json::from_slice(&bytes).map_err(|error| format!("its patch is no JSON: {error}"))?;
-    patch::json(object, &patch).map_err(|error| error.to_string())
+    let why = |error: ApiError| {
+        let cause = error.to_status()["details"]["causes"][0]["message"].as_str().map(str::to_owned);
+        format!("its patch does not apply: {}", cause.unwrap_or_else(|| error.to_string()))
+    };
+    patch::json(object, &patch).map_err(why)
 }
 
 #[cfg(test)]

@@ -136,7 +136,8 @@ fn stored_versions(definition: &Value, errors: &mut ErrorList) {
 fn validate(definition: &Value, old: Option<&Value>) -> ErrorList {
     let mut errors = ErrorList::new();
     if flag(&definition["spec"], "preserveUnknownFields") {
-        let why = "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead";
+        let why =
+            "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead";
         errors.push(Error::invalid(&Path::root("spec").child("preserveUnknownFields"), true, why));
     }
     let wanted = format!("{}.{}", text(definition, "spec.names.plural"), text(definition, "spec.group"));

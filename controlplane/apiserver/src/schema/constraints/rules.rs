@@ -142,8 +142,21 @@ impl Rule {
             "FieldValueDuplicate" => {
                 Error { kind: ErrorType::Duplicate, field: path.clone(), value: kind.into(), detail: String::new() }
             }
-            _ => Error::invalid(path, kind, detail),
+            // Objects and lists are not shown.
+            _ if matches!(kind, "object" | "array") => Error::invalid_unshown(path, detail),
+            _ => Error::invalid(path, shown(variables, kind), detail),
         }
+    }
+}
+
+/// The value that broke the rule.
+fn shown(variables: &[(&str, cel::Value)], kind: &str) -> Value {
+    match variables.iter().find(|(name, _)| *name == "self").map(|(_, value)| value) {
+        Some(cel::Value::String(text)) => text.as_str().into(),
+        Some(cel::Value::Int(number)) => (*number).into(),
+        Some(cel::Value::Float(number)) => (*number).into(),
+        Some(cel::Value::Bool(truth)) => (*truth).into(),
+        _ => kind.into(),
     }
 }
 
