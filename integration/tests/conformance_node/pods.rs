@@ -53,6 +53,8 @@ fn pods() {
     for name in ["names", "names-full", "names-override", "names-long", "host-ipc"] {
         assert_eq!(ended(name)["status"]["phase"], "Succeeded", "{}", lab.kubectl(&["logs", name]));
     }
+    let own = |kind: &str| std::fs::read_link(format!("/proc/self/ns/{kind}")).unwrap().display().to_string();
+    assert_eq!(lab.kubectl(&["logs", "host-ipc"]), format!("{}\n{}\n", own("ipc"), own("pid")));
     // a pod that is deleted while it starts goes within its grace period
     lab.kubectl(&["delete", "pod", "stuck-init", "--timeout=30s"]);
     lab.kubectl(&["delete", "pod", "stuck-image", "--timeout=30s"]);

@@ -240,11 +240,11 @@ fn resizes() {
     told("PodResizeInProgress", "Error", "memory limit (10240) below current usage (");
     resize(&lab, "grow", &[("c", ["1000", "1000", "35Mi", "35Mi"])]);
     told("PodResizePending", "Infeasible", "Node didn't have enough capacity: cpu, requested: 1000000, capacity: ");
-    let cpus = std::thread::available_parallelism().unwrap().get();
+    let cpus = std::thread::available_parallelism().unwrap().to_string();
     let patch = json!({"spec": {"containers": [{"name": "c", "resources": resources(PLAIN)}]}});
     let mut patch = patch;
     for side in ["requests", "limits"] {
-        patch["spec"]["containers"][0]["resources"][side]["cpu"] = json!(cpus.to_string());
+        patch["spec"]["containers"][0]["resources"][side]["cpu"] = json!(cpus);
     }
     lab.kubectl(&["patch", "pod", "grow", "--subresource=resize", "-p", &patch.to_string()]);
     told("PodResizePending", "Deferred", "Node didn't have enough resource: cpu, requested: ");
@@ -253,7 +253,7 @@ fn resizes() {
     lab.kubectl(&[&["delete", "pods", "--now"], others.as_slice()].concat());
     lab.eventually("the deferred resize is granted", SOON, || {
         let pod = lab.get(&["pod", "grow"]);
-        let given = status_of(&pod, "c")["resources"]["requests"]["cpu"] == cpus.to_string();
+        let given = status_of(&pod, "c")["resources"]["requests"]["cpu"] == *cpus;
         if given { Ok(()) } else { Err(pod["status"].to_string()) }
     });
 }

@@ -40,8 +40,8 @@ fn volumes() {
 
     // host paths that are not what they must be
     for (name, message) in [
-        ("host-directory", "hostPath type check failed: /nonexistent is not a directory"),
-        ("host-file", "hostPath type check failed: /nonexistent is not a file"),
+        ("host-directory", "/none is not a directory"),
+        ("host-file", "/none is not a file"),
         ("host-socket", "is not a socket file"),
         ("host-block", "is not a block device"),
     ] {
