@@ -1,5 +1,6 @@
 //! The `discovery.k8s.io` group: EndpointSlice.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use api::field::{Error, ErrorList};
@@ -7,10 +8,10 @@ use api::names;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::check::{Node, Seen, parse_ip};
+use super::check::{Node, Seen, labels, parse_ip};
 use super::core::special;
 use super::table::{UNSET, cell, named, row, some_of, words};
-use super::value::{default, default_text, list, list_mut, opt_int, texts};
+use super::value::{default, default_text, list, list_mut, opt_int, opt_text, texts};
 use crate::resource::{Column, Context, Descriptor, Hooks, Resource};
 
 pub fn resources() -> Vec<Resource> {
@@ -32,19 +33,24 @@ impl Hooks for Slice {
     }
 
     fn validate_create(&self, _ctx: &Context<'_>, slice: &Value) -> ErrorList {
-        validate(slice)
+        validate(slice, None)
     }
 
     fn validate_update(&self, _ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
-        let mut errors = validate(new);
-        Node::root(new).child("addressType").immutable(&mut errors, &Node::root(old).child("addressType"));
+        let mut errors = validate(new, Some(old));
+        let (kind, was) = (Node::root(new).child("addressType"), Node::root(old).child("addressType"));
+        kind.immutable_declared(&mut errors, &was);
         errors
     }
 
     fn row(&self, slice: &Value, now: Timestamp) -> Vec<Value> {
         let ports: Vec<String> = list(slice, "ports")
             .iter()
-            .map(|port| opt_int(port, "port").map_or_else(|| "*".to_owned(), |number| number.to_string()))
+            .map(|port| match (opt_int(port, "port"), opt_text(port, "name")) {
+                (Some(number), _) => number.to_string(),
+                (None, Some(name)) => name.to_owned(),
+                (None, None) => "*".to_owned(),
+            })
             .collect();
         let addresses: Vec<String> = list(slice, "endpoints")
             .iter()
@@ -56,71 +62,111 @@ impl Hooks for Slice {
     }
 }
 
-fn validate(slice: &Value) -> ErrorList {
+/// Limits of one slice.
+const ENDPOINTS: usize = 1000;
+const PORTS: usize = 20_000;
+const ADDRESSES: usize = 100;
+const HINTS: usize = 8;
+const TOPOLOGY_LABELS: usize = 16;
+
+fn validate(slice: &Value, old: Option<&Value>) -> ErrorList {
     let mut errors = ErrorList::new();
     let root = Node::root(slice);
     let kind = root.child("addressType");
-    if kind.text().is_empty() {
-        kind.missing(&mut errors, "");
-    } else {
-        kind.one_of(&mut errors, &["FQDN", "IPv4", "IPv6"]);
-    }
-    let endpoints = root.items("endpoints");
-    if endpoints.len() > 1000 {
-        errors.push(Error::too_many(&root.child("endpoints").path, endpoints.len(), 1000));
-        return errors;
-    }
-    for endpoint in endpoints {
-        addresses(&endpoint, kind.text(), &mut errors);
-        if endpoint.has("hostname") {
-            endpoint.child("hostname").format(&mut errors, names::dns1123_label);
-        }
-        if endpoint.has("nodeName") {
-            endpoint.child("nodeName").format(&mut errors, names::dns1123_subdomain);
-        }
-    }
-    let mut seen = Seen::default();
-    for port in root.items("ports") {
-        let name = port.child("name");
-        if !name.text().is_empty() {
-            name.format(&mut errors, names::dns1123_label);
-        }
-        if !seen.insert(name.text()) {
-            name.duplicate(&mut errors);
-        }
-        port.child("protocol").required_one_of(&mut errors, &["SCTP", "TCP", "UDP"]);
-        if port.has("port") {
-            port.child("port").port_number(&mut errors);
-        }
-        if port.has("appProtocol") {
-            port.child("appProtocol").format(&mut errors, names::qualified_name);
+    validate_endpoints(&root, kind.text(), old, &mut errors);
+    validate_ports(&root, &mut errors);
+    // Declared rules speak last.
+    kind.required_one_of(&mut errors, &["FQDN", "IPv4", "IPv6"]);
+    for endpoint in root.items("endpoints") {
+        let addresses = endpoint.child("addresses");
+        if addresses.required(&mut errors, "") && addresses.len() > ADDRESSES {
+            errors.push(Error::too_many(&addresses.path, addresses.len(), ADDRESSES));
         }
     }
     errors
 }
 
-fn addresses(endpoint: &Node<'_>, kind: &str, errors: &mut ErrorList) {
-    let given = endpoint.items("addresses");
-    if given.is_empty() {
-        endpoint.child("addresses").missing(errors, "must contain at least 1 address");
-    } else if given.len() > 100 {
-        errors.push(Error::too_many(&endpoint.child("addresses").path, given.len(), 100));
+fn validate_endpoints(root: &Node<'_>, kind: &str, old: Option<&Value>, errors: &mut ErrorList) {
+    let endpoints = root.items("endpoints");
+    if endpoints.len() > ENDPOINTS {
+        return errors.push(Error::too_many(&root.child("endpoints").path, endpoints.len(), ENDPOINTS));
     }
-    for address in given {
-        match (kind, parse_ip(address.text())) {
-            ("FQDN", _) => {
-                address.format(errors, names::dns1123_subdomain);
-            }
-            ("IPv4", Some(IpAddr::V4(_))) | ("IPv6", Some(IpAddr::V6(_))) => {
-                for problem in parse_ip(address.text()).map(special).unwrap_or_default() {
-                    address.invalid(errors, problem);
-                }
-            }
-            ("IPv4", Some(_)) => address.invalid(errors, "must be an IPv4 address"),
-            ("IPv6", Some(_)) => address.invalid(errors, "must be an IPv6 address"),
-            _ => {
-                address.ip(errors);
-            }
+    let known: HashSet<&str> =
+        old.into_iter().flat_map(|old| list(old, "endpoints")).flat_map(|one| texts(one, "addresses")).collect();
+    for endpoint in endpoints {
+        for address in endpoint.items("addresses") {
+            validate_address(&address, kind, known.contains(address.text()), errors);
+        }
+        if endpoint.has("nodeName") {
+            endpoint.child("nodeName").format(errors, names::dns1123_subdomain);
+        }
+        let topology = endpoint.child("deprecatedTopology");
+        if topology.len() > TOPOLOGY_LABELS {
+            errors.push(Error::too_many(&topology.path, topology.len(), TOPOLOGY_LABELS));
+        }
+        labels(&topology, errors);
+        if endpoint.has("hostname") {
+            endpoint.child("hostname").format(errors, names::dns1123_label);
+        }
+        for field in ["forZones", "forNodes"] {
+            hints(&endpoint.child("hints"), field, errors);
+        }
+    }
+}
+
+fn hints(hints: &Node<'_>, field: &str, errors: &mut ErrorList) {
+    let given = hints.items(field);
+    if given.len() > HINTS {
+        return errors.push(Error::too_many(&hints.child(field).path, given.len(), HINTS));
+    }
+    let mut seen = Seen::default();
+    for hint in given {
+        let name = hint.child("name");
+        if !seen.insert(name.text()) {
+            name.duplicate(errors);
+        }
+    }
+}
+
+/// `known`: the stored slice has it already, in whatever notation.
+fn validate_address(address: &Node<'_>, kind: &str, known: bool, errors: &mut ErrorList) {
+    if kind == "FQDN" {
+        address.format(errors, names::dns1123_subdomain);
+        return;
+    }
+    if !matches!(kind, "IPv4" | "IPv6") || !known && !address.legacy_ip(errors) {
+        return;
+    }
+    match (kind, parse_ip(address.text())) {
+        ("IPv4", Some(IpAddr::V6(_))) => address.invalid(errors, "must be an IPv4 address"),
+        ("IPv6", Some(IpAddr::V4(_))) => address.invalid(errors, "must be an IPv6 address"),
+        _ => {}
+    }
+    for problem in parse_ip(address.text()).map(special).unwrap_or_default() {
+        address.invalid(errors, problem);
+    }
+}
+
+fn validate_ports(root: &Node<'_>, errors: &mut ErrorList) {
+    let ports = root.items("ports");
+    if ports.len() > PORTS {
+        return errors.push(Error::too_many(&root.child("ports").path, ports.len(), PORTS));
+    }
+    let mut seen = Seen::default();
+    for port in ports {
+        let name = port.child("name");
+        if !name.text().is_empty() {
+            name.format(errors, names::dns1123_label);
+        }
+        if !seen.insert(name.text()) {
+            name.duplicate(errors);
+        }
+        port.child("protocol").one_of(errors, &["SCTP", "TCP", "UDP"]);
+        if port.has("port") {
+            port.child("port").port_number(errors);
+        }
+        if port.has("appProtocol") {
+            port.child("appProtocol").format(errors, names::qualified_name);
         }
     }
 }
@@ -136,6 +182,7 @@ fn columns() -> Vec<Column> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kinds::tested::{cells, created, updated};
     use api::field::join;
     use serde_json::json;
 
@@ -144,14 +191,69 @@ mod tests {
         let mut slice = json!({"metadata": {"name": "s"}, "addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"]}, {"addresses": ["10.0.0.2"]}], "ports": [{"port": 80}]});
         Slice.defaults(&mut slice);
         assert_eq!(slice["ports"][0], json!({"port": 80, "name": "", "protocol": "TCP"}));
-        assert_eq!(join(&validate(&slice)), "[]");
+        assert_eq!(join(&validate(&slice, None)), "[]");
         let shown: Vec<String> =
             Slice.row(&slice, Timestamp::UNIX_EPOCH).iter().map(|c| c.as_str().unwrap().to_owned()).collect();
         assert_eq!(shown.join("|"), "s|IPv4|80|10.0.0.1,10.0.0.2|<unknown>");
         slice["endpoints"] = json!([{"addresses": ["::1"]}, {"addresses": ["127.0.0.1"]}, {}]);
         assert_eq!(
-            join(&validate(&slice)),
-            "[endpoints[0].addresses[0]: Invalid value: \"::1\": must be an IPv4 address, endpoints[1].addresses[0]: Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, ::1/128), endpoints[2].addresses: Required value: must contain at least 1 address]"
+            join(&validate(&slice, None)),
+            "[endpoints[0].addresses[0]: Invalid value: \"::1\": must be an IPv4 address, endpoints[0].addresses[0]: Invalid value: \"::1\": may not be in the loopback range (127.0.0.0/8, ::1/128), endpoints[1].addresses[0]: Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, ::1/128), endpoints[2].addresses: Required value]"
         );
+    }
+
+    #[test]
+    fn refused() {
+        let with = |kind: &str, endpoint: Value| json!({"metadata": {"name": "s"}, "addressType": kind, "endpoints": [endpoint]});
+        for (slice, expected) in [
+            (json!({"metadata": {"name": "s"}}), "addressType: Required value"),
+            (
+                json!({"metadata": {"name": "s"}, "addressType": "IPv5", "ports": [{"name": "a", "protocol": "X"}, {"name": "a", "port": 0}]}),
+                "[ports[0].protocol: Unsupported value: \"X\": supported values: \"SCTP\", \"TCP\", \"UDP\", \
+                 ports[1].name: Duplicate value: \"a\", ports[1].port: Invalid value: 0: must be between 1 and 65535, inclusive, \
+                 addressType: Unsupported value: \"IPv5\": supported values: \"FQDN\", \"IPv4\", \"IPv6\"]",
+            ),
+            (
+                with(
+                    "IPv4",
+                    json!({"addresses": ["010.0.0.1", "x"], "hints": {"forZones": [{"name": "z"}, {"name": "z"}]}}),
+                ),
+                "[endpoints[0].addresses[0]: Invalid value: \"010.0.0.1\": must not have leading 0s, \
+                 endpoints[0].addresses[1]: Invalid value: \"x\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff), \
+                 endpoints[0].hints.forZones[1].name: Duplicate value: \"z\"]",
+            ),
+            (with("FQDN", json!({"addresses": ["a.example"]})), "[]"),
+        ] {
+            assert_eq!(created(&Slice, &slice), expected, "{slice}");
+        }
+        let loose = with("IPv4", json!({"addresses": ["010.0.0.1"]}));
+        assert_eq!(updated(&Slice, &loose, &loose), "[]");
+        assert_eq!(
+            updated(
+                &Slice,
+                &with("FQDN", json!({"addresses": ["10.0.0.1"]})),
+                &with("IPv4", json!({"addresses": ["10.0.0.1"]}))
+            ),
+            "addressType: Invalid value: null: field is immutable"
+        );
+    }
+
+    #[test]
+    fn rows() {
+        let endpoints: Vec<Value> = (1..=5).map(|n| json!({"addresses": [format!("10.0.0.{n}")]})).collect();
+        for (slice, shown) in [
+            (
+                json!({"ports": [{"port": 80}, {"port": 81}, {"port": 82}, {"port": 83}], "endpoints": endpoints}),
+                "80,81,82 + 1 more...|10.0.0.1,10.0.0.2,10.0.0.3 + 2 more...",
+            ),
+            (json!({"ports": [{}]}), "*|<unset>"),
+            (json!({"ports": [{"name": "http"}]}), "http|<unset>"),
+            (json!({}), "<unset>|<unset>"),
+        ] {
+            let mut slice = slice;
+            slice["metadata"] = json!({"name": "s"});
+            slice["addressType"] = "IPv4".into();
+            assert_eq!(cells(&Slice, &slice, "2026-01-01T00:00:00Z"), format!("s|IPv4|{shown}|<unknown>"));
+        }
     }
 }

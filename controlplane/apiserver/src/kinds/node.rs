@@ -27,20 +27,23 @@ impl Hooks for Class {
     fn validate_create(&self, _ctx: &Context<'_>, class: &Value) -> ErrorList {
         let mut errors = ErrorList::new();
         let root = Node::root(class);
-        root.child("handler").format(&mut errors, names::dns1123_label);
         for (name, amount) in root.entries("overhead.podFixed") {
-            resource_quantity(name, &amount, &mut errors);
+            // The overhead is checked as the limits of a container are, and named so.
+            let path = root.child("overhead.limits").path.key(name);
+            resource_quantity(name, &Node::new(amount.value, path), &mut errors);
         }
         labels(&root.child("scheduling.nodeSelector"), &mut errors);
         for toleration in root.items("scheduling.tolerations") {
             validate_toleration(&toleration, &mut errors);
         }
+        // Declared rules speak last.
+        root.child("handler").required_format(&mut errors, names::dns1123_label);
         errors
     }
 
     fn validate_update(&self, _ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
         let mut errors = ErrorList::new();
-        Node::root(new).child("handler").immutable(&mut errors, &Node::root(old).child("handler"));
+        Node::root(new).child("handler").immutable_declared(&mut errors, &Node::root(old).child("handler"));
         errors
     }
 
@@ -54,4 +57,28 @@ fn columns() -> Vec<Column> {
         "Handler",
         "handler specifies the underlying runtime and configuration that the CRI implementation will use to handle pods of this class.",
     )])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kinds::tested::{cells, created, updated};
+    use serde_json::json;
+
+    #[test]
+    fn classes() {
+        let with = |handler: &str| json!({"metadata": {"name": "r"}, "handler": handler});
+        for (class, expected) in [
+            (with("runc"), "[]"),
+            (with(""), "handler: Required value"),
+            (
+                json!({"metadata": {"name": "r"}, "handler": "a", "overhead": {"podFixed": {"cpu": "-1"}}}),
+                "overhead.limits[cpu]: Invalid value: \"-1\": must be greater than or equal to 0",
+            ),
+        ] {
+            assert_eq!(created(&Class, &class), expected, "{class}");
+        }
+        assert_eq!(updated(&Class, &with("a"), &with("b")), "handler: Invalid value: null: field is immutable");
+        assert_eq!(cells(&Class, &with("runc"), "2026-01-01T00:00:00Z"), "r|runc|<unknown>");
+    }
 }

@@ -1,10 +1,10 @@
 //! The `policy` group: PodDisruptionBudget. Evictions are decided in `core::pod::eviction`.
 
-use api::field::ErrorList;
+use api::field::{Error, ErrorList};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::check::{Node, label_selector, not_more_than_hundred_percent, positive_int_or_percent};
+use super::check::{Node, conditions, label_selector, not_more_than_hundred_percent, positive_int_or_percent};
 use super::table::{count, int_or_string, named, number, row, words};
 use super::value::{at, has, set};
 use crate::resource::{Column, Context, Descriptor, Hooks, Resource};
@@ -43,6 +43,7 @@ impl Hooks for Budget {
 
     fn validate_subresource_update(&self, _ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
         let mut errors = ErrorList::new();
+        conditions(&Node::root(new), "status.conditions", &mut errors);
         for field in ["disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods"] {
             Node::root(new).child("status").child(field).non_negative(&mut errors);
         }
@@ -65,7 +66,15 @@ fn validate(budget: &Value) -> ErrorList {
     let mut errors = ErrorList::new();
     let spec = Node::root(budget).child("spec");
     if spec.has("minAvailable") && spec.has("maxUnavailable") {
-        spec.invalid(&mut errors, "minAvailable and maxUnavailable cannot be both set");
+        // The whole spec is shown, by the names of its Go fields.
+        let field = |name: &str| spec.child(name).value.clone();
+        let shown = json!({
+            "MinAvailable": field("minAvailable"),
+            "Selector": field("selector"),
+            "MaxUnavailable": field("maxUnavailable"),
+            "UnhealthyPodEvictionPolicy": field("unhealthyPodEvictionPolicy"),
+        });
+        errors.push(Error::invalid(&spec.path, shown, "minAvailable and maxUnavailable cannot be both set"));
     }
     for field in ["minAvailable", "maxUnavailable"] {
         let bound = spec.child(field);
@@ -90,6 +99,7 @@ fn columns() -> Vec<Column> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kinds::tested::{cells, updated_sub};
     use api::field::join;
 
     #[test]
@@ -107,9 +117,37 @@ mod tests {
         ] {
             assert_eq!(join(&validate(&json!({"spec": spec}))), expected);
         }
-        assert!(
-            join(&validate(&json!({"spec": {"minAvailable": 1, "maxUnavailable": 1}})))
-                .ends_with("minAvailable and maxUnavailable cannot be both set")
+        assert_eq!(
+            join(&validate(
+                &json!({"spec": {"minAvailable": 1, "maxUnavailable": "5%", "unhealthyPodEvictionPolicy": "X"}})
+            )),
+            "[spec: Invalid value: {\"MaxUnavailable\":\"5%\",\"MinAvailable\":1,\"Selector\":null,\"UnhealthyPodEvictionPolicy\":\"X\"}: minAvailable and maxUnavailable cannot be both set, \
+             spec.unhealthyPodEvictionPolicy: Unsupported value: \"X\": supported values: \"AlwaysAllow\", \"IfHealthyBudget\"]"
         );
+        let status = |conditions: Value| json!({"status": {"currentHealthy": -1, "conditions": conditions}});
+        let condition = json!({"type": "A", "status": "Maybe", "reason": "9"});
+        assert_eq!(
+            updated_sub(&Budget, "status", &json!({}), &status(json!([condition, {"type": "A"}]))),
+            "[status.conditions[0].status: Unsupported value: \"Maybe\": supported values: \"False\", \"True\", \"Unknown\", \
+             status.conditions[0].lastTransitionTime: Required value, \
+             status.conditions[0].reason: Invalid value: \"9\": a condition reason must start with alphabetic character, optionally followed by a string of alphanumeric characters or '_,:', and must end with an alphanumeric character or '_' (e.g. 'my_name',  or 'MY_NAME',  or 'MyName',  or 'ReasonA,ReasonB',  or 'ReasonA:ReasonB', regex used for validation is '[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?'), \
+             status.conditions[1]: Duplicate value: \"A\", \
+             status.conditions[1].status: Required value, \
+             status.conditions[1].lastTransitionTime: Required value, \
+             status.conditions[1].reason: Required value, \
+             status.currentHealthy: Invalid value: -1: must be greater than or equal to 0]"
+        );
+    }
+
+    #[test]
+    fn rows() {
+        for (spec, shown) in [
+            (json!({"minAvailable": "50%"}), "p|50%|N/A|2|<unknown>"),
+            (json!({"maxUnavailable": 1}), "p|N/A|1|2|<unknown>"),
+            (json!({}), "p|N/A|N/A|2|<unknown>"),
+        ] {
+            let budget = json!({"metadata": {"name": "p"}, "spec": spec, "status": {"disruptionsAllowed": 2}});
+            assert_eq!(cells(&Budget, &budget, "2026-01-01T00:00:00Z"), shown);
+        }
     }
 }

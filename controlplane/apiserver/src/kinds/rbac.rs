@@ -3,7 +3,7 @@
 use api::field::{Error, ErrorList};
 use api::names;
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::check::{Node, label_selector};
 use super::table::{created_at_columns, created_at_row, named_wide, row_wide, words};
@@ -67,13 +67,14 @@ fn validate_role(role: &Value, cluster: bool) -> ErrorList {
             label_selector(&selector, &mut errors);
         }
     }
+    // Declared rules speak last, and in fewer words.
+    for rule in root.items("rules") {
+        rule.child("verbs").required(&mut errors, "");
+    }
     errors
 }
 
 fn validate_rule(rule: &Node<'_>, namespaced: bool, errors: &mut ErrorList) {
-    if rule.items("verbs").is_empty() {
-        rule.child("verbs").missing(errors, "verbs must contain at least one value");
-    }
     let urls = rule.child("nonResourceURLs");
     if !urls.is_empty() {
         if namespaced {
@@ -115,7 +116,10 @@ impl Hooks for Binding {
     fn validate_update(&self, _ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
         let mut errors = validate_binding(new, self.cluster);
         if !same_at(old, new, "roleRef") {
-            Node::root(new).child("roleRef").invalid(&mut errors, "cannot change roleRef");
+            // Shown by the names of its Go fields.
+            let role = |field: &str| text(new, &format!("roleRef.{field}"));
+            let shown = json!({"APIGroup": role("apiGroup"), "Kind": role("kind"), "Name": role("name")});
+            errors.push(Error::invalid(&Node::root(new).child("roleRef").path, shown, "cannot change roleRef"));
         }
         errors
     }
@@ -152,45 +156,53 @@ fn validate_binding(binding: &Value, cluster: bool) -> ErrorList {
     if role.child("apiGroup").text() != GROUP {
         role.child("apiGroup").one_of(&mut errors, &[GROUP]);
     }
-    let kinds: &[&str] = if cluster { &["ClusterRole"] } else { &["ClusterRole", "Role"] };
+    let kinds: &[&str] = if cluster { &["ClusterRole"] } else { &["Role", "ClusterRole"] };
     role.child("kind").one_of(&mut errors, kinds);
-    if role.child("name").required(&mut errors, "") {
+    if !role.child("name").text().is_empty() {
         role.child("name").format(&mut errors, names::path_segment);
     }
     for subject in root.items("subjects") {
-        let (name, group) = (subject.child("name"), subject.child("apiGroup"));
-        name.required(&mut errors, "");
-        match subject.child("kind").text() {
-            "ServiceAccount" => {
-                if !name.text().is_empty() {
-                    name.format(&mut errors, names::dns1123_subdomain);
-                }
-                if !group.text().is_empty() {
-                    errors.push(Error::not_supported(&group.path, group.text(), &[""]));
-                }
-                // A RoleBinding's own namespace is meant where none is named.
-                if cluster && subject.child("namespace").text().is_empty() {
-                    subject.child("namespace").missing(&mut errors, "");
-                }
+        validate_subject(&subject, cluster, &mut errors);
+    }
+    // Declared rules speak last.
+    for subject in root.items("subjects") {
+        subject.child("name").required(&mut errors, "");
+    }
+    role.child("name").required(&mut errors, "");
+    errors
+}
+
+fn validate_subject(subject: &Node<'_>, cluster: bool, errors: &mut ErrorList) {
+    let (name, group) = (subject.child("name"), subject.child("apiGroup"));
+    match subject.child("kind").text() {
+        "ServiceAccount" => {
+            if !name.text().is_empty() {
+                name.format(errors, names::dns1123_subdomain);
             }
-            "User" | "Group" => {
-                if group.text() != GROUP {
-                    errors.push(Error::not_supported(&group.path, group.text(), &[GROUP]));
-                }
+            if !group.text().is_empty() {
+                errors.push(Error::not_supported(&group.path, group.text(), &[""]));
             }
-            _ => {
-                subject.child("kind").one_of(&mut errors, &["Group", "ServiceAccount", "User"]);
+            // In a RoleBinding, an account without a namespace is one of the binding's own.
+            if cluster && subject.child("namespace").text().is_empty() {
+                subject.child("namespace").missing(errors, "");
             }
         }
+        "User" | "Group" => {
+            if group.text() != GROUP {
+                errors.push(Error::not_supported(&group.path, group.text(), &[GROUP]));
+            }
+        }
+        _ => {
+            subject.child("kind").one_of(errors, &["ServiceAccount", "User", "Group"]);
+        }
     }
-    errors
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kinds::tested::{cells, updated};
     use api::field::join;
-    use serde_json::json;
 
     #[test]
     fn roles() {
@@ -199,7 +211,7 @@ mod tests {
             (
                 json!({"verbs": []}),
                 false,
-                "[rules[0].verbs: Required value: verbs must contain at least one value, rules[0].apiGroups: Required value: resource rules must supply at least one api group, rules[0].resources: Required value: resource rules must supply at least one resource]",
+                "[rules[0].apiGroups: Required value: resource rules must supply at least one api group, rules[0].resources: Required value: resource rules must supply at least one resource, rules[0].verbs: Required value]",
             ),
             (
                 json!({"verbs": ["get"], "nonResourceURLs": ["/x"]}),
@@ -221,5 +233,41 @@ mod tests {
             join(&validate_binding(&binding, true)),
             "[roleRef.kind: Unsupported value: \"Role\": supported values: \"ClusterRole\", subjects[1].namespace: Required value]"
         );
+    }
+
+    #[test]
+    fn bindings_refused() {
+        let with =
+            |role: Value, subjects: Value| json!({"metadata": {"name": "b"}, "roleRef": role, "subjects": subjects});
+        let role = json!({"kind": "Role", "name": "r"});
+        for (binding, expected) in [
+            (
+                with(json!({"kind": "X", "apiGroup": "y"}), json!([])),
+                "[roleRef.apiGroup: Unsupported value: \"y\": supported values: \"rbac.authorization.k8s.io\", \
+                 roleRef.kind: Unsupported value: \"X\": supported values: \"Role\", \"ClusterRole\", roleRef.name: Required value]",
+            ),
+            (
+                with(
+                    role.clone(),
+                    json!([{"kind": "Robot"}, {"kind": "ServiceAccount", "name": "a", "apiGroup": "g"}]),
+                ),
+                "[subjects[0].kind: Unsupported value: \"Robot\": supported values: \"ServiceAccount\", \"User\", \"Group\", \
+                 subjects[1].apiGroup: Unsupported value: \"g\": supported values: \"\", subjects[0].name: Required value]",
+            ),
+        ] {
+            let mut binding = binding;
+            Binding { cluster: false }.defaults(&mut binding);
+            assert_eq!(join(&validate_binding(&binding, false)), expected);
+        }
+        let (old, new) = (with(role, json!([])), with(json!({"kind": "Role", "name": "s"}), json!([])));
+        assert_eq!(
+            updated(&Binding { cluster: false }, &old, &new),
+            "roleRef: Invalid value: {\"APIGroup\":\"rbac.authorization.k8s.io\",\"Kind\":\"Role\",\"Name\":\"s\"}: cannot change roleRef"
+        );
+        let shown = with(
+            json!({"kind": "Role", "name": "r"}),
+            json!([{"kind": "User", "name": "u"}, {"kind": "User", "name": "v"}, {"kind": "Group", "name": "g"}, {"kind": "ServiceAccount", "name": "s", "namespace": "n"}]),
+        );
+        assert_eq!(cells(&Binding { cluster: false }, &shown, "2026-01-01T00:00:00Z"), "b|Role/r|<unknown>|u, v|g|n/s");
     }
 }

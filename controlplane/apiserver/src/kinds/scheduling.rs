@@ -62,16 +62,27 @@ fn validate(class: &Value) -> ErrorList {
     let root = Node::root(class);
     let (own, value) = (name(class), int(class, "value"));
     if own.starts_with("system-") {
-        if !SYSTEM.contains(&(own, value)) || flag(class, "globalDefault") {
-            root.child("metadata.name").forbidden(&mut errors, format!(
-                "priority class names with 'system-' prefix are reserved for system use only. error: {own} is not a known system priority class"
-            ));
+        let why = match SYSTEM.iter().find(|(known, _)| *known == own) {
+            None => Some(format!("{own} is not a known system priority class")),
+            Some((_, fixed)) if *fixed != value => Some(format!("value of {own} PriorityClass must be {fixed}")),
+            Some(_) if flag(class, "globalDefault") => {
+                Some(format!("globalDefault of {own} PriorityClass must be false"))
+            }
+            Some(_) => None,
+        };
+        if let Some(why) = why {
+            root.child("metadata.name").forbidden(
+                &mut errors,
+                format!("priority class names with 'system-' prefix are reserved for system use only. error: {why}"),
+            );
         }
     } else if value > USER_MAXIMUM {
         root.child("value")
             .forbidden(&mut errors, format!("maximum allowed value of a user defined priority is {USER_MAXIMUM}"));
     }
-    root.child("preemptionPolicy").optional_one_of(&mut errors, &["Never", "PreemptLowerPriority"]);
+    if root.has("preemptionPolicy") {
+        root.child("preemptionPolicy").required_one_of(&mut errors, &["PreemptLowerPriority", "Never"]);
+    }
     errors
 }
 
@@ -106,6 +117,18 @@ mod tests {
                 "value: Forbidden: maximum allowed value of a user defined priority is 1000000000",
             ),
             (json!({"metadata": {"name": "system-node-critical"}, "value": 2_000_001_000}), "[]"),
+            (
+                json!({"metadata": {"name": "system-node-critical"}, "value": 1}),
+                "metadata.name: Forbidden: priority class names with 'system-' prefix are reserved for system use only. error: value of system-node-critical PriorityClass must be 2000001000",
+            ),
+            (
+                json!({"metadata": {"name": "system-node-critical"}, "value": 2_000_001_000, "globalDefault": true}),
+                "metadata.name: Forbidden: priority class names with 'system-' prefix are reserved for system use only. error: globalDefault of system-node-critical PriorityClass must be false",
+            ),
+            (
+                json!({"metadata": {"name": "a"}, "preemptionPolicy": "X"}),
+                "preemptionPolicy: Unsupported value: \"X\": supported values: \"PreemptLowerPriority\", \"Never\"",
+            ),
             (
                 json!({"metadata": {"name": "system-x"}, "value": 1}),
                 "metadata.name: Forbidden: priority class names with 'system-' prefix are reserved for system use only. error: system-x is not a known system priority class",

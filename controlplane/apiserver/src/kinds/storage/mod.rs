@@ -5,9 +5,10 @@ use api::names;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::check::{Node, Seen};
+use super::check::{IMMUTABLE, NON_NEGATIVE, Node, Seen, label_selector};
+use super::core::pod::quantity;
 use super::core::pod::volume::csi_driver_name;
-use super::table::{CreatedAt, NONE, UNSET, boolean, cell, created_at_columns, named, number, row, size, words};
+use super::table::{NONE, UNSET, boolean, cell, created_at_columns, created_at_row, named, number, row, size, words};
 use super::value::{annotation, default, flag, list, opt_flag, opt_text, same_at, text, texts};
 use crate::resource::{Column, Context, Descriptor, Hooks, Resource};
 
@@ -23,7 +24,7 @@ pub fn resources() -> Vec<Resource> {
         Resource::new(
             conditional(Descriptor::new(GROUP, "v1", "CSIStorageCapacity", "csistoragecapacities"))
                 .columns(created_at_columns()),
-            CreatedAt,
+            Capacity,
         ),
         Resource::new(descriptor("StorageClass", "storageclasses").short(&["sc"]).columns(class_columns()), Class),
         Resource::new(
@@ -63,12 +64,9 @@ impl Hooks for Class {
 
     fn validate_update(&self, _ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
         let mut errors = validate_class(new);
-        for field in ["parameters", "provisioner", "reclaimPolicy"] {
-            if !same_at(new, old, field) {
-                Node::root(new).child(field).forbidden(&mut errors, format!("updates to {field} are forbidden."));
-            }
+        for field in ["provisioner", "parameters", "reclaimPolicy", "volumeBindingMode"] {
+            Node::root(new).child(field).immutable_declared(&mut errors, &Node::root(old).child(field));
         }
-        Node::root(new).child("volumeBindingMode").immutable(&mut errors, &Node::root(old).child("volumeBindingMode"));
         errors
     }
 
@@ -98,19 +96,68 @@ fn validate_class(class: &Value) -> ErrorList {
     let mut errors = ErrorList::new();
     let root = Node::root(class);
     let provisioner = root.child("provisioner");
-    if provisioner.required(&mut errors, "")
+    if !provisioner.text().is_empty()
         && let Some(problem) = names::qualified_name(&provisioner.text().to_lowercase())
     {
         provisioner.invalid(&mut errors, problem);
     }
-    for (key, parameter) in root.entries("parameters") {
-        if key.is_empty() {
-            errors.push(Error::invalid(&parameter.path, key, "field must not be empty"));
-        }
-    }
+    parameters(&root.child("parameters"), true, &mut errors);
     root.child("reclaimPolicy").optional_one_of(&mut errors, &["Delete", "Retain"]);
     root.child("volumeBindingMode").required_one_of(&mut errors, &["Immediate", "WaitForFirstConsumer"]);
+    topologies(&root, &mut errors);
+    // Declared rules speak last.
+    provisioner.required(&mut errors, "");
     errors
+}
+
+const PARAMETERS: usize = 512;
+const PARAMETER_BYTES: usize = 256 * 1024;
+
+/// `validateParameters`: not too many, not too long, every key named.
+fn parameters(parameters: &Node<'_>, may_be_empty: bool, errors: &mut ErrorList) {
+    let Some(given) = parameters.value.as_object().filter(|given| !given.is_empty()) else {
+        if !may_be_empty {
+            parameters.missing(errors, "must contain at least one key/value pair");
+        }
+        return;
+    };
+    if given.len() > PARAMETERS {
+        return errors.push(Error::too_long(&parameters.path, PARAMETERS));
+    }
+    if let Some(value) = given.get("") {
+        let length = value.as_str().map_or(0, str::len);
+        errors.push(Error::invalid(&parameters.path, length, "field must not be empty."));
+    }
+    let bytes: usize = given.iter().map(|(key, value)| key.len() + value.as_str().map_or(0, str::len)).sum();
+    if bytes > PARAMETER_BYTES {
+        errors.push(Error::too_long(&parameters.path, PARAMETER_BYTES));
+    }
+}
+
+/// `allowedTopologies`: no term twice, no key twice in a term, no value twice for a key.
+fn topologies(class: &Node<'_>, errors: &mut ErrorList) {
+    let mut terms: Vec<&Value> = Vec::new();
+    for term in class.items("allowedTopologies") {
+        let mut keys = Seen::default();
+        for expression in term.items("matchLabelExpressions") {
+            let (key, values) = (expression.child("key"), expression.items("values"));
+            if values.is_empty() {
+                expression.child("values").missing(errors, "");
+            }
+            let mut seen = Seen::default();
+            for value in values.iter().filter(|value| !seen.insert(value.text())) {
+                value.duplicate(errors);
+            }
+            key.format(errors, names::qualified_name);
+            if !keys.insert(key.text()) {
+                key.duplicate(errors);
+            }
+        }
+        if terms.contains(&term.value) {
+            errors.push(Error::duplicate(&term.child("matchLabelExpressions").path, ""));
+        }
+        terms.push(term.value);
+    }
 }
 
 fn class_columns() -> Vec<Column> {
@@ -146,9 +193,9 @@ impl Hooks for Driver {
         let mut errors = ErrorList::new();
         let root = Node::root(driver);
         csi_driver_name(&root.child("metadata.name"), &mut errors);
-        root.child("spec.fsGroupPolicy").optional_one_of(&mut errors, &["File", "None", "ReadWriteOnceWithFSType"]);
+        root.child("spec.fsGroupPolicy").optional_one_of(&mut errors, &["ReadWriteOnceWithFSType", "File", "None"]);
         for mode in root.items("spec.volumeLifecycleModes") {
-            mode.one_of(&mut errors, &["Ephemeral", "Persistent"]);
+            mode.one_of(&mut errors, &["Persistent", "Ephemeral"]);
         }
         let mut audiences = Seen::default();
         for request in root.items("spec.tokenRequests") {
@@ -234,8 +281,21 @@ impl Hooks for DriverNode {
         errors
     }
 
-    fn validate_update(&self, ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
-        self.validate_create(ctx, new)
+    /// Drivers come and go; what is known of one stays, but for how much it can hold.
+    fn validate_update(&self, ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
+        let mut errors = self.validate_create(ctx, new);
+        let mut known = new.clone();
+        for driver in super::value::list_mut(&mut known, "spec.drivers") {
+            let before = list(old, "spec.drivers").iter().find(|old| text(old, "name") == text(driver, "name"));
+            let Some(before) = before else { continue };
+            let mut changed = driver.clone();
+            super::value::copy(before, &mut changed, "allocatable");
+            if !super::value::same(&changed, before) {
+                let shown = driver.clone();
+                errors.push(Error::invalid(&Node::root(new).child("spec.drivers").path, shown, IMMUTABLE));
+            }
+        }
+        errors
     }
 
     fn row(&self, node: &Value, now: Timestamp) -> Vec<Value> {
@@ -247,29 +307,85 @@ fn node_columns() -> Vec<Column> {
     named(vec![number("Drivers", "drivers is a list of information of all CSI Drivers existing on a node.")])
 }
 
+struct Capacity;
+
+impl Hooks for Capacity {
+    fn validate_create(&self, _ctx: &Context<'_>, capacity: &Value) -> ErrorList {
+        let mut errors = ErrorList::new();
+        let root = Node::root(capacity);
+        root.child("storageClassName").format(&mut errors, names::dns1123_subdomain);
+        if root.has("nodeTopology") {
+            label_selector(&root.child("nodeTopology"), &mut errors);
+        }
+        for field in ["capacity", "maximumVolumeSize"] {
+            if quantity(root.child(field).value).is_some_and(|amount| amount.is_negative()) {
+                root.child(field).invalid(&mut errors, NON_NEGATIVE);
+            }
+        }
+        errors
+    }
+
+    fn validate_update(&self, ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
+        let mut errors = self.validate_create(ctx, new);
+        for field in ["nodeTopology", "storageClassName"] {
+            Node::root(new).child(field).immutable(&mut errors, &Node::root(old).child(field));
+        }
+        errors
+    }
+
+    fn row(&self, capacity: &Value, _now: Timestamp) -> Vec<Value> {
+        created_at_row(capacity)
+    }
+}
+
 struct Attachment;
 
 impl Hooks for Attachment {
     fn validate_create(&self, _ctx: &Context<'_>, attachment: &Value) -> ErrorList {
         let mut errors = ErrorList::new();
         let spec = Node::root(attachment).child("spec");
-        spec.child("attacher").required(&mut errors, "");
-        spec.child("nodeName").required(&mut errors, "");
         match (spec.has("source.persistentVolumeName"), spec.has("source.inlineVolumeSpec")) {
-            (false, false) => spec
-                .child("source")
-                .missing(&mut errors, "must specify exactly one of inlineVolumeSpec and persistentVolumeName"),
             (true, true) => spec
                 .child("source")
                 .forbidden(&mut errors, "must specify exactly one of inlineVolumeSpec and persistentVolumeName"),
+            (false, false) => spec
+                .child("source")
+                .missing(&mut errors, "must specify exactly one of inlineVolumeSpec and persistentVolumeName"),
+            (true, false) if spec.child("source.persistentVolumeName").text().is_empty() => {
+                spec.child("source.persistentVolumeName")
+                    .missing(&mut errors, "must specify non empty persistentVolumeName");
+            }
             _ => {}
+        }
+        spec.child("nodeName").format(&mut errors, names::dns1123_subdomain);
+        // Declared rules speak last.
+        let attacher = spec.child("attacher");
+        if attacher.required(&mut errors, "") {
+            csi_driver_name(&attacher, &mut errors);
         }
         errors
     }
 
     fn validate_update(&self, _ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
         let mut errors = ErrorList::new();
-        Node::root(new).child("spec").immutable(&mut errors, &Node::root(old).child("spec"));
+        Node::root(new).child("spec").immutable_declared(&mut errors, &Node::root(old).child("spec"));
+        errors
+    }
+
+    fn validate_subresource_update(&self, _ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
+        let mut errors = ErrorList::new();
+        let status = Node::root(new).child("status");
+        for (key, value) in status.entries("attachmentMetadata") {
+            if key.is_empty() {
+                value.missing(&mut errors, "");
+            }
+        }
+        for field in ["attachError", "detachError"] {
+            let problem = status.child(field).child("message");
+            if problem.text().len() > PARAMETER_BYTES {
+                errors.push(Error::too_long(&problem.path, PARAMETER_BYTES));
+            }
+        }
         errors
     }
 
@@ -305,16 +421,18 @@ impl Hooks for Attributes {
         if root.child("driverName").required(&mut errors, "") {
             csi_driver_name(&root.child("driverName"), &mut errors);
         }
-        root.child("parameters").required(&mut errors, "must contain at least one key/value pair");
+        parameters(&root.child("parameters"), false, &mut errors);
         errors
     }
 
     fn validate_update(&self, _ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
         let mut errors = ErrorList::new();
-        for field in ["driverName", "parameters"] {
-            if !same_at(new, old, field) {
-                Node::root(new).child(field).forbidden(&mut errors, format!("updates to {field} are forbidden."));
-            }
+        let root = Node::root(new);
+        if !same_at(new, old, "driverName") {
+            root.child("driverName").forbidden(&mut errors, "updates to driverName are forbidden.");
+        }
+        if !same_at(new, old, "parameters") {
+            root.child("parameters").forbidden(&mut errors, "updates to parameters are forbidden.");
         }
         errors
     }
@@ -331,6 +449,7 @@ fn attributes_columns() -> Vec<Column> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kinds::tested::{created, updated};
     use api::field::join;
 
     #[test]
@@ -352,5 +471,71 @@ mod tests {
             json!({"attachRequired": true, "podInfoOnMount": false, "storageCapacity": false, "requiresRepublish": false,
             "seLinuxMount": false, "fsGroupPolicy": "ReadWriteOnceWithFSType", "volumeLifecycleModes": ["Persistent"]})
         );
+    }
+
+    #[test]
+    fn refused() {
+        let class = |extra: Value| {
+            let mut class = json!({"metadata": {"name": "c"}, "provisioner": "example.com/p"});
+            for (key, value) in extra.as_object().unwrap() {
+                class[key] = value.clone();
+            }
+            class
+        };
+        for (extra, expected) in [
+            (json!({}), "[]"),
+            (json!({"provisioner": ""}), "provisioner: Required value"),
+            (
+                json!({"reclaimPolicy": "Recycle", "volumeBindingMode": "Never"}),
+                "[reclaimPolicy: Unsupported value: \"Recycle\": supported values: \"Delete\", \"Retain\", \
+                 volumeBindingMode: Unsupported value: \"Never\": supported values: \"Immediate\", \"WaitForFirstConsumer\"]",
+            ),
+            (
+                json!({"allowedTopologies": [{"matchLabelExpressions": [{"key": "zone", "values": []}, {"key": "zone", "values": ["a", "a"]}]}]}),
+                "[allowedTopologies[0].matchLabelExpressions[0].values: Required value, \
+                 allowedTopologies[0].matchLabelExpressions[1].values[1]: Duplicate value: \"a\", \
+                 allowedTopologies[0].matchLabelExpressions[1].key: Duplicate value: \"zone\"]",
+            ),
+        ] {
+            assert_eq!(created(&Class, &class(extra.clone())), expected, "{extra}");
+        }
+        for (extra, expected) in [
+            (json!({"allowVolumeExpansion": true}), "[]"),
+            (json!({"provisioner": "q"}), "provisioner: Invalid value: null: field is immutable"),
+            (json!({"parameters": {"a": "b"}}), "parameters: Invalid value: null: field is immutable"),
+            (json!({"reclaimPolicy": "Retain"}), "reclaimPolicy: Invalid value: null: field is immutable"),
+        ] {
+            assert_eq!(updated(&Class, &class(json!({})), &class(extra.clone())), expected, "{extra}");
+        }
+        let attachment = |spec: Value| json!({"metadata": {"name": "a"}, "spec": spec});
+        let whole = json!({"attacher": "d.example.com", "nodeName": "n", "source": {"persistentVolumeName": "v"}});
+        for (spec, expected) in [
+            (whole.clone(), "[]"),
+            (
+                json!({"nodeName": "n", "source": {}}),
+                "[spec.source: Required value: must specify exactly one of inlineVolumeSpec and persistentVolumeName, spec.attacher: Required value]",
+            ),
+        ] {
+            assert_eq!(created(&Attachment, &attachment(spec)), expected);
+        }
+        let moved =
+            attachment(json!({"attacher": "d.example.com", "nodeName": "m", "source": {"persistentVolumeName": "v"}}));
+        assert_eq!(updated(&Attachment, &attachment(whole), &moved), "spec: Invalid value: null: field is immutable");
+        assert_eq!(
+            created(&Attributes, &json!({"metadata": {"name": "v"}, "driverName": "d.example.com"})),
+            "parameters: Required value: must contain at least one key/value pair"
+        );
+        let capacity = |class: &str, amount: &str| json!({"metadata": {"name": "c"}, "storageClassName": class, "capacity": amount});
+        assert_eq!(
+            created(&Capacity, &capacity("s", "-1")),
+            "capacity: Invalid value: \"-1\": must be greater than or equal to 0"
+        );
+        assert_eq!(
+            updated(&Capacity, &capacity("s", "1"), &capacity("t", "1")),
+            "storageClassName: Invalid value: \"t\": field is immutable"
+        );
+        let node = |id: &str, count: i64| json!({"metadata": {"name": "n"}, "spec": {"drivers": [{"name": "d.example.com", "nodeID": id, "allocatable": {"count": count}}]}});
+        assert_eq!(updated(&DriverNode, &node("a", 1), &node("a", 2)), "[]");
+        assert!(updated(&DriverNode, &node("a", 1), &node("b", 1)).ends_with("field is immutable"));
     }
 }
