@@ -5,7 +5,7 @@ use api::names;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::check::{Node, Seen, label_selector, url_host};
+use super::check::{Node, Seen, conditions, label_selector};
 use super::table::{UNSET, named, number, row, size, words};
 use super::value::{default, default_text, get_mut, has, list_mut, opt_text, text};
 use crate::cel::{self, decl::Decl};
@@ -113,7 +113,6 @@ fn validate_webhook(webhook: &Node<'_>, mutating: bool, errors: &mut ErrorList) 
     if name.required_format(errors, names::dns1123_subdomain) && name.text().split('.').count() < 3 {
         name.invalid(errors, "should be a domain with at least three segments separated by dots");
     }
-    client_config(&webhook.child("clientConfig"), errors);
     for rule in webhook.items("rules") {
         validate_rule(&rule, errors);
     }
@@ -131,16 +130,32 @@ fn validate_webhook(webhook: &Node<'_>, mutating: bool, errors: &mut ErrorList) 
     for field in ["namespaceSelector", "objectSelector"] {
         label_selector(&webhook.child(field), errors);
     }
-    let versions = webhook.items("admissionReviewVersions");
-    if versions.is_empty() {
-        webhook.child("admissionReviewVersions").missing(errors, "must specify one of v1, v1beta1");
-    } else if !versions.iter().any(|version| matches!(version.text(), "v1" | "v1beta1")) {
-        webhook.child("admissionReviewVersions").invalid(errors, "must include at least one of v1, v1beta1");
-    }
     if mutating {
         webhook.child("reinvocationPolicy").optional_one_of(errors, &["IfNeeded", "Never"]);
     }
+    client_config(&webhook.child("clientConfig"), errors);
     match_conditions(webhook, errors);
+    review_versions(webhook, errors);
+}
+
+/// The forms of `AdmissionReview` that the webhook understands: one of them must be known here.
+fn review_versions(webhook: &Node<'_>, errors: &mut ErrorList) {
+    let all = webhook.child("admissionReviewVersions");
+    if !all.required(errors, "must specify one of v1, v1beta1") {
+        return;
+    }
+    let versions = webhook.items("admissionReviewVersions");
+    let mut seen = Seen::default();
+    for version in &versions {
+        if seen.insert(version.text()) {
+            version.format(errors, names::dns1035_label);
+        } else {
+            version.invalid(errors, "duplicate version");
+        }
+    }
+    if !versions.iter().any(|version| matches!(version.text(), "v1" | "v1beta1")) {
+        all.invalid(errors, "must include at least one of v1, v1beta1");
+    }
 }
 
 fn match_conditions(owner: &Node<'_>, errors: &mut ErrorList) {
@@ -189,44 +204,132 @@ fn compiles(expression: &Node<'_>, known: &[(&str, Decl)], wanted: &[&str], erro
 
 pub(super) fn client_config(config: &Node<'_>, errors: &mut ErrorList) {
     let (url, service) = (config.child("url"), config.child("service"));
-    if url.exists() == service.exists() {
-        return config.missing(errors, "exactly one of url or service is required");
+    match (url.exists(), service.exists()) {
+        (true, false) => webhook_url(&url, errors),
+        (false, true) => webhook_service(&service, errors),
+        _ => config.missing(errors, "exactly one of url or service is required"),
     }
-    if service.exists() {
-        for field in ["name", "namespace"] {
-            service.child(field).required(errors, "");
+}
+
+/// `https://host[/path]`: nobody's name, no query and no fragment in it. The part that is wrong is
+/// what is shown.
+fn webhook_url(url: &Node<'_>, errors: &mut ErrorList) {
+    const FORM: &str = "; desired format: https://host[/path]";
+    let mut refuse = |part: &str, detail: String| errors.push(Error::invalid(&url.path, part, detail));
+    let (rest, fragment) = url.text().split_once('#').unwrap_or((url.text(), ""));
+    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let (scheme, rest) = match rest.split_once(':') {
+        Some((scheme, rest)) if !scheme.contains('/') => (scheme, rest),
+        _ => ("", rest),
+    };
+    let authority = rest.strip_prefix("//").map_or("", |rest| rest.split('/').next().unwrap_or(""));
+    let (user, host) = authority.rsplit_once('@').map_or((None, authority), |(user, host)| (Some(user), host));
+    if !scheme.eq_ignore_ascii_case("https") {
+        refuse(scheme, format!("'https' is the only allowed URL scheme{FORM}"));
+    }
+    if host.is_empty() {
+        refuse(host, format!("host must be specified{FORM}"));
+    }
+    if let Some(user) = user {
+        refuse(user, "user information is not permitted in the URL".to_owned());
+    }
+    if !fragment.is_empty() {
+        refuse(fragment, "fragments are not permitted in the URL".to_owned());
+    }
+    if !query.is_empty() {
+        refuse(query, "query parameters are not permitted in the URL".to_owned());
+    }
+}
+
+fn webhook_service(service: &Node<'_>, errors: &mut ErrorList) {
+    for field in ["name", "namespace"] {
+        service.child(field).required(errors, "");
+    }
+    let port = service.child("port");
+    if let Some(problem) = names::port_number(port.int()) {
+        port.invalid(errors, format!("port is not valid: {problem}"));
+    }
+    let path = service.child("path");
+    match path.text() {
+        "" | "/" => return,
+        "//" => return path.invalid(errors, "segment[0] may not be empty"),
+        _ => {}
+    }
+    if !path.text().starts_with('/') {
+        path.invalid(errors, "must start with a '/'");
+    }
+    // The first letter is taken for the slash, whatever it is.
+    let mut letters = path.text().chars();
+    letters.next();
+    let inner = letters.as_str().strip_suffix('/').unwrap_or(letters.as_str());
+    for (index, segment) in inner.split('/').enumerate() {
+        if segment.is_empty() {
+            path.invalid(errors, format!("segment[{index}] may not be empty"));
+        } else if let Some(problem) = names::dns1123_subdomain(segment) {
+            path.invalid(errors, format!("segment[{index}]: {problem}"));
         }
-        service.child("port").port_number(errors);
-        let path = service.child("path");
-        if path.exists() && !path.text().starts_with('/') {
-            path.invalid(errors, "must start with a '/'");
-        }
-        return;
-    }
-    match url_host(url.text()) {
-        Some(("https", host)) if !host.is_empty() => {}
-        Some(("https", _)) => url.invalid(errors, "host must be specified; desired format: https://host[/path]"),
-        _ => url.invalid(errors, "'https' is the only allowed URL scheme; desired format: https://host[/path]"),
-    }
-    if url.text().contains('?') {
-        url.invalid(errors, "query parameters are not permitted in webhook URL");
     }
 }
 
 fn validate_rule(rule: &Node<'_>, errors: &mut ErrorList) {
-    for field in ["apiGroups", "apiVersions", "resources", "operations"] {
+    let wild = |field: &str| {
         let items = rule.items(field);
-        if items.is_empty() {
-            rule.child(field).missing(errors, "");
+        items.len() > 1 && items.iter().any(|item| item.text() == "*")
+    };
+    for (field, others) in [("operations", "operations"), ("apiGroups", "API groups"), ("apiVersions", "API versions")]
+    {
+        rule.child(field).required(errors, "");
+        if wild(field) {
+            rule.child(field).invalid(errors, format!("if '*' is present, must not specify other {others}"));
         }
-        if items.len() > 1 && items.iter().any(|item| item.text() == "*") && field != "resources" {
-            rule.child(field).invalid(errors, "if '*' is present, must not specify other values");
+        if field == "operations" {
+            for operation in rule.items("operations") {
+                operation.one_of(errors, &["*", "CONNECT", "CREATE", "DELETE", "UPDATE"]);
+            }
         }
     }
-    for operation in rule.items("operations") {
-        operation.one_of(errors, &["*", "CONNECT", "CREATE", "DELETE", "UPDATE"]);
+    for version in rule.items("apiVersions") {
+        version.required(errors, "");
     }
+    rule_resources(rule, errors);
     rule.child("scope").optional_one_of(errors, &["*", "Cluster", "Namespaced"]);
+}
+
+/// `pods`, `pods/status`, `*/scale`, `*`, `*/*`: none of them covered by another.
+fn rule_resources(rule: &Node<'_>, errors: &mut ErrorList) {
+    let all = rule.child("resources");
+    all.required(errors, "");
+    let (mut of_any, mut any_of) = (Seen::default(), Seen::default());
+    let (mut every, mut every_whole, mut whole) = (false, false, false);
+    let items = rule.items("resources");
+    for item in &items {
+        let text = item.text();
+        every |= text == "*/*";
+        every_whole |= text == "*";
+        let Some((resource, sub)) = text.split_once('/') else {
+            whole |= !matches!(text, "" | "*");
+            item.required(errors, "");
+            continue;
+        };
+        if any_of.contains(resource) {
+            item.invalid(errors, format!("if '{resource}/*' is present, must not specify {text}"));
+        }
+        if of_any.contains(sub) {
+            item.invalid(errors, format!("if '*/{sub}' is present, must not specify {text}"));
+        }
+        if sub == "*" {
+            any_of.insert(resource);
+        }
+        if resource == "*" {
+            of_any.insert(sub);
+        }
+    }
+    if items.len() > 1 && every {
+        all.invalid(errors, "if '*/*' is present, must not specify other resources");
+    }
+    if every_whole && whole {
+        all.invalid(errors, "if '*' is present, must not specify other resources without subresources");
+    }
 }
 
 /// Defaults of `MatchResources`.
@@ -249,6 +352,13 @@ fn match_resources(resources: &Node<'_>, errors: &mut ErrorList) {
     for field in ["resourceRules", "excludeResourceRules"] {
         for rule in resources.items(field) {
             validate_rule(&rule, errors);
+            let mut seen = Seen::default();
+            for name in rule.items("resourceNames") {
+                name.format(errors, names::path_segment);
+                if !seen.insert(name.text()) {
+                    name.duplicate(errors);
+                }
+            }
         }
     }
 }
@@ -307,6 +417,12 @@ impl Hooks for Policy {
 
     fn validate_update(&self, ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
         self.validate_create(ctx, new)
+    }
+
+    fn validate_subresource_update(&self, _ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
+        let mut errors = ErrorList::new();
+        conditions(&Node::root(new), "status.conditions", &mut errors);
+        errors
     }
 
     fn row(&self, policy: &Value, now: Timestamp) -> Vec<Value> {
@@ -397,32 +513,14 @@ impl Hooks for Binding {
     fn validate_create(&self, _ctx: &Context<'_>, binding: &Value) -> ErrorList {
         let mut errors = ErrorList::new();
         let spec = Node::root(binding).child("spec");
-        if spec.child("policyName").required(&mut errors, "") {
-            spec.child("policyName").format(&mut errors, names::dns1123_subdomain);
+        let policy = spec.child("policyName");
+        if !policy.text().is_empty() {
+            policy.format(&mut errors, names::dns1123_subdomain);
         }
-        let params = spec.child("paramRef");
-        if params.exists() {
-            let (name, selector) = (!params.child("name").text().is_empty(), params.has("selector"));
-            if name == selector {
-                let words = if name {
-                    "name and selector are mutually exclusive"
-                } else {
-                    "one of name or selector must be specified"
-                };
-                if name {
-                    params.child("name").forbidden(&mut errors, words)
-                } else {
-                    params.missing(&mut errors, words)
-                }
-            }
-            params.child("parameterNotFoundAction").required_one_of(&mut errors, &["Allow", "Deny"]);
-        }
+        param_ref(&spec.child("paramRef"), &mut errors);
         match_resources(&spec.child("matchResources"), &mut errors);
         if self.actions {
             let actions = spec.items("validationActions");
-            if actions.is_empty() {
-                spec.child("validationActions").missing(&mut errors, "at least one validation action is required");
-            }
             let mut seen = Seen::default();
             for action in &actions {
                 action.one_of(&mut errors, &["Audit", "Deny", "Warn"]);
@@ -434,6 +532,11 @@ impl Hooks for Binding {
             if has("Deny") && has("Warn") {
                 spec.child("validationActions").invalid(&mut errors, "must not contain both Deny and Warn (repeating the same validation failure information in the API response and headers serves no purpose)");
             }
+        }
+        // Declared rules speak last.
+        policy.required(&mut errors, "");
+        if self.actions {
+            spec.child("validationActions").required(&mut errors, "");
         }
         errors
     }
@@ -457,6 +560,31 @@ impl Hooks for Binding {
     }
 }
 
+fn param_ref(params: &Node<'_>, errors: &mut ErrorList) {
+    if !params.exists() {
+        return;
+    }
+    let (name, selector) = (params.child("name"), params.child("selector"));
+    let both = "name and selector are mutually exclusive";
+    let named = !name.text().is_empty();
+    if named {
+        name.format(errors, names::path_segment);
+        if selector.exists() {
+            name.forbidden(errors, both);
+        }
+    }
+    if selector.exists() {
+        label_selector(&selector, errors);
+        if named {
+            selector.forbidden(errors, both);
+        }
+    }
+    if !named && !selector.exists() {
+        params.missing(errors, "one of name or selector must be specified");
+    }
+    params.child("parameterNotFoundAction").required_one_of(errors, &["Deny", "Allow"]);
+}
+
 fn binding_columns() -> Vec<Column> {
     named(vec![
         words("PolicyName", "PolicyName indicates the policy definition which the policy binding binded to"),
@@ -467,6 +595,7 @@ fn binding_columns() -> Vec<Column> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kinds::tested;
     use api::field::join;
 
     #[test]
@@ -502,5 +631,96 @@ mod tests {
         ] {
             assert!(found.contains(expected), "{expected}: {found}");
         }
+    }
+
+    #[test]
+    fn client_configs() {
+        for (config, expected) in [
+            (json!({"url": "https://example.com/x"}), "[]"),
+            (json!({}), "c: Required value: exactly one of url or service is required"),
+            (
+                json!({"url": "http://u:p@/x?q=1#f"}),
+                "[c.url: Invalid value: \"http\": 'https' is the only allowed URL scheme; desired format: https://host[/path], \
+                 c.url: Invalid value: \"\": host must be specified; desired format: https://host[/path], \
+                 c.url: Invalid value: \"u:p\": user information is not permitted in the URL, \
+                 c.url: Invalid value: \"f\": fragments are not permitted in the URL, \
+                 c.url: Invalid value: \"q=1\": query parameters are not permitted in the URL]",
+            ),
+            (
+                json!({"service": {"name": "s", "port": 0, "path": "a//b"}}),
+                "[c.service.namespace: Required value, \
+                 c.service.port: Invalid value: 0: port is not valid: must be between 1 and 65535, inclusive, \
+                 c.service.path: Invalid value: \"a//b\": must start with a '/', \
+                 c.service.path: Invalid value: \"a//b\": segment[0] may not be empty, \
+                 c.service.path: Invalid value: \"a//b\": segment[1] may not be empty]",
+            ),
+        ] {
+            let mut errors = ErrorList::new();
+            client_config(&Node::new(&config, api::field::Path::root("c")), &mut errors);
+            assert_eq!(join(&errors), expected, "{config}");
+        }
+    }
+
+    #[test]
+    fn rules_refused() {
+        let whole = json!({"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]});
+        let with = |field: &str, value: Value| {
+            let mut rule = whole.clone();
+            rule[field] = value;
+            rule
+        };
+        for (rule, expected) in [
+            (whole.clone(), "[]"),
+            (
+                json!({"scope": "X"}),
+                "[operations: Required value, apiGroups: Required value, apiVersions: Required value, resources: Required value, \
+                 scope: Unsupported value: \"X\": supported values: \"*\", \"Cluster\", \"Namespaced\"]",
+            ),
+            (
+                with("operations", json!(["*", "PATCH"])),
+                "[operations: Invalid value: [\"*\",\"PATCH\"]: if '*' is present, must not specify other operations, \
+                 operations[1]: Unsupported value: \"PATCH\": supported values: \"*\", \"CONNECT\", \"CREATE\", \"DELETE\", \"UPDATE\"]",
+            ),
+            (
+                with("apiGroups", json!(["*", "apps"])),
+                "apiGroups: Invalid value: [\"*\",\"apps\"]: if '*' is present, must not specify other API groups",
+            ),
+            (
+                with("resources", json!(["*", "pods", "pods/*", "pods/status", "*/scale", "a/scale"])),
+                "[resources[3]: Invalid value: \"pods/status\": if 'pods/*' is present, must not specify pods/status, \
+                 resources[5]: Invalid value: \"a/scale\": if '*/scale' is present, must not specify a/scale, \
+                 resources: Invalid value: [\"*\",\"pods\",\"pods/*\",\"pods/status\",\"*/scale\",\"a/scale\"]: if '*' is present, must not specify other resources without subresources]",
+            ),
+        ] {
+            let mut errors = ErrorList::new();
+            validate_rule(&Node::root(&rule), &mut errors);
+            assert_eq!(join(&errors), expected, "{rule}");
+        }
+    }
+
+    #[test]
+    fn bindings() {
+        let hooks = Binding { actions: true };
+        let with = |spec: Value| json!({"metadata": {"name": "b"}, "spec": spec});
+        for (spec, expected) in [
+            (json!({"policyName": "p", "validationActions": ["Deny"]}), "[]"),
+            (json!({}), "[spec.policyName: Required value, spec.validationActions: Required value]"),
+            (
+                json!({"policyName": "p", "validationActions": ["Warn"], "paramRef": {"name": "n", "selector": {}}}),
+                "[spec.paramRef.name: Forbidden: name and selector are mutually exclusive, \
+                 spec.paramRef.selector: Forbidden: name and selector are mutually exclusive, \
+                 spec.paramRef.parameterNotFoundAction: Required value]",
+            ),
+            (
+                json!({"policyName": "p", "validationActions": ["Warn", "Log"], "paramRef": {"parameterNotFoundAction": "X"}}),
+                "[spec.paramRef: Required value: one of name or selector must be specified, \
+                 spec.paramRef.parameterNotFoundAction: Unsupported value: \"X\": supported values: \"Deny\", \"Allow\", \
+                 spec.validationActions[1]: Unsupported value: \"Log\": supported values: \"Audit\", \"Deny\", \"Warn\"]",
+            ),
+        ] {
+            assert_eq!(tested::created(&hooks, &with(spec.clone())), expected, "{spec}");
+        }
+        let webhooks = json!({"metadata": {"name": "w"}, "webhooks": [{}, {}]});
+        assert_eq!(tested::cells(&Webhooks { mutating: false }, &webhooks, "2026-01-01T00:00:00Z"), "w|2|<unknown>");
     }
 }

@@ -64,6 +64,33 @@ fn columns() -> Vec<Column> {
 /// subresources of its own.
 struct SigningRequest;
 
+/// What a certificate may be for.
+const USAGES: [&str; 23] = [
+    "any",
+    "cert sign",
+    "client auth",
+    "code signing",
+    "content commitment",
+    "crl sign",
+    "data encipherment",
+    "decipher only",
+    "digital signature",
+    "email protection",
+    "encipher only",
+    "ipsec end system",
+    "ipsec tunnel",
+    "ipsec user",
+    "key agreement",
+    "key encipherment",
+    "microsoft sgc",
+    "netscape sgc",
+    "ocsp signing",
+    "s/mime",
+    "server auth",
+    "signing",
+    "timestamping",
+];
+
 /// Conditions that only `approval` may set or change.
 const DECISIONS: [&str; 2] = ["Approved", "Denied"];
 
@@ -120,6 +147,10 @@ impl Hooks for SigningRequest {
             request.invalid(&mut errors, "PEM block type must be CERTIFICATE REQUEST");
         }
         spec.child("usages").required(&mut errors, "usages is required");
+        for usage in spec.items("usages") {
+            usage.one_of(&mut errors, &USAGES);
+        }
+        spec.child("usages").unique(&mut errors);
         super::pod_certificate::signer_name(&spec.child("signerName"), &mut errors);
         let expiration = spec.child("expirationSeconds");
         if expiration.exists() && expiration.int() < 600 {
@@ -243,13 +274,14 @@ impl Hooks for TrustBundle {
     }
 
     fn row(&self, bundle: &Value, _now: Timestamp) -> Vec<Value> {
-        vec![value::name(bundle).into(), value::text(bundle, "spec.signerName").into()]
+        vec![value::name(bundle).into(), table::or_none(value::text(bundle, "spec.signerName"))]
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kinds::tested::{cells, created};
 
     #[test]
     fn what_kubectl_prints() {
@@ -261,5 +293,45 @@ mod tests {
         ] {
             assert_eq!(condition(&json!({"status": status})), expected);
         }
+    }
+
+    #[test]
+    fn rows() {
+        let row = |spec: Value, status: Value| {
+            let request = json!({"metadata": {"name": "r", "creationTimestamp": "2026-01-01T00:00:00Z"}, "spec": spec, "status": status});
+            cells(&SigningRequest, &request, "2026-01-01T00:05:00Z")
+        };
+        let condition = |kind: &str| json!({"type": kind, "status": "True"});
+        assert_eq!(
+            row(json!({"signerName": "example.com/s", "username": "jane", "expirationSeconds": 3600}), json!({})),
+            "r|5m|example.com/s|jane|60m|Pending"
+        );
+        assert_eq!(
+            row(
+                json!({"signerName": "s", "username": "jane"}),
+                json!({"conditions": [condition("Approved"), condition("Failed")]})
+            ),
+            "r|5m|s|jane|<none>|Approved,Failed"
+        );
+        assert_eq!(
+            row(json!({"signerName": "s", "username": "jane"}), json!({"conditions": [condition("Denied")]})),
+            "r|5m|s|jane|<none>|Denied"
+        );
+        assert_eq!(cells(&TrustBundle, &json!({"metadata": {"name": "b"}}), "2026-01-01T00:00:00Z"), "b|<none>");
+    }
+
+    #[test]
+    fn usages_refused() {
+        let request = json!({"metadata": {"name": "r"}, "spec": {"signerName": "example.com/s", "usages": ["client auth", "fun", "client auth"]}});
+        assert_eq!(
+            created(&SigningRequest, &request).split(", spec.usages[2]").map(str::to_owned).collect::<Vec<_>>(),
+            [
+                format!(
+                    "[spec.request: Required value, spec.usages[1]: Unsupported value: \"fun\": supported values: {}",
+                    USAGES.map(|usage| format!("{usage:?}")).join(", ")
+                ),
+                ": Duplicate value: \"client auth\"]".to_owned(),
+            ]
+        );
     }
 }

@@ -344,6 +344,10 @@ impl Seen {
     pub fn insert(&mut self, key: impl Into<String>) -> bool {
         self.0.insert(key.into())
     }
+
+    pub fn contains(&self, key: &str) -> bool {
+        self.0.contains(key)
+    }
 }
 
 /// A whole number or a percentage, not negative (`maxSurge`, `minAvailable`, ...).
@@ -505,12 +509,6 @@ pub fn no_backsteps(node: &Node<'_>, errors: &mut ErrorList) {
     if node.text().split('/').any(|part| part == "..") {
         node.invalid(errors, "must not contain '..'");
     }
-}
-
-/// `https://…` or, where allowed, any scheme with a host.
-pub fn url_host(text: &str) -> Option<(&str, &str)> {
-    let (scheme, rest) = text.split_once("://")?;
-    Some((scheme, rest.split(['/', '?', '#']).next().unwrap_or("")))
 }
 
 #[cfg(test)]

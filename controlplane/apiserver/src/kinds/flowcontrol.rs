@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::check::Node;
-use super::table::{NONE, UNSET, count, named, number, row, row_wide, words};
+use super::table::{NONE, count, named, number, row, row_wide, words};
 use super::value::{default, default_int, has, list, name, opt_int, opt_text, text};
 use crate::resource::{Column, Context, Descriptor, Hooks, Resource};
 
@@ -140,8 +140,7 @@ impl Hooks for Level {
 
     fn row(&self, level: &Value, now: Timestamp) -> Vec<Value> {
         let kind = text(level, "spec.type");
-        let shares = opt_int(level, "spec.limited.nominalConcurrencyShares")
-            .or_else(|| opt_int(level, "spec.exempt.nominalConcurrencyShares"));
+        let shares = opt_int(level, "spec.limited.nominalConcurrencyShares");
         let queuing = |field: &str| -> Value {
             opt_int(level, &format!("spec.limited.limitResponse.queuing.{field}"))
                 .map_or_else(|| NONE.into(), Value::from)
@@ -151,7 +150,7 @@ impl Hooks for Level {
             now,
             vec![
                 kind.into(),
-                shares.map_or_else(|| UNSET.into(), Value::from),
+                shares.map_or_else(|| NONE.into(), Value::from),
                 queuing("queues"),
                 queuing("handSize"),
                 queuing("queueLengthLimit"),

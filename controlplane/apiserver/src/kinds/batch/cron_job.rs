@@ -164,6 +164,7 @@ pub fn columns() -> Vec<Column> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kinds::tested;
     use api::field::join;
 
     fn cron(extra: Value) -> Value {
@@ -204,6 +205,32 @@ mod tests {
             ),
         ] {
             assert_eq!(join(&validate(&cron(extra.clone()), None)), expected, "{extra}");
+        }
+    }
+
+    #[test]
+    fn stored_zones_stay() {
+        let old = cron(json!({"spec.schedule": "CRON_TZ=UTC * * * * *", "spec.timeZone": "No/Where"}));
+        let found = tested::updated(&CronJob, &old, &old);
+        assert_eq!(
+            found,
+            "spec.schedule: Invalid value: \"CRON_TZ=UTC * * * * *\": cannot use both timeZone field and TZ or CRON_TZ in schedule"
+        );
+        let old = cron(json!({"spec.schedule": "TZ=UTC * * * * *"}));
+        assert_eq!(tested::updated(&CronJob, &old, &old), "[]");
+        assert!(CronJob.warnings(&old, None)[0].starts_with("CRON_TZ or TZ used in"));
+    }
+
+    #[test]
+    fn rows() {
+        for (extra, shown) in [
+            (json!({}), "c|* * * * *|<none>|False|0|<none>|<unknown>|c|i|<none>"),
+            (
+                json!({"spec.timeZone": "Europe/Berlin", "spec.suspend": true, "status": {"active": [{}, {}], "lastScheduleTime": "2025-12-31T23:59:00Z"}}),
+                "c|* * * * *|Europe/Berlin|True|2|60s|<unknown>|c|i|<none>",
+            ),
+        ] {
+            assert_eq!(tested::cells(&CronJob, &cron(extra.clone()), "2026-01-01T00:00:00Z"), shown, "{extra}");
         }
     }
 }

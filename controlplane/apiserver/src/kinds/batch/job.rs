@@ -376,6 +376,7 @@ pub fn columns() -> Vec<Column> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kinds::tested;
     use api::field::join;
 
     fn job(extra: Value) -> Value {
@@ -469,5 +470,75 @@ mod tests {
         );
         let shown: Vec<String> = Job.row(&object, now).iter().map(|c| c.to_string().replace('"', "")).collect();
         assert_eq!(shown[..4].join("|"), "j|Complete|1/1|7s");
+    }
+
+    #[test]
+    fn states() {
+        let row = |spec: Value, status: Value| {
+            let mut object = json!({"metadata": {"name": "j", "creationTimestamp": "2026-01-01T00:00:00Z"}, "spec": spec, "status": status});
+            object["spec"]["template"]["spec"]["containers"] =
+                json!([{"name": "c", "image": "i"}, {"name": "d", "image": "k"}]);
+            tested::cells(&Job, &object, "2026-01-01T00:02:00Z")
+        };
+        let condition = |kind: &str| json!([{"type": kind, "status": "True"}]);
+        for (spec, status, shown) in [
+            (
+                json!({"completions": 3}),
+                json!({"startTime": "2026-01-01T00:00:30Z", "succeeded": 1}),
+                "Running|1/3|90s",
+            ),
+            (json!({"completions": 1}), json!({"conditions": condition("Suspended")}), "Suspended|0/1|"),
+            (json!({"parallelism": 4}), json!({"succeeded": 2}), "Running|2/1 of 4|"),
+            (json!({"parallelism": 1}), json!({}), "Running|0/1|"),
+            (
+                json!({"completions": 1}),
+                json!({"startTime": "2026-01-01T00:00:00Z", "conditions": condition("FailureTarget")}),
+                "FailureTarget|0/1|2m",
+            ),
+        ] {
+            assert_eq!(row(spec, status), format!("j|{shown}|2m|c,d|i,k|<none>"));
+        }
+    }
+
+    #[test]
+    fn own_labels() {
+        let refused = |extra: Value| {
+            let mut object = job(json!({}));
+            for (key, value) in extra.as_object().unwrap() {
+                set(&mut object, key, value.clone());
+            }
+            tested::created(&Job, &object)
+        };
+        assert_eq!(refused(json!({})), "[]");
+        let found = refused(json!({"spec.template.metadata.labels": {"job-name": "other"}}));
+        assert!(found.contains("spec.template.metadata.labels[job-name]: Invalid value: {"), "{found}");
+        assert!(found.contains(": must be 'j'"), "{found}");
+        assert_eq!(
+            refused(json!({"spec.selector": {"matchLabels": {"a": "b"}}})),
+            "[spec.selector: Invalid value: {\"matchLabels\":{\"a\":\"b\",\"batch.kubernetes.io/controller-uid\":\"u\"}}: `selector` not auto-generated, \
+             spec.template.metadata.labels: Invalid value: {\"batch.kubernetes.io/controller-uid\":\"u\",\"batch.kubernetes.io/job-name\":\"j\",\"controller-uid\":\"u\",\"job-name\":\"j\"}: `selector` does not match template `labels`]"
+        );
+        // By hand, the selector is the user's own.
+        assert_eq!(
+            refused(
+                json!({"spec.manualSelector": true, "spec.selector": {"matchLabels": {"a": "b"}}, "spec.template.metadata.labels": {"a": "b"}})
+            ),
+            "[]"
+        );
+    }
+
+    #[test]
+    fn what_a_parked_job_may_change() {
+        let parked = job(
+            json!({"spec.suspend": true, "status": {"startTime": "2026-01-01T00:00:00Z", "conditions": [{"type": "Suspended", "status": "True"}]}}),
+        );
+        let resources = json!([{"name": "c", "image": "i", "resources": {"requests": {"cpu": "2"}}}]);
+        let changed = job(
+            json!({"spec.suspend": true, "spec.template.spec.containers": resources, "spec.template.spec.nodeSelector": {"a": "b"}}),
+        );
+        assert_eq!(join(&validate_update(&changed, &parked)), "[]");
+        let mut busy = parked.clone();
+        set(&mut busy, "status.active", 1);
+        assert!(join(&validate_update(&changed, &busy)).ends_with("field is immutable"));
     }
 }
