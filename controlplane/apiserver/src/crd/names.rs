@@ -79,9 +79,13 @@ fn names(definition: &Value, (resources, kinds): &(HashSet<&str>, HashSet<&str>)
     let mut new = if held.is_object() { held.clone() } else { json!({"plural": "", "kind": ""}) };
     let mut conflict: Option<(&str, String)> = None;
     let in_use = |name: &str| format!("{name:?} is already in use");
-    for (key, used, reason) in
-        [("plural", resources, "PluralConflict"), ("singular", resources, "SingularConflict"), ("shortNames", resources, "ShortNamesConflict"), ("kind", kinds, "KindConflict"), ("listKind", kinds, "ListKindConflict")]
-    {
+    for (key, used, reason) in [
+        ("plural", resources, "PluralConflict"),
+        ("singular", resources, "SingularConflict"),
+        ("shortNames", resources, "ShortNamesConflict"),
+        ("kind", kinds, "KindConflict"),
+        ("listKind", kinds, "ListKindConflict"),
+    ] {
         let fresh = |name: &&str| held[key] != **name && used.contains(*name);
         let problem = match &wanted[key] {
             Value::Array(short) => {
@@ -126,9 +130,7 @@ fn approval(definition: &Value) -> Option<Condition> {
             "MissingAnnotation",
             format!("protected groups must have approval annotation {APPROVED:?}, {APPROVAL_RULES}"),
         ),
-        text if text.starts_with("unapproved") => {
-            ("False", "UnapprovedAnnotation", format!("not approved: {text:?}"))
-        }
+        text if text.starts_with("unapproved") => ("False", "UnapprovedAnnotation", format!("not approved: {text:?}")),
         text if text.parse::<http::Uri>().is_ok_and(|url| url.host().is_some() && url.scheme().is_some()) => {
             ("True", "ApprovedAnnotation", format!("approved in {text}"))
         }
@@ -169,7 +171,10 @@ mod tests {
         let second = definition("others", "Cron", "cr");
         let second = with_status(&second, &[first.clone(), second.clone()]);
         let names = condition(&second, "NamesAccepted").unwrap();
-        assert_eq!((&names["reason"], &names["message"]), (&json!("ListKindConflict"), &json!("\"CronList\" is already in use")));
+        assert_eq!(
+            (&names["reason"], &names["message"]),
+            (&json!("ListKindConflict"), &json!("\"CronList\" is already in use"))
+        );
         assert_eq!(condition(&second, "Established").unwrap()["reason"], "NotAccepted");
         assert_eq!(second["status"]["acceptedNames"], json!({"plural": "others", "singular": "others", "kind": ""}));
         let freed = with_status(&second, std::slice::from_ref(&second));

@@ -204,10 +204,22 @@ mod tests {
     #[test]
     fn list_options_exclude_each_other() {
         for (query, watch, wanted) in [
-            ("resourceVersionMatch=Exact", false, "resourceVersionMatch is forbidden unless resourceVersion is provided"),
+            (
+                "resourceVersionMatch=Exact",
+                false,
+                "resourceVersionMatch is forbidden unless resourceVersion is provided",
+            ),
             ("sendInitialEvents=true", false, "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for list"),
-            ("resourceVersionMatch=Bad&resourceVersion=1", false, r#"Unsupported value: "Bad": supported values: "", "Exact", "NotOlderThan""#),
-            ("sendInitialEvents=false", true, "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"),
+            (
+                "resourceVersionMatch=Bad&resourceVersion=1",
+                false,
+                r#"Unsupported value: "Bad": supported values: "", "Exact", "NotOlderThan""#,
+            ),
+            (
+                "sendInitialEvents=false",
+                true,
+                "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+            ),
             ("limit=x", true, "strconv.ParseInt: parsing \"x\": invalid syntax"),
         ] {
             let why = check_list(&Query::parse(query), watch).unwrap_err().to_string();

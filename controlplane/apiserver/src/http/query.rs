@@ -44,7 +44,8 @@ impl Query {
             None | Some("") => Ok(None),
             Some(text) => text.parse().map(Some).map_err(|_| {
                 ApiError::bad_request(format!(
-                    "strconv.ParseInt: parsing {text:?}: {}", if is_range(text) { "value out of range" } else { "invalid syntax" }
+                    "strconv.ParseInt: parsing {text:?}: {}",
+                    if is_range(text) { "value out of range" } else { "invalid syntax" }
                 ))
             }),
         }
@@ -100,5 +101,4 @@ mod tests {
         assert!(Query::parse("limit=x").number("limit").is_err());
         assert_eq!(percent_decode("100%", false), "100%");
     }
-
 }

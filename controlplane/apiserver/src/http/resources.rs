@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 
 use super::body::Body;
 use super::negotiate::{Media, Output, View};
-use super::pipeline::Asked;
 use super::options::{WriteKind, WriteOptions};
+use super::pipeline::Asked;
 use super::render;
 use crate::error::{ApiError, Result};
 use crate::registry::delete::DeleteOptions;
@@ -288,8 +288,18 @@ pub fn decode(asked: &Asked, call: &Call, body: &Bytes) -> Result<Value> {
         object = json!({});
     }
     if !object.is_object() {
-        let found = if object.is_array() { "array" } else if object.is_string() { "string" } else if object.is_boolean() { "bool" } else { "number" };
-        let why = format!("couldn't get version/kind; json parse error: json: cannot unmarshal {found} into Go value of type struct {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}");
+        let found = if object.is_array() {
+            "array"
+        } else if object.is_string() {
+            "string"
+        } else if object.is_boolean() {
+            "bool"
+        } else {
+            "number"
+        };
+        let why = format!(
+            "couldn't get version/kind; json parse error: json: cannot unmarshal {found} into Go value of type struct {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}"
+        );
         return Err(unrecognized(&kind.kind, &ApiError::bad_request(why), body));
     }
     let mut problems = call.field_problems(&mut object, &duplicates)?;

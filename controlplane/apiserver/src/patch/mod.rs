@@ -92,7 +92,13 @@ pub fn merge(live: &Value, patch: &Value) -> Result<Value, ApiError> {
     if !patch.is_object() {
         return Err(ApiError::bad_request(format!(
             "error decoding patch: json: cannot unmarshal {} into Go value of type map[string]interface {{}}",
-            if patch.is_array() { "array" } else if patch.is_string() { "string" } else { "number" }
+            if patch.is_array() {
+                "array"
+            } else if patch.is_string() {
+                "string"
+            } else {
+                "number"
+            }
         )));
     }
     let mut patched = live.clone();

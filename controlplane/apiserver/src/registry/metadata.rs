@@ -93,7 +93,9 @@ pub fn require_name(object: &mut Value, name: &str) -> Result<()> {
 
 /// The type in the data must be the one of the path; an absent one is filled in.
 pub fn check_type(object: &mut Value, api_version: &str, kind: &str, custom: bool) -> Result<()> {
-    let map = object.as_object_mut().ok_or_else(|| ApiError::bad_request(format!("Object 'Kind' is missing: a {kind} is wanted")))?;
+    let map = object
+        .as_object_mut()
+        .ok_or_else(|| ApiError::bad_request(format!("Object 'Kind' is missing: a {kind} is wanted")))?;
     let given = |key: &str| map.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
     let (own_kind, own_version) = (given("kind").unwrap_or(kind), given("apiVersion").unwrap_or(api_version));
     let (group, version) = crate::resource::split_api_version(own_version);
@@ -104,7 +106,9 @@ pub fn check_type(object: &mut Value, api_version: &str, kind: &str, custom: boo
             let package = if wanted.is_empty() { "core" } else { wanted.split('.').next().unwrap_or(wanted) };
             format!("converting ({version}.{own_kind}) to ({package}.{kind}): unknown conversion")
         } else {
-            format!("no kind {own_kind:?} is registered for version {own_version:?} in scheme \"pkg/api/legacyscheme/scheme.go:30\"")
+            format!(
+                "no kind {own_kind:?} is registered for version {own_version:?} in scheme \"pkg/api/legacyscheme/scheme.go:30\""
+            )
         };
         return Err(ApiError::bad_request(format!(
             "{own_kind} in version {version:?} cannot be handled as a {kind}: {why}"
@@ -252,7 +256,9 @@ impl Preconditions {
     pub fn check_delete(&self, group: &str, kind: &str, object: &Value) -> Result<()> {
         let (name, uid, version) = (text(object, "name"), text(object, "uid"), text(object, "resourceVersion"));
         let refused = |what: &str, wanted: &str, held: &str, guess: &str| {
-            let why = format!("the {what} in the precondition ({wanted}) does not match the {what} in record ({held}). The object might have been {guess}");
+            let why = format!(
+                "the {what} in the precondition ({wanted}) does not match the {what} in record ({held}). The object might have been {guess}"
+            );
             Err(ApiError::conflict(group, kind, name, why))
         };
         if let Some(wanted) = self.uid.as_deref().filter(|wanted| *wanted != uid) {
@@ -268,7 +274,9 @@ impl Preconditions {
     pub fn check_write(&self, group: &str, resource: &str, key: &str, object: &Value) -> Result<()> {
         let (name, uid, version) = (text(object, "name"), text(object, "uid"), text(object, "resourceVersion"));
         let refused = |what: &str, wanted: &str, held: &str| {
-            let why = format!("StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {held}");
+            let why = format!(
+                "StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {held}"
+            );
             Err(ApiError::conflict(group, resource, name, why))
         };
         if let Some(wanted) = self.uid.as_deref().filter(|wanted| *wanted != uid) {

@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::write::Change;
 use super::Call;
+use super::write::Change;
 use crate::error::{ApiError, Result};
 use crate::http::options::FieldValidation;
 use crate::patch;
@@ -67,7 +67,8 @@ impl Change for Patch {
         };
         let patched = new.clone();
         let duplicates = self.own_problems();
-        let problems = call.field_problems(&mut new, &duplicates).map_err(|error| self.undecodable(&error, &patched))?;
+        let problems =
+            call.field_problems(&mut new, &duplicates).map_err(|error| self.undecodable(&error, &patched))?;
         match call.options.field_validation {
             FieldValidation::Strict if !problems.is_empty() => {
                 return Err(self.refused(&format!("strict decoding error: {}", problems.join(", ")), &patched));
@@ -116,7 +117,11 @@ impl Patch {
 
     /// 422 that shows the outcome of the patch; of a strategic merge the patch itself, as Go prints it.
     fn refused(&self, why: &str, patched: &Value) -> ApiError {
-        let shown = if self.kind == PatchType::Strategic { patch::apply::typed::go_text(&self.document) } else { patched.to_string() };
+        let shown = if self.kind == PatchType::Strategic {
+            patch::apply::typed::go_text(&self.document)
+        } else {
+            patched.to_string()
+        };
         let error = api::field::Error::invalid(&api::field::Path::root("patch"), shown, why);
         ApiError::invalid("", "", "", &[error])
     }
@@ -167,8 +172,15 @@ impl Patch {
         let schema = call.endpoint.schema(&kind.group, &kind.version).ok_or_else(|| {
             ApiError::internal(format!("no schema of {} {}: cannot apply", kind.api_version(), kind.kind))
         })?;
-        let applied =
-            patch::apply::apply(schema, old, &config, &call.manager, &call.info.subresource, call.options.force, call.now)?;
+        let applied = patch::apply::apply(
+            schema,
+            old,
+            &config,
+            &call.manager,
+            &call.info.subresource,
+            call.options.force,
+            call.now,
+        )?;
         self.report_duplicates(call)?;
         Ok(applied)
     }
@@ -188,9 +200,7 @@ impl Patch {
             .collect();
         let why = format!("error converting YAML to JSON: yaml: unmarshal errors:\n{}", lines.join("\n"));
         match call.options.field_validation {
-            FieldValidation::Strict => {
-                Err(ApiError::bad_request(format!("error strict decoding patch: {why}")))
-            }
+            FieldValidation::Strict => Err(ApiError::bad_request(format!("error strict decoding patch: {why}"))),
             FieldValidation::Warn => {
                 call.warn(why);
                 Ok(())

@@ -54,7 +54,8 @@ impl Continue {
     }
 
     fn decode(text: &str) -> Result<Self> {
-        let refused = |why: &str| ApiError::bad_request(format!("invalid continue token: continue key is not valid: {why}"));
+        let refused =
+            |why: &str| ApiError::bad_request(format!("invalid continue token: continue key is not valid: {why}"));
         let bytes =
             BASE64_URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|error| refused(&error.to_string()))?;
         let token: Value = serde_json::from_slice(&bytes).map_err(|error| refused(&error.to_string()))?;
@@ -77,7 +78,8 @@ impl Continue {
 pub fn parse_version(text: &str) -> Result<u64> {
     text.parse().map_err(|_| {
         let path = api::field::Path::root("resourceVersion");
-        let error = api::field::Error::invalid(&path, text, format!("strconv.ParseUint: parsing {text:?}: invalid syntax"));
+        let error =
+            api::field::Error::invalid(&path, text, format!("strconv.ParseUint: parsing {text:?}: invalid syntax"));
         ApiError::invalid("meta.k8s.io", "ListOptions", "", &[error])
     })
 }

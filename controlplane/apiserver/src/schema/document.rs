@@ -100,9 +100,22 @@ impl<'a> Scanner<'a> {
             b'{' => self.object(),
             b'[' => self.array(),
             b'"' => self.string().map(|_| ()),
-            b't' => self.literal(&[(b'r', "in literal true (expecting 'r')"), (b'u', "in literal true (expecting 'u')"), (b'e', "in literal true (expecting 'e')")]),
-            b'f' => self.literal(&[(b'a', "in literal false (expecting 'a')"), (b'l', "in literal false (expecting 'l')"), (b's', "in literal false (expecting 's')"), (b'e', "in literal false (expecting 'e')")]),
-            b'n' => self.literal(&[(b'u', "in literal null (expecting 'u')"), (b'l', "in literal null (expecting 'l')"), (b'l', "in literal null (expecting 'l')")]),
+            b't' => self.literal(&[
+                (b'r', "in literal true (expecting 'r')"),
+                (b'u', "in literal true (expecting 'u')"),
+                (b'e', "in literal true (expecting 'e')"),
+            ]),
+            b'f' => self.literal(&[
+                (b'a', "in literal false (expecting 'a')"),
+                (b'l', "in literal false (expecting 'l')"),
+                (b's', "in literal false (expecting 's')"),
+                (b'e', "in literal false (expecting 'e')"),
+            ]),
+            b'n' => self.literal(&[
+                (b'u', "in literal null (expecting 'u')"),
+                (b'l', "in literal null (expecting 'l')"),
+                (b'l', "in literal null (expecting 'l')"),
+            ]),
             b'-' => match self.bump()? {
                 b'0' => self.fraction(),
                 b'1'..=b'9' => self.digits(),

@@ -23,7 +23,9 @@ fn managers(object: &Value) -> Vec<(String, String, String, Value)> {
     let text = |entry: &Value, key: &str| entry[key].as_str().unwrap_or_default().to_owned();
     entries
         .iter()
-        .map(|entry| (text(entry, "manager"), text(entry, "operation"), text(entry, "subresource"), entry["fieldsV1"].clone()))
+        .map(|entry| {
+            (text(entry, "manager"), text(entry, "operation"), text(entry, "subresource"), entry["fieldsV1"].clone())
+        })
         .collect()
 }
 
@@ -48,9 +50,15 @@ async fn applying_the_same_again_changes_nothing() {
     assert_ne!(shared["metadata"]["resourceVersion"], made["metadata"]["resourceVersion"], "an owner more");
     assert_eq!(names(&shared), ["one", "two"]);
     // What two own stays until neither names it.
-    let one = apply(&client, &item, "one", "", &json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}})).await.expect(200);
+    let one =
+        apply(&client, &item, "one", "", &json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}}))
+            .await
+            .expect(200);
     assert_eq!((&one["data"], names(&one)), (&json!({"k": "1"}), vec!["two".to_owned()]));
-    let none = apply(&client, &item, "two", "", &json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}})).await.expect(200);
+    let none =
+        apply(&client, &item, "two", "", &json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}}))
+            .await
+            .expect(200);
     assert_eq!((&none["data"], names(&none)), (&Value::Null, vec![]));
 }
 
@@ -63,14 +71,20 @@ async fn a_conflict_names_the_owner_and_force_takes_over() {
     patch(&client, &format!("{item}?fieldManager=editor"), MERGE, &json!({"data": {"k": "2"}})).await.expect(200);
     let conflict = apply(&client, &item, "one", "", &map("a", json!({"k": "1", "l": "1"}))).await;
     conflict.refused(409, "Conflict", "Apply failed with 1 conflict: conflict with \"editor\" using v1: .data.k");
-    assert_eq!(conflict.value["details"]["causes"], json!([{"reason": "FieldManagerConflict", "message": "conflict with \"editor\" using v1", "field": ".data.k"}]));
+    assert_eq!(
+        conflict.value["details"]["causes"],
+        json!([{"reason": "FieldManagerConflict", "message": "conflict with \"editor\" using v1", "field": ".data.k"}])
+    );
     apply(&client, &item, "third", "", &map("a", json!({"k": "3", "l": "3"}))).await.refused(
         409,
         "Conflict",
         "Apply failed with 2 conflicts: conflicts with \"editor\" using v1:\n- .data.k\nconflicts with \"one\":\n- .data.l",
     );
     let taken = apply(&client, &item, "one", "&force=true", &map("a", json!({"k": "1", "l": "1"}))).await.expect(200);
-    assert_eq!(managers(&taken), [("one".into(), "Apply".into(), String::new(), json!({"f:data": {"f:k": {}, "f:l": {}}}))]);
+    assert_eq!(
+        managers(&taken),
+        [("one".into(), "Apply".into(), String::new(), json!({"f:data": {"f:k": {}, "f:l": {}}}))]
+    );
     // The value that is there already is no conflict.
     let agreed = apply(&client, &item, "third", "", &map("a", json!({"k": "1"}))).await.expect(200);
     assert_eq!(names(&agreed), ["one", "third"]);
@@ -82,7 +96,12 @@ async fn managed_fields_are_reset_by_one_empty_entry_only() {
     let client = cluster.admin();
     let item = format!("{MAPS}/a");
     apply(&client, &item, "one", "", &map("a", json!({"k": "1"}))).await.expect(201);
-    for kept in [json!([]), json!([{"manager": "x", "operation": "Nonsense"}]), json!([{"manager": "x", "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV9", "fieldsV1": {}}]), json!([{"manager": "x", "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV1", "fieldsV1": {"bad": {}}}])] {
+    for kept in [
+        json!([]),
+        json!([{"manager": "x", "operation": "Nonsense"}]),
+        json!([{"manager": "x", "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV9", "fieldsV1": {}}]),
+        json!([{"manager": "x", "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV1", "fieldsV1": {"bad": {}}}]),
+    ] {
         let answer = patch(&client, &item, MERGE, &json!({"metadata": {"managedFields": kept}})).await.expect(200);
         assert_eq!(names(&answer), ["one"], "{kept}");
     }
@@ -90,10 +109,21 @@ async fn managed_fields_are_reset_by_one_empty_entry_only() {
     assert!(reset["metadata"]["managedFields"].is_null(), "{reset:#}");
     let untracked = patch(&client, &item, MERGE, &json!({"data": {"l": "1"}})).await.expect(200);
     assert!(untracked["metadata"]["managedFields"].is_null(), "until someone applies");
-    apply(&client, &item, "two", "", &map("a", json!({"k": "2"}))).await.refused(409, "Conflict", "Apply failed with 1 conflict: conflict with \"before-first-apply\" using v1: .data.k");
+    apply(&client, &item, "two", "", &map("a", json!({"k": "2"}))).await.refused(
+        409,
+        "Conflict",
+        "Apply failed with 1 conflict: conflict with \"before-first-apply\" using v1: .data.k",
+    );
     let forced = apply(&client, &item, "two", "&force=true", &map("a", json!({"k": "2"}))).await.expect(200);
     assert_eq!(names(&forced), ["two", "before-first-apply"]);
-    let with = apply(&client, &item, "two", "", &json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "managedFields": []}})).await;
+    let with = apply(
+        &client,
+        &item,
+        "two",
+        "",
+        &json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "managedFields": []}}),
+    )
+    .await;
     with.refused(400, "BadRequest", "metadata.managedFields must be nil");
 }
 
@@ -103,15 +133,41 @@ async fn an_apply_that_creates_needs_a_name_and_no_history() {
     let client = cluster.admin();
     let item = format!("{MAPS}/new");
     let with = |metadata: Value| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata});
-    apply(&client, &item, "m", "", &with(json!({"generateName": "new"}))).await.refused(400, "BadRequest", "the name of the object (new based on URL) was undeterminable: name must be provided");
-    apply(&client, &item, "m", "", &with(json!({"name": "old"}))).await.refused(400, "BadRequest", "the name of the object (old) does not match the name on the URL (new)");
+    apply(&client, &item, "m", "", &with(json!({"generateName": "new"}))).await.refused(
+        400,
+        "BadRequest",
+        "the name of the object (new based on URL) was undeterminable: name must be provided",
+    );
+    apply(&client, &item, "m", "", &with(json!({"name": "old"}))).await.refused(
+        400,
+        "BadRequest",
+        "the name of the object (old) does not match the name on the URL (new)",
+    );
     apply(&client, &item, "m", "", &with(json!({"name": "new", "uid": "u"}))).await.refused(409, "Conflict", "Operation cannot be fulfilled on configmaps \"new\": uid mismatch: the provided object specified uid u, and no existing object was found");
-    apply(&client, &item, "m", "", &with(json!({"name": "new", "namespace": "other"}))).await.refused(400, "BadRequest", "the namespace of the provided object does not match the namespace sent on the request");
-    apply(&client, "/api/v1/namespaces/none/configmaps/new", "m", "", &with(json!({"name": "new"}))).await.refused(404, "NotFound", "namespaces \"none\" not found");
-    post(&client, "/api/v1/namespaces", &json!({"metadata": {"name": "going", "finalizers": ["example.com/hold"]}})).await.expect(201);
+    apply(&client, &item, "m", "", &with(json!({"name": "new", "namespace": "other"}))).await.refused(
+        400,
+        "BadRequest",
+        "the namespace of the provided object does not match the namespace sent on the request",
+    );
+    apply(&client, "/api/v1/namespaces/none/configmaps/new", "m", "", &with(json!({"name": "new"}))).await.refused(
+        404,
+        "NotFound",
+        "namespaces \"none\" not found",
+    );
+    post(&client, "/api/v1/namespaces", &json!({"metadata": {"name": "going", "finalizers": ["example.com/hold"]}}))
+        .await
+        .expect(201);
     super::delete(&client, "/api/v1/namespaces/going").await.expect(200);
     apply(&client, "/api/v1/namespaces/going/configmaps/new", "m", "", &with(json!({"name": "new"}))).await.refused(403, "Forbidden", "configmaps \"new\" is forbidden: unable to create new content in namespace going because it is being terminated");
-    let marked = apply(&client, "/api/v1/namespaces/going", "m", "", &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "going", "labels": {"a": "b"}}})).await.expect(200);
+    let marked = apply(
+        &client,
+        "/api/v1/namespaces/going",
+        "m",
+        "",
+        &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "going", "labels": {"a": "b"}}}),
+    )
+    .await
+    .expect(200);
     assert_eq!(marked["metadata"]["labels"]["a"], "b");
 }
 
@@ -126,27 +182,62 @@ async fn what_cannot_be_merged_is_refused_in_the_words_of_the_merge() {
         object
     };
     for (config, why) in [
-        (containers(json!([{"name": "n", "image": "a"}, {"name": "n", "image": "b"}])), ".spec.template.spec.containers: duplicate entries for key [name=\"n\"]"),
-        (containers(json!([{"image": "a"}])), ".spec.template.spec.containers: element 0: associative list with keys has an element that omits key field \"name\" (and doesn't have default value)"),
-        (containers(json!([{"name": "n", "env": [{"name": "PORT", "value": 8080}]}])), ".spec.template.spec.containers[name=\"n\"].env[name=\"PORT\"].value: expected string, got &value.valueUnstructured{Value:8080}"),
+        (
+            containers(json!([{"name": "n", "image": "a"}, {"name": "n", "image": "b"}])),
+            ".spec.template.spec.containers: duplicate entries for key [name=\"n\"]",
+        ),
+        (
+            containers(json!([{"image": "a"}])),
+            ".spec.template.spec.containers: element 0: associative list with keys has an element that omits key field \"name\" (and doesn't have default value)",
+        ),
+        (
+            containers(json!([{"name": "n", "env": [{"name": "PORT", "value": 8080}]}])),
+            ".spec.template.spec.containers[name=\"n\"].env[name=\"PORT\"].value: expected string, got &value.valueUnstructured{Value:8080}",
+        ),
         (containers(json!({"name": "n"})), ".spec.template.spec.containers: expected list, got &{map[name:n]}"),
-        (containers(json!([{"name": "n", "tty": "true"}])), ".spec.template.spec.containers[name=\"n\"].tty: expected boolean, got &value.valueUnstructured{Value:\"true\"}"),
+        (
+            containers(json!([{"name": "n", "tty": "true"}])),
+            ".spec.template.spec.containers[name=\"n\"].tty: expected boolean, got &value.valueUnstructured{Value:\"true\"}",
+        ),
         (deployment(json!({"replicas": "two"})), ".spec.replicas: expected numeric (int or float), got string"),
         (deployment(json!({"template": "x"})), ".spec.template: expected map, got &{x}"),
-        (containers(json!([{"name": "n", "imag": "a"}])), ".spec.template.spec.containers[name=\"n\"].imag: field not declared in schema"),
+        (
+            containers(json!([{"name": "n", "imag": "a"}])),
+            ".spec.template.spec.containers[name=\"n\"].imag: field not declared in schema",
+        ),
     ] {
-        apply(&client, &item, "m", "", &config).await.refused(400, "BadRequest", &format!("failed to create typed patch object (/d; apps/v1, Kind=Deployment): {why}"));
+        apply(&client, &item, "m", "", &config).await.refused(
+            400,
+            "BadRequest",
+            &format!("failed to create typed patch object (/d; apps/v1, Kind=Deployment): {why}"),
+        );
     }
     let mut twice = deployment(json!({}));
     twice["metadata"]["finalizers"] = json!(["a/b", "a/b"]);
     let answer = apply(&client, &item, "m", "", &twice).await;
-    assert!(answer.message().ends_with(".metadata.finalizers: duplicate entries for key [=\"a/b\"]"), "{}", answer.message());
+    assert!(
+        answer.message().ends_with(".metadata.finalizers: duplicate entries for key [=\"a/b\"]"),
+        "{}",
+        answer.message()
+    );
     // `protocol` has a default: two ports of one number are two.
     let ports = |ports: Value| containers(json!([{"name": "n", "image": "n:1", "ports": ports}]));
-    let made = apply(&client, &item, "m", "", &ports(json!([{"containerPort": 80}, {"containerPort": 80, "protocol": "UDP"}]))).await.expect(201);
+    let made = apply(
+        &client,
+        &item,
+        "m",
+        "",
+        &ports(json!([{"containerPort": 80}, {"containerPort": 80, "protocol": "UDP"}])),
+    )
+    .await
+    .expect(201);
     assert_eq!(made["spec"]["template"]["spec"]["containers"][0]["ports"].as_array().unwrap().len(), 2);
-    let fewer = apply(&client, &item, "m", "", &ports(json!([{"containerPort": 80, "protocol": "UDP"}]))).await.expect(200);
-    assert_eq!(fewer["spec"]["template"]["spec"]["containers"][0]["ports"], json!([{"containerPort": 80, "protocol": "UDP"}]));
+    let fewer =
+        apply(&client, &item, "m", "", &ports(json!([{"containerPort": 80, "protocol": "UDP"}]))).await.expect(200);
+    assert_eq!(
+        fewer["spec"]["template"]["spec"]["containers"][0]["ports"],
+        json!([{"containerPort": 80, "protocol": "UDP"}])
+    );
 }
 
 #[tokio::test]
@@ -157,24 +248,41 @@ async fn subresources_own_their_part() {
     apply(&client, &item, "app", "", &deployment(json!({"replicas": 1}))).await.expect(201);
     let scale = |replicas: i64| json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "d"}, "spec": {"replicas": replicas}});
     let path = format!("{item}/scale");
-    apply(&client, &path, "scaler", "", &scale(7)).await.refused(409, "Conflict", "Apply failed with 1 conflict: conflict with \"app\": .spec.replicas");
+    apply(&client, &path, "scaler", "", &scale(7)).await.refused(
+        409,
+        "Conflict",
+        "Apply failed with 1 conflict: conflict with \"app\": .spec.replicas",
+    );
     let scaled = apply(&client, &path, "scaler", "&force=true", &scale(7)).await.expect(200);
     assert_eq!((&scaled["kind"], &scaled["spec"]["replicas"]), (&json!("Scale"), &json!(7)));
     let owned = json!({"f:spec": {"f:replicas": {}}});
     let object = get(&client, &item).await.expect(200);
-    assert!(managers(&object).contains(&("scaler".into(), "Apply".into(), "scale".into(), owned.clone())), "{:?}", managers(&object));
+    assert!(
+        managers(&object).contains(&("scaler".into(), "Apply".into(), "scale".into(), owned.clone())),
+        "{:?}",
+        managers(&object)
+    );
     assert_eq!(managers(&object)[0].3["f:spec"]["f:replicas"], Value::Null, "the other one lost it");
     patch(&client, &format!("{path}?fieldManager=hand"), MERGE, &json!({"spec": {"replicas": 2}})).await.expect(200);
     let object = get(&client, &item).await.expect(200);
-    assert!(managers(&object).contains(&("hand".into(), "Update".into(), "scale".into(), owned)), "{:?}", managers(&object));
-    apply(&client, &item, "app", "", &deployment(json!({"replicas": 1}))).await.refused(409, "Conflict", "Apply failed with 1 conflict: conflict with \"hand\" with subresource \"scale\" using apps/v1: .spec.replicas");
+    assert!(
+        managers(&object).contains(&("hand".into(), "Update".into(), "scale".into(), owned)),
+        "{:?}",
+        managers(&object)
+    );
+    apply(&client, &item, "app", "", &deployment(json!({"replicas": 1}))).await.refused(
+        409,
+        "Conflict",
+        "Apply failed with 1 conflict: conflict with \"hand\" with subresource \"scale\" using apps/v1: .spec.replicas",
+    );
 
     let status = |kind: &str, replicas: i64| json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}, "spec": {"replicas": replicas}, "status": {"conditions": [{"type": kind, "status": "True"}]}});
     for (manager, kind) in [("a", "Available"), ("b", "Progressing")] {
         apply(&client, &format!("{item}/status"), manager, "", &status(kind, 100)).await.expect(200);
     }
     let object = get(&client, &item).await.expect(200);
-    let types: Vec<&str> = object["status"]["conditions"].as_array().unwrap().iter().filter_map(|one| one["type"].as_str()).collect();
+    let types: Vec<&str> =
+        object["status"]["conditions"].as_array().unwrap().iter().filter_map(|one| one["type"].as_str()).collect();
     assert_eq!((types, &object["spec"]["replicas"]), (vec!["Available", "Progressing"], &json!(2)));
     let of_a = managers(&object).into_iter().find(|(name, ..)| name == "a").unwrap();
     assert_eq!((of_a.2.as_str(), &of_a.3["f:spec"]), ("status", &Value::Null));
@@ -204,23 +312,43 @@ async fn custom_resources_merge_as_their_schema_says() {
     let client = cluster.admin();
     define(&client, &definition(topologies())).await;
     let item = format!("{FOOS}/f");
-    let foo = |spec: Value| json!({"apiVersion": "example.com/v1", "kind": "Foo", "metadata": {"name": "f"}, "spec": spec});
-    let one = foo(json!({"atomic": ["a"], "set": ["a", "b"], "map": [{"name": "x", "size": 1, "inner": [{"id": 1, "v": "a"}]}], "whole": {"a": "1"}, "free": {"deep": {"er": 1}}, "either": 5}));
+    let foo =
+        |spec: Value| json!({"apiVersion": "example.com/v1", "kind": "Foo", "metadata": {"name": "f"}, "spec": spec});
+    let one = foo(
+        json!({"atomic": ["a"], "set": ["a", "b"], "map": [{"name": "x", "size": 1, "inner": [{"id": 1, "v": "a"}]}], "whole": {"a": "1"}, "free": {"deep": {"er": 1}}, "either": 5}),
+    );
     let made = apply(&client, &item, "one", "", &one).await.expect(201);
     assert_eq!(
         managers(&made)[0].3["f:spec"],
         json!({"f:atomic": {}, "f:either": {}, "f:free": {"f:deep": {"f:er": {}}}, "f:map": {"k:{\"name\":\"x\",\"zone\":\"z\"}": {".": {}, "f:name": {}, "f:size": {}, "f:inner": {"k:{\"id\":1}": {".": {}, "f:id": {}, "f:v": {}}}}}, "f:set": {"v:\"a\"": {}, "v:\"b\"": {}}, "f:whole": {}})
     );
-    let two = foo(json!({"set": ["c", "b"], "map": [{"name": "x", "inner": [{"id": 2, "v": "b"}]}, {"name": "x", "zone": "y"}], "free": {"other": true}}));
+    let two = foo(
+        json!({"set": ["c", "b"], "map": [{"name": "x", "inner": [{"id": 2, "v": "b"}]}, {"name": "x", "zone": "y"}], "free": {"other": true}}),
+    );
     let merged = apply(&client, &item, "two", "", &two).await.expect(200);
     assert_eq!(merged["spec"]["set"], json!(["a", "c", "b"]));
-    assert_eq!(merged["spec"]["map"], json!([{"name": "x", "zone": "z", "size": 1, "inner": [{"id": 1, "v": "a"}, {"id": 2, "v": "b"}]}, {"name": "x", "zone": "y"}]));
+    assert_eq!(
+        merged["spec"]["map"],
+        json!([{"name": "x", "zone": "z", "size": 1, "inner": [{"id": 1, "v": "a"}, {"id": 2, "v": "b"}]}, {"name": "x", "zone": "y"}])
+    );
     assert_eq!(merged["spec"]["free"], json!({"deep": {"er": 1}, "other": true}));
-    for (spec, field) in [(json!({"atomic": ["b"]}), ".spec.atomic"), (json!({"whole": {"b": "1"}}), ".spec.whole"), (json!({"either": "5"}), ".spec.either"), (json!({"map": [{"name": "x", "size": 2}]}), ".spec.map[name=\"x\",zone=\"z\"].size")] {
-        apply(&client, &item, "three", "", &foo(spec)).await.refused(409, "Conflict", &format!("Apply failed with 1 conflict: conflict with \"one\": {field}"));
+    for (spec, field) in [
+        (json!({"atomic": ["b"]}), ".spec.atomic"),
+        (json!({"whole": {"b": "1"}}), ".spec.whole"),
+        (json!({"either": "5"}), ".spec.either"),
+        (json!({"map": [{"name": "x", "size": 2}]}), ".spec.map[name=\"x\",zone=\"z\"].size"),
+    ] {
+        apply(&client, &item, "three", "", &foo(spec)).await.refused(
+            409,
+            "Conflict",
+            &format!("Apply failed with 1 conflict: conflict with \"one\": {field}"),
+        );
     }
     let without = apply(&client, &item, "one", "", &foo(json!({"set": ["b"]}))).await.expect(200);
-    assert_eq!(without["spec"], json!({"set": ["c", "b"], "map": [{"name": "x", "zone": "z", "inner": [{"id": 2, "v": "b"}]}, {"name": "x", "zone": "y"}], "free": {"other": true}}));
+    assert_eq!(
+        without["spec"],
+        json!({"set": ["c", "b"], "map": [{"name": "x", "zone": "z", "inner": [{"id": 2, "v": "b"}]}, {"name": "x", "zone": "y"}], "free": {"other": true}})
+    );
     let answer = apply(&client, &item, "one", "", &foo(json!({"set": ["b", "b"]}))).await;
     assert!(answer.message().ends_with(".spec.set: duplicate entries for key [=\"b\"]"), "{}", answer.message());
 }
@@ -240,7 +368,8 @@ async fn owners_are_kept_across_versions_of_a_definition() {
     let other = apply(&client, &second, "two", "", &foo("v2", json!({"a": 2}))).await;
     other.refused(409, "Conflict", "Apply failed with 1 conflict: conflict with \"one\": .spec.a");
     let both = apply(&client, &second, "two", "", &foo("v2", json!({"b": 2}))).await.expect(200);
-    let versions: Vec<&Value> = both["metadata"]["managedFields"].as_array().unwrap().iter().map(|entry| &entry["apiVersion"]).collect();
+    let versions: Vec<&Value> =
+        both["metadata"]["managedFields"].as_array().unwrap().iter().map(|entry| &entry["apiVersion"]).collect();
     assert_eq!(versions, ["example.com/v1", "example.com/v2"]);
     // The same manager in another version is the same manager.
     let moved = apply(&client, &second, "one", "", &foo("v2", json!({"c": 3}))).await.expect(200);
@@ -249,5 +378,9 @@ async fn owners_are_kept_across_versions_of_a_definition() {
     let object = get(&client, &second).await.expect(200);
     assert_eq!(names(&object), ["one", "hand"], "{:?}", managers(&object));
     let wrong = apply(&client, &second, "one", "", &foo("v1", json!({}))).await;
-    wrong.refused(400, "BadRequest", "Incorrect version specified in apply patch. Specified patch version: example.com/v1, expected: example.com/v2");
+    wrong.refused(
+        400,
+        "BadRequest",
+        "Incorrect version specified in apply patch. Specified patch version: example.com/v1, expected: example.com/v2",
+    );
 }

@@ -6,13 +6,19 @@ use serde_json::{Value, json};
 use super::{DEFINITIONS, FOOS, MERGE, define, definition, delete, get, patch, post, put, request, until};
 
 fn condition<'a>(definition: &'a Value, kind: &str) -> &'a Value {
-    definition["status"]["conditions"].as_array().unwrap().iter().find(|one| one["type"] == kind).unwrap_or(&Value::Null)
+    definition["status"]["conditions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|one| one["type"] == kind)
+        .unwrap_or(&Value::Null)
 }
 
 fn renamed(plural: &str, kind: &str) -> Value {
     let mut other = definition(json!({"type": "object"}));
     other["metadata"]["name"] = format!("{plural}.example.com").into();
-    other["spec"]["names"] = json!({"plural": plural, "singular": kind.to_lowercase(), "kind": kind, "listKind": format!("{kind}List")});
+    other["spec"]["names"] =
+        json!({"plural": plural, "singular": kind.to_lowercase(), "kind": kind, "listKind": format!("{kind}List")});
     other
 }
 
@@ -30,10 +36,20 @@ async fn a_definition_is_made_listed_read_and_its_status_written() {
     let status = get(&client, &format!("{path}/status")).await.expect(200);
     assert_eq!(condition(&status, "Established")["status"], "True");
     let mut changed = status.clone();
-    changed["status"]["conditions"].as_array_mut().unwrap().push(json!({"type": "StatusUpdate", "status": "True", "reason": "E2E", "message": "set by a test"}));
+    changed["status"]["conditions"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"type": "StatusUpdate", "status": "True", "reason": "E2E", "message": "set by a test"}));
     let updated = put(&client, &format!("{path}/status"), &changed).await.expect(200);
     assert_eq!(condition(&updated, "StatusUpdate")["message"], "set by a test");
-    let patched = patch(&client, &format!("{path}/status"), MERGE, &json!({"status": {"conditions": updated["status"]["conditions"]}, "spec": {"group": "other.example.com"}})).await.expect(200);
+    let patched = patch(
+        &client,
+        &format!("{path}/status"),
+        MERGE,
+        &json!({"status": {"conditions": updated["status"]["conditions"]}, "spec": {"group": "other.example.com"}}),
+    )
+    .await
+    .expect(200);
     assert_eq!(patched["spec"]["group"], "example.com", "the status subresource writes status");
     let mut second = renamed("bars", "Bar");
     second["metadata"]["labels"] = json!({"of": "test"});
@@ -54,9 +70,15 @@ async fn names_in_use_are_refused_one_by_one_until_they_are_free() {
     let path = format!("{DEFINITIONS}/others.example.com");
     let second = until(&client, &path, |answer| !condition(&answer.value, "NamesAccepted").is_null()).await;
     let names = condition(&second, "NamesAccepted");
-    assert_eq!((&names["status"], &names["reason"], &names["message"]), (&json!("False"), &json!("ListKindConflict"), &json!("\"FooList\" is already in use")));
+    assert_eq!(
+        (&names["status"], &names["reason"], &names["message"]),
+        (&json!("False"), &json!("ListKindConflict"), &json!("\"FooList\" is already in use"))
+    );
     let established = condition(&second, "Established");
-    assert_eq!((&established["status"], &established["reason"], &established["message"]), (&json!("False"), &json!("NotAccepted"), &json!("not all names are accepted")));
+    assert_eq!(
+        (&established["status"], &established["reason"], &established["message"]),
+        (&json!("False"), &json!("NotAccepted"), &json!("not all names are accepted"))
+    );
     assert_eq!(second["status"]["acceptedNames"]["plural"], "others");
     assert_eq!(get(&client, "/apis/example.com/v1/others").await.code, 404);
     delete(&client, &format!("{DEFINITIONS}/foos.example.com")).await.expect(200);
@@ -82,14 +104,32 @@ async fn groups_of_the_community_say_whether_they_are_approved() {
     let refused = post(&client, DEFINITIONS, &of("as", None)).await;
     refused.refused(422, "Invalid", &format!("CustomResourceDefinition.apiextensions.k8s.io \"as.stable.k8s.io\" is invalid: metadata.annotations[api-approved.kubernetes.io]: Required value: {why}"));
     for (name, annotation, status, reason, message) in [
-        ("bs", "unapproved, experimental-only", "False", "UnapprovedAnnotation", "not approved: \"unapproved, experimental-only\""),
-        ("cs", "https://github.com/kubernetes/kubernetes/pull/78458", "True", "ApprovedAnnotation", "approved in https://github.com/kubernetes/kubernetes/pull/78458"),
+        (
+            "bs",
+            "unapproved, experimental-only",
+            "False",
+            "UnapprovedAnnotation",
+            "not approved: \"unapproved, experimental-only\"",
+        ),
+        (
+            "cs",
+            "https://github.com/kubernetes/kubernetes/pull/78458",
+            "True",
+            "ApprovedAnnotation",
+            "approved in https://github.com/kubernetes/kubernetes/pull/78458",
+        ),
     ] {
         post(&client, DEFINITIONS, &of(name, Some(annotation))).await.expect(201);
         let kind = "KubernetesAPIApprovalPolicyConformant";
-        let made = until(&client, &format!("{DEFINITIONS}/{name}.stable.k8s.io"), |answer| answer.value["status"]["conditions"].is_array() && !condition(&answer.value, kind).is_null()).await;
+        let made = until(&client, &format!("{DEFINITIONS}/{name}.stable.k8s.io"), |answer| {
+            answer.value["status"]["conditions"].is_array() && !condition(&answer.value, kind).is_null()
+        })
+        .await;
         let found = condition(&made, kind);
-        assert_eq!((&found["status"], &found["reason"], &found["message"]), (&json!(status), &json!(reason), &json!(message)));
+        assert_eq!(
+            (&found["status"], &found["reason"], &found["message"]),
+            (&json!(status), &json!(reason), &json!(message))
+        );
     }
 }
 
@@ -102,7 +142,11 @@ async fn definitions_that_cannot_be_served_are_refused() {
         assert!(answer.code == 422 && answer.message().contains(why), "{}", answer.message());
     };
     refused(definition(json!({"type": "object", "properties": {"a": {}}})), "spec.validation.openAPIV3Schema.properties[a].type: Required value: must not be empty for specified object fields").await;
-    refused(definition(json!({"properties": {}})), "openAPIV3Schema.type: Required value: must not be empty at the root").await;
+    refused(
+        definition(json!({"properties": {}})),
+        "openAPIV3Schema.type: Required value: must not be empty at the root",
+    )
+    .await;
     let mut old = definition(json!({"type": "object"}));
     old["spec"]["preserveUnknownFields"] = true.into();
     refused(old, "spec.preserveUnknownFields: Invalid value: true: cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead").await;
@@ -111,7 +155,11 @@ async fn definitions_that_cannot_be_served_are_refused() {
     refused(none, "spec.versions[0].schema.openAPIV3Schema: Required value: schemas are required").await;
     let mut misnamed = definition(json!({"type": "object"}));
     misnamed["metadata"]["name"] = "other.example.com".into();
-    refused(misnamed, "metadata.name: Invalid value: \"other.example.com\": must be spec.names.plural+\".\"+spec.group").await;
+    refused(
+        misnamed,
+        "metadata.name: Invalid value: \"other.example.com\": must be spec.names.plural+\".\"+spec.group",
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -119,15 +167,23 @@ async fn a_definition_is_published_changed_and_withdrawn() {
     let cluster = Cluster::start().await;
     let client = cluster.admin();
     let spec = json!({"type": "object", "description": "Specification of Foo", "required": ["bars"], "properties": {"bars": {"type": "array", "description": "List of Bars and their specs.", "items": {"type": "object", "properties": {"name": {"type": "string", "description": "Name of Bar."}}}}}});
-    define(&client, &definition(json!({"type": "object", "description": "Foo CRD for Testing", "properties": {"spec": spec}}))).await;
+    define(
+        &client,
+        &definition(json!({"type": "object", "description": "Foo CRD for Testing", "properties": {"spec": spec}})),
+    )
+    .await;
     let has = |answer: &super::Answer, text: &str| String::from_utf8_lossy(&answer.bytes).contains(text);
     let (v2, v3) = ("/openapi/v2", "/openapi/v3/apis/example.com/v1");
     for path in [v2, v3] {
-        let document = until(&client, path, |answer| answer.code == 200 && has(answer, "List of Bars and their specs.")).await;
+        let document =
+            until(&client, path, |answer| answer.code == 200 && has(answer, "List of Bars and their specs.")).await;
         let schemas = if path == v2 { &document["definitions"] } else { &document["components"]["schemas"] };
         let foo = &schemas["com.example.v1.Foo"];
         assert_eq!(foo["description"], "Foo CRD for Testing");
-        assert_eq!(foo["x-kubernetes-group-version-kind"], json!([{"group": "example.com", "kind": "Foo", "version": "v1"}]));
+        assert_eq!(
+            foo["x-kubernetes-group-version-kind"],
+            json!([{"group": "example.com", "kind": "Foo", "version": "v1"}])
+        );
         assert!(foo["properties"]["metadata"].is_object() && schemas["com.example.v1.FooList"].is_object(), "{foo:#}");
         assert!(document["paths"]["/apis/example.com/v1/namespaces/{namespace}/foos/{name}/status"].is_object());
     }

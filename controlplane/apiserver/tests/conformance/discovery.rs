@@ -12,7 +12,11 @@ async fn aggregated(client: &kube::Client, path: &str) -> super::Answer {
 }
 
 fn group<'a>(list: &'a Value, name: &str) -> Option<&'a Value> {
-    list["items"].as_array().unwrap().iter().find(|group| group["metadata"]["name"].as_str().unwrap_or_default() == name)
+    list["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|group| group["metadata"]["name"].as_str().unwrap_or_default() == name)
 }
 
 #[tokio::test]
@@ -26,18 +30,57 @@ async fn aggregated_discovery_names_every_group_and_follows_definitions() {
     let unchanged = request(&client, "GET", "/apis", &[("accept", AGGREGATED), ("if-none-match", &tag)], b"").await;
     assert_eq!((unchanged.code, unchanged.bytes.len()), (304, 0));
     let apis = apis.expect(200);
-    assert_eq!((&apis["kind"], &apis["apiVersion"]), (&json!("APIGroupDiscoveryList"), &json!("apidiscovery.k8s.io/v2")));
-    for name in ["admissionregistration.k8s.io", "apiextensions.k8s.io", "apiregistration.k8s.io", "apps", "authentication.k8s.io", "authorization.k8s.io", "autoscaling", "batch", "certificates.k8s.io", "coordination.k8s.io", "discovery.k8s.io", "events.k8s.io", "networking.k8s.io", "node.k8s.io", "policy", "scheduling.k8s.io"] {
+    assert_eq!(
+        (&apis["kind"], &apis["apiVersion"]),
+        (&json!("APIGroupDiscoveryList"), &json!("apidiscovery.k8s.io/v2"))
+    );
+    for name in [
+        "admissionregistration.k8s.io",
+        "apiextensions.k8s.io",
+        "apiregistration.k8s.io",
+        "apps",
+        "authentication.k8s.io",
+        "authorization.k8s.io",
+        "autoscaling",
+        "batch",
+        "certificates.k8s.io",
+        "coordination.k8s.io",
+        "discovery.k8s.io",
+        "events.k8s.io",
+        "networking.k8s.io",
+        "node.k8s.io",
+        "policy",
+        "scheduling.k8s.io",
+    ] {
         let group = group(&apis, name).unwrap_or_else(|| panic!("{name}"));
         let version = &group["versions"][0];
         assert_eq!(version["freshness"], "Current", "{name}");
         let resource = &version["resources"][0];
-        assert!(resource["verbs"].is_array() && resource["responseKind"]["kind"].is_string() && resource["scope"].is_string(), "{resource:#}");
+        assert!(
+            resource["verbs"].is_array()
+                && resource["responseKind"]["kind"].is_string()
+                && resource["scope"].is_string(),
+            "{resource:#}"
+        );
     }
     let core = aggregated(&client, "/api").await.expect(200);
-    let pods = core["items"][0]["versions"][0]["resources"].as_array().unwrap().iter().find(|one| one["resource"] == "pods").unwrap();
-    assert_eq!((&pods["singularResource"], &pods["shortNames"], &pods["categories"]), (&json!("pod"), &json!(["po"]), &json!(["all"])));
-    assert!(pods["subresources"].as_array().unwrap().iter().any(|sub| sub["subresource"] == "status" && sub["responseKind"]["kind"] == "Pod"));
+    let pods = core["items"][0]["versions"][0]["resources"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|one| one["resource"] == "pods")
+        .unwrap();
+    assert_eq!(
+        (&pods["singularResource"], &pods["shortNames"], &pods["categories"]),
+        (&json!("pod"), &json!(["po"]), &json!(["all"]))
+    );
+    assert!(
+        pods["subresources"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|sub| sub["subresource"] == "status" && sub["responseKind"]["kind"] == "Pod")
+    );
     define(&client, &definition(json!({"type": "object"}))).await;
     let wanted = json!({"resource": "foos", "singularResource": "foo", "scope": "Namespaced", "responseKind": {"group": "example.com", "kind": "Foo", "version": "v1"}});
     let mut found = Value::Null;
@@ -66,11 +109,19 @@ async fn every_group_prefers_one_of_its_versions_and_serves_it() {
     for group in list["groups"].as_array().unwrap() {
         let name = group["name"].as_str().unwrap();
         let alone = get(&client, &format!("/apis/{name}")).await.expect(200);
-        assert_eq!((&alone["kind"], &alone["preferredVersion"], &alone["versions"]), (&json!("APIGroup"), &group["preferredVersion"], &group["versions"]), "{name}");
+        assert_eq!(
+            (&alone["kind"], &alone["preferredVersion"], &alone["versions"]),
+            (&json!("APIGroup"), &group["preferredVersion"], &group["versions"]),
+            "{name}"
+        );
         assert!(group["versions"].as_array().unwrap().contains(&group["preferredVersion"]), "{name}");
         for version in group["versions"].as_array().unwrap() {
-            let resources = get(&client, &format!("/apis/{}", version["groupVersion"].as_str().unwrap())).await.expect(200);
-            assert_eq!((&resources["kind"], &resources["groupVersion"]), (&json!("APIResourceList"), &version["groupVersion"]));
+            let resources =
+                get(&client, &format!("/apis/{}", version["groupVersion"].as_str().unwrap())).await.expect(200);
+            assert_eq!(
+                (&resources["kind"], &resources["groupVersion"]),
+                (&json!("APIResourceList"), &version["groupVersion"])
+            );
             assert!(!resources["resources"].as_array().unwrap().is_empty(), "{version}");
         }
     }
@@ -79,7 +130,8 @@ async fn every_group_prefers_one_of_its_versions_and_serves_it() {
     assert!(core["serverAddressByClientCIDRs"].is_array());
     // Storage versions are told by their hash.
     let resources = get(&client, "/apis/apps/v1").await.expect(200);
-    let deployment = resources["resources"].as_array().unwrap().iter().find(|one| one["name"] == "deployments").unwrap();
+    let deployment =
+        resources["resources"].as_array().unwrap().iter().find(|one| one["name"] == "deployments").unwrap();
     assert!(deployment["storageVersionHash"].as_str().is_some_and(|hash| !hash.is_empty()), "{deployment:#}");
     let version = get(&client, "/version").await.expect(200);
     assert_eq!((&version["major"], &version["minor"]), (&json!("1"), &json!("37")));

@@ -18,11 +18,38 @@ fn nested(levels: usize, path: &str) -> Value {
         schema
     };
     let mut properties = Map::new();
-    properties.insert("name".into(), described(json!({"type": "string", "minLength": 1, "maxLength": 63, "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"}), "The name"));
-    properties.insert("mode".into(), described(json!({"type": "string", "enum": ["Always", "IfNotPresent", "Never"], "default": "Always"}), "The mode"));
-    properties.insert("limit".into(), described(json!({"type": "integer", "format": "int32", "minimum": 0, "maximum": 65535}), "The limit"));
-    properties.insert("size".into(), described(json!({"x-kubernetes-int-or-string": true, "anyOf": [{"type": "integer"}, {"type": "string"}]}), "The size"));
-    properties.insert("labels".into(), described(json!({"type": "object", "additionalProperties": {"type": "string"}, "maxProperties": 16}), "The labels"));
+    properties.insert(
+        "name".into(),
+        described(
+            json!({"type": "string", "minLength": 1, "maxLength": 63, "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"}),
+            "The name",
+        ),
+    );
+    properties.insert(
+        "mode".into(),
+        described(
+            json!({"type": "string", "enum": ["Always", "IfNotPresent", "Never"], "default": "Always"}),
+            "The mode",
+        ),
+    );
+    properties.insert(
+        "limit".into(),
+        described(json!({"type": "integer", "format": "int32", "minimum": 0, "maximum": 65535}), "The limit"),
+    );
+    properties.insert(
+        "size".into(),
+        described(
+            json!({"x-kubernetes-int-or-string": true, "anyOf": [{"type": "integer"}, {"type": "string"}]}),
+            "The size",
+        ),
+    );
+    properties.insert(
+        "labels".into(),
+        described(
+            json!({"type": "object", "additionalProperties": {"type": "string"}, "maxProperties": 16}),
+            "The labels",
+        ),
+    );
     if levels > 0 {
         for part in ["selector", "template", "policy"] {
             properties.insert(part.into(), nested(levels - 1, &format!("{path}.{part}")));
@@ -31,7 +58,8 @@ fn nested(levels: usize, path: &str) -> Value {
         properties.insert("items".into(), described(json!({"type": "array", "maxItems": 8, "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"], "items": item}), "The items"));
     }
     let mut schema = described(json!({"type": "object", "required": ["name"], "properties": properties}), "The part");
-    schema["x-kubernetes-validations"] = json!([{"rule": "!has(self.limit) || self.limit != 13", "message": "limit must not be 13"}]);
+    schema["x-kubernetes-validations"] =
+        json!([{"rule": "!has(self.limit) || self.limit != 13", "message": "limit must not be 13"}]);
     schema
 }
 
@@ -47,10 +75,18 @@ fn large(levels: usize) -> Value {
 fn kubectl(config: &std::path::Path, arguments: &[&str], input: &str) -> (bool, String) {
     let mut command = Command::new("kubectl");
     command.arg("--kubeconfig").arg(config).arg("--cache-dir").arg(config.with_extension("cache")).args(arguments);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("kubectl is missing: apt-get install kubernetes-client");
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("kubectl is missing: apt-get install kubernetes-client");
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     let output = child.wait_with_output().unwrap();
-    (output.status.success(), format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)))
+    (
+        output.status.success(),
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)),
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -82,14 +118,30 @@ async fn a_large_definition_is_applied_served_explained_and_published() {
     let mut wrong = part.clone();
     wrong["items"][0]["template"]["limit"] = 13.into();
     let refused = post(&client, FOOS, &foo("b", wrong)).await;
-    refused.refused(422, "Invalid", "Foo.example.com \"b\" is invalid: spec.items[0].template: Invalid value: limit must not be 13");
-    let applied = apply(&client, &format!("{FOOS}/a"), "m", "", &foo("a", json!({"name": "a", "items": [{"name": "z", "mode": "Never"}]}))).await.expect(200);
+    refused.refused(
+        422,
+        "Invalid",
+        "Foo.example.com \"b\" is invalid: spec.items[0].template: Invalid value: limit must not be 13",
+    );
+    let applied = apply(
+        &client,
+        &format!("{FOOS}/a"),
+        "m",
+        "",
+        &foo("a", json!({"name": "a", "items": [{"name": "z", "mode": "Never"}]})),
+    )
+    .await
+    .expect(200);
     assert_eq!(applied["spec"]["items"].as_array().unwrap().len(), 2);
     let (done, said) = kubectl(&config, &["explain", "foo.spec.template.items.policy.limit"], "");
     assert!(done && said.contains("The limit of spec.template.items.policy"), "{said}");
     for path in ["/openapi/v2", "/openapi/v3/apis/example.com/v1", "/openapi/v3/apis/example.com/v1beta1"] {
         let started = std::time::Instant::now();
-        until(&client, path, |answer| answer.code == 200 && String::from_utf8_lossy(&answer.bytes).contains("The limit of spec.template.items.policy")).await;
+        until(&client, path, |answer| {
+            answer.code == 200
+                && String::from_utf8_lossy(&answer.bytes).contains("The limit of spec.template.items.policy")
+        })
+        .await;
         println!("{path} in {:?}", started.elapsed());
     }
     let (done, said) = kubectl(&config, &["get", "foos"], "");
@@ -112,7 +164,14 @@ async fn rules_that_could_cost_too_much_are_refused_with_their_cost() {
     let cluster = Cluster::start().await;
     let client = cluster.admin();
     let unbounded = json!({"type": "array", "items": {"type": "array", "items": {"type": "string"}}, "x-kubernetes-validations": [{"rule": "self.all(x, self.all(y, x.all(z, z.contains('a'))))"}]});
-    let answer = post(&client, DEFINITIONS, &definition(json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {"a": unbounded}}}}))).await;
+    let answer = post(
+        &client,
+        DEFINITIONS,
+        &definition(
+            json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {"a": unbounded}}}}),
+        ),
+    )
+    .await;
     let why = answer.message();
     assert!(answer.code == 422 && why.contains("estimated rule cost exceeds budget by factor of more than 100x") && why.contains("(try simplifying the rule, or adding maxItems, maxProperties, and maxLength where arrays, maps, and strings are declared)"), "{why}");
 }

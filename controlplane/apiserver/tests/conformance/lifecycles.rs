@@ -37,7 +37,11 @@ async fn lives(client: &kube::Client, path: &str, object: &Value, change: &Value
         assert_eq!(again["status"], after["status"]);
     }
     let watched = get(client, &format!("{path}?watch=1&timeoutSeconds=1&resourceVersion={from}")).await;
-    let types: Vec<String> = String::from_utf8(watched.bytes).unwrap().lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["type"].as_str().unwrap().to_owned()).collect();
+    let types: Vec<String> = String::from_utf8(watched.bytes)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["type"].as_str().unwrap().to_owned())
+        .collect();
     assert!(types.len() >= 2 && types.iter().all(|kind| kind == "MODIFIED"), "{path}: {types:?}");
     delete(client, &item).await.expect(200);
     get(client, &item).await.expect(404);
@@ -60,15 +64,88 @@ async fn kinds_live_their_lives() {
     };
     let flow = "flowcontrol.apiserver.k8s.io/v1";
     for (path, object, change, status) in [
-        (format!("/apis/{flow}/flowschemas"), of(flow, "FlowSchema", json!({"spec": {"matchingPrecedence": 10000, "priorityLevelConfiguration": {"name": "global-default"}, "distinguisherMethod": {"type": "ByUser"}, "rules": [{"subjects": [{"kind": "User", "user": {"name": "ann"}}], "nonResourceRules": [{"verbs": ["get"], "nonResourceURLs": ["/x"]}]}]}})), json!({"spec": {"matchingPrecedence": 9999}}), Some(condition("StatusPatched"))),
-        (format!("/apis/{flow}/prioritylevelconfigurations"), of(flow, "PriorityLevelConfiguration", json!({"spec": {"type": "Limited", "limited": {"nominalConcurrencyShares": 2, "limitResponse": {"type": "Reject"}}}})), json!({"spec": {"limited": {"nominalConcurrencyShares": 4}}}), Some(condition("StatusPatched"))),
-        ("/api/v1/namespaces/default/serviceaccounts".into(), of("v1", "ServiceAccount", json!({})), json!({"automountServiceAccountToken": false}), None),
-        ("/api/v1/namespaces/default/events".into(), of("v1", "Event", json!({"message": "an event", "reason": "Test", "type": "Normal", "involvedObject": {"namespace": "default"}})), json!({"message": "changed"}), None),
-        ("/apis/events.k8s.io/v1/namespaces/default/events".into(), of("events.k8s.io/v1", "Event", json!({"eventTime": "2026-01-01T00:00:00.000001Z", "note": "an event", "reason": "Test", "type": "Normal", "action": "Do", "reportingController": "test-controller", "reportingInstance": "test-node", "regarding": {"namespace": "default"}})), json!({"series": {"count": 100, "lastObservedTime": "2026-01-01T00:00:00.000002Z"}}), None),
-        ("/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies".into(), of("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicy", json!({"spec": {"failurePolicy": "Ignore", "matchConstraints": {"resourceRules": [{"apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["deployments"]}]}, "validations": [{"expression": "object.spec.replicas <= 100"}]}})), annotate.clone(), Some(condition("StatusPatched"))),
-        ("/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings".into(), of("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicyBinding", json!({"spec": {"policyName": "walk", "validationActions": ["Deny"]}})), annotate.clone(), None),
-        ("/apis/admissionregistration.k8s.io/v1/mutatingadmissionpolicybindings".into(), of("admissionregistration.k8s.io/v1", "MutatingAdmissionPolicyBinding", json!({"spec": {"policyName": "walk"}})), annotate.clone(), None),
-        ("/apis/apiregistration.k8s.io/v1/apiservices".into(), json!({"apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService", "metadata": {"name": "v1alpha1.wardle.example.com"}, "spec": {"service": {"namespace": "default", "name": "sample", "port": 443}, "group": "wardle.example.com", "version": "v1alpha1", "insecureSkipTLSVerify": true, "groupPriorityMinimum": 2000, "versionPriority": 200}}), json!({"spec": {"versionPriority": 400}}), Some(condition("StatusUpdated"))),
+        (
+            format!("/apis/{flow}/flowschemas"),
+            of(
+                flow,
+                "FlowSchema",
+                json!({"spec": {"matchingPrecedence": 10000, "priorityLevelConfiguration": {"name": "global-default"}, "distinguisherMethod": {"type": "ByUser"}, "rules": [{"subjects": [{"kind": "User", "user": {"name": "ann"}}], "nonResourceRules": [{"verbs": ["get"], "nonResourceURLs": ["/x"]}]}]}}),
+            ),
+            json!({"spec": {"matchingPrecedence": 9999}}),
+            Some(condition("StatusPatched")),
+        ),
+        (
+            format!("/apis/{flow}/prioritylevelconfigurations"),
+            of(
+                flow,
+                "PriorityLevelConfiguration",
+                json!({"spec": {"type": "Limited", "limited": {"nominalConcurrencyShares": 2, "limitResponse": {"type": "Reject"}}}}),
+            ),
+            json!({"spec": {"limited": {"nominalConcurrencyShares": 4}}}),
+            Some(condition("StatusPatched")),
+        ),
+        (
+            "/api/v1/namespaces/default/serviceaccounts".into(),
+            of("v1", "ServiceAccount", json!({})),
+            json!({"automountServiceAccountToken": false}),
+            None,
+        ),
+        (
+            "/api/v1/namespaces/default/events".into(),
+            of(
+                "v1",
+                "Event",
+                json!({"message": "an event", "reason": "Test", "type": "Normal", "involvedObject": {"namespace": "default"}}),
+            ),
+            json!({"message": "changed"}),
+            None,
+        ),
+        (
+            "/apis/events.k8s.io/v1/namespaces/default/events".into(),
+            of(
+                "events.k8s.io/v1",
+                "Event",
+                json!({"eventTime": "2026-01-01T00:00:00.000001Z", "note": "an event", "reason": "Test", "type": "Normal", "action": "Do", "reportingController": "test-controller", "reportingInstance": "test-node", "regarding": {"namespace": "default"}}),
+            ),
+            json!({"series": {"count": 100, "lastObservedTime": "2026-01-01T00:00:00.000002Z"}}),
+            None,
+        ),
+        (
+            "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies".into(),
+            of(
+                "admissionregistration.k8s.io/v1",
+                "ValidatingAdmissionPolicy",
+                json!({"spec": {"failurePolicy": "Ignore", "matchConstraints": {"resourceRules": [{"apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["deployments"]}]}, "validations": [{"expression": "object.spec.replicas <= 100"}]}}),
+            ),
+            annotate.clone(),
+            Some(condition("StatusPatched")),
+        ),
+        (
+            "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings".into(),
+            of(
+                "admissionregistration.k8s.io/v1",
+                "ValidatingAdmissionPolicyBinding",
+                json!({"spec": {"policyName": "walk", "validationActions": ["Deny"]}}),
+            ),
+            annotate.clone(),
+            None,
+        ),
+        (
+            "/apis/admissionregistration.k8s.io/v1/mutatingadmissionpolicybindings".into(),
+            of(
+                "admissionregistration.k8s.io/v1",
+                "MutatingAdmissionPolicyBinding",
+                json!({"spec": {"policyName": "walk"}}),
+            ),
+            annotate.clone(),
+            None,
+        ),
+        (
+            "/apis/apiregistration.k8s.io/v1/apiservices".into(),
+            json!({"apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService", "metadata": {"name": "v1alpha1.wardle.example.com"}, "spec": {"service": {"namespace": "default", "name": "sample", "port": 443}, "group": "wardle.example.com", "version": "v1alpha1", "insecureSkipTLSVerify": true, "groupPriorityMinimum": 2000, "versionPriority": 200}}),
+            json!({"spec": {"versionPriority": 400}}),
+            Some(condition("StatusUpdated")),
+        ),
     ] {
         lives(&client, &path, &object, &change, status.as_ref()).await;
     }
@@ -81,9 +158,15 @@ async fn events_of_both_groups_are_the_same_events() {
     let event = json!({"apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {"name": "e"}, "eventTime": "2026-01-01T00:00:00.000001Z", "note": "a note", "reason": "Test", "type": "Warning", "action": "Do", "reportingController": "c", "reportingInstance": "i", "regarding": {"kind": "Pod", "name": "p", "namespace": "default"}});
     post(&client, "/apis/events.k8s.io/v1/namespaces/default/events", &event).await.expect(201);
     let core = get(&client, "/api/v1/namespaces/default/events/e").await.expect(200);
-    assert_eq!((&core["message"], &core["involvedObject"]["name"], &core["reportingComponent"], &core["eventTime"]), (&json!("a note"), &json!("p"), &json!("c"), &json!("2026-01-01T00:00:00.000001Z")));
-    for (selector, found) in [("involvedObject.kind%3DPod,type%3DWarning", 1), ("reason%3DOther", 0), ("reportingComponent%3Dc", 1)] {
-        let list = get(&client, &format!("/api/v1/namespaces/default/events?fieldSelector={selector}")).await.expect(200);
+    assert_eq!(
+        (&core["message"], &core["involvedObject"]["name"], &core["reportingComponent"], &core["eventTime"]),
+        (&json!("a note"), &json!("p"), &json!("c"), &json!("2026-01-01T00:00:00.000001Z"))
+    );
+    for (selector, found) in
+        [("involvedObject.kind%3DPod,type%3DWarning", 1), ("reason%3DOther", 0), ("reportingComponent%3Dc", 1)]
+    {
+        let list =
+            get(&client, &format!("/api/v1/namespaces/default/events?fieldSelector={selector}")).await.expect(200);
         assert_eq!(list["items"].as_array().unwrap().len(), found, "{selector}");
     }
     let list = get(&client, "/apis/events.k8s.io/v1/events?fieldSelector=regarding.kind%3DPod").await;
@@ -106,7 +189,13 @@ async fn reviews_tell_rights_without_being_stored() {
     post(&client, "/apis/rbac.authorization.k8s.io/v1/namespaces/default/rolebindings", &role).await.expect(201);
     let allowed = post(&client, &path, &local).await.expect(201);
     assert_eq!(allowed["status"]["allowed"], true);
-    assert!(allowed["status"]["reason"].as_str().unwrap().starts_with("RBAC: allowed by RoleBinding \"b/default\" of ClusterRole \"view\" to User \"ann\""), "{allowed:#}");
+    assert!(
+        allowed["status"]["reason"]
+            .as_str()
+            .unwrap()
+            .starts_with("RBAC: allowed by RoleBinding \"b/default\" of ClusterRole \"view\" to User \"ann\""),
+        "{allowed:#}"
+    );
     let mut elsewhere = local.clone();
     elsewhere["spec"]["resourceAttributes"]["namespace"] = "other".into();
     let answer = post(&client, &path, &elsewhere).await;
@@ -117,7 +206,9 @@ async fn reviews_tell_rights_without_being_stored() {
     assert_eq!(answer["status"]["userInfo"]["username"], "ann");
     let rules = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": {"namespace": "default"}});
     let answer = post(&ann, &format!("{authorization}/selfsubjectrulesreviews"), &rules).await.expect(201);
-    assert!(answer["status"]["resourceRules"].to_string().contains("configmaps") && answer["status"]["incomplete"] == false);
+    assert!(
+        answer["status"]["resourceRules"].to_string().contains("configmaps") && answer["status"]["incomplete"] == false
+    );
 }
 
 #[tokio::test]
@@ -142,7 +233,9 @@ async fn certificate_requests_are_approved_and_signed_through_their_subresources
     assert_eq!(denied.code, 422, "an approval stays: {:#}", denied.value);
     let (_, pem) = apiserver::testing::authority();
     let certificate = base64::prelude::BASE64_STANDARD.encode(pem);
-    let signed = patch(&client, &format!("{item}/status"), MERGE, &json!({"status": {"certificate": certificate}})).await.expect(200);
+    let signed = patch(&client, &format!("{item}/status"), MERGE, &json!({"status": {"certificate": certificate}}))
+        .await
+        .expect(200);
     assert_eq!(signed["status"]["certificate"], certificate);
     get(&client, &format!("{item}/approval")).await.expect(200);
     delete(&client, path).await.expect(200);

@@ -132,7 +132,8 @@ pub async fn define(client: &Client, definition: &Value) {
     post(client, DEFINITIONS, definition).await.expect(201);
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     for version in spec["versions"].as_array().unwrap().iter().filter(|version| version["served"] == true) {
-        let path = format!("/apis/{}/{}/{}", text(&spec["group"]), text(&version["name"]), text(&spec["names"]["plural"]));
+        let path =
+            format!("/apis/{}/{}/{}", text(&spec["group"]), text(&version["name"]), text(&spec["names"]["plural"]));
         until(client, &path, |answer| answer.code == 200).await;
     }
 }

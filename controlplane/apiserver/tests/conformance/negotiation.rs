@@ -36,10 +36,20 @@ async fn the_best_acceptable_representation_is_sent() {
     }
     let both = ask(&client, MAPS, "application/json;q=0.1,application/yaml;q=0.9").await;
     assert_eq!(both.header("content-type"), "application/yaml");
-    for accept in ["text/html", "application/cbor", "*/json", "garbage", &shown("Table", "v1alpha1"), &format!("{PROTOBUF};as=Table;g=meta.k8s.io;v=v1"), "application/json;stream=other", "application/yaml;stream=watch"] {
+    for accept in [
+        "text/html",
+        "application/cbor",
+        "*/json",
+        "garbage",
+        &shown("Table", "v1alpha1"),
+        &format!("{PROTOBUF};as=Table;g=meta.k8s.io;v=v1"),
+        "application/json;stream=other",
+        "application/yaml;stream=watch",
+    ] {
         ask(&client, MAPS, accept).await.refused(406, "NotAcceptable", ALL);
     }
-    let accept = "application/vnd.kubernetes.protobuf;as=Table;g=meta.k8s.io;v=v1,application/json;as=Table;g=meta.k8s.io;v=v1";
+    let accept =
+        "application/vnd.kubernetes.protobuf;as=Table;g=meta.k8s.io;v=v1,application/json;as=Table;g=meta.k8s.io;v=v1";
     assert_eq!(ask(&client, MAPS, accept).await.value["kind"], "Table");
 }
 
@@ -49,17 +59,39 @@ async fn metadata_of_lists_and_of_objects_are_different_things() {
     let client = cluster.admin();
     post(&client, MAPS, &map("a", json!({"x": "y"}))).await.expect(201);
     define(&client, &definition(json!({"type": "object"}))).await;
-    post(&client, FOOS, &json!({"apiVersion": "example.com/v1", "kind": "Foo", "metadata": {"name": "f"}})).await.expect(201);
+    post(&client, FOOS, &json!({"apiVersion": "example.com/v1", "kind": "Foo", "metadata": {"name": "f"}}))
+        .await
+        .expect(201);
     let (one, list) = (shown("PartialObjectMetadata", "v1"), shown("PartialObjectMetadataList", "v1"));
-    ask(&client, MAPS, &one).await.refused(406, "NotAcceptable", "you requested PartialObjectMetadata, but the requested object is a list (*core.ConfigMapList)");
-    ask(&client, &format!("{MAPS}/a"), &list).await.refused(406, "NotAcceptable", "you requested PartialObjectMetadataList, but the requested object is not a list (*core.ConfigMap)");
-    ask(&client, FOOS, &one).await.refused(406, "NotAcceptable", "you requested PartialObjectMetadata, but the requested object is a list (*unstructured.UnstructuredList)");
+    ask(&client, MAPS, &one).await.refused(
+        406,
+        "NotAcceptable",
+        "you requested PartialObjectMetadata, but the requested object is a list (*core.ConfigMapList)",
+    );
+    ask(&client, &format!("{MAPS}/a"), &list).await.refused(
+        406,
+        "NotAcceptable",
+        "you requested PartialObjectMetadataList, but the requested object is not a list (*core.ConfigMap)",
+    );
+    ask(&client, FOOS, &one).await.refused(
+        406,
+        "NotAcceptable",
+        "you requested PartialObjectMetadata, but the requested object is a list (*unstructured.UnstructuredList)",
+    );
     let items = ask(&client, FOOS, &list).await.expect(200);
-    assert_eq!((&items["items"][0]["kind"], &items["items"][0]["metadata"]["name"]), (&json!("PartialObjectMetadata"), &json!("f")));
+    assert_eq!(
+        (&items["items"][0]["kind"], &items["items"][0]["metadata"]["name"]),
+        (&json!("PartialObjectMetadata"), &json!("f"))
+    );
     assert!(items["items"][0]["spec"].is_null());
     // A custom resource has no protobuf; its metadata has.
-    ask(&client, FOOS, PROTOBUF).await.refused(406, "NotAcceptable", "only the following media types are accepted: application/json, application/yaml");
-    let answer = ask(&client, &format!("{FOOS}/f"), &format!("{PROTOBUF};as=PartialObjectMetadata;g=meta.k8s.io;v=v1")).await;
+    ask(&client, FOOS, PROTOBUF).await.refused(
+        406,
+        "NotAcceptable",
+        "only the following media types are accepted: application/json, application/yaml",
+    );
+    let answer =
+        ask(&client, &format!("{FOOS}/f"), &format!("{PROTOBUF};as=PartialObjectMetadata;g=meta.k8s.io;v=v1")).await;
     assert_eq!((answer.code, answer.header("content-type")), (200, PROTOBUF));
     assert_eq!(apiserver::protobuf::decode(&answer.bytes).unwrap()["metadata"]["name"], "f");
     let fallback = ask(&client, &format!("{FOOS}/f"), &format!("{PROTOBUF},application/json")).await;
@@ -77,7 +109,14 @@ async fn a_table_without_metadata_is_refused_by_who_cannot_make_one() {
     let client = cluster.admin();
     let review = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview", "spec": {"nonResourceAttributes": {"verb": "get", "path": "/"}}});
     let accept = [("accept", &*shown("Table", "v1")), ("content-type", JSON)];
-    let answer = request(&client, "POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", &accept, review.to_string().as_bytes()).await;
+    let answer = request(
+        &client,
+        "POST",
+        "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
+        &accept,
+        review.to_string().as_bytes(),
+    )
+    .await;
     answer.refused(406, "NotAcceptable", ALL);
     let wrong = ask(&client, &format!("{MAPS}?includeObject=Some"), &shown("Table", "v1")).await;
     wrong.refused(400, "BadRequest", "Unable to convert to Table as requested: includeObject: Invalid value: \"Some\": must be 'Metadata', 'Object', 'None', or empty");
@@ -90,7 +129,8 @@ async fn bodies_are_read_as_their_type_says() {
     let path = format!("{MAPS}?dryRun=All");
     let json = map("a", json!({})).to_string();
     let send = async |media: &str, body: &[u8]| request(&client, "POST", &path, &[("content-type", media)], body).await;
-    for media in [JSON, "application/json; charset=utf-8", "application/json;", "APPLICATION/JSON", "application/yaml"] {
+    for media in [JSON, "application/json; charset=utf-8", "application/json;", "APPLICATION/JSON", "application/yaml"]
+    {
         assert_eq!(send(media, json.as_bytes()).await.code, 201, "{media}");
     }
     assert_eq!(request(&client, "POST", &path, &[], json.as_bytes()).await.code, 201);
@@ -98,13 +138,23 @@ async fn bodies_are_read_as_their_type_says() {
         let why = "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf";
         send(media, json.as_bytes()).await.refused(415, "UnsupportedMediaType", why);
     }
-    let unrecognized = |why: &str| format!("the object provided is unrecognized (must be of type ConfigMap): couldn't get version/kind; json parse error: {why}");
+    let unrecognized = |why: &str| {
+        format!(
+            "the object provided is unrecognized (must be of type ConfigMap): couldn't get version/kind; json parse error: {why}"
+        )
+    };
     for (body, why) in [
         ("", "unexpected end of JSON input (<empty>)"),
         ("a: b", "invalid character 'a' looking for beginning of value (613a2062)"),
-        ("{\"kind\":\"ConfigMap\",\"apiVersion\":\"v1\"}x", "invalid character 'x' after top-level value ({\"kind\":\"ConfigMap\",\"apiVersio ...)"),
+        (
+            "{\"kind\":\"ConfigMap\",\"apiVersion\":\"v1\"}x",
+            "invalid character 'x' after top-level value ({\"kind\":\"ConfigMap\",\"apiVersio ...)",
+        ),
         ("\u{feff}{}", "invalid character 'ï' looking for beginning of value (efbbbf7b7d)"),
-        ("[]", "json: cannot unmarshal array into Go value of type struct { APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" } (5b5d)"),
+        (
+            "[]",
+            "json: cannot unmarshal array into Go value of type struct { APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" } (5b5d)",
+        ),
     ] {
         send(JSON, body.as_bytes()).await.refused(400, "BadRequest", &unrecognized(why));
     }
@@ -119,7 +169,11 @@ async fn bodies_are_read_as_their_type_says() {
     }
     let scaler = json!({"kind": "HorizontalPodAutoscaler", "apiVersion": "autoscaling/v1", "metadata": {"name": "a"}});
     let answer = post(&client, "/apis/autoscaling/v2/namespaces/default/horizontalpodautoscalers", &scaler).await;
-    answer.refused(400, "BadRequest", "the API version in the data (autoscaling/v1) does not match the expected API version (autoscaling/v2)");
+    answer.refused(
+        400,
+        "BadRequest",
+        "the API version in the data (autoscaling/v1) does not match the expected API version (autoscaling/v2)",
+    );
 }
 
 #[tokio::test]
@@ -128,14 +182,26 @@ async fn custom_resources_say_what_their_body_must_be() {
     let client = cluster.admin();
     define(&client, &definition(json!({"type": "object"}))).await;
     let foo = |kind: &str, version: &str| json!({"apiVersion": format!("example.com/{version}"), "kind": kind, "metadata": {"name": "f"}});
-    post(&client, FOOS, &foo("Bar", "v1")).await.refused(422, "Invalid", "Foo.example.com \"f\" is invalid: kind: Invalid value: \"Bar\": must be Foo");
-    post(&client, FOOS, &foo("Foo", "v2")).await.refused(400, "BadRequest", "the API version in the data (example.com/v2) does not match the expected API version (example.com/v1)");
+    post(&client, FOOS, &foo("Bar", "v1")).await.refused(
+        422,
+        "Invalid",
+        "Foo.example.com \"f\" is invalid: kind: Invalid value: \"Bar\": must be Foo",
+    );
+    post(&client, FOOS, &foo("Foo", "v2")).await.refused(
+        400,
+        "BadRequest",
+        "the API version in the data (example.com/v2) does not match the expected API version (example.com/v1)",
+    );
     let answer = request(&client, "POST", FOOS, &[("content-type", PROTOBUF)], b"k8s\0").await;
     answer.refused(415, "UnsupportedMediaType", "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml");
     post(&client, FOOS, &foo("Foo", "v1")).await.expect(201);
     let strategic = patch(&client, &format!("{FOOS}/f"), super::STRATEGIC, &json!({})).await;
     strategic.refused(415, "UnsupportedMediaType", "the body of the request was in an unknown format - accepted media types include: application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml");
-    put(&client, &format!("{FOOS}/f"), &foo("Foo", "v1")).await.refused(422, "Invalid", "Foo.example.com \"f\" is invalid: metadata.resourceVersion: Invalid value: 0: must be specified for an update");
+    put(&client, &format!("{FOOS}/f"), &foo("Foo", "v1")).await.refused(
+        422,
+        "Invalid",
+        "Foo.example.com \"f\" is invalid: metadata.resourceVersion: Invalid value: 0: must be specified for an update",
+    );
 }
 
 #[tokio::test]
@@ -150,7 +216,11 @@ async fn patches_of_unknown_types_are_refused() {
     }
     request(&client, "PATCH", &item, &[], b"{}").await.refused(415, "UnsupportedMediaType", why);
     patch(&client, &item, "application/merge-patch+json; charset=utf-8", &json!({})).await.expect(200);
-    patch(&client, &item, MERGE, &json!([])).await.refused(400, "BadRequest", "error decoding patch: json: cannot unmarshal array into Go value of type map[string]interface {}");
+    patch(&client, &item, MERGE, &json!([])).await.refused(
+        400,
+        "BadRequest",
+        "error decoding patch: json: cannot unmarshal array into Go value of type map[string]interface {}",
+    );
 }
 
 #[tokio::test]
@@ -158,7 +228,14 @@ async fn people_get_indented_json_and_large_answers_come_compressed() {
     let cluster = Cluster::start().await;
     let client = cluster.admin();
     post(&client, MAPS, &map("a", json!({"x": "y".repeat(1000)}))).await.expect(201);
-    for (query, agent, indented) in [("", "", false), ("?pretty=true", "", true), ("?pretty=1", "", true), ("?pretty=no", "", false), ("", "curl/8", true), ("?pretty=false", "curl/8", false)] {
+    for (query, agent, indented) in [
+        ("", "", false),
+        ("?pretty=true", "", true),
+        ("?pretty=1", "", true),
+        ("?pretty=no", "", false),
+        ("", "curl/8", true),
+        ("?pretty=false", "curl/8", false),
+    ] {
         let answer = request(&client, "GET", &format!("{MAPS}/a{query}"), &[("user-agent", agent)], b"").await;
         assert_eq!(answer.bytes.starts_with(b"{\n  \""), indented, "{query} {agent}");
     }

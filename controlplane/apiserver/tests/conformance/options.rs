@@ -11,26 +11,61 @@ async fn wrong_list_options_are_named() {
     let client = cluster.admin();
     let invalid = |field: &str, why: &str| format!("ListOptions.meta.k8s.io \"\" is invalid: {field}: {why}");
     for (query, field, why) in [
-        ("resourceVersionMatch=Exact", "resourceVersionMatch", "Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided"),
-        ("resourceVersionMatch=Exact&resourceVersion=0", "resourceVersionMatch", "Forbidden: resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\""),
-        ("resourceVersionMatch=Exact&resourceVersion=1&continue=x", "resourceVersionMatch", "Forbidden: resourceVersionMatch is forbidden when continue is provided"),
+        (
+            "resourceVersionMatch=Exact",
+            "resourceVersionMatch",
+            "Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided",
+        ),
+        (
+            "resourceVersionMatch=Exact&resourceVersion=0",
+            "resourceVersionMatch",
+            "Forbidden: resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+        ),
+        (
+            "resourceVersionMatch=Exact&resourceVersion=1&continue=x",
+            "resourceVersionMatch",
+            "Forbidden: resourceVersionMatch is forbidden when continue is provided",
+        ),
         ("sendInitialEvents=true", "sendInitialEvents", "Forbidden: sendInitialEvents is forbidden for list"),
-        ("watch=1&resourceVersionMatch=NotOlderThan", "resourceVersionMatch", "Forbidden: resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"),
-        ("watch=1&sendInitialEvents=true", "resourceVersionMatch", "Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"),
+        (
+            "watch=1&resourceVersionMatch=NotOlderThan",
+            "resourceVersionMatch",
+            "Forbidden: resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+        ),
+        (
+            "watch=1&sendInitialEvents=true",
+            "resourceVersionMatch",
+            "Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+        ),
     ] {
         let answer = get(&client, &format!("{MAPS}?{query}")).await;
         answer.refused(422, "Invalid", &invalid(field, why));
-        assert_eq!(answer.value["details"]["causes"], json!([{"reason": "FieldValueForbidden", "message": why, "field": field}]));
-        assert_eq!((&answer.value["details"]["group"], &answer.value["details"]["kind"]), (&json!("meta.k8s.io"), &json!("ListOptions")));
+        assert_eq!(
+            answer.value["details"]["causes"],
+            json!([{"reason": "FieldValueForbidden", "message": why, "field": field}])
+        );
+        assert_eq!(
+            (&answer.value["details"]["group"], &answer.value["details"]["kind"]),
+            (&json!("meta.k8s.io"), &json!("ListOptions"))
+        );
     }
     for (query, why) in [
         ("limit=x", "strconv.ParseInt: parsing \"x\": invalid syntax"),
         ("timeoutSeconds=x", "strconv.ParseInt: parsing \"x\": invalid syntax"),
-        ("watch=1&limit=99999999999999999999", "strconv.ParseInt: parsing \"99999999999999999999\": value out of range"),
+        (
+            "watch=1&limit=99999999999999999999",
+            "strconv.ParseInt: parsing \"99999999999999999999\": value out of range",
+        ),
         ("resourceVersion=1&continue=e30", "specifying resource version is not allowed when using continue"),
-        ("continue=e30", "invalid continue token: continue key is not valid: server does not recognize this encoded version"),
+        (
+            "continue=e30",
+            "invalid continue token: continue key is not valid: server does not recognize this encoded version",
+        ),
         ("fieldSelector=x", "invalid selector: 'x'; can't understand 'x'"),
-        ("fieldSelector=data.a%3D1", "\"data.a\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\""),
+        (
+            "fieldSelector=data.a%3D1",
+            "\"data.a\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\"",
+        ),
     ] {
         let answer = get(&client, &format!("{MAPS}?{query}")).await;
         assert!(answer.message().starts_with(why), "{query}: {}", answer.message());
@@ -49,10 +84,22 @@ async fn wrong_write_options_are_named() {
     let item = format!("{MAPS}/a");
     let long = "x".repeat(129);
     for (query, why, reason) in [
-        ("dryRun=Some".to_owned(), r#"dryRun: Unsupported value: ["Some"]: supported values: "All""#, "FieldValueNotSupported"),
-        ("fieldValidation=Loose".to_owned(), r#"fieldValidation: Unsupported value: "Loose": supported values: "", "Ignore", "Strict", "Warn""#, "FieldValueNotSupported"),
+        (
+            "dryRun=Some".to_owned(),
+            r#"dryRun: Unsupported value: ["Some"]: supported values: "All""#,
+            "FieldValueNotSupported",
+        ),
+        (
+            "fieldValidation=Loose".to_owned(),
+            r#"fieldValidation: Unsupported value: "Loose": supported values: "", "Ignore", "Strict", "Warn""#,
+            "FieldValueNotSupported",
+        ),
         (format!("fieldManager={long}"), "fieldManager: Too long: may not be more than 128 bytes", "FieldValueTooLong"),
-        ("fieldManager=a%0A".to_owned(), "fieldManager: Invalid value: \"a\\n\": invalid character U+000A (at position 1)", "FieldValueInvalid"),
+        (
+            "fieldManager=a%0A".to_owned(),
+            "fieldManager: Invalid value: \"a\\n\": invalid character U+000A (at position 1)",
+            "FieldValueInvalid",
+        ),
     ] {
         for (kind, answer) in [
             ("CreateOptions", post(&client, &format!("{MAPS}?{query}"), &map("b", json!({}))).await),
@@ -64,9 +111,17 @@ async fn wrong_write_options_are_named() {
         }
     }
     let forced = patch(&client, &format!("{item}?force=true"), MERGE, &json!({})).await;
-    forced.refused(422, "Invalid", "PatchOptions.meta.k8s.io \"\" is invalid: force: Forbidden: may not be specified for non-apply patch");
+    forced.refused(
+        422,
+        "Invalid",
+        "PatchOptions.meta.k8s.io \"\" is invalid: force: Forbidden: may not be specified for non-apply patch",
+    );
     let unnamed = patch(&client, &item, APPLY, &map("a", json!({}))).await;
-    unnamed.refused(422, "Invalid", "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch");
+    unnamed.refused(
+        422,
+        "Invalid",
+        "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
+    );
 }
 
 #[tokio::test]
@@ -75,20 +130,38 @@ async fn delete_options_travel_in_the_body_or_the_query() {
     let client = cluster.admin();
     let made = post(&client, MAPS, &map("a", json!({}))).await.expect(201);
     let item = format!("{MAPS}/a");
-    let with_body = async |media: &str, body: &str| request(&client, "DELETE", &item, &[("content-type", media)], body.as_bytes()).await;
+    let with_body = async |media: &str, body: &str| {
+        request(&client, "DELETE", &item, &[("content-type", media)], body.as_bytes()).await
+    };
     let invalid = |why: &str| format!("DeleteOptions.meta.k8s.io \"\" is invalid: {why}");
     for (body, why) in [
-        (r#"{"propagationPolicy":"Bad"}"#, r#"propagationPolicy: Unsupported value: "Bad": supported values: "Background", "Foreground", "Orphan", "nil""#),
-        (r#"{"propagationPolicy":"Orphan","orphanDependents":true}"#, "propagationPolicy: Invalid value: \"Orphan\": orphanDependents and deletionPropagation cannot be both set"),
+        (
+            r#"{"propagationPolicy":"Bad"}"#,
+            r#"propagationPolicy: Unsupported value: "Bad": supported values: "Background", "Foreground", "Orphan", "nil""#,
+        ),
+        (
+            r#"{"propagationPolicy":"Orphan","orphanDependents":true}"#,
+            "propagationPolicy: Invalid value: \"Orphan\": orphanDependents and deletionPropagation cannot be both set",
+        ),
         (r#"{"dryRun":["bad"]}"#, r#"dryRun: Unsupported value: ["bad"]: supported values: "All""#),
     ] {
         with_body(JSON, body).await.refused(422, "Invalid", &invalid(why));
     }
     let answer = delete(&client, &format!("{item}?orphanDependents=true&propagationPolicy=Background")).await;
     assert_eq!(answer.code, 422, "{:#}", answer.value);
-    assert_eq!(delete(&client, &format!("{item}?gracePeriodSeconds=x")).await.message(), "strconv.ParseInt: parsing \"x\": invalid syntax");
+    assert_eq!(
+        delete(&client, &format!("{item}?gracePeriodSeconds=x")).await.message(),
+        "strconv.ParseInt: parsing \"x\": invalid syntax"
+    );
     let answer = with_body(JSON, r#"{"gracePeriodSeconds":"x"}"#).await;
-    assert!(answer.code == 400 && answer.message().ends_with("json: cannot unmarshal string into Go struct field DeleteOptions.gracePeriodSeconds of type int64"), "{:#}", answer.value);
+    assert!(
+        answer.code == 400
+            && answer.message().ends_with(
+                "json: cannot unmarshal string into Go struct field DeleteOptions.gracePeriodSeconds of type int64"
+            ),
+        "{:#}",
+        answer.value
+    );
     let uid = made["metadata"]["uid"].as_str().unwrap();
     let answer = with_body(JSON, r#"{"preconditions":{"uid":"other"}}"#).await;
     answer.refused(409, "Conflict", &format!("Operation cannot be fulfilled on ConfigMap \"a\": the UID in the precondition (other) does not match the UID in record ({uid}). The object might have been deleted and then recreated"));
@@ -98,7 +171,8 @@ async fn delete_options_travel_in_the_body_or_the_query() {
     // Tried only, in YAML and in the query; then done.
     with_body("application/yaml", "kind: DeleteOptions\napiVersion: v1\ndryRun: [All]\n").await.expect(200);
     delete(&client, &format!("{item}?dryRun=All")).await.expect(200);
-    let status = with_body(JSON, r#"{"kind":"DeleteOptions","apiVersion":"v1","gracePeriodSeconds":-1}"#).await.expect(200);
+    let status =
+        with_body(JSON, r#"{"kind":"DeleteOptions","apiVersion":"v1","gracePeriodSeconds":-1}"#).await.expect(200);
     assert_eq!(status["details"], json!({"name": "a", "kind": "configmaps", "uid": uid}));
     assert_eq!(get(&client, &item).await.code, 404);
 }
@@ -117,7 +191,8 @@ async fn a_collection_is_deleted_as_far_as_the_limit_and_the_selector_go() {
     assert_eq!(deleted["items"].as_array().unwrap().len(), 2, "{deleted:#}");
     delete(&client, &format!("{MAPS}?labelSelector=of%3Dtest")).await.expect(200);
     let left = get(&client, MAPS).await.expect(200);
-    let names: Vec<&str> = left["items"].as_array().unwrap().iter().filter_map(|item| item["metadata"]["name"].as_str()).collect();
+    let names: Vec<&str> =
+        left["items"].as_array().unwrap().iter().filter_map(|item| item["metadata"]["name"].as_str()).collect();
     assert_eq!(names, ["d"]);
 }
 
@@ -128,7 +203,11 @@ async fn writes_name_the_object_they_mean() {
     let made = post(&client, MAPS, &map("a", json!({}))).await.expect(201);
     let uid = made["metadata"]["uid"].as_str().unwrap();
     let item = format!("{MAPS}/a");
-    let storage = |name: &str, held: &str| format!("Operation cannot be fulfilled on configmaps \"{name}\": StorageError: invalid object, Code: 4, Key: /registry/configmaps/default/{name}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: other, UID in object meta: {held}");
+    let storage = |name: &str, held: &str| {
+        format!(
+            "Operation cannot be fulfilled on configmaps \"{name}\": StorageError: invalid object, Code: 4, Key: /registry/configmaps/default/{name}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: other, UID in object meta: {held}"
+        )
+    };
     let with = |name: &str, key: &str, value: &str| {
         let mut object = map(name, json!({}));
         object["metadata"][key] = value.into();
@@ -136,15 +215,39 @@ async fn writes_name_the_object_they_mean() {
     };
     put(&client, &item, &with("a", "uid", "other")).await.refused(409, "Conflict", &storage("a", uid));
     put(&client, &format!("{MAPS}/b"), &with("b", "uid", "other")).await.refused(409, "Conflict", &storage("b", ""));
-    put(&client, &format!("{MAPS}/b"), &map("b", json!({}))).await.refused(404, "NotFound", "configmaps \"b\" not found");
-    put(&client, &item, &map("b", json!({}))).await.refused(400, "BadRequest", "the name of the object (b) does not match the name on the URL (a)");
-    put(&client, &item, &json!({"metadata": {}})).await.refused(400, "BadRequest", "the name of the object (a based on URL) was undeterminable: name must be provided");
+    put(&client, &format!("{MAPS}/b"), &map("b", json!({}))).await.refused(
+        404,
+        "NotFound",
+        "configmaps \"b\" not found",
+    );
+    put(&client, &item, &map("b", json!({}))).await.refused(
+        400,
+        "BadRequest",
+        "the name of the object (b) does not match the name on the URL (a)",
+    );
+    put(&client, &item, &json!({"metadata": {}})).await.refused(
+        400,
+        "BadRequest",
+        "the name of the object (a based on URL) was undeterminable: name must be provided",
+    );
     let answer = patch(&client, &item, MERGE, &json!({"metadata": {"uid": "other"}})).await;
-    answer.refused(422, "Invalid", "ConfigMap \"a\" is invalid: metadata.uid: Invalid value: \"other\": field is immutable");
+    answer.refused(
+        422,
+        "Invalid",
+        "ConfigMap \"a\" is invalid: metadata.uid: Invalid value: \"other\": field is immutable",
+    );
     let stale = "Operation cannot be fulfilled on configmaps \"a\": the object has been modified; please apply your changes to the latest version and try again";
     put(&client, &item, &with("a", "resourceVersion", "1")).await.refused(409, "Conflict", stale);
     patch(&client, &item, MERGE, &json!({"metadata": {"resourceVersion": "1"}})).await.refused(409, "Conflict", stale);
-    post(&client, MAPS, &with("c", "resourceVersion", "1")).await.refused(400, "BadRequest", "resourceVersion should not be set on objects to be created");
-    post(&client, MAPS, &with("c", "namespace", "other")).await.refused(400, "BadRequest", "the namespace of the provided object does not match the namespace sent on the request");
+    post(&client, MAPS, &with("c", "resourceVersion", "1")).await.refused(
+        400,
+        "BadRequest",
+        "resourceVersion should not be set on objects to be created",
+    );
+    post(&client, MAPS, &with("c", "namespace", "other")).await.refused(
+        400,
+        "BadRequest",
+        "the namespace of the provided object does not match the namespace sent on the request",
+    );
     post(&client, MAPS, &map("a", json!({}))).await.refused(409, "AlreadyExists", "configmaps \"a\" already exists");
 }

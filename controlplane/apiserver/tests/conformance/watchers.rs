@@ -20,7 +20,11 @@ async fn watch(client: &kube::Client, query: &str) -> Lines {
 async fn next(events: &mut Lines) -> (String, String, Value) {
     let event = tokio::time::timeout(Duration::from_secs(10), events.next()).await.expect("an event").unwrap();
     let object = &event["object"];
-    (event["type"].as_str().unwrap().to_owned(), object["metadata"]["name"].as_str().unwrap_or_default().to_owned(), object["data"]["mutation"].clone())
+    (
+        event["type"].as_str().unwrap().to_owned(),
+        object["metadata"]["name"].as_str().unwrap_or_default().to_owned(),
+        object["data"]["mutation"].clone(),
+    )
 }
 
 async fn quiet(events: &mut Lines) {
@@ -113,7 +117,10 @@ async fn watches_from_every_version_see_one_order() {
             let name = format!("m-{}", index % 7);
             match index % 3 {
                 0 => drop(post(&writer, MAPS, &map(&name, json!({"mutation": index.to_string()}))).await),
-                1 => drop(patch(&writer, &format!("{MAPS}/{name}"), MERGE, &json!({"data": {"mutation": index.to_string()}})).await),
+                1 => drop(
+                    patch(&writer, &format!("{MAPS}/{name}"), MERGE, &json!({"data": {"mutation": index.to_string()}}))
+                        .await,
+                ),
                 _ => drop(delete(&writer, &format!("{MAPS}/{name}")).await),
             }
         }
@@ -148,7 +155,8 @@ async fn a_watch_of_an_old_or_future_version_ends_with_an_error_event() {
     }
     let last = get(&client, MAPS).await.expect(200)["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
     // A streaming list ends its initial events with a marked bookmark.
-    let mut events = watch(&client, "sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true").await;
+    let mut events =
+        watch(&client, "sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true").await;
     assert_eq!(next(&mut events).await, event("ADDED", "x", json!("2")));
     let mark = events.next().await.unwrap();
     assert_eq!((&mark["type"], &mark["object"]["kind"]), (&json!("BOOKMARK"), &json!("ConfigMap")));
@@ -156,7 +164,11 @@ async fn a_watch_of_an_old_or_future_version_ends_with_an_error_event() {
     assert_eq!(mark["object"]["metadata"]["resourceVersion"], *last);
     let mut ended = watch(&client, &format!("timeoutSeconds=1&resourceVersion={last}")).await;
     assert!(tokio::time::timeout(Duration::from_secs(10), ended.next()).await.expect("it ends in time").is_none());
-    let paths = ["/api/v1/watch/namespaces/default/configmaps", "/api/v1/watch/namespaces/default/configmaps/x", "/api/v1/watch/configmaps"];
+    let paths = [
+        "/api/v1/watch/namespaces/default/configmaps",
+        "/api/v1/watch/namespaces/default/configmaps/x",
+        "/api/v1/watch/configmaps",
+    ];
     for path in paths {
         let answer = get(&client, &format!("{path}?timeoutSeconds=1&resourceVersion=0")).await;
         assert!(answer.bytes.starts_with(b"{\"type\":\"ADDED\""), "{path}");

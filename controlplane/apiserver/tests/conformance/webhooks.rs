@@ -60,19 +60,32 @@ async fn what_a_webhook_denies_is_denied_with_its_words() {
         }
     })
     .await;
-    let mut configured = configuration("Validating", &hook.config(), rule("", "v1", "configmaps", &["CREATE", "UPDATE", "DELETE"]));
+    let mut configured =
+        configuration("Validating", &hook.config(), rule("", "v1", "configmaps", &["CREATE", "UPDATE", "DELETE"]));
     post(&client, &path("Validating"), &configured).await.expect(201);
-    let answer = until(async || post(&client, &dry(MAPS), &map("a", json!({"bad": "1"}))).await, |answer| answer.code == 418).await;
-    answer.refused(418, "unwanted", "admission webhook \"h.example.com\" denied the request: the configmap contains unwanted key and value");
+    let answer =
+        until(async || post(&client, &dry(MAPS), &map("a", json!({"bad": "1"}))).await, |answer| answer.code == 418)
+            .await;
+    answer.refused(
+        418,
+        "unwanted",
+        "admission webhook \"h.example.com\" denied the request: the configmap contains unwanted key and value",
+    );
     let bare = post(&client, MAPS, &map("a", json!({"bare": "1"}))).await;
     bare.refused(400, "", "admission webhook \"h.example.com\" denied the request without explanation");
     let fine = post(&client, MAPS, &map("a", json!({"keep": "1"}))).await;
     assert_eq!((fine.code, fine.warnings()), (201, vec!["299 - \"seen\""]));
-    for change in [put(&client, &format!("{MAPS}/a"), &map("a", json!({"bad": "1"}))).await, patch(&client, &format!("{MAPS}/a"), MERGE, &json!({"data": {"bad": "1"}})).await] {
+    for change in [
+        put(&client, &format!("{MAPS}/a"), &map("a", json!({"bad": "1"}))).await,
+        patch(&client, &format!("{MAPS}/a"), MERGE, &json!({"data": {"bad": "1"}})).await,
+    ] {
         assert_eq!(change.code, 418);
     }
     let kept = delete(&client, &format!("{MAPS}/a")).await;
-    assert_eq!((kept.code, kept.message()), (400, "admission webhook \"h.example.com\" denied the request: the object is kept"));
+    assert_eq!(
+        (kept.code, kept.message()),
+        (400, "admission webhook \"h.example.com\" denied the request: the object is kept")
+    );
     // Another namespace is not selected.
     post(&client, "/api/v1/namespaces", &json!({"metadata": {"name": "exempt"}})).await.expect(201);
     post(&client, "/api/v1/namespaces/exempt/configmaps", &map("a", json!({"bad": "1"}))).await.expect(201);
@@ -81,7 +94,8 @@ async fn what_a_webhook_denies_is_denied_with_its_words() {
     for (operations, code) in [(json!(["UPDATE"]), 201), (json!(["CREATE"]), 418)] {
         let operation = json!([{"op": "replace", "path": "/webhooks/0/rules/0/operations", "value": operations}]);
         patch(&client, &item, super::JSON_PATCH, &operation).await.expect(200);
-        until(async || post(&client, &dry(MAPS), &map("b", json!({"bad": "1"}))).await, |answer| answer.code == code).await;
+        until(async || post(&client, &dry(MAPS), &map("b", json!({"bad": "1"}))).await, |answer| answer.code == code)
+            .await;
     }
     // Webhooks have no say in configurations of webhooks.
     configured["metadata"]["name"] = "g".into();
@@ -107,7 +121,8 @@ async fn failures_of_a_webhook_follow_its_policy_and_its_timeout() {
     let mut configured = configuration("Validating", &hook.config(), rule("", "v1", "configmaps", &["CREATE"]));
     configured["webhooks"][0]["timeoutSeconds"] = 1.into();
     post(&client, &path("Validating"), &configured).await.expect(201);
-    let answer = until(async || post(&client, &dry(MAPS), &map("a", json!({}))).await, |answer| answer.code == 500).await;
+    let answer =
+        until(async || post(&client, &dry(MAPS), &map("a", json!({}))).await, |answer| answer.code == 500).await;
     let url = hook.config()["url"].as_str().unwrap().to_owned();
     answer.refused(500, "InternalError", &format!("Internal error occurred: failed calling webhook \"h.example.com\": failed to call webhook: Post \"{url}?timeout=1s\": context deadline exceeded"));
     let item = format!("{}/h", path("Validating"));
@@ -117,13 +132,33 @@ async fn failures_of_a_webhook_follow_its_policy_and_its_timeout() {
     let unavailable = json!({"service": {"namespace": "default", "name": "none", "path": "/x"}});
     let operations = json!([{"op": "replace", "path": "/webhooks/0/failurePolicy", "value": "Fail"}, {"op": "replace", "path": "/webhooks/0/clientConfig", "value": unavailable}]);
     patch(&client, &item, super::JSON_PATCH, &operations).await.expect(200);
-    let answer = until(async || post(&client, &dry(MAPS), &map("a", json!({}))).await, |answer| answer.code == 500).await;
-    assert_eq!(answer.message(), "Internal error occurred: failed calling webhook \"h.example.com\": failed to call webhook: Post \"https://none.default.svc:443/x?timeout=1s\": service \"none\" not found");
+    let answer =
+        until(async || post(&client, &dry(MAPS), &map("a", json!({}))).await, |answer| answer.code == 500).await;
+    assert_eq!(
+        answer.message(),
+        "Internal error occurred: failed calling webhook \"h.example.com\": failed to call webhook: Post \"https://none.default.svc:443/x?timeout=1s\": service \"none\" not found"
+    );
     for (key, value, why) in [
-        ("timeoutSeconds", json!(31), "webhooks[0].timeoutSeconds: Invalid value: 31: the timeout value must be between 1 and 30 seconds"),
-        ("sideEffects", json!("Some"), "webhooks[0].sideEffects: Unsupported value: \"Some\": supported values: \"None\", \"NoneOnDryRun\""),
-        ("matchConditions", json!([{"name": "bad", "expression": "..."}]), "webhooks[0].matchConditions[0].expression: Invalid value: \"...\": compilation failed: ERROR: <input>:1:1: Syntax error"),
-        ("matchConditions", json!([{"name": "bad", "expression": "oldObject == null || oldObject"}]), "webhooks[0].matchConditions[0].expression: Invalid value"),
+        (
+            "timeoutSeconds",
+            json!(31),
+            "webhooks[0].timeoutSeconds: Invalid value: 31: the timeout value must be between 1 and 30 seconds",
+        ),
+        (
+            "sideEffects",
+            json!("Some"),
+            "webhooks[0].sideEffects: Unsupported value: \"Some\": supported values: \"None\", \"NoneOnDryRun\"",
+        ),
+        (
+            "matchConditions",
+            json!([{"name": "bad", "expression": "..."}]),
+            "webhooks[0].matchConditions[0].expression: Invalid value: \"...\": compilation failed: ERROR: <input>:1:1: Syntax error",
+        ),
+        (
+            "matchConditions",
+            json!([{"name": "bad", "expression": "oldObject == null || oldObject"}]),
+            "webhooks[0].matchConditions[0].expression: Invalid value",
+        ),
     ] {
         let mut wrong = configuration("Validating", &unavailable, rule("", "v1", "configmaps", &["CREATE"]));
         wrong["metadata"]["name"] = "wrong".into();
@@ -149,18 +184,28 @@ async fn what_a_webhook_changes_is_defaulted_validated_and_pruned() {
     })
     .await;
     let mut configured = configuration("Mutating", &hook.config(), rule("*", "*", "*", &["CREATE"]));
-    configured["webhooks"][0]["matchConditions"] = json!([{"name": "not-me", "expression": "object.metadata.name != 'skip-me'"}]);
+    configured["webhooks"][0]["matchConditions"] =
+        json!([{"name": "not-me", "expression": "object.metadata.name != 'skip-me'"}]);
     post(&client, &path("Mutating"), &configured).await.expect(201);
-    let changed = until(async || post(&client, &dry(MAPS), &map("a", json!({"start": "yes"}))).await, |answer| answer.value["data"]["stage-1"] == "yes").await;
+    let changed = until(
+        async || post(&client, &dry(MAPS), &map("a", json!({"start": "yes"}))).await,
+        |answer| answer.value["data"]["stage-1"] == "yes",
+    )
+    .await;
     assert_eq!(changed.value["data"], json!({"start": "yes", "stage-1": "yes"}));
     let skipped = post(&client, &dry(MAPS), &map("skip-me", json!({"start": "yes"}))).await.expect(201);
     assert_eq!(skipped["data"], json!({"start": "yes"}));
-    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "skip-me", "namespace": "default"}});
+    let account =
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "skip-me", "namespace": "default"}});
     post(&client, "/api/v1/namespaces/default/serviceaccounts", &account).await.expect(201);
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"serviceAccountName": "skip-me", "containers": [{"name": "c", "image": "i"}]}});
     let made = post(&client, &dry("/api/v1/namespaces/default/pods"), &pod).await.expect(201);
     let added = &made["spec"]["initContainers"][0];
-    assert_eq!((&added["terminationMessagePolicy"], &added["imagePullPolicy"]), (&json!("File"), &json!("IfNotPresent")), "{added:#}");
+    assert_eq!(
+        (&added["terminationMessagePolicy"], &added["imagePullPolicy"]),
+        (&json!("File"), &json!("IfNotPresent")),
+        "{added:#}"
+    );
     define(&client, &definition(json!({"type": "object", "properties": {"data": {"type": "object", "properties": {"known": {"type": "string"}}}}}))).await;
     let foo = json!({"apiVersion": "example.com/v1", "kind": "Foo", "metadata": {"name": "f"}});
     let made = post(&client, FOOS, &foo).await.expect(201);
@@ -175,21 +220,33 @@ async fn definitions_and_custom_resources_can_be_denied() {
     let client = cluster.admin();
     define(&client, &definition(json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}))).await;
     let hook = Hook::start(dir.path(), |request| match request["resource"]["resource"].as_str().unwrap() {
-        "customresourcedefinitions" if request["object"]["metadata"]["labels"]["deny"] == "yes" => json!({"allowed": false, "status": {"reason": "the crd contains unwanted label"}}),
-        "foos" if request["object"]["data"] == "bad" => json!({"allowed": false, "status": {"reason": "the custom resource contains unwanted data"}}),
+        "customresourcedefinitions" if request["object"]["metadata"]["labels"]["deny"] == "yes" => {
+            json!({"allowed": false, "status": {"reason": "the crd contains unwanted label"}})
+        }
+        "foos" if request["object"]["data"] == "bad" => {
+            json!({"allowed": false, "status": {"reason": "the custom resource contains unwanted data"}})
+        }
         _ => json!({"allowed": true}),
     })
     .await;
     let mut configured = configuration("Validating", &hook.config(), rule("*", "*", "*", &["CREATE", "UPDATE"]));
     configured["webhooks"][0].as_object_mut().unwrap().remove("namespaceSelector");
     post(&client, &path("Validating"), &configured).await.expect(201);
-    let foo = |data: &str| json!({"apiVersion": "example.com/v1", "kind": "Foo", "metadata": {"name": "f"}, "data": data});
+    let foo =
+        |data: &str| json!({"apiVersion": "example.com/v1", "kind": "Foo", "metadata": {"name": "f"}, "data": data});
     let denied = until(async || post(&client, &dry(FOOS), &foo("bad")).await, |answer| answer.code == 400).await;
-    denied.refused(400, "the custom resource contains unwanted data", "admission webhook \"h.example.com\" denied the request: the custom resource contains unwanted data");
+    denied.refused(
+        400,
+        "the custom resource contains unwanted data",
+        "admission webhook \"h.example.com\" denied the request: the custom resource contains unwanted data",
+    );
     post(&client, FOOS, &foo("good")).await.expect(201);
     let mut other = definition(json!({"type": "object"}));
     (other["metadata"]["name"], other["metadata"]["labels"]) = ("bars.example.com".into(), json!({"deny": "yes"}));
     other["spec"]["names"] = json!({"plural": "bars", "kind": "Bar"});
     let denied = post(&client, DEFINITIONS, &other).await;
-    assert_eq!((denied.code, denied.message()), (400, "admission webhook \"h.example.com\" denied the request: the crd contains unwanted label"));
+    assert_eq!(
+        (denied.code, denied.message()),
+        (400, "admission webhook \"h.example.com\" denied the request: the crd contains unwanted label")
+    );
 }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::admissionregistration::client_config;
 use super::check::{Node, Seen};
 use super::table::{created_at_columns, created_at_row};
-use super::value::{default, default_text, ensure_list, flag, has, list, name, set, text};
+use super::value::{default, default_text, ensure_list, flag, has, list, name, set, text, texts};
 use crate::resource::{Context, Descriptor, Hooks, Resource};
 
 pub fn resources() -> Vec<Resource> {
@@ -73,23 +73,25 @@ impl Hooks for Definition {
     }
 
     fn validate_update(&self, _ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
-        let mut errors = validate(new, Some(old));
-        for field in ["spec.group", "spec.names.plural", "spec.scope", "spec.names.kind"] {
-            // Before it was established nothing depends on it but the name.
-            let established = list(old, "status.conditions")
-                .iter()
-                .any(|c| text(c, "type") == "Established" && text(c, "status") == "True");
-            if established || matches!(field, "spec.group" | "spec.names.plural") {
-                Node::root(new).child(field).immutable(&mut errors, &Node::root(old).child(field));
-            }
+        let mut errors = validate_spec(new, Some(old));
+        // Before it was established nothing depends on it but the name.
+        let established = list(old, "status.conditions")
+            .iter()
+            .any(|c| text(c, "type") == "Established" && text(c, "status") == "True");
+        let fixed = ["spec.scope", "spec.names.kind", "spec.group", "spec.names.plural"];
+        for field in &fixed[if established { 0 } else { 2 }..] {
+            Node::root(new).child(field).immutable(&mut errors, &Node::root(old).child(field));
         }
         stored_versions(new, &mut errors);
+        approved(new, Some(old), &mut errors);
+        nothing_unknown(new, Some(old), &mut errors);
         errors
     }
 
     fn validate_subresource_update(&self, ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
         let mut errors = ErrorList::new();
         if ctx.subresource == "status" {
+            name_formats(&Node::root(new).child("status.acceptedNames"), &mut errors);
             stored_versions(new, &mut errors);
         }
         errors
@@ -111,25 +113,30 @@ fn storage_version(definition: &Value) -> Option<String> {
         .map(|version| text(version, "name").to_owned())
 }
 
-/// Versions that objects are stored in must be known, and be the storage version among them.
+/// Versions that objects are stored in must be known, and the storage version is among them.
 fn stored_versions(definition: &Value, errors: &mut ErrorList) {
-    let known: Vec<&str> = list(definition, "spec.versions").iter().map(|version| text(version, "name")).collect();
+    let all = Node::root(definition).child("status.storedVersions");
+    if all.is_empty() {
+        return all.invalid(errors, "must have at least one stored version");
+    }
+    let stored = texts(definition, "status.storedVersions");
+    let versions = list(definition, "spec.versions");
+    for version in versions.iter().filter(|version| flag(version, "storage")) {
+        if !stored.contains(&text(version, "name")) {
+            all.invalid(errors, format!("must have the storage version {}", text(version, "name")));
+        }
+    }
     for stored in Node::root(definition).items("status.storedVersions") {
-        if !known.contains(&stored.text()) {
-            stored.invalid(errors, "missing from spec.versions; v1 was previously a storage version, and must remain in spec.versions until a storage migration ensures no data remains persisted in it and removes it from status.storedVersions".replace("v1 was", &format!("{} was", stored.text())));
+        let own = stored.text();
+        if !versions.iter().any(|version| text(version, "name") == own) {
+            stored.invalid(errors, format!("missing from spec.versions; {own} was previously a storage version, and must remain in spec.versions until a storage migration ensures no data remains persisted in {own} and removes {own} from status.storedVersions"));
         }
     }
 }
 
 fn validate(definition: &Value, old: Option<&Value>) -> ErrorList {
     let mut errors = ErrorList::new();
-    let spec = Node::root(definition).child("spec");
-    let (group, plural) = (spec.child("group"), spec.child("names.plural"));
-    let wanted = format!("{}.{}", plural.text(), group.text());
-    if flag(&definition["spec"], "preserveUnknownFields") {
-        let why = "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead";
-        errors.push(Error::invalid(&Path::root("spec").child("preserveUnknownFields"), true, why));
-    }
+    let wanted = format!("{}.{}", text(definition, "spec.names.plural"), text(definition, "spec.group"));
     if name(definition) != wanted {
         errors.push(Error::invalid(
             &Path::root("metadata").child("name"),
@@ -137,6 +144,26 @@ fn validate(definition: &Value, old: Option<&Value>) -> ErrorList {
             "must be spec.names.plural+\".\"+spec.group",
         ));
     }
+    errors.extend(validate_spec(definition, old));
+    approved(definition, old, &mut errors);
+    nothing_unknown(definition, old, &mut errors);
+    errors
+}
+
+/// Unknown fields are kept where the schema says so, not by the old switch; one that is on may stay.
+fn nothing_unknown(definition: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+    let kept = |object: &Value| flag(object, "spec.preserveUnknownFields");
+    if kept(definition) && !old.is_some_and(kept) {
+        let why =
+            "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead";
+        errors.push(Error::invalid(&Path::root("spec").child("preserveUnknownFields"), true, why));
+    }
+}
+
+fn validate_spec(definition: &Value, old: Option<&Value>) -> ErrorList {
+    let mut errors = ErrorList::new();
+    let spec = Node::root(definition).child("spec");
+    let group = spec.child("group");
     if group.required(&mut errors, "")
         && group.format(&mut errors, names::dns1123_subdomain)
         && !group.text().contains('.')
@@ -144,36 +171,36 @@ fn validate(definition: &Value, old: Option<&Value>) -> ErrorList {
         group.invalid(&mut errors, "should be a domain with at least one dot");
     }
     spec.child("scope").required_one_of(&mut errors, &["Cluster", "Namespaced"]);
-    kind_names(&spec, &mut errors);
     versions(&spec, old, &mut errors);
+    for field in ["plural", "singular", "kind", "listKind"] {
+        spec.child("names").child(field).required(&mut errors, "");
+    }
+    name_formats(&spec.child("names"), &mut errors);
     conversion(&spec.child("conversion"), &mut errors);
-    approved(definition, &mut errors);
     errors
 }
 
-fn kind_names(spec: &Node<'_>, errors: &mut ErrorList) {
+/// `ValidateCustomResourceDefinitionNames`: of a spec, and of what was accepted of it.
+fn name_formats(all: &Node<'_>, errors: &mut ErrorList) {
     for (field, lower) in [("plural", true), ("singular", true), ("kind", false), ("listKind", false)] {
-        let given = spec.child("names").child(field);
-        if !given.required(errors, "") {
-            continue;
-        }
+        let given = all.child(field);
         let checked = if lower { given.text().to_owned() } else { given.text().to_lowercase() };
-        if let Some(problem) = names::dns1035_label(&checked) {
+        if let Some(problem) = names::dns1035_label(&checked).filter(|_| !checked.is_empty()) {
             given.invalid(
                 errors,
                 if lower { problem } else { format!("may have mixed case, but should otherwise match: {problem}") },
             );
         }
     }
-    if !spec.child("names.kind").text().is_empty()
-        && spec.child("names.kind").text() == spec.child("names.listKind").text()
-    {
-        spec.child("names.listKind").invalid(errors, "kind and listKind may not be the same");
+    for given in all.items("shortNames") {
+        given.format(errors, names::dns1035_label);
     }
-    for field in ["shortNames", "categories"] {
-        for given in spec.items(&format!("names.{field}")) {
-            given.format(errors, names::dns1035_label);
-        }
+    let (kind, list_kind) = (all.child("kind"), all.child("listKind"));
+    if !kind.text().is_empty() && kind.text() == list_kind.text() {
+        list_kind.invalid(errors, "kind and listKind may not be the same");
+    }
+    for given in all.items("categories") {
+        given.format(errors, names::dns1035_label);
     }
 }
 
@@ -183,16 +210,17 @@ fn versions(spec: &Node<'_>, old: Option<&Value>, errors: &mut ErrorList) {
         spec.child("versions").invalid(errors, "must have exactly one version marked as storage version");
         return;
     }
+    for version in &versions {
+        if !version.has("schema.openAPIV3Schema") {
+            version.child("schema.openAPIV3Schema").missing(errors, "");
+        }
+    }
     let mut seen = Seen::default();
+    let mut twice = false;
     for version in &versions {
         let name = version.child("name");
         name.format(errors, names::dns1035_label);
-        if !seen.insert(name.text()) {
-            spec.child("versions").invalid(errors, "must contain unique version names");
-        }
-        if !version.has("schema.openAPIV3Schema") {
-            version.child("schema.openAPIV3Schema").missing(errors, "schemas are required");
-        }
+        twice |= !seen.insert(name.text());
         deprecation(version, errors);
     }
     for (version, schema_path) in shared(spec, &versions, "schema", "validation") {
@@ -216,6 +244,9 @@ fn versions(spec: &Node<'_>, old: Option<&Value>, errors: &mut ErrorList) {
     }
     for (version, path) in shared(spec, &versions, "selectableFields", "selectableFields") {
         selectable(&version, &path, errors);
+    }
+    if twice {
+        spec.child("versions").invalid(errors, "must contain unique version names");
     }
     let stored = versions.iter().filter(|version| version.child("storage").flag()).count();
     if stored != 1 {
@@ -388,18 +419,31 @@ fn review_versions(webhook: &Node<'_>, errors: &mut ErrorList) {
     }
 }
 
-/// Groups of Kubernetes' own need its approval.
-fn approved(definition: &Value, errors: &mut ErrorList) {
+/// `scheme://host...`.
+fn is_address(text: &str) -> bool {
+    text.split_once("://").is_some_and(|(scheme, rest)| {
+        !scheme.is_empty() && !rest.split(['/', '?']).next().unwrap_or("").is_empty() && !rest.contains(' ')
+    })
+}
+
+/// Groups of Kubernetes' own need its approval. What kind of approval there was may stay.
+fn approved(definition: &Value, old: Option<&Value>, errors: &mut ErrorList) {
     const KEY: &str = "api-approved.kubernetes.io";
     let group = text(definition, "spec.group");
     let protected = ["k8s.io", "kubernetes.io"].iter().any(|own| group == *own || group.ends_with(&format!(".{own}")));
-    if !protected {
+    let state = |object: &Value| match super::value::annotation(object, KEY).unwrap_or("") {
+        "" => 0,
+        given if given.starts_with("unapproved") => 1,
+        given if is_address(given) => 2,
+        _ => 3,
+    };
+    if !protected || old.is_some_and(|old| state(old) == state(definition)) {
         return;
     }
     let path = Path::root("metadata").child("annotations").key(KEY);
     match super::value::annotation(definition, KEY) {
         None | Some("") => errors.push(Error::required(&path, "protected groups must have approval annotation \"api-approved.kubernetes.io\", see https://github.com/kubernetes/enhancements/pull/1111")),
-        Some(given) if given.starts_with("unapproved") || given.starts_with("http") => {}
+        Some(given) if given.starts_with("unapproved") || is_address(given) => {}
         Some(given) => errors.push(Error::invalid(&path, given, "protected groups must have approval annotation \"api-approved.kubernetes.io\" with either a URL or a reason starting with \"unapproved\", see https://github.com/kubernetes/enhancements/pull/1111")),
     }
 }
@@ -407,6 +451,7 @@ fn approved(definition: &Value, errors: &mut ErrorList) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kinds::tested;
     use api::field::join;
 
     fn definition() -> Value {
@@ -439,7 +484,7 @@ mod tests {
             (
                 "spec.versions",
                 json!([{"name": "v1", "storage": true}]),
-                "spec.versions[0].schema.openAPIV3Schema: Required value: schemas are required",
+                "spec.versions[0].schema.openAPIV3Schema: Required value",
             ),
             (
                 "spec.conversion",
@@ -620,5 +665,84 @@ mod tests {
         ] {
             assert_eq!(with(spec.clone(), &more), expected, "{more}");
         }
+    }
+
+    #[test]
+    fn names_and_stored_versions() {
+        let changed = |path: &str, value: Value| {
+            let mut object = definition();
+            set(&mut object, path, value);
+            object
+        };
+        for (object, expected) in [
+            (definition(), "[]"),
+            (
+                changed("spec.scope", json!("Galaxy")),
+                "spec.scope: Unsupported value: \"Galaxy\": supported values: \"Cluster\", \"Namespaced\"",
+            ),
+            (
+                changed("spec.names.listKind", json!("Widget")),
+                "spec.names.listKind: Invalid value: \"Widget\": kind and listKind may not be the same",
+            ),
+            (
+                changed("spec.versions", json!([{"name": "v1", "served": true, "storage": true}])),
+                "spec.versions[0].schema.openAPIV3Schema: Required value",
+            ),
+        ] {
+            assert_eq!(tested::created(&Definition, &object), expected);
+        }
+        let mut old = definition();
+        set(&mut old, "status.storedVersions", json!(["v1"]));
+        let with = |path: &str, value: Value| {
+            let mut object = old.clone();
+            set(&mut object, path, value);
+            object
+        };
+        let status =
+            |stored: Value| tested::updated_sub(&Definition, "status", &old, &with("status.storedVersions", stored));
+        assert_eq!(status(json!(["v1"])), "[]");
+        assert_eq!(
+            status(json!([])),
+            "status.storedVersions: Invalid value: []: must have at least one stored version"
+        );
+        assert_eq!(
+            status(json!(["v0"])),
+            "[status.storedVersions: Invalid value: [\"v0\"]: must have the storage version v1, \
+             status.storedVersions[0]: Invalid value: \"v0\": missing from spec.versions; v0 was previously a storage version, and must remain in spec.versions until a storage migration ensures no data remains persisted in v0 and removes v0 from status.storedVersions]"
+        );
+        // Scope and kind may change until the definition is established.
+        let cluster = with("spec.scope", json!("Cluster"));
+        assert_eq!(tested::updated(&Definition, &old, &cluster), "[]");
+        let mut established = old.clone();
+        set(&mut established, "status.conditions", json!([{"type": "Established", "status": "True"}]));
+        assert_eq!(
+            tested::updated(&Definition, &established, &cluster),
+            "spec.scope: Invalid value: \"Cluster\": field is immutable"
+        );
+    }
+
+    #[test]
+    fn protected_groups() {
+        let of = |approval: Option<&str>| {
+            let mut object = definition();
+            set(&mut object, "spec.group", "x.k8s.io");
+            set(&mut object, "metadata.name", "widgets.x.k8s.io");
+            if let Some(approval) = approval {
+                object["metadata"]["annotations"] = json!({"api-approved.kubernetes.io": approval});
+            }
+            set(&mut object, "status.storedVersions", json!(["v1"]));
+            object
+        };
+        for approval in ["https://github.com/x/y/pull/1", "unapproved, for tests"] {
+            assert_eq!(tested::created(&Definition, &of(Some(approval))), "[]");
+        }
+        let missing = tested::created(&Definition, &of(None));
+        assert!(
+            missing.starts_with("metadata.annotations[api-approved.kubernetes.io]: Required value: protected groups"),
+            "{missing}"
+        );
+        assert!(tested::created(&Definition, &of(Some("http"))).contains("either a URL or a reason"));
+        // One that is stored without approval may stay so.
+        assert_eq!(tested::updated(&Definition, &of(None), &of(None)), "[]");
     }
 }

@@ -158,8 +158,12 @@ fn mistyped(expected: Expected, value: &Value) -> Option<String> {
         (Expected::Map, value) => format!("expected map, got &{{{}}}", go_text(value)),
         (Expected::List, value) => format!("expected list, got &{{{}}}", go_text(value)),
         (Expected::Numeric, value) => format!("expected numeric (int or float), got {}", go_type(value)),
-        (Expected::String, value) => format!("expected string, got &value.valueUnstructured{{Value:{}}}", go_syntax(value)),
-        (Expected::Boolean, value) => format!("expected boolean, got &value.valueUnstructured{{Value:{}}}", go_syntax(value)),
+        (Expected::String, value) => {
+            format!("expected string, got &value.valueUnstructured{{Value:{}}}", go_syntax(value))
+        }
+        (Expected::Boolean, value) => {
+            format!("expected boolean, got &value.valueUnstructured{{Value:{}}}", go_syntax(value))
+        }
     };
     Some(text)
 }
@@ -183,7 +187,8 @@ pub(crate) fn go_text(value: &Value) -> String {
         Value::String(text) => text.clone(),
         Value::Array(items) => format!("[{}]", items.iter().map(go_text).collect::<Vec<_>>().join(" ")),
         Value::Object(members) => {
-            let mut members: Vec<_> = members.iter().map(|(name, value)| format!("{name}:{}", go_text(value))).collect();
+            let mut members: Vec<_> =
+                members.iter().map(|(name, value)| format!("{name}:{}", go_text(value))).collect();
             members.sort();
             format!("map[{}]", members.join(" "))
         }
