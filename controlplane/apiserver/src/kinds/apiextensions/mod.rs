@@ -84,6 +84,7 @@ impl Hooks for Definition {
         }
         stored_versions(new, &mut errors);
         approved(new, Some(old), &mut errors);
+        nothing_unknown(new, Some(old), &mut errors);
         errors
     }
 
@@ -135,11 +136,6 @@ fn stored_versions(definition: &Value, errors: &mut ErrorList) {
 
 fn validate(definition: &Value, old: Option<&Value>) -> ErrorList {
     let mut errors = ErrorList::new();
-    if flag(&definition["spec"], "preserveUnknownFields") {
-        let why =
-            "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead";
-        errors.push(Error::invalid(&Path::root("spec").child("preserveUnknownFields"), true, why));
-    }
     let wanted = format!("{}.{}", text(definition, "spec.names.plural"), text(definition, "spec.group"));
     if name(definition) != wanted {
         errors.push(Error::invalid(
@@ -150,7 +146,18 @@ fn validate(definition: &Value, old: Option<&Value>) -> ErrorList {
     }
     errors.extend(validate_spec(definition, old));
     approved(definition, old, &mut errors);
+    nothing_unknown(definition, old, &mut errors);
     errors
+}
+
+/// Unknown fields are kept where the schema says so, not by the old switch; one that is on may stay.
+fn nothing_unknown(definition: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+    let kept = |object: &Value| flag(object, "spec.preserveUnknownFields");
+    if kept(definition) && !old.is_some_and(kept) {
+        let why =
+            "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead";
+        errors.push(Error::invalid(&Path::root("spec").child("preserveUnknownFields"), true, why));
+    }
 }
 
 fn validate_spec(definition: &Value, old: Option<&Value>) -> ErrorList {
