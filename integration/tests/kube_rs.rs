@@ -184,7 +184,11 @@ async fn reconcile(widget: Arc<DynamicObject>, context: Arc<Context>) -> Result<
                 recorder.publish(&event, &widget.object_ref(&context.widgets)).await?;
             }
             Finalizer::Cleanup(widget) => {
-                maps.delete(&widget.name_any(), &DeleteParams::default()).await?;
+                // The garbage collector may have been there first.
+                match maps.delete(&widget.name_any(), &DeleteParams::default()).await {
+                    Err(kube::Error::Api(status)) if status.is_not_found() => {}
+                    outcome => drop(outcome?),
+                }
             }
         }
         Ok(Action::requeue(Duration::from_secs(300)))

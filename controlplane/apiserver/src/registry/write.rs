@@ -284,7 +284,8 @@ impl Call {
         }
         let version = metadata::text(new, "resourceVersion");
         if version.is_empty() || version == "0" {
-            if !self.descriptor().unconditional_update {
+            // A Scale is put into the object that is there.
+            if !self.descriptor().unconditional_update && self.info.subresource != "scale" {
                 let path = api::field::Path::root("metadata").child("resourceVersion");
                 let error = api::field::Error::invalid(&path, 0, "must be specified for an update");
                 return Err(ApiError::invalid(group, &self.descriptor().kind, &self.info.name, &[error]));
