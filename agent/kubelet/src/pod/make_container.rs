@@ -117,7 +117,8 @@ async fn create(node: &NodeContext, order: &Order) -> Result<String, Failure> {
         order.event(node, EventType::Warning, "FailedMount", error.to_string());
         failed("CreateContainerConfigError", error.to_string())
     })?;
-    let mounts = all_mounts(node, order, &volumes, &environment).map_err(config_error)?;
+    let mut mounts = image_mounts(node, order, &environment, &sandbox_config).await?;
+    mounts.extend(all_mounts(node, order, &volumes, &environment).map_err(config_error)?);
     let mut security = container_security(node, order, &image).map_err(config_error)?;
     if let (Some(target), Some(options)) = (&order.target, security.namespace_options.as_mut()) {
         options.pid = cri::NamespaceMode::Target as i32;
@@ -195,7 +196,8 @@ fn all_mounts(
     let uid = order.pod.metadata.uid.as_deref().unwrap_or_default();
     let recursive = node.runtime_features.read().recursive_read_only_mounts;
     let mut made = Vec::new();
-    for planned in mounts::plan(&order.container, volumes, environment, recursive)? {
+    let container = mounts::without_images(&order.pod, &order.container);
+    for planned in mounts::plan(&container, volumes, environment, recursive)? {
         let host_path = if planned.sub_path.is_empty() {
             planned.volume_path.clone()
         } else {
@@ -211,6 +213,28 @@ fn all_mounts(
     }
     made.extend(hosts_mount(node, order, uid)?);
     made.extend(termination_mount(node, order, uid)?);
+    Ok(made)
+}
+
+/// Images that are mounted as volumes; the runtime mounts them, if it can (containerd from 2.1 on).
+async fn image_mounts(
+    node: &NodeContext,
+    order: &Order,
+    environment: &[(String, String)],
+    sandbox_config: &cri::PodSandboxConfig,
+) -> Result<Vec<cri::Mount>, Failure> {
+    let mut made = Vec::new();
+    for (mount, source) in mounts::images(&order.pod, &order.container) {
+        let puller = Container {
+            name: order.container.name.clone(),
+            image: source.reference.clone(),
+            image_pull_policy: source.pull_policy.clone(),
+            ..Default::default()
+        };
+        let image = node.images.ensure(node, &order.pod, &puller, sandbox_config).await?;
+        let planned = mounts::image(mount, &image.id, environment);
+        made.push(planned.map_err(|message| order.fail(node, "CreateContainerConfigError", message))?);
+    }
     Ok(made)
 }
 

@@ -3,8 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{Container, VolumeMount};
-use proto::runtime::v1::{Mount, MountPropagation};
+use k8s_openapi::api::core::v1::{Container, ImageVolumeSource, Pod, VolumeMount};
+use proto::runtime::v1::{ImageSpec, Mount, MountPropagation};
 
 use super::command::expand;
 use crate::volume_contract::VolumePaths;
@@ -51,6 +51,41 @@ pub fn plan(
         .collect()
 }
 
+/// The mounts of volumes that are images, each with its volume's source.
+pub fn images<'a>(pod: &'a Pod, container: &'a Container) -> Vec<(&'a VolumeMount, &'a ImageVolumeSource)> {
+    let mounts = container.volume_mounts.iter().flatten();
+    mounts.filter_map(|mount| Some((mount, image_source(pod, &mount.name)?))).collect()
+}
+
+fn image_source<'a>(pod: &'a Pod, volume: &str) -> Option<&'a ImageVolumeSource> {
+    let mut volumes = pod.spec.as_ref()?.volumes.iter().flatten();
+    volumes.find(|known| known.name == volume)?.image.as_ref()
+}
+
+/// The container with the mounts that are the kubelet's to make.
+pub fn without_images(pod: &Pod, container: &Container) -> Container {
+    let mut kept = container.clone();
+    if let Some(mounts) = kept.volume_mounts.as_mut() {
+        mounts.retain(|mount| image_source(pod, &mount.name).is_none());
+    }
+    kept
+}
+
+/// CRI's form of a mounted image: always read-only.
+pub fn image(mount: &VolumeMount, image_id: &str, variables: &[(String, String)]) -> Result<Mount, String> {
+    Ok(Mount {
+        container_path: absolute(&mount.mount_path),
+        readonly: true,
+        image: Some(ImageSpec { image: image_id.to_owned(), ..Default::default() }),
+        image_sub_path: sub_path(mount, variables)?,
+        ..Default::default()
+    })
+}
+
+fn absolute(path: &str) -> String {
+    if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
+}
+
 fn plan_one(
     container: &Container,
     mount: &VolumeMount,
@@ -74,14 +109,12 @@ fn plan_one(
         Some("Enabled" | "IfPossible") => read_only && recursive_read_only_works,
         _ => false,
     };
-    let container_path =
-        if mount.mount_path.starts_with('/') { mount.mount_path.clone() } else { format!("/{}", mount.mount_path) };
     Ok(Planned {
         volume: mount.name.clone(),
         volume_path: volume.host_path.clone(),
         sub_path,
         index,
-        container_path,
+        container_path: absolute(&mount.mount_path),
         read_only: read_only || volume.read_only,
         recursive_read_only,
         propagation: match mount.mount_propagation.as_deref() {
@@ -168,5 +201,21 @@ mod tests {
         ] {
             assert_eq!(planned(mount).unwrap_err(), message);
         }
+    }
+
+    #[test]
+    fn images_are_left_to_the_runtime() {
+        let pod: Pod = serde_json::from_value(json!({"spec": {"volumes": [{"name": "i", "image": {"reference": "a:1"}}, {"name": "v", "emptyDir": {}}],
+            "containers": [{"name": "c", "volumeMounts": [{"name": "i", "mountPath": "i", "subPath": "dir"}, {"name": "v", "mountPath": "/v"}]}]}}))
+        .unwrap();
+        let container = &pod.spec.as_ref().unwrap().containers[0];
+        let found = images(&pod, container);
+        assert_eq!((found.len(), found[0].1.reference.as_deref()), (1, Some("a:1")));
+        let mount = image(found[0].0, "sha256:1", &[]).unwrap();
+        let made =
+            (mount.container_path.as_str(), mount.readonly, mount.image.unwrap().image, mount.image_sub_path.as_str());
+        assert_eq!(made, ("/i", true, "sha256:1".to_owned(), "dir"));
+        let kept = without_images(&pod, container).volume_mounts.unwrap();
+        assert_eq!(kept.iter().map(|mount| mount.name.as_str()).collect::<Vec<_>>(), ["v"]);
     }
 }
