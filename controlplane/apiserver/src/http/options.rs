@@ -213,7 +213,7 @@ mod tests {
             (
                 "resourceVersionMatch=Bad&resourceVersion=1",
                 false,
-                r#"Unsupported value: "Bad": supported values: "", "Exact", "NotOlderThan""#,
+                r#"Unsupported value: "Bad": supported values: "Exact", "NotOlderThan", """#,
             ),
             (
                 "sendInitialEvents=false",

@@ -137,7 +137,7 @@ async fn delete_options_travel_in_the_body_or_the_query() {
     for (body, why) in [
         (
             r#"{"propagationPolicy":"Bad"}"#,
-            r#"propagationPolicy: Unsupported value: "Bad": supported values: "Background", "Foreground", "Orphan", "nil""#,
+            r#"propagationPolicy: Unsupported value: "Bad": supported values: "Foreground", "Background", "Orphan", "nil""#,
         ),
         (
             r#"{"propagationPolicy":"Orphan","orphanDependents":true}"#,
