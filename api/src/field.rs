@@ -24,9 +24,20 @@ impl Path {
         Self::default()
     }
 
+    /// The object as a whole, where an error is about no field of it.
+    pub fn unnamed() -> Self {
+        Self("[]".to_owned())
+    }
+
     #[must_use]
     pub fn child(&self, name: &str) -> Self {
         if self.0.is_empty() { Self(name.to_owned()) } else { Self(format!("{}.{name}", self.0)) }
+    }
+
+    /// Where the last field is in: `spec.a` of `spec.a.b`.
+    #[must_use]
+    pub fn parent(&self) -> Self {
+        Self(self.0.rsplit_once('.').map_or("", |(parent, _)| parent).to_owned())
     }
 
     #[must_use]
@@ -141,9 +152,16 @@ impl Error {
         Self::new(ErrorType::Forbidden, field, Value::Null, detail)
     }
 
+    /// `supported` sorted, as Kubernetes lists what it keeps in a set.
     pub fn not_supported(field: &Path, value: impl Into<Value>, supported: &[&str]) -> Self {
-        let mut listed: Vec<String> = supported.iter().map(|s| format!("\"{s}\"")).collect();
-        listed.sort();
+        let mut sorted = supported.to_vec();
+        sorted.sort_unstable();
+        Self::not_supported_in_order(field, value, &sorted)
+    }
+
+    /// `supported` as it stands: enumerations which Kubernetes keeps in a list.
+    pub fn not_supported_in_order(field: &Path, value: impl Into<Value>, supported: &[&str]) -> Self {
+        let listed: Vec<String> = supported.iter().map(|s| format!("\"{s}\"")).collect();
         let detail = if listed.is_empty() { String::new() } else { format!("supported values: {}", listed.join(", ")) };
         Self::new(ErrorType::NotSupported, field, value.into(), detail)
     }

@@ -5,6 +5,7 @@
 //! (`apimachinery/pkg/util/validation`, `pkg/apis/core/validation`).
 
 use std::collections::HashSet;
+use std::net::IpAddr;
 
 use api::field::{Error, ErrorList, Path};
 use api::names;
@@ -92,6 +93,16 @@ impl<'a> Node<'a> {
         errors.push(Error::invalid(&self.path, self.value.clone(), detail));
     }
 
+    /// As [`Node::invalid`] of a string: a missing one is shown as `""`.
+    pub fn invalid_text(&self, errors: &mut ErrorList, detail: impl Into<String>) {
+        errors.push(Error::invalid(&self.path, self.text(), detail));
+    }
+
+    /// As [`Node::invalid`] of a whole number: a missing one is shown as `0`.
+    pub fn invalid_int(&self, errors: &mut ErrorList, detail: impl Into<String>) {
+        errors.push(Error::invalid(&self.path, self.int(), detail));
+    }
+
     pub fn forbidden(&self, errors: &mut ErrorList, detail: impl Into<String>) {
         errors.push(Error::forbidden(&self.path, detail));
     }
@@ -128,6 +139,24 @@ impl<'a> Node<'a> {
         fits
     }
 
+    /// As [`Node::one_of`], for those enumerations that Kubernetes lists in an order of its own.
+    pub fn one_of_in_order(&self, errors: &mut ErrorList, allowed: &[&str]) -> bool {
+        let fits = allowed.contains(&self.text());
+        if !fits {
+            errors.push(Error::not_supported_in_order(&self.path, self.text(), allowed));
+        }
+        fits
+    }
+
+    /// As [`Node::one_of_in_order`], but an empty or missing value asks for one.
+    pub fn required_one_of_in_order(&self, errors: &mut ErrorList, allowed: &[&str]) -> bool {
+        if self.text().is_empty() {
+            self.missing(errors, "");
+            return false;
+        }
+        self.one_of_in_order(errors, allowed)
+    }
+
     /// As [`Node::one_of`], but an empty or missing value asks for one.
     pub fn required_one_of(&self, errors: &mut ErrorList, allowed: &[&str]) -> bool {
         if self.text().is_empty() {
@@ -154,28 +183,33 @@ impl<'a> Node<'a> {
 
     pub fn positive(&self, errors: &mut ErrorList) {
         if self.int() <= 0 {
-            self.invalid(errors, "must be greater than 0");
+            self.invalid_int(errors, "must be greater than 0");
         }
     }
 
     pub fn port_number(&self, errors: &mut ErrorList) {
         if let Some(problem) = names::port_number(self.int()) {
-            self.invalid(errors, problem);
+            self.invalid_int(errors, problem);
         }
     }
 
     /// The string keeps a format of `api::names`.
-    pub fn format(&self, errors: &mut ErrorList, check: fn(&str) -> Option<String>) -> bool {
-        let problem = check(self.text());
-        let fits = problem.is_none();
-        if let Some(problem) = problem {
-            self.invalid(errors, problem);
+    pub fn format<P>(&self, errors: &mut ErrorList, check: fn(&str) -> P) -> bool
+    where
+        P: IntoIterator<Item = String>,
+    {
+        let before = errors.len();
+        for problem in check(self.text()) {
+            self.invalid_text(errors, problem);
         }
-        fits
+        errors.len() == before
     }
 
     /// A required string of a format.
-    pub fn required_format(&self, errors: &mut ErrorList, check: fn(&str) -> Option<String>) -> bool {
+    pub fn required_format<P>(&self, errors: &mut ErrorList, check: fn(&str) -> P) -> bool
+    where
+        P: IntoIterator<Item = String>,
+    {
         self.required(errors, "") && self.format(errors, check)
     }
 
@@ -212,22 +246,56 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// An IPv4 or IPv6 address in canonical form.
+    /// An IPv4 or IPv6 address (`IsValidIPForLegacyField`, strict).
     pub fn ip(&self, errors: &mut ErrorList) -> bool {
-        let fits = parse_ip(self.text()).is_some();
-        if !fits {
-            self.invalid(errors, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
-        }
-        fits
+        let problem = match parse_ip(self.text()) {
+            Some(IpAddr::V6(v6)) if v6.to_ipv4_mapped().is_some() => "must not be an IPv4-mapped IPv6 address",
+            Some(_) => return true,
+            None if parse_ip(&without_leading_zeros(self.text())).is_some() => "must not have leading 0s",
+            None => "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+        };
+        self.invalid_text(errors, problem);
+        false
     }
 
-    /// `address/length`.
+    /// `address/length` (`IsValidCIDRForLegacyField`, strict).
     pub fn cidr(&self, errors: &mut ErrorList) -> bool {
-        let fits = parse_cidr(self.text()).is_some();
-        if !fits {
-            self.invalid(errors, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)");
-        }
-        fits
+        let problem = match parse_cidr(self.text()) {
+            Some((IpAddr::V6(v6), _)) if v6.to_ipv4_mapped().is_some() => "must not have an IPv4-mapped IPv6 address",
+            Some((address, length)) if !is_network(address, length) => "must not have bits set beyond the prefix length",
+            Some(_) => return true,
+            None if lenient_cidr(self.text()) => "must not have leading 0s in IP or prefix length",
+            None => "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
+        };
+        self.invalid_text(errors, problem);
+        false
+    }
+}
+
+/// `010.0.0.1` as the `10.0.0.1` that old parsers read.
+fn without_leading_zeros(text: &str) -> String {
+    let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    if !text.split('.').all(digits) {
+        return text.to_owned();
+    }
+    let stripped = text.split('.').map(|part| match part.trim_start_matches('0') {
+        "" => "0",
+        rest => rest,
+    });
+    stripped.collect::<Vec<_>>().join(".")
+}
+
+fn lenient_cidr(text: &str) -> bool {
+    let Some((address, length)) = text.split_once('/') else { return false };
+    let most = if address.contains(':') { 128 } else { 32 };
+    parse_ip(&without_leading_zeros(address)).is_some() && length.parse::<u8>().is_ok_and(|length| length <= most)
+}
+
+/// Whether only the first `length` bits of the address are set.
+fn is_network(address: IpAddr, length: u8) -> bool {
+    match address {
+        IpAddr::V4(v4) => u32::from(v4).checked_shl(length.into()).unwrap_or(0) == 0,
+        IpAddr::V6(v6) => u128::from(v6).checked_shl(length.into()).unwrap_or(0) == 0,
     }
 }
 
@@ -248,11 +316,56 @@ pub fn parse_cidr(text: &str) -> Option<(std::net::IpAddr, u8)> {
         .then_some((address, length))
 }
 
+/// What is said of an address that is not written as it should be (`GetWarningsForIP`).
+pub fn ip_warning(path: &str, text: &str) -> Option<String> {
+    let parsed = parse_ip(text).or_else(|| parse_ip(&without_leading_zeros(text)))?;
+    match parsed {
+        IpAddr::V4(v4) if v4.to_string() != text => {
+            Some(format!("{path}: non-standard IP address {text:?} is invalid: use \"{v4}\""))
+        }
+        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
+            Some(v4) => Some(format!("{path}: non-standard IP address {text:?} is invalid: use \"{v4}\"")),
+            None if v6.to_string() != text => {
+                Some(format!("{path}: IPv6 address {text:?} should be in RFC 5952 canonical format (\"{v6}\")"))
+            }
+            None => None,
+        },
+        IpAddr::V4(_) => None,
+    }
+}
+
+/// As [`ip_warning`], of a network (`GetWarningsForCIDR`).
+pub fn cidr_warning(path: &str, text: &str) -> Option<String> {
+    let (address, length) = parse_cidr(text)?;
+    if !is_network(address, length) {
+        let network = network(address, length);
+        return Some(format!(
+            "{path}: CIDR value {text:?} is ambiguous in this context (should be \"{network}/{length}\" or \"{address}/{}\"?)",
+            if address.is_ipv4() { 32 } else { 128 }
+        ));
+    }
+    let canonical = format!("{address}/{length}");
+    (canonical != text && address.is_ipv6())
+        .then(|| format!("{path}: IPv6 CIDR value {text:?} should be in RFC 5952 canonical format ({canonical:?})"))
+}
+
+/// `address` with only its first `length` bits.
+fn network(address: IpAddr, length: u8) -> IpAddr {
+    match address {
+        IpAddr::V4(v4) => IpAddr::V4((u32::from(v4) & !u32::MAX.checked_shr(length.into()).unwrap_or(0)).into()),
+        IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) & !u128::MAX.checked_shr(length.into()).unwrap_or(0)).into()),
+    }
+}
+
 /// Remembers what was seen, by any key; says whether it is new.
 #[derive(Debug, Default)]
 pub struct Seen(HashSet<String>);
 
 impl Seen {
+    pub fn has(&self, key: &str) -> bool {
+        self.0.contains(key)
+    }
+
     pub fn insert(&mut self, key: impl Into<String>) -> bool {
         self.0.insert(key.into())
     }
@@ -293,10 +406,10 @@ pub fn percent(text: &str) -> Option<i64> {
 pub fn labels(node: &Node<'_>, errors: &mut ErrorList) {
     let Some(map) = node.value.as_object() else { return };
     for (key, value) in map {
-        if let Some(problem) = names::qualified_name(key) {
+        for problem in names::qualified_name(key) {
             errors.push(Error::invalid(&node.path, key.clone(), problem));
         }
-        if let Some(problem) = names::label_value(value.as_str().unwrap_or("")) {
+        for problem in names::label_value(value.as_str().unwrap_or("")) {
             errors.push(Error::invalid(&node.path, value.clone(), problem));
         }
     }
@@ -380,6 +493,28 @@ mod tests {
             [("10.0.0.0/8", true), ("::/0", true), ("10.0.0.0/33", false), ("10.0.0.0/08", false), ("10.0.0.0", false)]
         {
             assert_eq!(parse_cidr(text).is_some(), fits, "{text}");
+        }
+        for (text, words) in [
+            ("1.2.3.4", ""),
+            ("01.2.3.4", "must not have leading 0s"),
+            ("::ffff:1.2.3.4", "must not be an IPv4-mapped IPv6 address"),
+            ("1.2.3", "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"),
+        ] {
+            let (value, mut errors) = (json!(text), Vec::new());
+            assert_eq!(Node::root(&value).ip(&mut errors), words.is_empty(), "{text}");
+            assert_eq!(errors.first().map_or("", |error| error.detail.as_str()), words, "{text}");
+        }
+        for (text, words) in [
+            ("10.0.0.0/8", ""),
+            ("::/0", ""),
+            ("10.0.0.0/08", "must not have leading 0s in IP or prefix length"),
+            ("10.0.0.1/8", "must not have bits set beyond the prefix length"),
+            ("fe80::1/64", "must not have bits set beyond the prefix length"),
+            ("10.0.0.0/33", "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)"),
+        ] {
+            let (value, mut errors) = (json!(text), Vec::new());
+            assert_eq!(Node::root(&value).cidr(&mut errors), words.is_empty(), "{text}");
+            assert_eq!(errors.first().map_or("", |error| error.detail.as_str()), words, "{text}");
         }
         assert_eq!((percent("25%"), percent("%"), percent("-1%"), percent("5")), (Some(25), None, None, None));
     }

@@ -33,10 +33,14 @@ pub async fn bind(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response<B
     let path = api::field::Path::root("target");
     let mut errors = Vec::new();
     if !matches!(kind, "" | "Node") {
-        errors.push(api::field::Error::not_supported(&path.child("kind"), kind, &["Node", "<empty>"]));
+        errors.push(api::field::Error::not_supported_in_order(&path.child("kind"), kind, &["Node", "<empty>"]));
     }
     if node.is_empty() {
         errors.push(api::field::Error::required(&path.child("name"), ""));
+    } else if errors.is_empty() {
+        for problem in api::names::dns1123_subdomain(node) {
+            errors.push(api::field::Error::invalid(&path.child("name"), node, problem));
+        }
     }
     if !errors.is_empty() {
         return Err(ApiError::invalid("", "Binding", metadata::text(&binding, "name"), &errors));

@@ -154,7 +154,7 @@ fn kind_names(spec: &Node<'_>, errors: &mut ErrorList) {
             continue;
         }
         let checked = if lower { given.text().to_owned() } else { given.text().to_lowercase() };
-        if let Some(problem) = names::dns1035_label(&checked) {
+        for problem in names::dns1035_label(&checked) {
             given.invalid(
                 errors,
                 if lower { problem } else { format!("may have mixed case, but should otherwise match: {problem}") },

@@ -128,7 +128,7 @@ pub fn template_warnings(new: &Value, old: Option<&Value>) -> Vec<String> {
     if old.is_some_and(|old| same_at(old, new, "spec.template")) {
         return Vec::new();
     }
-    crate::kinds::core::pod::warnings(at(new, "spec.template.spec"), "spec.template.spec")
+    crate::kinds::core::pod::warnings(at(new, "spec.template"), "spec.template")
 }
 
 /// Cells of `-o wide` for a template and the object's selector.

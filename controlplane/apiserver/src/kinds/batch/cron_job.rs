@@ -56,8 +56,8 @@ impl Hooks for CronJob {
             Vec::new()
         } else {
             crate::kinds::core::pod::warnings(
-                at(new, "spec.jobTemplate.spec.template.spec"),
-                "spec.jobTemplate.spec.template.spec",
+                at(new, "spec.jobTemplate.spec.template"),
+                "spec.jobTemplate.spec.template",
             )
         }
     }

@@ -185,7 +185,7 @@ fn managed_by(manager: &Node<'_>, errors: &mut ErrorList) {
     }
     match manager.text().split_once('/') {
         Some((domain, path)) if !path.is_empty() => {
-            if let Some(problem) = api::names::dns1123_subdomain(domain) {
+            for problem in api::names::dns1123_subdomain(domain) {
                 errors.push(Error::invalid(&manager.path, domain, problem));
             }
         }
@@ -277,7 +277,7 @@ fn host_names(job: &Value, errors: &mut ErrorList) {
         return;
     }
     let longest = format!("{}-{}", name(job), completions - 1);
-    if api::names::dns1123_label(&longest).is_some() {
+    if !api::names::dns1123_label(&longest).is_empty() {
         let node = Node::root(job).child("metadata.name");
         node.invalid(errors, format!("will not able to create pod with invalid DNS label: {longest}"));
     }

@@ -101,7 +101,7 @@ fn host(host: &Node<'_>, errors: &mut ErrorList) {
     }
     if host.text().contains('*') {
         let rest = host.text().strip_prefix("*.");
-        if rest.is_none_or(|rest| names::dns1123_subdomain(rest).is_some()) {
+        if rest.is_none_or(|rest| !names::dns1123_subdomain(rest).is_empty()) {
             host.invalid(errors, "a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS subdomain, which must consist of lower case alphanumeric characters, '-' or '.' and end with an alphanumeric character (e.g. '*.example.com', regex used for validation is '\\*\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')");
         }
     } else {
@@ -198,7 +198,7 @@ impl Hooks for IngressClass {
             errors.push(api::field::Error::too_long(&controller.path, 250));
         }
         match controller.text().split_once('/') {
-            Some((domain, rest)) if !rest.is_empty() && names::dns1123_subdomain(domain).is_none() => {}
+            Some((domain, rest)) if !rest.is_empty() && names::dns1123_subdomain(domain).is_empty() => {}
             _ => controller.invalid(&mut errors, "must be a domain-prefixed path (such as \"acme.io/foo\")"),
         }
         let parameters = spec.child("parameters");

@@ -98,10 +98,10 @@ fn validate_class(class: &Value) -> ErrorList {
     let mut errors = ErrorList::new();
     let root = Node::root(class);
     let provisioner = root.child("provisioner");
-    if provisioner.required(&mut errors, "")
-        && let Some(problem) = names::qualified_name(&provisioner.text().to_lowercase())
-    {
-        provisioner.invalid(&mut errors, problem);
+    if provisioner.required(&mut errors, "") {
+        for problem in names::qualified_name(&provisioner.text().to_lowercase()) {
+            provisioner.invalid(&mut errors, problem);
+        }
     }
     for (key, parameter) in root.entries("parameters") {
         if key.is_empty() {
