@@ -88,7 +88,7 @@ impl ClusterNetwork {
             ));
         }
         let domain = domain.trim_end_matches('.').to_owned();
-        if let Some(problem) = names::dns1123_subdomain(&domain) {
+        if let Some(problem) = names::dns1123_subdomain(&domain).into_iter().next() {
             return Err(format!("the cluster domain {domain:?} is not usable: {problem}"));
         }
         Ok(Self { pods, services, dns, domain })

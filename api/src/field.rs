@@ -24,9 +24,20 @@ impl Path {
         Self::default()
     }
 
+    /// The object as a whole, where an error is about no field of it.
+    pub fn unnamed() -> Self {
+        Self("[]".to_owned())
+    }
+
     #[must_use]
     pub fn child(&self, name: &str) -> Self {
         if self.0.is_empty() { Self(name.to_owned()) } else { Self([&self.0, ".", name].concat()) }
+    }
+
+    /// Where the last field is in: `spec.a` of `spec.a.b`.
+    #[must_use]
+    pub fn parent(&self) -> Self {
+        Self(self.0.rsplit_once('.').map_or("", |(parent, _)| parent).to_owned())
     }
 
     #[must_use]

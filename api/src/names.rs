@@ -1,15 +1,25 @@
 //! Name formats (`k8s.io/apimachinery/pkg/util/validation`): each check returns Kubernetes' own
-//! message, or none when the text is well-formed.
+//! messages, or none when the text is well-formed.
 
 const LABEL_FORMAT: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
 const SUBDOMAIN_FORMAT: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
+const SUBDOMAIN_WITH_UNDERSCORE_FORMAT: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?(\\._?[a-z0-9]([-_a-z0-9]*[a-z0-9])?)*')";
+const CONFIG_KEY_FORMAT: &str = "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')";
 const LABEL_1035_FORMAT: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')";
-const QUALIFIED_FORMAT: &str = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
+const QUALIFIED_FORMAT: &str = "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
 const LABEL_VALUE_FORMAT: &str = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')";
 
 type Problem = Option<String>;
 
+/// Everything that is wrong with a text; empty when it is well-formed.
+type Problems = Vec<String>;
+
 fn too_long(max: usize) -> String {
+    format!("must be no more than {max} characters")
+}
+
+/// As label keys and values word it.
+fn too_many_bytes(max: usize) -> String {
     format!("must be no more than {max} bytes")
 }
 
@@ -32,104 +42,105 @@ fn is_label(text: &str) -> bool {
     shaped(text, lower_alnum, b"-")
 }
 
+fn is_subdomain(text: &str) -> bool {
+    text.split('.').all(is_label)
+}
+
 fn is_qualified(text: &str) -> bool {
     shaped(text, |byte| byte.is_ascii_alphanumeric(), b"-_.")
 }
 
+/// The problems among `checks`: whether it holds, and its words.
+fn problems<const N: usize>(checks: [(bool, String); N]) -> Problems {
+    checks.into_iter().filter(|(holds, _)| !holds).map(|(_, words)| words).collect()
+}
+
 /// RFC 1123 label: namespaces, containers, most names in pods.
-pub fn dns1123_label(text: &str) -> Problem {
-    if text.len() > 63 {
-        Some(too_long(63))
-    } else if !is_label(text) {
-        Some(LABEL_FORMAT.to_owned())
-    } else {
-        None
-    }
+pub fn dns1123_label(text: &str) -> Problems {
+    let format = if is_subdomain(text) { "must not contain dots" } else { LABEL_FORMAT };
+    problems([(text.len() <= 63, too_long(63)), (is_label(text), format.to_owned())])
 }
 
 /// RFC 1123 subdomain: names of most objects.
-pub fn dns1123_subdomain(text: &str) -> Problem {
-    if text.len() > 253 {
-        Some(too_long(253))
-    } else if text.is_empty() || !text.split('.').all(is_label) {
-        Some(SUBDOMAIN_FORMAT.to_owned())
-    } else {
-        None
-    }
+pub fn dns1123_subdomain(text: &str) -> Problems {
+    problems([(text.len() <= 253, too_long(253)), (is_subdomain(text), SUBDOMAIN_FORMAT.to_owned())])
+}
+
+/// As a subdomain, but underscores are letters of it too: DNS search paths.
+pub fn dns1123_subdomain_with_underscore(text: &str) -> Problems {
+    let part = |part: &str| shaped(part.strip_prefix('_').unwrap_or(part), lower_alnum, b"-_");
+    problems([
+        (text.len() <= 253, too_long(253)),
+        (text.split('.').all(part), SUBDOMAIN_WITH_UNDERSCORE_FORMAT.to_owned()),
+    ])
 }
 
 /// RFC 1035 label: Services.
-pub fn dns1035_label(text: &str) -> Problem {
-    if text.len() > 63 {
-        Some(too_long(63))
-    } else if !is_label(text) || !text.as_bytes()[0].is_ascii_lowercase() {
-        Some(LABEL_1035_FORMAT.to_owned())
-    } else {
-        None
-    }
+pub fn dns1035_label(text: &str) -> Problems {
+    let shaped = is_label(text) && text.as_bytes()[0].is_ascii_lowercase();
+    problems([(text.len() <= 63, too_long(63)), (shaped, LABEL_1035_FORMAT.to_owned())])
 }
 
 /// Names that only have to be usable as one path segment: RBAC objects.
-pub fn path_segment(text: &str) -> Problem {
+pub fn path_segment(text: &str) -> Problems {
     if text == "." || text == ".." {
-        return Some(format!("may not be '{text}'"));
+        return vec![format!("may not be '{text}'")];
     }
-    ["/", "%"].iter().find(|illegal| text.contains(**illegal)).map(|illegal| format!("may not contain '{illegal}'"))
+    ["/", "%"]
+        .iter()
+        .filter(|illegal| text.contains(**illegal))
+        .map(|illegal| format!("may not contain '{illegal}'"))
+        .collect()
 }
 
 /// Label and annotation keys: `prefix/name` or `name`.
-pub fn qualified_name(text: &str) -> Problem {
+pub fn qualified_name(text: &str) -> Problems {
     let (prefix, name) = match text.split_once('/') {
         None => (None, text),
         Some((_, name)) if name.contains('/') => {
-            return Some(
-                "a qualified name must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]') with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')".to_owned(),
-);
+            return vec![format!(
+                "a valid label key {QUALIFIED_FORMAT} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')"
+            )];
         }
         Some((prefix, name)) => (Some(prefix), name),
     };
+    let mut found = Vec::new();
     if let Some(prefix) = prefix {
         if prefix.is_empty() {
-            return Some("prefix part must be non-empty".to_owned());
-        }
-        if let Some(problem) = dns1123_subdomain(prefix) {
-            return Some(format!("prefix part {problem}"));
+            found.push("prefix part must be non-empty".to_owned());
+        } else {
+            let long = format!("prefix part {}", too_many_bytes(253));
+            let format = format!("prefix part {SUBDOMAIN_FORMAT}");
+            found.extend(problems([(prefix.len() <= 253, long), (is_subdomain(prefix), format)]));
         }
     }
-    if name.is_empty() {
-        Some("name part must be non-empty".to_owned())
-    } else if name.len() > 63 {
-        Some(format!("name part {}", too_long(63)))
-    } else if !is_qualified(name) {
-        Some(QUALIFIED_FORMAT.to_owned())
-    } else {
-        None
-    }
+    found.extend(problems([
+        (!name.is_empty(), "name part must be non-empty".to_owned()),
+        (name.len() <= 63, format!("name part {}", too_many_bytes(63))),
+        (is_qualified(name), format!("name part {QUALIFIED_FORMAT}")),
+    ]));
+    found
 }
 
-pub fn label_value(text: &str) -> Problem {
-    if text.len() > 63 {
-        Some(too_long(63))
-    } else if !text.is_empty() && !is_qualified(text) {
-        Some(LABEL_VALUE_FORMAT.to_owned())
-    } else {
-        None
-    }
+pub fn label_value(text: &str) -> Problems {
+    problems([
+        (text.len() <= 63, too_many_bytes(63)),
+        (text.is_empty() || is_qualified(text), LABEL_VALUE_FORMAT.to_owned()),
+    ])
 }
 
 /// Keys of ConfigMaps and Secrets.
-pub fn config_map_key(text: &str) -> Problem {
-    if text.len() > 253 {
-        return Some(too_long(253));
-    }
-    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)) {
-        return Some("a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')".to_owned());
-    }
-    match text {
-        "." | ".." => Some(format!("must not be '{text}'")),
-        _ if text.starts_with("..") => Some("must not start with '..'".to_owned()),
-        _ => None,
-    }
+pub fn config_map_key(text: &str) -> Problems {
+    let shaped = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    let relative = match text {
+        "." | ".." => format!("must not be '{text}'"),
+        _ => "must not start with '..'".to_owned(),
+    };
+    problems([
+        (text.len() <= 253, too_long(253)),
+        (shaped, CONFIG_KEY_FORMAT.to_owned()),
+        (text != "." && !text.starts_with(".."), relative),
+    ])
 }
 
 /// Environment variable names: any printable ASCII but `=`.
@@ -176,7 +187,7 @@ mod tests {
     #[test]
     fn accepted_and_refused() {
         let long = "a".repeat(64);
-        type Check = fn(&str) -> Problem;
+        type Check = fn(&str) -> Problems;
         let table: [(Check, &[&str], &[&str]); 7] = [
             (dns1123_label, &["a", "a-b", "0a"], &["", "A", "-a", "a-", "a.b", &long]),
             (dns1123_subdomain, &["a.b", "a-1.b"], &["", "a..b", ".a", "a_b", "A"]),
@@ -188,12 +199,19 @@ mod tests {
         ];
         for (index, (check, good, bad)) in table.into_iter().enumerate() {
             for text in good.iter().filter(|text| **text != ".") {
-                assert_eq!(check(text), None, "table {index}: {text}");
+                assert_eq!(check(text), Problems::new(), "table {index}: {text}");
             }
             for text in bad {
-                assert!(check(text).is_some(), "table {index}: {text}");
+                assert!(!check(text).is_empty(), "table {index}: {text}");
             }
         }
+        let words = |problems: Problems| problems.join("; ");
+        assert_eq!(words(dns1123_label("a.b")), "must not contain dots");
+        assert_eq!(words(qualified_name("")), format!("name part must be non-empty; name part {QUALIFIED_FORMAT}"));
+        assert_eq!(words(label_value(&format!("{long}/"))), format!("{}; {LABEL_VALUE_FORMAT}", too_many_bytes(63)));
+        assert_eq!(words(dns1123_label(&long)), "must be no more than 63 characters");
+        assert!(dns1123_subdomain_with_underscore("_tcp.a_b").is_empty());
+        assert!(!dns1123_subdomain_with_underscore("a_.b").is_empty());
         assert!(port_name("http").is_empty() && !port_name("80").is_empty() && !port_name("a--b").is_empty());
     }
 }

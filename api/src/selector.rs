@@ -200,13 +200,13 @@ fn split_outside_parentheses(text: &str) -> Vec<&str> {
 
 fn parse_label_requirement(part: &str) -> Result<Requirement, SelectorError> {
     let refused = |why: String| SelectorError::Parse(why);
-    let checked = |key: &str| match crate::names::qualified_name(key) {
-        Some(problem) => Err(SelectorError::Parse(format!("key: Invalid value: {key:?}: {problem}"))),
-        None => Ok(key.to_owned()),
+    let checked = |key: &str| match crate::names::qualified_name(key).join("; ") {
+        none if none.is_empty() => Ok(key.to_owned()),
+        problems => Err(SelectorError::Parse(format!("key: Invalid value: {key:?}: {problems}"))),
     };
-    let checked_value = |value: &str| match crate::names::label_value(value) {
-        Some(problem) => Err(SelectorError::Parse(format!("values[0]: Invalid value: {value:?}: {problem}"))),
-        None => Ok(value.to_owned()),
+    let checked_value = |value: &str| match crate::names::label_value(value).join("; ") {
+        none if none.is_empty() => Ok(value.to_owned()),
+        problems => Err(SelectorError::Parse(format!("values[0]: Invalid value: {value:?}: {problems}"))),
     };
     if let Some(key) = part.strip_prefix('!') {
         return Ok(Requirement::DoesNotExist(checked(key.trim())?));

@@ -91,7 +91,7 @@ impl NodeArguments {
             Some(name) => name.clone(),
             None => nix::unistd::gethostname()?.to_string_lossy().to_lowercase(),
         };
-        if let Some(problem) = api::names::dns1123_subdomain(&name) {
+        if let Some(problem) = api::names::dns1123_subdomain(&name).first() {
             anyhow::bail!("{name:?} cannot name a node ({problem}); choose with --node-name");
         }
         let credentials = match token.trim() {
@@ -123,12 +123,16 @@ impl NodeArguments {
     }
 }
 
+/// What is wrong with a label or taint.
+fn label(key: &str, value: &str) -> Result<(), String> {
+    let problem = api::names::qualified_name(key).into_iter().chain(api::names::label_value(value)).next();
+    problem.map_or(Ok(()), Err)
+}
+
 fn parse_label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("a label has the form key=value")?;
-    match api::names::qualified_name(key).or_else(|| api::names::label_value(value)) {
-        Some(problem) => Err(problem),
-        None => Ok((key.to_owned(), value.to_owned())),
-    }
+    label(key, value)?;
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 fn parse_taint(text: &str) -> Result<Taint, String> {
@@ -137,9 +141,7 @@ fn parse_taint(text: &str) -> Result<Taint, String> {
         return Err(format!("{effect:?} is no taint effect: use NoSchedule, PreferNoSchedule or NoExecute"));
     }
     let (key, value) = rest.split_once('=').unwrap_or((rest, ""));
-    if let Some(problem) = api::names::qualified_name(key).or_else(|| api::names::label_value(value)) {
-        return Err(problem);
-    }
+    label(key, value)?;
     Ok(Taint {
         key: key.to_owned(),
         value: (!value.is_empty()).then(|| value.to_owned()),

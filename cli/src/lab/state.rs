@@ -99,7 +99,7 @@ pub fn run_root() -> PathBuf {
 
 impl Lab {
     pub fn check_name(name: &str) -> anyhow::Result<()> {
-        if name.is_empty() || name.len() > 20 || api::names::dns1123_label(name).is_some() {
+        if name.is_empty() || name.len() > 20 || !api::names::dns1123_label(name).is_empty() {
             return Err(BadUsage(format!(
                 "{name:?} cannot name a lab: use at most 20 lower case letters, digits and '-', starting and ending with a letter or digit"
             ))

@@ -120,7 +120,7 @@ applying() {
     ok k apply --server-side --force-conflicts -f "$work/web.yaml"
     ok k create --dry-run=server -o yaml configmap drawn --from-literal=a=b; says "uid:"
     refused 'configmaps "drawn" not found' k get configmap drawn
-    refused "unknown field" k apply --server-side --validate=strict -f - <<<'{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"x"},"dta":{}}'
+    refused ".dta: field not declared in schema" k apply --server-side --validate=strict -f - <<<'{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"x"},"dta":{}}'
     refused 'unknown field "dta"' k create -f - <<<'{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"x"},"dta":{}}'
     ok k create --validate=warn -f - <<<'{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"warned"},"dta":{}}'
     says 'Warning: unknown field "dta"'

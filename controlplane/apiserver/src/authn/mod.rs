@@ -142,7 +142,9 @@ impl Authenticator {
                 let found = Box::pin(self.by_token(api, token, std::slice::from_ref(&self.issuer))).await;
                 found.map(|(user, _)| Arc::new(authenticated(user))).ok_or_else(ApiError::unauthorized)
             }
-            None if self.trust().anonymous.may_ask(path) => Ok(Arc::new(UserInfo::new("system:anonymous", &[UNAUTHENTICATED]))),
+            None if self.trust().anonymous.may_ask(path) => {
+                Ok(Arc::new(UserInfo::new("system:anonymous", &[UNAUTHENTICATED])))
+            }
             None => Err(ApiError::unauthorized()),
         }
     }

@@ -40,22 +40,22 @@ impl NamedFormat {
     pub fn problem(&self, text: &str) -> Option<String> {
         // A prefix may end with the dash that joins it to a generated suffix.
         let prefix = text.strip_suffix('-').unwrap_or(text);
+        let first = |problems: Vec<String>| problems.into_iter().next();
         let by_format = |format: &str, why: &str| (!formats::fits(format, text)).then(|| why.to_owned());
         match self.0 {
-            "dns1123Label" => names::dns1123_label(text),
-            "dns1123Subdomain" => names::dns1123_subdomain(text),
-            "dns1035Label" => names::dns1035_label(text),
-            "qualifiedName" => names::qualified_name(text),
-            "dns1123LabelPrefix" => names::dns1123_label(prefix),
-            "dns1123SubdomainPrefix" => names::dns1123_subdomain(prefix),
-            "dns1035LabelPrefix" => names::dns1035_label(prefix),
-            "labelValue" => names::label_value(text),
+            "dns1123Label" => first(names::dns1123_label(text)),
+            "dns1123Subdomain" => first(names::dns1123_subdomain(text)),
+            "dns1035Label" => first(names::dns1035_label(text)),
+            "qualifiedName" => first(names::qualified_name(text)),
+            "dns1123LabelPrefix" => first(names::dns1123_label(prefix)),
+            "dns1123SubdomainPrefix" => first(names::dns1123_subdomain(prefix)),
+            "dns1035LabelPrefix" => first(names::dns1035_label(prefix)),
+            "labelValue" => first(names::label_value(text)),
             "uri" => by_format("uri", "invalid URI"),
             "uuid" => by_format("uuid", "does not match the UUID format"),
             "byte" => by_format("byte", "invalid base64"),
             "date" => by_format("date", "invalid date"),
             _ => by_format("date-time", "invalid datetime"),
         }
-        .map(|problem| problem.to_string())
     }
 }

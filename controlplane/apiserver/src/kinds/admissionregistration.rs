@@ -265,8 +265,10 @@ fn webhook_service(service: &Node<'_>, errors: &mut ErrorList) {
     for (index, segment) in inner.split('/').enumerate() {
         if segment.is_empty() {
             path.invalid(errors, format!("segment[{index}] may not be empty"));
-        } else if let Some(problem) = names::dns1123_subdomain(segment) {
-            path.invalid(errors, format!("segment[{index}]: {problem}"));
+        } else {
+            for problem in names::dns1123_subdomain(segment) {
+                path.invalid(errors, format!("segment[{index}]: {problem}"));
+            }
         }
     }
 }

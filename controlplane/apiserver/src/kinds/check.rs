@@ -5,6 +5,7 @@
 //! (`apimachinery/pkg/util/validation`, `pkg/apis/core/validation`).
 
 use std::collections::HashSet;
+use std::net::IpAddr;
 
 use api::field::{Error, ErrorList, Path};
 use api::names;
@@ -88,6 +89,16 @@ impl<'a> Node<'a> {
         errors.push(Error::invalid(&self.path, self.value.clone(), detail));
     }
 
+    /// As [`Node::invalid`] of a string: a missing one is shown as `""`.
+    pub fn invalid_text(&self, errors: &mut ErrorList, detail: impl Into<String>) {
+        errors.push(Error::invalid(&self.path, self.text(), detail));
+    }
+
+    /// As [`Node::invalid`] of a whole number: a missing one is shown as `0`.
+    pub fn invalid_int(&self, errors: &mut ErrorList, detail: impl Into<String>) {
+        errors.push(Error::invalid(&self.path, self.int(), detail));
+    }
+
     pub fn forbidden(&self, errors: &mut ErrorList, detail: impl Into<String>) {
         errors.push(Error::forbidden(&self.path, detail));
     }
@@ -150,28 +161,33 @@ impl<'a> Node<'a> {
 
     pub fn positive(&self, errors: &mut ErrorList) {
         if self.int() <= 0 {
-            self.invalid(errors, "must be greater than 0");
+            self.invalid_int(errors, "must be greater than 0");
         }
     }
 
     pub fn port_number(&self, errors: &mut ErrorList) {
         if let Some(problem) = names::port_number(self.int()) {
-            self.invalid(errors, problem);
+            self.invalid_int(errors, problem);
         }
     }
 
     /// The string keeps a format of `api::names`.
-    pub fn format(&self, errors: &mut ErrorList, check: fn(&str) -> Option<String>) -> bool {
-        let problem = check(self.text());
-        let fits = problem.is_none();
-        if let Some(problem) = problem {
-            self.invalid(errors, problem);
+    pub fn format<P>(&self, errors: &mut ErrorList, check: fn(&str) -> P) -> bool
+    where
+        P: IntoIterator<Item = String>,
+    {
+        let before = errors.len();
+        for problem in check(self.text()) {
+            self.invalid_text(errors, problem);
         }
-        fits
+        errors.len() == before
     }
 
     /// A required string of a format.
-    pub fn required_format(&self, errors: &mut ErrorList, check: fn(&str) -> Option<String>) -> bool {
+    pub fn required_format<P>(&self, errors: &mut ErrorList, check: fn(&str) -> P) -> bool
+    where
+        P: IntoIterator<Item = String>,
+    {
         self.required(errors, "") && self.format(errors, check)
     }
 
@@ -208,13 +224,16 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// An IPv4 or IPv6 address in canonical form.
+    /// An IPv4 or IPv6 address (`IsValidIPForLegacyField`, strict).
     pub fn ip(&self, errors: &mut ErrorList) -> bool {
-        let fits = parse_ip(self.text()).is_some();
-        if !fits {
-            self.invalid(errors, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
-        }
-        fits
+        let problem = match parse_ip(self.text()) {
+            Some(IpAddr::V6(v6)) if v6.to_ipv4_mapped().is_some() => "must not be an IPv4-mapped IPv6 address",
+            Some(_) => return true,
+            None if parse_ip(&without_leading_zeros(self.text())).is_some() => "must not have leading 0s",
+            None => "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+        };
+        self.invalid_text(errors, problem);
+        false
     }
 
     /// The field must be what it was; the error of a declared rule shows no value.
@@ -302,6 +321,52 @@ pub fn parse_cidr(text: &str) -> Option<(std::net::IpAddr, u8)> {
         .then_some((address, length))
 }
 
+/// `010.0.0.1` as the `10.0.0.1` that old parsers read.
+fn without_leading_zeros(text: &str) -> String {
+    let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    if !text.split('.').all(digits) {
+        return text.to_owned();
+    }
+    let stripped = text.split('.').map(|part| match part.trim_start_matches('0') {
+        "" => "0",
+        rest => rest,
+    });
+    stripped.collect::<Vec<_>>().join(".")
+}
+
+/// What is said of an address that is not written as it should be (`GetWarningsForIP`).
+pub fn ip_warning(path: &str, text: &str) -> Option<String> {
+    let parsed = parse_ip(text).or_else(|| parse_ip(&without_leading_zeros(text)))?;
+    match parsed {
+        IpAddr::V4(v4) if v4.to_string() != text => {
+            Some(format!("{path}: non-standard IP address {text:?} is invalid: use \"{v4}\""))
+        }
+        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
+            Some(v4) => Some(format!("{path}: non-standard IP address {text:?} is invalid: use \"{v4}\"")),
+            None if v6.to_string() != text => {
+                Some(format!("{path}: IPv6 address {text:?} should be in RFC 5952 canonical format (\"{v6}\")"))
+            }
+            None => None,
+        },
+        IpAddr::V4(_) => None,
+    }
+}
+
+/// As [`ip_warning`], of a network (`GetWarningsForCIDR`).
+pub fn cidr_warning(path: &str, text: &str) -> Option<String> {
+    let (address, length) = parse_cidr(text)?;
+    let network = network_of(address, length);
+    if network != address {
+        return Some(format!(
+            "{path}: CIDR value {text:?} is ambiguous in this context (should be \"{network}/{length}\" or \"{address}/{}\"?)",
+            if address.is_ipv4() { 32 } else { 128 }
+        ));
+    }
+    let canonical = format!("{address}/{length}");
+    (canonical != text && address.is_ipv6())
+        .then(|| format!("{path}: IPv6 CIDR value {text:?} should be in RFC 5952 canonical format ({canonical:?})"))
+}
+
 /// As [`parse_cidr`], with leading zeros in any number.
 pub fn parse_cidr_sloppy(text: &str) -> Option<(std::net::IpAddr, u8)> {
     let (address, length) = text.split_once('/')?;
@@ -341,6 +406,10 @@ pub fn network_of(address: std::net::IpAddr, length: u8) -> std::net::IpAddr {
 pub struct Seen(HashSet<String>);
 
 impl Seen {
+    pub fn has(&self, key: &str) -> bool {
+        self.0.contains(key)
+    }
+
     pub fn insert(&mut self, key: impl Into<String>) -> bool {
         self.0.insert(key.into())
     }
@@ -385,10 +454,10 @@ pub fn percent(text: &str) -> Option<i64> {
 pub fn labels(node: &Node<'_>, errors: &mut ErrorList) {
     let Some(map) = node.value.as_object() else { return };
     for (key, value) in map {
-        if let Some(problem) = names::qualified_name(key) {
+        for problem in names::qualified_name(key) {
             errors.push(Error::invalid(&node.path, key.clone(), problem));
         }
-        if let Some(problem) = names::label_value(value.as_str().unwrap_or("")) {
+        for problem in names::label_value(value.as_str().unwrap_or("")) {
             errors.push(Error::invalid(&node.path, value.clone(), problem));
         }
     }
@@ -488,7 +557,7 @@ pub fn domain_prefixed_path(node: &Node<'_>, errors: &mut ErrorList) {
     let Some((domain, path)) = node.text().split_once('/').filter(|(a, b)| !a.is_empty() && !b.is_empty()) else {
         return node.invalid(errors, "must be a domain-prefixed path (such as \"acme.io/foo\")");
     };
-    if let Some(problem) = names::dns1123_subdomain(domain) {
+    for problem in names::dns1123_subdomain(domain) {
         errors.push(Error::invalid(&node.path, domain, problem));
     }
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:".contains(&byte);
@@ -545,6 +614,28 @@ mod tests {
             [("10.0.0.0/8", true), ("::/0", true), ("10.0.0.0/33", false), ("10.0.0.0/08", false), ("10.0.0.0", false)]
         {
             assert_eq!(parse_cidr(text).is_some(), fits, "{text}");
+        }
+        for (text, words) in [
+            ("1.2.3.4", ""),
+            ("01.2.3.4", "must not have leading 0s"),
+            ("::ffff:1.2.3.4", "must not be an IPv4-mapped IPv6 address"),
+            ("1.2.3", "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"),
+        ] {
+            let (value, mut errors) = (json!(text), Vec::new());
+            assert_eq!(Node::root(&value).ip(&mut errors), words.is_empty(), "{text}");
+            assert_eq!(errors.first().map_or("", |error| error.detail.as_str()), words, "{text}");
+        }
+        for (text, words) in [
+            ("10.0.0.0/8", ""),
+            ("::/0", ""),
+            ("10.0.0.0/08", "must not have leading 0s in IP or prefix length"),
+            ("10.0.0.1/8", "must not have bits set beyond the prefix length"),
+            ("fe80::1/64", "must not have bits set beyond the prefix length"),
+            ("10.0.0.0/33", "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)"),
+        ] {
+            let (value, mut errors) = (json!(text), Vec::new());
+            Node::root(&value).cidr(&mut errors);
+            assert_eq!(errors.first().map_or("", |error| error.detail.as_str()), words, "{text}");
         }
         assert_eq!((percent("25%"), percent("%"), percent("-1%"), percent("5")), (Some(25), None, None, None));
     }

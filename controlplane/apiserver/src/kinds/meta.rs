@@ -15,10 +15,10 @@ use crate::resource::NameRule;
 const ANNOTATION_BYTES: usize = 256 * 1024;
 
 /// What is wrong with `name`. `prefix`: it is a `generateName`, something will follow.
-pub fn name_problem(rule: NameRule, name: &str, prefix: bool) -> Option<String> {
+pub fn name_problems(rule: NameRule, name: &str, prefix: bool) -> Vec<String> {
     // A prefix may end with a dash: the generated part follows.
     let masked;
-    let name = if prefix && name.ends_with('-') {
+    let name = if prefix && name.len() > 1 && name.ends_with('-') {
         masked = format!("{}a", &name[..name.len() - 1]);
         &masked
     } else {
@@ -29,7 +29,7 @@ pub fn name_problem(rule: NameRule, name: &str, prefix: bool) -> Option<String> 
         NameRule::DnsLabel => names::dns1123_label(name),
         NameRule::Dns1035Label => names::dns1035_label(name),
         NameRule::PathSegment => names::path_segment(name),
-        NameRule::Unchecked => None,
+        NameRule::Unchecked => Vec::new(),
     }
 }
 
@@ -38,16 +38,18 @@ pub fn validate_create(object: &Value, namespaced: bool, rule: NameRule) -> Erro
     let mut errors = Vec::new();
     let meta = Node::root(object).child("metadata");
     let generate = meta.child("generateName");
-    if !generate.text().is_empty()
-        && let Some(problem) = name_problem(rule, generate.text(), true)
-    {
-        generate.invalid(&mut errors, problem);
+    if !generate.text().is_empty() {
+        for problem in name_problems(rule, generate.text(), true) {
+            generate.invalid(&mut errors, problem);
+        }
     }
     let name = meta.child("name");
     if name.text().is_empty() {
         name.missing(&mut errors, "name or generateName is required");
-    } else if let Some(problem) = name_problem(rule, name.text(), false) {
-        name.invalid(&mut errors, problem);
+    } else {
+        for problem in name_problems(rule, name.text(), false) {
+            name.invalid(&mut errors, problem);
+        }
     }
     let namespace = meta.child("namespace");
     if namespaced {
@@ -57,26 +59,28 @@ pub fn validate_create(object: &Value, namespaced: bool, rule: NameRule) -> Erro
     } else if !namespace.text().is_empty() {
         namespace.forbidden(&mut errors, "not allowed on this type");
     }
+    generation(&meta, &mut errors);
     common(&meta, &mut errors);
+    finalizers(&meta, &mut errors);
     errors
+}
+
+fn generation(meta: &Node<'_>, errors: &mut ErrorList) {
+    meta.child("generation").non_negative(errors);
 }
 
 /// Checks of created and updated metadata alike.
 fn common(meta: &Node<'_>, errors: &mut ErrorList) {
-    if meta.child("generation").int() < 0 {
-        meta.child("generation").invalid(errors, super::check::NON_NEGATIVE);
-    }
     labels(&meta.child("labels"), errors);
     annotations(&meta.child("annotations"), errors);
     owner_references(meta, errors);
-    finalizers(meta, errors);
 }
 
 pub fn annotations(node: &Node<'_>, errors: &mut ErrorList) {
     let Some(map) = node.value.as_object() else { return };
     let mut total = 0;
     for (key, value) in map {
-        if let Some(problem) = names::qualified_name(&key.to_lowercase()) {
+        for problem in names::qualified_name(&key.to_lowercase()) {
             errors.push(Error::invalid(&node.path, key.clone(), problem));
         }
         total += key.len() + value.as_str().map_or(0, str::len);
@@ -87,91 +91,105 @@ pub fn annotations(node: &Node<'_>, errors: &mut ErrorList) {
 }
 
 fn owner_references(meta: &Node<'_>, errors: &mut ErrorList) {
-    let mut controller: Option<(String, String)> = None;
+    let mut controller: Option<String> = None;
+    let all = meta.child("ownerReferences");
     for owner in meta.items("ownerReferences") {
         let version = owner.child("apiVersion");
-        if version.text().is_empty() || version.text().starts_with('/') {
-            version.invalid(errors, "version must not be empty");
+        let parts: Vec<&str> = version.text().split('/').collect();
+        if version.required(errors, "must not be empty") && (parts.len() > 2 || parts.last() == Some(&"")) {
+            version.invalid(errors, "must be <group>/<version> or <version>");
         }
-        for (field, detail) in
-            [("kind", "must not be empty"), ("name", "must not be empty"), ("uid", "must not be empty")]
-        {
-            if owner.child(field).text().is_empty() {
-                errors.push(Error::invalid(&owner.child(field).path, "", detail));
-            }
+        for field in ["kind", "name", "uid"] {
+            owner.child(field).required(errors, "must not be empty");
         }
         if version.text() == "v1" && owner.child("kind").text() == "Event" {
             owner.invalid(errors, "/v1, Kind=Event is disallowed from being an owner");
         }
         if owner.child("controller").flag() {
-            let this = (owner.child("kind").text().to_owned(), owner.child("name").text().to_owned());
-            if let Some((kind, name)) = &controller {
-                owner.invalid(errors, format!(
-                    "Only one reference can have Controller set to true. Found \"true\" in references for {kind}/{name} and {}/{}",
-                    this.0, this.1
-                ));
+            let this = format!("{}/{}", owner.child("kind").text(), owner.child("name").text());
+            match &controller {
+                Some(first) => all.invalid(errors, format!(
+                    "Only one reference can have Controller set to true. Found \"true\" in references for {first} and {this}"
+                )),
+                None => controller = Some(this),
             }
-            controller.get_or_insert(this);
         }
     }
 }
 
+/// `ValidateFinalizers`, and that names without a prefix are Kubernetes' own.
 fn finalizers(meta: &Node<'_>, errors: &mut ErrorList) {
-    let mut deletion = Vec::new();
-    for item in meta.items("finalizers") {
-        finalizer_name(&item, errors);
-        if matches!(item.text(), "orphan" | "foregroundDeletion") {
-            deletion.push(item.text());
+    let all = meta.child("finalizers");
+    let items = meta.items("finalizers");
+    for item in &items {
+        for problem in names::qualified_name(item.text()) {
+            errors.push(Error::invalid(&all.path, item.text(), problem));
         }
     }
-    deletion.sort_unstable();
-    deletion.dedup();
-    if deletion.len() > 1 {
-        meta.child("finalizers").invalid(errors, "finalizer orphan and foregroundDeletion cannot be both set");
+    if ["orphan", "foregroundDeletion"].iter().all(|name| items.iter().any(|item| item.text() == *name)) {
+        all.invalid(errors, "finalizer orphan and foregroundDeletion cannot be both set");
+    }
+    standard_finalizers(&items, errors);
+}
+
+fn standard_finalizers(items: &[Node<'_>], errors: &mut ErrorList) {
+    for item in items {
+        standard_finalizer(item, errors);
+    }
+}
+
+fn standard_finalizer(item: &Node<'_>, errors: &mut ErrorList) {
+    if !item.text().contains('/') && !matches!(item.text(), "orphan" | "foregroundDeletion" | "kubernetes") {
+        item.invalid(errors, "name is neither a standard finalizer name nor is it fully qualified");
     }
 }
 
 /// `example.com/name`; names without a prefix are Kubernetes' own.
 pub fn finalizer_name(item: &Node<'_>, errors: &mut ErrorList) {
-    if let Some(problem) = names::qualified_name(item.text()) {
-        item.invalid(errors, problem);
-    } else if !item.text().contains('/') && !matches!(item.text(), "orphan" | "foregroundDeletion" | "kubernetes") {
-        item.invalid(errors, "name is neither a standard finalizer name nor is it fully qualified");
-    }
+    item.format(errors, names::qualified_name);
+    standard_finalizer(item, errors);
 }
 
 /// Metadata of an update.
 pub fn validate_update(new: &Value, old: &Value) -> ErrorList {
     let mut errors = Vec::new();
     let (meta, was) = (Node::root(new).child("metadata"), Node::root(old).child("metadata"));
-    if text(old, "metadata.deletionTimestamp").is_empty() {
-        // A deletion starts only by DELETE; the registry keeps the old values.
-    } else {
+    // A deletion starts only by DELETE; the registry keeps the old values.
+    if !text(old, "metadata.deletionTimestamp").is_empty() {
         no_new_finalizers(&meta, &was, &mut errors);
+    }
+    if text(meta.value, "resourceVersion").is_empty() {
+        errors.push(Error::invalid(&meta.child("resourceVersion").path, "", "must be specified for an update"));
+    }
+    generation(&meta, &mut errors);
+    if value::int(meta.value, "generation") < value::int(was.value, "generation") {
+        meta.child("generation").invalid(&mut errors, "must not be decremented");
     }
     for field in ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"] {
         if has(was.value, field) || has(meta.value, field) {
             meta.child(field).immutable_because(&mut errors, &was.child(field), IMMUTABLE);
         }
     }
-    let generation = (value::int(meta.value, "generation"), value::int(was.value, "generation"));
-    if generation.0 < generation.1 {
-        meta.child("generation").invalid(&mut errors, "must not be decremented");
-    }
-    if text(meta.value, "resourceVersion").is_empty() {
-        meta.child("resourceVersion").invalid(&mut errors, "must be specified for an update");
-    }
     common(&meta, &mut errors);
+    standard_finalizers(&meta.items("finalizers"), &mut errors);
     errors
 }
 
 fn no_new_finalizers(meta: &Node<'_>, was: &Node<'_>, errors: &mut ErrorList) {
     let before = value::texts(was.value, "finalizers");
-    let added: Vec<&str> = value::texts(meta.value, "finalizers").into_iter().filter(|f| !before.contains(f)).collect();
+    let mut added: Vec<&str> =
+        value::texts(meta.value, "finalizers").into_iter().filter(|f| !before.contains(f)).collect();
+    added.sort_unstable();
+    added.dedup();
+    // As Go prints a slice of strings.
+    let quoted = |names: &[&str]| names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
     if !added.is_empty() {
         meta.child("finalizers").forbidden(
             errors,
-            format!("no new finalizers can be added if the object is being deleted, found new finalizers {added:?}"),
+            format!(
+                "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
+                quoted(&added)
+            ),
         );
     }
 }
@@ -190,7 +208,7 @@ mod tests {
                 json!({"name": "a.b"}),
                 false,
                 NameRule::DnsLabel,
-                "metadata.name: Invalid value: \"a.b\": a lowercase RFC 1123 label",
+                "metadata.name: Invalid value: \"a.b\": must not contain dots",
             ),
             (json!({"name": "system:x"}), false, NameRule::PathSegment, ""),
             (json!({"name": "a", "generateName": "a-"}), false, NameRule::DnsSubdomain, ""),
@@ -234,7 +252,7 @@ mod tests {
         new["metadata"]["finalizers"] = json!(["a/b", "c/d"]);
         assert_eq!(
             join(&validate_update(&new, &old)),
-            "[metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers [\"c/d\"], \
+            "[metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers []string{\"c/d\"}, \
              metadata.uid: Invalid value: \"2\": field is immutable]"
         );
     }

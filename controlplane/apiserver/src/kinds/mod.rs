@@ -29,7 +29,7 @@ mod dra;
 mod flowcontrol;
 mod networking;
 mod node;
-mod pod_certificate;
+pub mod pod_certificate;
 mod policy;
 mod rbac;
 mod scheduling;

@@ -56,7 +56,9 @@ fn validate(spec: &Node<'_>) -> ErrorList {
         let path = spec.child("unverifiedUserAnnotations").path;
         if !key.contains('/') {
             errors.push(Error::invalid(&path, key, "must be a domain-prefixed path (such as \"acme.io/foo\")"));
-        } else if let Some(problem) = names::qualified_name(&key.to_lowercase()) {
+            continue;
+        }
+        for problem in names::qualified_name(&key.to_lowercase()) {
             errors.push(Error::invalid(&path, key, problem));
         }
     }
@@ -72,13 +74,16 @@ pub fn signer_name(signer: &Node<'_>, errors: &mut ErrorList) {
         return signer
             .invalid(errors, "must be a fully qualified domain and path of the form \"example.com/signer-name\"");
     };
-    if let Some(problem) = names::dns1123_subdomain(domain) {
+    let problems = names::dns1123_subdomain(domain);
+    let sound = problems.is_empty();
+    for problem in problems {
         errors.push(Error::invalid(&signer.path, domain, format!("validating label {domain:?}: {problem}")));
-    } else if !domain.contains('.') {
+    }
+    if sound && !domain.contains('.') {
         signer.invalid(errors, "should be a domain with at least two segments separated by dots");
     }
     for part in path.split('.') {
-        if let Some(problem) = names::dns1123_label(part) {
+        for problem in names::dns1123_label(part) {
             signer.invalid(errors, format!("validating label {part:?}: {problem}"));
         }
     }

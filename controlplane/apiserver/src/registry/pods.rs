@@ -37,6 +37,10 @@ pub async fn bind(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response<B
     }
     if node.is_empty() {
         errors.push(api::field::Error::required(&path.child("name"), ""));
+    } else if errors.is_empty() {
+        for problem in api::names::dns1123_subdomain(node) {
+            errors.push(api::field::Error::invalid(&path.child("name"), node, problem));
+        }
     }
     if !errors.is_empty() {
         return Err(ApiError::invalid("", "Binding", metadata::text(&binding, "name"), &errors));

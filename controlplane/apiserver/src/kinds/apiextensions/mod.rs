@@ -185,7 +185,8 @@ fn name_formats(all: &Node<'_>, errors: &mut ErrorList) {
     for (field, lower) in [("plural", true), ("singular", true), ("kind", false), ("listKind", false)] {
         let given = all.child(field);
         let checked = if lower { given.text().to_owned() } else { given.text().to_lowercase() };
-        if let Some(problem) = names::dns1035_label(&checked).filter(|_| !checked.is_empty()) {
+        let problems = if checked.is_empty() { Vec::new() } else { names::dns1035_label(&checked) };
+        for problem in problems {
             given.invalid(
                 errors,
                 if lower { problem } else { format!("may have mixed case, but should otherwise match: {problem}") },

@@ -305,7 +305,7 @@ mod tests {
         assert!(named_template_warnings(&deployment(json!({})), None).is_empty());
         let dotted = deployment(json!({"metadata.name": "a.b"}));
         let warned = named_template_warnings(&dotted, None);
-        assert!(warned[0].starts_with("metadata.name: this is used in Pod names and hostnames, which can result in surprising behavior; a DNS label is recommended: [a lowercase RFC 1123 label"), "{warned:?}");
+        assert!(warned[0].starts_with("metadata.name: this is used in Pod names and hostnames, which can result in surprising behavior; a DNS label is recommended: [must not contain dots]"), "{warned:?}");
         assert!(named_template_warnings(&dotted, Some(&dotted)).is_empty());
     }
 

@@ -168,9 +168,10 @@ pub fn validate_counts(new: &Value, old: &Value, counts: &Counts) -> ErrorList {
 
 /// A name that pods get too and that is no DNS label.
 pub fn name_warning(object: &Value) -> Option<String> {
-    let problem = api::names::dns1123_label(text(object, "metadata.name"))?;
-    Some(format!(
-        "metadata.name: this is used in Pod names and hostnames, which can result in surprising behavior; a DNS label is recommended: [{problem}]"
+    let problems = api::names::dns1123_label(text(object, "metadata.name"));
+    (!problems.is_empty()).then(|| format!(
+        "metadata.name: this is used in Pod names and hostnames, which can result in surprising behavior; a DNS label is recommended: [{}]",
+        problems.join(" ")
     ))
 }
 
@@ -186,7 +187,7 @@ pub fn template_warnings(new: &Value, old: Option<&Value>) -> Vec<String> {
     if old.is_some_and(|old| same_at(old, new, "spec.template")) {
         return Vec::new();
     }
-    crate::kinds::core::pod::warnings(at(new, "spec.template.spec"), "spec.template.spec")
+    crate::kinds::core::pod::warnings(at(new, "spec.template"), "spec.template")
 }
 
 /// Cells of `-o wide` for a template and the object's selector.

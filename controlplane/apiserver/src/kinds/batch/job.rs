@@ -319,7 +319,7 @@ fn host_names(job: &Value, errors: &mut ErrorList) {
         return;
     }
     let longest = format!("{}-{}", name(job), completions - 1);
-    if api::names::dns1123_label(&longest).is_some() {
+    if !api::names::dns1123_label(&longest).is_empty() {
         let node = Node::root(job).child("metadata.name");
         node.invalid(errors, format!("will not able to create pod with invalid DNS label: {longest}"));
     }

@@ -7,11 +7,12 @@ use serde_json::{Value, json};
 
 use super::pod::container::resource_quantity;
 use super::pod::defaults::remote_volume;
-use super::pod::{placement, quantity, timestamp, volume};
+use super::pod::{placement, quantity, remote, timestamp};
 use crate::kinds::check::{IMMUTABLE, Node, label_selector};
 use crate::kinds::table::{UNSET, access_modes, named_wide, row_wide, words};
 use crate::kinds::value::{
-    annotation, at, copy, default, default_text, get_mut, has, list, map, opt_text, remove, same, same_at, set, text,
+    annotation, at, copy, default, default_text, get_mut, has, list, map, name, opt_text, remove, same, same_at, set,
+    text,
 };
 use crate::resource::{Column, Context, Hooks};
 
@@ -111,6 +112,20 @@ fn data_sources(claim: &mut Value) {
         remove(&mut source, "namespace");
         set(claim, "spec.dataSource", source);
     }
+}
+
+/// Warnings about a claim's spec at `path` (`GetWarningsForPersistentVolumeClaimSpec`).
+pub fn fractional_sizes(spec: &Value, path: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for side in ["requests", "limits"] {
+        let amount = map(spec, &format!("resources.{side}")).and_then(|amounts| amounts.get("storage"));
+        if let Some(amount) = amount.and_then(quantity).filter(|amount| !amount.is_integer()) {
+            found.push(format!(
+                "{path}.resources.{side}[storage]: fractional byte value \"{amount}\" is invalid, must be an integer"
+            ));
+        }
+    }
+    found
 }
 
 /// `PersistentVolumeClaimSpec`, also of templates.
@@ -341,12 +356,8 @@ fn validate_volume(object: &Value) -> ErrorList {
         if index > 0 {
             source.forbidden(&mut errors, "may not specify more than 1 volume type");
         } else {
-            volume::remote(&source, kind, &mut errors);
-            if *kind == "csi" {
-                source.child("volumeHandle").required(&mut errors, "");
-            }
+            remote::in_volume(&source, kind, name(object), &mut errors);
             if *kind == "local" {
-                source.child("path").required(&mut errors, "");
                 if !spec.has("nodeAffinity") {
                     spec.child("nodeAffinity").missing(&mut errors, "Local volume requires node affinity");
                 }

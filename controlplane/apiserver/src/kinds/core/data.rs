@@ -58,13 +58,13 @@ fn validate_config_map(object: &Value) -> ErrorList {
         total += decoded_length(item.text());
     }
     if total > MAX_BYTES {
-        errors.push(Error::too_long(&Path::root(""), MAX_BYTES));
+        errors.push(Error::too_long(&Path::unnamed(), MAX_BYTES));
     }
     errors
 }
 
 fn key_format(key: &str, item: &Node<'_>, errors: &mut ErrorList) {
-    if let Some(problem) = names::config_map_key(key) {
+    for problem in names::config_map_key(key) {
         errors.push(Error::invalid(&item.path, key, problem));
     }
 }

@@ -68,8 +68,10 @@ fn validate(namespace: &str, event: &Value) -> ErrorList {
     let path = Path::root("reportingController");
     if controller.is_empty() {
         errors.push(Error::required(&path, ""));
-    } else if let Some(problem) = names::qualified_name(controller) {
-        errors.push(Error::invalid(&path, controller, problem));
+    } else {
+        for problem in names::qualified_name(controller) {
+            errors.push(Error::invalid(&path, controller, problem));
+        }
     }
     for (field, most) in [("reportingInstance", 128), ("action", 128), ("reason", 128)] {
         let found = root.child(field);

@@ -145,9 +145,10 @@ fn ordered(item: &Node<'_>, errors: &mut ErrorList) {
 }
 
 fn resource_name(name: &str, node: &Node<'_>, errors: &mut ErrorList) {
-    if let Some(problem) = names::qualified_name(name) {
+    for problem in names::qualified_name(name) {
         errors.push(Error::invalid(&node.path, name, problem));
-    } else if !name.contains('/') && !STANDARD.contains(&name) && !is_prefixed_standard(name) {
+    }
+    if !name.contains('/') && !STANDARD.contains(&name) && !is_prefixed_standard(name) {
         errors.push(Error::invalid(&node.path, name, "must be a standard resource type or fully qualified"));
     }
 }

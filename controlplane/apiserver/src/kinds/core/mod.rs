@@ -3,6 +3,7 @@
 pub mod allocator;
 pub mod claim;
 mod data;
+pub mod diff;
 mod endpoints;
 mod event;
 mod limits;

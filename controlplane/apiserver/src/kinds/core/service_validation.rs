@@ -51,8 +51,10 @@ fn type_rules(service: &Value, spec: &Node<'_>, errors: &mut ErrorList) {
             let bare = name.text().strip_suffix('.').unwrap_or(name.text());
             if bare.is_empty() {
                 name.missing(errors, "");
-            } else if let Some(problem) = names::dns1123_subdomain(bare) {
-                name.invalid(errors, problem);
+            } else {
+                for problem in names::dns1123_subdomain(bare) {
+                    errors.push(Error::invalid(&name.path, bare, problem));
+                }
             }
         }
         _ => {}

@@ -203,7 +203,7 @@ pub fn pool_name(name: &Node<'_>, errors: &mut ErrorList) {
         errors.push(Error::too_long(&name.path, 253));
     }
     for part in name.text().split('/') {
-        if let Some(problem) = names::dns1123_subdomain(part) {
+        for problem in names::dns1123_subdomain(part) {
             errors.push(Error::invalid(&name.path, part, problem));
         }
     }

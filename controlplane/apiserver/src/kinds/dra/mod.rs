@@ -62,7 +62,7 @@ impl Hooks for Class {
             .text()
             .split_once('/')
             .is_none_or(|(domain, _)| domain.ends_with("kubernetes.io") || domain.starts_with("requests."));
-        if extended.exists() && (native || names::qualified_name(extended.text()).is_some()) {
+        if extended.exists() && (native || !names::qualified_name(extended.text()).is_empty()) {
             extended.invalid(&mut errors, "must be a valid extended resource name");
         }
         errors

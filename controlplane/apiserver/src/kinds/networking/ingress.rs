@@ -94,7 +94,7 @@ struct Tolerated {
 
 impl Tolerated {
     fn of(old: &Value) -> Self {
-        let bad = |name: &str| !name.is_empty() && names::dns1123_subdomain(name).is_some();
+        let bad = |name: &str| !name.is_empty() && !names::dns1123_subdomain(name).is_empty();
         let lost = |rule: &Node<'_>| {
             let mut errors = ErrorList::new();
             rule_value(rule, &mut errors);
@@ -160,7 +160,7 @@ fn host(host: &Node<'_>, errors: &mut ErrorList) {
 fn dns_name(host: &Node<'_>, errors: &mut ErrorList) {
     if host.text().contains('*') {
         let rest = host.text().strip_prefix("*.");
-        if rest.is_none_or(|rest| names::dns1123_subdomain(rest).is_some()) {
+        if rest.is_none_or(|rest| !names::dns1123_subdomain(rest).is_empty()) {
             host.invalid(errors, "a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS subdomain, which must consist of lower case alphanumeric characters, '-' or '.' and end with an alphanumeric character (e.g. '*.example.com', regex used for validation is '\\*\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')");
         }
     } else {

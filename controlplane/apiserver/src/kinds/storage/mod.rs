@@ -96,10 +96,10 @@ fn validate_class(class: &Value) -> ErrorList {
     let mut errors = ErrorList::new();
     let root = Node::root(class);
     let provisioner = root.child("provisioner");
-    if !provisioner.text().is_empty()
-        && let Some(problem) = names::qualified_name(&provisioner.text().to_lowercase())
-    {
-        provisioner.invalid(&mut errors, problem);
+    if !provisioner.text().is_empty() {
+        for problem in names::qualified_name(&provisioner.text().to_lowercase()) {
+            provisioner.invalid(&mut errors, problem);
+        }
     }
     parameters(&root.child("parameters"), true, &mut errors);
     root.child("reclaimPolicy").optional_one_of(&mut errors, &["Delete", "Retain"]);

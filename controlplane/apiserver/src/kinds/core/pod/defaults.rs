@@ -196,6 +196,11 @@ fn requests_from_limits(spec: &mut Value) {
     }
 }
 
+/// Defaults of a pod's own resources, after they changed.
+pub fn pod_level(pod: &mut Value) {
+    pod_level_requests(ensure_spec(pod));
+}
+
 /// Requests of the pod as a whole, where only its limits or its containers' requests are given.
 fn pod_level_requests(spec: &mut Value) {
     if !has(spec, "resources") {

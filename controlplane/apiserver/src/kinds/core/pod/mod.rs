@@ -1,21 +1,32 @@
 //! Pods: hooks, and what everything with a pod template shares.
 //!
 //! - [`defaults`]: defaults of pods and templates;
-//! - [`spec`], [`container`], [`probe`], [`volume`], [`security`], [`placement`]: validation;
-//! - [`update`]: what may change afterwards; `warn`: what is doubtful but allowed;
+//! - [`spec`] and the modules of its parts: validation; [`internal`]: structures in messages;
+//! - [`update`], `resize`, `status`: what may change afterwards; `warn`: what is doubtful but allowed;
 //! - [`row`]: what `kubectl get` shows.
 
+mod annotations;
 pub mod container;
 pub mod defaults;
+mod env;
 pub mod eviction;
+pub mod internal;
+mod mounts;
+mod overlap;
 pub mod placement;
-pub mod probe;
+mod probe;
+mod projected;
+pub mod remote;
+mod resize;
+pub mod resources;
 pub mod row;
-pub mod security;
+mod security;
 pub mod spec;
-pub mod update;
+mod status;
+mod update;
 pub mod volume;
 mod warn;
+mod windows;
 
 pub use warn::warnings;
 
@@ -25,7 +36,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::kinds::check::Node;
-use crate::kinds::value::{at, copy, entries, get, has, list, list_mut, map, opt_int, set, text};
+use crate::kinds::value::{annotation, at, entries, get, has, list, list_mut, map, name, opt_int, set, text};
 use crate::resource::{Context, Hooks};
 
 /// A quantity as stored: text, or a number from clients that write one.
@@ -54,25 +65,18 @@ impl Hooks for Pod {
             }]);
         }
         set(pod, "status", status);
-        if get(pod, "spec").is_some_and(|spec| opt_int(spec, "terminationGracePeriodSeconds").is_some_and(|s| s < 0)) {
-            set(pod, "spec.terminationGracePeriodSeconds", 1);
-        }
         label_keys(pod);
+        profiles_from_annotations(pod);
     }
 
     fn prepare_subresource_update(&self, ctx: &Context<'_>, new: &mut Value, old: &Value) {
         match ctx.subresource {
-            "status" => {
-                copy(old, new, "metadata.ownerReferences");
-                if text(new, "status.qosClass").is_empty() {
-                    copy(old, new, "status.qosClass");
-                }
-            }
+            "status" => status::prepare(new, old),
             "ephemeralcontainers" => {
                 update::keep_all_but_ephemeral(new, old);
                 defaults::pod(new);
             }
-            "resize" => update::keep_all_but_resources(new, old),
+            "resize" => resize::keep_all_but_resources(new, old),
             _ => {}
         }
     }
@@ -80,10 +84,15 @@ impl Hooks for Pod {
     fn validate_create(&self, _ctx: &Context<'_>, pod: &Value) -> ErrorList {
         let mut errors = ErrorList::new();
         let root = Node::root(pod);
-        spec::validate(&root.child("spec"), &mut errors);
+        spec::validate_pod(&root, &mut errors);
         if !root.items("spec.ephemeralContainers").is_empty() {
             root.child("spec.ephemeralContainers").forbidden(&mut errors, "cannot be set on create");
         }
+        let node = root.child("spec.nodeName");
+        if !node.text().is_empty() && !root.items("spec.schedulingGates").is_empty() {
+            node.forbidden(&mut errors, "cannot be set until all schedulingGates have been cleared");
+        }
+        annotations::match_fields(&root, &mut errors);
         errors
     }
 
@@ -93,15 +102,16 @@ impl Hooks for Pod {
 
     fn validate_subresource_update(&self, ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
         match ctx.subresource {
-            "status" => update::validate_status(new, old),
+            "status" => status::validate(new, old),
             "ephemeralcontainers" => update::validate_ephemeral(new, old),
-            "resize" => update::validate_resize(new, old),
+            "resize" => resize::validate(new, old),
             _ => ErrorList::new(),
         }
     }
 
     fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
-        if old.is_some() { Vec::new() } else { warnings(at(new, "spec"), "spec") }
+        // Programs write pods that exist, and often: nobody reads warnings then.
+        if old.is_some() { Vec::new() } else { created(new) }
     }
 
     fn row(&self, pod: &Value, now: Timestamp) -> Vec<Value> {
@@ -111,6 +121,67 @@ impl Hooks for Pod {
     fn grace_period(&self, pod: &Value, asked: Option<i64>) -> i64 {
         grace_period(pod, asked)
     }
+}
+
+/// Warnings about a new pod.
+fn created(pod: &Value) -> Vec<String> {
+    let mut found = Vec::new();
+    let problems = api::names::dns1123_label(name(pod));
+    if !problems.is_empty() {
+        found.push(format!(
+            "metadata.name: this is used in the Pod's hostname, which can result in surprising behavior; a DNS label is recommended: [{}]",
+            problems.join(" ")
+        ));
+    }
+    found.extend(warnings(pod, ""));
+    found.extend(profile_warnings(pod));
+    found
+}
+
+/// The profile that an AppArmor annotation stands for.
+fn profile_of(annotation: &str) -> Option<Value> {
+    match annotation {
+        "unconfined" => Some(json!({"type": "Unconfined"})),
+        "runtime/default" => Some(json!({"type": "RuntimeDefault"})),
+        other => {
+            let file = other.strip_prefix("localhost/").filter(|file| !file.is_empty() && file.trim() == *file)?;
+            Some(json!({"type": "Localhost", "localhostProfile": file}))
+        }
+    }
+}
+
+/// Annotations of before become fields of the containers that they name.
+fn profiles_from_annotations(pod: &mut Value) {
+    if text(pod, "spec.os.name") == "windows" {
+        return;
+    }
+    let own = at(pod, "spec.securityContext.appArmorProfile").clone();
+    let given = map(pod, "metadata.annotations").cloned().unwrap_or_default();
+    for field in defaults::CONTAINER_LISTS {
+        for container in list_mut(pod, &format!("spec.{field}")) {
+            let key = format!("{}{}", annotations::APP_ARMOR, text(container, "name"));
+            let annotation = given.get(&key).and_then(Value::as_str);
+            let profile = annotation.and_then(profile_of).filter(|profile| *profile != own);
+            if let Some(profile) = profile.filter(|_| !has(container, "securityContext.appArmorProfile")) {
+                set(container, "securityContext.appArmorProfile", profile);
+            }
+        }
+    }
+}
+
+/// What is said of annotations that were made fields, or could not be.
+fn profile_warnings(pod: &Value) -> Vec<String> {
+    let own = at(pod, "spec.securityContext.appArmorProfile");
+    let mut found = Vec::new();
+    for container in defaults::CONTAINER_LISTS.iter().flat_map(|field| list(pod, &format!("spec.{field}"))) {
+        let key = format!("{}{}", annotations::APP_ARMOR, text(container, "name"));
+        let Some(annotation) = annotation(pod, &key) else { continue };
+        let profile = profile_of(annotation);
+        if profile.as_ref() != Some(own) {
+            found.push(warn::app_armor("metadata.annotations", &key));
+        }
+    }
+    found
 }
 
 /// Seconds a pod gets to end: none when it never ran or has ended.
@@ -170,10 +241,7 @@ fn label_keys(pod: &mut Value) {
         for key in wanted {
             if let Some(value) = key.as_str().and_then(|key| labels.get(key)) {
                 let requirement = json!({"key": key, "operator": operator, "values": [value]});
-                let expressions = crate::kinds::value::ensure_list(term, "labelSelector.matchExpressions");
-                if !expressions.contains(&requirement) {
-                    expressions.push(requirement);
-                }
+                crate::kinds::value::ensure_list(term, "labelSelector.matchExpressions").push(requirement);
             }
         }
     };
@@ -203,7 +271,7 @@ mod tests {
         let mut pod = json!({"metadata": {"name": "a"}, "spec": spec});
         defaults::pod(&mut pod);
         let mut errors = ErrorList::new();
-        spec::validate(&Node::root(&pod).child("spec"), &mut errors);
+        spec::validate_pod(&Node::root(&pod), &mut errors);
         join(&errors)
     }
 
@@ -248,7 +316,7 @@ mod tests {
             ),
             (
                 with(json!({"env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "spec.x"}}}]})),
-                "spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: Unsupported value: \"spec.x\": supported values: \"metadata.name\", \"metadata.namespace\", \"metadata.uid\", \"spec.nodeName\", \"spec.serviceAccountName\", \"status.hostIP\", \"status.hostIPs\", \"status.podIP\", \"status.podIPs\"",
+                "spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: Invalid value: \"spec.x\": error converting fieldPath: field label not supported: spec.x",
             ),
             (
                 with(json!({"volumeMounts": [{"name": "v", "mountPath": "/x"}]})),
@@ -272,7 +340,7 @@ mod tests {
             ),
             (
                 with(json!({"securityContext": {"privileged": true, "allowPrivilegeEscalation": false}})),
-                "spec.containers[0].securityContext: Invalid value: {\"allowPrivilegeEscalation\":false,\"privileged\":true}: cannot set `allowPrivilegeEscalation` to false and `privileged` to true",
+                "spec.containers[0].securityContext: Invalid value: {\"Capabilities\":null,\"Privileged\":true,\"SELinuxOptions\":null,\"WindowsOptions\":null,\"RunAsUser\":null,\"RunAsGroup\":null,\"RunAsNonRoot\":null,\"ReadOnlyRootFilesystem\":null,\"AllowPrivilegeEscalation\":false,\"ProcMount\":null,\"SeccompProfile\":null,\"AppArmorProfile\":null}: cannot set `allowPrivilegeEscalation` to false and `privileged` to true",
             ),
         ] {
             assert_eq!(check(spec.clone()), expected, "{spec}");
@@ -284,7 +352,7 @@ mod tests {
         for (extra, expected) in [
             (
                 json!({"restartPolicy": "x"}),
-                "spec.restartPolicy: Unsupported value: \"x\": supported values: \"Always\", \"Never\", \"OnFailure\"",
+                "spec.restartPolicy: Unsupported value: \"x\": supported values: \"Always\", \"OnFailure\", \"Never\"",
             ),
             (
                 json!({"dnsPolicy": "None"}),

@@ -1,60 +1,81 @@
 //! Validation of probes and lifecycle hooks.
 
-use api::field::ErrorList;
+use api::field::{Error, ErrorList};
 
+use super::container::PodFacts;
 use crate::kinds::check::Node;
+
+const HEADER: &str = "a valid HTTP header must consist of alphanumeric characters or '-' (e.g. 'X-Header-Name', regex used for validation is '[-A-Za-z0-9]+')";
 
 /// The three probes of a container.
 pub fn validate_all(container: &Node<'_>, errors: &mut ErrorList) {
-    for (field, success_is_one) in [("livenessProbe", true), ("readinessProbe", false), ("startupProbe", true)] {
+    for field in ["livenessProbe", "readinessProbe", "startupProbe"] {
         let probe = container.child(field);
         if !probe.exists() {
             continue;
         }
         validate(&probe, errors);
-        let threshold = probe.child("successThreshold");
-        if success_is_one && threshold.int() != 1 {
-            threshold.invalid(errors, "must be 1");
-        }
-        if field == "readinessProbe" && probe.has("terminationGracePeriodSeconds") {
-            probe.child("terminationGracePeriodSeconds").invalid(errors, "must not be set for readinessProbes");
+        if field == "readinessProbe" {
+            if probe.has("terminationGracePeriodSeconds") {
+                probe.child("terminationGracePeriodSeconds").invalid(errors, "must not be set for readinessProbes");
+            }
+        } else if probe.child("successThreshold").int() != 1 {
+            let threshold = probe.child("successThreshold");
+            errors.push(Error::invalid(&threshold.path, threshold.int(), "must be 1"));
         }
     }
 }
 
 fn validate(probe: &Node<'_>, errors: &mut ErrorList) {
-    handler(probe, errors);
+    handler(probe, &["exec", "httpGet", "tcpSocket", "grpc"], i64::MAX, errors);
     for field in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"] {
         probe.child(field).non_negative(errors);
     }
     let grace = probe.child("terminationGracePeriodSeconds");
-    if grace.exists() && grace.int() <= 0 {
-        grace.invalid(errors, "must be greater than 0");
+    if grace.exists() {
+        grace.positive(errors);
     }
 }
 
-/// Hooks after start and before stop. `grace_period` in seconds bounds a sleep.
-pub fn lifecycle(lifecycle: &Node<'_>, grace_period: i64, errors: &mut ErrorList) {
+/// Hooks after start and before stop. A sleep ends within the grace period.
+pub fn lifecycle(lifecycle: &Node<'_>, facts: &PodFacts<'_>, errors: &mut ErrorList) {
     for field in ["postStart", "preStop"] {
         let hook = lifecycle.child(field);
-        if !hook.exists() {
-            continue;
+        if hook.exists() {
+            handler(&hook, &["exec", "httpGet", "tcpSocket", "sleep"], facts.grace_period, errors);
         }
-        handler(&hook, errors);
-        let seconds = hook.child("sleep.seconds");
-        if hook.has("sleep") && !(0..=grace_period).contains(&seconds.int()) {
-            seconds.invalid(
-                errors,
-                format!("must be non-negative and less than terminationGracePeriodSeconds ({grace_period})"),
-            );
+    }
+    let signal = lifecycle.child("stopSignal");
+    if !signal.exists() {
+        return;
+    }
+    match facts.os {
+        "" => signal.forbidden(errors, "may not be set for containers with empty `spec.os.name`"),
+        "windows" => {
+            signal.one_of(errors, &["SIGKILL", "SIGTERM"]);
         }
+        "linux" => {
+            let known = linux_signals();
+            let known: Vec<&str> = known.iter().map(String::as_str).collect();
+            signal.one_of(errors, &known);
+        }
+        _ => {}
     }
 }
 
-/// Exactly one of the handlers.
-fn handler(owner: &Node<'_>, errors: &mut ErrorList) {
+/// `SIGABRT` … `SIGXFSZ`, `SIGRTMIN` to `SIGRTMIN+15`, `SIGRTMAX-14` to `SIGRTMAX`.
+fn linux_signals() -> Vec<String> {
+    const NAMED: &str = "ABRT ALRM BUS CHLD CLD CONT FPE HUP ILL INT IO IOT KILL PIPE POLL PROF PWR QUIT SEGV STKFLT \
+                         STOP SYS TERM TRAP TSTP TTIN TTOU URG USR1 USR2 VTALRM WINCH XCPU XFSZ RTMIN RTMAX";
+    let named = NAMED.split_whitespace().map(|name| format!("SIG{name}"));
+    let low = (1..=15).map(|offset| format!("SIGRTMIN+{offset}"));
+    named.chain(low).chain((1..=14).map(|offset| format!("SIGRTMAX-{offset}"))).collect()
+}
+
+/// Exactly one of the handlers. `grace_period` in seconds bounds a sleep.
+fn handler(owner: &Node<'_>, kinds: &[&str], grace_period: i64, errors: &mut ErrorList) {
     let mut handlers = 0;
-    for field in ["exec", "httpGet", "tcpSocket", "grpc", "sleep"] {
+    for field in kinds {
         let found = owner.child(field);
         if !found.exists() {
             continue;
@@ -64,14 +85,21 @@ fn handler(owner: &Node<'_>, errors: &mut ErrorList) {
             continue;
         }
         handlers += 1;
-        match field {
+        match *field {
             "exec" => {
                 found.child("command").required(errors, "");
             }
             "httpGet" => http_get(&found, errors),
             "tcpSocket" => found.child("port").port_or_name(errors),
             "grpc" => found.child("port").port_number(errors),
-            _ => {}
+            _ => {
+                let seconds = found.child("seconds").int();
+                if !(0..=grace_period).contains(&seconds) {
+                    let detail =
+                        format!("must be non-negative and less than terminationGracePeriodSeconds ({grace_period})");
+                    errors.push(Error::invalid(&found.path, seconds, detail));
+                }
+            }
         }
     }
     if handlers == 0 {
@@ -84,10 +112,9 @@ fn http_get(get: &Node<'_>, errors: &mut ErrorList) {
     get.child("port").port_or_name(errors);
     get.child("scheme").one_of(errors, &["HTTP", "HTTPS"]);
     for header in get.items("httpHeaders") {
-        let name = header.child("name");
-        let valid = !name.text().is_empty() && name.text().bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-        if !valid {
-            name.invalid(errors, "a valid HTTP header must consist of alphanumeric characters or '-' (e.g. 'X-Header-Name', regex used for validation is '[-A-Za-z0-9]+')");
+        let name = header.child("name").text();
+        if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
+            errors.push(Error::invalid(&get.child("httpHeaders").path, name, HEADER));
         }
     }
 }
