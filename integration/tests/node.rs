@@ -262,7 +262,7 @@ fn a_lab_that_would_not_start_is_told_before_anything_is_made() {
     let name = format!("bad-{}", std::process::id() % 100_000);
     for (arguments, words) in [
         (["--store", "foo"], "use embedded, or etcd="),
-        (["--nodes", "0"], "0 is not in 1..=200"),
+        (["--nodes", "0"], "give --nodes or --hollow-nodes"),
         (["--server-arg=--service-cidr=10.42.0.0/16", "--nodes=1"], "overlap"),
         (["--node-arg=--no-such-flag", "--nodes=1"], "--no-such-flag"),
     ] {

@@ -60,7 +60,7 @@ pub fn run(arguments: &UpArguments) -> anyhow::Result<()> {
     let _lock = lock()?;
     let lab = plan(arguments)?;
     // A member that refuses its arguments is told of before anything is made.
-    let network = server_options(&lab)?.network()?;
+    let network = server_options(&lab)?.network().map_err(|problem| BadUsage(problem.to_string()))?;
     for node in &lab.nodes {
         parse(&agent_arguments(&lab, node)?)?;
     }
