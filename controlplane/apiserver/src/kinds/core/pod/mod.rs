@@ -394,6 +394,21 @@ mod tests {
     }
 
     #[test]
+    fn signals_are_those_of_the_system() {
+        let with = |os: &str, signal: &str| {
+            let container = json!({"name": "c", "image": "i", "lifecycle": {"stopSignal": signal}});
+            check(json!({"os": {"name": os}, "containers": [container]}))
+        };
+        let at = "spec.containers[0].lifecycle.stopSignal: Unsupported value: \"SIGX\": supported values: ";
+        assert_eq!(with("linux", "SIGRTMAX-14"), "[]");
+        assert_eq!(with("windows", "SIGX"), format!("{at}\"SIGKILL\", \"SIGTERM\""));
+        let found = with("linux", "SIGX");
+        assert!(found.starts_with(&format!("{at}\"SIGABRT\", \"SIGALRM\", ")), "{found}");
+        assert!(found.contains("\"SIGRTMAX\", \"SIGRTMAX-1\", \"SIGRTMAX-10\", "), "{found}");
+        assert!(found.ends_with("\"SIGWINCH\", \"SIGXCPU\", \"SIGXFSZ\""), "{found}");
+    }
+
+    #[test]
     fn qos() {
         let with = |resources: Value| json!({"spec": {"containers": [{"resources": resources}]}});
         for (resources, class) in [

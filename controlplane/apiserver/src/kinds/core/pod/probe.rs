@@ -63,13 +63,17 @@ pub fn lifecycle(lifecycle: &Node<'_>, facts: &PodFacts<'_>, errors: &mut ErrorL
     }
 }
 
-/// `SIGABRT` … `SIGXFSZ`, `SIGRTMIN` to `SIGRTMIN+15`, `SIGRTMAX-14` to `SIGRTMAX`.
+/// `SIGABRT` … `SIGXFSZ`, `SIGRTMIN` to `SIGRTMIN+15`, `SIGRTMAX-14` to `SIGRTMAX`: sorted, as messages
+/// list them.
 fn linux_signals() -> Vec<String> {
     const NAMED: &str = "ABRT ALRM BUS CHLD CLD CONT FPE HUP ILL INT IO IOT KILL PIPE POLL PROF PWR QUIT SEGV STKFLT \
                          STOP SYS TERM TRAP TSTP TTIN TTOU URG USR1 USR2 VTALRM WINCH XCPU XFSZ RTMIN RTMAX";
     let named = NAMED.split_whitespace().map(|name| format!("SIG{name}"));
     let low = (1..=15).map(|offset| format!("SIGRTMIN+{offset}"));
-    named.chain(low).chain((1..=14).map(|offset| format!("SIGRTMAX-{offset}"))).collect()
+    let high = (1..=14).map(|offset| format!("SIGRTMAX-{offset}"));
+    let mut signals: Vec<String> = named.chain(low).chain(high).collect();
+    signals.sort_unstable();
+    signals
 }
 
 /// Exactly one of the handlers. `grace_period` in seconds bounds a sleep.
