@@ -61,7 +61,7 @@ pub fn validate_create(object: &Value, namespaced: bool, rule: NameRule) -> Erro
     }
     generation(&meta, &mut errors);
     common(&meta, &mut errors);
-    finalizers(&meta, &mut errors);
+    finalizers(&meta, is_built_in(object), &mut errors);
     errors
 }
 
@@ -118,7 +118,7 @@ fn owner_references(meta: &Node<'_>, errors: &mut ErrorList) {
 }
 
 /// `ValidateFinalizers`, and that names without a prefix are Kubernetes' own.
-fn finalizers(meta: &Node<'_>, errors: &mut ErrorList) {
+fn finalizers(meta: &Node<'_>, built_in: bool, errors: &mut ErrorList) {
     let all = meta.child("finalizers");
     let items = meta.items("finalizers");
     for item in &items {
@@ -129,7 +129,15 @@ fn finalizers(meta: &Node<'_>, errors: &mut ErrorList) {
     if ["orphan", "foregroundDeletion"].iter().all(|name| items.iter().any(|item| item.text() == *name)) {
         all.invalid(errors, "finalizer orphan and foregroundDeletion cannot be both set");
     }
-    standard_finalizers(&items, errors);
+    if built_in {
+        standard_finalizers(&items, errors);
+    }
+}
+
+/// Whether the object's kind is one of Kubernetes' own: finalizers of custom resources need no domain.
+fn is_built_in(object: &Value) -> bool {
+    let (group, version) = crate::resource::split_api_version(text(object, "apiVersion"));
+    version.is_empty() || crate::schema::type_of(group, version, text(object, "kind")).is_some()
 }
 
 fn standard_finalizers(items: &[Node<'_>], errors: &mut ErrorList) {
@@ -171,7 +179,9 @@ pub fn validate_update(new: &Value, old: &Value) -> ErrorList {
         }
     }
     common(&meta, &mut errors);
-    standard_finalizers(&meta.items("finalizers"), &mut errors);
+    if is_built_in(new) {
+        standard_finalizers(&meta.items("finalizers"), &mut errors);
+    }
     errors
 }
 
@@ -241,6 +251,12 @@ mod tests {
             let found = join(&validate_create(&json!({"metadata": meta}), namespaced, rule));
             assert!(if error.is_empty() { found == "[]" } else { found.contains(error) }, "{meta}: {found}");
         }
+    }
+
+    #[test]
+    fn finalizers_of_custom_resources_need_no_domain() {
+        let object = json!({"apiVersion": "example.com/v1", "kind": "Foo", "metadata": {"name": "a", "finalizers": ["cleanup"]}});
+        assert_eq!(join(&validate_create(&object, false, NameRule::DnsSubdomain)), "[]");
     }
 
     #[test]

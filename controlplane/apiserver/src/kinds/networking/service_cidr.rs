@@ -5,7 +5,7 @@ use api::names;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::kinds::check::{IMMUTABLE, Node, conditions, parse_cidr_sloppy};
+use crate::kinds::check::{IMMUTABLE, Node, parse_cidr_sloppy};
 use crate::kinds::table::{NONE, named, row, words};
 use crate::kinds::value::{has, text, texts};
 use crate::resource::{Column, Context, Hooks};
@@ -87,12 +87,6 @@ impl Hooks for ServiceCidr {
         if ours.len() != before.len() {
             errors.extend(validate(new));
         }
-        errors
-    }
-
-    fn validate_subresource_update(&self, _ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
-        let mut errors = ErrorList::new();
-        conditions(&Node::root(new), "status.conditions", &mut errors);
         errors
     }
 
