@@ -218,7 +218,7 @@ exposing() {
     ok k create service nodeport door --tcp=80:80; ok k create service clusterip headless --clusterip=None
     ok k create service externalname outside --external-name example.com; ok k create service loadbalancer lb --tcp=80
     ok k get services -o wide; says NodePort ExternalName '<pending>' example.com
-    ok k run fetch --rm -i --restart=Never --quiet --image="$BUSYBOX" --image-pull-policy=IfNotPresent --pod-running-timeout=5m -- wget -qO- "http://front:8080/"
+    ok k run fetch --rm -i --restart=Never --quiet --image="$BUSYBOX" --image-pull-policy=IfNotPresent --pod-running-timeout=5m -- sh -c 'read -r line; wget -qO- http://front:8080/' <<<"what is said before kubectl is attached would be lost"
     says "nginx"
     refused 'pods "fetch" not found' k get pod fetch
     "$KUBECTL" --namespace "$NAMESPACE" port-forward service/front :8080 >"$work/forward" 2>&1 & forward=$!

@@ -357,10 +357,8 @@ fn validate_volume(object: &Value) -> ErrorList {
             source.forbidden(&mut errors, "may not specify more than 1 volume type");
         } else {
             remote::in_volume(&source, kind, name(object), &mut errors);
-            if *kind == "local" {
-                if !spec.has("nodeAffinity") {
-                    spec.child("nodeAffinity").missing(&mut errors, "Local volume requires node affinity");
-                }
+            if *kind == "local" && !spec.has("nodeAffinity") {
+                spec.child("nodeAffinity").missing(&mut errors, "Local volume requires node affinity");
             }
         }
     }

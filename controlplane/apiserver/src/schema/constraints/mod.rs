@@ -260,8 +260,8 @@ impl Constraints {
             Unique::No => None,
             Unique::Values => Some(item.clone()),
             Unique::Keys(names) => {
-                let member = |name: &Box<str>| Some((name.to_string(), item.get(&**name)?.clone()));
-                Some(Value::Object(names.iter().filter_map(member).collect()))
+                let member = |name: &str| Some((name.to_owned(), item.get(name)?.clone()));
+                Some(Value::Object(names.iter().filter_map(|name| member(name)).collect()))
             }
         }
     }

@@ -91,11 +91,10 @@ fn shared(source: &Node<'_>, kind: &str, errors: &mut ErrorList) {
         }
     };
     match kind {
+        "hostPath" if !source.child("path").required(errors, "") => {}
         "hostPath" => {
-            if source.child("path").required(errors, "") {
-                no_backsteps(&source.child("path"), errors);
-                source.child("type").optional_one_of(errors, &HOST_PATH_TYPES);
-            }
+            no_backsteps(&source.child("path"), errors);
+            source.child("type").optional_one_of(errors, &HOST_PATH_TYPES);
         }
         "nfs" => {
             required(&["server", "path"], errors);
