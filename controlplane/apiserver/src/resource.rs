@@ -80,10 +80,8 @@ pub struct Served {
 pub enum NameRule {
     /// `[a-z0-9]([-a-z0-9.]*[a-z0-9])?`, at most 253: most kinds.
     DnsSubdomain,
-    /// DNS-1123 label, at most 63: namespaces.
+    /// DNS-1123 label, at most 63: namespaces, services.
     DnsLabel,
-    /// DNS-1035 label, at most 63: services.
-    Dns1035Label,
     /// Anything that is one path segment: RBAC kinds, events.
     PathSegment,
     /// The hooks check it.

@@ -27,7 +27,6 @@ pub fn name_problems(rule: NameRule, name: &str, prefix: bool) -> Vec<String> {
     match rule {
         NameRule::DnsSubdomain => names::dns1123_subdomain(name),
         NameRule::DnsLabel => names::dns1123_label(name),
-        NameRule::Dns1035Label => names::dns1035_label(name),
         NameRule::PathSegment => names::path_segment(name),
         NameRule::Unchecked => Vec::new(),
     }

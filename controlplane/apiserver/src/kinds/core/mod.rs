@@ -273,7 +273,7 @@ fn service_descriptor() -> Descriptor {
         .short(&["svc"])
         .categories(&["all"])
         .stored_under("services/specs")
-        .names(NameRule::Dns1035Label)
+        .names(NameRule::DnsLabel)
         .with_status()
         .subresource("proxy", ("", "v1", "ServiceProxyOptions"), PROXY)
         .selectable("spec.clusterIP")

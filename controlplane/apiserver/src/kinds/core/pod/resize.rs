@@ -69,13 +69,9 @@ pub fn validate(new: &Value, old: &Value) -> ErrorList {
         }
     }
     for (container, was) in spec.items("initContainers").iter().zip(list(old, "spec.initContainers")) {
-        if container.child("restartPolicy").text() == "Always" {
-            if !same(&without_compute(container.value, was), was) {
-                let detail = "only cpu and memory resources for init or sidecar containers are mutable";
-                container.forbidden(&mut errors, detail);
-            }
-        } else if !same(container.value, was) {
-            spec.forbidden(&mut errors, "resources for non-sidecar init containers are immutable");
+        if !same(&without_compute(container.value, was), was) {
+            let detail = "only cpu and memory resources for init or sidecar containers are mutable";
+            container.forbidden(&mut errors, detail);
         }
     }
     errors
@@ -181,10 +177,7 @@ mod tests {
         new["spec"]["initContainers"][1]["resources"] = json!({"requests": {"cpu": "1"}});
         new["spec"]["hostname"] = json!("ignored");
         keep_all_but_resources(&mut new, &old);
-        assert_eq!(
-            join(&validate(&new, &old)),
-            "spec: Forbidden: resources for non-sidecar init containers are immutable"
-        );
+        assert_eq!(join(&validate(&new, &old)), "[]");
         new["spec"]["containers"][0]["name"] = json!("other");
         assert!(
             join(&validate(&new, &old))
