@@ -54,7 +54,9 @@ impl Item {
                 }
                 remove_version(&mut clean);
                 let encoded = encode(&clean);
-                let at = metadata_position(&encoded).unwrap_or(0);
+                // Nothing that this server wrote: there is no place for a revision.
+                let none = || serde::de::Error::custom("a stored object without kind, apiVersion or metadata");
+                let at = metadata_position(&encoded).ok_or_else(none)?;
                 (splice(&encoded, at, revision), at)
             }
         };
@@ -263,6 +265,15 @@ mod tests {
 
     fn item(key: &str, stored: &[u8], revision: u64) -> serde_json::Result<Item> {
         Item::new(&pods(), &parts(&pods()), key.into(), stored, revision)
+    }
+
+    #[test]
+    fn what_is_no_object_is_no_item() {
+        let descriptor = pods();
+        let parts = parts(&descriptor);
+        for stored in ["0", "[]", "{}", r#"{"metadata":{}}"#] {
+            assert!(Item::new(&descriptor, &parts, "a/b".into(), stored.as_bytes(), 7).is_err(), "{stored}");
+        }
     }
 
     #[test]
