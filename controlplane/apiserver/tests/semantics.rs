@@ -98,6 +98,28 @@ async fn names_are_generated_and_dry_runs_leave_nothing() {
     assert_eq!(post(&client, &format!("{path}?dryRun=Some"), &config_map("dry")).await.0, 422);
 }
 
+/// Writers of one object that wait for each other hand on what they wrote; a dry run wrote nothing.
+#[tokio::test]
+async fn dry_runs_among_other_writers_leave_nothing() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let path = format!("{BASE}/configmaps/a");
+    assert_eq!(post(&client, &format!("{BASE}/configmaps"), &config_map("a")).await.0, 201);
+    let patch = |query: &'static str, patch: Value| {
+        let (client, path) = (client.clone(), format!("{path}{query}"));
+        async move { ask(&client, "PATCH", &path, "application/merge-patch+json", &patch.to_string()).await }
+    };
+    for round in 0..20 {
+        let writes = (0..8).map(|at| patch("", json!({"data": {format!("k{at}"): round.to_string()}})));
+        let trials = (0..8).map(|at| patch("?dryRun=All", json!({"data": {"dry": format!("{round}-{at}")}})));
+        let (written, tried) = futures::join!(futures::future::join_all(writes), futures::future::join_all(trials));
+        assert!(written.iter().chain(&tried).all(|(code, _)| *code == 200), "{written:?} {tried:?}");
+        assert!(written.iter().all(|(_, object)| object["data"].get("dry").is_none()), "{written:?}");
+    }
+    let (_, left) = get(&client, &path).await;
+    assert_eq!(left["data"].as_object().unwrap().len(), 9, "{left}");
+}
+
 #[tokio::test]
 async fn lists_are_paged_at_one_revision_and_selected() {
     let cluster = Cluster::start().await;

@@ -177,8 +177,11 @@ impl Call {
         Err(ApiError::modified(&self.info.group, &self.descriptor().plural, &self.info.name))
     }
 
-    /// Lets the next writer of this object begin with what was just written.
+    /// Lets the next writer of this object begin with what was just written (a dry run wrote nothing).
     fn hand_on(&self, turn: &mut Turn, written: &Written) {
+        if self.options.dry_run {
+            return;
+        }
         let revision = metadata::text(&written.value, "resourceVersion").parse().unwrap_or(0);
         if revision > 0 && !written.deleted {
             turn.leave(Current { value: written.value.clone(), revision });
