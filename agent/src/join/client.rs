@@ -136,7 +136,8 @@ impl Connection {
         if let Some(value) = &current.authorization {
             request.headers_mut().insert(header::AUTHORIZATION, value.clone());
         }
-        let agent = HeaderValue::from_static(concat!("skiff-agent/", env!("CARGO_PKG_VERSION")));
+        // `managedFields` name what a node writes after it.
+        let agent = HeaderValue::from_static("kubelet/v1.37.0");
         request.headers_mut().entry(header::USER_AGENT).or_insert(agent);
         let (connections, place) = current.place();
         (connections, place, request)

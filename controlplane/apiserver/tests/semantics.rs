@@ -121,6 +121,27 @@ async fn dry_runs_among_other_writers_leave_nothing() {
 }
 
 #[tokio::test]
+async fn components_of_the_control_plane_write_under_their_names() {
+    let cluster = Cluster::start().await;
+    for (at, (user, manager)) in [
+        ("system:kube-scheduler", "kube-scheduler"),
+        ("system:kube-controller-manager", "kube-controller-manager"),
+        ("system:serviceaccount:kube-system:job-controller", "kube-controller-manager"),
+        ("system:admin", "kube-apiserver"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let info = apiserver::UserInfo::new(user, &["system:masters"]);
+        let body = config_map(&format!("m{at}")).to_string().into_bytes();
+        let request = Request::post(format!("{BASE}/configmaps")).body(kube::client::Body::from(body)).unwrap();
+        let response = cluster.server.client(&info).send(request).await.unwrap();
+        let made: Value = serde_json::from_slice(&response.into_body().collect_bytes().await.unwrap()).unwrap();
+        assert_eq!(made["metadata"]["managedFields"][0]["manager"], manager, "{made}");
+    }
+}
+
+#[tokio::test]
 async fn lists_are_paged_at_one_revision_and_selected() {
     let cluster = Cluster::start().await;
     let client = cluster.admin();

@@ -110,7 +110,9 @@ applying() {
     ok k get deployment web -o jsonpath='{.spec.template.spec.containers[0].env[0].value}'; is 1
     ok k apply -f "$work/changed.yaml"; is "deployment.apps/web configured"
     ok k diff -f "$work/changed.yaml"; is ""
-    # from client-side apply to server-side apply: the fields change their manager, and can be removed
+    # From client-side apply to server-side apply: the fields change their manager, and can be removed.
+    # kubectl tries this five times against other writers and then says nothing, hence the wait.
+    ok k rollout status deployment/web --timeout=300s
     ok k apply --server-side -f "$work/changed.yaml"; is "deployment.apps/web serverside-applied"
     ok k get deployment web --show-managed-fields -o json; says '"operation": "Apply"'
     refused "conflict" k apply --server-side --field-manager=other -f "$work/web.yaml"

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures::future::BoxFuture;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, header};
 use kube::client::Body as ClientBody;
 
 use super::body::Body;
@@ -18,11 +18,23 @@ use crate::server::Api;
 pub struct Service {
     api: Arc<Api>,
     user: Arc<UserInfo>,
+    agent: HeaderValue,
 }
 
 impl Service {
     pub fn new(api: Arc<Api>, user: UserInfo) -> Self {
-        Self { api, user: Arc::new(user) }
+        let agent = HeaderValue::from_static(agent(&user.name));
+        Self { api, user: Arc::new(user), agent }
+    }
+}
+
+/// What the user's component calls itself; `managedFields` name it as the writer.
+fn agent(user: &str) -> &'static str {
+    match user {
+        "system:kube-scheduler" => "kube-scheduler/v1.37.0",
+        "system:kube-controller-manager" => "kube-controller-manager/v1.37.0",
+        controller if controller.starts_with("system:serviceaccount:kube-system:") => "kube-controller-manager/v1.37.0",
+        _ => "kube-apiserver/v1.37.0",
     }
 }
 
@@ -35,7 +47,8 @@ impl tower::Service<Request<ClientBody>> for Service {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<ClientBody>) -> Self::Future {
+    fn call(&mut self, mut request: Request<ClientBody>) -> Self::Future {
+        request.headers_mut().entry(header::USER_AGENT).or_insert_with(|| self.agent.clone());
         let (api, user) = (self.api.clone(), self.user.clone());
         Box::pin(async move { Ok(pipeline::handle(api, request, pipeline::Caller::Trusted(user)).await) })
     }

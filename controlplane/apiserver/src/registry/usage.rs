@@ -78,9 +78,9 @@ pub async fn answer(asked: &Asked, call: &Call) -> Result<Response<Body>> {
     nodes.sort_unstable();
     nodes.dedup();
     let measured: HashMap<String, Measured> = futures::stream::iter(nodes)
-        .map(async |node| Some((node.clone(), measure(&call.api, &node).await?)))
+        .map(|node| async move { measure(&call.api, &node).await.map(|measured| (node, measured)) })
         .buffer_unordered(AT_ONCE)
-        .filter_map(async |found| found)
+        .filter_map(std::future::ready)
         .collect()
         .await;
     let mut items: Vec<Value> = objects
