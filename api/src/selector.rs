@@ -74,6 +74,20 @@ impl Requirement {
             | Requirement::LessThan(key, _) => key,
         }
     }
+
+    /// The same about another key.
+    pub fn rename(&mut self, to: String) {
+        match self {
+            Requirement::Equals(key, _)
+            | Requirement::NotEquals(key, _)
+            | Requirement::In(key, _)
+            | Requirement::NotIn(key, _)
+            | Requirement::Exists(key)
+            | Requirement::DoesNotExist(key)
+            | Requirement::GreaterThan(key, _)
+            | Requirement::LessThan(key, _) => *key = to,
+        }
+    }
 }
 
 impl Selector {
