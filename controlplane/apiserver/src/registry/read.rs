@@ -240,8 +240,9 @@ impl Call {
             View::Object => self.served(object)?,
             View::Metadata { version, .. } => table::partial(object, version),
             View::Table { version } => {
+                let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
                 let row = self.row(object, version)?;
-                self.table(vec![row], &json!({}), version)
+                self.table(vec![row], &metadata, version)
             }
         };
         crate::http::render::encode(&value, output)
@@ -275,10 +276,7 @@ impl Call {
 
     pub fn table(&self, rows: Vec<Value>, metadata: &Value, version: &str) -> Value {
         let columns = table::columns(self.descriptor(), &self.info.group, &self.info.version);
-        json!({
-            "kind": "Table", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": metadata,
-            "columnDefinitions": table::column_definitions(columns), "rows": rows,
-        })
+        table::table(columns, rows, metadata, version)
     }
 }
 
