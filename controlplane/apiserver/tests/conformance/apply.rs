@@ -460,3 +460,69 @@ async fn owners_are_noted_and_compared_in_the_version_they_wrote() {
     let kept = patch(&client, &item("v2"), MERGE, &json!({"metadata": {"managedFields": entries}})).await.expect(200);
     assert!(!names(&kept).contains(&"old".to_owned()) && names(&kept).contains(&"one".to_owned()), "{kept:#}");
 }
+
+/// What kubectl does when people move from client-side apply to server-side: reads the object, and
+/// replaces its owners by a JSON patch that insists on the version read; again if that conflicts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn owners_that_were_replaced_stay_replaced_while_others_write_the_status() {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    const ROUNDS: usize = 40;
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let item = "/apis/apps/v1/namespaces/default/deployments/d";
+    post(&client, "/apis/apps/v1/namespaces/default/deployments?fieldManager=first", &deployment(json!({})))
+        .await
+        .expect(201);
+    let (done, written) = (AtomicBool::new(false), AtomicU64::new(0));
+    // Whole statuses with the version read, patches without one, and dry runs of both.
+    let writer = async |number: u64| {
+        let mut count = number;
+        while !done.load(Ordering::Relaxed) {
+            count += 7;
+            let status = json!({"replicas": count, "updatedReplicas": 1, "observedGeneration": number});
+            let dry = if count % 3 == 0 { "&dryRun=All" } else { "" };
+            let path = format!("{item}/status?fieldManager=controller{number}{dry}");
+            let answer = if number % 2 == 0 {
+                let mut object = get(&client, item).await.expect(200);
+                object["status"] = status;
+                put(&client, &path, &object).await
+            } else {
+                patch(&client, &path, MERGE, &json!({"status": status})).await
+            };
+            assert!(matches!(answer.code, 200 | 409), "{:#}", answer.value);
+            written.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    let mover = async {
+        for round in 0..ROUNDS {
+            let (from, to) = (["first", "second"][round % 2], ["first", "second"][(round + 1) % 2]);
+            let moved = loop {
+                let object = get(&client, item).await.expect(200);
+                let mut entries = object["metadata"]["managedFields"].as_array().unwrap().clone();
+                for entry in entries.iter_mut().filter(|entry| entry["manager"] == from) {
+                    (entry["manager"], entry["operation"]) = (to.into(), "Apply".into());
+                }
+                let operations = json!([
+                    {"op": "replace", "path": "/metadata/managedFields", "value": entries},
+                    {"op": "replace", "path": "/metadata/resourceVersion", "value": object["metadata"]["resourceVersion"]},
+                ]);
+                let answer =
+                    patch(&client, &format!("{item}?fieldManager=kubectl"), super::JSON_PATCH, &operations).await;
+                match answer.code {
+                    200 => break answer.value,
+                    _ => assert_eq!(answer.code, 409, "{:#}", answer.value),
+                }
+            };
+            for object in [moved, get(&client, item).await.expect(200)] {
+                let found = names(&object);
+                assert!(found.iter().any(|name| name == to) && !found.iter().any(|name| name == from), "{found:?}");
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(3)).await;
+            let found = names(&get(&client, item).await.expect(200));
+            assert!(found.iter().any(|name| name == to) && !found.iter().any(|name| name == from), "later {found:?}");
+        }
+        done.store(true, Ordering::Relaxed);
+    };
+    tokio::join!(mover, writer(1), writer(2), writer(3), writer(4));
+    assert!(written.load(Ordering::Relaxed) > ROUNDS as u64, "nobody was in the way");
+}
