@@ -93,6 +93,7 @@ fn holds(status: &Value, kind: &str) -> bool {
     condition(status, kind).is_some_and(|condition| condition["status"] == "True")
 }
 
-fn is_established(status: &Value) -> bool {
+/// Once it is, it is for good.
+pub fn is_established(status: &Value) -> bool {
     holds(status, "Established")
 }
