@@ -162,22 +162,15 @@ fn go_kind(found: &str) -> &str {
 impl Patch {
     async fn apply_configuration(&self, call: &Call, old: Option<&Value>) -> Result<Value> {
         let kind = call.kind();
-        let mut config = self.document.clone();
+        let config = &self.document;
         if !config.is_object() {
             let found = if config.is_array() { "array" } else { "string" };
             return Err(ApiError::bad_request(format!(
                 "error decoding patch: error unmarshaling JSON: while decoding JSON: json: cannot unmarshal {found} into Go value of type map[string]interface {{}}"
             )));
         }
-        let given = config["apiVersion"].as_str().unwrap_or_default();
-        if given != kind.api_version() {
-            return Err(ApiError::bad_request(format!(
-                "Incorrect version specified in apply patch. Specified patch version: {given}, expected: {}",
-                kind.api_version()
-            )));
-        }
-        call.check_type(&mut config)?;
-        let applied = patch::apply::apply(&call.owners(&kind.api_version()), old, &config, call.options.force).await?;
+        patch::apply::check_kind(&config, &kind)?;
+        let applied = patch::apply::apply(&call.owners(&kind.api_version()), old, config, call.options.force).await?;
         self.report_duplicates(call)?;
         Ok(applied)
     }

@@ -143,13 +143,7 @@ impl ScaleChange {
     /// by way of the subresource.
     async fn applied(&self, call: &Call, patch: &Patch, old: &Value) -> Result<Value> {
         let mut scale = patch.document.clone();
-        let given = scale["apiVersion"].as_str().unwrap_or_default();
-        if given != kind().api_version() {
-            return Err(ApiError::bad_request(format!(
-                "Incorrect version specified in apply patch. Specified patch version: {given}, expected: {}",
-                kind().api_version()
-            )));
-        }
+        patch::apply::check_kind(&scale, &kind())?;
         subresource::normalize(call, &mut scale, &kind(), patch.duplicates.clone())?;
         let served = call.kind();
         let mut config = json!({"apiVersion": served.api_version(), "kind": served.kind, "metadata": {}});

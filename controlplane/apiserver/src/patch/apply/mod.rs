@@ -148,6 +148,20 @@ fn known_empty(schema: &Schema, like: &Value) -> Result<Arc<Value>, ApiError> {
     Ok(empty)
 }
 
+/// A configuration says of what kind it is: of the one that it is applied to.
+pub fn check_kind(config: &Value, wanted: &GroupVersionKind) -> Result<(), ApiError> {
+    let given = kind_of(config);
+    if given == *wanted {
+        return Ok(());
+    }
+    Err(ApiError::bad_request(format!("invalid object type: {}", shown_kind(&given))))
+}
+
+/// `apps/v1, Kind=Deployment`, of the core group `/v1, Kind=Pod`.
+fn shown_kind(gvk: &GroupVersionKind) -> String {
+    format!("{}/{}, Kind={}", gvk.group, gvk.version, gvk.kind)
+}
+
 /// Canonicalises a configuration and refuses what cannot be merged.
 fn check(schema: &Schema, config: &mut Value, gvk: &GroupVersionKind) -> Result<(), ApiError> {
     let mut problems = Vec::new();
@@ -161,12 +175,10 @@ fn check(schema: &Schema, config: &mut Value, gvk: &GroupVersionKind) -> Result<
         many => format!("errors:\n  {}", many.join("\n  ")),
     };
     let text = |key: &str| config["metadata"][key].as_str().unwrap_or_default();
-    let kind = format!("{}, Kind={}", gvk.api_version(), gvk.kind);
-    Err(ApiError::bad_request(format!(
-        "failed to create typed patch object ({}/{}; {kind}): {problems}",
-        text("namespace"),
-        text("name")
-    )))
+    let (namespace, name, kind) = (text("namespace"), text("name"), shown_kind(gvk));
+    let why = format!("failed to create typed patch object ({namespace}/{name}; {kind}): {problems}");
+    // Upstream has no better code or reason for it.
+    Err(ApiError::new(http::StatusCode::INTERNAL_SERVER_ERROR, "", why))
 }
 
 /// Identity, what the server sets, and these parts.
