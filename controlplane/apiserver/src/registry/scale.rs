@@ -2,6 +2,7 @@
 
 use api::field::{Error, Path};
 use api::selector::Selector;
+use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Response, StatusCode, header};
 use jiff::Timestamp;
@@ -130,11 +131,14 @@ enum How {
     Patch(Patch),
 }
 
+#[async_trait]
 impl Change for ScaleChange {
-    fn apply(&self, call: &Call, old: Option<&Value>) -> Result<Option<Value>> {
+    async fn apply(&self, call: &Call, old: Option<&Value>) -> Result<Option<Value>> {
         let Some(old) = old else { return Ok(None) };
         let scale = match &self.how {
-            How::Patch(patch) if patch.kind == PatchType::Apply => return self.applied(call, patch, old).map(Some),
+            How::Patch(patch) if patch.kind == PatchType::Apply => {
+                return self.applied(call, patch, old).await.map(Some);
+            }
             How::Replace(scale) => scale.clone(),
             How::Patch(patch) => self.patched(call, patch, &scale_of(old, &self.paths))?,
         };
@@ -173,15 +177,9 @@ impl Change for ScaleChange {
 impl ScaleChange {
     /// Applies the replicas of a Scale to the object that they are of: its manager owns that field,
     /// by way of the subresource.
-    fn applied(&self, call: &Call, patch: &Patch, old: &Value) -> Result<Value> {
+    async fn applied(&self, call: &Call, patch: &Patch, old: &Value) -> Result<Value> {
         let mut scale = patch.document.clone();
-        let given = scale["apiVersion"].as_str().unwrap_or_default();
-        if given != kind().api_version() {
-            return Err(ApiError::bad_request(format!(
-                "Incorrect version specified in apply patch. Specified patch version: {given}, expected: {}",
-                kind().api_version()
-            )));
-        }
+        patch::apply::check_kind(&scale, &kind())?;
         subresource::normalize(call, &mut scale, &kind(), patch.duplicates.clone())?;
         let served = call.kind();
         let mut config = json!({"apiVersion": served.api_version(), "kind": served.kind, "metadata": {}});
@@ -194,9 +192,8 @@ impl ScaleChange {
             check_replicas(replicas.as_i64().unwrap_or(0), &call.info.name)?;
             set_at(&mut config, &self.paths.spec_replicas, replicas.clone());
         }
-        let schema = call.endpoint.schema(&served.group, &served.version).ok_or_else(ApiError::no_such_path)?;
-        let mut new =
-            patch::apply::apply(schema, Some(old), &config, &call.manager, "scale", call.options.force, call.now)?;
+        let version = served.api_version();
+        let mut new = patch::apply::apply(&call.owners(&version), Some(old), &config, call.options.force).await?;
         // The version read is no precondition unless the Scale made it one.
         match scale["metadata"]["resourceVersion"].as_str().unwrap_or_default() {
             "" => drop(super::metadata::metadata_mut(&mut new)?.remove("resourceVersion")),
