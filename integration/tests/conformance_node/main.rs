@@ -10,6 +10,7 @@
 mod lifecycle;
 mod network;
 mod pods;
+mod probes;
 mod resize;
 mod volumes;
 mod websocket;
