@@ -47,6 +47,9 @@ pub trait Volumes: Send + Sync {
     /// The pod object changed (labels or annotations that downwardAPI volumes show). Must not block.
     fn refresh(&self, pod: &Arc<Pod>);
 
+    /// The pod is ending: its volumes stay as they are until they are torn down.
+    fn freeze(&self, pod_uid: &str);
+
     /// Unmounts and removes everything of the pod. Succeeds when nothing is there.
     /// Collects errors, goes on with the other volumes and reports the first.
     async fn tear_down(&self, pod_uid: &str) -> Result<(), VolumeError>;

@@ -14,7 +14,7 @@ use tonic::Status;
 use tonic::transport::Endpoint;
 
 use super::http;
-use crate::cri::{Runtime, RuntimeError};
+use crate::cri::{Runtime, RuntimeError, code_name};
 use crate::pod::backoff::go_duration;
 use crate::pod::hooks::resolve_port;
 
@@ -154,7 +154,7 @@ async fn check_grpc(target: &Target<'_>, grpc: &GRPCAction, timeout: Duration) -
             tonic::Code::DeadlineExceeded => format!("timeout: health rpc did not complete within {within}"),
             code => format!(
                 "error: health rpc probe failed: rpc error: code = {} desc = {}",
-                go_code(code),
+                code_name(code),
                 status.message()
             ),
         }),
@@ -176,14 +176,6 @@ async fn ask_health(endpoint: &Endpoint, service: &str, connected: &AtomicBool) 
             }
         }
         tokio::time::sleep(RECONNECT).await;
-    }
-}
-
-/// The code's name in Go.
-fn go_code(code: tonic::Code) -> String {
-    match code {
-        tonic::Code::Cancelled => "Canceled".to_owned(),
-        code => format!("{code:?}"),
     }
 }
 
