@@ -8,10 +8,12 @@
 #![allow(clippy::unwrap_used)]
 
 mod lifecycle;
+mod logs;
 mod network;
 mod pods;
 mod probes;
 mod resize;
+mod streams;
 mod volumes;
 mod websocket;
 
