@@ -26,15 +26,23 @@ pub struct MountedVolume {
 /// Every volume of a pod by its name in `spec.volumes`.
 pub type VolumePaths = BTreeMap<String, MountedVolume>;
 
-/// Why volumes could not be made or removed. Shown in the event `FailedMount` as
-/// `MountVolume.SetUp failed for volume "<volume>" : <message>`, and the set-up is tried again.
+/// Why volumes could not be made or removed. Shown in the event `FailedMount`, and the set-up is tried
+/// again.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("MountVolume.SetUp failed for volume \"{volume}\" : {message}")]
+#[error("MountVolume.{step} failed for volume \"{volume}\" : {message}")]
 pub struct VolumeError {
+    /// As Kubernetes names it: `SetUp` or `NewMounter initialization`.
+    pub step: &'static str,
     /// The volume's name in the pod.
     pub volume: String,
     /// What came back, e.g. `configmap "settings" not found`.
     pub message: String,
+}
+
+impl VolumeError {
+    pub fn set_up(volume: &str, message: String) -> Self {
+        Self { step: "SetUp", volume: volume.to_owned(), message }
+    }
 }
 
 #[async_trait]

@@ -7,6 +7,7 @@
 //! - `payload`: objects → files, pure; `gather`: fetching the objects and tokens; `objects`: a watch
 //!   for each ConfigMap and Secret that a pod here refers to; `tokens`: ServiceAccount tokens;
 //! - `atomic`: writing a set of files in one step; `owner`: fsGroup;
+//! - `csi`: what is said of drivers, of which this node has none;
 //! - `host_path`, `claims`: volumes that exist elsewhere; `mounts`: tmpfs, unmounting, removal.
 //!
 //! Nothing is remembered across a restart: [`Volumes::set_up`] finds what is there, and
@@ -14,6 +15,7 @@
 
 mod atomic;
 mod claims;
+mod csi;
 mod gather;
 mod host_path;
 mod mounts;
@@ -257,8 +259,11 @@ impl Volumes for NodeVolumes {
         let _writing = writing.lock().await;
         let owner = Owner::of(pod);
         let all = volumes_of(pod).iter().map(|volume| async move {
+            if let Some(source) = &volume.csi {
+                return Err(csi::refuse(&self.client, &volume.name, &source.driver).await);
+            }
             let made = self.set_up_volume(pod, volume, owner).await;
-            made.map(|made| (volume, made)).map_err(|message| VolumeError { volume: volume.name.clone(), message })
+            made.map(|made| (volume, made)).map_err(|message| VolumeError::set_up(&volume.name, message))
         });
         let mut paths = VolumePaths::new();
         let mut renew_after: Option<Duration> = None;
@@ -300,7 +305,7 @@ impl Volumes for NodeVolumes {
             mounts::unmount_all(&pod).map_err(|error| error.to_string())?;
             mounts::remove_tree(&volumes).map_err(|error| error.to_string())
         });
-        removed.await.map_err(|message| VolumeError { volume: "*".to_owned(), message })
+        removed.await.map_err(|message| VolumeError::set_up("*", message))
     }
 }
 
