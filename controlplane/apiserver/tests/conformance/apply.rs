@@ -216,8 +216,8 @@ async fn what_cannot_be_merged_is_refused_in_the_words_of_the_merge() {
         ),
     ] {
         apply(&client, &item, "m", "", &config).await.refused(
-            500,
-            "",
+            400,
+            "BadRequest",
             &format!("failed to create typed patch object (/d; apps/v1, Kind=Deployment): {why}"),
         );
     }

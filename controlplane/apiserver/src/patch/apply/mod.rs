@@ -177,8 +177,8 @@ fn check(schema: &Schema, config: &mut Value, gvk: &GroupVersionKind) -> Result<
     let text = |key: &str| config["metadata"][key].as_str().unwrap_or_default();
     let (namespace, name, kind) = (text("namespace"), text("name"), shown_kind(gvk));
     let why = format!("failed to create typed patch object ({namespace}/{name}; {kind}): {problems}");
-    // Upstream has no better code or reason for it.
-    Err(ApiError::new(http::StatusCode::INTERNAL_SERVER_ERROR, "", why))
+    // Upstream answers 500 without a reason; it is the client's mistake all the same.
+    Err(ApiError::bad_request(why))
 }
 
 /// Identity, what the server sets, and these parts.

@@ -196,7 +196,7 @@ fn what_cannot_be_merged_is_refused() {
         ),
     ] {
         let error = applied(None, &config, "m", false).unwrap_err();
-        assert_eq!((error.message(), error.code().as_u16(), error.reason()), (message, 500, ""));
+        assert_eq!((error.message(), error.code().as_u16(), error.reason()), (message, 400, "BadRequest"));
     }
     assert!(
         applied(None, &deployment(json!([{"image": "a"}])), "m", false)
