@@ -9,15 +9,20 @@ mod event;
 mod limits;
 mod namespace;
 mod node;
+mod node_validation;
 pub mod pod;
 mod port_map;
 mod service;
+mod service_families;
+mod service_ports;
 mod service_repair;
+mod service_update;
 mod service_validation;
+mod service_warnings;
 
 pub use endpoints::host_port;
 pub use service::load_balancers;
-pub use service_validation::special;
+pub use service_validation::endpoint_ip;
 
 use jiff::Timestamp;
 use serde_json::Value;
