@@ -6,6 +6,8 @@ mod data;
 pub mod diff;
 mod endpoints;
 mod event;
+mod event_validation;
+mod key_pair;
 mod limits;
 mod namespace;
 mod node;
