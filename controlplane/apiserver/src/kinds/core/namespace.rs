@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::kinds::check::Node;
 use crate::kinds::meta::finalizer_name;
 use crate::kinds::table::{cell, named, row, words};
-use crate::kinds::value::{copy, ensure_list, ensure_map, has, name, set};
+use crate::kinds::value::{copy, default_text, ensure_list, ensure_map, has, name, set};
 use crate::resource::{Column, Context, Hooks};
 
 pub struct Namespace;
@@ -19,6 +19,7 @@ impl Hooks for Namespace {
         if !name.is_empty() {
             ensure_map(namespace, "metadata.labels").insert("kubernetes.io/metadata.name".to_owned(), name.into());
         }
+        default_text(namespace, "status.phase", "Active");
     }
 
     fn prepare_create(&self, _ctx: &Context<'_>, namespace: &mut Value) {
@@ -138,6 +139,7 @@ mod tests {
         let mut named = json!({"metadata": {"name": "n"}});
         Namespace.defaults(&mut named);
         assert_eq!(named["metadata"]["labels"], json!({"kubernetes.io/metadata.name": "n"}));
+        assert_eq!(named["status"]["phase"], "Active");
         let mut generated = json!({"metadata": {"generateName": "n-"}});
         Namespace.defaults(&mut generated);
         assert_eq!(generated["metadata"].get("labels"), None);

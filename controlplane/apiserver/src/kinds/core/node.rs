@@ -16,11 +16,10 @@ impl Hooks for Node {
     fn defaults(&self, node: &mut Value) {
         default(node, "spec", json!({}));
         default(node, "status", json!({}));
-        if has(node, "status.capacity") {
-            let capacity = map(node, "status.capacity").cloned().unwrap_or_default();
-            let allocatable = crate::kinds::value::ensure_map(node, "status.allocatable");
-            for (resource, amount) in capacity {
-                allocatable.entry(resource).or_insert(amount);
+        if !has(node, "status.allocatable") {
+            let capacity = at(node, "status.capacity").clone();
+            if capacity.is_object() {
+                set(node, "status.allocatable", capacity);
             }
         }
         // One network per family; `podCIDR` is the first.
@@ -185,6 +184,22 @@ mod tests {
         );
         let names: Vec<String> = columns().iter().map(|c| c.name.to_string()).collect();
         assert_eq!(names[..6], ["Name", "Status", "Roles", "Age", "Version", "Internal-IP"]);
+    }
+
+    #[test]
+    fn allocatable_is_all_or_what_was_said() {
+        for (given, expected) in [
+            (json!({"capacity": {"cpu": "2"}}), json!({"capacity": {"cpu": "2"}, "allocatable": {"cpu": "2"}})),
+            (
+                json!({"capacity": {"cpu": "2", "pods": "9"}, "allocatable": {"cpu": "1"}}),
+                json!({"capacity": {"cpu": "2", "pods": "9"}, "allocatable": {"cpu": "1"}}),
+            ),
+            (json!({}), json!({})),
+        ] {
+            let mut node = json!({"status": given});
+            Node.defaults(&mut node);
+            assert_eq!(node["status"], expected, "{given}");
+        }
     }
 
     #[test]
