@@ -18,6 +18,7 @@ mod service;
 mod service_families;
 mod service_ports;
 mod service_repair;
+mod service_status;
 mod service_update;
 mod service_validation;
 mod service_warnings;

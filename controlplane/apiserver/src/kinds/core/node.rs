@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::node_validation;
 use crate::kinds::check::{Node as At, cidr_warnings};
 use crate::kinds::table::{NONE, named_wide, row_wide, words};
-use crate::kinds::value::{at, copy, default, entries, flag, get, has, list, map, remove, set, text};
+use crate::kinds::value::{at, copy, default, entries, flag, get, has, list, remove, set, text};
 use crate::resource::{Column, Context, Hooks};
 
 pub struct Node;

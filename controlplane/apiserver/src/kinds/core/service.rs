@@ -2,7 +2,8 @@
 //! (`pkg/registry/core/service/storage`).
 //!
 //! The pure parts are neighbours: `service_families` (addresses and families), `service_ports`,
-//! `service_update` (what an update keeps and drops), `service_validation`, `service_warnings`.
+//! `service_update` (what an update keeps and drops), `service_validation`, `service_status`,
+//! `service_warnings`.
 //! [`Service::reserve`] takes what must be unique (`allocator`, `port_map`, `service_repair`). The
 //! cluster is IPv4 single-stack.
 
@@ -18,7 +19,7 @@ use super::port_map::PortMap;
 use super::service_ports::{self, Before, Refusal};
 use super::service_repair::{self, Leaks};
 use super::service_update::{drop_type_dependent, keep_allocated, normalize_addresses};
-use super::{service_families, service_validation, service_warnings};
+use super::{service_families, service_status, service_validation, service_warnings};
 use crate::admit::Cluster;
 use crate::error::{ApiError, Result};
 use crate::kinds::table::{NONE, labels, named_wide, or_none, row_wide, words};
@@ -180,7 +181,7 @@ impl Hooks for Service {
     }
 
     fn validate_subresource_update(&self, ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
-        if ctx.subresource == "status" { service_validation::validate_status(new, old) } else { ErrorList::new() }
+        if ctx.subresource == "status" { service_status::validate(new, old) } else { ErrorList::new() }
     }
 
     fn warnings(&self, new: &Value, _old: Option<&Value>) -> Vec<String> {
@@ -188,7 +189,7 @@ impl Hooks for Service {
     }
 
     fn subresource_warnings(&self, ctx: &Context<'_>, new: &Value, _old: &Value) -> Vec<String> {
-        if ctx.subresource == "status" { service_warnings::of_status(new) } else { Vec::new() }
+        if ctx.subresource == "status" { service_status::warnings(new) } else { Vec::new() }
     }
 
     fn row(&self, service: &Value, now: Timestamp) -> Vec<Value> {

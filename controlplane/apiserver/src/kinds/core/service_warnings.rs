@@ -56,14 +56,6 @@ fn ips(service: &Value, field: &str, found: &mut Vec<String>) {
     found.extend(addresses.filter_map(|(index, address)| ip_warning(&format!("{field}[{index}]"), address)));
 }
 
-/// Of a write to `status`.
-pub fn of_status(service: &Value) -> Vec<String> {
-    let ingress = list(service, "status.loadBalancer.ingress").iter().enumerate();
-    let warned =
-        |(index, one): (usize, &Value)| ip_warning(&format!("status.loadBalancer.ingress[{index}]"), text(one, "ip"));
-    ingress.filter_map(warned).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,11 +108,6 @@ mod tests {
             [
                 "annotation service.kubernetes.io/topology-aware-hints is deprecated, please use service.kubernetes.io/topology-mode instead"
             ]
-        );
-        let status = json!({"status": {"loadBalancer": {"ingress": [{"hostname": "x"}, {"ip": "01.2.3.4"}]}}});
-        assert_eq!(
-            of_status(&status),
-            ["status.loadBalancer.ingress[1]: non-standard IP address \"01.2.3.4\" is invalid: use \"1.2.3.4\""]
         );
     }
 }
