@@ -152,6 +152,14 @@ async fn services_change_their_type() {
     assert_eq!(back["spec"]["clusterIPs"], json!([address]), "the address was free again: {back}");
     let other = put(with(json!({"clusterIP": "10.43.99.99"}))).await.unwrap_err();
     assert!(other.contains("spec.clusterIPs[0]: Invalid value: [\"10.43.99.99\"]: may not change once set"), "{other}");
+    let endpoints = "/api/v1/namespaces/default/endpoints";
+    for name in ["s", "t"] {
+        let made = json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": name}});
+        call(&client, "POST", endpoints, Some(&made)).await.unwrap();
+    }
+    call(&client, "DELETE", &format!("{services}/s"), None).await.unwrap();
+    call(&client, "GET", &format!("{endpoints}/s"), None).await.unwrap_err();
+    call(&client, "GET", &format!("{endpoints}/t"), None).await.unwrap();
 }
 
 /// What comes through `events.k8s.io` is held to stricter rules than what comes through `v1`.

@@ -263,8 +263,10 @@ impl Hooks for ServiceAccount {
 fn unnamed_secrets_go(account: &mut Value) {
     if has(account, "secrets") {
         for secret in crate::kinds::value::list_mut(account, "secrets") {
-            let name = at(secret, "name").clone();
-            *secret = serde_json::json!({ "name": name });
+            *secret = match at(secret, "name") {
+                Value::Null => serde_json::json!({}),
+                name => serde_json::json!({ "name": name }),
+            };
         }
     }
 }
@@ -351,6 +353,9 @@ mod tests {
             ["tls: failed to find any PEM data in certificate input"]
         );
         assert_eq!(Secret.warnings(&secret("Opaque"), None), Vec::<String>::new());
+        let mut account = json!({"secrets": [{"name": "a", "uid": "u"}, {"kind": "Secret"}]});
+        unnamed_secrets_go(&mut account);
+        assert_eq!(account["secrets"], json!([{"name": "a"}, {}]));
         let (plain, marked) = (json!({}), json!({"metadata": {"annotations": {MOUNTABLE: "true"}}}));
         let said = "metadata.annotations[kubernetes.io/enforce-mountable-secrets]: deprecated in v1.32+; prefer separate namespaces to isolate access to mounted secrets";
         for (new, old, expected) in [

@@ -12,6 +12,7 @@ use crate::kinds::check::{Node, Seen, parse_cidr_sloppy};
 use crate::kinds::value::{annotation, entries, same_at, text, texts};
 
 const TAINTS: &str = "scheduler.alpha.kubernetes.io/taints";
+const AVOID: &str = "scheduler.alpha.kubernetes.io/preferAvoidPods";
 const LONGEST_FEATURE: usize = 253;
 
 pub fn validate(node: &Value) -> ErrorList {
@@ -47,16 +48,27 @@ pub fn validate_update(new: &Value, old: &Value) -> ErrorList {
     errors
 }
 
-/// Taints were an annotation once.
+/// Taints were an annotation once, and so is still which controllers' pods to avoid.
 fn annotations(node: &Value, errors: &mut ErrorList) {
-    let Some(text) = annotation(node, TAINTS).filter(|text| !text.is_empty()) else { return };
     let path = Path::root("metadata").child("annotations");
-    match serde_json::from_str::<Value>(text) {
-        Ok(found) if found.is_array() || found.is_null() => {
-            each_taint(&Node::new(&json!({"taints": found}), Path::empty()), &path.child(TAINTS), errors);
+    let read = |key: &str, shown: &Path, errors: &mut ErrorList| -> Option<Value> {
+        let text = annotation(node, key).filter(|text| !text.is_empty())?;
+        let parsed = serde_json::from_str::<Value>(text);
+        parsed.map_err(|error| errors.push(Error::invalid(shown, key, error.to_string()))).ok()
+    };
+    if let Some(found) = read(TAINTS, &path, errors) {
+        each_taint(&Node::new(&json!({"taints": found}), Path::empty()), &path.child(TAINTS), errors);
+    }
+    let Some(found) = read(AVOID, &path.child("AvoidPods"), errors) else { return };
+    for (index, entry) in Node::root(&found).items("preferAvoidPods").iter().enumerate() {
+        let signature = path.child(AVOID).index(index).child("PodSignature");
+        let owner = entry.child("podSignature.podController");
+        if !owner.exists() {
+            errors.push(Error::required(&signature, ""));
+        } else if !owner.child("controller").flag() {
+            let path = signature.child("PodController").child("Controller");
+            errors.push(Error::invalid(&path, false, "must point to a controller"));
         }
-        Ok(_) => errors.push(Error::invalid(&path, TAINTS, "json: cannot unmarshal into a list of taints")),
-        Err(error) => errors.push(Error::invalid(&path, TAINTS, error.to_string())),
     }
 }
 
@@ -235,12 +247,36 @@ mod tests {
         ] {
             assert_eq!(created(&Hooks, &with(spec.clone(), status.clone())), expected, "{spec} {status}");
         }
-        let mut annotated = with(json!({}), json!({}));
-        annotated["metadata"]["annotations"] = json!({TAINTS: "[{\"key\":\"a\"}]"});
-        assert_eq!(
-            created(&Hooks, &annotated),
-            "metadata.annotations.scheduler.alpha.kubernetes.io/taints[0].effect: Required value"
-        );
+        let avoid = |controller: Value| {
+            json!({"preferAvoidPods": [{"podSignature": {"podController": controller}}]}).to_string()
+        };
+        for (key, text, expected) in [
+            (
+                TAINTS,
+                "[{\"key\":\"a\"}]".to_owned(),
+                "metadata.annotations.scheduler.alpha.kubernetes.io/taints[0].effect: Required value",
+            ),
+            (AVOID, avoid(json!({"controller": true})), "[]"),
+            (
+                AVOID,
+                avoid(Value::Null),
+                "metadata.annotations.scheduler.alpha.kubernetes.io/preferAvoidPods[0].PodSignature: Required value",
+            ),
+            (
+                AVOID,
+                avoid(json!({"controller": false})),
+                "metadata.annotations.scheduler.alpha.kubernetes.io/preferAvoidPods[0].PodSignature.PodController.Controller: Invalid value: false: must point to a controller",
+            ),
+            (
+                AVOID,
+                "{".to_owned(),
+                "metadata.annotations.AvoidPods: Invalid value: \"scheduler.alpha.kubernetes.io/preferAvoidPods\": EOF while parsing an object at line 1 column 1",
+            ),
+        ] {
+            let mut annotated = with(json!({}), json!({}));
+            annotated["metadata"]["annotations"] = json!({key: text.clone()});
+            assert_eq!(created(&Hooks, &annotated), expected, "{key} {text}");
+        }
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::admit::Cluster;
 use crate::error::{ApiError, Result};
 use crate::kinds::table::{NONE, labels, named_wide, or_none, row_wide, words};
 use crate::kinds::value::{
-    at, default, default_text, has, int, list, list_mut, map, name, opt_flag, remove, set, text, texts,
+    at, default, default_text, has, int, list, list_mut, map, name, namespace, opt_flag, remove, set, text, texts,
 };
 use crate::resource::{Column, Context, Hooks, Reservation};
 
@@ -217,10 +217,27 @@ impl Hooks for Service {
 
     async fn deleted(&self, cluster: &dyn Cluster, service: &Value) {
         give_back(cluster, &Owner::of(service), self.node_ports, &held(service)).await;
+        drop_endpoints(cluster, service).await;
     }
 
     async fn repair(&self, cluster: &dyn Cluster) -> Result<()> {
         service_repair::repair(cluster, self.node_ports, &self.leaks).await
+    }
+}
+
+/// Whoever takes the name next must not find the Endpoints of this one.
+async fn drop_endpoints(cluster: &dyn Cluster, service: &Value) {
+    let (namespace, name) = (namespace(service), name(service));
+    let outcome = match cluster.get_live("", "endpoints", namespace, name).await {
+        Ok(Some(endpoints)) => cluster.delete("", "endpoints", &endpoints).await,
+        Ok(None) => Ok(()),
+        Err(error) => Err(error),
+    };
+    match outcome {
+        Err(error) if !error.is_not_found() && !error.is_conflict() => {
+            tracing::warn!(namespace, name, %error, "the Endpoints of a deleted Service stay");
+        }
+        _ => {}
     }
 }
 
