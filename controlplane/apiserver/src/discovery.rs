@@ -4,6 +4,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
@@ -16,7 +17,7 @@ use crate::http::body::Body;
 use crate::http::pipeline::Asked;
 use crate::http::render;
 use crate::resource::{Descriptor, api_version};
-use crate::resources::Resources;
+use crate::resources::{Endpoint, Resources};
 
 /// A group and its served versions, the preferred first.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,7 +113,7 @@ pub fn resources(asked: &Asked, group: &str, version: &str) -> Result<Response<B
     for endpoint in resources.all() {
         let descriptor = endpoint.descriptor();
         if descriptor.find_served(group, version).is_some_and(|served| served.served) {
-            api_resources(descriptor, group, version, &mut list);
+            api_resources(endpoint, group, version, &mut list);
         }
     }
     answer(
@@ -154,11 +155,20 @@ fn api_group(group: &Group, typed: bool) -> Value {
     object
 }
 
+/// What can be done: while its definition is being deleted, a resource only shrinks.
+fn verbs(endpoint: &Endpoint) -> Value {
+    if endpoint.terminating.load(Ordering::Relaxed) {
+        return json!(["delete", "deletecollection", "get", "list", "watch"]);
+    }
+    json!(endpoint.descriptor().verbs)
+}
+
 /// A resource and its subresources as `APIResource`s.
-fn api_resources(descriptor: &Descriptor, group: &str, version: &str, list: &mut Vec<Value>) {
+fn api_resources(endpoint: &Endpoint, group: &str, version: &str, list: &mut Vec<Value>) {
+    let descriptor = endpoint.descriptor();
     let mut main = json!({
         "name": descriptor.plural, "singularName": descriptor.singular, "namespaced": descriptor.namespaced,
-        "kind": descriptor.kind, "verbs": descriptor.verbs,
+        "kind": descriptor.kind, "verbs": verbs(endpoint),
     });
     if !descriptor.short_names.is_empty() {
         main["shortNames"] = json!(descriptor.short_names);
@@ -267,13 +277,15 @@ fn aggregated_document(resources: &Resources, remotes: &[Arc<Remote>], named: bo
 }
 
 fn discovered(resources: &Resources, group: &str, version: &str) -> Vec<Value> {
-    let serves = |descriptor: &Descriptor| descriptor.find_served(group, version).is_some_and(|served| served.served);
-    let descriptors =
-        resources.all().iter().map(|endpoint| endpoint.descriptor()).filter(|descriptor| serves(descriptor));
-    descriptors.map(|descriptor| discovered_resource(descriptor, group, version)).collect()
+    let serves = |endpoint: &&Arc<Endpoint>| {
+        endpoint.descriptor().find_served(group, version).is_some_and(|served| served.served)
+    };
+    let endpoints = resources.all().iter().filter(serves);
+    endpoints.map(|endpoint| discovered_resource(endpoint, group, version)).collect()
 }
 
-fn discovered_resource(descriptor: &Descriptor, group: &str, version: &str) -> Value {
+fn discovered_resource(endpoint: &Endpoint, group: &str, version: &str) -> Value {
+    let descriptor = endpoint.descriptor();
     let kind = |(kind_group, kind_version, name): &Kind| {
         let (kind_group, kind_version) =
             if kind_version.is_empty() { (group, version) } else { (kind_group.as_str(), kind_version.as_str()) };
@@ -283,7 +295,7 @@ fn discovered_resource(descriptor: &Descriptor, group: &str, version: &str) -> V
     let mut resource = json!({
         "resource": descriptor.plural, "responseKind": kind(&own),
         "scope": if descriptor.namespaced { "Namespaced" } else { "Cluster" },
-        "singularResource": descriptor.singular, "verbs": descriptor.verbs,
+        "singularResource": descriptor.singular, "verbs": verbs(endpoint),
     });
     if !descriptor.short_names.is_empty() {
         resource["shortNames"] = json!(descriptor.short_names);

@@ -22,6 +22,7 @@
 //! `validate_update`.
 
 use std::borrow::Cow;
+use std::cmp::Ordering;
 use std::sync::Arc;
 
 use api::field::ErrorList;
@@ -476,6 +477,16 @@ pub trait Hooks: Send + Sync + 'static {
         vec![obj["metadata"]["name"].clone(), age(obj, now)]
     }
 
+    /// The row's `conditions`, or null.
+    fn row_conditions(&self, _obj: &Value) -> Value {
+        Value::Null
+    }
+
+    /// How the rows of a list are ordered, where not as the list is.
+    fn row_order(&self, _one: &Value, _other: &Value) -> Ordering {
+        Ordering::Equal
+    }
+
     /// Between served versions. The registry rewrites `apiVersion` and calls this only when group
     /// or version really differ. Identical schemas need nothing.
     fn convert(&self, _obj: &mut Value, _from: (&str, &str), _to: (&str, &str)) -> Result<()> {
@@ -548,7 +559,7 @@ pub fn since(timestamp: &Value, now: Timestamp) -> Value {
     let Some(then) = timestamp.as_str().and_then(|text| text.parse::<Timestamp>().ok()) else {
         return "<unknown>".into();
     };
-    human_duration(now.as_second() - then.as_second()).into()
+    human_duration(now.duration_since(then).as_secs()).into()
 }
 
 /// `k8s.io/apimachinery/pkg/util/duration.HumanDuration` of whole seconds.

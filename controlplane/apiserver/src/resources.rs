@@ -4,7 +4,7 @@
 //! a change of the set swaps the whole index, so that a request keeps the one it began with.
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 
 use component::Supervisor;
@@ -23,6 +23,8 @@ pub struct Endpoint {
     schemas: OnceLock<Vec<Option<Schema>>>,
     /// Events sent to watchers.
     pub watched: AtomicU64,
+    /// Its definition is being deleted: nothing is created any more.
+    pub terminating: AtomicBool,
 }
 
 impl Endpoint {
@@ -34,6 +36,7 @@ impl Endpoint {
             custom_schemas: Vec::new(),
             schemas: OnceLock::new(),
             watched: AtomicU64::new(0),
+            terminating: AtomicBool::new(false),
         })
     }
 
@@ -45,6 +48,7 @@ impl Endpoint {
             custom_schemas: schemas,
             schemas: OnceLock::new(),
             watched: AtomicU64::new(0),
+            terminating: AtomicBool::new(false),
         })
     }
 

@@ -137,6 +137,7 @@ pub struct Api {
     resources: signal::Sender<Arc<Resources>>,
     pub aggregator: Aggregator,
     pub looks: crate::registry::usage::Looks,
+    pub definitions: crate::crd::Work,
     pub admission: Vec<Arc<dyn Admission>>,
     pub authn: Authenticator,
     pub authz: Authorizer,
@@ -226,6 +227,7 @@ impl ApiServer {
             resources: signal::Sender::new(Arc::new(Resources::new(endpoints))),
             aggregator: Aggregator::default(),
             looks: crate::registry::usage::Looks::default(),
+            definitions: crate::crd::Work::default(),
             ending: Ending::default(),
             stopping: supervisor.token().child_token(),
             supervisor,
@@ -256,6 +258,13 @@ impl ApiServer {
     /// The rest of the server, which they need, goes on.
     pub async fn drain(&self) {
         self.api.ending.drain().await;
+    }
+
+    /// Definitions decoded and compiled so far, by the task that serves them.
+    #[cfg(feature = "testing")]
+    pub fn definitions_work(&self) -> (u64, u64) {
+        let read = |count: &std::sync::atomic::AtomicU64| count.load(std::sync::atomic::Ordering::Relaxed);
+        (read(&self.api.definitions.decoded), read(&self.api.definitions.compiled))
     }
 
     /// Accepts TLS connections on `listener` until [`ApiServer::drain`], or until `supervisor` is

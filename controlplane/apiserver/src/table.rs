@@ -43,7 +43,12 @@ pub fn column_definitions(columns: &[Column]) -> Value {
 /// One row. `object` is what the cells are made from (hub version); `shown` goes along with it, in
 /// the version asked for.
 pub fn row(hooks: &dyn Hooks, object: &Value, shown: Value, include: Include, now: Timestamp, version: &str) -> Value {
-    row_of(hooks.row(object, now), shown, include, version)
+    let mut row = row_of(hooks.row(object, now), shown, include, version);
+    let conditions = hooks.row_conditions(object);
+    if !conditions.is_null() {
+        row["conditions"] = conditions;
+    }
+    row
 }
 
 pub fn row_of(cells: Vec<Value>, shown: Value, include: Include, version: &str) -> Value {

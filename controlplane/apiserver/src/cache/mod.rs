@@ -8,7 +8,7 @@
 //! cost a thousand positions, and a slow one that the window leaves behind is ended.
 
 pub mod item;
-mod pluck;
+pub mod pluck;
 pub mod state;
 pub mod watch;
 

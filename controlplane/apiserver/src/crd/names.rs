@@ -2,79 +2,119 @@
 //! (`naming_controller.go` and `apiapproval_controller.go` of apiextensions-apiserver). Pure.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::{condition, is_established};
+use super::{CLEANUP, condition, is_established};
+use crate::proxy::dial;
 use crate::registry::metadata;
 
 const APPROVED: &str = "api-approved.kubernetes.io";
 const APPROVAL_RULES: &str = "see https://github.com/kubernetes/enhancements/pull/1111";
 
 /// Type, status, reason, message.
-type Condition = (&'static str, &'static str, &'static str, String);
+pub type Condition = (&'static str, &'static str, &'static str, String);
+
+/// Names that other definitions of the group have.
+#[derive(Default)]
+pub struct Taken<'a> {
+    resources: HashSet<&'a str>,
+    kinds: HashSet<&'a str>,
+}
+
+impl<'a> Taken<'a> {
+    /// From what each of them holds as `acceptedNames`.
+    pub fn of(others: impl Iterator<Item = &'a Value>) -> Self {
+        let mut taken = Self::default();
+        for names in others {
+            taken.resources.extend(["plural", "singular"].iter().filter_map(|key| names[*key].as_str()));
+            taken.resources.extend(names["shortNames"].as_array().into_iter().flatten().filter_map(Value::as_str));
+            taken.kinds.extend(["kind", "listKind"].iter().filter_map(|key| names[*key].as_str()));
+        }
+        taken.resources.remove("");
+        taken.kinds.remove("");
+        taken
+    }
+}
+
+/// Whether a name that was held before is free now.
+pub fn lets_go(before: &Value, now: &Value) -> bool {
+    let (before, now) = (Taken::of(std::iter::once(before)), Taken::of(std::iter::once(now)));
+    !before.resources.is_subset(&now.resources) || !before.kinds.is_subset(&now.kinds)
+}
 
 /// The new status of a definition; none if it says so already.
-pub fn settled(definition: &Value, all: &[Arc<Value>]) -> Option<Value> {
-    let mut status = definition["status"].clone();
-    let (names, accepted) = names(definition, &taken(definition, all));
-    let mut conditions = vec![accepted];
-    if !is_established(definition) {
-        let all_accepted = conditions[0].1 == "True";
-        let (holds, reason, message) = match all_accepted {
-            true => ("True", "InitialNamesAccepted", "the initial names have been accepted"),
-            false => ("False", "NotAccepted", "not all names are accepted"),
-        };
-        conditions.push(("Established", holds, reason, message.to_owned()));
-    }
+pub fn settled(definition: &Value, taken: &Taken<'_>) -> Option<Value> {
+    let (names, accepted) = names(definition, taken);
+    let mut conditions = Vec::from_iter(established(definition, accepted.1 == "True"));
+    conditions.insert(0, accepted);
     conditions.extend(approval(definition));
-    let says = |(kind, holds, reason, message): &Condition| {
-        condition(definition, kind)
-            .is_some_and(|held| held["status"] == *holds && held["reason"] == *reason && held["message"] == *message)
-    };
-    if status["acceptedNames"] == names && conditions.iter().all(says) {
+    conditions.extend(terminating(definition));
+    let status = &definition["status"];
+    if status["acceptedNames"] == names && conditions.iter().all(|condition| says(status, condition)) {
         return None;
     }
+    let mut status = if status.is_object() { status.clone() } else { json!({}) };
     status["acceptedNames"] = names;
-    let now = metadata::timestamp(jiff::Timestamp::now());
-    let mut held: Vec<Value> = status["conditions"].as_array().cloned().unwrap_or_default();
-    for (kind, holds, reason, message) in conditions {
-        let mut new =
-            json!({"type": kind, "status": holds, "reason": reason, "message": message, "lastTransitionTime": now});
-        match held.iter_mut().find(|old| old["type"] == kind) {
-            Some(old) => {
-                if old["status"] == holds && !old["lastTransitionTime"].is_null() {
-                    new["lastTransitionTime"] = old["lastTransitionTime"].take();
-                }
-                *old = new;
-            }
-            None => held.push(new),
-        }
-    }
-    status["conditions"] = held.into();
+    conditions.into_iter().for_each(|condition| set_condition(&mut status, condition));
     Some(status)
 }
 
-/// Names that other definitions of the group have: of resources, and of kinds.
-fn taken<'a>(definition: &Value, all: &'a [Arc<Value>]) -> (HashSet<&'a str>, HashSet<&'a str>) {
-    let (mut resources, mut kinds) = (HashSet::new(), HashSet::new());
-    let others = all.iter().filter(|other| {
-        other["metadata"]["name"] != definition["metadata"]["name"]
-            && other["spec"]["group"] == definition["spec"]["group"]
-    });
-    for names in others.map(|other| &other["status"]["acceptedNames"]) {
-        resources.extend(["plural", "singular"].iter().filter_map(|key| names[*key].as_str()));
-        resources.extend(names["shortNames"].as_array().into_iter().flatten().filter_map(Value::as_str));
-        kinds.extend(["kind", "listKind"].iter().filter_map(|key| names[*key].as_str()));
+/// Whether a status says so already, whenever that was.
+pub fn says(status: &Value, (kind, holds, reason, message): &Condition) -> bool {
+    condition(status, kind)
+        .is_some_and(|held| held["status"] == *holds && held["reason"] == *reason && held["message"] == *message)
+}
+
+/// Puts a condition into a status; its time changes with what it says, not with why.
+pub fn set_condition(status: &mut Value, (kind, holds, reason, message): Condition) {
+    let now = metadata::timestamp(jiff::Timestamp::now());
+    let mut new =
+        json!({"type": kind, "status": holds, "reason": reason, "message": message, "lastTransitionTime": now});
+    if !status["conditions"].is_array() {
+        status["conditions"] = json!([]);
     }
-    resources.remove("");
-    kinds.remove("");
-    (resources, kinds)
+    let Some(held) = status["conditions"].as_array_mut() else { return };
+    match held.iter_mut().find(|old| old["type"] == kind) {
+        Some(old) => {
+            if old["status"] == holds && !old["lastTransitionTime"].is_null() {
+                new["lastTransitionTime"] = old["lastTransitionTime"].take();
+            }
+            *old = new;
+        }
+        None => held.push(new),
+    }
+}
+
+/// Established once is established for good.
+fn established(definition: &Value, all_accepted: bool) -> Option<Condition> {
+    if is_established(&definition["status"]) {
+        return None;
+    }
+    let bundle = definition["spec"]["conversion"]["webhook"]["clientConfig"]["caBundle"].as_str().unwrap_or_default();
+    let (holds, reason, message) = match all_accepted {
+        false => ("False", "NotAccepted", "not all names are accepted"),
+        true if !bundle.is_empty() && dial::roots(bundle).is_err() => {
+            ("False", "InvalidCABundle", "The conversion webhook CABundle is invalid")
+        }
+        true => ("True", "InitialNamesAccepted", "the initial names have been accepted"),
+    };
+    Some(("Established", holds, reason, message.to_owned()))
+}
+
+/// What deleting it begins with.
+fn terminating(definition: &Value) -> Option<Condition> {
+    if !metadata::is_deleting(definition) || !metadata::finalizers(definition).contains(&CLEANUP) {
+        return None;
+    }
+    let reason = condition(&definition["status"], "Terminating").and_then(|held| held["reason"].as_str());
+    let begins = matches!(reason, None | Some("InstanceDeletionPending"));
+    let message = "CustomResource deletion is in progress";
+    begins.then(|| ("Terminating", "True", "InstanceDeletionInProgress", message.to_owned()))
 }
 
 /// The names that become the definition's, as many as can, and what is said of the last that cannot.
-fn names(definition: &Value, (resources, kinds): &(HashSet<&str>, HashSet<&str>)) -> (Value, Condition) {
+fn names(definition: &Value, Taken { resources, kinds }: &Taken<'_>) -> (Value, Condition) {
     let (wanted, held) = (&definition["spec"]["names"], &definition["status"]["acceptedNames"]);
     let mut new = if held.is_object() { held.clone() } else { json!({"plural": "", "kind": ""}) };
     let mut conflict: Option<(&str, String)> = None;
@@ -149,37 +189,65 @@ fn approval(definition: &Value) -> Option<Condition> {
 mod tests {
     use super::*;
 
-    fn definition(name: &str, kind: &str, short: &str) -> Arc<Value> {
+    fn definition(name: &str, kind: &str, short: &str) -> Value {
         let names = json!({"plural": name, "singular": name, "kind": kind, "listKind": format!("{kind}List"), "shortNames": [short]});
-        Arc::new(
-            json!({"metadata": {"name": format!("{name}.example.com")}, "spec": {"group": "example.com", "names": names}}),
-        )
+        json!({"metadata": {"name": format!("{name}.example.com")}, "spec": {"group": "example.com", "names": names}})
     }
 
-    fn with_status(definition: &Value, all: &[Arc<Value>]) -> Arc<Value> {
+    fn with_status(definition: &Value, others: &[&Value]) -> Value {
         let mut changed = definition.clone();
-        changed["status"] = settled(definition, all).unwrap();
-        Arc::new(changed)
+        let taken = Taken::of(others.iter().map(|other| &other["status"]["acceptedNames"]));
+        changed["status"] = settled(definition, &taken).unwrap();
+        changed
+    }
+
+    fn said<'a>(definition: &'a Value, kind: &str) -> (&'a str, &'a str, &'a str) {
+        let held = condition(&definition["status"], kind).unwrap();
+        let text = |key: &str| held[key].as_str().unwrap();
+        (text("status"), text("reason"), text("message"))
     }
 
     #[test]
     fn names_are_accepted_once_and_as_many_as_can() {
-        let first = definition("crons", "Cron", "cr");
-        let first = with_status(&first, std::slice::from_ref(&first));
-        assert!(is_established(&first));
-        assert!(settled(&first, std::slice::from_ref(&first)).is_none(), "nothing more to say");
-        let second = definition("others", "Cron", "cr");
-        let second = with_status(&second, &[first.clone(), second.clone()]);
-        let names = condition(&second, "NamesAccepted").unwrap();
-        assert_eq!(
-            (&names["reason"], &names["message"]),
-            (&json!("ListKindConflict"), &json!("\"CronList\" is already in use"))
-        );
-        assert_eq!(condition(&second, "Established").unwrap()["reason"], "NotAccepted");
+        let first = with_status(&definition("crons", "Cron", "cr"), &[]);
+        assert!(is_established(&first["status"]));
+        assert!(settled(&first, &Taken::default()).is_none(), "nothing more to say");
+        let second = with_status(&definition("others", "Cron", "cr"), &[&first]);
+        assert_eq!(said(&second, "NamesAccepted"), ("False", "ListKindConflict", "\"CronList\" is already in use"));
+        assert_eq!(said(&second, "Established"), ("False", "NotAccepted", "not all names are accepted"));
         assert_eq!(second["status"]["acceptedNames"], json!({"plural": "others", "singular": "others", "kind": ""}));
-        let freed = with_status(&second, std::slice::from_ref(&second));
-        assert!(is_established(&freed), "{freed:#}");
+        let freed = with_status(&second, &[]);
+        assert!(is_established(&freed["status"]), "{freed:#}");
         assert_eq!(freed["status"]["acceptedNames"], freed["spec"]["names"]);
+    }
+
+    #[test]
+    fn names_are_refused_one_by_one() {
+        let holder = with_status(&definition("crons", "Cron", "cr"), &[]);
+        let conflict = |path: &str, name: Value| {
+            let mut other = definition("others", "Other", "ot");
+            other["spec"]["names"][path] = name;
+            let other = with_status(&other, &[&holder]);
+            let (holds, reason, message) = said(&other, "NamesAccepted");
+            (holds.to_owned(), format!("{reason}: {message}"))
+        };
+        for (path, name, expected) in [
+            ("plural", json!("crons"), "PluralConflict: \"crons\" is already in use"),
+            ("singular", json!("cr"), "SingularConflict: \"cr\" is already in use"),
+            ("shortNames", json!(["x", "crons"]), "ShortNamesConflict: \"crons\" is already in use"),
+            (
+                "shortNames",
+                json!(["cr", "crons"]),
+                "ShortNamesConflict: [\"cr\" is already in use, \"crons\" is already in use]",
+            ),
+            ("kind", json!("CronList"), "KindConflict: \"CronList\" is already in use"),
+            ("listKind", json!("Cron"), "ListKindConflict: \"Cron\" is already in use"),
+        ] {
+            assert_eq!(conflict(path, name), ("False".to_owned(), expected.to_owned()));
+        }
+        // A kind and a resource may share a name, and a definition its own names with itself.
+        assert_eq!(conflict("kind", json!("crons")).0, "True");
+        assert_eq!(conflict("shortNames", json!(["others"])).0, "True");
     }
 
     #[test]
@@ -190,12 +258,40 @@ mod tests {
             ("yes", "False", "InvalidAnnotation"),
             ("", "False", "MissingAnnotation"),
         ] {
-            let mut definition = (*definition("crons", "Cron", "cr")).clone();
+            let mut definition = definition("crons", "Cron", "cr");
             definition["spec"]["group"] = "batch.k8s.io".into();
             definition["metadata"]["annotations"] = json!({APPROVED: annotation});
-            let status = settled(&definition, &[]).unwrap();
-            let condition = status["conditions"][2].clone();
-            assert_eq!((&condition["status"], &condition["reason"]), (&json!(holds), &json!(reason)));
+            let settled = with_status(&definition, &[]);
+            let found = said(&settled, "KubernetesAPIApprovalPolicyConformant");
+            assert_eq!((found.0, found.1), (holds, reason));
         }
+    }
+
+    #[test]
+    fn a_webhook_that_cannot_be_trusted_keeps_a_definition_from_being_served() {
+        let mut definition = definition("crons", "Cron", "cr");
+        let with = |bundle: &str| json!({"strategy": "Webhook", "webhook": {"clientConfig": {"caBundle": bundle}}});
+        definition["spec"]["conversion"] = with("Cg==");
+        let held = with_status(&definition, &[]);
+        assert_eq!(
+            said(&held, "Established"),
+            ("False", "InvalidCABundle", "The conversion webhook CABundle is invalid")
+        );
+        definition["spec"]["conversion"] = with("");
+        assert!(is_established(&with_status(&definition, &[])["status"]));
+    }
+
+    #[test]
+    fn deleting_is_said_once() {
+        let mut deleted = with_status(&definition("crons", "Cron", "cr"), &[]);
+        deleted["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+        assert!(settled(&deleted, &Taken::default()).is_none(), "nothing keeps it");
+        deleted["metadata"]["finalizers"] = json!([CLEANUP]);
+        let begun = with_status(&deleted, &[]);
+        assert_eq!(
+            said(&begun, "Terminating"),
+            ("True", "InstanceDeletionInProgress", "CustomResource deletion is in progress")
+        );
+        assert!(settled(&begun, &Taken::default()).is_none());
     }
 }

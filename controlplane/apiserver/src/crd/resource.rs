@@ -18,7 +18,7 @@ pub use crate::schema::constraints::Constraints;
 pub struct Custom {
     pub descriptor: Descriptor,
     pub schema: Option<Schema>,
-    pub constraints: Option<Constraints>,
+    pub constraints: Option<Arc<Constraints>>,
 }
 
 fn owned(value: &Value) -> Text {
@@ -32,41 +32,56 @@ fn list(value: &Value) -> Vec<Text> {
 /// Reads a definition whose form was validated: one resource for each of its versions, those that
 /// are not served included. `names` are the accepted ones.
 pub fn read(definition: &Value, names: &Value) -> Option<Vec<Custom>> {
-    let spec = &definition["spec"];
-    let group = spec["group"].as_str()?.to_owned();
-    let versions = spec["versions"].as_array()?;
+    let versions = definition["spec"]["versions"].as_array()?;
     let storage = owned(&versions.iter().find(|version| version["storage"] == true)?["name"]);
-    let custom = |version: &Value| {
+    let mut compiled: Vec<(&Value, Schema, Arc<Constraints>)> = Vec::new();
+    let mut all = Vec::new();
+    for version in versions {
+        let descriptor = descriptor(&definition["spec"], names, version, &storage)?;
         let schema = &version["schema"]["openAPIV3Schema"];
-        let mut descriptor = Descriptor::new("", "", "", "");
-        descriptor.served = vec![served(&group, version)];
-        descriptor.stored_as = Some(storage.clone()).filter(|storage| version["name"] != **storage);
-        descriptor.kind = owned(&names["kind"]);
-        descriptor.list_kind = owned(&names["listKind"]);
-        descriptor.plural = owned(&names["plural"]);
-        descriptor.singular = owned(&names["singular"]);
-        descriptor.short_names = list(&names["shortNames"]);
-        descriptor.categories = list(&names["categories"]);
-        descriptor.namespaced = spec["scope"] == "Namespaced";
-        descriptor.status = version["subresources"]["status"].is_object();
-        descriptor.scale = scale(&version["subresources"]["scale"]);
-        descriptor.storage_prefix = format!("{group}/{}", descriptor.plural).into();
-        descriptor.selectable = selectable(version);
-        descriptor.columns = columns(version);
-        descriptor.generation = true;
-        descriptor.name_rule = NameRule::DnsSubdomain;
-        descriptor.custom = true;
-        descriptor.returns_deleted = false;
-        descriptor.create_on_update = false;
-        descriptor.unconditional_update = false;
-        let some = schema.is_object();
-        Custom {
-            descriptor,
-            schema: some.then(|| Schema::from_openapi(schema)),
-            constraints: some.then(|| Constraints::new(schema)),
+        if !schema.is_object() {
+            all.push(Custom { descriptor, schema: None, constraints: None });
+            continue;
         }
-    };
-    Some(versions.iter().map(custom).collect())
+        // Versions mostly have the same one.
+        let known = compiled
+            .iter()
+            .find(|(known, ..)| *known == schema)
+            .map(|(_, schema, rules)| (schema.clone(), rules.clone()));
+        let (made, constraints) = known.unwrap_or_else(|| {
+            let made = (Schema::from_openapi(schema), Arc::new(Constraints::new(schema)));
+            compiled.push((schema, made.0.clone(), made.1.clone()));
+            made
+        });
+        all.push(Custom { descriptor, schema: Some(made), constraints: Some(constraints) });
+    }
+    Some(all)
+}
+
+fn descriptor(spec: &Value, names: &Value, version: &Value, storage: &Text) -> Option<Descriptor> {
+    let group = spec["group"].as_str()?;
+    let mut descriptor = Descriptor::new("", "", "", "");
+    descriptor.served = vec![served(group, version)];
+    descriptor.stored_as = Some(storage.clone()).filter(|storage| version["name"] != **storage);
+    descriptor.kind = owned(&names["kind"]);
+    descriptor.list_kind = owned(&names["listKind"]);
+    descriptor.plural = owned(&names["plural"]);
+    descriptor.singular = owned(&names["singular"]);
+    descriptor.short_names = list(&names["shortNames"]);
+    descriptor.categories = list(&names["categories"]);
+    descriptor.namespaced = spec["scope"] == "Namespaced";
+    descriptor.status = version["subresources"]["status"].is_object();
+    descriptor.scale = scale(&version["subresources"]["scale"]);
+    descriptor.storage_prefix = format!("{group}/{}", descriptor.plural).into();
+    descriptor.selectable = selectable(version);
+    descriptor.columns = columns(version);
+    descriptor.generation = true;
+    descriptor.name_rule = NameRule::DnsSubdomain;
+    descriptor.custom = true;
+    descriptor.returns_deleted = false;
+    descriptor.create_on_update = false;
+    descriptor.unconditional_update = false;
+    Some(descriptor)
 }
 
 fn served(group: &str, version: &Value) -> resource::Served {

@@ -100,7 +100,9 @@ pub fn list(call: Arc<Call>, listing: Listing, output: Output, gzip: bool) -> Re
 fn list_value(call: &Call, listing: &Listing, view: View) -> Result<Value> {
     let metadata = listing.metadata();
     if let View::Table { version } = view {
-        let rows = listing.items.iter().map(|item| call.row(item.decode(), version)).collect::<Result<Vec<_>>>()?;
+        let mut objects: Vec<Value> = listing.items.iter().map(|item| item.decode()).collect();
+        objects.sort_by(|one, other| call.endpoint.hooks().row_order(one, other));
+        let rows = objects.into_iter().map(|object| call.row(object, version)).collect::<Result<Vec<_>>>()?;
         return Ok(call.table(rows, &metadata, version));
     }
     let items = listing.items.iter().map(|item| match view {

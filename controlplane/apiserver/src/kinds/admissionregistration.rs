@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::check::{Node, Seen, conditions, label_selector};
-use super::table::{UNSET, named, number, row, size, words};
-use super::value::{default, default_text, get_mut, has, list_mut, opt_text, text};
+use super::table::{UNSET, go_selector, named, number, row, size, words};
+use super::value::{at, default, default_text, get_mut, has, list_mut, text};
 use crate::cel::{self, decl::Decl};
 use crate::policy::{self, Purpose};
 use crate::resource::{Column, Context, Descriptor, Hooks, Resource};
@@ -17,7 +17,7 @@ pub fn resources() -> Vec<Resource> {
         Resource::new(
             descriptor("MutatingAdmissionPolicy", "mutatingadmissionpolicies").columns(policy_columns(
                 "Mutations",
-                "Mutations indicates the number of mutations rules defined in this configuration",
+                "Mutation indicates the number of mutations rules defined in this configuration",
             )),
             Policy { rules: "spec.mutations" },
         ),
@@ -496,7 +496,7 @@ impl Policy {
 fn policy_columns(rules: &'static str, description: &'static str) -> Vec<Column> {
     named(vec![
         number(rules, description),
-        words("ParamKind", "ParamKind specifies the kind of resources used to parameterize this policy."),
+        words("ParamKind", "ParamKind specifies the kind of resources used to parameterize this policy"),
     ])
 }
 
@@ -548,15 +548,13 @@ impl Hooks for Binding {
     }
 
     fn row(&self, binding: &Value, now: Timestamp) -> Vec<Value> {
-        let params = if has(binding, "spec.paramRef") {
-            match (opt_text(binding, "spec.paramRef.namespace"), opt_text(binding, "spec.paramRef.name")) {
-                (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
-                (None, Some(name)) => name.to_owned(),
-                (Some(namespace), None) => format!("{namespace}/*"),
-                (None, None) => "*".to_owned(),
-            }
-        } else {
-            UNSET.to_owned()
+        let params = at(binding, "spec.paramRef");
+        // Whether the kind of parameters has namespaces cannot be told from here.
+        let params = match (text(params, "namespace"), text(params, "name")) {
+            (_, "") if has(params, "selector") => go_selector(at(params, "selector")),
+            (_, "") => UNSET.to_owned(),
+            ("", name) => format!("*/{name}"),
+            (namespace, name) => format!("{namespace}/{name}"),
         };
         row(binding, now, vec![text(binding, "spec.policyName").into(), params.into()])
     }
@@ -590,7 +588,7 @@ fn param_ref(params: &Node<'_>, errors: &mut ErrorList) {
 fn binding_columns() -> Vec<Column> {
     named(vec![
         words("PolicyName", "PolicyName indicates the policy definition which the policy binding binded to"),
-        words("ParamRef", "ParamRef indicates the param resource which sets the configuration param"),
+        words("ParamRef", "ParamRef indicates the param resource which sets the configration param"),
     ])
 }
 

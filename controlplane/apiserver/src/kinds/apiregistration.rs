@@ -64,7 +64,7 @@ impl Hooks for ApiService {
             list(service, "status.conditions").iter().find(|condition| text(condition, "type") == "Available");
         let available = match available.map(|condition| (text(condition, "status"), text(condition, "reason"))) {
             None => "Unknown".to_owned(),
-            Some(("True", _)) => "True".to_owned(),
+            Some((status, reason)) if status == "True" || reason.is_empty() => status.to_owned(),
             Some((status, reason)) => format!("{status} ({reason})"),
         };
         row(service, now, vec![target.into(), available.into()])

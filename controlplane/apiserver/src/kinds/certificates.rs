@@ -20,7 +20,10 @@ pub fn resources() -> Vec<Resource> {
             ]),
             TrustBundle,
         ),
-        Resource::new(pod_request_descriptor(), super::pod_certificate::PodRequest),
+        Resource::new(
+            pod_request_descriptor().columns(super::pod_certificate::columns()),
+            super::pod_certificate::PodRequest,
+        ),
     ]
 }
 
@@ -54,9 +57,9 @@ fn columns() -> Vec<Column> {
         Column::name(),
         Column::age(),
         table::words("SignerName", "The signer that is asked."),
-        table::words("Requestor", "Who asks."),
+        table::words("Requestor", "Base64-encoded PKCS#10 CSR data"),
         table::words("RequestedDuration", "How long the certificate is to be valid."),
-        table::words("Condition", "What was decided."),
+        table::words("Condition", "Conditions applied to the request, such as approval or denial."),
     ]
 }
 
@@ -190,8 +193,8 @@ impl Hooks for SigningRequest {
         vec![
             obj["metadata"]["name"].clone(),
             crate::resource::age(obj, now),
-            value::at(obj, "spec.signerName").clone(),
-            value::at(obj, "spec.username").clone(),
+            table::or_none(value::text(obj, "spec.signerName")),
+            table::cell(obj, "spec.username"),
             duration,
             condition(obj).into(),
         ]

@@ -69,7 +69,10 @@ fn validate(lease: &Value) -> ErrorList {
 }
 
 fn columns() -> Vec<Column> {
-    named(vec![words("Holder", "holderIdentity contains the identity of the holder of a current lease.")])
+    named(vec![words(
+        "Holder",
+        "holderIdentity contains the identity of the holder of a current lease. If Coordinated Leader Election is used, the holder identity must be equal to the elected LeaseCandidate.metadata.name field.",
+    )])
 }
 
 #[cfg(test)]

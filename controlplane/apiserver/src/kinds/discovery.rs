@@ -57,7 +57,10 @@ impl Hooks for Slice {
             .flat_map(|endpoint| texts(endpoint, "addresses"))
             .map(str::to_owned)
             .collect();
-        let shown = |items: &[String]| Value::from(if items.is_empty() { UNSET.to_owned() } else { some_of(items, 3) });
+        let shown = |items: &[String]| match some_of(items, 3) {
+            none if none.is_empty() => Value::from(UNSET),
+            some => some.into(),
+        };
         row(slice, now, vec![cell(slice, "addressType"), shown(&ports), shown(&addresses)])
     }
 }
@@ -173,7 +176,10 @@ fn columns() -> Vec<Column> {
     named(vec![
         words("AddressType", "addressType specifies the type of address carried by this EndpointSlice."),
         words("Ports", "ports specifies the list of network ports exposed by each endpoint in this slice."),
-        words("Endpoints", "endpoints is a list of unique endpoints in this slice."),
+        words(
+            "Endpoints",
+            "endpoints is a list of unique endpoints in this slice. Each slice may include a maximum of 1000 endpoints.",
+        ),
     ])
 }
 

@@ -1,12 +1,14 @@
 //! The `flowcontrol.apiserver.k8s.io` group.
 
+use std::cmp::Ordering;
+
 use api::field::{Error, ErrorList, Path};
 use jiff::Timestamp;
 use serde_json::Value;
 
 use super::check::Node;
-use super::table::{NONE, count, named, number, row, row_wide, words};
-use super::value::{default, default_int, has, list, name, opt_int, opt_text, text};
+use super::table::{NONE, count, named, row, row_wide, words};
+use super::value::{default, default_int, has, int, list, name, opt_int, opt_text, text};
 use crate::resource::{Column, Context, Descriptor, Hooks, Resource};
 
 pub fn resources() -> Vec<Resource> {
@@ -57,6 +59,12 @@ impl Hooks for Schema {
             vec![missing.into()],
         )
     }
+
+    /// In the order in which schemas are tried.
+    fn row_order(&self, one: &Value, other: &Value) -> Ordering {
+        let key = |schema: &Value| (int(schema, "spec.matchingPrecedence"), name(schema).to_owned());
+        key(one).cmp(&key(other))
+    }
 }
 
 fn validate_schema(schema: &Value) -> ErrorList {
@@ -100,12 +108,15 @@ fn validate_schema(schema: &Value) -> ErrorList {
 
 fn schema_columns() -> Vec<Column> {
     let mut columns = named(vec![
-        words("PriorityLevel", "Reference to the priority level configuration"),
-        number(
+        words("PriorityLevel", "`name` is the name of the priority level configuration being referenced Required."),
+        words(
             "MatchingPrecedence",
             "matchingPrecedence is used to choose among the FlowSchemas that match a given request.",
         ),
-        words("DistinguisherMethod", "How flows are distinguished"),
+        words(
+            "DistinguisherMethod",
+            "`distinguisherMethod` defines how to compute the flow distinguisher for requests that match this schema. `nil` specifies that the distinguisher is disabled and thus will always be the empty string.",
+        ),
     ]);
     columns.push(words("MissingPL", "references a broken or non-existent PriorityLevelConfiguration"));
     columns
@@ -226,15 +237,15 @@ fn queuing(queuing: &Node<'_>, errors: &mut ErrorList) {
 fn level_columns() -> Vec<Column> {
     named(vec![
         words("Type", "type indicates whether this priority level is subject to limitation on request execution."),
-        number("NominalConcurrencyShares", "The shares of the server's concurrency that this priority level has."),
-        number("Queues", "queues is the number of queues for this priority level."),
-        number(
+        words("NominalConcurrencyShares", "The shares of the server's concurrency that this priority level has."),
+        words("Queues", "queues is the number of queues for this priority level."),
+        words(
             "HandSize",
             "handSize is a small positive number that configures the shuffle sharding of requests into queues.",
         ),
-        number(
+        words(
             "QueueLengthLimit",
-            "queueLengthLimit is the maximum number of requests allowed to be waiting in a given queue of this priority level at a time.",
+            "`queueLengthLimit` is the maximum number of requests allowed to be waiting in a given queue of this priority level at a time; excess requests are rejected.  This value must be positive.  If not specified, it will be defaulted to 50.",
         ),
     ])
 }

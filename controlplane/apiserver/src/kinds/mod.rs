@@ -41,6 +41,8 @@ use crate::resource::Resource;
 #[cfg(test)]
 mod fuzz;
 #[cfg(test)]
+mod rows;
+#[cfg(test)]
 mod tested;
 
 pub use core::allocator::ServiceRanges;
@@ -101,13 +103,17 @@ mod tests {
         }
     }
 
-    /// What `kubectl get -o wide` shows of every kind; columns of `-o wide` alone in brackets.
+    /// What `kubectl get -o wide` shows of every kind: columns of `-o wide` alone in brackets, and the
+    /// type of those that are no strings.
     #[test]
     fn columns_are_kubectls() {
         let mut lines = Vec::new();
         for resource in all().iter().filter(|resource| !resource.descriptor.virtual_) {
             let shown = resource.descriptor.columns.iter().map(|column| {
-                let name = column.name.to_uppercase();
+                let mut name = column.name.to_uppercase();
+                if column.type_ != "string" {
+                    name = format!("{name}:{}", column.type_);
+                }
                 if column.priority > 0 { format!("[{name}]") } else { name }
             });
             lines.push(format!("{}: {}", resource.descriptor.plural, shown.collect::<Vec<_>>().join(", ")));

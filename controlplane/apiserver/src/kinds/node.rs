@@ -53,10 +53,7 @@ impl Hooks for Class {
 }
 
 fn columns() -> Vec<Column> {
-    named(vec![words(
-        "Handler",
-        "handler specifies the underlying runtime and configuration that the CRI implementation will use to handle pods of this class.",
-    )])
+    named(vec![words("Handler", "")])
 }
 
 #[cfg(test)]

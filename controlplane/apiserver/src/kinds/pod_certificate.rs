@@ -3,11 +3,13 @@
 
 use api::field::{Error, ErrorList};
 use api::names;
+use jiff::Timestamp;
 use serde_json::Value;
 
 use super::check::Node;
+use super::table::{cell, words};
 use super::value::{self, same_at};
-use crate::resource::{Context, Hooks};
+use crate::resource::{Column, Context, Hooks};
 
 const HOUR: i64 = 3600;
 const DAY: i64 = 24 * HOUR;
@@ -28,6 +30,10 @@ impl Hooks for PodRequest {
         let mut errors = ErrorList::new();
         Node::root(new).child("spec").immutable(&mut errors, &Node::root(old).child("spec"));
         errors
+    }
+
+    fn row(&self, request: &Value, _now: Timestamp) -> Vec<Value> {
+        cells(request)
     }
 
     fn validate_subresource_update(&self, _ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
@@ -63,6 +69,29 @@ fn validate(spec: &Node<'_>) -> ErrorList {
         }
     }
     errors
+}
+
+pub fn columns() -> Vec<Column> {
+    vec![
+        Column::name(),
+        words("PodName", "podName is the name of the pod into which the certificate will be mounted."),
+        words("ServiceAccountName", "serviceAccountName is the name of the service account the pod is running as."),
+        words("NodeName", "nodeName is the name of the node the pod is assigned to."),
+        words("SignerName", "signerName indicates the requested signer."),
+        words("State", "Is the request Pending, Issued, Denied, or Failed?"),
+    ]
+}
+
+fn cells(request: &Value) -> Vec<Value> {
+    let end = value::list(request, "status.conditions")
+        .iter()
+        .map(|condition| value::text(condition, "type"))
+        .rfind(|kind| ENDS.contains(kind));
+    let mut cells = vec![value::name(request).into()];
+    cells
+        .extend(["podName", "serviceAccountName", "nodeName", "signerName"].map(|field| cell(&request["spec"], field)));
+    cells.push(end.unwrap_or("Pending").into());
+    cells
 }
 
 /// `domain/path`, as all signers are named.

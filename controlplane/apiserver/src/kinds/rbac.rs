@@ -15,14 +15,14 @@ const GROUP: &str = "rbac.authorization.k8s.io";
 pub fn resources() -> Vec<Resource> {
     vec![
         Resource::new(
-            descriptor("ClusterRoleBinding", "clusterrolebindings").cluster_scoped().columns(binding_columns()),
+            descriptor("ClusterRoleBinding", "clusterrolebindings").cluster_scoped().columns(binding_columns("roleRef can only reference a ClusterRole in the global namespace. If the RoleRef cannot be resolved, the Authorizer must return an error.", ["Users in the clusterRoleBinding", "Groups in the clusterRoleBinding", "ServiceAccounts in the clusterRoleBinding"])),
             Binding { cluster: true },
         ),
         Resource::new(
             descriptor("ClusterRole", "clusterroles").cluster_scoped().columns(created_at_columns()),
             Role { cluster: true },
         ),
-        Resource::new(descriptor("RoleBinding", "rolebindings").columns(binding_columns()), Binding { cluster: false }),
+        Resource::new(descriptor("RoleBinding", "rolebindings").columns(binding_columns("roleRef can reference a Role in the current namespace or a ClusterRole in the global namespace. If the RoleRef cannot be resolved, the Authorizer must return an error.", ["Users in the roleBinding", "Groups in the roleBinding", "ServiceAccounts in the roleBinding"])), Binding { cluster: false }),
         Resource::new(descriptor("Role", "roles").columns(created_at_columns()), Role { cluster: false }),
     ]
 }
@@ -138,14 +138,10 @@ impl Hooks for Binding {
     }
 }
 
-fn binding_columns() -> Vec<Column> {
+fn binding_columns(role: &'static str, [users, groups, accounts]: [&'static str; 3]) -> Vec<Column> {
     named_wide(
-        vec![words("Role", "RoleRef can only reference a role; it cannot be changed.")],
-        vec![
-            words("Users", "Users in the binding"),
-            words("Groups", "Groups in the binding"),
-            words("ServiceAccounts", "ServiceAccounts in the binding"),
-        ],
+        vec![words("Role", role)],
+        vec![words("Users", users), words("Groups", groups), words("ServiceAccounts", accounts)],
     )
 }
 

@@ -98,7 +98,10 @@ fn columns() -> Vec<Column> {
             "globalDefault specifies whether this PriorityClass should be considered as the default priority for pods that do not have any priority class.",
         ),
         Column::age(),
-        words("PreemptionPolicy", "preemptionPolicy is the Policy for preempting pods with lower priority."),
+        words(
+            "PreemptionPolicy",
+            "preemptionPolicy is the Policy for preempting pods with lower priority. One of Never, PreemptLowerPriority. Defaults to PreemptLowerPriority if unset.",
+        ),
     ]
 }
 

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
-use super::value::{at, list, map, name, text};
+use super::value::{at, list, map, name, text, texts};
 use crate::resource::{Column, age, since};
 
 pub const NONE: &str = "<none>";
@@ -38,14 +38,14 @@ pub fn named_wide(middle: Vec<Column>, wide: Vec<Column>) -> Vec<Column> {
     columns
 }
 
-/// The wide columns of everything with a pod template and a selector.
-pub fn template_columns(with_selector: bool) -> Vec<Column> {
+/// The wide columns of everything with a pod template; `selector` says what it selects, if anything.
+pub fn template_columns(selector: &'static str) -> Vec<Column> {
     let mut columns = vec![
         words("Containers", "Names of each container in the template."),
         words("Images", "Images referenced by each container in the template."),
     ];
-    if with_selector {
-        columns.push(words("Selector", "Label selector for the pods that this object manages."));
+    if !selector.is_empty() {
+        columns.push(words("Selector", selector));
     }
     columns
 }
@@ -77,14 +77,37 @@ pub fn labels(labels: Option<&Map<String, Value>>) -> String {
 
 /// A label selector as `kubectl get -l` would take it, or `<none>`; `<error>` when it is malformed.
 pub fn selector(selector: &Value) -> String {
-    if selector.is_null() {
-        return NONE.to_owned();
-    }
+    selector_or(selector, NONE, "<error>")
+}
+
+/// The same with words for one that selects nothing or everything, and for a malformed one.
+pub fn selector_or(selector: &Value, none: &str, malformed: &str) -> String {
     match api::selector::Selector::from_json(Some(selector)) {
-        Ok(parsed) if parsed.is_everything() => NONE.to_owned(),
+        Ok(parsed) if parsed.requirements.is_empty() => none.to_owned(),
         Ok(parsed) => parsed.to_string(),
-        Err(_) => "<error>".to_owned(),
+        Err(_) => malformed.to_owned(),
     }
+}
+
+/// A label selector as Go's generated `String` writes it.
+pub fn go_selector(selector: &Value) -> String {
+    let labels: String = map(selector, "matchLabels")
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| format!("{key}: {},", value.as_str().unwrap_or_default()))
+        .collect();
+    let expressions: String = list(selector, "matchExpressions")
+        .iter()
+        .map(|expression| {
+            let [key, operator] = ["key", "operator"].map(|field| text(expression, field));
+            let values = texts(expression, "values").join(" ");
+            format!("LabelSelectorRequirement{{Key:{key},Operator:{operator},Values:[{values}],}},")
+        })
+        .collect();
+    format!(
+        "&LabelSelector{{MatchLabels:map[string]string{{{labels}}},\
+         MatchExpressions:[]LabelSelectorRequirement{{{expressions}}},}}"
+    )
 }
 
 /// Names and images of a pod spec's containers.
@@ -152,11 +175,6 @@ pub fn access_modes(modes: &[Value]) -> String {
     parts.join(",")
 }
 
-/// Labels of the object itself, for columns that show them.
-pub fn own_labels(object: &Value) -> String {
-    labels(map(object, "metadata.labels"))
-}
-
 /// Name and `Created At`: kinds without a table of their own.
 pub fn created_at_columns() -> Vec<Column> {
     let mut created = Column::age();
@@ -167,13 +185,4 @@ pub fn created_at_columns() -> Vec<Column> {
 
 pub fn created_at_row(object: &Value) -> Vec<Value> {
     vec![name(object).into(), at(object, "metadata.creationTimestamp").clone()]
-}
-
-/// Hooks of a kind with nothing but that.
-pub struct CreatedAt;
-
-impl crate::resource::Hooks for CreatedAt {
-    fn row(&self, object: &Value, _now: Timestamp) -> Vec<Value> {
-        created_at_row(object)
-    }
 }

@@ -4,6 +4,8 @@
 //! write if nobody else wrote in between. A request that names a `resourceVersion` fails with 409
 //! when that is no longer current; one that does not is computed again.
 
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
 use serde_json::Value;
 use store::{Txn, TxnOutcome};
@@ -58,6 +60,11 @@ impl Call {
         self.to_hub(&mut object)?;
         let options = self.options_object("CreateOptions");
         self.endpoint.hooks().defaults(&mut object);
+        if self.endpoint.terminating.load(Ordering::Relaxed) {
+            let why = "create not allowed while custom resource definition is terminating";
+            let name = metadata::text(&object, "name");
+            return Err(ApiError::forbidden(&self.info.group, &self.descriptor().plural, name, why));
+        }
         let object = self.mutate(Operation::Create, object, None, &options).await?;
         let generates =
             metadata::text(&object, "name").is_empty() && !metadata::text(&object, "generateName").is_empty();

@@ -226,3 +226,166 @@ async fn defaults_fill_requests_and_what_is_stored() {
     let null = json!({"apiVersion": "example.com/v1", "kind": "Foo", "metadata": {"name": "h"}, "b": null});
     assert_eq!(post(&client, FOOS, &null).await.expect(201)["b"], "B", "null of what may not be null is absent");
 }
+
+/// What discovery names in `example.com/v1`, subresources aside.
+async fn discovered(client: &kube::Client) -> Vec<String> {
+    let list = get(client, "/apis/example.com/v1").await.value;
+    let names = list["resources"].as_array().into_iter().flatten().map(|one| one["name"].as_str().unwrap().to_owned());
+    names.filter(|name| !name.contains('/')).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_one_of_many_definitions_is_the_work_of_one() {
+    const MANY: u64 = 60;
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let since = |(decoded, compiled): (u64, u64)| {
+        let now = cluster.server.definitions_work();
+        (now.0 - decoded, now.1 - compiled)
+    };
+    let before = cluster.server.definitions_work();
+    let made = (0..MANY).map(|n| {
+        let client = client.clone();
+        async move { post(&client, DEFINITIONS, &renamed(&format!("n{n}s"), &format!("N{n}"))).await.expect(201) }
+    });
+    futures::future::join_all(made).await;
+    for n in 0..MANY {
+        let path = format!("{DEFINITIONS}/n{n}s.example.com");
+        until(&client, &path, |answer| condition(&answer.value, "Established")["status"] == "True").await;
+        // Whoever has seen that finds it served.
+        get(&client, &format!("/apis/example.com/v1/n{n}s")).await.expect(200);
+    }
+    assert_eq!(since(before), (MANY, MANY), "one decoded and compiled for each that was made");
+    assert_eq!(discovered(&client).await.len() as u64, MANY);
+    let path = format!("{DEFINITIONS}/n7s.example.com");
+    // A change of what is served: that one.
+    let before = cluster.server.definitions_work();
+    let columns = json!([{"op": "add", "path": "/spec/versions/0/additionalPrinterColumns", "value": [{"name": "A", "type": "string", "jsonPath": ".a"}]}]);
+    patch(&client, &path, super::JSON_PATCH, &columns).await.expect(200);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while since(before).1 == 0 && std::time::Instant::now() < deadline {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    assert_eq!(since(before), (1, 1));
+    // A label changes nothing that is served; nor does deleting it.
+    let before = cluster.server.definitions_work();
+    patch(&client, &path, MERGE, &json!({"metadata": {"labels": {"a": "b"}}})).await.expect(200);
+    delete(&client, &path).await.expect(200);
+    until(&client, &path, |answer| answer.code == 404).await;
+    until(&client, "/apis/example.com/v1/n7s", |answer| answer.code == 404).await;
+    let (decoded, compiled) = since(before);
+    assert!(decoded <= 3 && compiled == 0, "{decoded} {compiled}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn definitions_that_come_and_go_at_once_leave_those_that_exist() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let one = |n: usize| {
+        let client = client.clone();
+        async move {
+            // Three and three want the same short name.
+            let mut object = renamed(&format!("n{n}s"), &format!("N{n}"));
+            object["spec"]["names"]["shortNames"] = json!([format!("s{}", n % 4)]);
+            let path = format!("{DEFINITIONS}/n{n}s.example.com");
+            for round in 0..3 {
+                until_created(&client, &object).await;
+                if n % 3 != 0 || round < 2 {
+                    delete(&client, &path).await;
+                }
+            }
+            if n % 3 == 1 {
+                until_created(&client, &object).await;
+            }
+        }
+    };
+    futures::future::join_all((0..12).map(one)).await;
+    let wanted: Vec<String> = (0..12).filter(|n| n % 3 != 2).map(|n| format!("n{n}s")).collect();
+    let mut sorted = wanted.clone();
+    sorted.sort();
+    // One of those that want a short name has it; the others are not established.
+    let settled = async || {
+        let list = get(&client, DEFINITIONS).await.value;
+        let held: Vec<&Value> = list["items"].as_array().unwrap().iter().collect();
+        let established = held.iter().filter(|one| condition(one, "Established")["status"] == "True");
+        let established: Vec<String> =
+            established.map(|one| one["spec"]["names"]["plural"].as_str().unwrap().to_owned()).collect();
+        (held.len(), established)
+    };
+    for _ in 0..400 {
+        let (held, established) = settled().await;
+        if held == wanted.len() && established.len() == 4 && discovered(&client).await == established {
+            for plural in &established {
+                get(&client, &format!("/apis/example.com/v1/{plural}")).await.expect(200);
+            }
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(25)).await;
+    }
+    panic!("{:?}, discovered {:?}, wanted {sorted:?}", settled().await, discovered(&client).await);
+}
+
+/// Creates it as soon as what had its name is gone.
+async fn until_created(client: &kube::Client, object: &Value) {
+    for _ in 0..1000 {
+        let answer = post(client, DEFINITIONS, object).await;
+        if answer.code == 201 {
+            return;
+        }
+        answer.refused(
+            409,
+            "AlreadyExists",
+            &format!("customresourcedefinitions.apiextensions.k8s.io {} already exists", object["metadata"]["name"]),
+        );
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    panic!("{} stays", object["metadata"]["name"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_definition_waits_for_its_objects_and_lets_nothing_in() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let define_foos = async || {
+        define(&client, &definition(json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}))).await;
+    };
+    define_foos().await;
+    let foo = |name: &str| json!({"apiVersion": "example.com/v1", "kind": "Foo", "metadata": {"name": name}});
+    let mut held = foo("held");
+    held["metadata"]["finalizers"] = json!(["example.com/held"]);
+    post(&client, FOOS, &held).await.expect(201);
+    post(&client, FOOS, &foo("free")).await.expect(201);
+    let path = format!("{DEFINITIONS}/foos.example.com");
+    let said = |definition: &Value| {
+        let held = condition(definition, "Terminating");
+        ["status", "reason", "message"].map(|key| held[key].as_str().unwrap_or_default().to_owned())
+    };
+    let marked = delete(&client, &path).await.expect(200);
+    assert_eq!(
+        said(&marked),
+        [
+            "True",
+            "InstanceDeletionPending",
+            "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon"
+        ]
+    );
+    let begun = until(&client, &path, |answer| said(&answer.value)[1] == "InstanceDeletionInProgress").await;
+    assert_eq!(said(&begun)[2], "CustomResource deletion is in progress");
+    until(&client, &format!("{FOOS}/free"), |answer| answer.code == 404).await;
+    let refused = post(&client, FOOS, &foo("late")).await;
+    let why =
+        "foos.example.com \"late\" is forbidden: create not allowed while custom resource definition is terminating";
+    refused.refused(403, "Forbidden", why);
+    super::apply(&client, &format!("{FOOS}/late"), "m", "", &foo("late")).await.refused(403, "Forbidden", why);
+    let resources = get(&client, "/apis/example.com/v1").await.expect(200);
+    assert_eq!(resources["resources"][0]["verbs"], json!(["delete", "deletecollection", "get", "list", "watch"]));
+    // What is there can still be changed: that lets it go.
+    let freed = json!({"metadata": {"finalizers": null}});
+    patch(&client, &format!("{FOOS}/held"), MERGE, &freed).await.expect(200);
+    until(&client, &path, |answer| answer.code == 404).await;
+    until(&client, FOOS, |answer| answer.code == 404).await;
+    // The next of the same name begins empty.
+    define_foos().await;
+    assert_eq!(get(&client, FOOS).await.expect(200)["items"], json!([]));
+    post(&client, FOOS, &foo("late")).await.expect(201);
+}

@@ -97,6 +97,16 @@ impl Hooks for Definition {
         errors
     }
 
+    fn begin_delete(&self, definition: &mut Value) {
+        let condition = (
+            "Terminating",
+            "True",
+            "InstanceDeletionPending",
+            "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon".to_owned(),
+        );
+        crate::crd::set_condition(&mut definition["status"], condition);
+    }
+
     fn delete_finalizers(&self) -> &'static [&'static str] {
         &["customresourcecleanup.apiextensions.k8s.io"]
     }

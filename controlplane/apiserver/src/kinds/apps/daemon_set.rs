@@ -140,24 +140,29 @@ pub fn columns() -> Vec<Column> {
         vec![
             number(
                 "Desired",
-                "The total number of nodes that should be running the daemon pod (including nodes correctly running the daemon pod).",
+                "The total number of nodes that should be running the daemon pod (including nodes correctly running the daemon pod). More info: https://kubernetes.io/docs/concepts/workloads/controllers/daemonset/",
             ),
             number(
                 "Current",
-                "The number of nodes that are running at least 1 daemon pod and are supposed to run the daemon pod.",
+                "The number of nodes that are running at least 1 daemon pod and are supposed to run the daemon pod. More info: https://kubernetes.io/docs/concepts/workloads/controllers/daemonset/",
             ),
             number(
                 "Ready",
-                "numberReady is the number of nodes that should be running the daemon pod and have one or more of the daemon pod running with a Ready Condition.",
+                "The number of nodes that should be running the daemon pod and have one or more of the daemon pod running and ready.",
             ),
             number("Up-to-date", "The total number of nodes that are running updated daemon pod"),
             number(
                 "Available",
-                "The number of nodes that should be running the daemon pod and have one or more of the daemon pod running and available.",
+                "The number of nodes that should be running the daemon pod and have one or more of the daemon pod running and available (ready for at least spec.minReadySeconds)",
             ),
-            words("Node Selector", "NodeSelector is a selector which must be true for the pod to fit on a node."),
+            words(
+                "Node Selector",
+                "NodeSelector is a selector which must be true for the pod to fit on a node. Selector which must match a node's labels for the pod to be scheduled on that node. More info: https://kubernetes.io/docs/concepts/configuration/assign-pod-node/",
+            ),
         ],
-        template_columns(true),
+        template_columns(
+            "A label query over pods that are managed by the daemon set. Must match in order to be controlled. If empty, defaulted to labels on Pod template. More info: https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#label-selectors",
+        ),
     )
 }
 

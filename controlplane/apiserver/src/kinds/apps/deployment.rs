@@ -9,7 +9,7 @@ use super::{
     validate_counts, validate_selector, validate_template, validate_template_labels,
 };
 use crate::kinds::check::{Node, not_more_than_hundred_percent, positive_int_or_percent};
-use crate::kinds::table::{count, named_wide, number, row_wide, selector, template_columns, words};
+use crate::kinds::table::{count, named_wide, row_wide, selector_or, template_columns, words};
 use crate::kinds::value::{at, copy, default, default_text, int, same_at, set, text};
 use crate::resource::{Column, Context, Hooks};
 
@@ -87,7 +87,7 @@ impl Hooks for Deployment {
                 count(deployment, "status.updatedReplicas"),
                 count(deployment, "status.availableReplicas"),
             ],
-            template_cells(deployment, Some(selector(at(deployment, "spec.selector")))),
+            template_cells(deployment, Some(selector_or(at(deployment, "spec.selector"), "", "<invalid>"))),
         )
     }
 }
@@ -144,16 +144,18 @@ pub fn columns() -> Vec<Column> {
     named_wide(
         vec![
             words("Ready", "Number of the pod with ready state"),
-            number(
+            words(
                 "Up-to-date",
                 "Total number of non-terminating pods targeted by this deployment that have the desired template spec.",
             ),
-            number(
+            words(
                 "Available",
                 "Total number of available non-terminating pods (ready for at least minReadySeconds) targeted by this deployment.",
             ),
         ],
-        template_columns(true),
+        template_columns(
+            "Label selector for pods. Existing ReplicaSets whose pods are selected by this will be the ones affected by this deployment.",
+        ),
     )
 }
 

@@ -10,12 +10,12 @@ use api::field::{Error, ErrorList};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-pub use replicas::{ReplicationController, columns as replica_columns};
+pub use replicas::{ReplicationController, controller_columns};
 
 use crate::kinds::check::{Node, label_selector, selector_is_empty};
 use crate::kinds::core::pod::{defaults, spec};
 use crate::kinds::core::selectable_or;
-use crate::kinds::table::{NONE, containers, labels, named, number, row, template_columns, words};
+use crate::kinds::table::{NONE, containers, labels, named, row, template_columns, words};
 use crate::kinds::value::{at, default, get, get_mut, int, list, map, opt_int, same_at, text};
 use crate::resource::{Column, Context, Descriptor, Hooks, NameRule, Resource};
 
@@ -30,7 +30,7 @@ pub fn resources() -> Vec<Resource> {
             scaled(workload("Deployment", "deployments", "deploy")).columns(deployment::columns()),
             deployment::Deployment,
         ),
-        Resource::new(replica_set_descriptor().columns(replica_columns()), replicas::ReplicaSet),
+        Resource::new(replica_set_descriptor().columns(replicas::set_columns()), replicas::ReplicaSet),
         Resource::new(
             scaled(workload("StatefulSet", "statefulsets", "sts"))
                 .names(NameRule::DnsLabel)
@@ -231,7 +231,7 @@ impl Hooks for Revision {
 fn revision_columns() -> Vec<Column> {
     named(vec![
         words("Controller", "Controller of the object"),
-        number("Revision", "Revision indicates the revision of the state represented by Data."),
+        words("Revision", "revision indicates the revision of the state represented by Data."),
     ])
 }
 
@@ -275,7 +275,7 @@ impl Hooks for PodTemplate {
 
 pub fn pod_template_columns() -> Vec<Column> {
     let mut columns = vec![Column::name()];
-    columns.extend(template_columns(false));
+    columns.extend(template_columns(""));
     columns.push(words("Pod Labels", "The labels for the pod template."));
     columns
 }

@@ -139,15 +139,28 @@ fn replica_row(object: &Value, now: Timestamp, selector: String) -> Vec<Value> {
     )
 }
 
-pub fn columns() -> Vec<Column> {
-    named_wide(
-        vec![
-            number("Desired", "Replicas is the number of desired pods."),
-            number("Current", "Replicas is the most recently observed number of non-terminating pods."),
-            number("Ready", "The number of non-terminating pods targeted by this object with a Ready Condition."),
-        ],
-        template_columns(true),
+pub fn set_columns() -> Vec<Column> {
+    columns(
+        "Replicas is the number of desired pods. This is a pointer to distinguish between explicit zero and unspecified. Defaults to 1. More info: https://kubernetes.io/docs/concepts/workloads/controllers/replicaset",
+        "Replicas is the most recently observed number of non-terminating pods. More info: https://kubernetes.io/docs/concepts/workloads/controllers/replicaset",
+        "The number of non-terminating pods targeted by this ReplicaSet with a Ready Condition.",
+        "Selector is a label query over pods that should match the replica count.",
     )
+}
+
+pub fn controller_columns() -> Vec<Column> {
+    columns(
+        "Replicas is the number of desired replicas. This is a pointer to distinguish between explicit zero and unspecified. Defaults to 1. More info: https://kubernetes.io/docs/concepts/workloads/controllers/replicationcontroller#what-is-a-replicationcontroller",
+        "Replicas is the most recently observed number of replicas. More info: https://kubernetes.io/docs/concepts/workloads/controllers/replicationcontroller#what-is-a-replicationcontroller",
+        "The number of ready replicas for this replication controller.",
+        "Selector is a label query over pods that should match the Replicas count.",
+    )
+}
+
+/// Both print alike; the words differ.
+fn columns(desired: &'static str, current: &'static str, ready: &'static str, selector: &'static str) -> Vec<Column> {
+    let counts = vec![number("Desired", desired), number("Current", current), number("Ready", ready)];
+    named_wide(counts, template_columns(selector))
 }
 
 #[cfg(test)]

@@ -178,7 +178,7 @@ fn with_claim_volumes(set: &Value) -> Value {
 }
 
 pub fn columns() -> Vec<Column> {
-    named_wide(vec![words("Ready", "Number of the pod with ready state")], template_columns(false))
+    named_wide(vec![words("Ready", "Number of the pod with ready state")], template_columns(""))
 }
 
 #[cfg(test)]

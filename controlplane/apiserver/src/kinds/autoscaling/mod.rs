@@ -8,8 +8,8 @@ use api::field::ErrorList;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::table::{UNSET, named, number, row, words};
-use super::value::{at, default, get, has, int, list, opt_int, set, text};
+use super::table::{UNSET, named, row, words};
+use super::value::{at, default, get, has, int, list, opt_int, opt_text, set, text};
 use crate::error::Result;
 use crate::resource::{Column, Context, Descriptor, Hooks, Resource};
 
@@ -114,28 +114,32 @@ fn targets(scaler: &Value) -> String {
     if more > 0 { format!("{text} + {more} more...") } else { text }
 }
 
+/// An amount that a metric in use does not give.
+const NIL: &str = "<nil>";
+
 fn target(spec: &Value, current: Option<&Value>) -> String {
     let Some((_, field)) = SOURCES.iter().find(|(kind, _)| *kind == text(spec, "type")) else {
         return "<unknown type>".to_owned();
     };
     let now = current.and_then(|current| get(current, &format!("{field}.current")));
     let wanted = at(spec, &format!("{field}.target"));
-    let amount = |path: &str| {
-        (at(wanted, path).as_str().map(str::to_owned), now.and_then(|now| at(now, path).as_str().map(str::to_owned)))
+    // The whole status is unknown, or it has nothing to say of this amount.
+    let amount = |path: &str, absent: &'static str| {
+        let found = now.map_or("<unknown>", |now| opt_text(now, path).unwrap_or(absent));
+        format!("{found}/{}", opt_text(wanted, path).unwrap_or(NIL))
     };
     let unknown = || "<unknown>".to_owned();
     let of_resource = matches!(*field, "resource" | "containerResource");
-    let shown = if has(wanted, "averageValue") {
-        let (wanted, now) = amount("averageValue");
-        let suffix = if of_resource || *field == "pods" { "" } else { " (avg)" };
-        format!("{}/{}{suffix}", now.unwrap_or_else(unknown), wanted.unwrap_or_default())
+    let shown = if of_resource && has(wanted, "averageValue") || *field == "pods" {
+        amount("averageValue", NIL)
+    } else if has(wanted, "averageValue") {
+        format!("{} (avg)", amount("averageValue", "<unknown>"))
     } else if of_resource {
         let percent = |holder: Option<&Value>| Some(format!("{}%", opt_int(holder?, "averageUtilization")?));
         let wanted = percent(Some(wanted)).unwrap_or_else(|| "<auto>".to_owned());
         format!("{}/{wanted}", percent(now).unwrap_or_else(unknown))
     } else {
-        let (wanted, now) = amount("value");
-        format!("{}/{}", now.unwrap_or_else(unknown), wanted.unwrap_or_default())
+        amount("value", NIL)
     };
     match *field {
         "resource" | "containerResource" => format!("{}: {shown}", text(spec, &format!("{field}.name"))),
@@ -145,7 +149,10 @@ fn target(spec: &Value, current: Option<&Value>) -> String {
 
 fn columns() -> Vec<Column> {
     named(vec![
-        words("Reference", "scaleTargetRef points to the target resource to scale."),
+        words(
+            "Reference",
+            "scaleTargetRef points to the target resource to scale, and is used to the pods for which metrics should be collected, as well as to actually change the replica count.",
+        ),
         words(
             "Targets",
             "metrics contains the specifications for which to use to calculate the desired replica count.",
@@ -154,11 +161,11 @@ fn columns() -> Vec<Column> {
             "MinPods",
             "minReplicas is the lower limit for the number of replicas to which the autoscaler can scale down.",
         ),
-        number(
+        words(
             "MaxPods",
-            "maxReplicas is the upper limit for the number of replicas to which the autoscaler can scale up.",
+            "maxReplicas is the upper limit for the number of replicas to which the autoscaler can scale up. It cannot be less that minReplicas.",
         ),
-        number(
+        words(
             "Replicas",
             "currentReplicas is current number of replicas of pods managed by this autoscaler, as last seen by the autoscaler.",
         ),

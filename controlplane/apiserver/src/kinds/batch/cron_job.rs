@@ -8,10 +8,10 @@ use super::{job, schedule};
 use crate::kinds::apps::template_defaults;
 use crate::kinds::check::Node;
 use crate::kinds::table::{
-    ago_or_none, boolean, cell, containers, named_wide, number, or_none, row_wide, selector, size, template_columns,
-    words,
+    NONE, UNSET, ago_or_none, boolean, cell, containers, named_wide, number, row_wide, selector, size,
+    template_columns, words,
 };
-use crate::kinds::value::{at, default, default_text, flag, get_mut, name, same_at, set, text};
+use crate::kinds::value::{at, default, default_text, get_mut, name, opt_flag, opt_text, same_at, set, text};
 use crate::resource::{Column, Context, Hooks};
 
 /// Generated Jobs add eleven characters, and a pod's name is at most 63.
@@ -75,8 +75,8 @@ impl Hooks for CronJob {
             now,
             vec![
                 cell(cron, "spec.schedule"),
-                or_none(text(cron, "spec.timeZone")),
-                if flag(cron, "spec.suspend") { "True" } else { "False" }.into(),
+                opt_text(cron, "spec.timeZone").unwrap_or(NONE).into(),
+                opt_flag(cron, "spec.suspend").map_or(UNSET, |on| if on { "True" } else { "False" }).into(),
                 size(cron, "status.active").into(),
                 ago_or_none(at(cron, "status.lastScheduleTime"), now),
             ],
@@ -152,12 +152,14 @@ pub fn columns() -> Vec<Column> {
             ),
             boolean(
                 "Suspend",
-                "This flag tells the controller to suspend subsequent executions, it does not apply to already started executions.",
+                "This flag tells the controller to suspend subsequent executions, it does not apply to already started executions.  Defaults to false.",
             ),
             number("Active", "A list of pointers to currently running jobs."),
             words("Last Schedule", "Information when was the last time the job was successfully scheduled."),
         ],
-        template_columns(true),
+        template_columns(
+            "A label query over pods that should match the pod count. Normally, the system sets this field for you. More info: https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#label-selectors",
+        ),
     )
 }
 

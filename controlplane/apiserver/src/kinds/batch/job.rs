@@ -327,7 +327,8 @@ fn host_names(job: &Value, errors: &mut ErrorList) {
 
 fn status_word(job: &Value) -> &'static str {
     let condition = |kind: &str| {
-        list(job, "status.conditions").iter().any(|c| text(c, "type") == kind && text(c, "status") == "True")
+        let found = list(job, "status.conditions").iter().find(|condition| text(condition, "type") == kind);
+        found.is_some_and(|condition| text(condition, "status") == "True")
     };
     match () {
         () if condition("Complete") => "Complete",
@@ -351,25 +352,24 @@ fn completions(job: &Value) -> String {
 
 fn duration(job: &Value, now: Timestamp) -> String {
     let time = |path: &str| text(job, path).parse::<Timestamp>().ok();
-    let failed = || {
-        let found = list(job, "status.conditions")
-            .iter()
-            .find(|c| text(c, "type") == "Failed" && text(c, "status") == "True")?;
-        text(found, "lastTransitionTime").parse::<Timestamp>().ok()
-    };
     let Some(start) = time("status.startTime") else { return String::new() };
-    let end = time("status.completionTime").or_else(failed).unwrap_or(now);
-    human_duration(end.as_second() - start.as_second())
+    let end = time("status.completionTime").unwrap_or(now);
+    human_duration(end.duration_since(start).as_secs())
 }
 
 pub fn columns() -> Vec<Column> {
     named_wide(
         vec![
             words("Status", "Status of the job."),
-            words("Completions", "Number of pods which reached phase Succeeded over the desired number."),
+            words(
+                "Completions",
+                "The number of pods which reached phase Succeeded. The value increases monotonically for a given spec. However, it may decrease in reaction to scale down of elastic indexed jobs.",
+            ),
             words("Duration", "Time required to complete the job."),
         ],
-        template_columns(true),
+        template_columns(
+            "A label query over pods that should match the pod count. Normally, the system sets this field for you. More info: https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#label-selectors",
+        ),
     )
 }
 

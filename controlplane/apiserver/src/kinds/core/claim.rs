@@ -24,6 +24,11 @@ pub fn class(object: &Value) -> Option<&str> {
     annotation(object, CLASS_ANNOTATION).or_else(|| opt_text(object, "spec.storageClassName"))
 }
 
+/// An amount of storage; an absent one counts as none at all.
+fn storage<'a>(object: &'a Value, path: &str) -> &'a str {
+    opt_text(object, path).unwrap_or("0")
+}
+
 /// The annotation that stood for the class before there was a field.
 fn old_class(object: &Value) -> Option<String> {
     annotation(object, CLASS_ANNOTATION)?;
@@ -75,7 +80,7 @@ impl Hooks for Claim {
         let phase = if has(claim, "metadata.deletionTimestamp") { "Terminating" } else { text(claim, "status.phase") };
         let bound = !text(claim, "spec.volumeName").is_empty();
         let (capacity, modes) = if bound {
-            (text(claim, "status.capacity.storage"), access_modes(list(claim, "status.accessModes")))
+            (storage(claim, "status.capacity.storage"), access_modes(list(claim, "status.accessModes")))
         } else {
             ("", String::new())
         };
@@ -215,11 +220,17 @@ pub fn claim_columns() -> Vec<Column> {
             words("Status", "phase represents the current phase of PersistentVolumeClaim."),
             words("Volume", "volumeName is the binding reference to the PersistentVolume backing this claim."),
             words("Capacity", "capacity represents the actual resources of the underlying volume."),
-            words("Access Modes", "accessModes contains the actual access modes the volume backing the PVC has."),
+            words(
+                "Access Modes",
+                "accessModes contains the actual access modes the volume backing the PVC has. More info: https://kubernetes.io/docs/concepts/storage/persistent-volumes#access-modes-1",
+            ),
             words("StorageClass", "StorageClass of the pvc"),
             words("VolumeAttributesClass", "VolumeAttributesClass of the pvc"),
         ],
-        vec![words("VolumeMode", "volumeMode defines what type of volume is required by the claim.")],
+        vec![words(
+            "VolumeMode",
+            "volumeMode defines what type of volume is required by the claim. Value of Filesystem is implied when not included in claim spec.",
+        )],
     )
 }
 
@@ -286,7 +297,7 @@ impl Hooks for Volume {
             volume,
             now,
             vec![
-                text(volume, "spec.capacity.storage").into(),
+                storage(volume, "spec.capacity.storage").into(),
                 access_modes(list(volume, "spec.accessModes")).into(),
                 text(volume, "spec.persistentVolumeReclaimPolicy").into(),
                 phase.into(),
@@ -374,16 +385,25 @@ fn validate_volume(object: &Value) -> ErrorList {
 pub fn volume_columns() -> Vec<Column> {
     named_wide(
         vec![
-            words("Capacity", "capacity is the description of the persistent volume's resources and capacity."),
-            words("Access Modes", "accessModes contains all ways the volume can be mounted."),
+            words(
+                "Capacity",
+                "capacity is the description of the persistent volume's resources and capacity. More info: https://kubernetes.io/docs/concepts/storage/persistent-volumes#capacity",
+            ),
+            words(
+                "Access Modes",
+                "accessModes contains all ways the volume can be mounted. More info: https://kubernetes.io/docs/concepts/storage/persistent-volumes#access-modes",
+            ),
             words(
                 "Reclaim Policy",
                 "persistentVolumeReclaimPolicy defines what happens to a persistent volume when released from its claim.",
             ),
-            words("Status", "phase indicates if a volume is available, bound to a claim, or released by a claim."),
+            words(
+                "Status",
+                "phase indicates if a volume is available, bound to a claim, or released by a claim. More info: https://kubernetes.io/docs/concepts/storage/persistent-volumes#phase",
+            ),
             words(
                 "Claim",
-                "claimRef is part of a bi-directional binding between PersistentVolume and PersistentVolumeClaim.",
+                "claimRef is part of a bi-directional binding between PersistentVolume and PersistentVolumeClaim. Expected to be non-nil when bound. claim.VolumeName is the authoritative bind between PV and PVC. More info: https://kubernetes.io/docs/concepts/storage/persistent-volumes#binding",
             ),
             words("StorageClass", "StorageClass of the pv"),
             words("VolumeAttributesClass", "VolumeAttributesClass of the pv"),
@@ -394,7 +414,7 @@ pub fn volume_columns() -> Vec<Column> {
         ],
         vec![words(
             "VolumeMode",
-            "volumeMode defines if a volume is intended to be used with a formatted filesystem or to remain in raw block state.",
+            "volumeMode defines if a volume is intended to be used with a formatted filesystem or to remain in raw block state. Value of Filesystem is implied when not included in spec.",
         )],
     )
 }

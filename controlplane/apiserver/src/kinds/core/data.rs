@@ -40,7 +40,7 @@ impl Hooks for ConfigMap {
 pub fn config_map_columns() -> Vec<Column> {
     named(vec![words(
         "Data",
-        "Data contains the configuration data. Each key must consist of alphanumeric characters, '-', '_' or '.'.",
+        "Data contains the configuration data. Each key must consist of alphanumeric characters, '-', '_' or '.'. Values with non-UTF-8 byte sequences must use the BinaryData field. The keys stored in Data must not overlap with the keys in the BinaryData field, this is enforced during validation process.",
     )])
 }
 
@@ -139,10 +139,13 @@ impl Hooks for Secret {
 
 pub fn secret_columns() -> Vec<Column> {
     named(vec![
-        words("Type", "Used to facilitate programmatic handling of secret data."),
+        words(
+            "Type",
+            "Used to facilitate programmatic handling of secret data. More info: https://kubernetes.io/docs/concepts/configuration/secret/#secret-types",
+        ),
         words(
             "Data",
-            "Data contains the secret data. Each key must consist of alphanumeric characters, '-', '_' or '.'.",
+            "Data contains the secret data. Each key must consist of alphanumeric characters, '-', '_' or '.'. The serialized form of the secret data is a base64 encoded string, representing the arbitrary (possibly non-string) data value here. Described in https://tools.ietf.org/html/rfc4648#section-4",
         ),
     ])
 }
@@ -253,10 +256,6 @@ impl Hooks for ServiceAccount {
             "metadata.annotations[{MOUNTABLE}]: deprecated in v1.32+; prefer separate namespaces to isolate access to mounted secrets"
         )]
     }
-
-    fn row(&self, account: &Value, now: Timestamp) -> Vec<Value> {
-        row(account, now, vec![size(account, "secrets").into()])
-    }
 }
 
 /// Of a secret reference only its name counts.
@@ -269,13 +268,6 @@ fn unnamed_secrets_go(account: &mut Value) {
             };
         }
     }
-}
-
-pub fn service_account_columns() -> Vec<Column> {
-    named(vec![words(
-        "Secrets",
-        "Secrets is a list of the secrets in the same namespace that pods running using this ServiceAccount are allowed to use.",
-    )])
 }
 
 #[cfg(test)]

@@ -49,7 +49,7 @@ impl Hooks for Endpoints {
                 }
             }
         }
-        let shown = if found.is_empty() { NONE.to_owned() } else { some_of(&found, 3) };
+        let shown = if list(endpoints, "subsets").is_empty() { NONE.to_owned() } else { some_of(&found, 3) };
         row(endpoints, now, vec![shown.into()])
     }
 }

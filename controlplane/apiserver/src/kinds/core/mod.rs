@@ -56,12 +56,12 @@ pub fn resources(ranges: ServiceRanges) -> Vec<Resource> {
         Resource::new(pod_descriptor().columns(pod::row::columns()), pod::Pod),
         Resource::new(pod_template_descriptor().columns(apps::pod_template_columns()), apps::PodTemplate),
         Resource::new(
-            replication_controller_descriptor().columns(apps::replica_columns()),
+            replication_controller_descriptor().columns(apps::controller_columns()),
             apps::ReplicationController,
         ),
         Resource::new(resource_quota_descriptor().columns(limits::quota_columns()), limits::ResourceQuota),
         Resource::new(secret_descriptor().columns(data::secret_columns()), data::Secret),
-        Resource::new(service_account_descriptor().columns(data::service_account_columns()), data::ServiceAccount),
+        Resource::new(service_account_descriptor(), data::ServiceAccount),
         Resource::new(service_descriptor().columns(service::columns()), service::Service::new(ranges)),
     ]
 }
@@ -73,10 +73,10 @@ impl Hooks for ComponentStatus {
     fn row(&self, status: &Value, _now: Timestamp) -> Vec<Value> {
         let healthy = list(status, "conditions").iter().find(|condition| text(condition, "type") == "Healthy");
         let part = |field: &str| healthy.map_or("", |condition| text(condition, field));
-        let word = match part("status") {
-            "True" => "Healthy",
-            "False" => "Unhealthy",
-            _ => "Unknown",
+        let word = match healthy {
+            None => "Unknown",
+            Some(_) if part("status") == "True" => "Healthy",
+            Some(_) => "Unhealthy",
         };
         vec![name(status).into(), word.into(), part("message").into(), part("error").into()]
     }

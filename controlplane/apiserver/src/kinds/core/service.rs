@@ -279,7 +279,10 @@ pub fn columns() -> Vec<Column> {
                 "External-IP",
                 "externalIPs is a list of IP addresses for which nodes in the cluster will also accept traffic for this service.",
             ),
-            words("Port(s)", "The list of ports that are exposed by this service."),
+            words(
+                "Port(s)",
+                "The list of ports that are exposed by this service. More info: https://kubernetes.io/docs/concepts/services-networking/service/#virtual-ips-and-service-proxies",
+            ),
         ],
         vec![words("Selector", "Route service traffic to pods with label keys and values matching this selector.")],
     )

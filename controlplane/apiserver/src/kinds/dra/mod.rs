@@ -11,8 +11,8 @@ use super::check::Node;
 use super::core::pod::placement::node_selector;
 use super::core::pod::volume::csi_driver_name;
 use super::table::{cell, named, row, words};
-use super::value::{default, default_text, has, list, list_mut, text};
-use crate::resource::{Column, Context, Descriptor, Hooks, Resource};
+use super::value::{at, default, default_text, has, list, list_mut, opt_text, text};
+use crate::resource::{Column, Context, Descriptor, Hooks, Resource, since};
 
 const GROUP: &str = "resource.k8s.io";
 
@@ -26,7 +26,8 @@ pub fn resources() -> Vec<Resource> {
             Descriptor::new(GROUP, "v1", "DeviceTaintRule", "devicetaintrules")
                 .cluster_scoped()
                 .with_status()
-                .with_generation(),
+                .with_generation()
+                .columns(taint_rule_columns()),
             TaintRule,
         ),
         Resource::new(
@@ -100,6 +101,28 @@ impl Hooks for TaintRule {
     fn validate_update(&self, ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
         self.validate_create(ctx, new)
     }
+
+    fn row(&self, rule: &Value, now: Timestamp) -> Vec<Value> {
+        let added = opt_text(rule, "spec.taint.timeAdded").map(|_| since(at(rule, "spec.taint.timeAdded"), now));
+        let mut cells: Vec<Value> = ["key", "value", "effect"].map(|field| cell(at(rule, "spec.taint"), field)).into();
+        cells.push(added.unwrap_or_else(|| "".into()));
+        row(rule, now, cells)
+    }
+}
+
+fn taint_rule_columns() -> Vec<Column> {
+    named(vec![
+        words("Key", "The taint key to be applied to a device. Must be a label name."),
+        words("Value", "The taint value corresponding to the taint key. Must be a label value."),
+        words(
+            "Effect",
+            "The effect of the taint on claims that do not tolerate the taint and through such claims on the pods using them.",
+        ),
+        words(
+            "TimeAdded",
+            "TimeAdded represents the time at which the taint was added or (only in a DeviceTaintRule) the effect was modified. Added automatically during create or update if not set.",
+        ),
+    ])
 }
 
 /// Claims, and templates of claims whose claim spec is deeper.
@@ -146,9 +169,13 @@ impl Hooks for Claim {
         if has(claim, "metadata.deletionTimestamp") {
             states.push("deleted");
         }
-        states.push(if has(claim, "status.allocation") { "allocated" } else { "pending" });
-        if !list(claim, "status.reservedFor").is_empty() {
-            states.push("reserved");
+        if has(claim, "status.allocation") {
+            states.push("allocated");
+            if !list(claim, "status.reservedFor").is_empty() {
+                states.push("reserved");
+            }
+        } else if states.is_empty() {
+            states.push("pending");
         }
         row(claim, now, vec![states.join(",").into()])
     }
@@ -200,11 +227,7 @@ impl Hooks for Slice {
     }
 
     fn row(&self, slice: &Value, now: Timestamp) -> Vec<Value> {
-        let node = match text(slice, "spec.nodeName") {
-            "" => "<all>".into(),
-            node => node.into(),
-        };
-        row(slice, now, vec![node, cell(slice, "spec.driver"), cell(slice, "spec.pool.name")])
+        row(slice, now, vec![cell(slice, "spec.nodeName"), cell(slice, "spec.driver"), cell(slice, "spec.pool.name")])
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::kinds::check::{IMMUTABLE, Node, parse_cidr_sloppy};
 use crate::kinds::table::{NONE, named, row, words};
-use crate::kinds::value::{has, text, texts};
+use crate::kinds::value::{has, name, text, texts};
 use crate::resource::{Column, Context, Hooks};
 
 pub struct IpAddress;
@@ -43,7 +43,7 @@ impl Hooks for IpAddress {
         errors
     }
 
-    fn row(&self, address: &Value, now: Timestamp) -> Vec<Value> {
+    fn row(&self, address: &Value, _now: Timestamp) -> Vec<Value> {
         let parent = if has(address, "spec.parentRef") {
             let part = |field: &str| text(address, &format!("spec.parentRef.{field}")).to_owned();
             let resource = match part("group").to_lowercase() {
@@ -58,12 +58,19 @@ impl Hooks for IpAddress {
         } else {
             NONE.to_owned()
         };
-        row(address, now, vec![parent.into()])
+        vec![name(address).into(), parent.into()]
     }
 }
 
+/// No age among them, unlike nearly everywhere else.
 pub fn address_columns() -> Vec<Column> {
-    named(vec![words("ParentRef", "ParentRef references the resource that an IPAddress is attached to.")])
+    vec![
+        Column::name(),
+        words(
+            "ParentRef",
+            "parentRef references the resource that an IPAddress is attached to. An IPAddress must reference a parent object.",
+        ),
+    ]
 }
 
 pub struct ServiceCidr;
@@ -116,7 +123,7 @@ fn validate(cidr: &Value) -> ErrorList {
 pub fn columns() -> Vec<Column> {
     named(vec![words(
         "CIDRs",
-        "CIDRs defines the IP blocks in CIDR notation (e.g. \"192.168.0.0/24\" or \"2001:db8::/64\") from which to assign service cluster IPs.",
+        "cidrs defines the IP blocks in CIDR notation (e.g. \"192.168.0.0/24\" or \"2001:db8::/64\") from which to assign service cluster IPs. Max of two CIDRs is allowed, one of each IP family. This field is immutable.",
     )])
 }
 
@@ -188,6 +195,6 @@ mod tests {
             updated(&IpAddress, &old, &with("10.0.0.1", json!({"resource": "services", "name": "t"}))),
             "spec.parentRef: Invalid value: null: field is immutable"
         );
-        assert_eq!(cells(&IpAddress, &old, "2026-01-01T00:00:00Z"), "10.0.0.1|services/n/s|<unknown>");
+        assert_eq!(cells(&IpAddress, &old, "2026-01-01T00:00:00Z"), "10.0.0.1|services/n/s");
     }
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::check::{IMMUTABLE, NON_NEGATIVE, Node, Seen, label_selector};
 use super::core::pod::quantity;
 use super::core::pod::volume::csi_driver_name;
-use super::table::{NONE, UNSET, boolean, cell, created_at_columns, created_at_row, named, number, row, size, words};
+use super::table::{NONE, UNSET, boolean, cell, named, number, row, size, words};
 use super::value::{annotation, default, flag, list, opt_flag, opt_text, same_at, text, texts};
 use crate::resource::{Column, Context, Descriptor, Hooks, Resource};
 
@@ -23,7 +23,7 @@ pub fn resources() -> Vec<Resource> {
         Resource::new(conditional(descriptor("CSINode", "csinodes")).columns(node_columns()), DriverNode),
         Resource::new(
             conditional(Descriptor::new(GROUP, "v1", "CSIStorageCapacity", "csistoragecapacities"))
-                .columns(created_at_columns()),
+                .columns(capacity_columns()),
             Capacity,
         ),
         Resource::new(descriptor("StorageClass", "storageclasses").short(&["sc"]).columns(class_columns()), Class),
@@ -165,13 +165,13 @@ fn class_columns() -> Vec<Column> {
         words("Provisioner", "provisioner indicates the type of the provisioner."),
         words(
             "ReclaimPolicy",
-            "reclaimPolicy controls the reclaimPolicy for dynamically provisioned PersistentVolumes of this storage class.",
+            "reclaimPolicy controls the reclaimPolicy for dynamically provisioned PersistentVolumes of this storage class. Defaults to Delete.",
         ),
         words(
             "VolumeBindingMode",
-            "volumeBindingMode indicates how PersistentVolumeClaims should be provisioned and bound.",
+            "volumeBindingMode indicates how PersistentVolumeClaims should be provisioned and bound.  When unset, VolumeBindingImmediate is used. This field is only honored by servers that enable the VolumeScheduling feature.",
         ),
-        boolean("AllowVolumeExpansion", "allowVolumeExpansion shows whether the storage class allow volume expand."),
+        words("AllowVolumeExpansion", "allowVolumeExpansion shows whether the storage class allow volume expand."),
     ])
 }
 
@@ -304,7 +304,7 @@ impl Hooks for DriverNode {
 }
 
 fn node_columns() -> Vec<Column> {
-    named(vec![number("Drivers", "drivers is a list of information of all CSI Drivers existing on a node.")])
+    named(vec![number("Drivers", "Drivers indicates the number of CSI drivers registered on the node")])
 }
 
 struct Capacity;
@@ -334,8 +334,23 @@ impl Hooks for Capacity {
     }
 
     fn row(&self, capacity: &Value, _now: Timestamp) -> Vec<Value> {
-        created_at_row(capacity)
+        let amount = opt_text(capacity, "capacity").unwrap_or(UNSET);
+        vec![super::value::name(capacity).into(), cell(capacity, "storageClassName"), amount.into()]
     }
+}
+
+fn capacity_columns() -> Vec<Column> {
+    vec![
+        Column::name(),
+        words(
+            "StorageClassName",
+            "storageClassName represents the name of the StorageClass that the reported capacity applies to.",
+        ),
+        words(
+            "Capacity",
+            "capacity is the value reported by the CSI driver in its GetCapacityResponse for a GetCapacityRequest with topology and parameters that match the previous fields.",
+        ),
+    ]
 }
 
 struct Attachment;
@@ -404,11 +419,19 @@ impl Hooks for Attachment {
 }
 
 fn attachment_columns() -> Vec<Column> {
+    let mut attacher = words(
+        "Attacher",
+        "attacher indicates the name of the volume driver that MUST handle this request. This is the name returned by GetPluginName().",
+    );
+    attacher.format = "name".into();
     named(vec![
-        words("Attacher", "attacher indicates the name of the volume driver that MUST handle this request."),
+        attacher,
         words("PV", "persistentVolumeName represents the name of the persistent volume to attach."),
         words("Node", "nodeName represents the node that the volume should be attached to."),
-        boolean("Attached", "attached indicates the volume is successfully attached."),
+        boolean(
+            "Attached",
+            "attached indicates the volume is successfully attached. This field must only be set by the entity completing the attach operation, i.e. the external-attacher.",
+        ),
     ])
 }
 
@@ -443,7 +466,7 @@ impl Hooks for Attributes {
 }
 
 fn attributes_columns() -> Vec<Column> {
-    named(vec![words("DriverName", "Name of the CSI driver")])
+    named(vec![words("DriverName", "driverName is the name of the CSI driver This field is immutable.")])
 }
 
 #[cfg(test)]

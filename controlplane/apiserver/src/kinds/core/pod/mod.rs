@@ -114,6 +114,10 @@ impl Hooks for Pod {
         if old.is_some() { Vec::new() } else { created(new) }
     }
 
+    fn row_conditions(&self, pod: &Value) -> Value {
+        row::conditions(pod)
+    }
+
     fn row(&self, pod: &Value, now: Timestamp) -> Vec<Value> {
         row::cells(pod, now)
     }

@@ -2,7 +2,7 @@
 //! deletion and the states of all containers, exactly as `printPod` does.
 
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::kinds::table::{named_wide, or_none, row_wide, words};
 use crate::kinds::value::{at, flag, get, has, int, list, opt_flag, text};
@@ -55,6 +55,16 @@ pub fn cells(pod: &Value, now: Timestamp) -> Vec<Value> {
     )
 }
 
+/// What the row says of a pod that has come to its end.
+pub fn conditions(pod: &Value) -> Value {
+    let (reason, message) = match text(pod, "status.phase") {
+        "Succeeded" => ("Succeeded", "The pod has completed successfully."),
+        "Failed" => ("Failed", "The pod failed."),
+        _ => return Value::Null,
+    };
+    json!([{"type": "Completed", "status": "True", "reason": reason, "message": message}])
+}
+
 struct Summary<'a> {
     ready: usize,
     total: usize,
@@ -84,7 +94,10 @@ impl<'a> Restarts<'a> {
 
 fn summarize(pod: &Value) -> Summary<'_> {
     let phase = text(pod, "status.phase");
-    let mut status = if has(pod, "status.reason") { text(pod, "status.reason") } else { phase }.to_owned();
+    let mut status = match text(pod, "status.reason") {
+        "" => phase.to_owned(),
+        reason => reason.to_owned(),
+    };
     let gated = |condition: &&Value| {
         text(condition, "type") == "PodScheduled" && text(condition, "reason") == "SchedulingGated"
     };
@@ -118,18 +131,29 @@ fn summarize(pod: &Value) -> Summary<'_> {
     }
     if !initializing || condition_true(pod, "Initialized") {
         restarts = sidecar_restarts;
-        let mut running = false;
+        let (mut running, mut error) = (false, None);
         for container in list(pod, "status.containerStatuses").iter().rev() {
             restarts.add(container);
             if let Some(reason) = container_reason(container) {
+                if text(container, "state.waiting.reason").is_empty()
+                    && int(container, "state.terminated.exitCode") != 0
+                {
+                    error = Some(reason.clone());
+                }
                 status = reason;
             } else if flag(container, "ready") && has(container, "state.running") {
                 running = true;
                 ready += 1;
             }
         }
-        if status == "Completed" && running {
-            status = if condition_true(pod, "Ready") { "Running" } else { "NotReady" }.to_owned();
+        // One container that came to its end is not yet the end of the pod.
+        if status == "Completed" {
+            status = match error {
+                _ if running && condition_true(pod, "Ready") => "Running".to_owned(),
+                Some(error) => error,
+                None if running => "NotReady".to_owned(),
+                None => status,
+            };
         }
     }
     if has(pod, "metadata.deletionTimestamp") {
@@ -186,65 +210,175 @@ fn readiness_gates(pod: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
-    fn shown(pod: &Value) -> String {
-        let now: Timestamp = "2026-01-01T01:00:00Z".parse().unwrap();
-        cells(pod, now).iter().map(|cell| cell.as_str().unwrap().to_owned()).collect::<Vec<_>>().join("|")
+    const NOW: &str = "2026-01-01T01:00:00Z";
+
+    fn shown(pod: &Value) -> Vec<String> {
+        cells(pod, NOW.parse().unwrap()).iter().map(|cell| cell.as_str().unwrap().to_owned()).collect()
+    }
+
+    /// READY, STATUS and RESTARTS of a pod of two containers, after an init container `i` and a
+    /// sidecar `s`.
+    fn state(status: Value) -> String {
+        let spec = json!({"containers": [{"name": "c"}, {"name": "d"}],
+            "initContainers": [{"name": "i"}, {"name": "s", "restartPolicy": "Always"}]});
+        shown(&json!({"metadata": {"name": "a"}, "spec": spec, "status": status}))[1..4].join("|")
+    }
+
+    fn condition(kind: &str, status: &str) -> Value {
+        json!({"type": kind, "status": status})
     }
 
     #[test]
-    fn status_words() {
-        let meta = json!({"name": "a", "creationTimestamp": "2026-01-01T00:58:00Z"});
-        let spec = json!({"containers": [{"name": "c"}, {"name": "d"}], "initContainers": [{"name": "i"}, {"name": "s", "restartPolicy": "Always"}]});
-        let running = json!({"ready": true, "state": {"running": {}}});
-        for (status, expected) in [
-            (json!({"phase": "Pending"}), "a|0/3|Pending|0|2m"),
+    fn before_the_containers() {
+        let waiting = |reason: &str| json!({"waiting": {"reason": reason}});
+        let ended = |terminated: Value| json!({ "terminated": terminated });
+        let first = |state: Value| json!([{"name": "i", "restartCount": 2, "state": state}]);
+        let second = |s: Value| json!([{"name": "i", "restartCount": 2, "state": {"terminated": {"exitCode": 0}}}, s]);
+        for (init, expected) in [
+            (json!([]), "0/3|Pending|0"),
+            (first(json!({"running": {}})), "0/3|Init:0/2|2"),
+            (first(waiting("PodInitializing")), "0/3|Init:0/2|2"),
+            (first(json!({})), "0/3|Init:0/2|2"),
+            (first(waiting("CrashLoopBackOff")), "0/3|Init:CrashLoopBackOff|2"),
+            (first(waiting("ImagePullBackOff")), "0/3|Init:ImagePullBackOff|2"),
+            (first(ended(json!({"exitCode": 1, "reason": "Error"}))), "0/3|Init:Error|2"),
+            (first(ended(json!({"exitCode": 3}))), "0/3|Init:ExitCode:3|2"),
+            (first(ended(json!({"exitCode": 137, "signal": 9}))), "0/3|Init:Signal:9|2"),
+            (second(json!({"name": "s", "state": {"running": {}}})), "0/3|Init:1/2|2"),
+            (second(json!({"name": "s", "started": false, "state": {"running": {}}})), "0/3|Init:1/2|2"),
             (
-                json!({"phase": "Pending", "conditions": [{"type": "PodScheduled", "reason": "SchedulingGated"}]}),
-                "a|0/3|SchedulingGated|0|2m",
+                second(json!({"name": "s", "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "restartCount": 4})),
+                "0/3|Init:CrashLoopBackOff|6",
             ),
+            // A sidecar that has started lets the pod go on; only its own restarts count from then on.
             (
-                json!({"phase": "Pending", "initContainerStatuses": [{"name": "i", "state": {"running": {}}}]}),
-                "a|0/3|Init:0/2|0|2m",
+                second(
+                    json!({"name": "s", "started": true, "ready": true, "restartCount": 1, "state": {"running": {}}}),
+                ),
+                "1/3|Pending|1",
             ),
-            (
-                json!({"phase": "Pending", "initContainerStatuses": [{"name": "i", "restartCount": 2, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}]}),
-                "a|0/3|Init:CrashLoopBackOff|2|2m",
-            ),
-            (
-                json!({"phase": "Pending", "initContainerStatuses": [{"name": "i", "state": {"terminated": {"exitCode": 3}}}]}),
-                "a|0/3|Init:ExitCode:3|0|2m",
-            ),
-            (
-                json!({"phase": "Running", "initContainerStatuses": [
-                {"name": "i", "state": {"terminated": {"exitCode": 0}}}, {"name": "s", "started": true, "ready": true, "state": {"running": {}}}],
-                "containerStatuses": [running, running]}),
-                "a|3/3|Running|0|2m",
-            ),
-            (
-                json!({"phase": "Running", "containerStatuses": [running, {"restartCount": 3, "lastState": {"terminated": {"finishedAt": "2026-01-01T00:59:30Z"}}, "state": {"waiting": {"reason": "ErrImagePull"}}}]}),
-                "a|1/3|ErrImagePull|3 (30s ago)|2m",
-            ),
-            (
-                json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}], "containerStatuses": [{"state": {"terminated": {"reason": "Completed"}}}, running]}),
-                "a|1/3|Running|0|2m",
-            ),
-            (json!({"phase": "Failed", "reason": "Evicted"}), "a|0/3|Evicted|0|2m"),
+            (second(json!({"name": "s", "started": true, "ready": false, "state": {"running": {}}})), "0/3|Pending|0"),
         ] {
-            let pod = json!({"metadata": meta, "spec": spec, "status": status});
-            let line = shown(&pod);
-            assert_eq!(line.strip_suffix("|<none>|<none>|<none>|<none>").unwrap_or(&line), expected, "{status}");
+            assert_eq!(state(json!({"phase": "Pending", "initContainerStatuses": init})), expected, "{init}");
+        }
+        // Once the pod has been initialized its containers are counted, too.
+        let status = json!({"phase": "Running", "conditions": [condition("Initialized", "True")],
+            "initContainerStatuses": first(json!({"running": {}})),
+            "containerStatuses": [{"ready": true, "state": {"running": {}}}]});
+        assert_eq!(state(status), "1/3|Init:0/2|0");
+        let gated = json!({"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"});
+        assert_eq!(state(json!({"phase": "Pending", "conditions": [gated]})), "0/3|SchedulingGated|0");
+    }
+
+    #[test]
+    fn states_of_containers() {
+        let running = json!({"ready": true, "state": {"running": {}}});
+        let unready = json!({"ready": false, "state": {"running": {}}});
+        let waiting = |reason: &str| json!({"state": {"waiting": {"reason": reason}}});
+        let ended = |code: i64, reason: &str| json!({"state": {"terminated": {"exitCode": code, "reason": reason}}});
+        let killed = json!({"state": {"terminated": {"exitCode": 137, "signal": 9}}});
+        let unsaid = json!({"state": {"terminated": {"exitCode": 4}}});
+        for (phase, ready, containers, expected) in [
+            ("Running", "True", json!([running, running]), "2/3|Running|0"),
+            ("Running", "False", json!([running, unready]), "1/3|Running|0"),
+            (
+                "Pending",
+                "False",
+                json!([waiting("ContainerCreating"), waiting("ContainerCreating")]),
+                "0/3|ContainerCreating|0",
+            ),
+            ("Pending", "False", json!([waiting("PodInitializing")]), "0/3|PodInitializing|0"),
+            ("Running", "False", json!([running, waiting("ErrImagePull")]), "1/3|ErrImagePull|0"),
+            // The first container has the last word.
+            ("Running", "False", json!([waiting("CrashLoopBackOff"), ended(1, "Error")]), "0/3|CrashLoopBackOff|0"),
+            ("Succeeded", "False", json!([ended(0, "Completed"), ended(0, "Completed")]), "0/3|Completed|0"),
+            ("Failed", "False", json!([ended(1, "Error"), ended(0, "Completed")]), "0/3|Error|0"),
+            // ... but a good end does not hide a bad one.
+            ("Failed", "False", json!([ended(0, "Completed"), ended(1, "Error")]), "0/3|Error|0"),
+            ("Failed", "False", json!([ended(0, "Completed"), ended(137, "OOMKilled")]), "0/3|OOMKilled|0"),
+            ("Running", "False", json!([ended(0, "Completed"), unsaid]), "0/3|ExitCode:4|0"),
+            ("Failed", "False", json!([killed]), "0/3|Signal:9|0"),
+            ("Failed", "False", json!([unsaid]), "0/3|ExitCode:4|0"),
+            ("Running", "True", json!([ended(0, "Completed"), running]), "1/3|Running|0"),
+            ("Running", "False", json!([ended(0, "Completed"), running]), "1/3|NotReady|0"),
+            ("Running", "False", json!([ended(0, "Completed"), unready]), "0/3|Completed|0"),
+        ] {
+            let status =
+                json!({"phase": phase, "conditions": [condition("Ready", ready)], "containerStatuses": containers});
+            assert_eq!(state(status), expected, "{containers}");
+        }
+        for (status, expected) in [
+            (json!({"phase": "Failed", "reason": "Evicted"}), "0/3|Evicted|0"),
+            (json!({"phase": "Unknown"}), "0/3|Unknown|0"),
+            (json!({}), "0/3||0"),
+        ] {
+            assert_eq!(state(status), expected);
         }
     }
 
     #[test]
-    fn deleted_and_wide() {
+    fn restarts_and_when() {
+        let ended = |at: &str| json!({"terminated": {"finishedAt": at}});
+        let container = |count: i64, last: Value| json!({"restartCount": count, "lastState": last, "ready": true, "state": {"running": {}}});
+        for (containers, expected) in [
+            (json!([container(3, ended("2026-01-01T00:59:30Z"))]), "3 (30s ago)"),
+            (
+                json!([container(1, ended("2026-01-01T00:55:00Z")), container(1, ended("2026-01-01T00:50:00Z"))]),
+                "2 (5m ago)",
+            ),
+            (json!([container(0, ended("2026-01-01T00:55:00Z"))]), "0"),
+            (json!([container(2, json!({}))]), "2"),
+            (json!([container(2, json!({"terminated": {"finishedAt": null}}))]), "2"),
+            (json!([container(1, ended("2026-01-01T01:00:09Z"))]), "1 (<invalid> ago)"),
+        ] {
+            let found = state(json!({"phase": "Running", "containerStatuses": containers}));
+            assert_eq!(found.rsplit('|').next(), Some(expected), "{containers}");
+        }
+        // Of init containers only the sidecar counts once the containers run.
+        let init = json!([{"name": "i", "restartCount": 7, "lastState": ended("2026-01-01T00:59:59Z"), "state": {"terminated": {"exitCode": 0}}},
+            {"name": "s", "restartCount": 1, "lastState": ended("2026-01-01T00:00:00Z"), "started": true, "ready": true, "state": {"running": {}}}]);
+        let status =
+            json!({"phase": "Running", "initContainerStatuses": init, "containerStatuses": [container(1, json!({}))]});
+        assert_eq!(state(status), "2/3|Running|2 (60m ago)");
+    }
+
+    #[test]
+    fn on_their_way_out() {
+        for (phase, reason, expected) in [
+            ("Running", "", "Terminating"),
+            ("Pending", "", "Terminating"),
+            ("Running", "NodeLost", "Unknown"),
+            ("Failed", "NodeLost", "Unknown"),
+            ("Succeeded", "", "Succeeded"),
+            ("Failed", "Evicted", "Evicted"),
+        ] {
+            let pod = json!({
+                "metadata": {"name": "a", "deletionTimestamp": NOW}, "spec": {"containers": [{}]},
+                "status": {"phase": phase, "reason": reason}
+            });
+            assert_eq!(shown(&pod)[2], expected, "{phase} {reason}");
+        }
+    }
+
+    #[test]
+    fn wide() {
         let pod = json!({
-            "metadata": {"name": "a", "deletionTimestamp": "2026-01-01T00:00:00Z"},
-            "spec": {"containers": [{}], "nodeName": "n", "readinessGates": [{"conditionType": "x"}]},
-            "status": {"phase": "Running", "podIPs": [{"ip": "10.42.0.2"}], "conditions": [{"type": "x", "status": "True"}]}
+            "metadata": {"name": "a", "creationTimestamp": "2026-01-01T00:58:00Z"},
+            "spec": {"containers": [{}], "nodeName": "n", "readinessGates": [{"conditionType": "x"}, {"conditionType": "y"}]},
+            "status": {"phase": "Running", "podIP": "10.42.0.2", "podIPs": [{"ip": "10.42.0.2"}, {"ip": "fd00::2"}],
+                "nominatedNodeName": "m", "conditions": [condition("x", "True"), condition("y", "False")]}
         });
-        assert_eq!(shown(&pod), "a|0/1|Terminating|0|<unknown>|10.42.0.2|n|<none>|1/1");
+        assert_eq!(shown(&pod)[4..].join("|"), "2m|10.42.0.2|n|m|1/2");
+        assert_eq!(shown(&json!({}))[4..].join("|"), "<unknown>|<none>|<none>|<none>|<none>");
+    }
+
+    #[test]
+    fn finished_rows_say_so() {
+        for (phase, expected) in [("Succeeded", "The pod has completed successfully."), ("Failed", "The pod failed.")] {
+            let row = json!([{"type": "Completed", "status": "True", "reason": phase, "message": expected}]);
+            assert_eq!(conditions(&json!({"status": {"phase": phase}})), row);
+        }
+        assert_eq!(conditions(&json!({"status": {"phase": "Running"}})), Value::Null);
     }
 }
