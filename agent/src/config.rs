@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Taint;
-use kubelet::config::{EvictionThresholds, ImageGc};
+use kubelet::config::{ContainerLogs, EvictionThresholds, ImageGc};
 
 use crate::containerd::CgroupDriver;
 use crate::join::Credentials;
@@ -57,6 +57,7 @@ pub struct Config {
     pub eviction: EvictionThresholds,
     /// When unused images are removed.
     pub image_gc: ImageGc,
+    pub container_logs: ContainerLogs,
 }
 
 /// Where an agent's files lie.
@@ -136,6 +137,7 @@ impl Config {
             kubelet_port: api::defaults::KUBELET_PORT,
             eviction: EvictionThresholds::default(),
             image_gc: ImageGc::default(),
+            container_logs: ContainerLogs::default(),
         }
     }
 }

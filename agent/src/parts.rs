@@ -92,6 +92,7 @@ fn kubelet_config(
     kubelet.allowed_unsafe_sysctls = config.allowed_unsafe_sysctls.clone();
     kubelet.eviction = config.eviction.clone();
     kubelet.image_gc = config.image_gc.clone();
+    kubelet.container_logs = config.container_logs.clone();
     kubelet.server = Some(ServerConfig {
         address: (node_ip, config.kubelet_port).into(),
         // One file holds certificate and key.

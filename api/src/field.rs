@@ -221,8 +221,38 @@ impl Error {
 fn shown(value: &Value) -> String {
     match value {
         Value::Null => "null".to_owned(),
+        Value::String(text) => quoted(text),
         other => other.to_string(),
     }
+}
+
+/// A text as Go's `%q` writes it.
+fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            '\x07' => out.push_str("\\a"),
+            '\x08' => out.push_str("\\b"),
+            '\x0c' => out.push_str("\\f"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '\x0b' => out.push_str("\\v"),
+            c if c.is_ascii_control() => out.push_str(&format!("\\x{:02x}", u32::from(c))),
+            c if is_unprintable(c) => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+/// Controls, spaces other than the plain one, and marks that only steer how text is laid out.
+fn is_unprintable(c: char) -> bool {
+    let steers = matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+    c.is_control() || c != ' ' && c.is_whitespace() || steers
 }
 
 impl fmt::Display for Error {
@@ -261,6 +291,13 @@ mod tests {
             "spec.ports[0].port: Invalid value: 70000: must be between 1 and 65535, inclusive"
         );
         assert_eq!(Error::required(&port, "").to_string(), "spec.ports[0].port: Required value");
+        for (given, shown) in [
+            ("a\"\\b", r#""a\"\\b""#),
+            ("a\tb\n\x07\x01\x7f", r#""a\tb\n\a\x01\x7f""#),
+            ("ü\u{a0}\u{200b}\u{85}", r#""ü\u00a0\u200b\u0085""#),
+        ] {
+            assert_eq!(Error::invalid(&port, given, "no").body(), format!("Invalid value: {shown}: no"));
+        }
         assert_eq!(
             Error::not_supported(&port, "X", &["UDP", "TCP"]).to_string(),
             "spec.ports[0].port: Unsupported value: \"X\": supported values: \"UDP\", \"TCP\""

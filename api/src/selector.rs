@@ -3,6 +3,9 @@
 //! [`Selector`] is one list of requirements, all of which must hold. It is read from query text
 //! (`app=nginx,tier in (a,b),!old`), from a `LabelSelector` (typed or JSON), or from a plain map.
 
+mod fields;
+mod labels;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -11,6 +14,8 @@ use serde_json::Value;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Requirement {
+    Equals(String, String),
+    NotEquals(String, String),
     In(String, Vec<String>),
     NotIn(String, Vec<String>),
     Exists(String),
@@ -29,18 +34,25 @@ pub struct Selector {
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SelectorError {
-    #[error("unable to parse requirement: {0}")]
-    Parse(String),
+    #[error("{0}")]
+    Labels(String),
     #[error("\"{0}\" is not a valid label selector operator")]
     Operator(String),
     #[error("invalid selector: '{0}'; can't understand '{1}'")]
     Field(String, String),
+    #[error("invalid field selector: invalid escape sequence: {0}")]
+    Escape(String),
+    /// Upstream shows the character as a number.
+    #[error("invalid field selector: unescaped character in value: {0}")]
+    Unescaped(u32),
 }
 
 impl Requirement {
     /// `value` is the object's value for the requirement's key, if it has one.
     fn holds(&self, value: Option<&str>) -> bool {
         match self {
+            Requirement::Equals(_, wanted) => value == Some(wanted),
+            Requirement::NotEquals(_, unwanted) => value != Some(unwanted),
             Requirement::In(_, values) => value.is_some_and(|value| values.iter().any(|v| v == value)),
             Requirement::NotIn(_, values) => value.is_none_or(|value| values.iter().all(|v| v != value)),
             Requirement::Exists(_) => value.is_some(),
@@ -52,12 +64,28 @@ impl Requirement {
 
     pub fn key(&self) -> &str {
         match self {
-            Requirement::In(key, _)
+            Requirement::Equals(key, _)
+            | Requirement::NotEquals(key, _)
+            | Requirement::In(key, _)
             | Requirement::NotIn(key, _)
             | Requirement::Exists(key)
             | Requirement::DoesNotExist(key)
             | Requirement::GreaterThan(key, _)
             | Requirement::LessThan(key, _) => key,
+        }
+    }
+
+    /// The same about another key.
+    pub fn rename(&mut self, to: String) {
+        match self {
+            Requirement::Equals(key, _)
+            | Requirement::NotEquals(key, _)
+            | Requirement::In(key, _)
+            | Requirement::NotIn(key, _)
+            | Requirement::Exists(key)
+            | Requirement::DoesNotExist(key)
+            | Requirement::GreaterThan(key, _)
+            | Requirement::LessThan(key, _) => *key = to,
         }
     }
 }
@@ -92,78 +120,59 @@ impl Selector {
 
     /// From a plain map, as in `Service.spec.selector`; each pair must be there.
     pub fn from_map(map: &BTreeMap<String, String>) -> Self {
-        let requirements = map.iter().map(|(k, v)| Requirement::In(k.clone(), vec![v.clone()])).collect();
+        let requirements = map.iter().map(|(k, v)| Requirement::Equals(k.clone(), v.clone())).collect();
         Self { requirements, nothing: false }
     }
 
     /// From a typed `LabelSelector`: absent matches nothing, empty matches everything.
     pub fn from_label_selector(selector: Option<&LabelSelector>) -> Result<Self, SelectorError> {
         let Some(selector) = selector else { return Ok(Self::nothing()) };
-        let mut result = Self::from_map(selector.match_labels.as_ref().unwrap_or(&BTreeMap::new()));
+        let mut requirements = Vec::new();
+        for (key, value) in selector.match_labels.iter().flatten() {
+            requirements.push(labels::checked(key, "=", vec![value.clone()])?);
+        }
         for expression in selector.match_expressions.iter().flatten() {
             let values = expression.values.clone().unwrap_or_default();
-            result.requirements.push(requirement(&expression.key, &expression.operator, values)?);
+            requirements.push(requirement(&expression.key, &expression.operator, values)?);
         }
-        Ok(result)
+        Ok(Self::sorted(requirements))
     }
 
     /// From a `LabelSelector` in JSON.
     pub fn from_json(selector: Option<&Value>) -> Result<Self, SelectorError> {
         let Some(selector) = selector.filter(|value| !value.is_null()) else { return Ok(Self::nothing()) };
-        let mut result = Self::everything();
+        let mut requirements = Vec::new();
         for (key, value) in selector.get("matchLabels").and_then(Value::as_object).into_iter().flatten() {
-            let value = value.as_str().unwrap_or_default().to_owned();
-            result.requirements.push(Requirement::In(key.clone(), vec![value]));
+            requirements.push(labels::checked(key, "=", vec![value.as_str().unwrap_or_default().to_owned()])?);
         }
         for expression in selector.get("matchExpressions").and_then(Value::as_array).into_iter().flatten() {
             let text = |name: &str| expression.get(name).and_then(Value::as_str).unwrap_or_default();
             let values = expression.get("values").and_then(Value::as_array).into_iter().flatten();
             let values = values.filter_map(Value::as_str).map(str::to_owned).collect();
-            result.requirements.push(requirement(text("key"), text("operator"), values)?);
+            requirements.push(requirement(text("key"), text("operator"), values)?);
         }
-        Ok(result)
+        Ok(Self::sorted(requirements))
+    }
+
+    fn sorted(mut requirements: Vec<Requirement>) -> Self {
+        requirements.sort_by(|one, other| one.key().cmp(other.key()));
+        Self { requirements, nothing: false }
     }
 
     /// From query text: `a=b`, `a==b`, `a!=b`, `a in (b,c)`, `a notin (b)`, `a`, `!a`, `a>1`, `a<1`.
     pub fn parse_labels(text: &str) -> Result<Self, SelectorError> {
-        let mut result = Self::everything();
-        for part in split_outside_parentheses(text) {
-            let part = part.trim();
-            if part.is_empty() {
-                if text.trim().is_empty() {
-                    continue;
-                }
-                return Err(SelectorError::Parse(format!("found '{text}', expected: identifier after ','")));
-            }
-            result.requirements.push(parse_label_requirement(part)?);
-        }
-        Ok(result)
+        Ok(Self { requirements: labels::parse(text)?, nothing: false })
     }
 
     /// From field selector text: `a=b`, `a==b`, `a!=b`, joined by commas; `\` escapes.
     pub fn parse_fields(text: &str) -> Result<Self, SelectorError> {
-        let mut result = Self::everything();
-        for term in split_unescaped_commas(text) {
-            if term.is_empty() {
-                continue;
-            }
-            let at = term.find('=').ok_or_else(|| SelectorError::Field(text.to_owned(), term.clone()))?;
-            let (key, rest) = term.split_at(at);
-            let requirement = match key.strip_suffix('!') {
-                Some(key) => Requirement::NotIn(key.to_owned(), vec![unescape(&rest[1..])]),
-                None => {
-                    let value = rest.strip_prefix("==").unwrap_or(&rest[1..]);
-                    Requirement::In(key.to_owned(), vec![unescape(value)])
-                }
-            };
-            result.requirements.push(requirement);
-        }
-        Ok(result)
+        Ok(Self { requirements: fields::parse(text)?, nothing: false })
     }
 
     /// The value `key` must equal, if a requirement pins it to exactly one.
     pub fn exact(&self, key: &str) -> Option<&str> {
         self.requirements.iter().find_map(|requirement| match requirement {
+            Requirement::Equals(k, value) if k == key => Some(value.as_str()),
             Requirement::In(k, values) if k == key && values.len() == 1 => Some(values[0].as_str()),
             _ => None,
         })
@@ -171,109 +180,14 @@ impl Selector {
 }
 
 fn requirement(key: &str, operator: &str, values: Vec<String>) -> Result<Requirement, SelectorError> {
-    let key = key.to_owned();
-    Ok(match operator {
-        "In" => Requirement::In(key, values),
-        "NotIn" => Requirement::NotIn(key, values),
-        "Exists" => Requirement::Exists(key),
-        "DoesNotExist" => Requirement::DoesNotExist(key),
+    let sign = match operator {
+        "In" => "in",
+        "NotIn" => "notin",
+        "Exists" => "exists",
+        "DoesNotExist" => "!",
         other => return Err(SelectorError::Operator(other.to_owned())),
-    })
-}
-
-fn split_outside_parentheses(text: &str) -> Vec<&str> {
-    let (mut parts, mut depth, mut start) = (Vec::new(), 0_i32, 0);
-    for (at, byte) in text.bytes().enumerate() {
-        match byte {
-            b'(' => depth += 1,
-            b')' => depth -= 1,
-            b',' if depth == 0 => {
-                parts.push(&text[start..at]);
-                start = at + 1;
-            }
-            _ => {}
-        }
-    }
-    parts.push(&text[start..]);
-    parts
-}
-
-fn parse_label_requirement(part: &str) -> Result<Requirement, SelectorError> {
-    let refused = |why: String| SelectorError::Parse(why);
-    let checked = |key: &str| match crate::names::qualified_name(key).join("; ") {
-        none if none.is_empty() => Ok(key.to_owned()),
-        problems => Err(SelectorError::Parse(format!("key: Invalid value: {key:?}: {problems}"))),
     };
-    let checked_value = |value: &str| match crate::names::label_value(value).join("; ") {
-        none if none.is_empty() => Ok(value.to_owned()),
-        problems => Err(SelectorError::Parse(format!("values[0]: Invalid value: {value:?}: {problems}"))),
-    };
-    if let Some(key) = part.strip_prefix('!') {
-        return Ok(Requirement::DoesNotExist(checked(key.trim())?));
-    }
-    if let Some(close) = part.strip_suffix(')') {
-        let (head, list) =
-            close.split_once('(').ok_or_else(|| refused(format!("found ')' in {part:?}, expected '('")))?;
-        let values = list.split(',').map(|value| checked_value(value.trim())).collect::<Result<Vec<_>, _>>()?;
-        let (key, operator) = head.trim().rsplit_once(char::is_whitespace).unwrap_or((head.trim(), ""));
-        let key = checked(key.trim())?;
-        return match operator {
-            "in" => Ok(Requirement::In(key, values)),
-            "notin" => Ok(Requirement::NotIn(key, values)),
-            other => Err(refused(format!("found '{other}', expected: in, notin, =, ==, !=, gt, lt"))),
-        };
-    }
-    if let Some((key, value)) = part.split_once("!=") {
-        return Ok(Requirement::NotIn(checked(key.trim())?, vec![checked_value(value.trim())?]));
-    }
-    if let Some((key, value)) = part.split_once("==").or_else(|| part.split_once('=')) {
-        return Ok(Requirement::In(checked(key.trim())?, vec![checked_value(value.trim())?]));
-    }
-    for (sign, build) in [
-        ('>', Requirement::GreaterThan as fn(String, i64) -> Requirement),
-        ('<', Requirement::LessThan as fn(String, i64) -> Requirement),
-    ] {
-        if let Some((key, value)) = part.split_once(sign) {
-            let number = value.trim().parse().map_err(|_| {
-                refused(format!(
-                    "values[0]: Invalid value: {:?}: for 'Gt', 'Lt' operators, the value must be an integer",
-                    value.trim()
-                ))
-            })?;
-            return Ok(build(checked(key.trim())?, number));
-        }
-    }
-    Ok(Requirement::Exists(checked(part)?))
-}
-
-fn split_unescaped_commas(text: &str) -> Vec<String> {
-    let (mut terms, mut current, mut escaped) = (Vec::new(), String::new(), false);
-    for c in text.chars() {
-        match c {
-            ',' if !escaped => {
-                terms.push(std::mem::take(&mut current));
-                continue;
-            }
-            '\\' if !escaped => escaped = true,
-            _ => escaped = false,
-        }
-        current.push(c);
-    }
-    terms.push(current);
-    terms
-}
-
-fn unescape(value: &str) -> String {
-    let (mut plain, mut escaped) = (String::with_capacity(value.len()), false);
-    for c in value.chars() {
-        if c == '\\' && !escaped {
-            escaped = true;
-        } else {
-            escaped = false;
-            plain.push(c);
-        }
-    }
-    plain
+    labels::checked(key, sign, values)
 }
 
 /// Query text that reads back to the same selector.
@@ -283,11 +197,16 @@ impl fmt::Display for Selector {
             if index > 0 {
                 f.write_str(",")?;
             }
+            let sorted = |values: &[String]| {
+                let mut values = values.to_vec();
+                values.sort_unstable();
+                values.join(",")
+            };
             match requirement {
-                Requirement::In(key, values) if values.len() == 1 => write!(f, "{key}={}", values[0])?,
-                Requirement::In(key, values) => write!(f, "{key} in ({})", values.join(","))?,
-                Requirement::NotIn(key, values) if values.len() == 1 => write!(f, "{key}!={}", values[0])?,
-                Requirement::NotIn(key, values) => write!(f, "{key} notin ({})", values.join(","))?,
+                Requirement::Equals(key, value) => write!(f, "{key}={value}")?,
+                Requirement::NotEquals(key, value) => write!(f, "{key}!={value}")?,
+                Requirement::In(key, values) => write!(f, "{key} in ({})", sorted(values))?,
+                Requirement::NotIn(key, values) => write!(f, "{key} notin ({})", sorted(values))?,
                 Requirement::Exists(key) => f.write_str(key)?,
                 Requirement::DoesNotExist(key) => write!(f, "!{key}")?,
                 Requirement::GreaterThan(key, than) => write!(f, "{key}>{than}")?,
@@ -326,24 +245,38 @@ mod tests {
             let selector = Selector::parse_labels(text);
             assert_eq!(selector.map(|s| s.matches_json(Some(&labels))), Ok(matches), "{text}");
         }
-        for text in ["a,,b", "a=b=c", "in (a)", "a b", "=x", "a in b)", "n>x"] {
-            assert!(Selector::parse_labels(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn field_selectors_from_text() {
-        let selector = Selector::parse_fields("spec.nodeName=a,status.phase!=Running").unwrap();
-        let value = |key: &str| if key == "spec.nodeName" { Some("a") } else { Some("Pending") };
-        assert!(selector.matches_with(value));
-        assert_eq!(selector.exact("spec.nodeName"), Some("a"));
-        assert!(Selector::parse_fields("nonsense").is_err());
-        assert_eq!(Selector::parse_fields(r"a=b\,c").unwrap().exact("a"), Some("b,c"));
     }
 
     #[test]
     fn absent_matches_nothing_and_empty_everything() {
         assert!(!Selector::from_json(None).unwrap().matches_json(None));
         assert!(Selector::from_json(Some(&json!({}))).unwrap().matches_json(None));
+    }
+
+    #[test]
+    fn of_objects() {
+        let with = |key: &str, operator: &str, values: &[&str]| json!({"matchLabels": {"z": "1"}, "matchExpressions": [{"key": key, "operator": operator, "values": values}]});
+        for (selector, expected) in [
+            (with("a", "In", &["y", "x"]), Ok("a in (x,y),z=1")),
+            (with("a", "NotIn", &["x"]), Ok("a notin (x),z=1")),
+            (with("a", "Exists", &[]), Ok("a,z=1")),
+            (with("zz", "DoesNotExist", &[]), Ok("z=1,!zz")),
+            (with("a", "Gt", &["1"]), Err("\"Gt\" is not a valid label selector operator")),
+            (
+                with("a", "In", &[]),
+                Err("values: Invalid value: []: for 'in', 'notin' operators, values set can't be empty"),
+            ),
+            (
+                with("a", "Exists", &["x"]),
+                Err("values: Invalid value: [\"x\"]: values set must be empty for exists and does not exist"),
+            ),
+            (with("/a", "Exists", &[]), Err("key: Invalid value: \"/a\": prefix part must be non-empty")),
+        ] {
+            let typed: LabelSelector = serde_json::from_value(selector.clone()).unwrap();
+            for parsed in [Selector::from_json(Some(&selector)), Selector::from_label_selector(Some(&typed))] {
+                let found = parsed.map(|selector| selector.to_string()).map_err(|error| error.to_string());
+                assert_eq!(found, expected.map(str::to_owned).map_err(str::to_owned), "{selector}");
+            }
+        }
     }
 }

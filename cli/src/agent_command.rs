@@ -72,6 +72,12 @@ pub struct NodeArguments {
     /// Unused images are removed when their file system is fuller than this many percent
     #[arg(long, default_value_t = 85, value_parser = clap::value_parser!(u8).range(0..=100))]
     image_gc_high_threshold: u8,
+    /// A container's log is rotated at this size, e.g. 10Mi
+    #[arg(long, default_value = "10Mi", value_parser = parse_size)]
+    container_log_max_size: u64,
+    /// How many files of a container's log are kept, the one that is written included
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(2..))]
+    container_log_max_files: u32,
     /// Seconds between looks for addresses that no pod has any more
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
     network_gc_period: u64,
@@ -117,6 +123,8 @@ impl NodeArguments {
         config.eviction = self.eviction_hard.clone();
         config.image_gc.high_percent = self.image_gc_high_threshold;
         config.image_gc.low_percent = config.image_gc.low_percent.min(self.image_gc_high_threshold);
+        config.container_logs.max_size = self.container_log_max_size;
+        config.container_logs.max_files = self.container_log_max_files;
         config.proxy_mode =
             if self.proxy_mode == "iptables" { agent::ProxyMode::Iptables } else { agent::ProxyMode::Nftables };
         Ok(config)
@@ -148,6 +156,12 @@ fn parse_taint(text: &str) -> Result<Taint, String> {
         effect: effect.to_owned(),
         time_added: None,
     })
+}
+
+/// Bytes, as a quantity.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let size: api::quantity::Quantity = text.parse().map_err(|error| format!("{error}"))?;
+    u64::try_from(size.units()).map_err(|_| "a size is not negative".to_owned())
 }
 
 pub fn run(arguments: &AgentArguments) -> anyhow::Result<ExitCode> {

@@ -6,6 +6,7 @@
 //! event and says so in the log.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
@@ -41,14 +42,13 @@ struct Occurrence {
     at: Timestamp,
 }
 
-/// What makes two occurrences the same event.
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct Identity {
-    uid: String,
-    field_path: String,
-    kind: bool,
-    reason: String,
-    message: String,
+impl Occurrence {
+    /// Equal for occurrences of the same event. Only a hash is remembered of each: the texts of some
+    /// thousand events would be most of what a resting component holds.
+    fn identity(&self, hasher: &RandomState) -> u64 {
+        let about = (&self.regarding.uid, &self.regarding.field_path);
+        hasher.hash_one((about, self.kind == EventType::Warning, &self.reason, &self.message))
+    }
 }
 
 impl EventRecorder {
@@ -89,19 +89,14 @@ impl EventRecorder {
 }
 
 async fn send_all(client: Client, source: EventSource, mut waiting: mpsc::Receiver<Occurrence>) {
+    let hasher = RandomState::new();
     // name of the event object and its count so far
-    let mut sent: HashMap<Identity, (String, i32)> = HashMap::new();
+    let mut sent: HashMap<u64, (String, i32)> = HashMap::new();
     while let Some(occurrence) = waiting.recv().await {
         if sent.len() >= REMEMBERED {
             sent.clear();
         }
-        let identity = Identity {
-            uid: occurrence.regarding.uid.clone().unwrap_or_default(),
-            field_path: occurrence.regarding.field_path.clone().unwrap_or_default(),
-            kind: occurrence.kind == EventType::Warning,
-            reason: occurrence.reason.clone(),
-            message: occurrence.message.clone(),
-        };
+        let identity = occurrence.identity(&hasher);
         let namespace = occurrence.regarding.namespace.clone().unwrap_or_else(|| "default".to_owned());
         let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
         let repeated = match sent.get_mut(&identity) {

@@ -21,25 +21,44 @@ impl Lab {
     /// that runs side by side do not meet.
     #[track_caller]
     pub fn up(story: &str, arguments: &[&str]) -> Self {
+        Self::up_with_images(story, arguments, &[])
+    }
+
+    /// As [`Lab::up`], in a mount namespace of its own whose mounts are shared: what containers mount
+    /// there stays there, whatever the host's own mounts are.
+    #[track_caller]
+    pub fn up_with_shared_mounts(story: &str, arguments: &[&str]) -> Self {
+        Self::up_with_images(story, arguments, &["unshare", "--mount", "--propagation", "shared"])
+    }
+
+    #[track_caller]
+    fn up_with_images(story: &str, arguments: &[&str], wrapper: &[&str]) -> Self {
         let images: Vec<String> = archives().iter().map(|archive| archive.display().to_string()).collect();
         let mut all = arguments.to_vec();
         for image in &images {
             all.extend(["--image", image]);
         }
-        Self::up_without_images(story, &all)
+        Self::up_by(story, &all, wrapper)
     }
 
     #[track_caller]
     pub fn up_without_images(story: &str, arguments: &[&str]) -> Self {
+        Self::up_by(story, arguments, &[])
+    }
+
+    /// `wrapper` is a command that runs the command that follows it.
+    #[track_caller]
+    fn up_by(story: &str, arguments: &[&str], wrapper: &[&str]) -> Self {
         let name = format!("{story}-{}", std::process::id() % 100_000);
-        let mut all = vec!["lab", "up", &name];
-        all.extend(arguments);
+        let program = skiff().display().to_string();
+        let mut all = [wrapper, &[program.as_str(), "lab", "up", &name], arguments].concat();
+        let first = all.remove(0);
         let mut lab = Self {
             kubeconfig: format!("/var/lib/skiff/lab/{name}/admin.kubeconfig"),
             bridge: String::new(),
             name: name.clone(),
         };
-        command(skiff(), &all, &[], "").expect_ok();
+        command(first, &all, &[], "").expect_ok();
         let links = lab.describe();
         let address = links["members"][0]["address"].as_str().unwrap_or_default().to_owned();
         let octets: Vec<u8> = address.split('.').filter_map(|part| part.parse().ok()).collect();
@@ -87,6 +106,17 @@ impl Lab {
         let mut all = vec!["lab", "exec", &node, "--"];
         all.extend(arguments);
         command(skiff(), &all, &[], "")
+    }
+
+    /// Runs a command with a member's mounts.
+    pub fn exec_with_mounts(&self, member: &str, arguments: &[&str]) -> Output {
+        let pid = self.member(member)["pid"].to_string();
+        command("nsenter", &[&["--mount", "--target", &pid, "--"], arguments].concat(), &[], "")
+    }
+
+    /// A member's log so far.
+    pub fn log(&self, member: &str) -> String {
+        std::fs::read_to_string(format!("/var/lib/skiff/lab/{}/{member}.log", self.name)).unwrap_or_default()
     }
 
     /// `skiff lab node <what> <member>`.
@@ -155,11 +185,10 @@ impl Lab {
 
     fn print_logs(&self) {
         for member in std::iter::once("server".to_owned()).chain(self.nodes()) {
-            let path = format!("/var/lib/skiff/lab/{}/{member}.log", self.name);
-            let log = std::fs::read_to_string(&path).unwrap_or_default();
+            let log = self.log(&member);
             let lines: Vec<&str> = log.lines().filter(|line| !line.contains(" timeline ")).collect();
             let tail = &lines[lines.len().saturating_sub(60)..];
-            eprintln!("---- the end of {path}\n{}", tail.join("\n"));
+            eprintln!("---- the end of the log of {member}\n{}", tail.join("\n"));
         }
         eprintln!("---- pods\n{}", self.try_kubectl(&["get", "pods", "-A", "-o", "wide"]).stdout);
         eprintln!("---- events\n{}", self.try_kubectl(&["get", "events", "-A"]).stdout);

@@ -125,6 +125,11 @@ impl Running {
         Self { line, child, lines }
     }
 
+    /// Everything it printed that was not asked for yet.
+    pub fn lines_so_far(&mut self) -> Vec<String> {
+        self.lines.try_iter().collect()
+    }
+
     /// The next line that contains `words`, at most 30 s from now.
     #[track_caller]
     pub fn line_with(&mut self, words: &str) -> String {

@@ -43,6 +43,21 @@ impl Default for ImageGc {
     }
 }
 
+/// How much of a container's log is kept.
+#[derive(Debug, Clone)]
+pub struct ContainerLogs {
+    /// A file is rotated at this many bytes...
+    pub max_size: u64,
+    /// ... and this many files are kept, the one that is written included.
+    pub max_files: u32,
+}
+
+impl Default for ContainerLogs {
+    fn default() -> Self {
+        Self { max_size: 10 << 20, max_files: 5 }
+    }
+}
+
 /// Hard eviction thresholds; Kubernetes' defaults.
 #[derive(Debug, Clone)]
 pub struct EvictionThresholds {
@@ -141,10 +156,7 @@ pub struct Config {
     pub system_reserved: Amounts,
     pub eviction: EvictionThresholds,
     pub image_gc: ImageGc,
-    /// A container's log file is rotated at this many bytes...
-    pub container_log_max_size: u64,
-    /// ... and this many files are kept.
-    pub container_log_max_files: u32,
+    pub container_logs: ContainerLogs,
     /// None for a kubelet without its HTTP server (tests).
     pub server: Option<ServerConfig>,
     /// How often an unchanged node status is sent.
@@ -180,8 +192,7 @@ impl Config {
             system_reserved: Amounts::new(),
             eviction: EvictionThresholds::default(),
             image_gc: ImageGc::default(),
-            container_log_max_size: 10 << 20,
-            container_log_max_files: 5,
+            container_logs: ContainerLogs::default(),
             server: None,
             node_status_report: Duration::from_secs(300),
             lease_duration: Duration::from_secs(40),
@@ -224,8 +235,8 @@ impl Config {
                 "nodefs.inodesFree": format!("{}%", self.eviction.nodefs_inodes_percent),
                 "imagefs.available": format!("{}%", self.eviction.imagefs_available_percent),
             },
-            "containerLogMaxSize": self.container_log_max_size.to_string(),
-            "containerLogMaxFiles": self.container_log_max_files,
+            "containerLogMaxSize": self.container_logs.max_size.to_string(),
+            "containerLogMaxFiles": self.container_logs.max_files,
             "systemReserved": reserved,
             "podLogsDir": self.layout.logs,
         })

@@ -52,7 +52,7 @@ struct State {
     /// All sources have been read once: what no source names has to go.
     complete: bool,
     /// Pods of the API that wait for room to grow, by UID.
-    deferred: HashMap<String, Arc<Pod>>,
+    deferred: HashMap<String, grants::Deferred>,
 }
 
 fn uid_of(pod: &Pod) -> String {

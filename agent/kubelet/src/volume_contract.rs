@@ -26,15 +26,23 @@ pub struct MountedVolume {
 /// Every volume of a pod by its name in `spec.volumes`.
 pub type VolumePaths = BTreeMap<String, MountedVolume>;
 
-/// Why volumes could not be made or removed. Shown in the event `FailedMount` as
-/// `MountVolume.SetUp failed for volume "<volume>" : <message>`, and the set-up is tried again.
+/// Why volumes could not be made or removed. Shown in the event `FailedMount`, and the set-up is tried
+/// again.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("MountVolume.SetUp failed for volume \"{volume}\" : {message}")]
+#[error("MountVolume.{step} failed for volume \"{volume}\" : {message}")]
 pub struct VolumeError {
+    /// As Kubernetes names it: `SetUp` or `NewMounter initialization`.
+    pub step: &'static str,
     /// The volume's name in the pod.
     pub volume: String,
     /// What came back, e.g. `configmap "settings" not found`.
     pub message: String,
+}
+
+impl VolumeError {
+    pub fn set_up(volume: &str, message: String) -> Self {
+        Self { step: "SetUp", volume: volume.to_owned(), message }
+    }
 }
 
 #[async_trait]
@@ -46,6 +54,9 @@ pub trait Volumes: Send + Sync {
 
     /// The pod object changed (labels or annotations that downwardAPI volumes show). Must not block.
     fn refresh(&self, pod: &Arc<Pod>);
+
+    /// The pod is ending: its volumes stay as they are until they are torn down.
+    fn freeze(&self, pod_uid: &str);
 
     /// Unmounts and removes everything of the pod. Succeeds when nothing is there.
     /// Collects errors, goes on with the other volumes and reports the first.

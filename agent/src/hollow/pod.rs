@@ -28,6 +28,7 @@ pub fn step(pod: &Pod, ip: IpAddr, host_ip: IpAddr, now: Timestamp) -> Step {
     }
     let observed = started(pod, ip, &last, now);
     let view = View {
+        recursive_read_only_works: false,
         pod,
         last: &last,
         observed: &observed,

@@ -114,10 +114,20 @@ fn strategic_patch(data: &[u8]) {
 
 fn apply(data: &[u8]) {
     let (Some(config), Some(schema)) = (document(data), schema::lookup(&pod_kind())) else { return };
-    let Ok(first) = patch::apply::apply(&schema, Some(&pod()), &config, "a", "", true, Timestamp::UNIX_EPOCH) else {
-        return;
+    let versions = patch::apply::versions::Only::of(&pod(), schema);
+    let apply = |live: &serde_json::Value, config: &serde_json::Value, manager, force| {
+        let write = patch::apply::Write {
+            versions: &versions,
+            version: &versions.version,
+            manager,
+            subresource: "",
+            status_apart: true,
+            now: Timestamp::UNIX_EPOCH,
+        };
+        futures::executor::block_on(patch::apply::apply(&write, Some(live), config, force))
     };
-    let _ = patch::apply::apply(&schema, Some(&first), &pod(), "b", "", false, Timestamp::UNIX_EPOCH);
+    let Ok(first) = apply(&pod(), &config, "a", true) else { return };
+    let _ = apply(&first, &pod(), "b", false);
 }
 
 fn expression(data: &[u8]) {

@@ -66,6 +66,7 @@ mod remote;
 pub mod resource;
 mod resources;
 pub mod schema;
+mod selectable;
 mod server;
 mod table;
 #[cfg(feature = "testing")]

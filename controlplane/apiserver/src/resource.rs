@@ -33,6 +33,7 @@ use serde_json::{Map, Value, json};
 use crate::admit::Cluster;
 use crate::authn::UserInfo;
 use crate::error::Result;
+pub use crate::selectable::{FieldAlias, FieldLabels, SelectableField};
 
 pub type Text = Cow<'static, str>;
 
@@ -164,17 +165,6 @@ impl Column {
     }
 }
 
-/// A field that field selectors may name, beside `metadata.name` and `metadata.namespace`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SelectableField {
-    /// As selectors name it, e.g. `spec.nodeName`, `involvedObject.name`.
-    pub label: Text,
-    /// Dotted path in the hub version. When several are given the first non-empty one counts.
-    pub paths: Vec<Text>,
-    /// What an absent field compares as: usually empty; `false` for `spec.unschedulable`.
-    pub absent: Text,
-}
-
 /// Everything that can be said of a resource as data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Descriptor {
@@ -198,6 +188,7 @@ pub struct Descriptor {
     /// Under `/registry/`, without slashes at the ends, e.g. `pods`, `services/specs`, `minions`.
     pub storage_prefix: Text,
     pub selectable: Vec<SelectableField>,
+    pub field_labels: FieldLabels,
     pub columns: Vec<Column>,
     pub generation: bool,
     pub name_rule: NameRule,
@@ -247,6 +238,7 @@ impl Descriptor {
             stored_as: None,
             storage_prefix: plural.into(),
             selectable: Vec::new(),
+            field_labels: FieldLabels::default(),
             columns: vec![Column::name(), Column::age()],
             generation: false,
             name_rule: NameRule::DnsSubdomain,

@@ -30,7 +30,7 @@ pub fn columns<'a>(descriptor: &'a Descriptor, group: &str, version: &str) -> &'
     descriptor.find_served(group, version).and_then(|served| served.columns.as_deref()).unwrap_or(&descriptor.columns)
 }
 
-pub fn column_definitions(columns: &[Column]) -> Value {
+fn column_definitions(columns: &[Column]) -> Value {
     let definition = |column: &Column| {
         json!({
             "name": column.name, "type": column.type_, "format": column.format,
@@ -38,6 +38,13 @@ pub fn column_definitions(columns: &[Column]) -> Value {
         })
     };
     columns.iter().map(definition).collect()
+}
+
+pub fn table(columns: &[Column], rows: Vec<Value>, metadata: &Value, version: &str) -> Value {
+    json!({
+        "kind": "Table", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": metadata,
+        "columnDefinitions": column_definitions(columns), "rows": rows,
+    })
 }
 
 /// One row. `object` is what the cells are made from (hub version); `shown` goes along with it, in

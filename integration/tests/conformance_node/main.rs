@@ -7,10 +7,15 @@
 // A test that cannot go on fails, in its helpers too.
 #![allow(clippy::unwrap_used)]
 
+mod endings;
 mod lifecycle;
+mod logs;
+mod mounts;
 mod network;
 mod pods;
+mod probes;
 mod resize;
+mod streams;
 mod volumes;
 mod websocket;
 

@@ -256,4 +256,51 @@ fn resizes() {
         let given = status_of(&pod, "c")["resources"]["requests"]["cpu"] == *cpus;
         if given { Ok(()) } else { Err(pod["status"].to_string()) }
     });
+    lab.kubectl(&["delete", "pod", "grow", "--now"]);
+    by_priority(&lab);
+}
+
+/// Room for one of two that wait: the more important gets it, though the other waits longer.
+fn by_priority(lab: &Lab) {
+    let all = 1000 * std::thread::available_parallelism().unwrap().get();
+    let cpu = |cpu: usize| json!({"requests": {"cpu": format!("{cpu}m")}});
+    let pod = |name: &str, class: &str, request: usize| {
+        let container = json!({"name": "c", "image": BUSYBOX, "imagePullPolicy": "IfNotPresent",
+            "command": ["sleep", "3600"], "resources": cpu(request)});
+        let spec = json!({"terminationGracePeriodSeconds": 1, "priorityClassName": class, "containers": [container]});
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}).to_string()
+    };
+    let class = |name: &str, value: i32| {
+        json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name},
+            "value": value, "preemptionPolicy": "Never"})
+        .to_string()
+    };
+    for object in [class("more", 10), class("less", 5)] {
+        lab.apply(&object);
+    }
+    for object in [pod("big", "less", all - 400), pod("first", "less", 100), pod("second", "more", 100)] {
+        lab.apply(&object);
+    }
+    let patch = |name: &str, request: usize| {
+        let patch = json!({"spec": {"containers": [{"name": "c", "resources": cpu(request)}]}}).to_string();
+        lab.kubectl(&["patch", "pod", name, "--subresource=resize", "-p", &patch]);
+    };
+    for name in ["big", "first", "second"] {
+        lab.wait(&format!("pod/{name}"), "condition=Ready", 60);
+    }
+    for name in ["first", "second"] {
+        patch(name, 500);
+        lab.wait(&format!("pod/{name}"), "condition=PodResizePending", 60);
+    }
+    patch("big", all - 650);
+    let has = |name: &str| status_of(&lab.get(&["pod", name]), "c")["resources"]["requests"]["cpu"].clone();
+    lab.eventually("the second is granted", SOON, || {
+        if has("second") == "500m" { Ok(()) } else { Err(has("second").to_string()) }
+    });
+    assert_eq!(has("first"), "100m");
+    assert_eq!(condition(&lab.get(&["pod", "first"]), "PodResizePending")["reason"], "Deferred");
+    lab.kubectl(&["delete", "pod", "big", "--now"]);
+    lab.eventually("so is the first, in the end", SOON, || {
+        if has("first") == "500m" { Ok(()) } else { Err(has("first").to_string()) }
+    });
 }

@@ -1,7 +1,7 @@
 //! Volumes of running pods: what is updated in them, what binds, what is too large, what is refused.
 
 use integration::{BUSYBOX, Lab};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{SOON, all_succeed_of, status_of};
 
@@ -53,6 +53,29 @@ fn volumes() {
         lab.kubectl(&["delete", "pod", name, "--now"]);
     }
 
+    // volumes of CSI drivers, of which there is none here
+    for (name, message) in [
+        (
+            "csi-unknown",
+            "MountVolume.NewMounter initialization failed for volume \"v\" : volume mode \"Ephemeral\" not supported by driver unknown.example.com (no CSIDriver object)",
+        ),
+        (
+            "csi-persistent",
+            "MountVolume.NewMounter initialization failed for volume \"v\" : volume mode \"Ephemeral\" not supported by driver persistent.example.com (only supports [\"Persistent\"])",
+        ),
+        (
+            "csi-inline",
+            "MountVolume.SetUp failed for volume \"v\" : kubernetes.io/csi: mounter.SetUpAt failed to get CSI client: driver name inline.example.com not found in the list of registered CSI drivers",
+        ),
+    ] {
+        lab.eventually(&format!("{name} says why it does not start"), SOON, || {
+            let selector = format!("--field-selector=involvedObject.name={name},reason=FailedMount");
+            let events = lab.kubectl(&["get", "events", &selector, "-o", "jsonpath={.items[*].message}"]);
+            if events.contains(message) { Ok(()) } else { Err(events) }
+        });
+        lab.kubectl(&["delete", "pod", name, "--now"]);
+    }
+
     // what uses more of the disk than it may is evicted
     for (name, message) in [
         ("large-volume", "Usage of EmptyDir volume \"v\" exceeds the limit \"1Mi\". "),
@@ -69,7 +92,28 @@ fn volumes() {
         assert!(said == message || name == "large-container" && said == pod_wide, "{status}");
         lab.kubectl(&["delete", "pod", name]);
     }
+    lab.apply(&many_config_maps());
     all_succeed_of(&lab);
     assert_eq!(std::fs::read_to_string(host.path().join("static/file")).unwrap(), "claim\n");
     assert_eq!(std::fs::read_to_string(host.path().join("local/file")).unwrap(), "generic\n");
+}
+
+/// Fifty ConfigMaps, and five pods that show them all.
+fn many_config_maps() -> String {
+    let maps: Vec<String> = (0..50).map(|number| format!("many-{number}")).collect();
+    let objects = maps.iter().map(
+        |name| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"key": name}}),
+    );
+    let volumes: Vec<Value> = maps.iter().map(|name| json!({"name": name, "configMap": {"name": name}})).collect();
+    let mounts: Vec<Value> =
+        maps.iter().map(|name| json!({"name": name, "mountPath": format!("/maps/{name}")})).collect();
+    let script = "for map in /maps/*; do test \"$(cat $map/key)\" = \"${map##*/}\" || exit 1; done; test $(ls /maps | wc -l) = 50";
+    let pods = (0..5).map(|number| {
+        let container = json!({"name": "main", "image": BUSYBOX, "imagePullPolicy": "IfNotPresent",
+            "command": ["sh", "-c", script], "volumeMounts": mounts});
+        let spec = json!({"restartPolicy": "Never", "volumes": volumes, "containers": [container]});
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": format!("many-{number}")}, "spec": spec})
+    });
+    let items: Vec<Value> = objects.chain(pods).collect();
+    json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string()
 }

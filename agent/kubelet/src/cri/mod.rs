@@ -7,7 +7,7 @@ pub mod events;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proto::runtime::v1 as cri;
 use proto::runtime::v1::image_service_client::ImageServiceClient;
@@ -19,6 +19,8 @@ use tonic::{Code, Request, Status};
 const CALL: Duration = Duration::from_secs(120);
 /// Calls that start a sandbox or a container (the network plugin runs inside).
 const START: Duration = Duration::from_secs(240);
+/// How soon a container that is on its way to another state is asked again.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Answers hold the status of every container of a node.
 const LARGEST_MESSAGE: usize = 16 << 20;
 
@@ -46,6 +48,12 @@ impl RuntimeError {
         matches!(self, RuntimeError::Answer { code: Code::Unavailable, .. })
     }
 
+    /// The container is on its way from one state to the next, and can soon be asked again.
+    fn is_in_between(&self) -> bool {
+        let words = ["container is in starting state", "container is already in removing state"];
+        matches!(self, RuntimeError::Answer { message, .. } if words.iter().any(|words| message.contains(words)))
+    }
+
     /// The runtime's own message, as Go's gRPC client prints a status.
     pub fn runtime_message(&self) -> String {
         match self {
@@ -58,7 +66,7 @@ impl RuntimeError {
 }
 
 /// The names that Go's gRPC uses in messages.
-fn code_name(code: Code) -> &'static str {
+pub fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
         Code::Cancelled => "Canceled",
@@ -212,9 +220,17 @@ impl Runtime {
         gone_is_done(within("StopContainer", limit, self.runtime.clone().stop_container(request)).await.map(|_| ()))
     }
 
+    /// One whose start was given up on is removed once the runtime is done with starting it.
     pub async fn remove_container(&self, id: &str) -> Answer<()> {
-        let request = cri::RemoveContainerRequest { container_id: id.to_owned() };
-        gone_is_done(within("RemoveContainer", CALL, self.runtime.clone().remove_container(request)).await.map(|_| ()))
+        let request = || cri::RemoveContainerRequest { container_id: id.to_owned() };
+        let until = Instant::now() + START;
+        loop {
+            let answer = within("RemoveContainer", CALL, self.runtime.clone().remove_container(request())).await;
+            match gone_is_done(answer.map(|_| ())) {
+                Err(error) if error.is_in_between() && Instant::now() < until => tokio::time::sleep(LOOK_AGAIN).await,
+                answer => return answer,
+            }
+        }
     }
 
     pub async fn update_resources(&self, id: &str, resources: cri::LinuxContainerResources) -> Answer<()> {

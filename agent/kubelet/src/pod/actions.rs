@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
 use super::backoff::{Backoff, go_duration};
 use super::observed::{Observed, Run, RunState};
 use super::restart::{self, should_restart};
-use crate::spec::container::hash;
+use crate::spec::container::{from_ephemeral, hash};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ContainerKind {
@@ -77,7 +77,7 @@ pub struct Memory {
     pub failures: HashMap<String, Failure>,
     /// A sandbox that could not be made is not tried before.
     pub sandbox_retry_at: Option<Timestamp>,
-    /// Container restarts, by container name.
+    /// Container restarts, by [`backoff_key`].
     pub restarts: Backoff,
     /// By run id.
     pub probes: HashMap<String, ProbeState>,
@@ -198,7 +198,7 @@ fn decide_containers(view: &View<'_>, spec: &PodSpec, sandbox_id: &str, decision
     for ephemeral in spec.ephemeral_containers.iter().flatten() {
         // Ephemeral containers run once, and never again.
         if view.observed.newest(&ephemeral.name).is_none() {
-            try_start(view, &ephemeral.name, ContainerKind::Ephemeral, None, sandbox_id, decision);
+            try_start(view, &from_ephemeral(ephemeral), ContainerKind::Ephemeral, None, sandbox_id, decision);
         }
     }
     if !initialized {
@@ -265,13 +265,13 @@ fn decide_one(
         }
         Some(run) if run.state == RunState::Exited => {
             if should_restart(spec, container, kind, run) {
-                try_start(view, &container.name, kind, Some(run), sandbox_id, decision);
+                try_start(view, container, kind, Some(run), sandbox_id, decision);
             }
             false
         }
         // Made but never started, or lost: begin again.
         Some(run) => {
-            try_start(view, &container.name, kind, Some(run), sandbox_id, decision);
+            try_start(view, container, kind, Some(run), sandbox_id, decision);
             false
         }
         None => {
@@ -283,7 +283,7 @@ fn decide_one(
                     && !should_restart(spec, container, kind, run)
             });
             if !done {
-                try_start(view, &container.name, kind, earlier, sandbox_id, decision);
+                try_start(view, container, kind, earlier, sandbox_id, decision);
             }
             false
         }
@@ -316,29 +316,38 @@ fn reason_to_kill(
     None
 }
 
+/// What a container's back-off goes by: another image or other resources may mend it, and begin anew
+/// (`kuberuntime/helpers.go: GetBackoffKey`).
+pub fn backoff_key(container: &Container) -> String {
+    let resources = container.resources.as_ref().and_then(|resources| serde_json::to_string(resources).ok());
+    let image = container.image.as_deref().unwrap_or_default();
+    format!("{} {image} {}", container.name, resources.unwrap_or_default())
+}
+
 /// Since when the back-off of a container that ended counts. A run that was killed to be made anew is
 /// followed by the next at once: it counts from the end of the run before it, unless that one's
 /// back-off was still in force (`kuberuntime_manager.go: doBackOff` sees the runs from before the kill).
-pub fn failed_at(observed: &Observed, memory: &Memory, exited: &Run) -> Option<Timestamp> {
+pub fn failed_at(observed: &Observed, memory: &Memory, key: &str, exited: &Run) -> Option<Timestamp> {
     let finished_at = exited.finished_at?;
     if !memory.killed.contains(&exited.id) {
         return Some(finished_at);
     }
     let mut older = observed.runs_of(&exited.name).skip_while(|run| run.id != exited.id).skip(1);
     let before = older.find(|run| run.state == RunState::Exited)?.finished_at?;
-    let in_force = memory.restarts.waiting(&exited.name, before, finished_at).is_some();
+    let in_force = memory.restarts.waiting(key, before, finished_at).is_some();
     Some(if in_force { finished_at } else { before })
 }
 
 /// Starts the container, or says what it waits for.
 fn try_start(
     view: &View<'_>,
-    name: &str,
+    container: &Container,
     kind: ContainerKind,
     earlier: Option<&Run>,
     sandbox_id: &str,
     decision: &mut Decision,
 ) {
+    let name = container.name.as_str();
     if let Some(failure) = view.memory.failures.get(name) {
         decision.waiting.insert(name.to_owned(), failure.waiting.clone());
         if failure.retry_at > view.now {
@@ -350,8 +359,9 @@ fn try_start(
         return;
     }
     let exited = earlier.filter(|run| run.state == RunState::Exited);
-    if let Some(failed_at) = exited.and_then(|run| failed_at(view.observed, view.memory, run))
-        && let Some((delay, until)) = view.memory.restarts.waiting(name, failed_at, view.now)
+    let key = backoff_key(container);
+    if let Some(failed_at) = exited.and_then(|run| failed_at(view.observed, view.memory, &key, run))
+        && let Some((delay, until)) = view.memory.restarts.waiting(&key, failed_at, view.now)
     {
         decision.waiting.insert(name.to_owned(), crash_loop(view.pod, name, &go_duration(delay)));
         decision.wake(until);

@@ -183,6 +183,30 @@ fn probes_and_changed_images_kill() {
     assert_eq!(message("", &stopping), None, "once is enough");
 }
 
+/// The back-off key of a container that has nothing but its name.
+fn key(name: &str) -> String {
+    backoff_key(&Container { name: name.to_owned(), ..Default::default() })
+}
+
+#[test]
+fn back_off_begins_anew_with_another_image_or_other_resources() {
+    let failed = exited("a", "sb", 1, 1);
+    let finished_at = failed.finished_at.unwrap();
+    let observed = Observed::new(vec![sandbox("sb", 0, true)], vec![failed]);
+    let mut memory = Memory::default();
+    let container: Container = serde_json::from_value(json!({"name": "a", "image": "one"})).unwrap();
+    memory.restarts.advance(&backoff_key(&container), finished_at, finished_at);
+    for (container, expected) in [
+        (json!({"name": "a", "image": "one"}), "-"),
+        (json!({"name": "a", "image": "one", "env": [{"name": "A", "value": "b"}]}), "-"),
+        (json!({"name": "a", "image": "two"}), "start a #2"),
+        (json!({"name": "a", "image": "one", "resources": {"limits": {"memory": "1Gi"}}}), "start a #2"),
+    ] {
+        let decision = decide_at(json!({"containers": [container]}), &observed, &memory, finished_at);
+        assert_eq!(words(&decision), expected, "{container}");
+    }
+}
+
 #[test]
 fn back_off_says_how_long_and_wakes_when_over() {
     let spec = json!({"containers": containers(&["a"])});
@@ -190,7 +214,7 @@ fn back_off_says_how_long_and_wakes_when_over() {
     let finished_at = failed.finished_at.unwrap();
     let observed = Observed::new(vec![sandbox("sb", 0, true)], vec![failed]);
     let mut memory = Memory::default();
-    memory.restarts.advance("a", finished_at, finished_at);
+    memory.restarts.advance(&key("a"), finished_at, finished_at);
     let decision = decide_at(spec.clone(), &observed, &memory, finished_at);
     assert_eq!(words(&decision), "-");
     let waiting = &decision.waiting["a"];
@@ -267,7 +291,7 @@ fn a_container_that_is_being_started_is_not_in_back_off() {
     let observed = Observed::new(vec![sandbox("sb", 0, true)], vec![exited("a", "sb", 1, 0)]);
     let finished_at = observed.newest("a").unwrap().finished_at.unwrap();
     let mut memory = Memory::default();
-    memory.restarts.advance("a", finished_at, finished_at);
+    memory.restarts.advance(&key("a"), finished_at, finished_at);
     let decision = |starting| {
         decide(&View { pod: &spec, observed: &observed, memory: &memory, busy: true, starting, now: finished_at })
     };
@@ -282,16 +306,16 @@ fn a_killed_run_is_followed_by_the_next_at_once() {
     let ends: Vec<Timestamp> = observed.runs_of("a").map(|run| run.finished_at.unwrap()).collect();
     let newest = observed.newest("a").unwrap();
     let mut memory = Memory::default();
-    assert_eq!(failed_at(&observed, &memory, newest), Some(ends[0]), "it ended by itself");
+    assert_eq!(failed_at(&observed, &memory, &key("a"), newest), Some(ends[0]), "it ended by itself");
     memory.killed.insert(newest.id.clone());
-    assert_eq!(failed_at(&observed, &memory, newest), Some(ends[1]));
+    assert_eq!(failed_at(&observed, &memory, &key("a"), newest), Some(ends[1]));
     // 10, 20, 40 s have passed by then; 80 s have not
     for delay in [10, 20, 40] {
-        assert_eq!(memory.restarts.advance("a", ends[1], ends[0]).as_secs(), delay);
-        assert_eq!(failed_at(&observed, &memory, newest), Some(ends[1]), "{delay}");
+        assert_eq!(memory.restarts.advance(&key("a"), ends[1], ends[0]).as_secs(), delay);
+        assert_eq!(failed_at(&observed, &memory, &key("a"), newest), Some(ends[1]), "{delay}");
     }
-    memory.restarts.advance("a", ends[1], ends[0]);
-    assert_eq!(failed_at(&observed, &memory, newest), Some(ends[0]));
+    memory.restarts.advance(&key("a"), ends[1], ends[0]);
+    assert_eq!(failed_at(&observed, &memory, &key("a"), newest), Some(ends[0]));
     let first = Observed::new(vec![], vec![exited("a", "sb", 137, 2)]);
-    assert_eq!(failed_at(&first, &memory, newest), None, "there was none before");
+    assert_eq!(failed_at(&first, &memory, &key("a"), newest), None, "there was none before");
 }

@@ -6,12 +6,14 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use api::resources;
+use api::resources::{self, Amounts, Side};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-    ContainerUser, HostIP, LinuxContainerUser, Pod, PodIP, PodStatus, VolumeMountStatus,
+    ContainerUser, HostIP, LinuxContainerUser, Pod, PodIP, PodSpec, PodStatus, ResourceRequirements, VolumeMount,
+    VolumeMountStatus,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::actions::{CRASH_LOOP, ContainerKind, Memory, Waiting, is_sidecar};
@@ -19,7 +21,9 @@ use super::conditions;
 use super::observed::{Observed, Run, RunState};
 use super::phase;
 use super::restart::should_restart;
+use crate::cgroups::pod_limits;
 use crate::resize::Pending;
+use crate::spec::mounts::recursive_read_only;
 
 /// Why a pod ends other than by itself; wins over what its containers say.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +48,8 @@ pub struct View<'a> {
     pub ending: bool,
     pub verdict: Option<&'a Verdict>,
     pub host_ips: &'a [IpAddr],
+    /// The runtime can make mounts read-only with all that is mounted below them.
+    pub recursive_read_only_works: bool,
     pub resize: Resize<'a>,
     pub now: Timestamp,
 }
@@ -87,6 +93,8 @@ pub fn generate(view: &View<'_>) -> PodStatus {
         init_container_statuses: (!init.is_empty()).then_some(init),
         container_statuses: (!main.is_empty()).then_some(main),
         ephemeral_container_statuses: (!ephemeral.is_empty()).then_some(ephemeral),
+        allocated_resources: wire(resources::of_pod(spec, Side::Requests)),
+        resources: Some(pod_resources(view.pod, spec)),
         nominated_node_name: None,
         resize: None,
         ..last.clone()
@@ -105,6 +113,34 @@ pub fn generate(view: &View<'_>) -> PodStatus {
     made.extend(conditions::resizing(view.pod, &view.resize, &view.last.conditions, view.now));
     status.conditions = Some(made);
     status
+}
+
+fn wire(amounts: Amounts) -> Option<BTreeMap<String, Quantity>> {
+    (!amounts.is_empty()).then(|| amounts.into_iter().map(|(name, quantity)| (name, quantity.into())).collect())
+}
+
+/// The pod's resources as a whole: before it runs what it was granted, then what its group has
+/// (`kubelet_pods.go: convertToAPIPodLevelResourcesStatus`).
+fn pod_resources(pod: &Pod, spec: &PodSpec) -> ResourceRequirements {
+    let mut requests = resources::of_pod(spec, Side::Requests);
+    let mut limits = resources::of_pod(spec, Side::Limits);
+    if pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running") {
+        let own = spec.resources.as_ref();
+        let named = |amounts: Option<&BTreeMap<String, Quantity>>, name: &str| {
+            amounts.is_some_and(|amounts| amounts.contains_key(name))
+        };
+        requests.retain(|name, _| {
+            matches!(name.as_str(), "cpu" | "memory") || named(own.and_then(|own| own.requests.as_ref()), name)
+        });
+        // A limit that not every container has binds no group.
+        let group = pod_limits(pod);
+        limits.retain(|name, _| match name.as_str() {
+            "cpu" => group.cpu_quota.is_some(),
+            "memory" => group.memory_bytes.is_some(),
+            _ => named(own.and_then(|own| own.limits.as_ref()), name),
+        });
+    }
+    ResourceRequirements { requests: wire(requests), limits: wire(limits), claims: None }
 }
 
 /// Whole seconds, as Kubernetes writes times.
@@ -178,8 +214,9 @@ fn one(
         image_id: String::new(),
         restart_count: before.map_or(0, |before| before.restart_count),
         ready: false,
-        started: Some(false),
-        volume_mounts: mounts(container),
+        // Probes, and with them these two, are not for ephemeral containers.
+        started: (kind != ContainerKind::Ephemeral).then_some(false),
+        volume_mounts: mounts(view, container),
         ..Default::default()
     };
     let Some(run) = newest else {
@@ -201,17 +238,22 @@ fn one(
             .or_else(|| before.and_then(|before| before.state.clone()).filter(|state| state.terminated.is_some()));
     }
     let spec = view.pod.spec.as_ref();
+    status.resources = container.resources.clone();
+    status.allocated_resources = container.resources.as_ref().and_then(|resources| resources.requests.clone());
+    status.user = run.user.as_ref().map(user);
     match run.state {
         RunState::Running => {
             let probe = view.memory.probes.get(&run.id);
             let started = probe.is_none_or(|probe| probe.started.unwrap_or(false));
-            status.started = Some(started);
             // A container that is being stopped serves until it ends, or its probe says otherwise.
-            status.ready = started && probe.is_none_or(|probe| probe.ready);
-            let applied = view.memory.applied.get(&run.id);
-            status.resources = applied.cloned().unwrap_or_else(|| container.resources.clone());
-            status.allocated_resources = container.resources.as_ref().and_then(|resources| resources.requests.clone());
-            status.user = run.user.as_ref().map(user);
+            if kind != ContainerKind::Ephemeral {
+                status.started = Some(started);
+                // A plain init container that succeeded is ready, and no earlier.
+                status.ready = kind != ContainerKind::Init && started && probe.is_none_or(|probe| probe.ready);
+            }
+            if let Some(applied) = view.memory.applied.get(&run.id) {
+                status.resources = applied.clone();
+            }
             status.state = Some(ContainerState {
                 running: Some(ContainerStateRunning { started_at: run.started_at.map(time) }),
                 ..Default::default()
@@ -226,7 +268,6 @@ fn one(
                 }
                 None => status.state = Some(terminated_state(run)),
             }
-            // A plain init container that succeeded is ready.
             status.ready = kind == ContainerKind::Init && run.exit_code == 0;
         }
         RunState::Created => match waiting {
@@ -348,7 +389,11 @@ fn default_waiting(view: &View<'_>, kind: ContainerKind) -> Waiting {
     Waiting { reason: reason.to_owned(), message: String::new() }
 }
 
-fn mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
+fn mounts(view: &View<'_>, container: &Container) -> Option<Vec<VolumeMountStatus>> {
+    let recursive = |mount: &VolumeMount| {
+        let recursive = recursive_read_only(mount, view.recursive_read_only_works).unwrap_or(false);
+        if recursive { "Enabled" } else { "Disabled" }.to_owned()
+    };
     let mounts: Vec<VolumeMountStatus> = container
         .volume_mounts
         .iter()
@@ -357,7 +402,7 @@ fn mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
             name: mount.name.clone(),
             mount_path: mount.mount_path.clone(),
             read_only: mount.read_only.filter(|read_only| *read_only),
-            recursive_read_only: mount.read_only.filter(|read_only| *read_only).map(|_| "Disabled".to_owned()),
+            recursive_read_only: mount.read_only.filter(|read_only| *read_only).map(|_| recursive(mount)),
             ..Default::default()
         })
         .collect();
@@ -386,3 +431,7 @@ pub fn runs_before(status: &PodStatus, name: &str) -> u32 {
 pub fn crash_looping(waiting: &Waiting) -> bool {
     waiting.reason == CRASH_LOOP
 }
+
+#[cfg(test)]
+#[path = "status_tests.rs"]
+mod tests;

@@ -1,17 +1,25 @@
 //! One probe, asked once. Messages are those of Kubernetes' probers.
 
+use std::error::Error;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{Container, ExecAction, GRPCAction, HTTPGetAction, Probe, TCPSocketAction};
 use proto::grpc::health::v1::HealthCheckRequest;
 use proto::grpc::health::v1::health_check_response::ServingStatus;
 use proto::grpc::health::v1::health_client::HealthClient;
+use tonic::Status;
 use tonic::transport::Endpoint;
 
 use super::http;
-use crate::cri::{Runtime, RuntimeError};
+use crate::cri::{Runtime, RuntimeError, code_name};
+use crate::pod::backoff::go_duration;
 use crate::pod::hooks::resolve_port;
+
+/// How long after a refused connection a gRPC probe tries the next.
+const RECONNECT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
@@ -62,7 +70,10 @@ async fn check_exec(target: &Target<'_>, exec: &ExecAction, timeout: Duration) -
 }
 
 fn timed_out(command: &str, timeout: Duration) -> Answer {
-    Answer::Failure(format!("command timed out: {command} timed out after {}s", timeout.as_secs()))
+    Answer::Failure(format!(
+        "command timed out: {command} timed out after {}",
+        go_duration(SignedDuration::try_from(timeout).unwrap_or_default())
+    ))
 }
 
 /// Kubernetes keeps 10 KiB of a probe's output.
@@ -117,41 +128,54 @@ async fn check_grpc(target: &Target<'_>, grpc: &GRPCAction, timeout: Duration) -
         Ok(host) => host,
         Err(answer) => return answer,
     };
-    let service = grpc.service.clone().unwrap_or_default();
     let authority = http::authority(host, u16::try_from(grpc.port).unwrap_or_default());
-    let refused = || {
-        Answer::Failure(format!(
-            "timeout: failed to connect service \"{authority}\" within {}s: context deadline exceeded",
-            timeout.as_secs()
-        ))
-    };
-    let Ok(endpoint) = Endpoint::from_shared(format!("http://{authority}")) else {
+    let Ok(endpoint) =
+        Endpoint::from_shared(format!("http://{authority}")).and_then(|e| e.user_agent(http::USER_AGENT))
+    else {
         return Answer::Error(format!("invalid address {authority}"));
     };
-    let ask = async {
-        let channel = endpoint.connect().await.map_err(|_| refused())?;
-        let request = HealthCheckRequest { service: service.clone() };
-        HealthClient::new(channel).check(request).await.map_err(|status| match status.code() {
-            tonic::Code::Unimplemented => Answer::Failure(format!(
+    let service = grpc.service.clone().unwrap_or_default();
+    let within = go_duration(SignedDuration::try_from(timeout).unwrap_or_default());
+    let connected = AtomicBool::new(false);
+    match tokio::time::timeout(timeout, ask_health(&endpoint, &service, &connected)).await {
+        Err(_) if connected.load(Ordering::Relaxed) => {
+            Answer::Failure(format!("timeout: health rpc did not complete within {within}"))
+        }
+        Err(_) => Answer::Failure(format!(
+            "timeout: failed to connect service \"{authority}\" within {within}: context deadline exceeded"
+        )),
+        Ok(Ok(ServingStatus::Serving)) => Answer::Success,
+        Ok(Ok(other)) => Answer::Failure(format!("service unhealthy (responded with \"{}\")", other.as_str_name())),
+        Ok(Err(status)) => Answer::Failure(match status.code() {
+            tonic::Code::Unimplemented => format!(
                 "error: this server does not implement the grpc health protocol (grpc.health.v1.Health): {}",
                 status.message()
-            )),
-            tonic::Code::DeadlineExceeded => {
-                Answer::Failure(format!("timeout: health rpc did not complete within {}s", timeout.as_secs()))
-            }
-            code => Answer::Failure(format!(
-                "error: health rpc probe failed: rpc error: code = {code:?} desc = {}",
+            ),
+            tonic::Code::DeadlineExceeded => format!("timeout: health rpc did not complete within {within}"),
+            code => format!(
+                "error: health rpc probe failed: rpc error: code = {} desc = {}",
+                code_name(code),
                 status.message()
-            )),
-        })
-    };
-    match tokio::time::timeout(timeout, ask).await {
-        Err(_) => refused(),
-        Ok(Err(answer)) => answer,
-        Ok(Ok(answer)) => match answer.into_inner().status() {
-            ServingStatus::Serving => Answer::Success,
-            other => Answer::Failure(format!("service unhealthy (responded with \"{}\")", other.as_str_name())),
-        },
+            ),
+        }),
+    }
+}
+
+/// Asks until a server answers: one that refuses, or speaks something else, may yet come up while there
+/// is time (grpc-go's blocking dial).
+async fn ask_health(endpoint: &Endpoint, service: &str, connected: &AtomicBool) -> Result<ServingStatus, Status> {
+    loop {
+        if let Ok(channel) = endpoint.connect().await {
+            connected.store(true, Ordering::Relaxed);
+            let request = HealthCheckRequest { service: service.to_owned() };
+            match HealthClient::new(channel).check(request).await {
+                Ok(answer) => return Ok(answer.into_inner().status()),
+                // Only what the transport itself says has a source.
+                Err(status) if status.source().is_none() => return Err(status),
+                Err(_) => connected.store(false, Ordering::Relaxed),
+            }
+        }
+        tokio::time::sleep(RECONNECT).await;
     }
 }
 
@@ -163,8 +187,13 @@ pub(super) fn socket_address(host: &str, port: u16) -> Option<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proto::grpc::health::v1::HealthCheckResponse;
+    use proto::grpc::health::v1::health_server::{self, HealthServer};
     use serde_json::json;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tonic::transport::Server;
+    use tonic::transport::server::TcpIncoming;
+    use tonic::{Request, Response};
 
     async fn server(response: &'static str) -> u16 {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -209,7 +238,56 @@ mod tests {
         assert_eq!(ask(json!({"tcpSocket": {"port": closed}})).await, Answer::Failure(dial.clone()));
         let get = Answer::Failure(format!("Get \"http://127.0.0.1:{closed}/x\": {dial}"));
         assert_eq!(ask(json!({"httpGet": {"path": "/x", "port": closed}})).await, get);
-        assert!(matches!(ask(json!({"grpc": {"port": closed}})).await, Answer::Failure(_)));
+        let timeout =
+            format!("timeout: failed to connect service \"127.0.0.1:{closed}\" within 1s: context deadline exceeded");
+        assert_eq!(ask(json!({"grpc": {"port": closed}})).await, Answer::Failure(timeout));
+    }
+
+    struct Health;
+
+    #[tonic::async_trait]
+    impl health_server::Health for Health {
+        async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
+            let agent = request.metadata().get("user-agent").and_then(|agent| agent.to_str().ok()).unwrap_or_default();
+            assert!(agent.starts_with("kube-probe/"), "{agent}");
+            let status = match request.into_inner().service.as_str() {
+                "" => ServingStatus::Serving,
+                "bad" => ServingStatus::NotServing,
+                "slow" => std::future::pending().await,
+                "canceled" => return Err(Status::cancelled("no more")),
+                _ => return Err(Status::not_found("unknown service")),
+            };
+            Ok(Response::new(HealthCheckResponse { status: status.into() }))
+        }
+
+        type WatchStream = futures::stream::Empty<Result<HealthCheckResponse, Status>>;
+
+        async fn watch(&self, _: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
+            Err(Status::unimplemented("watch"))
+        }
+    }
+
+    #[tokio::test]
+    async fn grpc_answers() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let incoming = TcpIncoming::from(listener);
+        let health = Server::builder().add_service(HealthServer::new(Health));
+        tokio::spawn(health.serve_with_incoming(incoming));
+        assert_eq!(ask(json!({"grpc": {"port": port}})).await, Answer::Success);
+        for (service, message) in [
+            ("bad", "service unhealthy (responded with \"NOT_SERVING\")"),
+            ("none", "error: health rpc probe failed: rpc error: code = NotFound desc = unknown service"),
+            ("canceled", "error: health rpc probe failed: rpc error: code = Canceled desc = no more"),
+            ("slow", "timeout: health rpc did not complete within 1s"),
+        ] {
+            let answer = ask(json!({"grpc": {"port": port, "service": service}})).await;
+            assert_eq!(answer, Answer::Failure(message.to_owned()), "{service}");
+        }
+        let other = server("HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
+        let timeout =
+            format!("timeout: failed to connect service \"127.0.0.1:{other}\" within 1s: context deadline exceeded");
+        assert_eq!(ask(json!({"grpc": {"port": other}})).await, Answer::Failure(timeout));
     }
 
     #[tokio::test]

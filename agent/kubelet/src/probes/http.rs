@@ -12,6 +12,8 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::net::TcpStream;
 
+/// How probes name themselves.
+pub const USER_AGENT: &str = "kube-probe/1.37";
 /// How much of an answer is read.
 const BODY_LIMIT: usize = 10 << 10;
 const REDIRECTS: usize = 10;
@@ -172,7 +174,7 @@ fn message(request: &Request) -> Result<http::Request<Empty<Bytes>>, String> {
         builder = builder.header("host", authority(&request.host, request.port));
     }
     if !given("user-agent") {
-        builder = builder.header("user-agent", "kube-probe/1.37");
+        builder = builder.header("user-agent", USER_AGENT);
     }
     if !given("accept") {
         builder = builder.header("accept", "*/*");

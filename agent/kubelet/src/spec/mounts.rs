@@ -99,16 +99,8 @@ fn plan_one(
     })?;
     let sub_path = sub_path(mount, variables)?;
     let read_only = mount.read_only.unwrap_or(false);
-    let recursive_read_only = match mount.recursive_read_only.as_deref() {
-        Some("Enabled") if !recursive_read_only_works => {
-            return Err(format!(
-                "volume \"{}\" requested recursive read-only mode, but the container runtime does not support it",
-                mount.name
-            ));
-        }
-        Some("Enabled" | "IfPossible") => read_only && recursive_read_only_works,
-        _ => false,
-    };
+    let recursive_read_only = recursive_read_only(mount, recursive_read_only_works)
+        .map_err(|why| format!("failed to resolve recursive read-only mode: {why}"))?;
     Ok(Planned {
         volume: mount.name.clone(),
         volume_path: volume.host_path.clone(),
@@ -123,6 +115,23 @@ fn plan_one(
             _ => MountPropagation::PropagationPrivate,
         },
     })
+}
+
+/// Whether what is mounted below the mount is read-only too. `works` says whether the runtime can do it.
+pub fn recursive_read_only(mount: &VolumeMount, works: bool) -> Result<bool, String> {
+    let mode = mount.recursive_read_only.as_deref().unwrap_or("Disabled");
+    let propagation = mount.mount_propagation.as_deref().unwrap_or("None");
+    let refused =
+        |why: &str| Err(format!("volume \"{}\" requested recursive read-only mode, but it is {why}", mount.name));
+    match mode {
+        "Disabled" => Ok(false),
+        _ if !mount.read_only.unwrap_or(false) => refused("not read-only"),
+        _ if propagation != "None" => refused(&format!("not compatible with propagation \"{propagation}\"")),
+        "IfPossible" => Ok(works),
+        "Enabled" if works => Ok(true),
+        "Enabled" => refused("not supported by the runtime"),
+        other => Err(format!("unknown recursive read-only mode \"{other}\"")),
+    }
 }
 
 fn sub_path(mount: &VolumeMount, variables: &[(String, String)]) -> Result<String, String> {
@@ -201,6 +210,37 @@ mod tests {
         ] {
             assert_eq!(planned(mount).unwrap_err(), message);
         }
+    }
+
+    #[test]
+    fn recursive_read_only_mounts() {
+        let refused = |why: &str| Err(format!("volume \"v\" requested recursive read-only mode, but it is {why}"));
+        for (mount, works, expected) in [
+            (json!({}), true, Ok(false)),
+            (json!({"readOnly": true}), true, Ok(false)),
+            (json!({"readOnly": true, "recursiveReadOnly": "Disabled"}), true, Ok(false)),
+            (json!({"readOnly": true, "recursiveReadOnly": "IfPossible"}), true, Ok(true)),
+            (json!({"readOnly": true, "recursiveReadOnly": "IfPossible"}), false, Ok(false)),
+            (json!({"readOnly": true, "recursiveReadOnly": "Enabled", "mountPropagation": "None"}), true, Ok(true)),
+            (json!({"readOnly": true, "recursiveReadOnly": "Enabled"}), false, refused("not supported by the runtime")),
+            (json!({"recursiveReadOnly": "Enabled"}), true, refused("not read-only")),
+            (
+                json!({"readOnly": true, "recursiveReadOnly": "IfPossible", "mountPropagation": "HostToContainer"}),
+                true,
+                refused("not compatible with propagation \"HostToContainer\""),
+            ),
+        ] {
+            let mut whole = json!({"name": "v", "mountPath": "/v"});
+            whole.as_object_mut().unwrap().extend(mount.as_object().unwrap().clone());
+            let mount: VolumeMount = serde_json::from_value(whole).unwrap();
+            assert_eq!(recursive_read_only(&mount, works), expected, "{mount:?}");
+        }
+        let failed =
+            planned(json!({"name": "data", "mountPath": "/d", "readOnly": true, "recursiveReadOnly": "Enabled"}));
+        assert_eq!(
+            failed.unwrap_err(),
+            "failed to resolve recursive read-only mode: volume \"data\" requested recursive read-only mode, but it is not supported by the runtime"
+        );
     }
 
     #[test]

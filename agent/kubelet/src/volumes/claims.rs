@@ -100,6 +100,9 @@ pub fn target(volume: &PersistentVolume) -> Result<Target, String> {
     if let Some(source) = &spec.nfs {
         return Ok(nfs(&source.server, &source.path, source.read_only.unwrap_or(false), options));
     }
+    if let Some(source) = &spec.csi {
+        return Err(super::csi::no_driver(&source.driver));
+    }
     Err(format!("no volume plugin matched PV {name}: this node mounts hostPath, local and nfs volumes"))
 }
 

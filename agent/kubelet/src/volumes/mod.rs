@@ -7,6 +7,7 @@
 //! - `payload`: objects → files, pure; `gather`: fetching the objects and tokens; `objects`: a watch
 //!   for each ConfigMap and Secret that a pod here refers to; `tokens`: ServiceAccount tokens;
 //! - `atomic`: writing a set of files in one step; `owner`: fsGroup;
+//! - `csi`: what is said of drivers, of which this node has none;
 //! - `host_path`, `claims`: volumes that exist elsewhere; `mounts`: tmpfs, unmounting, removal.
 //!
 //! Nothing is remembered across a restart: [`Volumes::set_up`] finds what is there, and
@@ -14,6 +15,7 @@
 
 mod atomic;
 mod claims;
+mod csi;
 mod gather;
 mod host_path;
 mod mounts;
@@ -43,6 +45,10 @@ use owner::Owner;
 
 /// Pods whose files are refreshed at once.
 const REFRESHERS: usize = 2;
+/// How soon a refresh that failed is tried again, doubling...
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+/// ... up to this, as Kubernetes' operations on volumes.
+const LONGEST_RETRY: Duration = Duration::from_secs(122);
 
 /// Every pod's volumes on this node.
 pub struct NodeVolumes {
@@ -57,6 +63,27 @@ struct Entry {
     pod: Arc<Pod>,
     /// Held while the pod's files are written: by a set-up or by a refresh.
     writing: Arc<tokio::sync::Mutex<()>>,
+    /// The pod is ending: its files stay as they are.
+    frozen: bool,
+    failures: Failures,
+}
+
+/// Refreshes of one pod that failed in a row.
+#[derive(Default)]
+struct Failures {
+    count: u32,
+    /// What was said of them; the same is not said again.
+    said: Vec<String>,
+}
+
+impl Failures {
+    /// Another refresh failed for these reasons: those that are new, and when to try again.
+    fn take(&mut self, messages: Vec<String>) -> (Vec<String>, Duration) {
+        let new = messages.iter().filter(|message| !self.said.contains(message)).cloned().collect();
+        let delay = FIRST_RETRY.saturating_mul(1 << self.count.min(8)).min(LONGEST_RETRY);
+        *self = Self { count: self.count.saturating_add(1), said: messages };
+        (new, delay)
+    }
 }
 
 impl NodeVolumes {
@@ -90,8 +117,12 @@ impl NodeVolumes {
 
     fn enter(&self, pod: &Arc<Pod>) -> Arc<tokio::sync::Mutex<()>> {
         let mut pods = self.pods.lock();
-        let entry =
-            pods.entry(uid_of(pod).to_owned()).or_insert_with(|| Entry { pod: pod.clone(), writing: Arc::default() });
+        let entry = pods.entry(uid_of(pod).to_owned()).or_insert_with(|| Entry {
+            pod: pod.clone(),
+            writing: Arc::default(),
+            frozen: false,
+            failures: Failures::default(),
+        });
         entry.pod = pod.clone();
         entry.writing.clone()
     }
@@ -189,12 +220,12 @@ impl NodeVolumes {
 
     /// Writes a pod's volumes of files again, because an object changed or a token is due.
     async fn refresh_files(&self, uid: &str) -> Outcome {
-        let entry = self.pods.lock().get(uid).map(|entry| (entry.pod.clone(), entry.writing.clone()));
-        let Some((pod, writing)) = entry else { return Outcome::Done };
+        let known = self.pods.lock().get(uid).filter(|entry| !entry.frozen).map(|e| (e.pod.clone(), e.writing.clone()));
+        let Some((pod, writing)) = known else { return Outcome::Done };
         let _writing = writing.lock().await;
         let owner = Owner::of(&pod);
         let mut next: Option<Duration> = None;
-        let mut failed = false;
+        let mut failed = Vec::new();
         for volume in volumes_of(&pod) {
             let Some((plugin, _)) = gather::plugin_of(volume) else { continue };
             // Not set up yet: the worker will do it.
@@ -203,18 +234,21 @@ impl NodeVolumes {
             }
             match self.set_up_files(&pod, volume, owner).await {
                 Ok(made) => next = next.into_iter().chain(made.renew_after).min(),
-                Err(message) => {
-                    // The files stay as they are, as Kubernetes leaves them.
-                    tracing::warn!(pod = %name_of(&pod), volume = volume.name, message, "a volume could not be refreshed");
-                    failed = true;
-                }
+                // The files stay as they are, as Kubernetes leaves them.
+                Err(message) => failed.push(format!("{}: {message}", volume.name)),
             }
         }
-        match (failed, next) {
-            (true, _) => Outcome::Retry,
-            (false, Some(delay)) => Outcome::After(delay),
-            (false, None) => Outcome::Done,
+        let mut pods = self.pods.lock();
+        let Some(entry) = pods.get_mut(uid).filter(|entry| !entry.frozen) else { return Outcome::Done };
+        if failed.is_empty() {
+            entry.failures = Failures::default();
+            return next.map_or(Outcome::Done, Outcome::After);
         }
+        let (new, delay) = entry.failures.take(failed);
+        for message in new {
+            tracing::warn!(pod = %name_of(&pod), message, "a volume could not be refreshed; trying again");
+        }
+        Outcome::After(delay)
     }
 }
 
@@ -225,8 +259,11 @@ impl Volumes for NodeVolumes {
         let _writing = writing.lock().await;
         let owner = Owner::of(pod);
         let all = volumes_of(pod).iter().map(|volume| async move {
+            if let Some(source) = &volume.csi {
+                return Err(csi::refuse(&self.client, &volume.name, &source.driver).await);
+            }
             let made = self.set_up_volume(pod, volume, owner).await;
-            made.map(|made| (volume, made)).map_err(|message| VolumeError { volume: volume.name.clone(), message })
+            made.map(|made| (volume, made)).map_err(|message| VolumeError::set_up(&volume.name, message))
         });
         let mut paths = VolumePaths::new();
         let mut renew_after: Option<Duration> = None;
@@ -249,6 +286,12 @@ impl Volumes for NodeVolumes {
         }
     }
 
+    fn freeze(&self, pod_uid: &str) {
+        if let Some(entry) = self.pods.lock().get_mut(pod_uid) {
+            entry.frozen = true;
+        }
+    }
+
     async fn tear_down(&self, pod_uid: &str) -> Result<(), VolumeError> {
         let entry = self.pods.lock().remove(pod_uid);
         self.sources.release(pod_uid);
@@ -262,7 +305,7 @@ impl Volumes for NodeVolumes {
             mounts::unmount_all(&pod).map_err(|error| error.to_string())?;
             mounts::remove_tree(&volumes).map_err(|error| error.to_string())
         });
-        removed.await.map_err(|message| VolumeError { volume: "*".to_owned(), message })
+        removed.await.map_err(|message| VolumeError::set_up("*", message))
     }
 }
 
@@ -323,4 +366,25 @@ fn uid_of(pod: &Pod) -> &str {
 fn name_of(pod: &Pod) -> String {
     let part = |text: &Option<String>| text.clone().unwrap_or_default();
     format!("{}/{}", part(&pod.metadata.namespace), part(&pod.metadata.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_said_once_and_tried_again_ever_later() {
+        let mut failures = Failures::default();
+        let mut take = |messages: &[&str]| {
+            let (new, delay) = failures.take(messages.iter().map(|message| (*message).to_owned()).collect());
+            (new.join(","), delay.as_millis())
+        };
+        assert_eq!(take(&["a"]), ("a".to_owned(), 500));
+        assert_eq!(take(&["a"]), (String::new(), 1000));
+        assert_eq!(take(&["a", "b"]), ("b".to_owned(), 2000));
+        assert_eq!(take(&["b"]), (String::new(), 4000));
+        let delays: Vec<u128> = (0..5).map(|_| take(&["b"]).1).collect();
+        assert_eq!(delays, [8000, 16_000, 32_000, 64_000, 122_000]);
+        assert_eq!(take(&["a"]), ("a".to_owned(), 122_000), "it had gone");
+    }
 }

@@ -137,8 +137,10 @@ fn spec(user: &UserInfo, request: &Request<'_>) -> Value {
 
 fn shown(requirement: &Requirement) -> Option<Value> {
     let (operator, values) = match requirement {
-        Requirement::In(_, values) => ("In", Some(values)),
-        Requirement::NotIn(_, values) => ("NotIn", Some(values)),
+        Requirement::Equals(_, value) => ("In", Some(std::slice::from_ref(value))),
+        Requirement::NotEquals(_, value) => ("NotIn", Some(std::slice::from_ref(value))),
+        Requirement::In(_, values) => ("In", Some(values.as_slice())),
+        Requirement::NotIn(_, values) => ("NotIn", Some(values.as_slice())),
         Requirement::Exists(_) => ("Exists", None),
         Requirement::DoesNotExist(_) => ("DoesNotExist", None),
         // Not to be said in a review; without it the question is only a wider one.

@@ -5,10 +5,11 @@
 //! does not know it when it is given the bytes), and leaving `kind` and `apiVersion` out of list
 //! items as Kubernetes does ([`Item::without_type`]).
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use api::selector::Selector;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::pluck::Fields;
@@ -27,7 +28,7 @@ pub struct Item {
     labels: Box<[(Box<str>, Box<str>)]>,
     /// Values of the descriptor's selectable fields, in its order.
     fields: Box<[Box<str>]>,
-    parsed: OnceLock<Arc<Value>>,
+    parsed: Mutex<Option<Arc<Value>>>,
 }
 
 impl Item {
@@ -64,7 +65,7 @@ impl Item {
         let labels =
             labels.map(|(key, value)| (key.as_str().into(), value.as_str().unwrap_or_default().into())).collect();
         let fields = descriptor.selectable.iter().map(|field| field_value(&value, field).into_boxed_str()).collect();
-        Ok(Self { key, revision, bytes, metadata_at, labels, fields, parsed: OnceLock::new() })
+        Ok(Self { key, revision, bytes, metadata_at, labels, fields, parsed: Mutex::default() })
     }
 
     /// This object's last state, at the revision of a later event.
@@ -87,7 +88,7 @@ impl Item {
             metadata_at: self.metadata_at,
             labels: self.labels.clone(),
             fields: self.fields.clone(),
-            parsed: OnceLock::new(),
+            parsed: Mutex::default(),
         }
     }
 
@@ -116,9 +117,15 @@ impl Item {
         serde_json::from_slice(&self.bytes).unwrap_or(Value::Null)
     }
 
-    /// The object, decoded at most once and kept: for small, often read kinds.
+    /// The object, decoded at most once and kept until it is superseded: for kinds that are few,
+    /// small and often read.
     pub fn shared(&self) -> Arc<Value> {
-        self.parsed.get_or_init(|| Arc::new(self.decode())).clone()
+        self.parsed.lock().get_or_insert_with(|| Arc::new(self.decode())).clone()
+    }
+
+    /// Keeps the bytes only: a newer state has taken this one's place.
+    pub fn superseded(&self) {
+        self.parsed.lock().take();
     }
 
     pub fn label(&self, key: &str) -> Option<&str> {

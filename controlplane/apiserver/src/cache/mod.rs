@@ -14,12 +14,13 @@ pub mod watch;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use component::Supervisor;
 use futures::StreamExt;
+use futures::future::OptionFuture;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use store::{Progress, Range, Store, StoreError};
 use tokio::sync::watch as signal;
@@ -32,6 +33,8 @@ use crate::resource::Descriptor;
 /// How long a read waits for the cache to catch up with the store, or with the version asked for.
 const CATCH_UP: Duration = Duration::from_secs(3);
 const RETRY: Duration = Duration::from_millis(200);
+/// Events that are old enough to be forgotten wait this long for others, to go together.
+const TRIM_PAUSE: Duration = Duration::from_secs(30);
 /// Each page of the first list counts what lies behind it: few and large ones.
 const PAGE: usize = 10_000;
 
@@ -289,10 +292,18 @@ impl Cache {
         self.state.write().reset(items, revision);
         *self.progress.lock() = Some(watch.progress());
         self.announce();
-        while let Some(batch) = watch.next().await {
-            self.apply(batch?).await?;
+        loop {
+            // What a burst of writes left in the window is not to stay until the next write.
+            let due = self.read().trim_due().map(|due| tokio::time::Instant::from_std(due + TRIM_PAUSE));
+            tokio::select! {
+                biased;
+                batch = watch.next() => match batch {
+                    Some(batch) => self.apply(batch?).await?,
+                    None => return Ok(()),
+                },
+                Some(()) = OptionFuture::from(due.map(tokio::time::sleep_until)) => self.state.write().trim(Instant::now()),
+            }
         }
-        Ok(())
     }
 
     async fn list_all(&self) -> Result<(Vec<Arc<Item>>, u64), FeedError> {

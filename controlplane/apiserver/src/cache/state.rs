@@ -89,6 +89,9 @@ impl State {
 
     fn push(&mut self, item: Arc<Item>, previous: Option<Arc<Item>>, deleted: bool) {
         let now = Instant::now();
+        if let Some(previous) = &previous {
+            previous.superseded();
+        }
         self.revision = self.revision.max(item.revision);
         self.changed += 1;
         self.window_bytes += item.bytes.len();
@@ -122,7 +125,12 @@ impl State {
         self.complete_after = range.start;
     }
 
-    fn trim(&mut self, now: Instant) {
+    /// When the oldest event may be forgotten, if it may.
+    pub fn trim_due(&self) -> Option<Instant> {
+        self.window.front().filter(|_| self.window.len() > KEEP_AT_LEAST).map(|oldest| oldest.at + WINDOW)
+    }
+
+    pub fn trim(&mut self, now: Instant) {
         while let Some(oldest) = self.window.front() {
             let len = self.window.len();
             let stale = len > KEEP_AT_LEAST && now.duration_since(oldest.at) > WINDOW;
@@ -247,5 +255,30 @@ mod tests {
         assert_eq!(state.oldest(), 10);
         assert!(state.events_after(9, 1).is_none());
         assert_eq!(state.events_after(10, 1).unwrap()[0].revision, 11);
+    }
+
+    #[test]
+    fn old_events_go_without_a_write() {
+        let mut state = State::default();
+        state.reset(Vec::new(), 0);
+        let begun = Instant::now();
+        assert_eq!(state.trim_due(), None);
+        (1..=KEEP_AT_LEAST as u64 + 10).for_each(|revision| state.put(item("a/x", revision)));
+        let due = state.trim_due().unwrap();
+        assert!(due >= begun + WINDOW);
+        state.trim(due);
+        assert_eq!(state.oldest(), 0, "not before their time");
+        state.trim(due + WINDOW);
+        assert_eq!((state.oldest(), state.trim_due()), (10, None));
+    }
+
+    #[test]
+    fn only_the_latest_state_is_kept_decoded() {
+        let mut state = State::default();
+        state.reset(vec![Arc::new(item("a/x", 1))], 1);
+        let decoded = Arc::downgrade(&state.get("a/x").unwrap().shared());
+        assert!(decoded.upgrade().is_some());
+        state.put(item("a/x", 2));
+        assert!(decoded.upgrade().is_none());
     }
 }

@@ -32,6 +32,8 @@ const RETRY: Duration = Duration::from_millis(250);
 struct Known {
     /// The newest state that was looked at; 0: none was.
     revision: u64,
+    /// Of the spec whose schemas were looked at.
+    generation: Option<i64>,
     group: String,
     /// `status.acceptedNames`: others of the group may not take these.
     accepted: Value,
@@ -146,7 +148,9 @@ impl Follower {
         let mut revision = item.revision;
         drop(item);
         let group = definition["spec"]["group"].as_str().unwrap_or_default().to_owned();
-        let settled = names::settled(&definition, &self.taken(name, &group));
+        let generation = definition["metadata"]["generation"].as_i64();
+        let new = known.generation != generation;
+        let settled = names::settled(&definition, &self.taken(name, &group), new);
         // Whoever reads that it is established finds it served.
         self.serve(name, &definition, settled.as_ref());
         if let Some(status) = settled {
@@ -159,6 +163,7 @@ impl Follower {
         let before = std::mem::replace(&mut known.accepted, status["acceptedNames"].clone());
         (known.revision, known.waits) = (revision, !holds(status, "NamesAccepted"));
         known.group.clone_from(&group);
+        known.generation = generation;
         if names::lets_go(&before, &status["acceptedNames"]) {
             self.wake(&group);
         }

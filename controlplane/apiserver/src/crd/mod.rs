@@ -25,7 +25,8 @@ use store::{Txn, TxnOutcome};
 use crate::cache::item::{encode, remove_version};
 use crate::cache::store_error;
 use crate::error::{ApiError, Result};
-use crate::patch::apply::track_update;
+use crate::patch::apply::versions::Only;
+use crate::patch::apply::{Write, track_update};
 use crate::registry::metadata;
 use crate::server::Api;
 
@@ -62,7 +63,16 @@ async fn write_status(api: &Api, definition: &Value, status: Value) -> Result<Op
     let mut new = definition.clone();
     new["status"] = status;
     if let Some(schema) = endpoint.hub_schema() {
-        track_update(schema, Some(definition), &mut new, MANAGER, "status", jiff::Timestamp::now())?;
+        let versions = Only::of(definition, schema.clone());
+        let write = Write {
+            versions: &versions,
+            version: &versions.version,
+            manager: MANAGER,
+            subresource: "status",
+            status_apart: true,
+            now: jiff::Timestamp::now(),
+        };
+        track_update(&write, Some(definition), &mut new).await?;
     }
     remove_version(&mut new);
     let key = endpoint.descriptor().key("", metadata::text(definition, "name"));
@@ -83,6 +93,7 @@ fn holds(status: &Value, kind: &str) -> bool {
     condition(status, kind).is_some_and(|condition| condition["status"] == "True")
 }
 
-fn is_established(status: &Value) -> bool {
+/// Once it is, it is for good.
+pub fn is_established(status: &Value) -> bool {
     holds(status, "Established")
 }

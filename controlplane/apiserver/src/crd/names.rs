@@ -6,9 +6,11 @@ use std::collections::HashSet;
 use serde_json::{Value, json};
 
 use super::{CLEANUP, condition, is_established};
+use crate::kinds::apiextensions;
 use crate::proxy::dial;
 use crate::registry::metadata;
 
+const NON_STRUCTURAL: &str = "NonStructuralSchema";
 const APPROVED: &str = "api-approved.kubernetes.io";
 const APPROVAL_RULES: &str = "see https://github.com/kubernetes/enhancements/pull/1111";
 
@@ -43,19 +45,26 @@ pub fn lets_go(before: &Value, now: &Value) -> bool {
     !before.resources.is_subset(&now.resources) || !before.kinds.is_subset(&now.kinds)
 }
 
-/// The new status of a definition; none if it says so already.
-pub fn settled(definition: &Value, taken: &Taken<'_>) -> Option<Value> {
+/// The new status of a definition; none if it says so already. Its schemas are looked at if they are
+/// `new`.
+pub fn settled(definition: &Value, taken: &Taken<'_>, new: bool) -> Option<Value> {
     let (names, accepted) = names(definition, taken);
     let mut conditions = Vec::from_iter(established(definition, accepted.1 == "True"));
     conditions.insert(0, accepted);
     conditions.extend(approval(definition));
     conditions.extend(terminating(definition));
     let status = &definition["status"];
-    if status["acceptedNames"] == names && conditions.iter().all(|condition| says(status, condition)) {
+    let violations = new.then(|| violations(definition)).flatten();
+    let outdated = new && violations.is_none() && condition(status, NON_STRUCTURAL).is_some();
+    conditions.extend(violations);
+    if status["acceptedNames"] == names && !outdated && conditions.iter().all(|condition| says(status, condition)) {
         return None;
     }
     let mut status = if status.is_object() { status.clone() } else { json!({}) };
     status["acceptedNames"] = names;
+    if let Some(held) = status["conditions"].as_array_mut().filter(|_| outdated) {
+        held.retain(|condition| condition["type"] != NON_STRUCTURAL);
+    }
     conditions.into_iter().for_each(|condition| set_condition(&mut status, condition));
     Some(status)
 }
@@ -84,6 +93,12 @@ pub fn set_condition(status: &mut Value, (kind, holds, reason, message): Conditi
         }
         None => held.push(new),
     }
+}
+
+/// No definition that is written here has such a schema: it lay in the store.
+fn violations(definition: &Value) -> Option<Condition> {
+    let found = apiextensions::violations(definition);
+    (!found.is_empty()).then(|| (NON_STRUCTURAL, "True", "Violations", api::field::join(&found)))
 }
 
 /// Established once is established for good.
@@ -197,7 +212,7 @@ mod tests {
     fn with_status(definition: &Value, others: &[&Value]) -> Value {
         let mut changed = definition.clone();
         let taken = Taken::of(others.iter().map(|other| &other["status"]["acceptedNames"]));
-        changed["status"] = settled(definition, &taken).unwrap();
+        changed["status"] = settled(definition, &taken, true).unwrap();
         changed
     }
 
@@ -211,7 +226,7 @@ mod tests {
     fn names_are_accepted_once_and_as_many_as_can() {
         let first = with_status(&definition("crons", "Cron", "cr"), &[]);
         assert!(is_established(&first["status"]));
-        assert!(settled(&first, &Taken::default()).is_none(), "nothing more to say");
+        assert!(settled(&first, &Taken::default(), true).is_none(), "nothing more to say");
         let second = with_status(&definition("others", "Cron", "cr"), &[&first]);
         assert_eq!(said(&second, "NamesAccepted"), ("False", "ListKindConflict", "\"CronList\" is already in use"));
         assert_eq!(said(&second, "Established"), ("False", "NotAccepted", "not all names are accepted"));
@@ -285,13 +300,35 @@ mod tests {
     fn deleting_is_said_once() {
         let mut deleted = with_status(&definition("crons", "Cron", "cr"), &[]);
         deleted["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
-        assert!(settled(&deleted, &Taken::default()).is_none(), "nothing keeps it");
+        assert!(settled(&deleted, &Taken::default(), true).is_none(), "nothing keeps it");
         deleted["metadata"]["finalizers"] = json!([CLEANUP]);
         let begun = with_status(&deleted, &[]);
         assert_eq!(
             said(&begun, "Terminating"),
             ("True", "InstanceDeletionInProgress", "CustomResource deletion is in progress")
         );
-        assert!(settled(&begun, &Taken::default()).is_none());
+        assert!(settled(&begun, &Taken::default(), true).is_none());
+    }
+
+    #[test]
+    fn schemas_of_old_that_are_not_structural_are_pointed_at() {
+        let mut old = definition("crons", "Cron", "cr");
+        let schema = |schema: Value| json!([{"name": "v1", "schema": {"openAPIV3Schema": schema}}]);
+        old["spec"]["versions"] = schema(json!({"properties": {"a": {"type": "array"}}}));
+        let told = with_status(&old, &[]);
+        assert_eq!(
+            said(&told, NON_STRUCTURAL),
+            (
+                "True",
+                "Violations",
+                "[spec.versions[0].schema.openAPIV3Schema.properties[a].items: Required value: must be specified, \
+                 spec.versions[0].schema.openAPIV3Schema.type: Required value: must not be empty at the root]"
+            )
+        );
+        let mut mended = told.clone();
+        mended["spec"]["versions"] = schema(json!({"type": "object"}));
+        assert!(settled(&mended, &Taken::default(), false).is_none(), "nothing new");
+        let mended = with_status(&mended, &[]);
+        assert!(condition(&mended["status"], NON_STRUCTURAL).is_none() && is_established(&mended["status"]));
     }
 }

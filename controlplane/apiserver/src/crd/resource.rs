@@ -131,7 +131,13 @@ fn columns(version: &Value) -> Vec<Column> {
         name: owned(&column["name"]),
         type_: owned(&column["type"]),
         format: owned(&column["format"]),
-        description: owned(&column["description"]),
+        description: match column["description"].as_str() {
+            None | Some("") => {
+                let path = column["jsonPath"].as_str().unwrap_or_default();
+                format!("Custom resource definition column (in JSONPath format): {path}").into()
+            }
+            Some(given) => given.to_owned().into(),
+        },
         priority: column["priority"].as_i64().and_then(|priority| i32::try_from(priority).ok()).unwrap_or(0),
         json_path: Some(owned(&column["jsonPath"])),
     }));
@@ -145,14 +151,23 @@ pub fn cells(columns: &[Column], object: &Value, now: Timestamp) -> Vec<Value> {
         .map(|column| {
             let Some(path) = &column.json_path else { return object["metadata"]["name"].clone() };
             let Some(found) = jsonpath::find(object, path) else { return Value::Null };
-            match (&*column.type_, found) {
-                ("date", found) => since(found, now),
-                ("string", Value::String(_)) | ("integer" | "number" | "boolean", _) => found.clone(),
-                ("string", other) => other.to_string().into(),
-                (_, other) => other.clone(),
-            }
+            cell(&column.type_, found, now)
         })
         .collect()
+}
+
+/// A value as a column of type `kind` shows it; nothing when it is of another type.
+fn cell(kind: &str, found: &Value, now: Timestamp) -> Value {
+    match (kind, found) {
+        ("string", Value::String(_)) | ("boolean", Value::Bool(_)) | ("number", Value::Number(_)) => found.clone(),
+        ("string", other) => other.to_string().into(),
+        ("integer", Value::Number(number)) => {
+            number.as_i64().or_else(|| number.as_f64().map(|float| float as i64)).into()
+        }
+        ("date", Value::String(text)) if !text.is_empty() && text.parse::<Timestamp>().is_err() => "<invalid>".into(),
+        ("date", Value::String(_)) => since(found, now),
+        _ => Value::Null,
+    }
 }
 
 /// Hooks of a custom resource: all it has to say is in its schema.
@@ -229,5 +244,32 @@ mod tests {
             json!({"metadata": {"name": "x", "creationTimestamp": "2026-01-01T00:00:00Z"}, "spec": {"color": "red"}});
         let now = "2026-01-01T00:01:00Z".parse().unwrap();
         assert_eq!(cells(&descriptor.columns, &object, now), [json!("x"), json!("red"), json!("60s")]);
+    }
+
+    #[test]
+    fn cells_of_columns() {
+        let now = "2026-01-01T00:01:00Z".parse().unwrap();
+        for (kind, value, expected) in [
+            ("string", json!("a"), json!("a")),
+            ("string", json!(3), json!("3")),
+            ("string", json!({"a": [1]}), json!("{\"a\":[1]}")),
+            ("integer", json!(3), json!(3)),
+            ("integer", json!(3.7), json!(3)),
+            ("integer", json!("3"), json!(null)),
+            ("number", json!(0.5), json!(0.5)),
+            ("number", json!(true), json!(null)),
+            ("boolean", json!(false), json!(false)),
+            ("boolean", json!("true"), json!(null)),
+            ("date", json!("2026-01-01T00:00:00Z"), json!("60s")),
+            ("date", json!("2027-01-01T00:00:00Z"), json!("<invalid>")),
+            ("date", json!("yesterday"), json!("<invalid>")),
+            ("date", json!(""), json!("<unknown>")),
+            ("date", json!(5), json!(null)),
+        ] {
+            assert_eq!(cell(kind, &value, now), expected, "{kind} {value}");
+        }
+        let given = json!({"additionalPrinterColumns": [{"name": "A", "type": "string", "jsonPath": ".a"}, {"name": "B", "type": "string", "jsonPath": ".b", "description": "said"}]});
+        let said: Vec<String> = columns(&given)[1..].iter().map(|column| column.description.to_string()).collect();
+        assert_eq!(said, ["Custom resource definition column (in JSONPath format): .a", "said"]);
     }
 }

@@ -45,11 +45,13 @@ fn bundle_descriptor() -> Descriptor {
 }
 
 fn pod_request_descriptor() -> Descriptor {
-    Descriptor::new(GROUP, "v1", "PodCertificateRequest", "podcertificaterequests")
+    let mut descriptor = Descriptor::new(GROUP, "v1", "PodCertificateRequest", "podcertificaterequests")
         .with_status()
         .selectable("spec.signerName")
         .selectable("spec.podName")
-        .selectable("spec.nodeName")
+        .selectable("spec.nodeName");
+    descriptor.field_labels.no_namespace = true;
+    descriptor
 }
 
 fn columns() -> Vec<Column> {

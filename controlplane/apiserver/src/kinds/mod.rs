@@ -14,7 +14,7 @@ pub mod table;
 pub mod value;
 
 mod admissionregistration;
-mod apiextensions;
+pub mod apiextensions;
 mod apiregistration;
 pub mod apps;
 mod authentication;

@@ -11,7 +11,7 @@ use store::{Txn, TxnOutcome};
 use super::{Current, cache_key, metadata};
 use crate::admit::{Access, Cluster, RecordChange};
 use crate::authn::UserInfo;
-use crate::cache::item::{encode, remove_version};
+use crate::cache::item::{Item, encode, remove_version};
 use crate::cache::store_error;
 use crate::error::{ApiError, Result};
 use crate::resource::{Descriptor, GroupVersionKind, api_version, split_api_version};
@@ -30,6 +30,14 @@ impl Api {
     }
 }
 
+/// Kinds of which a cluster has many, or large ones, are decoded whenever they are asked for: a
+/// decoded object takes several times the room of its bytes.
+fn decoded(descriptor: &Descriptor, item: &Item) -> Arc<Value> {
+    const NUMEROUS: [&str; 8] =
+        ["pods", "events", "secrets", "configmaps", "nodes", "endpoints", "endpointslices", "persistentvolumeclaims"];
+    if NUMEROUS.contains(&&*descriptor.plural) { Arc::new(item.decode()) } else { item.shared() }
+}
+
 #[async_trait]
 impl Cluster for Api {
     async fn get(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Result<Option<Arc<Value>>> {
@@ -37,12 +45,12 @@ impl Cluster for Api {
         endpoint.cache.ready().await?;
         let item = endpoint.cache.read().get(&cache_key(namespace, name)).cloned();
         if let Some(item) = item {
-            return Ok(Some(item.shared()));
+            return Ok(Some(decoded(endpoint.descriptor(), &item)));
         }
         // Absence may be a lag: what the caller asks for may just have been created.
         endpoint.cache.fresh().await?;
         let item = endpoint.cache.read().get(&cache_key(namespace, name)).cloned();
-        Ok(item.map(|item| item.shared()))
+        Ok(item.map(|item| decoded(endpoint.descriptor(), &item)))
     }
 
     async fn get_live(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Result<Option<Arc<Value>>> {
@@ -56,7 +64,7 @@ impl Cluster for Api {
         let endpoint = self.endpoint(group, plural)?;
         endpoint.cache.ready().await?;
         let items: Vec<_> = endpoint.cache.read().scan(namespace).cloned().collect();
-        Ok(items.iter().map(|item| item.shared()).collect())
+        Ok(items.iter().map(|item| decoded(endpoint.descriptor(), item)).collect())
     }
 
     async fn update(&self, group: &str, plural: &str, subresource: &str, mut object: Value) -> Result<Arc<Value>> {
@@ -74,7 +82,7 @@ impl Cluster for Api {
         }
         metadata::keep_system_fields(&mut object, &old)?;
         match subresource {
-            "status" => metadata::only_status(&mut object, &old)?,
+            "status" => metadata::only_status(descriptor, &mut object, &old)?,
             _ => metadata::bump_generation(descriptor, &mut object, &old),
         }
         remove_version(&mut object);

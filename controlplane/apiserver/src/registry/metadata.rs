@@ -204,7 +204,7 @@ pub fn keep_status(new: &mut Value, old: &Value) {
 }
 
 /// For a write to `status`: everything of `old` but status and the metadata that goes with it.
-pub fn only_status(new: &mut Value, old: &Value) -> Result<()> {
+pub fn only_status(descriptor: &Descriptor, new: &mut Value, old: &Value) -> Result<()> {
     let mut kept = old.clone();
     if let (Some(map), Some(from)) = (kept.as_object_mut(), new.as_object_mut()) {
         match from.remove("status") {
@@ -213,9 +213,11 @@ pub fn only_status(new: &mut Value, old: &Value) -> Result<()> {
         };
     }
     // Kubernetes lets a status write change labels, annotations, finalizers and owners of most
-    // kinds; resourceVersion and managedFields are the write's own.
+    // built-in kinds; resourceVersion and managedFields are the write's own.
+    let written = ["managedFields", "resourceVersion", "labels", "annotations", "finalizers", "ownerReferences"];
     let metadata = metadata_mut(&mut kept)?;
-    for key in ["labels", "annotations", "finalizers", "ownerReferences", "managedFields", "resourceVersion"] {
+    for key in &written[..if descriptor.custom { 2 } else { written.len() }] {
+        let key = *key;
         match &new["metadata"][key] {
             Value::Null => metadata.remove(key),
             value => metadata.insert(key.into(), value.clone()),
@@ -338,8 +340,14 @@ mod tests {
     fn a_status_write_leaves_the_spec() {
         let old = json!({"metadata": {"name": "a", "uid": "u", "labels": {"x": "1"}}, "spec": 1, "status": 1});
         let mut new = json!({"metadata": {"name": "a", "resourceVersion": "7"}, "spec": 2, "status": 2});
-        only_status(&mut new, &old).unwrap();
+        let mut descriptor = Descriptor::new("apps", "v1", "Deployment", "deployments");
+        let mut custom = new.clone();
+        only_status(&descriptor, &mut new, &old).unwrap();
         assert_eq!(new, json!({"metadata": {"name": "a", "uid": "u", "resourceVersion": "7"}, "spec": 1, "status": 2}));
+        descriptor.custom = true;
+        only_status(&descriptor, &mut custom, &old).unwrap();
+        new["metadata"]["labels"] = json!({"x": "1"});
+        assert_eq!(custom, new, "of a custom resource it writes nothing else");
     }
 
     #[test]

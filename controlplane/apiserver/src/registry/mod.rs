@@ -185,6 +185,10 @@ impl Call {
     pub fn field_problems(&self, object: &mut Value, duplicates: &[String]) -> Result<Vec<String>> {
         let kind = self.kind();
         self.check_type(object)?;
+        // An empty list of owners resets them; decoding would lose it.
+        if object["metadata"]["managedFields"].as_array().is_some_and(Vec::is_empty) {
+            object["metadata"]["managedFields"] = json!([{}]);
+        }
         let mut problems = duplicates.to_vec();
         if let Some(schema) = self.endpoint.schema(&kind.group, &kind.version) {
             problems.extend(schema::normalize(schema, object, &kind)?);

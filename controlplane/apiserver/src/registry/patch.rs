@@ -1,5 +1,8 @@
 //! PATCH as a [`Change`]: which kind of patch, and the owners of fields.
 
+use std::sync::Arc;
+
+use async_trait::async_trait;
 use serde_json::Value;
 
 use super::Call;
@@ -7,6 +10,10 @@ use super::write::Change;
 use crate::error::{ApiError, Result};
 use crate::http::options::FieldValidation;
 use crate::patch;
+use crate::patch::apply::versions::Versions;
+use crate::resource::{api_version, split_api_version};
+use crate::resources::Endpoint;
+use crate::schema::Schema;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PatchType {
@@ -48,10 +55,11 @@ pub struct Patch {
     pub duplicates: Vec<String>,
 }
 
+#[async_trait]
 impl Change for Patch {
-    fn apply(&self, call: &Call, old: Option<&Value>) -> Result<Option<Value>> {
+    async fn apply(&self, call: &Call, old: Option<&Value>) -> Result<Option<Value>> {
         if self.kind == PatchType::Apply {
-            return self.apply_configuration(call, old).map(Some);
+            return self.apply_configuration(call, old).await.map(Some);
         }
         let Some(old) = old else { return Ok(None) };
         let kind = call.kind();
@@ -152,35 +160,17 @@ fn go_kind(found: &str) -> &str {
 }
 
 impl Patch {
-    fn apply_configuration(&self, call: &Call, old: Option<&Value>) -> Result<Value> {
+    async fn apply_configuration(&self, call: &Call, old: Option<&Value>) -> Result<Value> {
         let kind = call.kind();
-        let mut config = self.document.clone();
+        let config = &self.document;
         if !config.is_object() {
             let found = if config.is_array() { "array" } else { "string" };
             return Err(ApiError::bad_request(format!(
                 "error decoding patch: error unmarshaling JSON: while decoding JSON: json: cannot unmarshal {found} into Go value of type map[string]interface {{}}"
             )));
         }
-        let given = config["apiVersion"].as_str().unwrap_or_default();
-        if given != kind.api_version() {
-            return Err(ApiError::bad_request(format!(
-                "Incorrect version specified in apply patch. Specified patch version: {given}, expected: {}",
-                kind.api_version()
-            )));
-        }
-        call.check_type(&mut config)?;
-        let schema = call.endpoint.schema(&kind.group, &kind.version).ok_or_else(|| {
-            ApiError::internal(format!("no schema of {} {}: cannot apply", kind.api_version(), kind.kind))
-        })?;
-        let applied = patch::apply::apply(
-            schema,
-            old,
-            &config,
-            &call.manager,
-            &call.info.subresource,
-            call.options.force,
-            call.now,
-        )?;
+        patch::apply::check_kind(&config, &kind)?;
+        let applied = patch::apply::apply(&call.owners(&kind.api_version()), old, config, call.options.force).await?;
         self.report_duplicates(call)?;
         Ok(applied)
     }
@@ -213,15 +203,66 @@ impl Patch {
 impl Call {
     /// Notes in `managedFields` which fields this write owns, unless it was an apply (which does
     /// so itself).
-    pub fn track_fields(&self, old: Option<&Value>, new: &mut Value) -> Result<()> {
+    pub async fn track_fields(&self, old: Option<&Value>, new: &mut Value) -> Result<()> {
         if self.applies || self.descriptor().virtual_ {
             return Ok(());
         }
-        match self.endpoint.hub_schema() {
-            Some(schema) => {
-                patch::apply::track_update(schema, old, new, &self.manager, &self.info.subresource, self.now)
-            }
-            None => Ok(()),
+        let version = api_version(&self.info.group, &self.info.version);
+        if self.schema(&version).is_none() {
+            return Ok(());
         }
+        patch::apply::track_update(&self.owners(&version), old, new).await
+    }
+
+    /// This request, as far as the owners of fields go.
+    pub fn owners<'a>(&'a self, version: &'a str) -> patch::apply::Write<'a> {
+        let descriptor = self.descriptor();
+        patch::apply::Write {
+            versions: self,
+            version,
+            manager: &self.manager,
+            subresource: &self.info.subresource,
+            status_apart: descriptor.status || !descriptor.custom,
+            now: self.now,
+        }
+    }
+}
+
+#[async_trait]
+impl Versions for Call {
+    fn schema(&self, version: &str) -> Option<Schema> {
+        let (group, version) = split_api_version(version);
+        match self.descriptor().custom {
+            true => self.version_of(group, version)?.schema(group, version).cloned(),
+            false => self.endpoint.schema(group, version).cloned(),
+        }
+    }
+
+    async fn convert(&self, mut object: Value, version: &str) -> Result<Value> {
+        let to = split_api_version(version);
+        if self.descriptor().custom {
+            let endpoint = self.version_of(to.0, to.1).ok_or_else(ApiError::no_such_path)?;
+            return endpoint.hooks().as_served(object).await;
+        }
+        let from = object["apiVersion"].as_str().unwrap_or_default().to_owned();
+        self.endpoint.hooks().convert(&mut object, split_api_version(&from), to)?;
+        object["apiVersion"] = version.into();
+        Ok(object)
+    }
+}
+
+impl Call {
+    /// Of a custom resource: the endpoint of a version, served or not.
+    fn version_of(&self, group: &str, version: &str) -> Option<Arc<Endpoint>> {
+        let own = self.descriptor();
+        if (own.hub_group(), own.hub_version()) == (group, version) {
+            return Some(self.endpoint.clone());
+        }
+        let resources = self.api.resources();
+        let found = resources.all().iter().find(|endpoint| {
+            let other = endpoint.descriptor();
+            other.storage_prefix == own.storage_prefix && (other.hub_group(), other.hub_version()) == (group, version)
+        });
+        found.cloned()
     }
 }

@@ -1,5 +1,6 @@
 //! `pods/binding` and `pods/eviction`.
 
+use async_trait::async_trait;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -79,8 +80,9 @@ struct Bind {
     binding: Value,
 }
 
+#[async_trait]
 impl Change for Bind {
-    fn apply(&self, call: &Call, old: Option<&Value>) -> Result<Option<Value>> {
+    async fn apply(&self, call: &Call, old: Option<&Value>) -> Result<Option<Value>> {
         let Some(old) = old else { return Ok(None) };
         bound(old, &self.binding, &metadata::timestamp(call.now)).map(Some)
     }

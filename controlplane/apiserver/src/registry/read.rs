@@ -88,30 +88,18 @@ impl Call {
     /// Selectors of the request, checked against the resource's selectable fields.
     pub fn selection(&self) -> Result<Selection> {
         let (labels, fields) = (self.query.text("labelSelector"), self.query.text("fieldSelector"));
-        let selection = Selection {
+        let mut selection = Selection {
             namespace: self.namespace().to_owned(),
             name: String::new(),
             labels: Selector::parse_labels(labels).map_err(|error| ApiError::bad_request(error.to_string()))?,
             fields: Selector::parse_fields(fields).map_err(|error| ApiError::bad_request(error.to_string()))?,
         };
-        for requirement in &selection.fields.requirements {
-            let key = requirement.key();
-            let known = matches!(key, "metadata.name" | "metadata.namespace")
-                || self.descriptor().selectable.iter().any(|field| field.label == key);
-            if !known {
-                return Err(ApiError::bad_request(self.unknown_field_label(key)));
-            }
+        for requirement in &mut selection.fields.requirements {
+            let field = self.descriptor().field_label(&self.info.group, requirement.key());
+            let field = field.map_err(ApiError::bad_request)?.to_owned();
+            requirement.rename(field);
         }
         Ok(selection)
-    }
-
-    /// Kinds without selectable fields of their own share one rule upstream, with words of its own.
-    fn unknown_field_label(&self, key: &str) -> String {
-        let descriptor = self.descriptor();
-        if descriptor.custom || !descriptor.selectable.is_empty() {
-            return format!("field label not supported: {key}");
-        }
-        format!("{key:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
     }
 
     /// The version that the query asks a list for.
@@ -252,8 +240,9 @@ impl Call {
             View::Object => self.served(object)?,
             View::Metadata { version, .. } => table::partial(object, version),
             View::Table { version } => {
+                let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
                 let row = self.row(object, version)?;
-                self.table(vec![row], &json!({}), version)
+                self.table(vec![row], &metadata, version)
             }
         };
         crate::http::render::encode(&value, output)
@@ -287,10 +276,7 @@ impl Call {
 
     pub fn table(&self, rows: Vec<Value>, metadata: &Value, version: &str) -> Value {
         let columns = table::columns(self.descriptor(), &self.info.group, &self.info.version);
-        json!({
-            "kind": "Table", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": metadata,
-            "columnDefinitions": table::column_definitions(columns), "rows": rows,
-        })
+        table::table(columns, rows, metadata, version)
     }
 }
 

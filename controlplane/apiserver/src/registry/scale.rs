@@ -2,8 +2,10 @@
 
 use api::field::{Error, Path};
 use api::selector::Selector;
+use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Response, StatusCode};
+use http::{Response, StatusCode, header};
+use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::patch::{Patch, PatchType};
@@ -11,11 +13,11 @@ use super::write::Change;
 use super::{Call, subresource};
 use crate::error::{ApiError, Result};
 use crate::http::body::Body;
+use crate::http::negotiate::{Output, View};
 use crate::http::pipeline::Asked;
-use crate::http::resources;
-use crate::patch;
-use crate::resource::{GroupVersionKind, ScalePaths, at, set_at};
-use crate::schema;
+use crate::http::{render, resources};
+use crate::resource::{Column, GroupVersionKind, ScalePaths, age, at, set_at};
+use crate::{patch, schema, table};
 
 fn kind() -> GroupVersionKind {
     GroupVersionKind::new("autoscaling", "v1", "Scale")
@@ -38,7 +40,42 @@ pub async fn handle(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response
         }
         _ => return Err(ApiError::method_not_allowed()),
     };
-    subresource::answer(asked, StatusCode::OK, &scale)
+    shown(asked, call, scale)
+}
+
+/// A scale in the view asked for.
+fn shown(asked: &Asked, call: &Call, scale: Value) -> Result<Response<Body>> {
+    let output = Output::negotiate(asked.header(header::ACCEPT), &asked.query, asked.user_agent(), true, true)?;
+    let value = match output.view {
+        View::Object => scale,
+        View::Metadata { version, .. } => table::partial(scale, version),
+        View::Table { version } => {
+            let metadata = json!({"resourceVersion": scale["metadata"]["resourceVersion"]});
+            let row = table::row_of(cells(&scale, call.now), scale, call.include()?, version);
+            table::table(&columns(), vec![row], &metadata, version)
+        }
+    };
+    Ok(resources::ok(StatusCode::OK, &output, render::encode(&value, &output)?, asked))
+}
+
+fn columns() -> [Column; 4] {
+    let mut name = Column::name();
+    name.format = "".into();
+    [
+        name,
+        Column::new("Desired", "integer", "replicas is the desired number of instances for the scaled object."),
+        Column::new(
+            "Available",
+            "integer",
+            "replicas is the actual number of observed instances of the scaled object.",
+        ),
+        Column::age(),
+    ]
+}
+
+fn cells(scale: &Value, now: Timestamp) -> Vec<Value> {
+    let count = |path: &str| at(scale, path).as_i64().unwrap_or(0).into();
+    vec![scale["metadata"]["name"].clone(), count("spec.replicas"), count("status.replicas"), age(scale, now)]
 }
 
 async fn changed(call: &Call, change: &ScaleChange, paths: &ScalePaths) -> Result<Value> {
@@ -94,11 +131,14 @@ enum How {
     Patch(Patch),
 }
 
+#[async_trait]
 impl Change for ScaleChange {
-    fn apply(&self, call: &Call, old: Option<&Value>) -> Result<Option<Value>> {
+    async fn apply(&self, call: &Call, old: Option<&Value>) -> Result<Option<Value>> {
         let Some(old) = old else { return Ok(None) };
         let scale = match &self.how {
-            How::Patch(patch) if patch.kind == PatchType::Apply => return self.applied(call, patch, old).map(Some),
+            How::Patch(patch) if patch.kind == PatchType::Apply => {
+                return self.applied(call, patch, old).await.map(Some);
+            }
             How::Replace(scale) => scale.clone(),
             How::Patch(patch) => self.patched(call, patch, &scale_of(old, &self.paths))?,
         };
@@ -137,15 +177,9 @@ impl Change for ScaleChange {
 impl ScaleChange {
     /// Applies the replicas of a Scale to the object that they are of: its manager owns that field,
     /// by way of the subresource.
-    fn applied(&self, call: &Call, patch: &Patch, old: &Value) -> Result<Value> {
+    async fn applied(&self, call: &Call, patch: &Patch, old: &Value) -> Result<Value> {
         let mut scale = patch.document.clone();
-        let given = scale["apiVersion"].as_str().unwrap_or_default();
-        if given != kind().api_version() {
-            return Err(ApiError::bad_request(format!(
-                "Incorrect version specified in apply patch. Specified patch version: {given}, expected: {}",
-                kind().api_version()
-            )));
-        }
+        patch::apply::check_kind(&scale, &kind())?;
         subresource::normalize(call, &mut scale, &kind(), patch.duplicates.clone())?;
         let served = call.kind();
         let mut config = json!({"apiVersion": served.api_version(), "kind": served.kind, "metadata": {}});
@@ -158,9 +192,8 @@ impl ScaleChange {
             check_replicas(replicas.as_i64().unwrap_or(0), &call.info.name)?;
             set_at(&mut config, &self.paths.spec_replicas, replicas.clone());
         }
-        let schema = call.endpoint.schema(&served.group, &served.version).ok_or_else(ApiError::no_such_path)?;
-        let mut new =
-            patch::apply::apply(schema, Some(old), &config, &call.manager, "scale", call.options.force, call.now)?;
+        let version = served.api_version();
+        let mut new = patch::apply::apply(&call.owners(&version), Some(old), &config, call.options.force).await?;
         // The version read is no precondition unless the Scale made it one.
         match scale["metadata"]["resourceVersion"].as_str().unwrap_or_default() {
             "" => drop(super::metadata::metadata_mut(&mut new)?.remove("resourceVersion")),
@@ -206,6 +239,8 @@ mod tests {
         assert_eq!(scale["spec"], json!({"replicas": 3}));
         assert_eq!(scale["status"], json!({"replicas": 2, "selector": "app=web"}));
         assert_eq!(scale["metadata"], json!({"name": "web", "namespace": "a"}));
+        assert_eq!(cells(&scale, Timestamp::UNIX_EPOCH), [json!("web"), json!(3), json!(2), json!("<unknown>")]);
+        assert_eq!(columns().len(), 4);
         assert_eq!(selector_text(&json!({"app": "web"})), "app=web");
         assert_eq!(selector_text(&json!("a in (b)")), "a in (b)");
     }

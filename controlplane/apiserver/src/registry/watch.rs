@@ -249,11 +249,8 @@ impl Watching {
         let object = match self.output.view {
             View::Object => json!({"kind": kind.kind, "apiVersion": kind.api_version(), "metadata": metadata}),
             View::Metadata { version, .. } => crate::table::partial(json!({"metadata": metadata}), version),
-            View::Table { version } => {
-                let object = json!({"kind": kind.kind, "apiVersion": kind.api_version(), "metadata": metadata});
-                let list = json!({"resourceVersion": metadata["resourceVersion"]});
-                let row = self.call.row(object, version)?;
-                self.call.table(vec![row], &list, version)
+            View::Table { .. } => {
+                self.shown(json!({"kind": kind.kind, "apiVersion": kind.api_version(), "metadata": metadata}))?
             }
         };
         put_event(chunk, "BOOKMARK", &object, self.output.media)

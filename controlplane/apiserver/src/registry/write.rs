@@ -6,6 +6,7 @@
 
 use std::sync::atomic::Ordering;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use serde_json::Value;
 use store::{Txn, TxnOutcome};
@@ -37,9 +38,10 @@ pub struct Written {
 }
 
 /// How an update computes the new object, in the version of the request.
+#[async_trait]
 pub trait Change: Sync {
     /// `old` is none when the object does not exist; the answer none then means 404.
-    fn apply(&self, call: &Call, old: Option<&Value>) -> Result<Option<Value>>;
+    async fn apply(&self, call: &Call, old: Option<&Value>) -> Result<Option<Value>>;
 
     /// What the change says against there being no object.
     fn check_absent(&self, _call: &Call) -> Result<()> {
@@ -97,7 +99,7 @@ impl Call {
         let name = metadata::text(&object, "name").to_owned();
         let context = self.context(&name);
         hooks.prepare_create(&context, &mut object);
-        self.track_fields(None, &mut object)?;
+        self.track_fields(None, &mut object).await?;
         let mut errors = meta::validate_create(&object, descriptor.namespaced, descriptor.name_rule);
         errors.extend(hooks.validate_create(&context, &object));
         if !errors.is_empty() {
@@ -198,18 +200,18 @@ impl Call {
     async fn update_once(&self, change: &dyn Change, current: Option<Current>) -> Result<Attempt> {
         let Some(current) = current else {
             change.check_absent(self)?;
-            let Some(object) = change.apply(self, None)?.filter(|_| self.info.subresource.is_empty()) else {
+            let Some(object) = change.apply(self, None).await?.filter(|_| self.info.subresource.is_empty()) else {
                 return Err(self.not_found());
             };
             return self.create_named(object).await.map(|written| Attempt::Done(Box::new(written)));
         };
         let old = current.value;
-        let mut new = self.proposed(change, &old)?;
+        let mut new = self.proposed(change, &old).await?;
         let conditional = self.check_version(&mut new, &old, change.retries())?;
         let options = self.options_object(change.options_kind());
         metadata::keep_system_fields(&mut new, &old)?;
         let new = self.mutate(Operation::Update, new, Some(&old), &options).await?;
-        let new = self.prepare(new, &old)?;
+        let new = self.prepare(new, &old).await?;
         self.guard_rights(&new, Some(&old)).await?;
         let mut new = self.validate(Operation::Update, new, Some(&old), &options).await?;
         let hooks = self.endpoint.hooks();
@@ -263,13 +265,13 @@ impl Call {
     }
 
     /// The object that the client wants, in the hub version, with defaults.
-    fn proposed(&self, change: &dyn Change, old: &Value) -> Result<Value> {
+    async fn proposed(&self, change: &dyn Change, old: &Value) -> Result<Value> {
         let mut new = if self.converts() {
             let mut served = old.clone();
             self.to_served(&mut served)?;
-            change.apply(self, Some(&served))?
+            change.apply(self, Some(&served)).await?
         } else {
-            change.apply(self, Some(old))?
+            change.apply(self, Some(old)).await?
         }
         .ok_or_else(|| self.not_found())?;
         metadata::check_namespace(&mut new, self.namespace())?;
@@ -311,7 +313,7 @@ impl Call {
 
     /// Keeps what this write may not change, counts the generation, tracks owners of fields, and
     /// validates.
-    fn prepare(&self, mut new: Value, old: &Value) -> Result<Value> {
+    async fn prepare(&self, mut new: Value, old: &Value) -> Result<Value> {
         let (descriptor, hooks) = (self.descriptor(), self.endpoint.hooks());
         let context = self.context(&self.info.name);
         hooks.defaults(&mut new);
@@ -323,19 +325,19 @@ impl Call {
             }
             hooks.prepare_update(&context, &mut new, old);
             metadata::bump_generation(descriptor, &mut new, old);
-            self.track_fields(Some(old), &mut new)?;
+            self.track_fields(Some(old), &mut new).await?;
             errors = meta::validate_update(&new, old);
             errors.extend(hooks.validate_update(&context, &new, old));
         } else {
             if self.info.subresource == "status" {
-                metadata::only_status(&mut new, old)?;
+                metadata::only_status(descriptor, &mut new, old)?;
             }
             hooks.prepare_subresource_update(&context, &mut new, old);
             // A pod that is bound is still the first generation of its spec.
             if self.info.subresource != "binding" {
                 metadata::bump_generation(descriptor, &mut new, old);
             }
-            self.track_fields(Some(old), &mut new)?;
+            self.track_fields(Some(old), &mut new).await?;
             errors = meta::validate_update(&new, old);
             errors.extend(hooks.validate_subresource_update(&context, &new, old));
         }
@@ -435,8 +437,9 @@ pub struct Replace {
     pub object: Value,
 }
 
+#[async_trait]
 impl Change for Replace {
-    fn apply(&self, call: &Call, old: Option<&Value>) -> Result<Option<Value>> {
+    async fn apply(&self, call: &Call, old: Option<&Value>) -> Result<Option<Value>> {
         if old.is_none() && !call.descriptor().create_on_update {
             return Ok(None);
         }

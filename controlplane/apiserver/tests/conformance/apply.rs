@@ -48,7 +48,9 @@ async fn applying_the_same_again_changes_nothing() {
     assert_eq!(unchanged["metadata"], made["metadata"]);
     let shared = apply(&client, &item, "two", "", &config).await.expect(200);
     assert_ne!(shared["metadata"]["resourceVersion"], made["metadata"]["resourceVersion"], "an owner more");
-    assert_eq!(names(&shared), ["one", "two"]);
+    // What changed nothing has no time, and comes first.
+    assert_eq!(names(&shared), ["two", "one"]);
+    assert!(shared["metadata"]["managedFields"][0]["time"].is_null());
     // What two own stays until neither names it.
     let one =
         apply(&client, &item, "one", "", &json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}}))
@@ -87,26 +89,33 @@ async fn a_conflict_names_the_owner_and_force_takes_over() {
     );
     // The value that is there already is no conflict.
     let agreed = apply(&client, &item, "third", "", &map("a", json!({"k": "1"}))).await.expect(200);
-    assert_eq!(names(&agreed), ["one", "third"]);
+    assert_eq!(names(&agreed), ["third", "one"]);
 }
 
 #[tokio::test]
-async fn managed_fields_are_reset_by_one_empty_entry_only() {
+async fn managed_fields_are_reset_by_nothing_but_emptiness() {
     let cluster = Cluster::start().await;
     let client = cluster.admin();
     let item = format!("{MAPS}/a");
     apply(&client, &item, "one", "", &map("a", json!({"k": "1"}))).await.expect(201);
     for kept in [
-        json!([]),
+        json!(null),
         json!([{"manager": "x", "operation": "Nonsense"}]),
+        json!([{"manager": "x", "operation": "Update", "apiVersion": "v1", "fieldsV1": {"f:data": {}}}]),
+        json!([{"manager": "x", "operation": "Update", "fieldsType": "FieldsV1", "fieldsV1": {"f:data": {}}}]),
         json!([{"manager": "x", "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV9", "fieldsV1": {}}]),
         json!([{"manager": "x", "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV1", "fieldsV1": {"bad": {}}}]),
     ] {
         let answer = patch(&client, &item, MERGE, &json!({"metadata": {"managedFields": kept}})).await.expect(200);
         assert_eq!(names(&answer), ["one"], "{kept}");
     }
-    let reset = patch(&client, &item, MERGE, &json!({"metadata": {"managedFields": [{}]}})).await.expect(200);
-    assert!(reset["metadata"]["managedFields"].is_null(), "{reset:#}");
+    for empty in [json!([]), json!([{}])] {
+        let name = if empty == json!([]) { "b" } else { "a" };
+        let item = format!("{MAPS}/{name}");
+        apply(&client, &item, "one", "", &map(name, json!({"k": "1"}))).await;
+        let reset = patch(&client, &item, MERGE, &json!({"metadata": {"managedFields": empty}})).await.expect(200);
+        assert!(reset["metadata"]["managedFields"].is_null(), "{reset:#}");
+    }
     let untracked = patch(&client, &item, MERGE, &json!({"data": {"l": "1"}})).await.expect(200);
     assert!(untracked["metadata"]["managedFields"].is_null(), "until someone applies");
     apply(&client, &item, "two", "", &map("a", json!({"k": "2"}))).await.refused(
@@ -207,8 +216,8 @@ async fn what_cannot_be_merged_is_refused_in_the_words_of_the_merge() {
         ),
     ] {
         apply(&client, &item, "m", "", &config).await.refused(
-            400,
-            "BadRequest",
+            500,
+            "",
             &format!("failed to create typed patch object (/d; apps/v1, Kind=Deployment): {why}"),
         );
     }
@@ -382,9 +391,134 @@ async fn owners_are_kept_across_versions_of_a_definition() {
     assert_eq!(owned[1], ("two".to_owned(), json!({})), "{owned:?}");
     assert_eq!(owned[2], ("hand".to_owned(), json!({"f:b": {}})), "{owned:?}");
     let wrong = apply(&client, &second, "one", "", &foo("v1", json!({}))).await;
-    wrong.refused(
-        400,
-        "BadRequest",
-        "Incorrect version specified in apply patch. Specified patch version: example.com/v1, expected: example.com/v2",
+    wrong.refused(400, "BadRequest", "invalid object type: example.com/v1, Kind=Foo");
+}
+
+#[tokio::test]
+async fn owners_are_noted_and_compared_in_the_version_they_wrote() {
+    const SCALERS: &str = "/apis/autoscaling/VERSION/namespaces/default/horizontalpodautoscalers";
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let item = |version: &str| SCALERS.replace("VERSION", version) + "/h";
+    let scaler = |version: &str, spec: Value| {
+        let mut object = json!({"apiVersion": format!("autoscaling/{version}"), "kind": "HorizontalPodAutoscaler", "metadata": {"name": "h"},
+            "spec": {"maxReplicas": 5, "scaleTargetRef": {"kind": "Deployment", "name": "d"}}});
+        for (name, value) in spec.as_object().unwrap() {
+            object["spec"][name] = value.clone();
+        }
+        object
+    };
+    let cpu = |percent: u32| json!({"metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": percent}}}]});
+    let made = apply(&client, &item("v1"), "one", "", &scaler("v1", json!({"targetCPUUtilizationPercentage": 50})))
+        .await
+        .expect(201);
+    assert_eq!(made["metadata"]["managedFields"][0]["apiVersion"], "autoscaling/v1");
+    assert_eq!(
+        managers(&made)[0].3["f:spec"],
+        json!({"f:maxReplicas": {}, "f:scaleTargetRef": {}, "f:targetCPUUtilizationPercentage": {}})
     );
+    // The owner's version says what it is that changes.
+    apply(&client, &item("v2"), "two", "", &scaler("v2", cpu(60))).await.refused(
+        409,
+        "Conflict",
+        "Apply failed with 1 conflict: conflict with \"one\": .spec.targetCPUUtilizationPercentage",
+    );
+    let agreed = apply(&client, &item("v2"), "two", "", &scaler("v2", cpu(50))).await.expect(200);
+    let of = |object: &Value, name: &str| {
+        let entries = object["metadata"]["managedFields"].as_array().unwrap();
+        let entry = entries.iter().find(|entry| entry["manager"] == name).unwrap();
+        (entry["apiVersion"].as_str().unwrap().to_owned(), entry["fieldsV1"]["f:spec"].clone())
+    };
+    assert_eq!(
+        of(&agreed, "two"),
+        (
+            "autoscaling/v2".to_owned(),
+            json!({"f:maxReplicas": {}, "f:metrics": {}, "f:scaleTargetRef": {"f:kind": {}, "f:name": {}}})
+        )
+    );
+    // A plain write in the other version takes from both, each in its own words.
+    let by_hand = format!("{}?fieldManager=hand", item("v1"));
+    let changed =
+        patch(&client, &by_hand, MERGE, &json!({"spec": {"targetCPUUtilizationPercentage": 70}})).await.expect(200);
+    assert_eq!(of(&changed, "hand"), ("autoscaling/v1".to_owned(), json!({"f:targetCPUUtilizationPercentage": {}})));
+    assert_eq!(of(&changed, "one").1, json!({"f:maxReplicas": {}, "f:scaleTargetRef": {}}));
+    assert_eq!(of(&changed, "two").1, json!({"f:maxReplicas": {}, "f:scaleTargetRef": {"f:kind": {}, "f:name": {}}}));
+    apply(&client, &item("v2"), "two", "", &scaler("v2", cpu(60))).await.refused(
+        409,
+        "Conflict",
+        "Apply failed with 1 conflict: conflict with \"hand\" using autoscaling/v1: .spec.targetCPUUtilizationPercentage",
+    );
+    // Versions that there are not, any more: their owners are forgotten with the next write.
+    let mut entries = changed["metadata"]["managedFields"].as_array().unwrap().clone();
+    let mut old = entries[0].clone();
+    (old["manager"], old["apiVersion"]) = ("old".into(), "autoscaling/v2beta2".into());
+    entries.push(old);
+    let kept = patch(&client, &item("v2"), MERGE, &json!({"metadata": {"managedFields": entries}})).await.expect(200);
+    assert!(!names(&kept).contains(&"old".to_owned()) && names(&kept).contains(&"one".to_owned()), "{kept:#}");
+}
+
+/// What kubectl does when people move from client-side apply to server-side: reads the object, and
+/// replaces its owners by a JSON patch that insists on the version read; again if that conflicts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn owners_that_were_replaced_stay_replaced_while_others_write_the_status() {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    const ROUNDS: usize = 40;
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let item = "/apis/apps/v1/namespaces/default/deployments/d";
+    post(&client, "/apis/apps/v1/namespaces/default/deployments?fieldManager=first", &deployment(json!({})))
+        .await
+        .expect(201);
+    let (done, written) = (AtomicBool::new(false), AtomicU64::new(0));
+    // Whole statuses with the version read, patches without one, and dry runs of both.
+    let writer = async |number: u64| {
+        let mut count = number;
+        while !done.load(Ordering::Relaxed) {
+            count += 7;
+            let status = json!({"replicas": count, "updatedReplicas": 1, "observedGeneration": number});
+            let dry = if count % 3 == 0 { "&dryRun=All" } else { "" };
+            let path = format!("{item}/status?fieldManager=controller{number}{dry}");
+            let answer = if number % 2 == 0 {
+                let mut object = get(&client, item).await.expect(200);
+                object["status"] = status;
+                put(&client, &path, &object).await
+            } else {
+                patch(&client, &path, MERGE, &json!({"status": status})).await
+            };
+            assert!(matches!(answer.code, 200 | 409), "{:#}", answer.value);
+            written.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    let mover = async {
+        for round in 0..ROUNDS {
+            let (from, to) = (["first", "second"][round % 2], ["first", "second"][(round + 1) % 2]);
+            let moved = loop {
+                let object = get(&client, item).await.expect(200);
+                let mut entries = object["metadata"]["managedFields"].as_array().unwrap().clone();
+                for entry in entries.iter_mut().filter(|entry| entry["manager"] == from) {
+                    (entry["manager"], entry["operation"]) = (to.into(), "Apply".into());
+                }
+                let operations = json!([
+                    {"op": "replace", "path": "/metadata/managedFields", "value": entries},
+                    {"op": "replace", "path": "/metadata/resourceVersion", "value": object["metadata"]["resourceVersion"]},
+                ]);
+                let answer =
+                    patch(&client, &format!("{item}?fieldManager=kubectl"), super::JSON_PATCH, &operations).await;
+                match answer.code {
+                    200 => break answer.value,
+                    _ => assert_eq!(answer.code, 409, "{:#}", answer.value),
+                }
+            };
+            for object in [moved, get(&client, item).await.expect(200)] {
+                let found = names(&object);
+                assert!(found.iter().any(|name| name == to) && !found.iter().any(|name| name == from), "{found:?}");
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(3)).await;
+            let found = names(&get(&client, item).await.expect(200));
+            assert!(found.iter().any(|name| name == to) && !found.iter().any(|name| name == from), "later {found:?}");
+        }
+        done.store(true, Ordering::Relaxed);
+    };
+    tokio::join!(mover, writer(1), writer(2), writer(3), writer(4));
+    assert!(written.load(Ordering::Relaxed) > ROUNDS as u64, "nobody was in the way");
 }

@@ -129,7 +129,7 @@ async fn a_configuration_that_is_applied_has_no_unknown_fields_and_no_key_twice(
     let item = format!("{DEPLOYMENTS}/d?fieldManager=m");
     for directive in ["Strict", "Warn", "Ignore"] {
         let answer = send(&client, "PATCH", &item, APPLY, &deployment(&format!("{BAD},"), "", ""), directive).await;
-        answer.refused(400, "BadRequest", "failed to create typed patch object (/d; apps/v1, Kind=Deployment): errors:\n  .spec.unknown1: field not declared in schema\n  .spec.unknownDupe: field not declared in schema");
+        answer.refused(500, "", "failed to create typed patch object (/d; apps/v1, Kind=Deployment): errors:\n  .spec.unknown1: field not declared in schema\n  .spec.unknownDupe: field not declared in schema");
     }
     let twice = deployment(r#""paused":true,"paused":false,"#, "", "");
     let why = "error converting YAML to JSON: yaml: unmarshal errors:\n  line 1: key \"paused\" already set in map";
@@ -141,11 +141,7 @@ async fn a_configuration_that_is_applied_has_no_unknown_fields_and_no_key_twice(
     let warn = send(&client, "PATCH", &item, APPLY, &twice, "Warn").await;
     assert_eq!((warn.code, warned(&warn)), (201, vec![why.replace('\n', " ")]));
     let answer = send(&client, "PATCH", &item, APPLY, "{}", "").await;
-    answer.refused(
-        400,
-        "BadRequest",
-        "Incorrect version specified in apply patch. Specified patch version: , expected: apps/v1",
-    );
+    answer.refused(400, "BadRequest", "invalid object type: /, Kind=");
 }
 
 fn schema() -> Value {
@@ -189,7 +185,7 @@ async fn custom_resources_name_duplicates_before_unknown_fields() {
     );
     let applied =
         send(&client, "PATCH", &format!("{item}?fieldManager=m"), APPLY, &foo(r#""unknown1":1"#), "Strict").await;
-    applied.refused(400, "BadRequest", "failed to create typed patch object (/f; example.com/v1, Kind=Foo): .spec.unknown1: field not declared in schema");
+    applied.refused(500, "", "failed to create typed patch object (/f; example.com/v1, Kind=Foo): .spec.unknown1: field not declared in schema");
     // Metadata is known, at the root and in what is embedded.
     let embedded =
         r#""template":{"apiVersion":"v1","kind":"Sub","metadata":{"name":"s","unknownSubMeta":1},"any":{"thing":1}}"#;

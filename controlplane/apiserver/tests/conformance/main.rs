@@ -126,11 +126,17 @@ pub fn definition(schema: Value) -> Value {
 
 pub const FOOS: &str = "/apis/example.com/v1/namespaces/default/foos";
 
-/// Makes a definition and waits until its objects are served.
+/// Makes a definition and waits until it is established and its objects are served.
 pub async fn define(client: &Client, definition: &Value) {
     let spec = &definition["spec"];
     post(client, DEFINITIONS, definition).await.expect(201);
     let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let path = format!("{DEFINITIONS}/{}", text(&definition["metadata"]["name"]));
+    let established = |answer: &Answer| {
+        let mut conditions = answer.value["status"]["conditions"].as_array().into_iter().flatten();
+        conditions.any(|one| one["type"] == "Established" && one["status"] == "True")
+    };
+    until(client, &path, established).await;
     for version in spec["versions"].as_array().unwrap().iter().filter(|version| version["served"] == true) {
         let path =
             format!("/apis/{}/{}/{}", text(&spec["group"]), text(&version["name"]), text(&spec["names"]["plural"]));

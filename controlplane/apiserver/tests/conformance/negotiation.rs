@@ -123,6 +123,50 @@ async fn a_table_without_metadata_is_refused_by_who_cannot_make_one() {
 }
 
 #[tokio::test]
+async fn tables_say_more_than_their_cells() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let table = async |path: &str| ask(&client, path, &shown("Table", "v1")).await.expect(200);
+    let names = |table: &Value| -> Vec<Value> {
+        table["rows"].as_array().unwrap().iter().map(|row| row["cells"][0].clone()).collect()
+    };
+    // The version of one object is its table's, too.
+    post(&client, MAPS, &map("a", json!({"x": "y"}))).await.expect(201);
+    let one = table(&format!("{MAPS}/a")).await;
+    assert_eq!(one["metadata"]["resourceVersion"], one["rows"][0]["object"]["metadata"]["resourceVersion"]);
+    assert!(one["metadata"]["resourceVersion"].is_string());
+    // Flow schemas come as they are tried, by precedence before name.
+    let schemas = "/apis/flowcontrol.apiserver.k8s.io/v1/flowschemas";
+    for (name, precedence) in [("zz-first", 2), ("b-last", 9999), ("a-last", 9999)] {
+        let schema = json!({"apiVersion": "flowcontrol.apiserver.k8s.io/v1", "kind": "FlowSchema", "metadata": {"name": name},
+            "spec": {"matchingPrecedence": precedence, "priorityLevelConfiguration": {"name": "global-default"}}});
+        post(&client, schemas, &schema).await.expect(201);
+    }
+    let found = names(&table(schemas).await);
+    let at = |name: &str| found.iter().position(|found| found == name).unwrap();
+    assert!(at("zz-first") < at("a-last") && at("a-last") < at("b-last"), "{found:?}");
+    // A pod that has come to its end says so beside its cells.
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
+    post(&client, "/api/v1/namespaces/default/serviceaccounts", &account).await.expect(201);
+    let pods = "/api/v1/namespaces/default/pods";
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    post(&client, pods, &pod).await.expect(201);
+    assert_eq!(table(&format!("{pods}/p")).await["rows"][0]["conditions"], Value::Null);
+    patch(&client, &format!("{pods}/p/status"), MERGE, &json!({"status": {"phase": "Failed"}})).await.expect(200);
+    let conditions = json!([{"type": "Completed", "status": "True", "reason": "Failed", "message": "The pod failed."}]);
+    assert_eq!(table(&format!("{pods}/p")).await["rows"][0]["conditions"], conditions);
+    // A scale has columns of its own.
+    let sets = "/apis/apps/v1/namespaces/default/replicasets";
+    let set = json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": {"name": "r"}, "spec": {"replicas": 2,
+        "selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "b"}}, "spec": pod["spec"]}}});
+    post(&client, sets, &set).await.expect(201);
+    let scale = table(&format!("{sets}/r/scale")).await;
+    let columns: Vec<&Value> = scale["columnDefinitions"].as_array().unwrap().iter().map(|c| &c["name"]).collect();
+    assert_eq!(columns, ["Name", "Desired", "Available", "Age"]);
+    assert_eq!(scale["rows"][0]["cells"].as_array().unwrap()[..3], [json!("r"), json!(2), json!(0)]);
+}
+
+#[tokio::test]
 async fn bodies_are_read_as_their_type_says() {
     let cluster = Cluster::start().await;
     let client = cluster.admin();

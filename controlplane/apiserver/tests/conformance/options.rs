@@ -62,6 +62,10 @@ async fn wrong_list_options_are_named() {
             "invalid continue token: continue key is not valid: server does not recognize this encoded version",
         ),
         ("fieldSelector=x", "invalid selector: 'x'; can't understand 'x'"),
+        ("fieldSelector=a%3Db%3Dc", "invalid field selector: unescaped character in value: 61"),
+        ("labelSelector=a%20b", "unable to parse requirement: found 'b', expected: in, notin, =, ==, !=, gt, lt"),
+        ("watch=1&labelSelector=a,", "found '', expected: identifier after ','"),
+        ("labelSelector=-a", "unable to parse requirement: <nil>: Invalid value: \"-a\": name part must consist of"),
         (
             "fieldSelector=data.a%3D1",
             "\"data.a\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\"",
@@ -73,6 +77,10 @@ async fn wrong_list_options_are_named() {
     }
     let answer = get(&client, "/api/v1/namespaces/default/pods?fieldSelector=spec.none%3D1").await;
     answer.refused(400, "BadRequest", "field label not supported: spec.none");
+    let renamed = get(&client, "/api/v1/namespaces/default/pods?fieldSelector=spec.host%3Dn,status.podIPs!%3Dx").await;
+    assert_eq!(renamed.code, 200, "{:#}", renamed.value);
+    let foreign = get(&client, "/apis/events.k8s.io/v1/events?fieldSelector=involvedObject.name%3Dp").await;
+    foreign.refused(400, "BadRequest", "field label not supported: involvedObject.name");
     assert_eq!(get(&client, &format!("{MAPS}?limit=-1")).await.code, 200);
 }
 

@@ -124,3 +124,84 @@ async fn without_a_webhook_only_the_version_changes() {
     assert_eq!(code, 200, "{answer:#}");
     eventually(&client, &path, |code, _| code == 404).await;
 }
+
+/// Applies as a manager.
+async fn apply(client: &kube::Client, version: &str, manager: &str, spec: Value) -> (u16, Value) {
+    let config = json!({"apiVersion": format!("example.com/{version}"), "kind": "Place", "metadata": {"name": "a"}, "spec": spec});
+    let path = format!("{}/a?fieldManager={manager}", places(version));
+    let request =
+        http::Request::builder().method("PATCH").uri(path).header("content-type", "application/apply-patch+yaml");
+    let response =
+        client.send(request.body(kube::client::Body::from(config.to_string().into_bytes())).unwrap()).await.unwrap();
+    let code = response.status().as_u16();
+    (code, serde_json::from_slice(&response.into_body().collect_bytes().await.unwrap()).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn owners_meet_in_the_version_that_each_wrote() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let hook = Hook::start(dir.path(), |request| {
+        let to = request["desiredAPIVersion"].as_str().unwrap();
+        let objects: Vec<Value> =
+            request["objects"].as_array().unwrap().iter().map(|object| convert(object, to)).collect();
+        json!({"result": {"status": "Success"}, "convertedObjects": objects})
+    })
+    .await;
+    let conversion =
+        json!({"strategy": "Webhook", "webhook": {"clientConfig": hook.config(), "conversionReviewVersions": ["v1"]}});
+    assert_eq!(ask(&client, "POST", DEFINITIONS, &definition(conversion, "v1").to_string()).await.0, 201);
+    eventually(&client, &places("v2"), |code, _| code == 200).await;
+    let message = |answer: &(u16, Value)| (answer.0, answer.1["message"].as_str().unwrap_or_default().to_owned());
+    assert_eq!(apply(&client, "v1", "one", json!({"hostPort": "h:80"})).await.0, 201);
+    let conflict = apply(&client, "v2", "two", json!({"host": "i"})).await;
+    assert_eq!(
+        message(&conflict),
+        (409, "Apply failed with 1 conflict: conflict with \"one\": .spec.hostPort".to_owned())
+    );
+    // The same host: both own it, each as their version has it.
+    let (code, both) = apply(&client, "v2", "two", json!({"host": "h"})).await;
+    assert_eq!(code, 200, "{both:#}");
+    let fields = |object: &Value| -> Vec<(String, Value)> {
+        let entries = object["metadata"]["managedFields"].as_array().unwrap().iter();
+        let mut found: Vec<_> = entries
+            .map(|entry| (entry["manager"].as_str().unwrap().to_owned(), entry["fieldsV1"]["f:spec"].clone()))
+            .collect();
+        found.sort_by(|a, b| a.0.cmp(&b.0));
+        found
+    };
+    assert_eq!(
+        fields(&both),
+        [("one".to_owned(), json!({"f:hostPort": {}})), ("two".to_owned(), json!({"f:host": {}}))]
+    );
+    // Another port is nobody else's; another host is.
+    let (code, moved) = apply(&client, "v1", "one", json!({"hostPort": "h:81"})).await;
+    assert_eq!((code, &moved["spec"]["hostPort"]), (200, &json!("h:81")), "{moved:#}");
+    let conflict = apply(&client, "v1", "one", json!({"hostPort": "j:81"})).await;
+    assert_eq!(message(&conflict), (409, "Apply failed with 1 conflict: conflict with \"two\": .spec.host".to_owned()));
+    // What one lets go of, the other keeps in the other version.
+    let (code, kept) = apply(&client, "v2", "two", json!({})).await;
+    assert_eq!((code, &kept["spec"]["host"]), (200, &json!("h")), "{kept:#}");
+    assert_eq!(fields(&kept)[0], ("one".to_owned(), json!({"f:hostPort": {}})));
+    // A plain write takes it from its owner, and says with which version.
+    let mut changed = kept.clone();
+    changed["spec"]["port"] = "82".into();
+    let (code, put) = ask(&client, "PUT", &format!("{}/a?fieldManager=hand", places("v2")), &changed.to_string()).await;
+    assert_eq!(code, 200, "{put:#}");
+    assert_eq!(fields(&put)[0], ("hand".to_owned(), json!({"f:port": {}})), "{put:#}");
+    assert!(fields(&put).iter().all(|(name, _)| name != "one"));
+    let conflict = apply(&client, "v1", "one", json!({"hostPort": "h:80"})).await;
+    assert_eq!(
+        message(&conflict),
+        (409, "Apply failed with 1 conflict: conflict with \"hand\" using example.com/v2: .spec.port".to_owned())
+    );
+    // With the webhook gone, plain writes in the stored version go on: owners stay as they were.
+    drop(hook);
+    let path = format!("{}/a", places("v1"));
+    let mut object = ask(&client, "GET", &path, "").await.1;
+    object["metadata"]["labels"] = json!({"a": "b"});
+    let (code, unconverted) = ask(&client, "PUT", &path, &object.to_string()).await;
+    assert_eq!(code, 200, "{unconverted:#}");
+    assert_eq!(unconverted["metadata"]["managedFields"], object["metadata"]["managedFields"]);
+}

@@ -22,7 +22,9 @@ impl Worker {
         if matches!(self.stage, Stage::Ending { .. }) && self.pod().metadata.deletion_timestamp.is_some() {
             self.shorten(ending::grace(self.pod()));
         }
-        self.node.volumes.refresh(self.pod());
+        if self.stage == Stage::Running {
+            self.node.volumes.refresh(self.pod());
+        }
     }
 
     pub(super) fn read(&mut self, mail: Mail) {

@@ -362,8 +362,9 @@ impl Worker {
             None => status::runs_before(&self.status, &name),
         });
         let exited = self.observed.newest(&name).filter(|run| run.state == RunState::Exited);
-        if let Some(failed_at) = exited.and_then(|run| actions::failed_at(&self.observed, &self.memory, run)) {
-            self.memory.restarts.advance(&name, failed_at, Timestamp::now());
+        let key = actions::backoff_key(&container);
+        if let Some(failed_at) = exited.and_then(|run| actions::failed_at(&self.observed, &self.memory, &key, run)) {
+            self.memory.restarts.advance(&key, failed_at, Timestamp::now());
         }
         let target = self.ephemeral_target(&name);
         self.starting = Some((name.clone(), container.resources.clone()));
@@ -397,6 +398,7 @@ impl Worker {
         }
         self.waiting.clear();
         self.memory.failures.clear();
+        self.node.volumes.freeze(&self.uid());
         self.stage = Stage::Ending { grace, verdict };
     }
 
@@ -525,6 +527,7 @@ impl Worker {
                 ending: self.stage != Stage::Running,
                 verdict,
                 host_ips: &self.node.config.node_ips,
+                recursive_read_only_works: self.node.runtime_features.read().recursive_read_only_mounts,
                 resize: status::Resize {
                     pending: self.wish.resize_pending.as_ref(),
                     in_progress: self.resizing.in_progress(),

@@ -18,6 +18,8 @@ use super::options::LogOptions;
 const CHUNK: usize = 64 << 10;
 /// While waiting for more, the container's state is looked at this often: its end writes nothing.
 const LOOK: Duration = Duration::from_millis(200);
+/// How long an old file is still read after the new one is there.
+const SETTLE: Duration = Duration::from_millis(100);
 
 /// Sends the log of one run until its end, the reader's end, or the byte limit.
 pub async fn send(
@@ -53,7 +55,8 @@ async fn copy(
         }
         let Some(changes) = &changes else { return Ok(()) };
         if log.was_replaced(path).await {
-            // Rotated. The old file was read to its end above.
+            // Rotated. The runtime makes the new file a moment before it writes there.
+            tokio::time::sleep(SETTLE).await;
             log.drain(&mut renderer, out, true).await?;
             log = LogFile::open(path).await?;
             continue;

@@ -7,6 +7,8 @@ mod structural;
 
 use api::field::{Error, ErrorList, Path};
 use api::names;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -14,6 +16,7 @@ use super::admissionregistration::client_config;
 use super::check::{Node, Seen};
 use super::table::{created_at_columns, created_at_row};
 use super::value::{default, default_text, ensure_list, flag, has, list, name, set, text, texts};
+use crate::proxy::dial;
 use crate::resource::{Context, Descriptor, Hooks, Resource};
 
 pub fn resources() -> Vec<Resource> {
@@ -116,6 +119,25 @@ impl Hooks for Definition {
     }
 }
 
+/// What is not structural in its schemas; definitions of old may have such.
+pub fn violations(definition: &Value) -> ErrorList {
+    let versions = Path::root("spec").child("versions");
+    let (mut errors, mut sound) = (ErrorList::new(), None);
+    for (index, version) in list(definition, "spec.versions").iter().enumerate() {
+        let schema = &version["schema"]["openAPIV3Schema"];
+        // Versions mostly have the same one.
+        if !schema.is_object() || sound == Some(schema) {
+            continue;
+        }
+        let found = structural::validate(schema, &versions.index(index).child("schema").child("openAPIV3Schema"));
+        if found.is_empty() {
+            sound = Some(schema);
+        }
+        errors.extend(found);
+    }
+    errors
+}
+
 fn storage_version(definition: &Value) -> Option<String> {
     list(definition, "spec.versions")
         .iter()
@@ -186,7 +208,7 @@ fn validate_spec(definition: &Value, old: Option<&Value>) -> ErrorList {
         spec.child("names").child(field).required(&mut errors, "");
     }
     name_formats(&spec.child("names"), &mut errors);
-    conversion(&spec.child("conversion"), &mut errors);
+    conversion(&spec.child("conversion"), old, &mut errors);
     errors
 }
 
@@ -385,47 +407,82 @@ fn scale(subresources: &Node<'_>, errors: &mut ErrorList) {
     }
 }
 
-fn conversion(conversion: &Node<'_>, errors: &mut ErrorList) {
+/// Messages name the fields as upstream keeps them, not as `v1` has them.
+fn conversion(conversion: &Node<'_>, old: Option<&Value>, errors: &mut ErrorList) {
     if !conversion.exists() {
         return;
     }
-    match conversion.child("strategy").text() {
-        "None" => {
-            if conversion.has("webhook") {
-                conversion.child("webhook").forbidden(errors, "should not be set when strategy is not set to Webhook");
-            }
+    conversion.child("strategy").required_one_of(errors, &["None", "Webhook"]);
+    let renamed = |from: &str, to: &str| Node::new(conversion.child(from).value, conversion.path.child(to));
+    let config = renamed("webhook.clientConfig", "webhookClientConfig");
+    let versions = renamed("webhook.conversionReviewVersions", "conversionReviewVersions");
+    if conversion.child("strategy").text() != "Webhook" {
+        for given in [config, versions].iter().filter(|given| given.exists() && *given.value != json!([])) {
+            given.forbidden(errors, "should not be set when strategy is not set to Webhook");
         }
-        "Webhook" => {
-            let webhook = conversion.child("webhook");
-            if webhook.has("clientConfig") {
-                client_config(&webhook.child("clientConfig"), errors);
-            } else {
-                webhook.child("clientConfig").missing(errors, "required when strategy is set to Webhook");
-            }
-            review_versions(&webhook, errors);
-        }
-        _ => {
-            conversion.child("strategy").required_one_of(errors, &["None", "Webhook"]);
-        }
-    }
-}
-
-/// The forms of `ConversionReview` that the webhook understands: one of them must be known here.
-fn review_versions(webhook: &Node<'_>, errors: &mut ErrorList) {
-    let all = webhook.child("conversionReviewVersions");
-    if !all.required(errors, "") {
         return;
     }
+    if config.exists() {
+        client_config(&config, errors);
+        let bundle = config.child("caBundle");
+        if !may_be_invalid(old)
+            && let Some(why) = invalid_bundle(bundle.text())
+        {
+            bundle.invalid(errors, why);
+        }
+    } else {
+        config.missing(errors, "required when strategy is set to Webhook");
+    }
+    review_versions(&versions, old, errors);
+}
+
+/// A bundle may be as unusable as it was, and anything before the definition is established.
+fn may_be_invalid(old: Option<&Value>) -> bool {
+    old.is_none_or(|old| {
+        !crate::crd::is_established(&old["status"])
+            || invalid_bundle(text(old, "spec.conversion.webhook.clientConfig.caBundle")).is_some()
+    })
+}
+
+/// Why there is no certificate in a `caBundle`.
+fn invalid_bundle(bundle: &str) -> Option<String> {
+    if bundle.is_empty() || dial::roots(bundle).is_ok() {
+        return None;
+    }
+    let pem = BASE64_STANDARD.decode(bundle).unwrap_or_default();
+    let pem = String::from_utf8_lossy(&pem);
+    let why = match () {
+        () if pem.contains("-----BEGIN CERTIFICATE-----") => "failed to parse certificate: x509: malformed certificate",
+        () if pem.contains("-----BEGIN ") => "no valid certificate authority data seen",
+        () => "unable to parse bytes as PEM block",
+    };
+    Some(format!("unable to load root certificates: {why}"))
+}
+
+fn is_known_review(version: &str) -> bool {
+    matches!(version, "v1" | "v1beta1")
+}
+
+/// The forms of `ConversionReview` that the webhook understands: one of them must be known here,
+/// unless none of the old ones was.
+fn review_versions(all: &Node<'_>, old: Option<&Value>, errors: &mut ErrorList) {
+    let versions: Vec<&str> = all.value.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    if versions.is_empty() {
+        return all.missing(errors, "");
+    }
     let mut seen = Seen::default();
-    let versions = webhook.items("conversionReviewVersions");
-    for version in &versions {
-        if seen.insert(version.text()) {
-            version.format(errors, names::dns1035_label);
+    for (index, version) in versions.iter().enumerate() {
+        let value = Value::from(*version);
+        let given = Node::new(&value, all.path.index(index));
+        if seen.insert(*version) {
+            given.format(errors, names::dns1035_label);
         } else {
-            version.invalid(errors, "duplicate version");
+            given.invalid(errors, "duplicate version");
         }
     }
-    if !versions.iter().any(|version| matches!(version.text(), "v1" | "v1beta1")) {
+    let before = old.map(|old| texts(old, "spec.conversion.webhook.conversionReviewVersions")).unwrap_or_default();
+    let wanted = before.is_empty() || before.iter().any(|version| is_known_review(version));
+    if wanted && !versions.iter().any(|version| is_known_review(version)) {
         all.invalid(errors, "must include at least one of v1, v1beta1");
     }
 }
@@ -500,7 +557,7 @@ mod tests {
             (
                 "spec.conversion",
                 json!({"strategy": "Webhook"}),
-                "[spec.conversion.webhook.clientConfig: Required value: required when strategy is set to Webhook, spec.conversion.webhook.conversionReviewVersions: Required value]",
+                "[spec.conversion.webhookClientConfig: Required value: required when strategy is set to Webhook, spec.conversion.conversionReviewVersions: Required value]",
             ),
         ] {
             let mut changed = definition();
@@ -755,5 +812,54 @@ mod tests {
         assert!(tested::created(&Definition, &of(Some("http"))).contains("either a URL or a reason"));
         // One that is stored without approval may stay so.
         assert_eq!(tested::updated(&Definition, &of(None), &of(None)), "[]");
+    }
+
+    #[test]
+    fn conversions_are_named_as_upstream_keeps_them() {
+        let webhook = |bundle: &str, versions: Value| json!({"strategy": "Webhook", "webhook": {"conversionReviewVersions": versions, "clientConfig": {"url": "https://e.com/x", "caBundle": bundle}}});
+        let mut established = definition();
+        established["status"]["conditions"] = json!([{"type": "Established", "status": "True"}]);
+        let mut unusable = established.clone();
+        unusable["spec"]["conversion"] = webhook("Cg==", json!(["v7"]));
+        let pem = |text: &str| BASE64_STANDARD.encode(text);
+        let invalid = |bundle: &str, why: &str| {
+            format!(
+                "spec.conversion.webhookClientConfig.caBundle: Invalid value: {bundle:?}: unable to load root certificates: {why}"
+            )
+        };
+        let (key, broken) = (
+            pem("-----BEGIN PRIVATE KEY-----\nAA==\n-----END PRIVATE KEY-----\n"),
+            pem("-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n"),
+        );
+        for (old, conversion, expected) in [
+            (None, webhook("Cg==", json!(["v1"])), "[]".to_owned()),
+            (Some(&established), webhook("Cg==", json!(["v1"])), invalid("Cg==", "unable to parse bytes as PEM block")),
+            (Some(&established), webhook(&key, json!(["v1"])), invalid(&key, "no valid certificate authority data seen")),
+            (
+                Some(&established),
+                webhook(&broken, json!(["v1"])),
+                invalid(&broken, "failed to parse certificate: x509: malformed certificate"),
+            ),
+            (Some(&unusable), webhook("Cg==", json!(["v8"])), "[]".to_owned()),
+            (
+                Some(&established),
+                webhook("", json!(["v8", "v8", "-"])),
+                "[spec.conversion.conversionReviewVersions[1]: Invalid value: \"v8\": duplicate version, \
+                 spec.conversion.conversionReviewVersions[2]: Invalid value: \"-\": a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?'), \
+                 spec.conversion.conversionReviewVersions: Invalid value: [\"v8\",\"v8\",\"-\"]: must include at least one of v1, v1beta1]".to_owned(),
+            ),
+            (
+                None,
+                json!({"strategy": "None", "webhook": {"clientConfig": {"url": "https://e.com"}, "conversionReviewVersions": ["v1"]}}),
+                "[spec.conversion.webhookClientConfig: Forbidden: should not be set when strategy is not set to Webhook, \
+                 spec.conversion.conversionReviewVersions: Forbidden: should not be set when strategy is not set to Webhook]".to_owned(),
+            ),
+            (None, json!({"strategy": ""}), "spec.conversion.strategy: Required value".to_owned()),
+        ] {
+            let mut object = definition();
+            object["spec"]["conversion"] = conversion;
+            let errors = validate_spec(&object, old);
+            assert_eq!(join(&errors), expected, "{}", object["spec"]["conversion"]);
+        }
     }
 }

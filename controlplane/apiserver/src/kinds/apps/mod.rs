@@ -14,7 +14,6 @@ pub use replicas::{ReplicationController, controller_columns};
 
 use crate::kinds::check::{Node, label_selector, selector_is_empty};
 use crate::kinds::core::pod::{defaults, spec};
-use crate::kinds::core::selectable_or;
 use crate::kinds::table::{NONE, containers, labels, named, row, template_columns, words};
 use crate::kinds::value::{at, default, get, get_mut, int, list, map, opt_int, same_at, text};
 use crate::resource::{Column, Context, Descriptor, Hooks, NameRule, Resource};
@@ -30,7 +29,10 @@ pub fn resources() -> Vec<Resource> {
             scaled(workload("Deployment", "deployments", "deploy")).columns(deployment::columns()),
             deployment::Deployment,
         ),
-        Resource::new(replica_set_descriptor().columns(replicas::set_columns()), replicas::ReplicaSet),
+        Resource::new(
+            scaled(workload("ReplicaSet", "replicasets", "rs")).columns(replicas::set_columns()),
+            replicas::ReplicaSet,
+        ),
         Resource::new(
             scaled(workload("StatefulSet", "statefulsets", "sts"))
                 .names(NameRule::DnsLabel)
@@ -46,12 +48,6 @@ fn workload(kind: &'static str, plural: &'static str, short: &'static str) -> De
 
 fn scaled(descriptor: Descriptor) -> Descriptor {
     descriptor.with_scale("spec.replicas", "status.replicas", "spec.selector")
-}
-
-fn replica_set_descriptor() -> Descriptor {
-    let mut descriptor = scaled(workload("ReplicaSet", "replicasets", "rs"));
-    descriptor.selectable.push(selectable_or("status.replicas", "status.replicas", "0"));
-    descriptor
 }
 
 /// Defaults of `spec.template`, which is a plain struct upstream: a missing one is defaulted too.

@@ -28,5 +28,6 @@ fn job_descriptor() -> Descriptor {
     let mut descriptor =
         Descriptor::new("batch", "v1", "Job", "jobs").categories(&["all"]).with_status().with_generation();
     descriptor.selectable.push(selectable_or("status.successful", "status.succeeded", "0"));
+    descriptor.field_labels.refusal = Some("field label \"{}\" not supported for Job");
     descriptor
 }

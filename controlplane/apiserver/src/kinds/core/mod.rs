@@ -34,7 +34,7 @@ use crate::kinds::apps;
 use crate::kinds::table::{created_at_columns, words};
 use crate::kinds::value::{list, name, text};
 
-use crate::resource::{Column, Descriptor, Hooks, NameRule, Resource, SelectableField};
+use crate::resource::{Column, Descriptor, FieldAlias, Hooks, NameRule, Resource, SelectableField};
 use allocator::ServiceRanges;
 
 const STREAM: &[&str] = &["create", "get"];
@@ -145,7 +145,7 @@ fn event_descriptor() -> Descriptor {
         descriptor = descriptor.selectable(label);
     }
     // In events.k8s.io the object is called `regarding`.
-    for (label, path) in [
+    descriptor.field_labels.aliases = [
         ("regarding.kind", "involvedObject.kind"),
         ("regarding.namespace", "involvedObject.namespace"),
         ("regarding.name", "involvedObject.name"),
@@ -154,9 +154,9 @@ fn event_descriptor() -> Descriptor {
         ("regarding.resourceVersion", "involvedObject.resourceVersion"),
         ("regarding.fieldPath", "involvedObject.fieldPath"),
         ("reportingController", "reportingComponent"),
-    ] {
-        descriptor.selectable.push(selectable_or(label, path, ""));
-    }
+    ]
+    .map(|(label, field)| FieldAlias { group: "events.k8s.io", label, field, replaces: true })
+    .into();
     descriptor.selectable.push(SelectableField {
         label: "source".into(),
         paths: vec!["source.component".into(), "reportingComponent".into()],
@@ -233,6 +233,10 @@ fn pod_descriptor() -> Descriptor {
         descriptor = descriptor.selectable(label);
     }
     descriptor.selectable.push(selectable_or("spec.hostNetwork", "spec.hostNetwork", "false"));
+    descriptor.selectable.push(SelectableField { label: "status.podIPs".into(), paths: Vec::new(), absent: "".into() });
+    // What old clients call it.
+    descriptor.field_labels.aliases =
+        vec![FieldAlias { group: "", label: "spec.host", field: "spec.nodeName", replaces: false }];
     descriptor.graceful = true;
     descriptor.returns_deleted = true;
     descriptor

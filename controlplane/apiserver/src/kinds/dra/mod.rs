@@ -43,11 +43,13 @@ pub fn resources() -> Vec<Resource> {
 }
 
 fn slice_descriptor() -> Descriptor {
-    Descriptor::new(GROUP, "v1", "ResourceSlice", "resourceslices")
+    let mut descriptor = Descriptor::new(GROUP, "v1", "ResourceSlice", "resourceslices")
         .cluster_scoped()
         .with_generation()
         .selectable("spec.nodeName")
-        .selectable("spec.driver")
+        .selectable("spec.driver");
+    descriptor.field_labels.refusal = Some("field label not supported for resource.k8s.io/v1, Kind=ResourceSlice: {}");
+    descriptor
 }
 
 struct Class;

@@ -34,6 +34,15 @@ impl Entry {
     }
 }
 
+impl IntoIterator for FieldSet {
+    type Item = (String, Entry);
+    type IntoIter = std::collections::btree_map::IntoIter<String, Entry>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.entries.into_iter()
+    }
+}
+
 impl FieldSet {
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()

@@ -30,8 +30,8 @@ impl Operation {
 /// Who a set of fields belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Manager {
-    pub operation: Operation,
     pub name: String,
+    pub operation: Operation,
     /// Empty for appliers: they are the same manager in every version.
     pub api_version: String,
     pub subresource: String,
@@ -40,8 +40,8 @@ pub struct Manager {
 impl Manager {
     pub fn new(operation: Operation, name: &str, api_version: &str, subresource: &str) -> Self {
         Self {
-            operation,
             name: name.to_owned(),
+            operation,
             api_version: if operation == Operation::Apply { String::new() } else { api_version.to_owned() },
             subresource: subresource.to_owned(),
         }
@@ -84,21 +84,18 @@ impl Managers {
                 "Update" => Operation::Update,
                 _ => return None,
             };
-            if entry["fieldsType"].as_str().is_some_and(|kind| !matches!(kind, "" | "FieldsV1")) {
+            let text = |key: &str| entry[key].as_str().unwrap_or_default();
+            if text("fieldsType") != "FieldsV1" || text("apiVersion").is_empty() {
                 return None;
             }
-            let text = |key: &str| entry[key].as_str().unwrap_or_default();
             let fields = match &entry["fieldsV1"] {
                 Value::Null => FieldSet::default(),
                 fields => FieldSet::from_json(fields)?,
             };
             let manager = Manager::new(operation, text("manager"), text("apiVersion"), text("subresource"));
-            let owned = managers.entries.entry(manager).or_default();
-            owned.fields = std::mem::take(&mut owned.fields).union(fields);
-            owned.api_version = text("apiVersion").to_owned();
-            owned.time = text("time").to_owned();
+            let owned = Owned { fields, api_version: text("apiVersion").to_owned(), time: text("time").to_owned() };
+            managers.entries.insert(manager, owned);
         }
-        managers.drop_empty();
         Some(managers)
     }
 
@@ -131,9 +128,14 @@ impl Managers {
         }
     }
 
-    /// Fields owned by anyone.
-    pub fn all_fields(&self) -> FieldSet {
-        self.entries.values().fold(FieldSet::default(), |all, owned| all.union(owned.fields.clone()))
+    /// Fields owned by anyone, by their version.
+    pub fn all_fields(&self) -> BTreeMap<String, FieldSet> {
+        let mut all: BTreeMap<String, FieldSet> = BTreeMap::new();
+        for owned in self.entries.values() {
+            let known = all.entry(owned.api_version.clone()).or_default();
+            *known = std::mem::take(known).union(owned.fields.clone());
+        }
+        all
     }
 
     /// Gives a plain writer fields, beside those it has.
@@ -144,24 +146,33 @@ impl Managers {
         owned.time = time_text(now);
     }
 
-    /// Folds the oldest plain writers together when there are too many.
+    /// Folds the oldest plain writers of each version together when there are too many.
     pub fn cap(&mut self) {
-        let updates =
-            |managers: &Managers| managers.entries.keys().filter(|m| m.operation == Operation::Update).count();
-        while updates(self) > MOST_UPDATE_MANAGERS {
-            let oldest = self
-                .entries
-                .iter()
-                .filter(|(manager, _)| manager.operation == Operation::Update && manager.name != ANCIENT)
-                .min_by(|(_, a), (_, b)| a.time.cmp(&b.time))
-                .map(|(manager, _)| manager.clone());
-            let Some(oldest) = oldest else { return };
-            let Some(owned) = self.entries.remove(&oldest) else { return };
-            let ancient = Manager { name: ANCIENT.to_owned(), ..oldest };
-            let merged = self.entries.entry(ancient).or_default();
-            merged.fields = std::mem::take(&mut merged.fields).union(owned.fields);
-            merged.api_version = owned.api_version;
-            merged.time = owned.time;
+        let mut updaters: Vec<(String, Manager)> = self
+            .entries
+            .iter()
+            .filter(|(manager, _)| manager.operation == Operation::Update)
+            .map(|(manager, owned)| (owned.time.clone(), manager.clone()))
+            .collect();
+        let mut count = updaters.len();
+        updaters.sort();
+        let mut first: BTreeMap<String, Manager> = BTreeMap::new();
+        for (_, manager) in updaters {
+            if count <= MOST_UPDATE_MANAGERS {
+                return;
+            }
+            let Some(oldest) = first.get(&manager.api_version) else {
+                first.insert(manager.api_version.clone(), manager);
+                continue;
+            };
+            let bucket = Manager::new(Operation::Update, ANCIENT, &manager.api_version, "");
+            let (older, newer) = (self.entries.remove(oldest), self.entries.remove(&manager));
+            first.insert(manager.api_version, bucket.clone());
+            let fields = older.into_iter().chain(newer.clone()).map(|owned| owned.fields);
+            let fields = fields.fold(FieldSet::default(), FieldSet::union);
+            let merged = self.entries.entry(bucket).or_default();
+            *merged = Owned { fields: std::mem::take(&mut merged.fields).union(fields), ..newer.unwrap_or_default() };
+            count -= 1;
         }
     }
 }

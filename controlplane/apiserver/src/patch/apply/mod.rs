@@ -4,12 +4,16 @@
 //! [`apply`] merges a configuration into the live object: what it names becomes its manager's;
 //! what it named before and no longer does goes, unless someone else owns it; what others own and
 //! it would change is a conflict, unless forced. [`track_update`] notes for every other write which
-//! fields it changed. Both are pure; [`typed`] walks values, [`fieldset`] is the sets of fields,
-//! [`managers`] the `managedFields` list.
+//! fields it changed. [`typed`] walks values, [`fieldset`] is the sets of fields, [`managers`] the
+//! `managedFields` list. All are pure, but that owners who wrote in another version are compared in
+//! that one, which a webhook may have to convert to: [`versions`].
 
+mod client_side;
 pub mod fieldset;
 pub mod managers;
 pub(crate) mod typed;
+mod update;
+pub mod versions;
 
 #[cfg(test)]
 mod tests;
@@ -19,36 +23,52 @@ use std::sync::{Arc, LazyLock};
 
 use jiff::Timestamp;
 use parking_lot::RwLock;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::error::ApiError;
 use crate::resource::{GroupVersionKind, split_api_version};
 use crate::schema::table::TypeId;
-use crate::schema::{Schema, normalize, parse};
+use crate::schema::{Schema, normalize};
 use fieldset::FieldSet;
 use managers::{Manager, Managers, Operation, Owned};
+pub use update::track_update;
+use versions::{Comparison, Ignored, Versions, ignored, in_version};
 
-const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
-/// Annotations of an object hold at most this many bytes.
-const MAX_ANNOTATIONS: usize = 256 * 1024;
 /// Owns what an object had before anyone applied to it.
 const BEFORE_FIRST_APPLY: &str = "before-first-apply";
 /// kubectl's name for its own server-side apply: it takes over from its client-side one.
 const KUBECTL: &str = "kubectl";
 
+/// Who writes, by way of which endpoint.
+pub struct Write<'a> {
+    pub versions: &'a dyn Versions,
+    /// The `group/version` of the request: fields are noted as that has them.
+    pub version: &'a str,
+    pub manager: &'a str,
+    pub subresource: &'a str,
+    /// Status is written by way of its subresource only.
+    pub status_apart: bool,
+    pub now: Timestamp,
+}
+
+impl Write<'_> {
+    fn schema(&self) -> Result<Schema, ApiError> {
+        let none = || ApiError::internal(format!("no schema of {}: its fields have no owners", self.version));
+        self.versions.schema(self.version).ok_or_else(none)
+    }
+
+    fn ignored(&self, schema: &Schema) -> &'static Ignored {
+        ignored(self.subresource, schema.is_builtin(), self.status_apart)
+    }
+}
+
 /// Applies a configuration; the result carries the new `managedFields` and is normalised.
 ///
-/// `live` is `None` when the object does not exist. The configuration is taken as it was sent: it
-/// must not have been normalised, since what it names it owns.
-pub fn apply(
-    schema: &Schema,
-    live: Option<&Value>,
-    config: &Value,
-    manager: &str,
-    subresource: &str,
-    force: bool,
-    now: Timestamp,
-) -> Result<Value, ApiError> {
+/// `live`, in the version of the request, is `None` when the object does not exist. The
+/// configuration is taken as it was sent: it must not have been normalised, since what it names it
+/// owns.
+pub async fn apply(write: &Write<'_>, live: Option<&Value>, config: &Value, force: bool) -> Result<Value, ApiError> {
+    let schema = &write.schema()?;
     let mut config = config.clone();
     let gvk = kind_of(&config);
     if config["metadata"].get("managedFields").is_some_and(|fields| !fields.is_null()) {
@@ -60,87 +80,35 @@ pub fn apply(
         None => empty_object(schema, &config, &gvk)?,
     };
     let mut managers = live.map(read_managers).unwrap_or_default();
-    let version = config["apiVersion"].as_str().unwrap_or_default().to_owned();
     if managers.entries.is_empty() && live.is_some() {
-        let before = Manager::new(Operation::Update, BEFORE_FIRST_APPLY, &version, "");
+        let before = Manager::new(Operation::Update, BEFORE_FIRST_APPLY, write.version, "");
         let empty = empty_object(schema, &base, &gvk)?;
-        let found = typed::compare(schema.root(), &empty, &base).without(ignored(schema, ""));
-        managers.add(before, found.added.union(found.modified), &version, now);
+        let found = typed::compare(schema.root(), &empty, &base).without(write.ignored(schema));
+        managers.add(before, found.added.union(found.modified), write.version, write.now);
     }
-    let request = Request { schema, base: &base, config: &config, version: &version, manager, subresource, now };
-    let outcome = match request.merge(managers.clone(), force) {
+    let request = Request { write, schema, base: &base, config: &config };
+    let outcome = match request.merge(managers.clone(), force).await? {
         // kubectl's own client-side apply is no conflict: this is how people move over.
-        Err(conflicts) if manager == KUBECTL && !force => {
-            let allowed = last_applied_fields(schema, &base, &gvk);
+        Err(conflicts) if write.manager == KUBECTL && !force => {
+            let allowed = client_side::last_applied_fields(schema, &base, &gvk);
             let rest: Conflicts = conflicts
                 .into_iter()
                 .map(|(manager, fields)| (manager, fields.difference(&allowed)))
                 .filter(|(_, fields)| !fields.is_empty())
                 .collect();
-            if rest.is_empty() { request.merge(managers, true) } else { Err(rest) }
+            if rest.is_empty() { request.merge(managers, true).await? } else { Err(rest) }
         }
         other => other,
     };
     let (mut object, managers) = outcome.map_err(|conflicts| conflict_error(&conflicts))?;
-    if manager == KUBECTL {
-        renew_last_applied(&mut object, &config);
+    if write.manager == KUBECTL {
+        client_side::renew_last_applied(&mut object, &config);
     }
     object["apiVersion"] = config["apiVersion"].clone();
     object["kind"] = config["kind"].clone();
     normalize(schema, &mut object, &gvk)?;
     managers.write(&mut object);
     Ok(object)
-}
-
-/// Notes in `new.metadata.managedFields` which fields a plain write (create, update, patch, or a
-/// write of a subresource) owns from now on.
-pub fn track_update(
-    schema: &Schema,
-    live: Option<&Value>,
-    new: &mut Value,
-    manager: &str,
-    subresource: &str,
-    now: Timestamp,
-) -> Result<(), ApiError> {
-    let metadata = new.get_mut("metadata").and_then(Value::as_object_mut);
-    let sent = metadata.and_then(|metadata| metadata.remove("managedFields")).unwrap_or_default();
-    let mut managers = live_or_sent(live, &sent, subresource);
-    if managers.entries.is_empty() && live.is_some() {
-        // An object that is not tracked stays so until someone applies to it.
-        return Ok(());
-    }
-    // Of a live object `managedFields` is ignored as well.
-    let difference = match live {
-        Some(live) => typed::compare(schema.root(), live, new),
-        None => typed::compare(schema.root(), &*known_empty(schema, new)?, new),
-    };
-    let difference = difference.without(ignored(schema, subresource));
-    let changed = difference.added.union(difference.modified);
-    for owned in managers.entries.values_mut() {
-        owned.fields = std::mem::take(&mut owned.fields).difference(&changed).difference(&difference.removed);
-    }
-    managers.drop_empty();
-    if !changed.is_empty() {
-        let version = new["apiVersion"].as_str().unwrap_or_default().to_owned();
-        managers.add(Manager::new(Operation::Update, manager, &version, subresource), changed, &version, now);
-        managers.cap();
-    }
-    managers.write(new);
-    Ok(())
-}
-
-/// The managed fields that a write begins with. Clients may write them, but not lose them: an empty
-/// list means the live one. A list of one empty entry resets them.
-fn live_or_sent(live: Option<&Value>, sent: &Value, subresource: &str) -> Managers {
-    let of_live = || live.map(read_managers).unwrap_or_default();
-    if !subresource.is_empty() {
-        return of_live();
-    }
-    match sent.as_array().map(Vec::as_slice) {
-        None | Some([]) => of_live(),
-        Some([Value::Object(only)]) if only.values().all(|v| v.is_null() || v == "") => Managers::default(),
-        Some(_) => Managers::read(sent).filter(|managers| !managers.entries.is_empty()).unwrap_or_else(of_live),
-    }
 }
 
 fn read_managers(object: &Value) -> Managers {
@@ -180,6 +148,20 @@ fn known_empty(schema: &Schema, like: &Value) -> Result<Arc<Value>, ApiError> {
     Ok(empty)
 }
 
+/// A configuration says of what kind it is: of the one that it is applied to.
+pub fn check_kind(config: &Value, wanted: &GroupVersionKind) -> Result<(), ApiError> {
+    let given = kind_of(config);
+    if given == *wanted {
+        return Ok(());
+    }
+    Err(ApiError::bad_request(format!("invalid object type: {}", shown_kind(&given))))
+}
+
+/// `apps/v1, Kind=Deployment`, of the core group `/v1, Kind=Pod`.
+fn shown_kind(gvk: &GroupVersionKind) -> String {
+    format!("{}/{}, Kind={}", gvk.group, gvk.version, gvk.kind)
+}
+
 /// Canonicalises a configuration and refuses what cannot be merged.
 fn check(schema: &Schema, config: &mut Value, gvk: &GroupVersionKind) -> Result<(), ApiError> {
     let mut problems = Vec::new();
@@ -193,25 +175,14 @@ fn check(schema: &Schema, config: &mut Value, gvk: &GroupVersionKind) -> Result<
         many => format!("errors:\n  {}", many.join("\n  ")),
     };
     let text = |key: &str| config["metadata"][key].as_str().unwrap_or_default();
-    let kind = format!("{}, Kind={}", gvk.api_version(), gvk.kind);
-    Err(ApiError::bad_request(format!(
-        "failed to create typed patch object ({}/{}; {kind}): {problems}",
-        text("namespace"),
-        text("name")
-    )))
+    let (namespace, name, kind) = (text("namespace"), text("name"), shown_kind(gvk));
+    let why = format!("failed to create typed patch object ({namespace}/{name}; {kind}): {problems}");
+    // Upstream has no better code or reason for it.
+    Err(ApiError::new(http::StatusCode::INTERNAL_SERVER_ERROR, "", why))
 }
 
-/// Fields that nobody owns: identity, what the server sets, and what this endpoint does not write.
-fn ignored(schema: &Schema, subresource: &str) -> &'static FieldSet {
-    static IGNORED: LazyLock<[FieldSet; 3]> = LazyLock::new(|| [None, Some("status"), Some("spec")].map(nobodys));
-    match subresource {
-        "" if schema.is_builtin() => &IGNORED[1],
-        "status" => &IGNORED[2],
-        _ => &IGNORED[0],
-    }
-}
-
-fn nobodys(part: Option<&str>) -> FieldSet {
+/// Identity, what the server sets, and these parts.
+fn nobodys(parts: &[&str]) -> FieldSet {
     let mut ignored = FieldSet::default();
     ignored.insert_fields(&["apiVersion"]);
     ignored.insert_fields(&["kind"]);
@@ -228,9 +199,7 @@ fn nobodys(part: Option<&str>) -> FieldSet {
     ] {
         ignored.insert_fields(&["metadata", name]);
     }
-    if let Some(part) = part {
-        ignored.insert_fields(&[part]);
-    }
+    parts.iter().for_each(|part| ignored.insert_fields(&[part]));
     ignored
 }
 
@@ -244,36 +213,36 @@ fn without_identity(fields: FieldSet, ignored: &FieldSet) -> FieldSet {
 type Conflicts = BTreeMap<Manager, FieldSet>;
 
 struct Request<'a> {
+    write: &'a Write<'a>,
     schema: &'a Schema,
     base: &'a Value,
     config: &'a Value,
-    version: &'a str,
-    manager: &'a str,
-    subresource: &'a str,
-    now: Timestamp,
 }
 
 impl Request<'_> {
-    fn merge(&self, mut managers: Managers, force: bool) -> Result<(Value, Managers), Conflicts> {
-        let root = self.schema.root();
-        let ignored = ignored(self.schema, self.subresource);
-        let me = Manager::new(Operation::Apply, self.manager, self.version, self.subresource);
+    async fn merge(
+        &self,
+        mut managers: Managers,
+        force: bool,
+    ) -> Result<Result<(Value, Managers), Conflicts>, ApiError> {
+        let (root, write) = (self.schema.root(), self.write);
+        let ignored = write.ignored(self.schema);
+        managers.reconcile(write.versions);
+        let me = Manager::new(Operation::Apply, write.manager, write.version, write.subresource);
         let fields = without_identity(typed::fields_of(root, self.config).children, ignored);
         let last = managers.entries.get(&me).cloned();
         let time = last.as_ref().map(|last| last.time.clone()).unwrap_or_default();
-        let owned = Owned { fields, api_version: self.version.to_owned(), time };
-        managers.entries.insert(me.clone(), owned);
+        managers.entries.insert(me.clone(), Owned { fields, api_version: write.version.to_owned(), time });
 
         let mut object = typed::merge(root, Some(self.base), self.config);
         if let Some(last) = last {
-            let orphans = typed::orphaned(root, &last.fields, Some(&managers.all_fields()));
-            typed::remove(root, &mut object, &orphans);
+            object = prune(write, object, &last, &managers).await?;
         }
-        let difference = typed::compare(root, self.base, &object).without(ignored);
-        let changed = difference.added.union(difference.modified);
+        let mut comparison = Comparison::new(write.versions, Some(self.base), &object, ignored);
         let mut conflicts = Conflicts::new();
         for (manager, owned) in managers.entries.iter_mut().filter(|(manager, _)| **manager != me) {
-            let contested = owned.fields.intersection(&changed);
+            let Some(difference) = comparison.seen_in(&owned.api_version).await? else { continue };
+            let contested = owned.fields.intersection(&difference.changed());
             let fields = std::mem::take(&mut owned.fields);
             owned.fields = fields.difference(&contested).difference(&difference.removed);
             if !contested.is_empty() {
@@ -281,17 +250,52 @@ impl Request<'_> {
             }
         }
         if !conflicts.is_empty() && !force {
-            return Err(conflicts);
+            return Ok(Err(conflicts));
         }
-        let noop = changed.is_empty() && difference.removed.is_empty();
+        let own = comparison.seen_in(write.version).await?;
+        let noop = own.is_none_or(|own| own.changed().is_empty() && own.removed.is_empty());
         if let Some(mine) = managers.entries.get_mut(&me)
-            && (!noop || mine.time.is_empty())
+            && !noop
         {
-            mine.time = crate::schema::time_text(self.now);
+            mine.time = crate::schema::time_text(write.now);
         }
         managers.drop_empty();
-        Ok((object, managers))
+        Ok(Ok((object, managers)))
     }
+}
+
+/// Takes out what the manager applied before and nobody owns any more. Each version says for itself
+/// what its owners keep.
+async fn prune(write: &Write<'_>, merged: Value, last: &Owned, managers: &Managers) -> Result<Value, ApiError> {
+    let versions = write.versions;
+    let Some(schema) = versions.schema(&last.api_version) else { return Ok(merged) };
+    let root = schema.root();
+    let mut owned = managers.all_fields();
+    let mut merged = in_version(versions, merged, &last.api_version).await?;
+    let orphans = typed::orphaned(root, &last.fields, owned.remove(&last.api_version).as_ref());
+    if orphans.is_empty() {
+        return in_version(versions, merged, write.version).await;
+    }
+    let mut pruned = merged.clone();
+    typed::remove(root, &mut pruned, &orphans);
+    if !owned.is_empty() {
+        for (version, owned) in owned {
+            let Some(schema) = versions.schema(&version) else { continue };
+            let mut whole = in_version(versions, merged.clone(), &version).await?;
+            let rest = in_version(versions, pruned, &version).await?;
+            let kept = typed::fields_of(schema.root(), &rest).children.union(owned);
+            let all = typed::fields_of(schema.root(), &whole).children;
+            typed::remove(schema.root(), &mut whole, &typed::orphaned(schema.root(), &all, Some(&kept)));
+            pruned = whole;
+        }
+        // Whatever came back: nothing goes but what was the manager's own.
+        let rest = typed::fields_of(root, &in_version(versions, pruned, &last.api_version).await?).children;
+        let all = typed::with_named(root, &typed::fields_of(root, &merged).children);
+        let gone = all.difference(&typed::with_named(root, &rest));
+        typed::remove(root, &mut merged, &gone.intersection(&typed::with_named(root, &last.fields)));
+        pruned = merged;
+    }
+    in_version(versions, pruned, write.version).await
 }
 
 /// 409 with a cause for each field.
@@ -318,46 +322,4 @@ fn conflict_error(conflicts: &Conflicts) -> ApiError {
     all.iter().fold(error, |error, (manager, path)| {
         error.with_cause("FieldManagerConflict", &format!("conflict with {manager}"), path)
     })
-}
-
-/// Fields of kubectl's last client-side configuration that the live object still has as they were.
-fn last_applied_fields(schema: &Schema, live: &Value, gvk: &GroupVersionKind) -> FieldSet {
-    let Some(text) = live["metadata"]["annotations"][LAST_APPLIED].as_str() else { return FieldSet::default() };
-    let Ok(parsed) = parse(text.as_bytes(), crate::schema::ContentType::Json) else { return FieldSet::default() };
-    let mut last = parsed.value;
-    if crate::schema::normalize_literal(schema, &mut last, gvk).is_err() {
-        return FieldSet::default();
-    }
-    let difference = typed::compare(schema.root(), &last, live);
-    let changed = difference.added.union(difference.modified).union(difference.removed);
-    typed::fields_of(schema.root(), &last).children.difference(&changed)
-}
-
-/// Keeps kubectl's annotation in step, so that people can go back to client-side apply.
-fn renew_last_applied(object: &mut Value, config: &Value) {
-    let Some(annotations) = object["metadata"]["annotations"].as_object_mut() else { return };
-    if !annotations.contains_key(LAST_APPLIED) {
-        return;
-    }
-    let mut config = config.clone();
-    if let Some(kept) = config["metadata"]["annotations"].as_object_mut() {
-        kept.remove(LAST_APPLIED);
-        let empty: &Map<String, Value> = kept;
-        if empty.is_empty()
-            && let Some(metadata) = config["metadata"].as_object_mut()
-        {
-            metadata.remove("annotations");
-        }
-    }
-    let text = format!("{config}\n");
-    let others: usize = annotations
-        .iter()
-        .filter(|(name, _)| *name != LAST_APPLIED)
-        .map(|(name, value)| name.len() + value.as_str().map_or(0, str::len))
-        .sum();
-    if others + LAST_APPLIED.len() + text.len() > MAX_ANNOTATIONS {
-        annotations.remove(LAST_APPLIED);
-    } else {
-        annotations.insert(LAST_APPLIED.to_owned(), text.into());
-    }
 }

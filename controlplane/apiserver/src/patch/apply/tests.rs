@@ -1,5 +1,8 @@
+use super::client_side::LAST_APPLIED;
+use super::versions::Only;
 use super::*;
 use crate::schema::{Structural, lookup};
+use futures::executor::block_on;
 use proptest::prelude::*;
 
 fn now() -> Timestamp {
@@ -10,15 +13,31 @@ fn schema_of(object: &Value) -> Schema {
     lookup(&kind_of(object)).unwrap()
 }
 
+fn write<'a>(versions: &'a Only, manager: &'a str, subresource: &'a str) -> Write<'a> {
+    Write { versions, version: &versions.version, manager, subresource, status_apart: true, now: now() }
+}
+
+fn applied_with(
+    schema: Schema,
+    live: Option<&Value>,
+    config: &Value,
+    manager: &str,
+    force: bool,
+) -> Result<Value, ApiError> {
+    let versions = Only::of(config, schema);
+    block_on(apply(&write(&versions, manager, ""), live, config, force))
+}
+
 fn applied(live: Option<&Value>, config: &Value, manager: &str, force: bool) -> Result<Value, ApiError> {
-    apply(&schema_of(config), live, config, manager, "", force, now())
+    applied_with(schema_of(config), live, config, manager, force)
 }
 
 fn created(mut object: Value, manager: &str) -> Value {
     let schema = schema_of(&object);
     let gvk = kind_of(&object);
     normalize(&schema, &mut object, &gvk).unwrap();
-    track_update(&schema, None, &mut object, manager, "", now()).unwrap();
+    let versions = Only::of(&object, schema);
+    block_on(track_update(&write(&versions, manager, ""), None, &mut object)).unwrap();
     object
 }
 
@@ -26,7 +45,8 @@ fn updated(live: &Value, mut object: Value, manager: &str, subresource: &str) ->
     let schema = schema_of(&object);
     let gvk = kind_of(&object);
     normalize(&schema, &mut object, &gvk).unwrap();
-    track_update(&schema, Some(live), &mut object, manager, subresource, now()).unwrap();
+    let versions = Only::of(&object, schema);
+    block_on(track_update(&write(&versions, manager, subresource), Some(live), &mut object)).unwrap();
     object
 }
 
@@ -106,7 +126,7 @@ fn applying_owns_what_it_names_and_removes_what_it_no_longer_does() {
     let left = applied(Some(&shared), &config_map(json!({})), "m", false).unwrap();
     assert_eq!(left["data"], json!({"a": "1", "z": "9"}));
     let gone = applied(Some(&left), &config_map(json!({})), "n", false).unwrap();
-    assert!(gone["data"].as_object().is_none_or(Map::is_empty), "{gone}");
+    assert!(gone["data"].as_object().is_none_or(serde_json::Map::is_empty), "{gone}");
 }
 
 #[test]
@@ -176,7 +196,7 @@ fn what_cannot_be_merged_is_refused() {
         ),
     ] {
         let error = applied(None, &config, "m", false).unwrap_err();
-        assert_eq!((error.message(), error.code().as_u16()), (message, 400));
+        assert_eq!((error.message(), error.code().as_u16(), error.reason()), (message, 500, ""));
     }
     assert!(
         applied(None, &deployment(json!([{"image": "a"}])), "m", false)
@@ -224,20 +244,20 @@ fn custom_resources_follow_their_schema() {
     ));
     let config = |spec: Value| json!({"apiVersion": "e.com/v1", "kind": "W", "metadata": {"name": "w"}, "spec": spec});
     let first = config(json!({"ports": [{"port": 1, "name": "a"}], "tags": ["x"], "plain": ["1"]}));
-    let live = apply(&schema, None, &first, "m", "", false, now()).unwrap();
+    let live = applied_with(schema.clone(), None, &first, "m", false).unwrap();
     assert_eq!(
         fields(&live, "m"),
         json!({"f:spec": {"f:plain": {}, "f:tags": {"v:\"x\"": {}}, "f:ports": {"k:{\"port\":1}": {".": {}, "f:name": {}, "f:port": {}}}}})
     );
     let second = config(json!({"ports": [{"port": 2}], "tags": ["y"]}));
-    let merged = apply(&schema, Some(&live), &second, "n", "", false, now()).unwrap();
+    let merged = applied_with(schema.clone(), Some(&live), &second, "n", false).unwrap();
     assert_eq!(
         merged["spec"],
         json!({"ports": [{"port": 1, "name": "a"}, {"port": 2}], "tags": ["x", "y"], "plain": ["1"]})
     );
     let unknown = config(json!({"bogus": 1}));
     assert!(
-        apply(&schema, None, &unknown, "m", "", false, now())
+        applied_with(schema.clone(), None, &unknown, "m", false)
             .unwrap_err()
             .message()
             .contains(".spec.bogus: field not declared")

@@ -230,6 +230,11 @@ pub struct Difference {
 }
 
 impl Difference {
+    /// What is new, or has another value.
+    pub fn changed(&self) -> FieldSet {
+        self.added.clone().union(self.modified.clone())
+    }
+
     pub fn without(self, ignored: &FieldSet) -> Difference {
         Difference {
             added: self.added.recursive_difference(ignored),
@@ -409,15 +414,58 @@ fn merge_lists(node: Node<'_>, topology: &Topology<'_>, live: &[Value], config: 
     merged
 }
 
+/// A set as the schema has it now: what has become atomic is owned as a whole.
+pub fn reconciled(node: Node<'_>, fields: FieldSet) -> FieldSet {
+    let mut now = FieldSet::default();
+    for (key, mut entry) in fields {
+        let inner = match key.strip_prefix("f:") {
+            Some(name) => node.member(name),
+            None => Some(node.item()),
+        };
+        match inner {
+            // What a schema does not say is as it was.
+            None | Some(Node::Untyped) => {}
+            Some(inner) if is_atomic(inner) => entry = Entry { member: true, children: FieldSet::default() },
+            Some(inner) => entry.children = reconciled(inner, entry.children),
+        }
+        now.put(key, entry);
+    }
+    now
+}
+
+fn is_atomic(node: Node<'_>) -> bool {
+    match node.expected() {
+        Expected::Map => node.topology(&Value::Object(Map::new())) == Topology::Atomic,
+        Expected::List => node.topology(&Value::Array(Vec::new())) == Topology::Atomic,
+        _ => false,
+    }
+}
+
+/// A set in which structs belong to whoever owns something in them.
+pub fn with_named(node: Node<'_>, fields: &FieldSet) -> FieldSet {
+    let mut named = FieldSet::default();
+    for (key, entry) in fields.iter() {
+        let (inner, is_named) = step(node, key);
+        let children = with_named(inner, &entry.children);
+        named.put(key.to_owned(), Entry { member: entry.member || (is_named && !children.is_empty()), children });
+    }
+    named
+}
+
+/// The place of a path element, and whether it is a declared field.
+fn step<'a>(node: Node<'a>, key: &str) -> (Node<'a>, bool) {
+    match key.strip_prefix("f:") {
+        Some(name) => (node.member(name).unwrap_or(Node::Untyped), node.names(name)),
+        None => (node.item(), false),
+    }
+}
+
 /// Fields of the last configuration that nobody owns any more.
 pub fn orphaned(node: Node<'_>, last: &FieldSet, owned: Option<&FieldSet>) -> FieldSet {
     let mut orphans = FieldSet::default();
     for (key, entry) in last.iter() {
         let kept = owned.and_then(|owned| owned.get(key));
-        let (inner, named) = match key.strip_prefix("f:") {
-            Some(name) => (node.member(name).unwrap_or(Node::Untyped), node.names(name)),
-            None => (node.item(), false),
-        };
+        let (inner, named) = step(node, key);
         let keep = kept.is_some_and(|kept| kept.member || (named && !kept.children.is_empty()));
         let orphan = if entry.member && !keep {
             Entry { member: true, children: FieldSet::default() }

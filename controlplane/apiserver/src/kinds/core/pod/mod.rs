@@ -20,6 +20,8 @@ pub mod remote;
 mod resize;
 pub mod resources;
 pub mod row;
+#[cfg(test)]
+mod rules;
 mod security;
 pub mod spec;
 mod status;

@@ -50,6 +50,10 @@ pub fn pod(spec: &Node<'_>, errors: &mut ErrorList) {
     for group in context.items("supplementalGroups") {
         id(&group, errors);
     }
+    if spec.child("shareProcessNamespace").flag() && spec.child("hostPID").flag() {
+        let detail = "ShareProcessNamespace and HostPID cannot both be enabled";
+        errors.push(Error::invalid(&context.path.child("shareProcessNamespace"), true, detail));
+    }
     sysctls(&context, spec.child("hostNetwork").flag(), spec.child("hostIPC").flag(), errors);
     context.child("fsGroupChangePolicy").optional_one_of(errors, &["Always", "OnRootMismatch"]);
     seccomp(&context.child("seccompProfile"), errors);
@@ -57,10 +61,6 @@ pub fn pod(spec: &Node<'_>, errors: &mut ErrorList) {
     app_armor(&context.child("appArmorProfile"), errors);
     context.child("supplementalGroupsPolicy").optional_one_of(errors, &["Merge", "Strict"]);
     context.child("seLinuxChangePolicy").optional_one_of(errors, &["MountOption", "Recursive"]);
-    let shared = spec.child("shareProcessNamespace");
-    if shared.flag() && spec.child("hostPID").flag() {
-        shared.invalid(errors, "ShareProcessNamespace and HostPID cannot both be enabled");
-    }
 }
 
 fn id(node: &Node<'_>, errors: &mut ErrorList) {

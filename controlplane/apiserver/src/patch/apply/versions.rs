@@ -1,0 +1,124 @@
+//! An object in the versions that the owners of its fields wrote it in: what changed is compared in
+//! the version of each of them (`merge.Converter` of structured-merge-diff).
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use serde_json::Value;
+
+use super::managers::Managers;
+use super::typed::{self, Difference};
+use super::{known_empty, nobodys};
+use crate::error::ApiError;
+use crate::schema::Schema;
+
+/// The versions of a kind, by `group/version`.
+#[async_trait]
+pub trait Versions: Send + Sync {
+    /// None: there is no such version, any more.
+    fn schema(&self, version: &str) -> Option<Schema>;
+
+    async fn convert(&self, object: Value, version: &str) -> Result<Value, ApiError>;
+}
+
+/// A kind of one version.
+pub struct Only {
+    pub version: String,
+    pub schema: Schema,
+}
+
+impl Only {
+    pub fn of(object: &Value, schema: Schema) -> Self {
+        Self { version: object["apiVersion"].as_str().unwrap_or_default().to_owned(), schema }
+    }
+}
+
+#[async_trait]
+impl Versions for Only {
+    fn schema(&self, version: &str) -> Option<Schema> {
+        (version == self.version).then(|| self.schema.clone())
+    }
+
+    async fn convert(&self, object: Value, _version: &str) -> Result<Value, ApiError> {
+        Ok(object)
+    }
+}
+
+/// The object in a version of its kind.
+pub async fn in_version(versions: &dyn Versions, object: Value, version: &str) -> Result<Value, ApiError> {
+    if object["apiVersion"] == version { Ok(object) } else { versions.convert(object, version).await }
+}
+
+async fn seen_in<'a>(versions: &dyn Versions, object: &'a Value, version: &str) -> Result<Cow<'a, Value>, ApiError> {
+    if object["apiVersion"] == version {
+        return Ok(Cow::Borrowed(object));
+    }
+    versions.convert(object.clone(), version).await.map(Cow::Owned)
+}
+
+/// How an object changed, as each version sees it.
+pub struct Comparison<'a> {
+    versions: &'a dyn Versions,
+    old: Option<&'a Value>,
+    new: &'a Value,
+    /// Fields that this write does not count for.
+    ignored: &'a Ignored,
+    known: HashMap<String, Option<Difference>>,
+}
+
+impl<'a> Comparison<'a> {
+    pub fn new(versions: &'a dyn Versions, old: Option<&'a Value>, new: &'a Value, ignored: &'a Ignored) -> Self {
+        Self { versions, old, new, ignored, known: HashMap::new() }
+    }
+
+    /// None: there is no such version.
+    pub async fn seen_in(&mut self, version: &str) -> Result<Option<&Difference>, ApiError> {
+        if !self.known.contains_key(version) {
+            let found = self.compare(version).await?;
+            self.known.insert(version.to_owned(), found);
+        }
+        Ok(self.known.get(version).and_then(Option::as_ref))
+    }
+
+    async fn compare(&self, version: &str) -> Result<Option<Difference>, ApiError> {
+        let Some(schema) = self.versions.schema(version) else { return Ok(None) };
+        let new = seen_in(self.versions, self.new, version).await?;
+        let difference = match self.old {
+            Some(old) => typed::compare(schema.root(), &*seen_in(self.versions, old, version).await?, &new),
+            None => typed::compare(schema.root(), &*known_empty(&schema, &new)?, &new),
+        };
+        Ok(Some(difference.without(self.ignored)))
+    }
+}
+
+/// Fields that nobody owns.
+pub type Ignored = super::fieldset::FieldSet;
+
+/// Of writes to an endpoint: identity, what the server sets, and what the endpoint does not write.
+pub fn ignored(subresource: &str, builtin: bool, status_apart: bool) -> &'static Ignored {
+    use std::sync::LazyLock;
+    static IGNORED: LazyLock<[Ignored; 4]> =
+        LazyLock::new(|| [&[][..], &["status"], &["spec"], &["spec", "metadata"]].map(nobodys));
+    match subresource {
+        "" if status_apart => &IGNORED[1],
+        "status" if builtin => &IGNORED[2],
+        "status" => &IGNORED[3],
+        _ => &IGNORED[0],
+    }
+}
+
+impl Managers {
+    /// Drops who wrote in versions that are gone, and follows what has become atomic since.
+    pub fn reconcile(&mut self, versions: &dyn Versions) {
+        self.entries.retain(|_, owned| match versions.schema(&owned.api_version) {
+            None => false,
+            // The types of built-in kinds stay as they are.
+            Some(Schema::Builtin(_)) => true,
+            Some(schema) => {
+                owned.fields = typed::reconciled(schema.root(), std::mem::take(&mut owned.fields));
+                true
+            }
+        });
+    }
+}
