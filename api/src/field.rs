@@ -125,6 +125,8 @@ pub struct Error {
     pub field: Path,
     pub value: Value,
     pub detail: String,
+    /// The value is text that is shown as it is.
+    verbatim: bool,
 }
 
 /// What validation returns: empty when all is well.
@@ -132,7 +134,16 @@ pub type ErrorList = Vec<Error>;
 
 impl Error {
     fn new(kind: ErrorType, field: &Path, value: Value, detail: impl Into<String>) -> Self {
-        Self { kind, field: field.clone(), value, detail: detail.into() }
+        Self { kind, field: field.clone(), value, detail: detail.into(), verbatim: false }
+    }
+
+    /// With a structure for a value, its fields shown in this order, as Go would print its own.
+    #[must_use]
+    pub fn showing(mut self, fields: &[(&str, Value)]) -> Self {
+        let fields: Vec<String> = fields.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+        self.value = Value::String(format!("{{{}}}", fields.join(",")));
+        self.verbatim = true;
+        self
     }
 
     pub fn invalid(field: &Path, value: impl Into<Value>, detail: impl Into<String>) -> Self {
@@ -192,7 +203,11 @@ impl Error {
         if self.kind == ErrorType::TooMany {
             text.push_str(&format!(": {}", self.value));
         } else if self.kind.shows_value() {
-            text.push_str(&format!(": {}", shown(&self.value)));
+            text.push_str(": ");
+            match &self.value {
+                Value::String(shown) if self.verbatim => text.push_str(shown),
+                value => text.push_str(&shown(value)),
+            }
         }
         if !self.detail.is_empty() {
             text.push_str(": ");
@@ -286,6 +301,10 @@ mod tests {
         assert_eq!(
             Error::not_supported(&port, "X", &["UDP", "TCP"]).to_string(),
             "spec.ports[0].port: Unsupported value: \"X\": supported values: \"UDP\", \"TCP\""
+        );
+        assert_eq!(
+            Error::duplicate(&port, "").showing(&[("Type", json!("a")), ("Address", json!(null))]).to_string(),
+            "spec.ports[0].port: Duplicate value: {\"Type\":\"a\",\"Address\":null}"
         );
         assert_eq!(
             join(&[Error::duplicate(&port, json!("a")), Error::forbidden(&port, "no")]),

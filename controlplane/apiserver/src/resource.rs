@@ -400,6 +400,8 @@ impl Descriptor {
 /// What hooks may know of the request beside the object.
 pub struct Context<'a> {
     pub user: &'a UserInfo,
+    /// API group of the request: a kind served in two groups may have rules for each.
+    pub group: &'a str,
     /// Empty for cluster-scoped resources.
     pub namespace: &'a str,
     pub name: &'a str,
@@ -452,8 +454,13 @@ pub trait Hooks: Send + Sync + 'static {
         ErrorList::new()
     }
 
-    /// Texts for `Warning` headers.
+    /// Texts for `Warning` headers of writes to the object itself.
     fn warnings(&self, _new: &Value, _old: Option<&Value>) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// As [`Hooks::warnings`], of writes to a subresource.
+    fn subresource_warnings(&self, _ctx: &Context<'_>, _new: &Value, _old: &Value) -> Vec<String> {
         Vec::new()
     }
 

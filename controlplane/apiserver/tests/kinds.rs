@@ -17,7 +17,9 @@ async fn call(client: &Client, method: &str, path: &str, body: Option<&Value>) -
     let bytes = body.map(|body| serde_json::to_vec(body).unwrap()).unwrap_or_default();
     let mut request = Request::builder().method(method).uri(path);
     if body.is_some() {
-        request = request.header("content-type", "application/json");
+        let patch = method == "PATCH";
+        request =
+            request.header("content-type", if patch { "application/merge-patch+json" } else { "application/json" });
     }
     let answer = client.request::<Value>(request.body(bytes).unwrap()).await;
     answer.map_err(|error| match error {
@@ -98,6 +100,98 @@ async fn addresses_are_given_out_once() {
     let freed = created[1]["spec"]["clusterIP"].as_str().unwrap();
     let reuse = service("reuse".into(), json!({"clusterIP": freed, "ports": [{"port": 80}]}));
     assert_eq!(call(&client, "POST", services, Some(&reuse)).await.unwrap()["spec"]["clusterIP"], freed);
+}
+
+/// Addresses and ports come and go with a Service's type, and clients may leave out what was given.
+#[tokio::test(flavor = "multi_thread")]
+async fn services_change_their_type() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let services = "/api/v1/namespaces/default/services";
+    let ports = json!([{"name": "a", "port": 53}, {"name": "b", "port": 53, "protocol": "UDP"}]);
+    let with = |mut spec: Value| {
+        spec["ports"] = ports.clone();
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}, "spec": spec})
+    };
+    let put = |object: Value| {
+        let client = client.clone();
+        async move { call(&client, "PUT", &format!("{services}/s"), Some(&object)).await }
+    };
+    let made = call(&client, "POST", services, Some(&with(json!({"type": "NodePort"})))).await.unwrap();
+    let (address, node_port) = (&made["spec"]["clusterIP"], &made["spec"]["ports"][0]["nodePort"]);
+    assert_eq!(node_port, &made["spec"]["ports"][1]["nodePort"], "one number for both protocols: {made}");
+
+    let balancer =
+        json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "allocateLoadBalancerNodePorts": false});
+    let balanced = put(with(balancer)).await.unwrap();
+    let checked = balanced["spec"]["healthCheckNodePort"].as_i64().unwrap();
+    assert_eq!((&balanced["spec"]["clusterIP"], &balanced["spec"]["ports"][1]["nodePort"]), (address, node_port));
+    let mut answering = balanced.clone();
+    answering["status"] = json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}});
+    let answering = call(&client, "PUT", &format!("{services}/s/status"), Some(&answering)).await.unwrap();
+    assert_eq!(answering["status"]["loadBalancer"]["ingress"], json!([{"ip": "192.0.2.1", "ipMode": "VIP"}]));
+
+    let mut moved = answering.clone();
+    moved["spec"]["healthCheckNodePort"] = json!(if checked == 32000 { 32001 } else { 32000 });
+    let refused = put(moved).await.unwrap_err();
+    assert!(refused.contains("spec.healthCheckNodePort: Forbidden: field is immutable"), "{refused}");
+
+    let mut plain = answering.clone();
+    plain["spec"]["type"] = json!("ClusterIP");
+    let plain = put(plain).await.unwrap();
+    for field in ["healthCheckNodePort", "externalTrafficPolicy", "allocateLoadBalancerNodePorts"] {
+        assert_eq!(plain["spec"].get(field), None, "{plain}");
+    }
+    assert_eq!((&plain["status"]["loadBalancer"], plain["spec"]["ports"][0].get("nodePort")), (&json!({}), None));
+
+    let named = put(with(json!({"type": "ExternalName", "externalName": "example.com"}))).await.unwrap();
+    for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"] {
+        assert_eq!(named["spec"].get(field), None, "{named}");
+    }
+    let back = put(with(json!({"clusterIP": address.clone()}))).await.unwrap();
+    assert_eq!(back["spec"]["clusterIPs"], json!([address]), "the address was free again: {back}");
+    let other = put(with(json!({"clusterIP": "10.43.99.99"}))).await.unwrap_err();
+    assert!(other.contains("spec.clusterIPs[0]: Invalid value: [\"10.43.99.99\"]: may not change once set"), "{other}");
+    let endpoints = "/api/v1/namespaces/default/endpoints";
+    for name in ["s", "t"] {
+        let made = json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": name}});
+        call(&client, "POST", endpoints, Some(&made)).await.unwrap();
+    }
+    call(&client, "DELETE", &format!("{services}/s"), None).await.unwrap();
+    call(&client, "GET", &format!("{endpoints}/s"), None).await.unwrap_err();
+    call(&client, "GET", &format!("{endpoints}/t"), None).await.unwrap();
+}
+
+/// What comes through `events.k8s.io` is held to stricter rules than what comes through `v1`.
+#[tokio::test(flavor = "multi_thread")]
+async fn events_have_the_rules_of_their_group() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let old = json!({"apiVersion": "v1", "kind": "Event", "metadata": {"name": "e"}, "involvedObject": {"namespace": "default"}, "reason": "R", "type": "Odd"});
+    call(&client, "POST", "/api/v1/namespaces/default/events", Some(&old)).await.unwrap();
+    let new = "/apis/events.k8s.io/v1/namespaces/default/events";
+    let event = |name: &str, fields: Value| {
+        let mut event = json!({"apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {"name": name}, "regarding": {"namespace": "default"},
+            "eventTime": "2026-01-01T00:00:00.000000Z", "reportingController": "c", "reportingInstance": "i", "action": "a", "reason": "R", "type": "Normal"});
+        for (key, value) in fields.as_object().unwrap() {
+            event[key] = value.clone();
+        }
+        event
+    };
+    call(&client, "POST", new, Some(&event("f", json!({})))).await.unwrap();
+    let refused =
+        call(&client, "POST", new, Some(&event("g", json!({"type": "Odd", "deprecatedCount": 1})))).await.unwrap_err();
+    assert!(
+        refused.contains(
+            "[type: Invalid value: \"\": has invalid value: Odd, count: Invalid value: \"\": needs to be unset]"
+        ),
+        "{refused}"
+    );
+    let series = json!({"series": {"count": 2, "lastObservedTime": "2026-01-01T00:00:01.000000Z"}});
+    call(&client, "PATCH", &format!("{new}/f"), Some(&series)).await.unwrap();
+    let refused = call(&client, "PATCH", &format!("{new}/f"), Some(&json!({"note": "n"}))).await.unwrap_err();
+    assert!(refused.contains("message: Invalid value: \"n\": field is immutable"), "{refused}");
+    call(&client, "PATCH", "/api/v1/namespaces/default/events/f", Some(&json!({"message": "n"}))).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -265,6 +265,19 @@ async fn pods_are_bound_and_deleted_gracefully() {
     assert_eq!(made["spec"]["terminationGracePeriodSeconds"], 30);
     let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "web"}, "target": {"kind": "Node", "name": "n1"}});
     let path = format!("{BASE}/pods/web");
+    let mut wrong = binding.clone();
+    wrong["metadata"]["name"] = json!("other");
+    let (code, status) = post(&client, &format!("{path}/binding"), &wrong).await;
+    assert_eq!((code, &status["message"]), (400, &json!("name in URL does not match name in Binding object")));
+    let (code, status) = post(
+        &client,
+        &format!("{path}/binding"),
+        &json!({"metadata": {"name": "web"}, "target": {"kind": "Pod", "name": "n"}}),
+    )
+    .await;
+    assert_eq!(code, 500, "{status}");
+    assert_eq!(status.get("reason"), None, "{status}");
+    assert_eq!(status["message"], "target.kind: Unsupported value: \"Pod\": supported values: \"Node\", \"<empty>\"");
     assert_eq!(post(&client, &format!("{path}/binding"), &binding).await.0, 201);
     let (code, status) = post(&client, &format!("{path}/binding"), &binding).await;
     assert_eq!(code, 409, "{status}");

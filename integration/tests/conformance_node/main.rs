@@ -18,6 +18,7 @@ mod resize;
 mod streams;
 mod volumes;
 mod websocket;
+mod workloads;
 
 use std::time::Duration;
 

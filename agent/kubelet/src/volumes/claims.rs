@@ -1,12 +1,17 @@
 //! Volumes that come from a PersistentVolumeClaim: from the claim to the PersistentVolume to a path.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, Volume};
 use kube::{Api, Client};
 
 use super::{host_path, mounts};
 use crate::layout::Layout;
+
+/// How often, and how soon again, a claim is looked at that is being bound.
+const LOOKS: usize = 20;
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// What a claim leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,10 +44,16 @@ pub async fn bound_volume(
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
     let wrong = |why: String| format!("error processing PVC {namespace}/{claim}: {why}");
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
-    let object = claims
-        .get(claim)
-        .await
-        .map_err(|error| wrong(format!("failed to fetch PVC from API server: {}", said(error))))?;
+    let unread = |error| wrong(format!("failed to fetch PVC from API server: {}", said(error)));
+    let mut object = claims.get(claim).await.map_err(unread)?;
+    // The scheduler is content when the claim names its volume; a moment later its phase says so too.
+    for _ in 0..LOOKS {
+        if !is_being_bound(&object) {
+            break;
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+        object = claims.get(claim).await.map_err(unread)?;
+    }
     let volume_name = usable(&object, pod, volume).map_err(wrong)?;
     let volumes: Api<PersistentVolume> = Api::all(client.clone());
     let bound = volumes
@@ -54,6 +65,12 @@ pub async fn bound_volume(
         return Err(wrong(format!("PV {volume_name} is bound to another claim")));
     }
     Ok(bound)
+}
+
+fn is_being_bound(claim: &PersistentVolumeClaim) -> bool {
+    let phase = claim.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default();
+    let named = claim.spec.as_ref().and_then(|spec| spec.volume_name.as_ref()).is_some_and(|name| !name.is_empty());
+    named && phase != "Bound" && phase != "Lost" && claim.metadata.deletion_timestamp.is_none()
 }
 
 /// The name of the claim's volume, if the pod may use it now.
@@ -175,6 +192,20 @@ mod tests {
     }
 
     #[test]
+    fn a_claim_that_is_being_bound_is_looked_at_again() {
+        for (value, again) in [
+            (json!({"spec": {"volumeName": "v"}, "status": {"phase": "Pending"}}), true),
+            (json!({"spec": {"volumeName": "v"}}), true),
+            (json!({"spec": {"volumeName": "v"}, "status": {"phase": "Bound"}}), false),
+            (json!({"spec": {"volumeName": "v"}, "status": {"phase": "Lost"}}), false),
+            (json!({"spec": {}, "status": {"phase": "Pending"}}), false),
+            (json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "spec": {"volumeName": "v"}}), false),
+        ] {
+            assert_eq!(is_being_bound(&claim(value.clone())), again, "{value}");
+        }
+    }
+
+    #[test]
     fn an_ephemeral_claim_must_belong_to_the_pod() {
         let pod: Pod = serde_json::from_value(json!({ "metadata": { "name": "p", "uid": "u" } })).unwrap();
         let volume: Volume = serde_json::from_value(json!({ "name": "scratch", "ephemeral": {} })).unwrap();
@@ -193,5 +224,11 @@ mod tests {
         let other: PersistentVolume =
             serde_json::from_value(json!({ "metadata": { "name": "v" }, "spec": {} })).unwrap();
         assert!(target(&other).unwrap_err().starts_with("no volume plugin matched PV v"));
+        let csi = json!({"spec": {"csi": {"driver": "d.example", "volumeHandle": "h"}}});
+        let message = target(&serde_json::from_value(csi).unwrap()).unwrap_err();
+        assert!(
+            message.ends_with("driver name d.example not found in the list of registered CSI drivers"),
+            "{message}"
+        );
     }
 }

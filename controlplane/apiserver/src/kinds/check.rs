@@ -246,7 +246,7 @@ impl<'a> Node<'a> {
     /// An address in a field that is older than the strict rules: any notation of it, but only one
     /// meaning.
     pub fn legacy_ip(&self, errors: &mut ErrorList) -> bool {
-        let Some((address, _)) = parse_cidr_sloppy(&format!("{}/0", self.text())) else {
+        let Some(address) = parse_ip_sloppy(self.text()) else {
             self.invalid(errors, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
             return false;
         };
@@ -307,6 +307,11 @@ impl<'a> Node<'a> {
 /// As Go's `netip.ParseAddr` without zones.
 pub fn parse_ip(text: &str) -> Option<std::net::IpAddr> {
     text.parse().ok()
+}
+
+/// As [`parse_ip`], with leading zeros in any number (`netutils.ParseIPSloppy`).
+pub fn parse_ip_sloppy(text: &str) -> Option<std::net::IpAddr> {
+    parse_cidr_sloppy(&format!("{text}/0")).map(|(address, _)| address)
 }
 
 pub fn parse_cidr(text: &str) -> Option<(std::net::IpAddr, u8)> {

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::check::{Node, Seen, labels, parse_ip};
-use super::core::special;
+use super::core::endpoint_ip;
 use super::table::{UNSET, cell, named, row, some_of, words};
 use super::value::{default, default_text, list, list_mut, opt_int, opt_text, texts};
 use crate::resource::{Column, Context, Descriptor, Hooks, Resource};
@@ -145,9 +145,7 @@ fn validate_address(address: &Node<'_>, kind: &str, known: bool, errors: &mut Er
         ("IPv6", Some(IpAddr::V4(_))) => address.invalid(errors, "must be an IPv6 address"),
         _ => {}
     }
-    for problem in parse_ip(address.text()).map(special).unwrap_or_default() {
-        address.invalid(errors, problem);
-    }
+    endpoint_ip(address, errors);
 }
 
 fn validate_ports(root: &Node<'_>, errors: &mut ErrorList) {

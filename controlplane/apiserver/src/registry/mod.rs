@@ -108,6 +108,7 @@ impl Call {
     pub fn context<'a>(&'a self, name: &'a str) -> Context<'a> {
         Context {
             user: &self.user,
+            group: &self.info.group,
             namespace: self.namespace(),
             name,
             subresource: &self.info.subresource,

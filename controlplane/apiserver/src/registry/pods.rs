@@ -25,33 +25,34 @@ const BUDGET_ATTEMPTS: usize = 20;
 pub async fn bind(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response<Body>> {
     let mut binding = subresource::decode(asked, call, body, &GroupVersionKind::new("", "v1", "Binding"))?;
     metadata::check_namespace(&mut binding, &call.info.namespace)?;
-    if call.info.subresource == "binding" {
-        metadata::check_name(&mut binding, &call.info.name)?;
-    }
-    let target = &binding["target"];
-    let kind = target["kind"].as_str().unwrap_or_default();
-    let node = target["name"].as_str().unwrap_or_default();
-    let path = api::field::Path::root("target");
-    let mut errors = Vec::new();
-    if !matches!(kind, "" | "Node") {
-        errors.push(api::field::Error::not_supported(&path.child("kind"), kind, &["Node", "<empty>"]));
-    }
-    if node.is_empty() {
-        errors.push(api::field::Error::required(&path.child("name"), ""));
-    } else if errors.is_empty() {
-        for problem in api::names::dns1123_subdomain(node) {
-            errors.push(api::field::Error::invalid(&path.child("name"), node, problem));
-        }
-    }
-    if !errors.is_empty() {
-        return Err(ApiError::invalid("", "Binding", metadata::text(&binding, "name"), &errors));
+    if call.info.subresource == "binding" && metadata::text(&binding, "name") != call.info.name {
+        return Err(ApiError::bad_request("name in URL does not match name in Binding object"));
     }
     let options = call.options_object("CreateOptions");
     let binding = call.mutate(Operation::Create, binding, None, &options).await?;
+    let errors = target_problems(&binding);
+    if !errors.is_empty() {
+        // Upstream answers these as an error of its own.
+        return Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "", api::field::join(&errors)));
+    }
     let binding = call.validate(Operation::Create, binding, None, &options).await?;
     let pod_call = on_pod(call, metadata::text(&binding, "name"), "binding")?;
     pod_call.update(&Bind { binding }).await?;
     subresource::answer(asked, StatusCode::CREATED, &subresource::success(StatusCode::CREATED))
+}
+
+/// `ValidatePodBinding`
+fn target_problems(binding: &Value) -> api::field::ErrorList {
+    let path = api::field::Path::root("target");
+    let part = |field: &str| binding["target"][field].as_str().unwrap_or_default();
+    let mut errors = Vec::new();
+    if !matches!(part("kind"), "" | "Node") {
+        errors.push(api::field::Error::not_supported(&path.child("kind"), part("kind"), &["Node", "<empty>"]));
+    }
+    if part("name").is_empty() {
+        errors.push(api::field::Error::required(&path.child("name"), ""));
+    }
+    errors
 }
 
 /// A call on the pod itself, as part of this one.
@@ -198,6 +199,20 @@ async fn spend(call: &Call, pod: &Value, dry_run: bool) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bindings_are_to_nodes() {
+        for (target, expected) in [
+            (json!({"name": "n"}), "[]"),
+            (json!({"kind": "Node", "name": "n"}), "[]"),
+            (
+                json!({"kind": "Pod"}),
+                "[target.kind: Unsupported value: \"Pod\": supported values: \"Node\", \"<empty>\", target.name: Required value]",
+            ),
+        ] {
+            assert_eq!(api::field::join(&target_problems(&json!({"target": target}))), expected, "{target}");
+        }
+    }
 
     #[test]
     fn a_pod_is_bound_once() {

@@ -344,7 +344,11 @@ impl Call {
         if !errors.is_empty() {
             return Err(ApiError::invalid(&self.info.group, &descriptor.kind, &self.info.name, &errors));
         }
-        for warning in hooks.warnings(&new, Some(old)) {
+        let warnings = match self.info.subresource.as_str() {
+            "" | "scale" => hooks.warnings(&new, Some(old)),
+            _ => hooks.subresource_warnings(&context, &new, old),
+        };
+        for warning in warnings {
             self.warn(warning);
         }
         Ok(new)

@@ -206,7 +206,7 @@ async fn what_cannot_be_merged_is_refused_in_the_words_of_the_merge() {
         (containers(json!({"name": "n"})), ".spec.template.spec.containers: expected list, got &{map[name:n]}"),
         (
             containers(json!([{"name": "n", "tty": "true"}])),
-            ".spec.template.spec.containers[name=\"n\"].tty: expected boolean, got &value.valueUnstructured{Value:\"true\"}",
+            ".spec.template.spec.containers[name=\"n\"].tty: expected boolean, got &{true}",
         ),
         (deployment(json!({"replicas": "two"})), ".spec.replicas: expected numeric (int or float), got string"),
         (deployment(json!({"template": "x"})), ".spec.template: expected map, got &{x}"),

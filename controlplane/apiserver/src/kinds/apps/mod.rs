@@ -251,6 +251,13 @@ impl Hooks for PodTemplate {
         self.validate_create(ctx, new)
     }
 
+    fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
+        if old.is_some_and(|old| same_at(old, new, "template")) {
+            return Vec::new();
+        }
+        crate::kinds::core::pod::warnings(at(new, "template"), "template")
+    }
+
     fn row(&self, object: &Value, _now: Timestamp) -> Vec<Value> {
         let [names, images] = containers(at(object, "template.spec"));
         vec![
@@ -267,4 +274,25 @@ pub fn pod_template_columns() -> Vec<Column> {
     columns.extend(template_columns(""));
     columns.push(words("Pod Labels", "The labels for the pod template."));
     columns
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kinds::tested::created;
+
+    #[test]
+    fn templates() {
+        let template = |spec: Value| json!({"metadata": {"name": "t"}, "template": {"spec": spec}});
+        let container = json!({"name": "c", "image": "i"});
+        assert_eq!(created(&PodTemplate, &template(json!({"containers": [container]}))), "[]");
+        assert_eq!(
+            created(&PodTemplate, &template(json!({"containers": []}))),
+            "template.spec.containers: Required value"
+        );
+        let old = template(json!({"nodeSelector": {"beta.kubernetes.io/os": "linux"}}));
+        let said = "template.spec.nodeSelector[beta.kubernetes.io/os]: deprecated since v1.14; use \"kubernetes.io/os\" instead";
+        assert_eq!(PodTemplate.warnings(&old, None), [said]);
+        assert_eq!(PodTemplate.warnings(&old, Some(&old)), Vec::<String>::new(), "an unchanged template is known");
+    }
 }

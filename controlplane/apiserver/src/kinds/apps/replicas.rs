@@ -90,20 +90,12 @@ impl Hooks for ReplicationController {
     fn validate_create(&self, _ctx: &Context<'_>, controller: &Value) -> ErrorList {
         let mut errors = ErrorList::new();
         let spec = Node::root(controller).child("spec");
-        spec.child("minReadySeconds").non_negative(&mut errors);
         spec.child("selector").required(&mut errors, "");
-        spec.child("replicas").non_negative(&mut errors);
-        let template = spec.child("template");
-        if !template.exists() {
-            template.missing(&mut errors, "");
-            return errors;
+        validate_controlled(&spec, &mut errors);
+        // Declared rules speak last.
+        for field in ["replicas", "minReadySeconds"] {
+            spec.child(field).non_negative(&mut errors);
         }
-        let labels = map(template.value, "metadata.labels");
-        let matches = |(key, value): (&String, &Value)| labels.and_then(|labels| labels.get(key)) == Some(value);
-        if !map(controller, "spec.selector").into_iter().flatten().all(matches) {
-            template.child("metadata.labels").invalid(&mut errors, "`selector` does not match template `labels`");
-        }
-        validate_template(&template, "ReplicationController", &mut errors);
         errors
     }
 
@@ -122,6 +114,20 @@ impl Hooks for ReplicationController {
     fn row(&self, controller: &Value, now: Timestamp) -> Vec<Value> {
         replica_row(controller, now, labels(get(controller, "spec.selector").and_then(Value::as_object)))
     }
+}
+
+/// `ValidatePodTemplateSpecForRC`
+fn validate_controlled(spec: &Node<'_>, errors: &mut ErrorList) {
+    let template = spec.child("template");
+    if !template.exists() {
+        return template.missing(errors, "");
+    }
+    let labels = map(template.value, "metadata.labels");
+    let matches = |(key, value): (&String, &Value)| labels.and_then(|labels| labels.get(key)) == Some(value);
+    if !map(spec.value, "selector").into_iter().flatten().all(matches) {
+        template.child("metadata.labels").invalid(errors, "`selector` does not match template `labels`");
+    }
+    validate_template(&template, "ReplicationController", errors);
 }
 
 fn replica_row(object: &Value, now: Timestamp, selector: String) -> Vec<Value> {
@@ -160,6 +166,7 @@ fn columns(desired: &'static str, current: &'static str, ready: &'static str, se
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kinds::tested::{created, updated_sub};
 
     #[test]
     fn controllers_take_the_templates_labels() {
@@ -169,5 +176,47 @@ mod tests {
         assert_eq!(controller["spec"]["selector"], json!({"a": "b"}));
         assert_eq!(controller["metadata"]["labels"], json!({"a": "b"}));
         assert_eq!(controller["spec"]["replicas"], 1);
+    }
+
+    #[test]
+    fn controllers_refused() {
+        let template = |labels: Value, spec: Value| {
+            let mut template =
+                json!({"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+            for (key, value) in spec.as_object().unwrap() {
+                template["spec"][key] = value.clone();
+            }
+            template
+        };
+        for (spec, expected) in [
+            (json!({"template": template(json!({"a": "b"}), json!({}))}), "[]"),
+            (
+                json!({"replicas": -1, "minReadySeconds": -2}),
+                "[spec.selector: Required value, spec.template: Required value, \
+                 spec.replicas: Invalid value: -1: must be greater than or equal to 0, \
+                 spec.minReadySeconds: Invalid value: -2: must be greater than or equal to 0]",
+            ),
+            (
+                json!({"selector": {"a": "c"}, "template": template(json!({"a": "b"}), json!({"restartPolicy": "Never", "activeDeadlineSeconds": 1}))}),
+                "[spec.template.metadata.labels: Invalid value: {\"a\":\"b\"}: `selector` does not match template `labels`, \
+                 spec.template.spec.restartPolicy: Unsupported value: \"Never\": supported values: \"Always\", \
+                 spec.template.spec.activeDeadlineSeconds: Forbidden: activeDeadlineSeconds in ReplicationController is not Supported]",
+            ),
+        ] {
+            let controller = json!({"metadata": {"name": "r"}, "spec": spec});
+            assert_eq!(created(&ReplicationController, &controller), expected, "{spec}");
+        }
+        let status = |status: Value| json!({"metadata": {"name": "r"}, "status": status});
+        assert_eq!(
+            updated_sub(
+                &ReplicationController,
+                "status",
+                &status(json!({})),
+                &status(json!({"replicas": 1, "fullyLabeledReplicas": 2, "readyReplicas": -1, "availableReplicas": 1}))
+            ),
+            "[status.readyReplicas: Invalid value: -1: must be greater than or equal to 0, \
+             status.fullyLabeledReplicas: Invalid value: 2: cannot be greater than status.replicas, \
+             status.availableReplicas: Invalid value: 1: cannot be greater than readyReplicas]"
+        );
     }
 }

@@ -7,6 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use serde_json::Value;
 
+use super::key_pair;
 use crate::kinds::check::Node;
 use crate::kinds::table::{cell, named, row, size, words};
 use crate::kinds::value::{
@@ -15,6 +16,7 @@ use crate::kinds::value::{
 use crate::resource::{Column, Context, Hooks};
 
 const MAX_BYTES: usize = 1 << 20;
+const MOUNTABLE: &str = "kubernetes.io/enforce-mountable-secrets";
 const FROZEN: &str = "field is immutable when `immutable` is set";
 
 pub struct ConfigMap;
@@ -122,6 +124,14 @@ impl Hooks for Secret {
         errors
     }
 
+    fn warnings(&self, new: &Value, _old: Option<&Value>) -> Vec<String> {
+        if text(new, "type") != "kubernetes.io/tls" {
+            return Vec::new();
+        }
+        let part = |key: &str| contents(new, key).unwrap_or_default();
+        key_pair::problem(&part("tls.crt"), &part("tls.key")).into_iter().collect()
+    }
+
     fn row(&self, secret: &Value, now: Timestamp) -> Vec<Value> {
         row(secret, now, vec![cell(secret, "type"), size(secret, "data").into()])
     }
@@ -174,27 +184,54 @@ fn validate_secret(secret: &Value) -> ErrorList {
                 errors.push(Error::required(&data.key("password"), ""));
             }
         }
-        "kubernetes.io/ssh-auth" => require(&["ssh-privatekey"], &mut errors),
+        // Of these keys alone, something must be in it.
+        "kubernetes.io/ssh-auth" if contents(secret, "ssh-privatekey").is_none_or(|key| key.is_empty()) => {
+            errors.push(Error::required(&data.key("ssh-privatekey"), ""));
+        }
         "kubernetes.io/tls" => require(&["tls.crt", "tls.key"], &mut errors),
         _ => {}
     }
     errors
 }
 
+/// What is under `key` of a Secret's data.
+fn contents(secret: &Value, key: &str) -> Option<Vec<u8>> {
+    let encoded = map(secret, "data")?.get(key)?.as_str()?;
+    Some(STANDARD.decode(encoded).unwrap_or_default())
+}
+
 fn registry_json(secret: &Value, key: &str, errors: &mut ErrorList) {
     let path = Path::root("data").key(key);
-    let Some(content) = map(secret, "data").and_then(|data| data.get(key)).and_then(Value::as_str) else {
-        errors.push(Error::required(&path, ""));
-        return;
-    };
-    let parsed = STANDARD.decode(content).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
-    if !parsed.is_some_and(|json| json.is_object()) {
-        errors.push(Error::invalid(
-            &path,
-            "<secret contents redacted>",
-            "invalid character in registry credentials: must be a JSON object",
-        ));
+    match contents(secret, key) {
+        None => errors.push(Error::required(&path, "")),
+        Some(content) => {
+            if let Some(problem) = not_a_map(&content) {
+                errors.push(Error::invalid(&path, "<secret contents redacted>", problem));
+            }
+        }
     }
+}
+
+/// Why Go would not read a JSON map here, in its words where they depend on little.
+fn not_a_map(json: &[u8]) -> Option<String> {
+    let kind = match serde_json::from_slice::<Value>(json) {
+        Ok(Value::Object(_) | Value::Null) => return None,
+        Ok(Value::Array(_)) => "array",
+        Ok(Value::String(_)) => "string",
+        Ok(Value::Number(_)) => "number",
+        Ok(Value::Bool(_)) => "bool",
+        Err(error) if error.is_eof() => return Some("unexpected end of JSON input".to_owned()),
+        Err(error) => {
+            let start = json.iter().find(|byte| !byte.is_ascii_whitespace()).copied().unwrap_or_default();
+            let begins = start.is_ascii_digit() || b"{[\"-tfn".contains(&start);
+            return Some(if begins {
+                error.to_string()
+            } else {
+                format!("invalid character {:?} looking for beginning of value", char::from(start))
+            });
+        }
+    };
+    Some(format!("json: cannot unmarshal {kind} into Go value of type map[string]interface {{}}"))
 }
 
 /// ServiceAccounts.
@@ -208,14 +245,27 @@ impl Hooks for ServiceAccount {
     fn prepare_update(&self, _ctx: &Context<'_>, new: &mut Value, _old: &Value) {
         unnamed_secrets_go(new);
     }
+
+    fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
+        let has = |account: &Value| annotation(account, MOUNTABLE).is_some();
+        // Said once, when it is set.
+        if !has(new) || old.is_some_and(has) {
+            return Vec::new();
+        }
+        vec![format!(
+            "metadata.annotations[{MOUNTABLE}]: deprecated in v1.32+; prefer separate namespaces to isolate access to mounted secrets"
+        )]
+    }
 }
 
 /// Of a secret reference only its name counts.
 fn unnamed_secrets_go(account: &mut Value) {
     if has(account, "secrets") {
         for secret in crate::kinds::value::list_mut(account, "secrets") {
-            let name = at(secret, "name").clone();
-            *secret = serde_json::json!({ "name": name });
+            *secret = match at(secret, "name") {
+                Value::Null => serde_json::json!({}),
+                name => serde_json::json!({ "name": name }),
+            };
         }
     }
 }
@@ -260,6 +310,23 @@ mod tests {
             ("kubernetes.io/basic-auth", json!({"username": ""}), "[]"),
             ("kubernetes.io/dockerconfigjson", json!({".dockerconfigjson": "e30="}), "[]"),
             ("kubernetes.io/dockercfg", json!({}), "data[.dockercfg]: Required value"),
+            ("kubernetes.io/ssh-auth", json!({"ssh-privatekey": ""}), "data[ssh-privatekey]: Required value"),
+            ("kubernetes.io/ssh-auth", json!({"ssh-privatekey": "eA=="}), "[]"),
+            (
+                "kubernetes.io/dockercfg",
+                json!({".dockercfg": ""}),
+                "data[.dockercfg]: Invalid value: \"<secret contents redacted>\": unexpected end of JSON input",
+            ),
+            (
+                "kubernetes.io/dockercfg",
+                json!({".dockercfg": "W10="}),
+                "data[.dockercfg]: Invalid value: \"<secret contents redacted>\": json: cannot unmarshal array into Go value of type map[string]interface {}",
+            ),
+            (
+                "kubernetes.io/dockercfg",
+                json!({".dockercfg": "eA=="}),
+                "data[.dockercfg]: Invalid value: \"<secret contents redacted>\": invalid character 'x' looking for beginning of value",
+            ),
             (
                 "kubernetes.io/service-account-token",
                 json!({}),
@@ -267,6 +334,29 @@ mod tests {
             ),
         ] {
             assert_eq!(join(&validate_secret(&json!({"type": type_, "data": data}))), expected, "{type_}");
+        }
+    }
+
+    #[test]
+    fn warned_of() {
+        let secret = |type_: &str| json!({"type": type_, "data": {"tls.crt": "eA==", "tls.key": ""}});
+        assert_eq!(
+            Secret.warnings(&secret("kubernetes.io/tls"), None),
+            ["tls: failed to find any PEM data in certificate input"]
+        );
+        assert_eq!(Secret.warnings(&secret("Opaque"), None), Vec::<String>::new());
+        let mut account = json!({"secrets": [{"name": "a", "uid": "u"}, {"kind": "Secret"}]});
+        unnamed_secrets_go(&mut account);
+        assert_eq!(account["secrets"], json!([{"name": "a"}, {}]));
+        let (plain, marked) = (json!({}), json!({"metadata": {"annotations": {MOUNTABLE: "true"}}}));
+        let said = "metadata.annotations[kubernetes.io/enforce-mountable-secrets]: deprecated in v1.32+; prefer separate namespaces to isolate access to mounted secrets";
+        for (new, old, expected) in [
+            (&marked, None, &[said][..]),
+            (&marked, Some(&plain), &[said]),
+            (&marked, Some(&marked), &[]),
+            (&plain, None, &[]),
+        ] {
+            assert_eq!(ServiceAccount.warnings(new, old), expected, "{new} {old:?}");
         }
     }
 }

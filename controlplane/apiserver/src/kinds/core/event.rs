@@ -1,14 +1,13 @@
 //! Events, stored as `v1` and served as `v1` and `events.k8s.io/v1`: two shapes of one thing.
 
-use api::field::{Error, ErrorList, Path};
-use api::names;
+use api::field::ErrorList;
 use jiff::Timestamp;
 use serde_json::Value;
 
+use super::event_validation;
 use crate::error::Result;
-use crate::kinds::check::Node;
 use crate::kinds::table::words;
-use crate::kinds::value::{at, get, has, int, name, opt_int, text};
+use crate::kinds::value::{at, get, name, opt_int, text};
 use crate::resource::{Column, Context, Hooks, since};
 
 /// Fields of `v1` and their names in `events.k8s.io/v1`.
@@ -26,11 +25,11 @@ pub struct Event;
 
 impl Hooks for Event {
     fn validate_create(&self, ctx: &Context<'_>, event: &Value) -> ErrorList {
-        validate(ctx.namespace, event)
+        event_validation::validate_create(event, ctx)
     }
 
-    fn validate_update(&self, ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
-        validate(ctx.namespace, new)
+    fn validate_update(&self, ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
+        event_validation::validate_update(new, old, ctx)
     }
 
     fn convert(&self, event: &mut Value, from: (&str, &str), _to: (&str, &str)) -> Result<()> {
@@ -49,50 +48,6 @@ impl Hooks for Event {
     fn row(&self, event: &Value, now: Timestamp) -> Vec<Value> {
         cells(event, now)
     }
-}
-
-fn validate(namespace: &str, event: &Value) -> ErrorList {
-    let mut errors = ErrorList::new();
-    let root = Node::root(event);
-    let involved = root.child("involvedObject.namespace");
-    let fits =
-        involved.text() == namespace || involved.text().is_empty() && matches!(namespace, "default" | "kube-system");
-    if !fits {
-        involved.invalid(&mut errors, "does not match event.namespace");
-    }
-    // `eventTime` marks events of the newer sort, which must be complete.
-    if !has(event, "eventTime") {
-        return errors;
-    }
-    let controller = text(event, "reportingComponent");
-    let path = Path::root("reportingController");
-    if controller.is_empty() {
-        errors.push(Error::required(&path, ""));
-    } else {
-        for problem in names::qualified_name(controller) {
-            errors.push(Error::invalid(&path, controller, problem));
-        }
-    }
-    for (field, most) in [("reportingInstance", 128), ("action", 128), ("reason", 128)] {
-        let found = root.child(field);
-        found.required(&mut errors, "");
-        if found.text().len() > most {
-            found.invalid(&mut errors, format!("can have at most {most} characters"));
-        }
-    }
-    if text(event, "message").len() > 1024 {
-        errors.push(Error::invalid(&Path::root("message"), "", "can have at most 1024 characters"));
-    }
-    if !matches!(text(event, "type"), "Normal" | "Warning") {
-        root.child("type").invalid(&mut errors, "has invalid value: ");
-    }
-    if let Some(series) = get(event, "series") {
-        if int(series, "count") < 2 {
-            root.child("series.count").invalid(&mut errors, "should be at least 2");
-        }
-        root.child("series.lastObservedTime").required(&mut errors, "");
-    }
-    errors
 }
 
 pub fn columns() -> Vec<Column> {
@@ -146,7 +101,6 @@ fn cells(event: &Value, now: Timestamp) -> Vec<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use api::field::join;
     use serde_json::json;
 
     #[test]
@@ -169,14 +123,5 @@ mod tests {
             "message": "ok\n", "firstTimestamp": "2026-01-01T00:00:00Z", "lastTimestamp": "2026-01-01T00:04:30Z", "count": 3, "source": {"component": "kubelet", "host": "n"}});
         let shown: Vec<String> = cells(&event, now).iter().map(|c| c.to_string().replace('"', "")).collect();
         assert_eq!(shown.join("|"), "30s|Normal|Pulled|pod/p||kubelet, n|ok|5m|3|e");
-    }
-
-    #[test]
-    fn refused() {
-        let event = json!({"involvedObject": {"namespace": "b"}, "eventTime": "2026-01-01T00:00:00.000000Z", "type": "Normal", "reason": "r", "action": "a", "reportingInstance": "i"});
-        assert_eq!(
-            join(&validate("a", &event)),
-            "[involvedObject.namespace: Invalid value: \"b\": does not match event.namespace, reportingController: Required value]"
-        );
     }
 }

@@ -6,18 +6,26 @@ mod data;
 pub mod diff;
 mod endpoints;
 mod event;
+mod event_validation;
+mod key_pair;
 mod limits;
 mod namespace;
 mod node;
+mod node_validation;
 pub mod pod;
 mod port_map;
 mod service;
+mod service_families;
+mod service_ports;
 mod service_repair;
+mod service_status;
+mod service_update;
 mod service_validation;
+mod service_warnings;
 
 pub use endpoints::host_port;
 pub use service::load_balancers;
-pub use service_validation::special;
+pub use service_validation::endpoint_ip;
 
 use jiff::Timestamp;
 use serde_json::Value;

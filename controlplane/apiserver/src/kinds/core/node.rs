@@ -1,13 +1,13 @@
 //! Nodes.
 
-use api::field::{Error, ErrorList};
-use api::names;
+use api::field::ErrorList;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::kinds::check::{Node as At, Seen};
+use super::node_validation;
+use crate::kinds::check::{Node as At, cidr_warnings};
 use crate::kinds::table::{NONE, named_wide, row_wide, words};
-use crate::kinds::value::{at, copy, default, entries, flag, get, has, list, map, same, set, text};
+use crate::kinds::value::{at, copy, default, entries, flag, get, has, list, remove, set, text};
 use crate::resource::{Column, Context, Hooks};
 
 pub struct Node;
@@ -16,11 +16,10 @@ impl Hooks for Node {
     fn defaults(&self, node: &mut Value) {
         default(node, "spec", json!({}));
         default(node, "status", json!({}));
-        if has(node, "status.capacity") {
-            let capacity = map(node, "status.capacity").cloned().unwrap_or_default();
-            let allocatable = crate::kinds::value::ensure_map(node, "status.allocatable");
-            for (resource, amount) in capacity {
-                allocatable.entry(resource).or_insert(amount);
+        if !has(node, "status.allocatable") {
+            let capacity = at(node, "status.capacity").clone();
+            if capacity.is_object() {
+                set(node, "status.allocatable", capacity);
             }
         }
         // One network per family; `podCIDR` is the first.
@@ -34,21 +33,43 @@ impl Hooks for Node {
         }
     }
 
+    fn prepare_create(&self, _ctx: &Context<'_>, node: &mut Value) {
+        // Of a feature that is gone.
+        remove(node, "spec.configSource");
+        remove(node, "status.config");
+    }
+
+    fn prepare_update(&self, _ctx: &Context<'_>, new: &mut Value, old: &Value) {
+        if !has(old, "spec.configSource") {
+            remove(new, "spec.configSource");
+        }
+    }
+
     fn prepare_subresource_update(&self, ctx: &Context<'_>, new: &mut Value, old: &Value) {
         if ctx.subresource == "status" {
             copy(old, new, "spec");
+            if !has(old, "status.config") {
+                remove(new, "status.config");
+            }
         }
     }
 
     fn validate_create(&self, _ctx: &Context<'_>, node: &Value) -> ErrorList {
-        let mut errors = ErrorList::new();
-        taints(node, &mut errors);
-        networks(node, &mut errors);
-        errors
+        node_validation::validate(node)
     }
 
     fn validate_update(&self, _ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
-        validate_update(new, old)
+        let mut errors = node_validation::validate(new);
+        errors.extend(node_validation::validate_update(new, old));
+        errors
+    }
+
+    fn validate_subresource_update(&self, ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
+        if ctx.subresource == "status" { node_validation::validate_update(new, old) } else { ErrorList::new() }
+    }
+
+    fn warnings(&self, new: &Value, _old: Option<&Value>) -> Vec<String> {
+        warnings(new)
     }
 
     fn row(&self, node: &Value, now: Timestamp) -> Vec<Value> {
@@ -56,56 +77,16 @@ impl Hooks for Node {
     }
 }
 
-fn taints(node: &Value, errors: &mut ErrorList) {
-    let mut seen = Seen::default();
-    for taint in At::root(node).items("spec.taints") {
-        taint.child("key").format(errors, names::qualified_name);
-        if !taint.child("value").text().is_empty() {
-            taint.child("value").format(errors, names::label_value);
-        }
-        let effect = taint.child("effect");
-        if effect.text().is_empty() {
-            effect.missing(errors, "");
-        } else {
-            effect.one_of(errors, &["NoExecute", "NoSchedule", "PreferNoSchedule"]);
-        }
-        let key = format!("{}:{}", taint.child("key").text(), effect.text());
-        if !seen.insert(key) {
-            let mut duplicate = Error::duplicate(&taint.path, taint.value.clone());
-            duplicate.detail = "taints must be unique by key and effect pair".to_owned();
-            errors.push(duplicate);
-        }
+fn warnings(node: &Value) -> Vec<String> {
+    let mut found = Vec::new();
+    if has(node, "spec.configSource") {
+        found.push("spec.configSource: the feature is removed".to_owned());
     }
-}
-
-fn networks(node: &Value, errors: &mut ErrorList) {
-    for network in At::root(node).items("spec.podCIDRs") {
-        network.cidr(errors);
+    if !text(node, "spec.externalID").is_empty() {
+        found.push("spec.externalID: this field is deprecated, and is unused by Kubernetes".to_owned());
     }
-}
-
-fn validate_update(new: &Value, old: &Value) -> ErrorList {
-    let mut errors = ErrorList::new();
-    taints(new, &mut errors);
-    networks(new, &mut errors);
-    let spec = At::root(new).child("spec");
-    let mut munged = at(new, "spec").clone();
-    for (field, path) in [("podCIDRs", "spec.podCIDRs"), ("providerID", "spec.providerID")] {
-        let was = at(old, path);
-        let unset = was.is_null() || was == "" || was.as_array().is_some_and(Vec::is_empty);
-        if !unset && !same(at(new, path), was) {
-            let what = if field == "podCIDRs" { "podCIDR" } else { field };
-            spec.child(field)
-                .forbidden(&mut errors, format!("node updates may not change {what} except from \"\" to valid"));
-        }
-    }
-    for field in ["podCIDR", "podCIDRs", "providerID", "taints", "unschedulable", "configSource"] {
-        copy(at(old, "spec"), &mut munged, field);
-    }
-    if !same(&munged, at(old, "spec")) {
-        spec.forbidden(&mut errors, "node updates may only change labels, taints, or capacity (or configSource, if the DynamicKubeletConfig feature gate is enabled)");
-    }
-    errors
+    found.extend(At::root(node).items("spec.podCIDRs").iter().flat_map(cidr_warnings));
+    found
 }
 
 pub fn columns() -> Vec<Column> {
@@ -186,7 +167,7 @@ fn address(node: &Value, kind: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use api::field::join;
+    use crate::kinds::tested::{created, prepared};
 
     #[test]
     fn rows() {
@@ -206,20 +187,53 @@ mod tests {
     }
 
     #[test]
-    fn updates() {
-        let old = json!({"spec": {"podCIDR": "10.42.0.0/24", "podCIDRs": ["10.42.0.0/24"]}});
-        let new = json!({"spec": {"podCIDR": "10.42.1.0/24", "podCIDRs": ["10.42.1.0/24"], "unschedulable": true, "taints": [{"key": "a", "effect": "X"}]}});
-        assert_eq!(
-            join(&validate_update(&new, &old)),
-            "[spec.taints[0].effect: Unsupported value: \"X\": supported values: \"NoExecute\", \"NoSchedule\", \"PreferNoSchedule\", \
-             spec.podCIDRs: Forbidden: node updates may not change podCIDR except from \"\" to valid]"
-        );
-        assert_eq!(
-            validate_update(
-                &json!({"spec": {"podCIDR": "10.42.0.0/24", "podCIDRs": ["10.42.0.0/24"]}}),
-                &json!({"spec": {}})
+    fn allocatable_is_all_or_what_was_said() {
+        for (given, expected) in [
+            (json!({"capacity": {"cpu": "2"}}), json!({"capacity": {"cpu": "2"}, "allocatable": {"cpu": "2"}})),
+            (
+                json!({"capacity": {"cpu": "2", "pods": "9"}, "allocatable": {"cpu": "1"}}),
+                json!({"capacity": {"cpu": "2", "pods": "9"}, "allocatable": {"cpu": "1"}}),
             ),
-            []
+            (json!({}), json!({})),
+        ] {
+            let mut node = json!({"status": given});
+            Node.defaults(&mut node);
+            assert_eq!(node["status"], expected, "{given}");
+        }
+    }
+
+    #[test]
+    fn networks_are_one_thing_in_two_fields() {
+        for (given, expected) in [
+            (json!({"podCIDR": "10.42.0.0/24"}), json!({"podCIDR": "10.42.0.0/24", "podCIDRs": ["10.42.0.0/24"]})),
+            (json!({"podCIDRs": ["10.42.0.0/24"]}), json!({"podCIDR": "10.42.0.0/24", "podCIDRs": ["10.42.0.0/24"]})),
+            (json!({}), json!({})),
+        ] {
+            let mut node = json!({"spec": given});
+            Node.defaults(&mut node);
+            assert_eq!(node["spec"], expected, "{given}");
+        }
+    }
+
+    #[test]
+    fn warned_of() {
+        let node = json!({"spec": {"externalID": "x", "configSource": {}, "podCIDRs": ["FD00::/64"]}});
+        assert_eq!(
+            warnings(&node),
+            [
+                "spec.configSource: the feature is removed",
+                "spec.externalID: this field is deprecated, and is unused by Kubernetes",
+                "spec.podCIDRs[0]: IPv6 CIDR value \"FD00::/64\" should be in RFC 5952 canonical format (\"fd00::/64\")",
+            ]
         );
+        assert_eq!(warnings(&json!({"spec": {"podCIDRs": ["10.42.0.0/24"]}})), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_is_dropped() {
+        let mut new = json!({"metadata": {"name": "n"}, "spec": {"configSource": {"configMap": {}}}});
+        prepared(&Node, &mut new, &json!({"metadata": {"name": "n"}, "spec": {}}));
+        assert_eq!(new["spec"], json!({}));
+        assert_eq!(created(&Node, &json!({"metadata": {"name": "n"}, "spec": {"configSource": {}}})), "[]");
     }
 }

@@ -65,13 +65,15 @@ impl PortMap {
         }
     }
 
+    pub fn out_of_range(&self) -> AllocationError {
+        AllocationError::OutOfRange(format!(
+            "provided port is not in the valid range. The range of valid ports is {}",
+            self.range()
+        ))
+    }
+
     pub fn take(&mut self, port: u16) -> Result<(), AllocationError> {
-        let Some(index) = self.index(port) else {
-            return Err(AllocationError::OutOfRange(format!(
-                "provided port is not in the valid range. The range of valid ports is {}",
-                self.range()
-            )));
-        };
+        let Some(index) = self.index(port) else { return Err(self.out_of_range()) };
         if std::mem::replace(&mut self.taken[index], true) { Err(AllocationError::Taken("port")) } else { Ok(()) }
     }
 

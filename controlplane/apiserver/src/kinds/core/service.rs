@@ -1,8 +1,11 @@
-//! Services: defaults, families, addresses and ports (`pkg/registry/core/service/storage`).
+//! Services: defaults, and addresses and ports taken around the write
+//! (`pkg/registry/core/service/storage`).
 //!
-//! The pure part fills in and carries over fields; [`Service::reserve`] takes addresses and ports
-//! around the write (`allocator`, `port_map`, `service_repair`). The cluster is IPv4 single-stack.
-//! Neighbour: `service_validation`.
+//! The pure parts are neighbours: `service_families` (addresses and families), `service_ports`,
+//! `service_update` (what an update keeps and drops), `service_validation`, `service_status`,
+//! `service_warnings`.
+//! [`Service::reserve`] takes what must be unique (`allocator`, `port_map`, `service_repair`). The
+//! cluster is IPv4 single-stack.
 
 use std::net::Ipv4Addr;
 
@@ -11,15 +14,17 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::allocator::{AllocationError, Held, Hold, Owner, ServiceRanges, give_back};
+use super::allocator::{Held, Hold, Owner, ServiceRanges, give_back};
 use super::port_map::PortMap;
+use super::service_ports::{self, Before, Refusal};
 use super::service_repair::{self, Leaks};
-use super::service_validation;
+use super::service_update::{drop_type_dependent, keep_allocated, normalize_addresses};
+use super::{service_families, service_status, service_validation, service_warnings};
 use crate::admit::Cluster;
 use crate::error::{ApiError, Result};
 use crate::kinds::table::{NONE, labels, named_wide, or_none, row_wide, words};
 use crate::kinds::value::{
-    at, copy, default, default_text, has, int, list, list_mut, map, name, opt_flag, remove, same_at, set, text, texts,
+    at, default, default_text, has, int, list, list_mut, map, name, namespace, opt_flag, remove, set, text, texts,
 };
 use crate::resource::{Column, Context, Hooks, Reservation};
 
@@ -34,34 +39,38 @@ impl Service {
     }
 
     /// Takes what `new` needs and `old` did not have, and writes it into `new`.
-    async fn take(&self, ctx: &Context<'_>, hold: &mut Hold, new: &mut Value, old: &Held) -> Result<()> {
-        let refused = |new: &Value, errors: &ErrorList| ApiError::invalid("", "Service", name(new), errors);
-        if let Some(error) = take_address(ctx, hold, new, old).await? {
-            return Err(refused(new, &vec![error]));
-        }
-        if !needs_node_ports(new) && !needs_health_port(new) {
+    async fn take(&self, ctx: &Context<'_>, hold: &mut Hold, new: &mut Value, old: Option<&Before<'_>>) -> Result<()> {
+        take_address(ctx, hold, new, old.map(|old| old.held)).await?;
+        if !has_node_ports(new) && !needs_health_port(new) {
             return Ok(());
         }
         let before = new.clone();
         let assign = |map: &mut PortMap| {
             *new = before.clone();
-            assign_ports(map, &old.ports, new)
+            service_ports::assign(map, old, new)
         };
-        let assigned = hold.ports(ctx.cluster, ctx.dry_run, assign).await?;
-        assigned.map_err(|errors| refused(new, &errors))
+        match hold.ports(ctx.cluster, ctx.dry_run, assign).await? {
+            Ok(()) => Ok(()),
+            Err(Refusal::Invalid(error)) => Err(ApiError::invalid("", "Service", name(&before), &[error])),
+            Err(Refusal::Internal(why)) => Err(ApiError::internal(why)),
+        }
     }
 }
 
 pub fn is_headless(service: &Value) -> bool {
-    text(service, "spec.clusterIP") == "None"
-        || list(service, "spec.clusterIPs").first().and_then(Value::as_str) == Some("None")
+    matches!(list(service, "spec.clusterIPs"), [only] if only == "None")
 }
 
-pub fn needs_address(service: &Value) -> bool {
-    matches!(text(service, "spec.type"), "ClusterIP" | "NodePort" | "LoadBalancer")
+pub fn has_address(service: &Value) -> bool {
+    text(service, "spec.type") != "ExternalName"
 }
 
-pub fn needs_node_ports(service: &Value) -> bool {
+pub fn has_node_ports(service: &Value) -> bool {
+    matches!(text(service, "spec.type"), "NodePort" | "LoadBalancer")
+}
+
+/// Whether ports that ask for no number get one.
+pub fn allocates_node_ports(service: &Value) -> bool {
     match text(service, "spec.type") {
         "NodePort" => true,
         "LoadBalancer" => opt_flag(service, "spec.allocateLoadBalancerNodePorts") != Some(false),
@@ -76,11 +85,8 @@ pub fn needs_health_port(service: &Value) -> bool {
 
 /// Reachable from outside: by node port, load balancer or external address.
 pub fn is_external(service: &Value) -> bool {
-    match text(service, "spec.type") {
-        "NodePort" | "LoadBalancer" => true,
-        "ClusterIP" => !list(service, "spec.externalIPs").is_empty(),
-        _ => false,
-    }
+    has_node_ports(service)
+        || text(service, "spec.type") == "ClusterIP" && !list(service, "spec.externalIPs").is_empty()
 }
 
 fn defaults(service: &mut Value) {
@@ -104,116 +110,23 @@ fn defaults(service: &mut Value) {
     if is_external(service) {
         default_text(service, "spec.externalTrafficPolicy", "Cluster");
     }
-    if needs_address(service) {
+    if matches!(text(service, "spec.type"), "ClusterIP" | "NodePort" | "LoadBalancer") {
         default(service, "spec.internalTrafficPolicy", "Cluster");
     }
     if text(service, "spec.type") == "LoadBalancer" {
         default(service, "spec.allocateLoadBalancerNodePorts", true);
+        for ingress in list_mut(service, "status.loadBalancer.ingress") {
+            if !text(ingress, "ip").is_empty() {
+                default(ingress, "ipMode", "VIP");
+            }
+        }
     }
 }
 
-/// `clusterIP` and `clusterIPs` are two views of one thing; clients write either.
-fn normalize_addresses(new: &mut Value, old: Option<&Value>) {
-    let address = text(new, "spec.clusterIP").to_owned();
-    let listed = !list(new, "spec.clusterIPs").is_empty();
-    let follows = |new: &mut Value| {
-        if address.is_empty() {
-            remove(new, "spec.clusterIPs");
-        } else {
-            set(new, "spec.clusterIPs", json!([address]));
-        }
-    };
-    match old {
-        None if !listed && !address.is_empty() => follows(new),
-        Some(old) => {
-            let address_changed = text(new, "spec.clusterIP") != text(old, "spec.clusterIP");
-            let list_changed = !same_at(new, old, "spec.clusterIPs");
-            if address_changed && !list_changed {
-                follows(new);
-            } else if list_changed && !address_changed && !listed && address == text(old, "spec.clusterIP") {
-                remove(new, "spec.clusterIP");
-            }
-        }
-        None => {}
-    }
-}
-
-/// Families and their policy, which this cluster leaves little choice about.
-fn families(service: &mut Value) {
-    if !needs_address(service) {
-        for field in ["spec.ipFamilies", "spec.ipFamilyPolicy"] {
-            remove(service, field);
-        }
-        return;
-    }
-    let selectorless = map(service, "spec.selector").is_none_or(serde_json::Map::is_empty);
-    let both = is_headless(service) && selectorless;
-    default(service, "spec.ipFamilyPolicy", if both { "RequireDualStack" } else { "SingleStack" });
-    if list(service, "spec.ipFamilies").is_empty() {
-        let single = !both || text(service, "spec.ipFamilyPolicy") == "SingleStack";
-        set(service, "spec.ipFamilies", if single { json!(["IPv4"]) } else { json!(["IPv4", "IPv6"]) });
-    }
-}
-
-/// What a client left out of an update stays as it was allocated.
-fn keep_allocated(new: &mut Value, old: &Value) {
-    if needs_address(new) && needs_address(old) {
-        if text(new, "spec.clusterIP").is_empty() {
-            copy(old, new, "spec.clusterIP");
-        }
-        if list(new, "spec.clusterIPs").is_empty() && text(new, "spec.clusterIP") == text(old, "spec.clusterIP") {
-            copy(old, new, "spec.clusterIPs");
-        }
-    }
-    if needs_node_ports(new) && needs_node_ports(old) {
-        let mut taken: Vec<i64> = list(new, "spec.ports").iter().map(|port| int(port, "nodePort")).collect();
-        for port in list_mut(new, "spec.ports") {
-            if int(port, "nodePort") != 0 {
-                continue;
-            }
-            let before = list(old, "spec.ports").iter().find(|was| text(was, "name") == text(port, "name"));
-            let number = before.map_or(0, |was| int(was, "nodePort"));
-            if number != 0 && !taken.contains(&number) {
-                taken.push(number);
-                set(port, "nodePort", number);
-            }
-        }
-    }
-    if needs_health_port(new) && needs_health_port(old) && int(new, "spec.healthCheckNodePort") == 0 {
-        copy(old, new, "spec.healthCheckNodePort");
-    }
-}
-
-/// Fields which the new type has no use for go, if the client did not touch them.
-fn drop_type_dependent(new: &mut Value, old: &Value) {
-    let mut drop_same = |needed: fn(&Value) -> bool, fields: &[&str]| {
-        if needed(old) && !needed(new) {
-            for field in fields {
-                if same_at(new, old, field) {
-                    remove(new, field);
-                }
-            }
-        }
-    };
-    drop_same(
-        needs_address,
-        &["spec.clusterIP", "spec.clusterIPs", "spec.ipFamilies", "spec.ipFamilyPolicy", "spec.internalTrafficPolicy"],
-    );
-    drop_same(needs_health_port, &["spec.healthCheckNodePort"]);
-    drop_same(is_external, &["spec.externalTrafficPolicy"]);
-    drop_same(
-        |service| text(service, "spec.type") == "LoadBalancer",
-        &["spec.allocateLoadBalancerNodePorts", "spec.loadBalancerClass"],
-    );
-    drop_same(|service| text(service, "spec.type") == "ExternalName", &["spec.externalName"]);
-    let external = |service: &Value| matches!(text(service, "spec.type"), "NodePort" | "LoadBalancer");
-    if external(old) && !external(new) {
-        let before: Vec<i64> = list(old, "spec.ports").iter().map(|port| int(port, "nodePort")).collect();
-        for port in list_mut(new, "spec.ports") {
-            if before.contains(&int(port, "nodePort")) {
-                remove(port, "nodePort");
-            }
-        }
+/// Names have no traffic policy: a sound one is dropped, another is left for validation to name.
+fn drop_inside_policy(service: &mut Value) {
+    if !has_address(service) && matches!(text(service, "spec.internalTrafficPolicy"), "Cluster" | "Local") {
+        remove(service, "spec.internalTrafficPolicy");
     }
 }
 
@@ -246,17 +159,17 @@ impl Hooks for Service {
     fn prepare_create(&self, _ctx: &Context<'_>, service: &mut Value) {
         set(service, "status", json!({"loadBalancer": {}}));
         normalize_addresses(service, None);
-        families(service);
+        drop_inside_policy(service);
+        // Validation says what is wrong.
+        let _ = service_families::settle(service, None);
     }
 
     fn prepare_update(&self, _ctx: &Context<'_>, new: &mut Value, old: &Value) {
-        normalize_addresses(new, Some(old));
         keep_allocated(new, old);
+        normalize_addresses(new, Some(old));
+        let _ = service_families::settle(new, Some(old));
+        drop_inside_policy(new);
         drop_type_dependent(new, old);
-        families(new);
-        if text(new, "spec.type") != "LoadBalancer" {
-            set(new, "status.loadBalancer", json!({}));
-        }
     }
 
     fn validate_create(&self, _ctx: &Context<'_>, service: &Value) -> ErrorList {
@@ -267,12 +180,16 @@ impl Hooks for Service {
         service_validation::validate(new, Some(old))
     }
 
-    fn validate_subresource_update(&self, ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
-        if ctx.subresource == "status" { service_validation::validate_status(new) } else { ErrorList::new() }
+    fn validate_subresource_update(&self, ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
+        if ctx.subresource == "status" { service_status::validate(new, old) } else { ErrorList::new() }
     }
 
-    fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
-        warnings(new, old)
+    fn warnings(&self, new: &Value, _old: Option<&Value>) -> Vec<String> {
+        service_warnings::of(new)
+    }
+
+    fn subresource_warnings(&self, ctx: &Context<'_>, new: &Value, _old: &Value) -> Vec<String> {
+        if ctx.subresource == "status" { service_status::warnings(new) } else { Vec::new() }
     }
 
     fn row(&self, service: &Value, now: Timestamp) -> Vec<Value> {
@@ -287,7 +204,8 @@ impl Hooks for Service {
     ) -> Result<Option<Box<dyn Reservation>>> {
         let mut hold = Hold::new(Owner::of(new), self.node_ports);
         let before = old.map(held).unwrap_or_default();
-        if let Err(error) = self.take(ctx, &mut hold, new, &before).await {
+        let stored = old.map(|old| Before { held: &before, checked: needs_health_port(old) });
+        if let Err(error) = self.take(ctx, &mut hold, new, stored.as_ref()).await {
             Box::new(hold).release(ctx.cluster).await;
             return Err(error);
         }
@@ -299,6 +217,7 @@ impl Hooks for Service {
 
     async fn deleted(&self, cluster: &dyn Cluster, service: &Value) {
         give_back(cluster, &Owner::of(service), self.node_ports, &held(service)).await;
+        drop_endpoints(cluster, service).await;
     }
 
     async fn repair(&self, cluster: &dyn Cluster) -> Result<()> {
@@ -306,110 +225,49 @@ impl Hooks for Service {
     }
 }
 
-/// Fields that have no effect on a Service without an address (`pkg/api/service/warnings.go`).
-fn warnings(new: &Value, old: Option<&Value>) -> Vec<String> {
-    let changed = |field: &str| old.is_none_or(|old| !same_at(old, new, field));
-    let mut found = Vec::new();
-    if is_headless(new) {
-        if !text(new, "spec.loadBalancerIP").is_empty() && changed("spec.loadBalancerIP") {
-            found.push("spec.loadBalancerIP is ignored for headless services".to_owned());
+/// Whoever takes the name next must not find the Endpoints of this one.
+async fn drop_endpoints(cluster: &dyn Cluster, service: &Value) {
+    let (namespace, name) = (namespace(service), name(service));
+    let outcome = match cluster.get_live("", "endpoints", namespace, name).await {
+        Ok(Some(endpoints)) => cluster.delete("", "endpoints", &endpoints).await,
+        Ok(None) => Ok(()),
+        Err(error) => Err(error),
+    };
+    match outcome {
+        Err(error) if !error.is_not_found() && !error.is_conflict() => {
+            tracing::warn!(namespace, name, %error, "the Endpoints of a deleted Service stay");
         }
-        if !list(new, "spec.externalIPs").is_empty() && changed("spec.externalIPs") {
-            found.push("spec.externalIPs is ignored for headless services".to_owned());
-        }
-        if text(new, "spec.sessionAffinity") != "None" && changed("spec.sessionAffinity") {
-            found.push("spec.SessionAffinity is ignored for headless services".to_owned());
-        }
+        _ => {}
     }
-    found
 }
 
-/// `Some` is what is wrong with the wish.
-async fn take_address(ctx: &Context<'_>, hold: &mut Hold, service: &mut Value, old: &Held) -> Result<Option<Error>> {
-    if !needs_address(service) || is_headless(service) {
-        return Ok(None);
+/// Gives the Service the address that it asks for, or any.
+async fn take_address(ctx: &Context<'_>, hold: &mut Hold, service: &mut Value, old: Option<&Held>) -> Result<()> {
+    if !has_address(service) || is_headless(service) {
+        return Ok(());
     }
     let asked = text(service, "spec.clusterIP").to_owned();
     let wanted = match asked.parse() {
-        Ok(address) if old.addresses.contains(&address) => return Ok(None),
+        Ok(address) if old.is_some_and(|old| old.addresses.contains(&address)) => return Ok(()),
         Ok(address) => Some(address),
         Err(_) if asked.is_empty() => None,
-        // Validation has named the malformed address.
-        Err(_) => return Ok(None),
+        // One of an older notation, which the stored Service has too.
+        Err(_) => return Ok(()),
     };
-    let path = Path::root("spec").child("clusterIPs");
-    Ok(match hold.address(ctx.cluster, wanted, ctx.dry_run).await? {
+    match hold.address(ctx.cluster, wanted, ctx.dry_run).await? {
         Ok(address) => {
             set(service, "spec.clusterIP", address.to_string());
             set(service, "spec.clusterIPs", json!([address.to_string()]));
-            None
+            Ok(())
         }
-        Err(error) if asked.is_empty() => {
-            Some(Error::internal(&path, format!("failed to allocate a serviceIP: {error}")))
-        }
-        Err(error) => Some(Error::invalid(
-            &path,
-            at(service, "spec.clusterIPs").clone(),
-            format!("failed to allocate IP {asked}: {error}"),
-        )),
-    })
-}
-
-/// Gives every port of `service` that needs one a node port; those that were taken for that.
-/// `own` are the ones that it has already.
-fn assign_ports(map: &mut PortMap, own: &[u16], service: &mut Value) -> std::result::Result<Vec<u16>, ErrorList> {
-    let (mut taken, mut errors) = (Vec::new(), ErrorList::new());
-    if needs_node_ports(service) {
-        let mut by_number: Vec<(i64, i64, String)> = Vec::new();
-        for (index, port) in list_mut(service, "spec.ports").enumerate() {
-            let path = Path::root("spec").child("ports").index(index).child("nodePort");
-            let (asked, number, protocol) =
-                (int(port, "nodePort"), int(port, "port"), text(port, "protocol").to_owned());
-            // One number may serve the same port over several protocols.
-            let shared =
-                by_number.iter().find(|(_, port, proto)| *port == number && *proto != protocol).map(|(node, ..)| *node);
-            match take_port(map, own, &mut taken, if asked == 0 { shared.unwrap_or(0) } else { asked }) {
-                Ok(got) => {
-                    by_number.push((got, number, protocol));
-                    set(port, "nodePort", got);
-                }
-                Err(AllocationError::Full) => {
-                    errors.push(Error::internal(&path, "failed to allocate a nodePort: range is full"))
-                }
-                Err(error) => errors.push(Error::invalid(&path, asked, error.to_string())),
-            }
+        Err(error) if asked.is_empty() => Err(ApiError::internal(format!("failed to allocate a serviceIP: {error}"))),
+        Err(error) => {
+            let path = Path::root("spec").child("clusterIPs");
+            let detail = format!("failed to allocate IP {asked}: {error}");
+            let error = Error::invalid(&path, at(service, "spec.clusterIPs").clone(), detail);
+            Err(ApiError::invalid("", "Service", name(service), &[error]))
         }
     }
-    if needs_health_port(service) {
-        let path = Path::root("spec").child("healthCheckNodePort");
-        match take_port(map, own, &mut taken, int(service, "spec.healthCheckNodePort")) {
-            Ok(got) => set(service, "spec.healthCheckNodePort", got),
-            Err(error) => errors
-                .push(Error::internal(&path, format!("failed to allocate requested HealthCheck NodePort: {error}"))),
-        }
-    }
-    if errors.is_empty() { Ok(taken) } else { Err(errors) }
-}
-
-/// `asked`, or any when it is 0.
-fn take_port(
-    map: &mut PortMap,
-    own: &[u16],
-    taken: &mut Vec<u16>,
-    asked: i64,
-) -> std::result::Result<i64, AllocationError> {
-    if asked == 0 {
-        let port = map.take_any()?;
-        taken.push(port);
-        return Ok(port.into());
-    }
-    let port = u16::try_from(asked)
-        .map_err(|_| AllocationError::OutOfRange("provided port is not in the valid range".to_owned()))?;
-    if !own.contains(&port) && !taken.contains(&port) {
-        map.take(port)?;
-        taken.push(port);
-    }
-    Ok(asked)
 }
 
 pub fn columns() -> Vec<Column> {
@@ -498,7 +356,8 @@ mod tests {
     fn with_defaults(mut service: Value) -> Value {
         defaults(&mut service);
         normalize_addresses(&mut service, None);
-        families(&mut service);
+        drop_inside_policy(&mut service);
+        assert_eq!(service_families::settle(&mut service, None), []);
         service
     }
 
@@ -521,6 +380,11 @@ mod tests {
             (json!({"type": "LoadBalancer"}), "spec.allocateLoadBalancerNodePorts", json!(true)),
             (json!({"type": "ExternalName", "externalName": "x"}), "spec.internalTrafficPolicy", Value::Null),
             (json!({"type": "ExternalName", "externalName": "x"}), "spec.ipFamilies", Value::Null),
+            (
+                json!({"type": "ExternalName", "externalName": "x", "internalTrafficPolicy": "Local"}),
+                "spec.internalTrafficPolicy",
+                Value::Null,
+            ),
             (json!({"clusterIP": "None"}), "spec.clusterIPs", json!(["None"])),
             (json!({"clusterIP": "None"}), "spec.ipFamilyPolicy", json!("RequireDualStack")),
             (json!({"clusterIP": "None", "selector": {"a": "b"}}), "spec.ipFamilies", json!(["IPv4"])),
@@ -535,49 +399,15 @@ mod tests {
     }
 
     #[test]
-    fn updates_keep_what_was_allocated() {
-        let old = json!({"spec": {"type": "NodePort", "clusterIP": "10.43.0.9", "clusterIPs": ["10.43.0.9"], "externalTrafficPolicy": "Cluster",
-            "ports": [{"name": "a", "port": 80, "nodePort": 30001}]}});
-        let mut new =
-            json!({"spec": {"type": "NodePort", "ports": [{"name": "a", "port": 81}, {"name": "b", "port": 82}]}});
-        normalize_addresses(&mut new, Some(&old));
-        keep_allocated(&mut new, &old);
-        assert_eq!(new["spec"]["clusterIP"], "10.43.0.9");
-        assert_eq!(new["spec"]["clusterIPs"], json!(["10.43.0.9"]));
-        assert_eq!(new["spec"]["ports"][0]["nodePort"], 30001);
-        assert_eq!(new["spec"]["ports"][1].get("nodePort"), None);
-
-        let mut plain = old.clone();
-        plain["spec"]["type"] = json!("ClusterIP");
-        drop_type_dependent(&mut plain, &old);
-        assert_eq!(plain["spec"]["ports"][0].get("nodePort"), None);
-        assert_eq!(plain["spec"].get("externalTrafficPolicy"), None);
-        let mut name = old.clone();
-        name["spec"]["type"] = json!("ExternalName");
-        drop_type_dependent(&mut name, &old);
-        assert_eq!(name["spec"].get("clusterIP"), None);
-    }
-
-    #[test]
-    fn node_ports_are_assigned() {
-        let mut map = PortMap::read((30000, 32767), None);
-        let wanted = json!({"spec": {"type": "NodePort", "ports": [
-            {"port": 53, "name": "t"}, {"port": 53, "name": "u", "protocol": "UDP"}, {"port": 54, "name": "x"}]}});
-        let mut service = with_defaults(wanted);
-        let taken = assign_ports(&mut map, &[], &mut service).unwrap();
-        let ports = service["spec"]["ports"].clone();
-        assert_eq!(ports[0]["nodePort"], ports[1]["nodePort"]);
-        assert_ne!(ports[0]["nodePort"], ports[2]["nodePort"]);
-        let sorted = |mut ports: Vec<u16>| {
-            ports.sort_unstable();
-            ports
-        };
-        assert_eq!(sorted(taken.clone()), held(&service).ports);
-        assert_eq!(assign_ports(&mut map, &taken, &mut service.clone()), Ok(vec![]), "an update keeps its own");
-        let refused = assign_ports(&mut map, &[], &mut service).unwrap_err();
-        let number = ports[0]["nodePort"].clone();
-        let text = format!("spec.ports[0].nodePort: Invalid value: {number}: provided port is already allocated");
-        assert_eq!(refused[0].to_string(), text);
+    fn balancers_addresses_have_a_mode() {
+        for (type_, mode) in [("LoadBalancer", json!("VIP")), ("ClusterIP", Value::Null)] {
+            let ingress = json!([{"ip": "1.2.3.4"}, {"hostname": "a"}, {"ip": "1.2.3.5", "ipMode": "Proxy"}]);
+            let mut service = json!({"spec": {"type": type_}, "status": {"loadBalancer": {"ingress": ingress}}});
+            defaults(&mut service);
+            let modes: Vec<&Value> =
+                list(&service, "status.loadBalancer.ingress").iter().map(|one| at(one, "ipMode")).collect();
+            assert_eq!(modes, [&mode, &Value::Null, &json!("Proxy")], "{type_}");
+        }
     }
 
     #[test]

@@ -1,50 +1,108 @@
-//! Validation of Services (`ValidateService`, `ValidateServiceUpdate`).
+//! Validation of Services (`ValidateServiceCreate`, `ValidateServiceUpdate`), in upstream's order.
 
 use std::net::IpAddr;
 
-use api::field::{Error, ErrorList};
+use api::field::{Error, ErrorList, Path};
 use api::names;
 use serde_json::{Value, json};
 
-use super::service::{is_external, is_headless, needs_address, needs_health_port};
-use crate::kinds::check::{Node, Seen, labels, parse_ip};
-use crate::kinds::value::{list, same_at, text};
+use super::service::{is_external, is_headless, needs_health_port};
+use super::{service_families, service_ports};
+use crate::kinds::check::{Node, Seen, labels, parse_ip_sloppy};
+use crate::kinds::value::{annotation, same_at, text, texts};
 
-const TYPES: [&str; 4] = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
+pub const TOPOLOGY_HINTS: &str = "service.kubernetes.io/topology-aware-hints";
+pub const TOPOLOGY_MODE: &str = "service.kubernetes.io/topology-mode";
+const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+const ONLY_BALANCERS: &str = "may only be used when `type` is 'LoadBalancer'";
 
 pub fn validate(service: &Value, old: Option<&Value>) -> ErrorList {
-    let mut errors = ErrorList::new();
-    let spec = Node::root(service).child("spec");
-    type_rules(service, &spec, &mut errors);
-    affinity(&spec, &mut errors);
-    labels(&spec.child("selector"), &mut errors);
-    ports(&spec, &mut errors);
-    addresses(service, &spec, &mut errors);
-    families(service, old, &spec, &mut errors);
-    external(&spec, &mut errors);
-    policies(service, &spec, &mut errors);
-    load_balancer_fields(&spec, &mut errors);
-    if let Some(old) = old {
-        address_changes(service, old, &spec, &mut errors);
+    // Upstream takes addresses and ports before it looks at anything else.
+    let errors = service_families::settle(&mut service.clone(), old);
+    if !errors.is_empty() {
+        return errors;
     }
+    if old.is_none()
+        && let Some(error) = service_ports::asked_twice(service)
+    {
+        return vec![error];
+    }
+    let mut errors = ErrorList::new();
+    if let Some(old) = old {
+        changes(service, old, &mut errors);
+    }
+    rules(service, old, &mut errors);
     errors
 }
 
-fn type_rules(service: &Value, spec: &Node<'_>, errors: &mut ErrorList) {
-    let type_ = spec.child("type");
-    type_.required_one_of(errors, &TYPES);
-    if list(service, "spec.ports").is_empty() && !is_headless(service) && type_.text() != "ExternalName" {
+fn changes(service: &Value, old: &Value, errors: &mut ErrorList) {
+    service_families::address_changes(service, old, errors);
+    service_families::family_changes(service, old, errors);
+    let spec = Node::root(service).child("spec");
+    let balances = |service: &Value| text(service, "spec.type") == "LoadBalancer";
+    if balances(service) && balances(old) && !same_at(old, service, "spec.loadBalancerClass") {
+        spec.child("loadBalancerClass").invalid(errors, "may not change once set");
+    }
+    balancer_class(&spec, errors);
+    if needs_health_port(old) && needs_health_port(service) && !same_at(old, service, "spec.healthCheckNodePort") {
+        spec.child("healthCheckNodePort").forbidden(errors, "field is immutable");
+    }
+}
+
+fn rules(service: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+    let spec = Node::root(service).child("spec");
+    topology(service, errors);
+    of_type(service, &spec, errors);
+    ports(&spec, errors);
+    labels(&spec.child("selector"), errors);
+    affinity(&spec, errors);
+    service_families::related(service, old, errors);
+    external_ips(&spec, old, errors);
+    spec.child("type").required_one_of(errors, &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"]);
+    numbers(&spec, errors);
+    source_ranges(service, old, errors);
+    balancer_ports(&spec, errors);
+    balancer_class(&spec, errors);
+    outside_policy(service, &spec, errors);
+    let inside = spec.child("internalTrafficPolicy");
+    if inside.exists() {
+        inside.one_of(errors, &["Cluster", "Local"]);
+    } else if matches!(spec.child("type").text(), "ClusterIP" | "LoadBalancer" | "NodePort") {
+        inside.missing(errors, "");
+    }
+    spec.child("trafficDistribution").optional_one_of(errors, &["PreferClose", "PreferSameZone", "PreferSameNode"]);
+}
+
+fn topology(service: &Value, errors: &mut ErrorList) {
+    if let (Some(mode), Some(hints)) = (annotation(service, TOPOLOGY_MODE), annotation(service, TOPOLOGY_HINTS))
+        && mode != hints
+    {
+        let path = Path::root("metadata").child("annotations").key(TOPOLOGY_MODE);
+        let detail = format!("must match annotations[{TOPOLOGY_HINTS}] when both are specified");
+        errors.push(Error::invalid(&path, mode, detail));
+    }
+}
+
+fn of_type(service: &Value, spec: &Node<'_>, errors: &mut ErrorList) {
+    let type_ = spec.child("type").text();
+    let headless = is_headless(service);
+    if spec.items("ports").is_empty() && !headless && type_ != "ExternalName" {
         spec.child("ports").missing(errors, "");
     }
-    let headless = is_headless(service);
-    match type_.text() {
+    match type_ {
         "LoadBalancer" | "NodePort" if headless => {
-            let detail = format!("may not be set to 'None' for {} services", type_.text());
+            let detail = format!("may not be set to 'None' for {type_} services");
             errors.push(Error::invalid(&spec.child("clusterIPs").path.index(0), "None", detail));
         }
         "ExternalName" => {
-            if !spec.child("clusterIP").text().is_empty() || !spec.items("clusterIPs").is_empty() {
-                spec.child("clusterIPs").forbidden(errors, "may not be set for ExternalName services");
+            for (field, set) in [
+                ("clusterIPs", !spec.items("clusterIPs").is_empty()),
+                ("ipFamilies", !spec.items("ipFamilies").is_empty()),
+                ("ipFamilyPolicy", spec.has("ipFamilyPolicy")),
+            ] {
+                if set {
+                    spec.child(field).forbidden(errors, "may not be set for ExternalName services");
+                }
             }
             let name = spec.child("externalName");
             // A trailing dot says that the name is absolute.
@@ -61,15 +119,38 @@ fn type_rules(service: &Value, spec: &Node<'_>, errors: &mut ErrorList) {
     }
 }
 
+fn ports(spec: &Node<'_>, errors: &mut ErrorList) {
+    let ports = spec.items("ports");
+    let mut seen = Seen::default();
+    for port in &ports {
+        let name = port.child("name");
+        if !name.text().is_empty() {
+            name.format(errors, names::dns1123_label);
+            if !seen.insert(name.text()) {
+                name.duplicate(errors);
+            }
+        } else if ports.len() > 1 {
+            name.missing(errors, "");
+        }
+        port.child("port").port_number(errors);
+        port.child("protocol").required_one_of(errors, &["SCTP", "TCP", "UDP"]);
+        port.child("targetPort").port_or_name(errors);
+        if port.has("appProtocol") {
+            port.child("appProtocol").format(errors, names::qualified_name);
+        }
+    }
+}
+
 fn affinity(spec: &Node<'_>, errors: &mut ErrorList) {
     let affinity = spec.child("sessionAffinity");
     affinity.required_one_of(errors, &["ClientIP", "None"]);
     let config = spec.child("sessionAffinityConfig");
     match affinity.text() {
+        // Defaults have filled in the time where there was none.
         "ClientIP" => {
             let seconds = config.child("clientIP.timeoutSeconds");
             if !(1..=86400).contains(&seconds.int()) {
-                seconds.invalid(errors, "must be greater than 0 and less than 86400");
+                seconds.invalid_int(errors, "must be greater than 0 and less than 86400");
             }
         }
         "None" if config.exists() => {
@@ -79,252 +160,182 @@ fn affinity(spec: &Node<'_>, errors: &mut ErrorList) {
     }
 }
 
-/// The internal form in which upstream prints a duplicate port.
-fn printed(protocol: &str, port: i64, node_port: i64) -> Value {
-    json!({"Name": "", "Protocol": protocol, "AppProtocol": null, "Port": port, "TargetPort": 0, "NodePort": node_port})
-}
-
-fn ports(spec: &Node<'_>, errors: &mut ErrorList) {
-    let ports = spec.items("ports");
-    let (mut names_seen, mut numbers, mut node_ports) = (Seen::default(), Seen::default(), Seen::default());
-    for port in &ports {
-        let name = port.child("name");
-        if name.text().is_empty() {
-            if ports.len() > 1 {
-                name.missing(errors, "");
-            }
-        } else {
-            name.format(errors, names::dns1123_label);
-            if !names_seen.insert(name.text()) {
-                name.duplicate(errors);
-            }
-        }
-        port.child("port").port_number(errors);
-        let protocol = port.child("protocol");
-        protocol.required_one_of(errors, &["SCTP", "TCP", "UDP"]);
-        port.child("targetPort").port_or_name(errors);
-        if port.has("appProtocol") {
-            port.child("appProtocol").format(errors, names::qualified_name);
-        }
-        let number = port.child("port").int();
-        if !numbers.insert(format!("{}/{number}", protocol.text())) {
-            errors.push(Error::duplicate(&port.path, printed(protocol.text(), number, 0)));
-        }
-        let node_port = port.child("nodePort");
-        if node_port.int() != 0 {
-            if matches!(spec.child("type").text(), "ClusterIP" | "ExternalName") {
-                node_port.forbidden(errors, format!("may not be used when `type` is '{}'", spec.child("type").text()));
-            } else if !node_ports.insert(format!("{}/{}", protocol.text(), node_port.int())) {
-                errors.push(Error::duplicate(&node_port.path, printed(protocol.text(), 0, node_port.int())));
-            }
-        }
-    }
-}
-
-fn addresses(service: &Value, spec: &Node<'_>, errors: &mut ErrorList) {
-    if !needs_address(service) {
-        return;
-    }
-    let listed = spec.items("clusterIPs");
-    let single = spec.child("clusterIP");
-    if let Some(first) = listed.first() {
-        if single.text().is_empty() {
-            spec.child("clusterIP").invalid(errors, "must be set when `clusterIPs` is set");
-        } else if first.text() != single.text() {
-            errors.push(Error::invalid(&first.path, spec.child("clusterIPs").value.clone(), "must match `clusterIP`"));
-        }
-    }
-    for address in &listed {
-        if address.text() != "None" {
-            address.ip(errors);
-        }
-    }
-    if listed.len() > 2 {
-        spec.child("clusterIPs").invalid(errors, "may only hold up to 2 values");
-    } else if listed.len() == 2 && !is_headless(service) {
-        errors.push(Error::invalid(
-            &listed[1].path,
-            listed[1].text(),
-            "may not have two addresses: this cluster is not configured for dual-stack services",
-        ));
-    } else if listed.len() > 1 && is_headless(service) {
-        spec.child("clusterIPs").invalid(errors, "'None' must be the first and only value");
-    }
-}
-
-fn families(service: &Value, old: Option<&Value>, spec: &Node<'_>, errors: &mut ErrorList) {
-    if !needs_address(service) {
-        return;
-    }
-    let policy = spec.child("ipFamilyPolicy");
-    policy.optional_one_of(errors, &["PreferDualStack", "RequireDualStack", "SingleStack"]);
-    let selectorless = spec.child("selector").is_empty();
-    let free = is_headless(service) && selectorless;
-    let mut seen = Seen::default();
-    for family in spec.items("ipFamilies") {
-        if !family.one_of(errors, &["IPv4", "IPv6"]) {
-            continue;
-        }
-        if !seen.insert(family.text()) {
-            family.duplicate(errors);
-        } else if family.text() == "IPv6" && !free && old.is_none_or(|old| !same_at(old, service, "spec.ipFamilies")) {
-            family.invalid(errors, "not configured on this cluster");
-        }
-    }
-    if policy.text() == "RequireDualStack" && !free {
-        policy.invalid(errors, "this cluster is not configured for dual-stack services");
-    }
-}
-
-fn external(spec: &Node<'_>, errors: &mut ErrorList) {
+fn external_ips(spec: &Node<'_>, old: Option<&Value>, errors: &mut ErrorList) {
+    let known = old.map_or_else(Vec::new, |old| texts(old, "spec.externalIPs"));
     for address in spec.items("externalIPs") {
-        match parse_ip(address.text()) {
-            None => {
-                address.ip(errors);
-            }
-            Some(ip) => {
-                for problem in special(ip) {
-                    address.invalid(errors, problem);
-                }
-            }
+        if known.contains(&address.text()) || address.legacy_ip(errors) {
+            endpoint_ip(&address, errors);
         }
     }
 }
 
-/// Why an address cannot be a Service's or an endpoint's.
-pub fn special(ip: IpAddr) -> Vec<&'static str> {
-    let (link_local, link_multicast) = match ip {
-        IpAddr::V4(v4) => (v4.is_link_local(), v4.octets()[..3] == [224, 0, 0]),
-        IpAddr::V6(v6) => (v6.segments()[0] & 0xffc0 == 0xfe80, v6.segments()[0] == 0xff02),
+/// `ValidateEndpointIP`: an address that traffic can be sent to.
+pub fn endpoint_ip(address: &Node<'_>, errors: &mut ErrorList) {
+    let text = address.text();
+    let Some(ip) = parse_ip_sloppy(text) else {
+        return address.invalid_text(errors, "must be a valid IP address");
     };
-    let mut problems = Vec::new();
-    if ip.is_unspecified() {
-        problems.push("may not be unspecified (0.0.0.0 or ::)");
+    let (link_local, link_multicast) = match ip.to_canonical() {
+        IpAddr::V4(v4) => (v4.is_link_local(), v4.octets()[..3] == [224, 0, 0]),
+        IpAddr::V6(v6) => (v6.is_unicast_link_local(), v6.segments()[0] & 0xff0f == 0xff02),
+    };
+    if ip.to_canonical().is_unspecified() {
+        address.invalid(errors, format!("may not be unspecified ({text})"));
     }
-    if ip.is_loopback() {
-        problems.push("may not be in the loopback range (127.0.0.0/8, ::1/128)");
+    if ip.to_canonical().is_loopback() {
+        address.invalid(errors, "may not be in the loopback range (127.0.0.0/8, ::1/128)");
     }
     if link_local {
-        problems.push("may not be in the link-local range (169.254.0.0/16, fe80::/10)");
+        address.invalid(errors, "may not be in the link-local range (169.254.0.0/16, fe80::/10)");
     }
     if link_multicast {
-        problems.push("may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)");
+        address.invalid(errors, "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)");
     }
-    problems
 }
 
-fn policies(service: &Value, spec: &Node<'_>, errors: &mut ErrorList) {
-    let outside = spec.child("externalTrafficPolicy");
-    if is_external(service) {
-        if outside.text().is_empty() {
-            outside.missing(errors, "");
-        } else {
-            outside.one_of(errors, &["Cluster", "Local"]);
-        }
-    } else if !outside.text().is_empty() {
-        outside.invalid(errors, "may only be set for externally-accessible services");
-    }
-    let inside = spec.child("internalTrafficPolicy");
-    if needs_address(service) && inside.exists() {
-        inside.one_of(errors, &["Cluster", "Local"]);
-    }
-    let health = spec.child("healthCheckNodePort");
-    if health.int() != 0 && !needs_health_port(service) {
-        health.invalid(errors, "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'");
-    } else if health.int() != 0 {
-        health.port_number(errors);
-    }
-    spec.child("trafficDistribution").optional_one_of(errors, &["PreferClose", "PreferSameNode", "PreferSameZone"]);
-}
-
-fn load_balancer_fields(spec: &Node<'_>, errors: &mut ErrorList) {
-    let balancer = spec.child("type").text() == "LoadBalancer";
-    for field in ["allocateLoadBalancerNodePorts", "loadBalancerClass"] {
-        if spec.has(field) && !balancer {
-            spec.child(field).forbidden(errors, "may only be used when `type` is 'LoadBalancer'");
+/// Node ports of a type that has none, and numbers given twice for one protocol.
+fn numbers(spec: &Node<'_>, errors: &mut ErrorList) {
+    let ports = spec.items("ports");
+    for node_port in ports.iter().map(|port| port.child("nodePort")).filter(|port| port.int() != 0) {
+        if spec.child("type").text() == "ClusterIP" {
+            node_port.forbidden(errors, "may not be used when `type` is 'ClusterIP'");
         }
     }
-    if spec.has("loadBalancerClass") && balancer {
-        spec.child("loadBalancerClass").format(errors, names::qualified_name);
-    }
-    let ranges = spec.items("loadBalancerSourceRanges");
-    if !ranges.is_empty() && !balancer {
-        spec.child("loadBalancerSourceRanges").forbidden(errors, "may only be used when `type` is 'LoadBalancer'");
-    }
-    for range in ranges {
-        if crate::kinds::check::parse_cidr(range.text().trim()).is_none() {
-            range.cidr(errors);
+    for field in ["nodePort", "port"] {
+        let mut seen = Seen::default();
+        for port in &ports {
+            let (number, protocol) = (port.child(field), port.child("protocol").text());
+            if field == "nodePort" && number.int() == 0 || seen.insert(format!("{protocol}/{}", number.int())) {
+                continue;
+            }
+            errors.push(match field {
+                "nodePort" => Error::duplicate(&number.path, number.int()),
+                _ => Error::duplicate(&port.path, "").showing(&[
+                    ("Name", json!("")),
+                    ("Protocol", json!(protocol)),
+                    ("AppProtocol", Value::Null),
+                    ("Port", json!(number.int())),
+                    ("TargetPort", json!(0)),
+                    ("NodePort", json!(0)),
+                ]),
+            });
         }
     }
 }
 
-fn address_changes(service: &Value, old: &Value, spec: &Node<'_>, errors: &mut ErrorList) {
-    if !needs_address(service) || !needs_address(old) {
+/// The field, or else the annotation that it replaced. Both may be padded with spaces.
+fn source_ranges(service: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+    let balances = text(service, "spec.type") == "LoadBalancer";
+    let check = |range: &str, path: &Path, errors: &mut ErrorList| {
+        let range = Value::from(range.trim());
+        Node::new(&range, path.clone()).cidr(errors);
+    };
+    let ranges = texts(service, "spec.loadBalancerSourceRanges");
+    if !ranges.is_empty() {
+        // The name of the Go field: upstream's own slip.
+        let path = Path::root("spec").child("LoadBalancerSourceRanges");
+        if !balances {
+            errors.push(Error::forbidden(&path, ONLY_BALANCERS));
+        }
+        let known: Vec<&str> = old
+            .map_or_else(Vec::new, |old| texts(old, "spec.loadBalancerSourceRanges"))
+            .iter()
+            .map(|r| r.trim())
+            .collect();
+        for (index, range) in ranges.iter().enumerate().filter(|(_, range)| !known.contains(&range.trim())) {
+            check(range, &path.index(index), errors);
+        }
+    } else if let Some(ranges) = annotation(service, SOURCE_RANGES) {
+        let path = Path::root("metadata").child("annotations").key(SOURCE_RANGES);
+        if !balances {
+            errors.push(Error::forbidden(&path, ONLY_BALANCERS));
+        }
+        let new = old.and_then(|old| annotation(old, SOURCE_RANGES)) != Some(ranges);
+        if new && !ranges.trim().is_empty() {
+            ranges.split(',').for_each(|range| check(range, &path, errors));
+        }
+    }
+}
+
+fn balancer_ports(spec: &Node<'_>, errors: &mut ErrorList) {
+    let (balances, given) = (spec.child("type").text() == "LoadBalancer", spec.has("allocateLoadBalancerNodePorts"));
+    if given && !balances {
+        spec.child("allocateLoadBalancerNodePorts").forbidden(errors, ONLY_BALANCERS);
+    } else if balances && !given {
+        errors.push(Error::required(&Path::root("allocateLoadBalancerNodePorts"), ""));
+    }
+}
+
+fn balancer_class(spec: &Node<'_>, errors: &mut ErrorList) {
+    let class = spec.child("loadBalancerClass");
+    if !class.exists() {
         return;
     }
-    let (now, was) = (text(service, "spec.clusterIP"), text(old, "spec.clusterIP"));
-    if !was.is_empty() && now != was {
-        let listed = spec.child("clusterIPs");
-        errors.push(Error::invalid(&listed.path.index(0), listed.value.clone(), "may not change once set"));
-    }
-    let first = |service: &Value| list(service, "spec.ipFamilies").first().cloned();
-    if let (Some(now), Some(was)) = (first(service), first(old))
-        && now != was
-    {
-        errors.push(Error::invalid(&spec.child("ipFamilies").path.index(0), now, "may not change once set"));
-    }
-    if text(old, "spec.type") == "LoadBalancer"
-        && text(service, "spec.type") == "LoadBalancer"
-        && !same_at(old, service, "spec.loadBalancerClass")
-    {
-        spec.child("loadBalancerClass").invalid(errors, "may not change once set");
+    if spec.child("type").text() == "LoadBalancer" {
+        class.format(errors, names::qualified_name);
+    } else {
+        class.forbidden(errors, ONLY_BALANCERS);
     }
 }
 
-pub fn validate_status(service: &Value) -> ErrorList {
-    let mut errors = ErrorList::new();
-    let status = Node::root(service).child("status.loadBalancer");
-    if text(service, "spec.type") != "LoadBalancer" && !status.items("ingress").is_empty() {
-        status.child("ingress").forbidden(&mut errors, "may only be used when `spec.type` is LoadBalancer");
+fn outside_policy(service: &Value, spec: &Node<'_>, errors: &mut ErrorList) {
+    let policy = spec.child("externalTrafficPolicy");
+    if is_external(service) {
+        policy.required_one_of(errors, &["Cluster", "Local"]);
+    } else if !policy.text().is_empty() {
+        policy.invalid(errors, "may only be set for externally-accessible services");
     }
-    for ingress in status.items("ingress") {
-        if !ingress.child("ip").text().is_empty() {
-            ingress.child("ip").ip(&mut errors);
-        }
-        let host = ingress.child("hostname");
-        if !host.text().is_empty()
-            && (host.format(&mut errors, names::dns1123_subdomain) && parse_ip(host.text()).is_some())
-        {
-            host.invalid(&mut errors, "must be a DNS name, not an IP address");
-        }
+    // A port that is missing is allocated after this.
+    let port = spec.child("healthCheckNodePort");
+    if port.int() == 0 {
+        return;
     }
-    errors
+    if needs_health_port(service) {
+        port.port_number(errors);
+    } else {
+        port.invalid(errors, "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'");
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use api::field::join;
+    use crate::kinds::core::allocator::ServiceRanges;
+    use crate::kinds::core::service::Service;
+    use crate::kinds::tested;
 
-    fn base(extra: Value) -> Value {
-        let mut spec = json!({"type": "ClusterIP", "sessionAffinity": "None", "ports": [{"port": 80, "protocol": "TCP", "targetPort": 80}], "ipFamilies": ["IPv4"]});
+    fn with(extra: &Value) -> Value {
+        let mut service = json!({"metadata": {"name": "s"}, "spec": {"ports": [{"port": 80}]}});
         for (key, value) in extra.as_object().unwrap() {
-            spec[key] = value.clone();
+            if key == "annotations" {
+                service["metadata"][key] = value.clone();
+            } else {
+                service["spec"][key] = value.clone();
+            }
         }
-        json!({"metadata": {"name": "s"}, "spec": spec})
+        service
+    }
+
+    fn created(extra: &Value) -> String {
+        tested::created(&Service::new(ServiceRanges::default()), &with(extra))
     }
 
     #[test]
     fn refused() {
-        let port = |number: i64, name: &str| json!({"port": number, "name": name, "protocol": "TCP", "targetPort": 1});
+        let port = |number: i64, name: &str| json!({"port": number, "name": name});
         for (extra, expected) in [
             (json!({}), "[]"),
             (
+                json!({"annotations": {TOPOLOGY_HINTS: "a", TOPOLOGY_MODE: "b"}}),
+                "metadata.annotations[service.kubernetes.io/topology-mode]: Invalid value: \"b\": must match annotations[service.kubernetes.io/topology-aware-hints] when both are specified",
+            ),
+            (
                 json!({"ports": [port(70000, "a")]}),
-                "spec.ports[0].port: Invalid value: 70000: must be between 1 and 65535, inclusive",
+                "[spec.ports[0].port: Invalid value: 70000: must be between 1 and 65535, inclusive, \
+                 spec.ports[0].targetPort: Invalid value: 70000: must be between 1 and 65535, inclusive]",
             ),
             (json!({"ports": []}), "spec.ports: Required value"),
-            (json!({"ports": [], "clusterIP": "None", "clusterIPs": ["None"]}), "[]"),
+            (json!({"ports": [], "clusterIP": "None"}), "[]"),
             (json!({"ports": [port(1, "a"), port(2, "a")]}), "spec.ports[1].name: Duplicate value: \"a\""),
             (
                 json!({"ports": [port(1, "a"), port(1, "b")]}),
@@ -332,46 +343,126 @@ mod tests {
             ),
             (json!({"ports": [port(1, "a"), port(2, "")]}), "spec.ports[1].name: Required value"),
             (
-                json!({"type": "X"}),
-                "spec.type: Unsupported value: \"X\": supported values: \"ClusterIP\", \"ExternalName\", \"LoadBalancer\", \"NodePort\"",
+                json!({"ports": [{"port": 1, "protocol": "X", "targetPort": "toolongforaportname"}]}),
+                "[spec.ports[0].protocol: Unsupported value: \"X\": supported values: \"SCTP\", \"TCP\", \"UDP\", \
+                 spec.ports[0].targetPort: Invalid value: \"toolongforaportname\": must be no more than 15 characters]",
             ),
             (
-                json!({"sessionAffinity": "X"}),
-                "spec.sessionAffinity: Unsupported value: \"X\": supported values: \"ClientIP\", \"None\"",
+                json!({"ports": [{"port": 1, "nodePort": 30001}]}),
+                "spec.ports[0].nodePort: Forbidden: may not be used when `type` is 'ClusterIP'",
             ),
             (
-                json!({"externalIPs": ["127.0.0.1"]}),
-                "[spec.externalIPs[0]: Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, ::1/128), spec.externalTrafficPolicy: Required value]",
+                json!({"type": "NodePort", "ports": [{"name": "a", "port": 1, "nodePort": 30001}, {"name": "b", "port": 1, "nodePort": 30001}]}),
+                "[spec.ports[1].nodePort: Duplicate value: 30001, \
+                 spec.ports[1]: Duplicate value: {\"Name\":\"\",\"Protocol\":\"TCP\",\"AppProtocol\":null,\"Port\":1,\"TargetPort\":0,\"NodePort\":0}]",
             ),
-            (json!({"type": "ExternalName"}), "spec.externalName: Required value"),
             (
-                json!({"ipFamilyPolicy": "RequireDualStack"}),
+                json!({"type": "NodePort", "ports": [{"name": "a", "port": 1, "nodePort": 30001}, {"name": "b", "port": 2, "nodePort": 30001}]}),
+                "spec.ports[1].nodePort: Invalid value: 30001: provided port is already allocated",
+            ),
+            (
+                json!({"type": "X", "sessionAffinity": "Y", "trafficDistribution": "Z"}),
+                "[spec.sessionAffinity: Unsupported value: \"Y\": supported values: \"ClientIP\", \"None\", \
+                 spec.type: Unsupported value: \"X\": supported values: \"ClusterIP\", \"ExternalName\", \"LoadBalancer\", \"NodePort\", \
+                 spec.trafficDistribution: Unsupported value: \"Z\": supported values: \"PreferClose\", \"PreferSameZone\", \"PreferSameNode\"]",
+            ),
+            (
+                json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 86401}}}),
+                "spec.sessionAffinityConfig.clientIP.timeoutSeconds: Invalid value: 86401: must be greater than 0 and less than 86400",
+            ),
+            (
+                json!({"type": "NodePort", "clusterIP": "None"}),
+                "spec.clusterIPs[0]: Invalid value: \"None\": may not be set to 'None' for NodePort services",
+            ),
+            (
+                json!({"externalIPs": ["127.0.0.1", "0.0.0.0", "ff12::1", "169.254.1.1", "x", "010.0.0.1"]}),
+                "[spec.externalIPs[0]: Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, ::1/128), \
+                 spec.externalIPs[1]: Invalid value: \"0.0.0.0\": may not be unspecified (0.0.0.0), \
+                 spec.externalIPs[2]: Invalid value: \"ff12::1\": may not be in the link-local multicast range (224.0.0.0/24, ff02::/10), \
+                 spec.externalIPs[3]: Invalid value: \"169.254.1.1\": may not be in the link-local range (169.254.0.0/16, fe80::/10), \
+                 spec.externalIPs[4]: Invalid value: \"x\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff), \
+                 spec.externalIPs[5]: Invalid value: \"010.0.0.1\": must not have leading 0s]",
+            ),
+            (
+                json!({"type": "ExternalName", "clusterIP": "10.43.0.1", "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack"}),
+                "[spec.clusterIPs: Forbidden: may not be set for ExternalName services, \
+                 spec.ipFamilies: Forbidden: may not be set for ExternalName services, \
+                 spec.ipFamilyPolicy: Forbidden: may not be set for ExternalName services, \
+                 spec.externalName: Required value]",
+            ),
+            (json!({"type": "ExternalName", "externalName": "example.com."}), "[]"),
+            (
+                json!({"type": "ExternalName", "externalName": "x", "internalTrafficPolicy": "X"}),
+                "spec.internalTrafficPolicy: Unsupported value: \"X\": supported values: \"Cluster\", \"Local\"",
+            ),
+            (
+                json!({"ipFamilyPolicy": "RequireDualStack", "ports": []}),
                 "spec.ipFamilyPolicy: Invalid value: \"RequireDualStack\": this cluster is not configured for dual-stack services",
             ),
             (
-                json!({"ipFamilies": ["IPv6"]}),
-                "spec.ipFamilies[0]: Invalid value: \"IPv6\": not configured on this cluster",
+                json!({"loadBalancerClass": "a/b", "loadBalancerSourceRanges": ["10.0.0.0/8"], "allocateLoadBalancerNodePorts": true}),
+                "[spec.LoadBalancerSourceRanges: Forbidden: may only be used when `type` is 'LoadBalancer', \
+                 spec.allocateLoadBalancerNodePorts: Forbidden: may only be used when `type` is 'LoadBalancer', \
+                 spec.loadBalancerClass: Forbidden: may only be used when `type` is 'LoadBalancer']",
             ),
             (
-                json!({"loadBalancerClass": "a/b"}),
-                "spec.loadBalancerClass: Forbidden: may only be used when `type` is 'LoadBalancer'",
+                json!({"type": "LoadBalancer", "loadBalancerSourceRanges": [" 10.0.0.0/8 ", "10.0.0.1/8"]}),
+                "spec.LoadBalancerSourceRanges[1]: Invalid value: \"10.0.0.1/8\": must not have bits set beyond the prefix length",
+            ),
+            (
+                json!({"annotations": {SOURCE_RANGES: "10.0.0.0/8, x"}}),
+                "[metadata.annotations[service.beta.kubernetes.io/load-balancer-source-ranges]: Forbidden: may only be used when `type` is 'LoadBalancer', \
+                 metadata.annotations[service.beta.kubernetes.io/load-balancer-source-ranges]: Invalid value: \"x\": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)]",
+            ),
+            (
+                json!({"externalTrafficPolicy": "Local", "healthCheckNodePort": 30001}),
+                "[spec.externalTrafficPolicy: Invalid value: \"Local\": may only be set for externally-accessible services, \
+                 spec.healthCheckNodePort: Invalid value: 30001: may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local']",
+            ),
+            (
+                json!({"type": "NodePort", "externalTrafficPolicy": "X", "internalTrafficPolicy": "Y"}),
+                "[spec.externalTrafficPolicy: Unsupported value: \"X\": supported values: \"Cluster\", \"Local\", \
+                 spec.internalTrafficPolicy: Unsupported value: \"Y\": supported values: \"Cluster\", \"Local\"]",
+            ),
+            (
+                json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 70000}),
+                "spec.healthCheckNodePort: Invalid value: 70000: must be between 1 and 65535, inclusive",
             ),
         ] {
-            // Order of keys in a JSON value depends on the map: compare duplicates by prefix.
-            let found = join(&validate(&base(extra.clone()), None));
-            let same = found == expected
-                || (expected.contains("Duplicate value: {") && found.starts_with("spec.ports[1]: Duplicate value: {"));
-            assert!(same, "{extra}: {found}");
+            assert_eq!(created(&extra), expected, "{extra}");
         }
     }
 
     #[test]
-    fn addresses_stay() {
-        let old = base(json!({"clusterIP": "10.43.0.1", "clusterIPs": ["10.43.0.1"]}));
-        let new = base(json!({"clusterIP": "10.43.0.2", "clusterIPs": ["10.43.0.2"]}));
-        assert_eq!(
-            join(&validate(&new, Some(&old))),
-            "spec.clusterIPs[0]: Invalid value: [\"10.43.0.2\"]: may not change once set"
-        );
+    fn updates() {
+        let address = json!({"clusterIP": "10.43.0.1", "clusterIPs": ["10.43.0.1"]});
+        let balancer = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 30001, "loadBalancerClass": "a/b", "loadBalancerSourceRanges": ["010.0.0.0/8"]});
+        for (old, new, expected) in [
+            (address.clone(), json!({}), "[]"),
+            (
+                address.clone(),
+                json!({"clusterIP": "10.43.0.2"}),
+                "spec.clusterIPs[0]: Invalid value: [\"10.43.0.2\"]: may not change once set",
+            ),
+            (address, json!({"type": "ExternalName", "externalName": "x"}), "[]"),
+            (
+                balancer.clone(),
+                json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 30002}),
+                "[spec.loadBalancerClass: Invalid value: null: may not change once set, \
+                 spec.healthCheckNodePort: Forbidden: field is immutable]",
+            ),
+            (balancer.clone(), balancer.clone(), "[]"),
+            (balancer, json!({"type": "ClusterIP"}), "[]"),
+            // What was taken once stays, in whatever notation.
+            (json!({"externalIPs": ["010.0.0.1"]}), json!({"externalIPs": ["010.0.0.1"]}), "[]"),
+            (
+                json!({"annotations": {SOURCE_RANGES: "x"}, "type": "LoadBalancer"}),
+                json!({"annotations": {SOURCE_RANGES: "x"}, "type": "LoadBalancer"}),
+                "[]",
+            ),
+        ] {
+            let hooks = Service::new(ServiceRanges::default());
+            assert_eq!(tested::updated(&hooks, &with(&old), &with(&new)), expected, "{old} {new}");
+        }
     }
 }

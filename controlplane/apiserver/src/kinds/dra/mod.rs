@@ -329,8 +329,16 @@ mod tests {
     fn check(hooks: &dyn Hooks, object: &Value) -> String {
         let (cluster, user) = (Fixed::default(), UserInfo::admin());
         let now = Timestamp::UNIX_EPOCH;
-        let ctx =
-            Context { user: &user, namespace: "", name: "x", subresource: "", dry_run: false, now, cluster: &cluster };
+        let ctx = Context {
+            user: &user,
+            group: "",
+            namespace: "",
+            name: "x",
+            subresource: "",
+            dry_run: false,
+            now,
+            cluster: &cluster,
+        };
         join(&hooks.validate_create(&ctx, object))
     }
 

@@ -229,7 +229,7 @@ impl Request<'_> {
         let ignored = write.ignored(self.schema);
         managers.reconcile(write.versions);
         let me = Manager::new(Operation::Apply, write.manager, write.version, write.subresource);
-        let fields = without_identity(typed::fields_of(root, self.config).children, ignored);
+        let fields = typed::fields_of(root, self.config).children;
         let last = managers.entries.get(&me).cloned();
         let time = last.as_ref().map(|last| last.time.clone()).unwrap_or_default();
         managers.entries.insert(me.clone(), Owned { fields, api_version: write.version.to_owned(), time });
@@ -237,6 +237,9 @@ impl Request<'_> {
         let mut object = typed::merge(root, Some(self.base), self.config);
         if let Some(last) = last {
             object = prune(write, object, &last, &managers).await?;
+        }
+        if let Some(mine) = managers.entries.get_mut(&me) {
+            mine.fields = without_identity(std::mem::take(&mut mine.fields), ignored);
         }
         let mut comparison = Comparison::new(write.versions, Some(self.base), &object, ignored);
         let mut conflicts = Conflicts::new();

@@ -277,6 +277,163 @@ fn many_plain_writers_are_folded_together() {
     assert!(entries.iter().any(|entry| entry["manager"] == "ancient-changes"));
 }
 
+fn widgets() -> Schema {
+    Schema::custom(Structural::from_json(
+        &json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {
+            "ports": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["port", "protocol"],
+                "items": {"type": "object", "properties": {"port": {"type": "integer"}, "protocol": {"type": "string", "default": "TCP"},
+                    "hosts": {"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string"}}}}},
+            "tags": {"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string"}},
+            "names": {"type": "object", "additionalProperties": {"type": "string"}},
+            "part": {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "string"}}},
+            "on": {"type": "boolean"},
+        }}}}),
+    ))
+}
+
+fn widget(spec: Value) -> Value {
+    json!({"apiVersion": "e.com/v1", "kind": "W", "metadata": {"name": "w"}, "spec": spec})
+}
+
+#[test]
+fn items_that_have_no_place_are_named_with_what_they_lack() {
+    for (spec, why) in [
+        (
+            json!({"tags": ["a", {"b": 1}]}),
+            ".spec.tags: element 1: associative list without keys has an element that's a map type",
+        ),
+        (json!({"tags": [["a"]]}), ".spec.tags: element 0: not supported: associative list with lists as elements"),
+        (
+            json!({"tags": [null, "a", "a"]}),
+            ".spec.tags: element 0: associative list without keys has an element that's an explicit null",
+        ),
+        (json!({"tags": ["a", "a"]}), ".spec.tags: duplicate entries for key [=\"a\"]"),
+        (json!({"ports": [null]}), ".spec.ports: element 0: associative list with keys may not have a null element"),
+        (json!({"ports": [80]}), ".spec.ports: element 0: associative list with keys may not have non-map elements"),
+        (
+            json!({"ports": [{"protocol": "UDP"}, {"port": "x"}]}),
+            ".spec.ports: element 0: associative list with keys has an element that omits key field \"port\" (and doesn't have default value)",
+        ),
+        (
+            json!({"ports": [{"port": 1}, {"port": 1, "protocol": "TCP"}]}),
+            ".spec.ports: duplicate entries for key [port=1,protocol=\"TCP\"]",
+        ),
+        (
+            json!({"ports": [{"port": 1, "hosts": [1]}], "on": "yes"}),
+            "errors:\n  .spec.on: expected boolean, got &{yes}\n  .spec.ports[port=1,protocol=\"TCP\"].hosts[=1]: expected string, got &value.valueUnstructured{Value:1}",
+        ),
+        (json!({"part": ["a"]}), ".spec.part: expected map, got &{[a]}"),
+    ] {
+        let error = applied_with(widgets(), None, &widget(spec), "m", false).unwrap_err();
+        assert_eq!(error.message(), format!("failed to create typed patch object (/w; e.com/v1, Kind=W): {why}"));
+    }
+    let core =
+        applied(None, &json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}, "x": 1}), "m", false);
+    assert_eq!(
+        core.unwrap_err().message(),
+        "failed to create typed patch object (/c; /v1, Kind=ConfigMap): .x: field not declared in schema"
+    );
+}
+
+/// Live spec, with what its managers applied one after another; then what one of them applies, and what
+/// is left.
+#[test]
+fn what_is_no_longer_named_goes_and_takes_along_what_nobody_owns() {
+    let unowned = |live: &Value, path: &str, value: Value| {
+        let mut live = live.clone();
+        *live.pointer_mut(path).unwrap() = value;
+        live
+    };
+    let apply = |live: Option<&Value>, spec: Value, manager: &str| {
+        applied_with(widgets(), live, &widget(spec), manager, false).unwrap()
+    };
+    let one = apply(None, json!({"part": {"a": "1"}, "tags": ["x"]}), "one");
+    // Somebody who left no trace set `b`: with the part's last owner it goes.
+    let with_b = unowned(&one, "/spec/part", json!({"a": "1", "b": "2"}));
+    assert_eq!(apply(Some(&with_b), json!({"tags": ["x"]}), "one")["spec"], json!({"tags": ["x"]}));
+    // An owner keeps it.
+    let two = apply(Some(&one), json!({"part": {"b": "2"}}), "two");
+    assert_eq!(apply(Some(&two), json!({"tags": ["x"]}), "one")["spec"], json!({"part": {"b": "2"}, "tags": ["x"]}));
+    // Nested lists, by their keys; what the other owns in them stays.
+    let one = apply(None, json!({"ports": [{"port": 1, "hosts": ["a", "b"]}, {"port": 2}]}), "one");
+    let two = apply(Some(&one), json!({"ports": [{"port": 1, "protocol": "TCP", "hosts": ["b", "c"]}]}), "two");
+    assert_eq!(two["spec"]["ports"][0]["hosts"], json!(["a", "b", "c"]));
+    assert_eq!(
+        apply(Some(&two), json!({"ports": [{"port": 2}]}), "one")["spec"],
+        json!({"ports": [{"port": 1, "protocol": "TCP", "hosts": ["b", "c"]}, {"port": 2}]})
+    );
+    assert_eq!(
+        apply(Some(&two), json!({}), "two")["spec"],
+        json!({"ports": [{"port": 1, "hosts": ["a", "b"]}, {"port": 2}]})
+    );
+    // Null says nothing of what merges.
+    let one = apply(None, json!({"names": {"a": "1"}, "tags": ["x"]}), "one");
+    let null = apply(Some(&one), json!({"names": null, "tags": null}), "two");
+    assert_eq!(null["spec"], json!({"names": {"a": "1"}, "tags": ["x"]}));
+}
+
+#[test]
+fn a_status_that_is_apart_is_not_owned_by_way_of_the_object() {
+    let schema = || {
+        Schema::custom(Structural::from_json(
+            &json!({"type": "object", "properties": {"status": {"type": "object", "properties": {"a": {"type": "string"}}}}}),
+        ))
+    };
+    let config = json!({"apiVersion": "e.com/v1", "kind": "W", "metadata": {"name": "w", "labels": {"l": "1"}}, "status": {"a": "1"}});
+    let versions = Only::of(&config, schema());
+    let owned = |status_apart, subresource| {
+        let write = Write { status_apart, ..write(&versions, "m", subresource) };
+        let object = block_on(apply(&write, None, &config, false)).unwrap();
+        fields(&object, "m")
+    };
+    assert_eq!(owned(true, ""), json!({"f:metadata": {"f:labels": {"f:l": {}}}}));
+    assert_eq!(owned(false, ""), json!({"f:metadata": {"f:labels": {"f:l": {}}}, "f:status": {"f:a": {}}}));
+    assert_eq!(owned(true, "status"), json!({"f:status": {"f:a": {}}}));
+}
+
+#[test]
+fn what_became_atomic_is_owned_as_a_whole() {
+    let live =
+        applied_with(widgets(), None, &widget(json!({"names": {"a": "1"}, "tags": ["x"]})), "one", false).unwrap();
+    let atomic = Schema::custom(Structural::from_json(
+        &json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {
+        "names": {"type": "object", "x-kubernetes-map-type": "atomic", "additionalProperties": {"type": "string"}},
+        "tags": {"type": "array", "items": {"type": "string"}}}}}}),
+    ));
+    let error =
+        applied_with(atomic.clone(), Some(&live), &widget(json!({"names": {"b": "1"}, "tags": ["y"]})), "two", false);
+    assert_eq!(
+        error.unwrap_err().message(),
+        "Apply failed with 2 conflicts: conflicts with \"one\":\n- .spec.names\n- .spec.tags"
+    );
+    let versions = Only::of(&live, atomic);
+    let mut new = live.clone();
+    new["metadata"]["labels"] = json!({"a": "b"});
+    block_on(track_update(&write(&versions, "two", ""), Some(&live), &mut new)).unwrap();
+    assert_eq!(fields(&new, "one"), json!({"f:spec": {"f:names": {}, "f:tags": {}}}));
+}
+
+#[test]
+fn the_oldest_writers_of_each_version_are_folded_together() {
+    let entry = |name: &str, version: &str, subresource: &str, hour: usize| {
+        json!({"manager": name, "operation": "Update", "apiVersion": version, "subresource": subresource,
+        "time": format!("2024-05-01T{hour:02}:00:00Z"), "fieldsType": "FieldsV1", "fieldsV1": {"f:data": {format!("f:{name}"): {}}}})
+    };
+    let mut entries = vec![entry("a", "v1", "status", 1), entry("b", "v2", "", 2), entry("c", "v1", "", 3)];
+    entries.extend((0..9).map(|n| entry(&format!("m{n}"), "v1", "", 10 + n)));
+    let mut managers = Managers::read(&json!(entries)).unwrap();
+    managers.cap();
+    let mut object = json!({});
+    managers.write(&mut object);
+    let entries = object["metadata"]["managedFields"].as_array().unwrap();
+    let folded = entries.iter().find(|entry| entry["manager"] == "ancient-changes").unwrap();
+    assert_eq!((entries.len(), entries.iter().any(|entry| entry["manager"] == "b")), (10, true));
+    assert_eq!(
+        (&folded["apiVersion"], &folded["time"], folded.get("subresource"), &folded["fieldsV1"]),
+        (&json!("v1"), &json!("2024-05-01T10:00:00Z"), None, &json!({"f:data": {"f:a": {}, "f:c": {}, "f:m0": {}}}))
+    );
+}
+
 fn data() -> impl Strategy<Value = Value> {
     proptest::collection::btree_map("[a-d]", "[x-z]", 0..4).prop_map(|map| json!(map))
 }

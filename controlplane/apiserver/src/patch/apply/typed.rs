@@ -25,7 +25,7 @@ fn key_of(node: Node<'_>, keys: &[&str], item: &Value) -> Option<String> {
     let mut parts = BTreeMap::new();
     for key in keys {
         let value = match item.get(key) {
-            Some(Value::Null) | None => node.item().member(key).and_then(Node::default_value)?,
+            None => node.item().member(key).and_then(Node::default_value)?,
             Some(value) => value.clone(),
         };
         parts.insert(*key, value);
@@ -105,16 +105,23 @@ pub fn check(node: Node<'_>, value: &Value, path: &str, problems: &mut Vec<Strin
             }
         }
         Value::Array(items) => {
-            let keys = match list_topology(node, value) {
-                Some(topology) => {
-                    let keys = keys_of(node, &topology, items);
-                    check_keys(&topology, &keys, items, path, problems);
-                    keys
+            let Some(topology) = list_topology(node, value) else {
+                for (index, item) in items.iter().enumerate() {
+                    check(node.item(), item, &format!("{path}[{index}]"), problems);
                 }
-                None => vec![None; items.len()],
+                return;
             };
-            for (index, (item, key)) in items.iter().zip(keys).enumerate() {
-                let step = key.map_or_else(|| format!("[{index}]"), |key| shown_key(&key));
+            let mut seen = HashSet::new();
+            for (index, item) in items.iter().enumerate() {
+                // Without a place there is nothing to say of what is in it, nor of what follows.
+                let key = match place_in(node, &topology, item) {
+                    Ok(key) => key,
+                    Err(why) => return problems.push(format!("{path}: element {index}: {why}")),
+                };
+                let step = shown_key(&key);
+                if !seen.insert(key) {
+                    problems.push(format!("{path}: duplicate entries for key {step}"));
+                }
                 check(node.item(), item, &format!("{path}{step}"), problems);
             }
         }
@@ -129,22 +136,26 @@ fn shown_key(key: &str) -> String {
     set.paths().pop().unwrap_or_default()
 }
 
-fn check_keys(
-    topology: &Topology<'_>,
-    keys: &[Option<String>],
-    items: &[Value],
-    path: &str,
-    problems: &mut Vec<String>,
-) {
-    let mut seen = HashSet::new();
-    for (index, key) in keys.iter().enumerate() {
-        match key {
-            Some(key) if !seen.insert(key) => {
-                problems.push(format!("{path}: duplicate entries for key {}", shown_key(key)));
-            }
-            Some(_) => {}
-            None => problems.push(missing_key(topology, path, index, &items[index])),
-        }
+/// What an item of a set or of a list of maps is known by.
+fn place_in(node: Node<'_>, topology: &Topology<'_>, item: &Value) -> Result<String, String> {
+    let Topology::ListMap(keys) = topology else {
+        return match item {
+            Value::Object(_) => Err("associative list without keys has an element that's a map type".to_owned()),
+            Value::Array(_) => Err("not supported: associative list with lists as elements".to_owned()),
+            Value::Null => Err("associative list without keys has an element that's an explicit null".to_owned()),
+            value => Ok(value_key(value)),
+        };
+    };
+    match item {
+        Value::Null => Err("associative list with keys may not have a null element".to_owned()),
+        Value::Object(members) => key_of(node, keys, item).ok_or_else(|| {
+            let lacks = |key: &&&str| {
+                !members.contains_key(**key) && node.item().member(key).and_then(Node::default_value).is_none()
+            };
+            let missing = keys.iter().find(lacks).unwrap_or(&"");
+            format!("associative list with keys has an element that omits key field {missing:?} (and doesn't have default value)")
+        }),
+        _ => Err("associative list with keys may not have non-map elements".to_owned()),
     }
 }
 
@@ -161,9 +172,7 @@ fn mistyped(expected: Expected, value: &Value) -> Option<String> {
         (Expected::String, value) => {
             format!("expected string, got &value.valueUnstructured{{Value:{}}}", go_syntax(value))
         }
-        (Expected::Boolean, value) => {
-            format!("expected boolean, got &value.valueUnstructured{{Value:{}}}", go_syntax(value))
-        }
+        (Expected::Boolean, value) => format!("expected boolean, got &{{{}}}", go_text(value)),
     };
     Some(text)
 }
@@ -208,17 +217,6 @@ fn go_syntax(value: &Value) -> String {
         }
         other => other.to_string(),
     }
-}
-
-fn missing_key(topology: &Topology<'_>, path: &str, index: usize, item: &Value) -> String {
-    let keys = match topology {
-        Topology::ListMap(keys) => keys.as_slice(),
-        _ => &[],
-    };
-    let missing = keys.iter().find(|key| item.get(key).is_none_or(Value::is_null)).unwrap_or(&"");
-    format!(
-        "{path}: element {index}: associative list with keys has an element that omits key field {missing:?} (and doesn't have default value)"
-    )
 }
 
 /// How two objects differ.
@@ -380,6 +378,8 @@ pub fn merge(node: Node<'_>, live: Option<&Value>, config: &Value) -> Value {
             Some(topology) => Value::Array(merge_lists(node, &topology, live, items)),
             None => config.clone(),
         },
+        // Of what merges, null says as little as emptiness.
+        (Some(live), Value::Null) if is_granular(node, live) || list_topology(node, live).is_some() => live.clone(),
         _ => config.clone(),
     }
 }
@@ -467,7 +467,9 @@ pub fn orphaned(node: Node<'_>, last: &FieldSet, owned: Option<&FieldSet>) -> Fi
         let kept = owned.and_then(|owned| owned.get(key));
         let (inner, named) = step(node, key);
         let keep = kept.is_some_and(|kept| kept.member || (named && !kept.children.is_empty()));
-        let orphan = if entry.member && !keep {
+        // A struct goes as a whole, with what nobody owns in it.
+        let owned_whole = entry.member || (named && !entry.children.is_empty());
+        let orphan = if owned_whole && !keep {
             Entry { member: true, children: FieldSet::default() }
         } else {
             Entry { member: false, children: orphaned(inner, &entry.children, kept.map(|kept| &kept.children)) }

@@ -13,7 +13,7 @@ mod tests;
 
 use std::collections::HashSet;
 
-use api::field::{Error, ErrorList, ErrorType, Path};
+use api::field::{Error, ErrorList, Path};
 use regex::Regex;
 use serde_json::Value;
 
@@ -451,10 +451,7 @@ fn not_supported(path: &Path, value: &Value, allowed: &[Value]) -> Error {
         return Error::not_supported(path, value.clone(), &texts);
     }
     let list: Vec<String> = allowed.iter().map(|value| format!("\"{value}\"")).collect();
-    Error {
-        kind: ErrorType::NotSupported,
-        field: path.clone(),
-        value: value.clone(),
-        detail: format!("supported values: {}", list.join(", ")),
-    }
+    let mut error = Error::not_supported(path, value.clone(), &[]);
+    error.detail = format!("supported values: {}", list.join(", "));
+    error
 }

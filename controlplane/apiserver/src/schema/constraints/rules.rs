@@ -1,7 +1,7 @@
 //! `x-kubernetes-validations`: CEL rules of a schema
 //! (`k8s.io/apiextensions-apiserver/pkg/apiserver/schema/cel`).
 
-use api::field::{Error, ErrorType, Path};
+use api::field::{Error, Path};
 use serde_json::Value;
 
 use super::Constraints;
@@ -139,9 +139,7 @@ impl Rule {
         match self.reason.as_str() {
             "FieldValueForbidden" => Error::forbidden(path, detail),
             "FieldValueRequired" => Error::required(path, detail),
-            "FieldValueDuplicate" => {
-                Error { kind: ErrorType::Duplicate, field: path.clone(), value: kind.into(), detail: String::new() }
-            }
+            "FieldValueDuplicate" => Error::duplicate(path, kind),
             // Objects and lists are not shown.
             _ if matches!(kind, "object" | "array") => Error::invalid_unshown(path, detail),
             _ => Error::invalid(path, shown(variables, kind), detail),
