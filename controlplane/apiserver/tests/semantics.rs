@@ -275,9 +275,11 @@ async fn pods_are_bound_and_deleted_gracefully() {
         &json!({"metadata": {"name": "web"}, "target": {"kind": "Pod", "name": "n"}}),
     )
     .await;
-    assert_eq!(code, 500, "{status}");
-    assert_eq!(status.get("reason"), None, "{status}");
-    assert_eq!(status["message"], "target.kind: Unsupported value: \"Pod\": supported values: \"Node\", \"<empty>\"");
+    assert_eq!(code, 422, "{status}");
+    assert_eq!(
+        status["message"],
+        "Binding \"web\" is invalid: target.kind: Unsupported value: \"Pod\": supported values: \"Node\", \"<empty>\""
+    );
     assert_eq!(post(&client, &format!("{path}/binding"), &binding).await.0, 201);
     let (code, status) = post(&client, &format!("{path}/binding"), &binding).await;
     assert_eq!(code, 409, "{status}");

@@ -32,8 +32,7 @@ pub async fn bind(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response<B
     let binding = call.mutate(Operation::Create, binding, None, &options).await?;
     let errors = target_problems(&binding);
     if !errors.is_empty() {
-        // Upstream answers these as an error of its own.
-        return Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "", api::field::join(&errors)));
+        return Err(ApiError::invalid("", "Binding", metadata::text(&binding, "name"), &errors));
     }
     let binding = call.validate(Operation::Create, binding, None, &options).await?;
     let pod_call = on_pod(call, metadata::text(&binding, "name"), "binding")?;
