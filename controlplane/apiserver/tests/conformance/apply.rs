@@ -485,9 +485,9 @@ async fn owners_that_were_replaced_stay_replaced_while_others_write_the_status()
         while !done.load(Ordering::Relaxed) {
             count += 7;
             let status = json!({"replicas": count, "updatedReplicas": 1, "observedGeneration": number});
-            let dry = if count % 3 == 0 { "&dryRun=All" } else { "" };
+            let dry = if count.is_multiple_of(3) { "&dryRun=All" } else { "" };
             let path = format!("{item}/status?fieldManager=controller{number}{dry}");
-            let answer = if number % 2 == 0 {
+            let answer = if number.is_multiple_of(2) {
                 let mut object = get(&client, item).await.expect(200);
                 object["status"] = status;
                 put(&client, &path, &object).await
