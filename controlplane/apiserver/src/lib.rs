@@ -27,8 +27,8 @@
 //!     quantities and numbers, drops empty values as Go's omitempty does; wrong types are errors
 //! patch::json(&Value, patch) / patch::merge(&Value, patch) / patch::strategic(&Schema, &Value, patch)
 //!     -> Result<Value, ApiError>
-//! patch::apply::apply(&Schema, live, config, manager, force, now) -> Result<Value, ApiError>
-//! patch::apply::track_update(&Schema, live: Option<&Value>, new: &mut Value, manager, subresource, now)
+//! patch::apply::apply(&Write, live, config, force) -> Result<Value, ApiError>     async: other versions
+//! patch::apply::track_update(&Write, live: Option<&Value>, new: &mut Value)        may need a webhook
 //! openapi::v3_index() / v3(group_version) / v2(accept)          bytes with an ETag
 //! protobuf::decode(bytes) -> Result<Value, ApiError>            with kind and apiVersion
 //! protobuf::encode(&Value) -> Result<Vec<u8>, ApiError>         lists and watch events too

@@ -169,7 +169,7 @@ impl Patch {
                 "error decoding patch: error unmarshaling JSON: while decoding JSON: json: cannot unmarshal {found} into Go value of type map[string]interface {{}}"
             )));
         }
-        patch::apply::check_kind(&config, &kind)?;
+        patch::apply::check_kind(config, &kind)?;
         let applied = patch::apply::apply(&call.owners(&kind.api_version()), old, config, call.options.force).await?;
         self.report_duplicates(call)?;
         Ok(applied)

@@ -271,13 +271,22 @@ async fn subresources_own_their_part() {
         "{:?}",
         managers(&object)
     );
-    assert_eq!(managers(&object)[0].3["f:spec"]["f:replicas"], Value::Null, "the other one lost it");
+    let app = managers(&object).into_iter().find(|(name, ..)| name == "app").unwrap();
+    assert_eq!(app.3["f:spec"]["f:replicas"], Value::Null, "the other one lost it");
     patch(&client, &format!("{path}?fieldManager=hand"), MERGE, &json!({"spec": {"replicas": 2}})).await.expect(200);
     let object = get(&client, &item).await.expect(200);
     assert!(
         managers(&object).contains(&("hand".into(), "Update".into(), "scale".into(), owned)),
         "{:?}",
         managers(&object)
+    );
+    let entries = object["metadata"]["managedFields"].as_array().unwrap().iter();
+    let times = entries.filter(|entry| entry["subresource"] == "scale").map(|entry| &entry["time"]);
+    assert!(times.into_iter().all(Value::is_null), "a Scale notes no time");
+    apply(&client, &path, "scaler", "", &scale(3)).await.refused(
+        409,
+        "Conflict",
+        "Apply failed with 1 conflict: conflict with \"hand\" with subresource \"scale\" using autoscaling/v1: .spec.replicas",
     );
     apply(&client, &item, "app", "", &deployment(json!({"replicas": 1}))).await.refused(
         409,
@@ -476,9 +485,9 @@ async fn owners_that_were_replaced_stay_replaced_while_others_write_the_status()
         while !done.load(Ordering::Relaxed) {
             count += 7;
             let status = json!({"replicas": count, "updatedReplicas": 1, "observedGeneration": number});
-            let dry = if count % 3 == 0 { "&dryRun=All" } else { "" };
+            let dry = if count.is_multiple_of(3) { "&dryRun=All" } else { "" };
             let path = format!("{item}/status?fieldManager=controller{number}{dry}");
-            let answer = if number % 2 == 0 {
+            let answer = if number.is_multiple_of(2) {
                 let mut object = get(&client, item).await.expect(200);
                 object["status"] = status;
                 put(&client, &path, &object).await

@@ -2,11 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::fieldset::FieldSet;
-use crate::schema::time_text;
 
 /// More entries of plain writes are folded into one.
 const MOST_UPDATE_MANAGERS: usize = 10;
@@ -48,13 +46,13 @@ impl Manager {
     }
 
     /// As conflict messages name it: `"kubectl" using apps/v1`.
-    pub fn shown(&self) -> String {
+    pub fn shown(&self, version: &str) -> String {
         let mut text = format!("{:?}", self.name);
         if !self.subresource.is_empty() {
             text.push_str(&format!(" with subresource {:?}", self.subresource));
         }
         if self.operation == Operation::Update {
-            text.push_str(&format!(" using {}", self.api_version));
+            text.push_str(&format!(" using {version}"));
         }
         text
     }
@@ -139,11 +137,11 @@ impl Managers {
     }
 
     /// Gives a plain writer fields, beside those it has.
-    pub fn add(&mut self, manager: Manager, fields: FieldSet, api_version: &str, now: Timestamp) {
+    pub fn add(&mut self, manager: Manager, fields: FieldSet, api_version: &str, time: String) {
         let owned = self.entries.entry(manager).or_default();
         owned.fields = std::mem::take(&mut owned.fields).union(fields);
         owned.api_version = api_version.to_owned();
-        owned.time = time_text(now);
+        owned.time = time;
     }
 
     /// Folds the oldest plain writers of each version together when there are too many.

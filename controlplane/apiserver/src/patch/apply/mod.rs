@@ -57,6 +57,15 @@ impl Write<'_> {
         self.versions.schema(self.version).ok_or_else(none)
     }
 
+    /// When the owner took its fields; by way of `scale` upstream does not note it.
+    fn time(&self) -> String {
+        if self.is_scale() { String::new() } else { crate::schema::time_text(self.now) }
+    }
+
+    fn is_scale(&self) -> bool {
+        self.subresource == "scale"
+    }
+
     fn ignored(&self, schema: &Schema) -> &'static Ignored {
         ignored(self.subresource, schema.is_builtin(), self.status_apart)
     }
@@ -84,7 +93,7 @@ pub async fn apply(write: &Write<'_>, live: Option<&Value>, config: &Value, forc
         let before = Manager::new(Operation::Update, BEFORE_FIRST_APPLY, write.version, "");
         let empty = empty_object(schema, &base, &gvk)?;
         let found = typed::compare(schema.root(), &empty, &base).without(write.ignored(schema));
-        managers.add(before, found.added.union(found.modified), write.version, write.now);
+        managers.add(before, found.added.union(found.modified), write.version, crate::schema::time_text(write.now));
     }
     let request = Request { write, schema, base: &base, config: &config };
     let outcome = match request.merge(managers.clone(), force).await? {
@@ -100,7 +109,7 @@ pub async fn apply(write: &Write<'_>, live: Option<&Value>, config: &Value, forc
         }
         other => other,
     };
-    let (mut object, managers) = outcome.map_err(|conflicts| conflict_error(&conflicts))?;
+    let (mut object, managers) = outcome.map_err(|conflicts| conflict_error(&conflicts, write.is_scale()))?;
     if write.manager == KUBECTL {
         client_side::renew_last_applied(&mut object, &config);
     }
@@ -259,8 +268,9 @@ impl Request<'_> {
         let noop = own.is_none_or(|own| own.changed().is_empty() && own.removed.is_empty());
         if let Some(mine) = managers.entries.get_mut(&me)
             && !noop
+            && !write.is_scale()
         {
-            mine.time = crate::schema::time_text(write.now);
+            mine.time = write.time();
         }
         managers.drop_empty();
         Ok(Ok((object, managers)))
@@ -301,11 +311,16 @@ async fn prune(write: &Write<'_>, merged: Value, last: &Owned, managers: &Manage
     in_version(versions, pruned, write.version).await
 }
 
-/// 409 with a cause for each field.
-fn conflict_error(conflicts: &Conflicts) -> ApiError {
+/// 409 with a cause for each field. What is applied by way of `scale` conflicts as a Scale has it.
+fn conflict_error(conflicts: &Conflicts, scale: bool) -> ApiError {
+    let shown = |(manager, path): (&Manager, String)| match scale {
+        true => (manager.shown("autoscaling/v1"), ".spec.replicas".to_owned()),
+        false => (manager.shown(&manager.api_version), path),
+    };
     let all: Vec<(String, String)> = conflicts
         .iter()
-        .flat_map(|(manager, fields)| fields.paths().into_iter().map(|path| (manager.shown(), path)))
+        .flat_map(|(manager, fields)| fields.paths().into_iter().map(move |path| (manager, path)))
+        .map(shown)
         .collect();
     let message = match all.as_slice() {
         [(manager, path)] => format!("Apply failed with 1 conflict: conflict with {manager}: {path}"),

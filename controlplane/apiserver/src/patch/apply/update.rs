@@ -48,7 +48,7 @@ async fn owners(
     let changed = comparison.seen_in(write.version).await?.map(|own| own.changed()).unwrap_or_default();
     if !changed.is_empty() {
         let me = Manager::new(Operation::Update, write.manager, write.version, write.subresource);
-        managers.add(me, changed, write.version, write.now);
+        managers.add(me, changed, write.version, write.time());
         managers.cap();
     }
     Ok(managers)
