@@ -158,7 +158,7 @@ mod tests {
             .unwrap();
         make_room(&log, 5).unwrap();
         let compressed = with_suffix(&log, ".20260102-000000.gz");
-        assert_eq!(rotated(&log), [compressed.clone()]);
+        assert_eq!(rotated(&log), std::slice::from_ref(&compressed));
         assert_eq!(std::fs::metadata(&compressed).unwrap().permissions().mode() & 0o777, 0o640);
         let mut text = String::new();
         flate2::read::GzDecoder::new(File::open(&compressed).unwrap()).read_to_string(&mut text).unwrap();

@@ -163,25 +163,26 @@ impl Forward {
     }
 }
 
+/// Asks for a page, perhaps as one who has no more to ask, and reads to the end.
+fn fetch(mut stream: TcpStream, path: &str, half_closed: bool) -> Vec<u8> {
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nhost: web\r\n\r\n").as_bytes()).unwrap();
+    if half_closed {
+        stream.shutdown(Shutdown::Write).unwrap();
+    }
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    answer
+}
+
 fn ports(lab: &Lab, kubectl: &Path) {
     let forward = Forward::start(lab, kubectl, &[":80", ":7000"]);
 
-    // Many at once, all open before the first one asks; each then says that it has no more to say.
+    // Many at once, all open before the first one asks.
     let sum = lab.kubectl(&["exec", "serves", "-c", "web", "--", "sha256sum", "/usr/share/nginx/html/big"]);
     let sum = sum.split(' ').next().unwrap_or_default();
     let open: Vec<TcpStream> = (0..6).map(|_| forward.connect(0)).collect();
-    let fetched: Vec<_> = open
-        .into_iter()
-        .map(|mut stream| {
-            std::thread::spawn(move || {
-                stream.write_all(b"GET /big HTTP/1.0\r\nhost: web\r\n\r\n").unwrap();
-                stream.shutdown(Shutdown::Write).unwrap();
-                let mut answer = Vec::new();
-                stream.read_to_end(&mut answer).unwrap();
-                answer
-            })
-        })
-        .collect();
+    let fetched: Vec<_> =
+        open.into_iter().map(|stream| std::thread::spawn(move || fetch(stream, "/big", false))).collect();
     for answer in fetched {
         let answer = answer.join().unwrap();
         let body = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").map_or(0, |at| at + 4);
@@ -192,6 +193,11 @@ fn ports(lab: &Lab, kubectl: &Path) {
         assert!(own.starts_with(sum), "{own} {sum}");
     }
 
+    // A client that says that it has no more to say is still answered, if soon enough for the runtime.
+    lab.eventually("the page, to a client that only listens", SOON, || {
+        let answer = String::from_utf8_lossy(&fetch(forward.connect(0), "/", true)).into_owned();
+        if answer.contains("Welcome to nginx") { Ok(()) } else { Err(answer) }
+    });
     // A server that talks first and hangs up; a client that never says anything.
     let mut greeted = String::new();
     forward.connect(1).read_to_string(&mut greeted).unwrap();
