@@ -1,23 +1,31 @@
-//! PersistentVolumes and PersistentVolumeClaims.
+//! PersistentVolumeClaims (`pkg/api/persistentvolumeclaim`). Neighbour: [`super::persistent_volume`].
 
 use api::field::{Error, ErrorList};
 use api::names;
+use api::quantity::Quantity;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::pod::container::resource_quantity;
-use super::pod::defaults::remote_volume;
-use super::pod::{placement, quantity, remote, timestamp};
-use crate::kinds::check::{IMMUTABLE, Node, label_selector};
+use super::diff;
+use super::pod::internal::{self, CLAIM_SPEC};
+use super::pod::quantity;
+use super::pod::resources::{basic_quantity, is_native, resource_quantity};
+use crate::kinds::check::{IMMUTABLE, Node, label_selector, label_selector_where};
 use crate::kinds::table::{UNSET, access_modes, named_wide, row_wide, words};
 use crate::kinds::value::{
-    annotation, at, copy, default, default_text, get_mut, has, list, map, name, opt_text, remove, same, same_at, set,
-    text,
+    annotation, at, copy, default, default_text, has, list, map, opt_text, remove, same_at, set, text,
 };
 use crate::resource::{Column, Context, Hooks};
 
 const CLASS_ANNOTATION: &str = "volume.beta.kubernetes.io/storage-class";
 const MODES: [&str; 4] = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
+const RESIZES: [&str; 5] = [
+    "ControllerResizeInProgress",
+    "ControllerResizeInfeasible",
+    "NodeResizeInProgress",
+    "NodeResizeInfeasible",
+    "NodeResizePending",
+];
 
 /// The class of a volume or claim: the old annotation goes first.
 pub fn class(object: &Value) -> Option<&str> {
@@ -25,7 +33,7 @@ pub fn class(object: &Value) -> Option<&str> {
 }
 
 /// The annotation that stood for the class before there was a field.
-fn old_class(object: &Value) -> Option<String> {
+pub fn old_class(object: &Value) -> Option<String> {
     annotation(object, CLASS_ANNOTATION)?;
     Some(format!(
         "metadata.annotations[{CLASS_ANNOTATION}]: deprecated since v1.8; use \"storageClassName\" attribute instead"
@@ -42,11 +50,18 @@ impl Hooks for Claim {
 
     fn prepare_create(&self, _ctx: &Context<'_>, claim: &mut Value) {
         set(claim, "status", json!({"phase": "Pending"}));
-        data_sources(claim);
+        data_sources(claim, None);
     }
 
-    fn prepare_update(&self, _ctx: &Context<'_>, new: &mut Value, _old: &Value) {
-        data_sources(new);
+    fn prepare_update(&self, _ctx: &Context<'_>, new: &mut Value, old: &Value) {
+        data_sources(new, Some(old));
+    }
+
+    fn prepare_subresource_update(&self, ctx: &Context<'_>, new: &mut Value, old: &Value) {
+        // What only a feature that is off would report.
+        if ctx.subresource == "status" && !has(old, "status.healthStatus") {
+            remove(new, "status.healthStatus");
+        }
     }
 
     fn validate_create(&self, _ctx: &Context<'_>, claim: &Value) -> ErrorList {
@@ -60,15 +75,11 @@ impl Hooks for Claim {
     }
 
     fn validate_subresource_update(&self, _ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
-        let mut errors = ErrorList::new();
-        for (name, amount) in Node::root(new).entries("status.capacity") {
-            resource_quantity(name, &amount, &mut errors);
-        }
-        errors
+        validate_status(new)
     }
 
     fn warnings(&self, new: &Value, _old: Option<&Value>) -> Vec<String> {
-        old_class(new).into_iter().collect()
+        old_class(new).into_iter().chain(fractional_sizes(at(new, "spec"), "spec")).collect()
     }
 
     fn row(&self, claim: &Value, now: Timestamp) -> Vec<Value> {
@@ -99,8 +110,17 @@ fn claim_spec_defaults(claim: &mut Value) {
     default(claim, "spec.volumeMode", "Filesystem");
 }
 
-/// `dataSource` and `dataSourceRef` say the same when they can.
-fn data_sources(claim: &mut Value) {
+/// `dataSource` and `dataSourceRef` say the same when they can. A new `dataSource` of a kind that
+/// only `dataSourceRef` may name is dropped, and so is a new reference into another namespace.
+fn data_sources(claim: &mut Value, old: Option<&Value>) {
+    let before = |field: &str| old.is_some_and(|old| has(old, field));
+    if !text(claim, "spec.dataSourceRef.namespace").is_empty() && !before("spec.dataSourceRef") {
+        remove(claim, "spec.dataSourceRef");
+    }
+    let in_use = before("spec.dataSource") || before("spec.dataSourceRef");
+    if !in_use && !has(claim, "spec.dataSourceRef") && !is_claim_or_snapshot(at(claim, "spec.dataSource")) {
+        remove(claim, "spec.dataSource");
+    }
     if has(claim, "spec.dataSource") && !has(claim, "spec.dataSourceRef") {
         let source = at(claim, "spec.dataSource").clone();
         set(claim, "spec.dataSourceRef", source);
@@ -112,6 +132,13 @@ fn data_sources(claim: &mut Value) {
         remove(&mut source, "namespace");
         set(claim, "spec.dataSource", source);
     }
+}
+
+fn is_claim_or_snapshot(source: &Value) -> bool {
+    matches!(
+        (text(source, "kind"), text(source, "apiGroup")),
+        ("PersistentVolumeClaim", "") | ("VolumeSnapshot", "snapshot.storage.k8s.io")
+    )
 }
 
 /// Warnings about a claim's spec at `path` (`GetWarningsForPersistentVolumeClaimSpec`).
@@ -128,27 +155,60 @@ pub fn fractional_sizes(spec: &Value, path: &str) -> Vec<String> {
     found
 }
 
+/// What a stored claim may hold although it is refused today.
+#[derive(Default)]
+struct Kept {
+    selector_values: bool,
+    data_source_group: bool,
+}
+
+impl Kept {
+    fn of(old: &Value) -> Self {
+        let mut errors = ErrorList::new();
+        label_selector(&Node::root(old).child("spec.selector"), &mut errors);
+        let named = ["spec.dataSource.apiGroup", "spec.dataSourceRef.apiGroup"];
+        Self { selector_values: !errors.is_empty(), data_source_group: named.iter().any(|path| has(old, path)) }
+    }
+}
+
 /// `PersistentVolumeClaimSpec`, also of templates.
 pub fn validate_spec(spec: &Node<'_>, errors: &mut ErrorList) {
-    modes(spec, "at least 1 access mode is required", errors);
-    label_selector(&spec.child("selector"), errors);
-    let storage = spec.child("resources.requests.storage");
+    validate_kept(spec, &Kept::default(), errors);
+}
+
+fn validate_kept(spec: &Node<'_>, kept: &Kept, errors: &mut ErrorList) {
+    if spec.child("accessModes").is_empty() {
+        spec.child("accessModes").missing(errors, "at least 1 access mode is required");
+    }
+    label_selector_where(&spec.child("selector"), !kept.selector_values, errors);
+    modes(spec, errors);
+    let asked = spec.child("resources.requests.storage").value;
+    let storage = Node::new(asked, spec.child("resources").path.key("storage"));
     if !storage.exists() {
-        errors.push(Error::required(&spec.child("resources").path.key("storage"), ""));
-    } else if quantity(storage.value).is_none_or(|amount| amount.is_negative() || amount.is_zero()) {
-        let path = spec.child("resources").path.key("storage");
-        errors.push(Error::invalid(&path, storage.value.clone(), "must be greater than zero"));
+        storage.missing(errors, "");
+    } else if !positive_quantity(&storage, errors) {
+        resource_quantity("storage", &storage, errors);
     }
     if !spec.child("storageClassName").text().is_empty() {
         spec.child("storageClassName").format(errors, names::dns1123_subdomain);
     }
     spec.child("volumeMode").optional_one_of(errors, &["Block", "Filesystem"]);
-    for field in ["dataSource", "dataSourceRef"] {
-        let source = spec.child(field);
-        if source.exists() {
-            for part in ["kind", "name"] {
-                source.child(part).required(errors, "");
-            }
+    let (source, reference) = (spec.child("dataSource"), spec.child("dataSourceRef"));
+    for part in [&source, &reference] {
+        data_source(part, kept, errors);
+    }
+    let namespace = reference.child("namespace");
+    if !namespace.text().is_empty() {
+        namespace.format(errors, names::dns1123_label);
+    }
+    // The value shown is the path itself, which has nothing to show.
+    let clash = |errors: &mut ErrorList, detail: &str| errors.push(Error::invalid(&spec.path, json!({}), detail));
+    if !namespace.text().is_empty() && source.exists() {
+        clash(errors, "may not be specified when dataSourceRef.namespace is specified");
+    } else if source.exists() && reference.exists() {
+        let said = |field: &str| source.child(field).value == reference.child(field).value;
+        if !["apiGroup", "kind", "name"].into_iter().all(said) {
+            clash(errors, "must match dataSourceRef");
         }
     }
     if !spec.child("volumeAttributesClassName").text().is_empty() {
@@ -156,57 +216,154 @@ pub fn validate_spec(spec: &Node<'_>, errors: &mut ErrorList) {
     }
 }
 
-fn modes(spec: &Node<'_>, none: &str, errors: &mut ErrorList) {
-    let given = spec.items("accessModes");
-    if given.is_empty() {
-        spec.child("accessModes").missing(errors, none);
+fn data_source(source: &Node<'_>, kept: &Kept, errors: &mut ErrorList) {
+    if !source.exists() {
+        return;
     }
-    for mode in &given {
-        if !MODES.contains(&mode.text()) {
-            errors.push(Error::not_supported(&spec.child("accessModes").path, mode.text(), &MODES));
+    source.child("name").required(errors, "");
+    source.child("kind").required(errors, "");
+    let (group, kind) = (source.child("apiGroup"), source.child("kind").text());
+    if group.text().is_empty() && kind != "PersistentVolumeClaim" {
+        let detail = "must be 'PersistentVolumeClaim' when referencing the default apiGroup";
+        errors.push(Error::invalid(&source.path, kind, detail));
+    }
+    if !group.text().is_empty() && !kept.data_source_group {
+        group.format(errors, names::dns1123_subdomain);
+    }
+}
+
+/// Greater than zero; says whether it was not.
+pub fn positive_quantity(amount: &Node<'_>, errors: &mut ErrorList) -> bool {
+    let wrong = quantity(amount.value).is_some_and(|amount| amount.is_negative() || amount.is_zero());
+    if wrong {
+        amount.invalid(errors, "must be greater than zero");
+    }
+    wrong
+}
+
+/// Known access modes, `ReadWriteOncePod` alone.
+pub fn modes(spec: &Node<'_>, errors: &mut ErrorList) {
+    let all = spec.child("accessModes");
+    let (mut exclusive, mut shared) = (false, false);
+    for mode in spec.items("accessModes") {
+        match mode.text() {
+            "ReadWriteOncePod" => exclusive = true,
+            known if MODES.contains(&known) => shared = true,
+            unknown => errors.push(Error::not_supported(&all.path, unknown, &MODES)),
         }
     }
-    if given.len() > 1 && given.iter().any(|mode| mode.text() == "ReadWriteOncePod") {
-        spec.child("accessModes").forbidden(errors, "may not use ReadWriteOncePod with other access modes");
+    if exclusive && shared {
+        all.forbidden(errors, "may not use ReadWriteOncePod with other access modes");
     }
 }
 
 fn validate_claim_update(new: &Value, old: &Value) -> ErrorList {
     let mut errors = ErrorList::new();
-    let root = Node::root(new);
-    validate_spec(&root.child("spec"), &mut errors);
-    let mut munged = new.clone();
+    let (spec, was) = (Node::root(new).child("spec"), Node::root(old).child("spec"));
+    validate_kept(&spec, &Kept::of(old), &mut errors);
+    let (mut munged, mut before) = (new.clone(), old.clone());
     if text(old, "spec.volumeName").is_empty() {
-        copy(old, &mut munged, "spec.volumeName");
+        copy(new, &mut before, "spec.volumeName");
     }
-    if text(old, "status.phase") == "Bound" {
-        copy(old, &mut munged, "spec.resources.requests.storage");
-        copy(old, &mut munged, "spec.volumeAttributesClassName");
-    }
-    // The default class may be filled in afterwards.
-    if !has(old, "spec.storageClassName")
-        && !text(new, "spec.storageClassName").is_empty()
-        && text(old, "status.phase") != "Bound"
-    {
-        remove(&mut munged, "spec.storageClassName");
-    }
-    if !same_at(&munged, old, "spec") {
-        root.child("spec").forbidden(
-            &mut errors,
-            "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
-        );
-    }
-    let storage = |object: &Value, path: &str| map(object, path).and_then(|m| m.get("storage")).and_then(quantity);
-    let (now, was) = (storage(new, "spec.resources.requests"), storage(old, "spec.resources.requests"));
-    if let (Some(now), Some(was)) = (now, was) {
-        let actual = storage(old, "status.capacity");
-        if now < was && actual.is_none_or(|actual| now <= actual) && text(old, "status.phase") == "Bound" {
-            root.child("spec.resources.requests.storage")
-                .forbidden(&mut errors, "field can not be less than status.capacity");
+    class_change(new, old, &mut munged, &mut errors);
+    if text(new, "status.phase") == "Bound" {
+        if has(new, "spec.resources.requests") {
+            copy(old, &mut munged, "spec.resources.requests.storage");
+        }
+        if has(new, "spec.volumeAttributesClassName") {
+            copy(old, &mut munged, "spec.volumeAttributesClassName");
         }
     }
-    root.child("spec.volumeMode").immutable(&mut errors, &Node::root(old).child("spec.volumeMode"));
+    if !same_at(&munged, &before, "spec") {
+        let shown = |claim: &Value| internal::lines(at(claim, "spec"), CLAIM_SPEC);
+        spec.forbidden(
+            &mut errors,
+            format!(
+                "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims\n{}",
+                diff::unified_lines(&shown(&before), &shown(&munged))
+            ),
+        );
+    }
+    shrinks(new, old, &mut errors);
+    let mode = Node::new(spec.child("volumeMode").value, api::field::Path::root("volumeMode"));
+    mode.immutable(&mut errors, &was.child("volumeMode"));
+    let attributes = spec.child("volumeAttributesClassName");
+    if was.has("volumeAttributesClassName") {
+        if !attributes.exists() {
+            attributes.forbidden(&mut errors, "update from non-nil value to nil is forbidden");
+        } else if attributes.text().is_empty() && !was.child("volumeAttributesClassName").text().is_empty() {
+            attributes.forbidden(&mut errors, "update from non-nil value to an empty string is forbidden");
+        }
+    }
     errors
+}
+
+/// A class may be named once where none was: the default one, or what the old annotation says.
+fn class_change(new: &Value, old: &Value, munged: &mut Value, errors: &mut ErrorList) {
+    let (said, was) = (annotation(new, CLASS_ANNOTATION), annotation(old, CLASS_ANNOTATION));
+    let named = opt_text(new, "spec.storageClassName").filter(|_| !has(old, "spec.storageClassName"));
+    let from_annotation = was.is_some() && named == was && said.is_none_or(|said| Some(said) == was);
+    if !from_annotation && said.unwrap_or("") != was.unwrap_or("") {
+        let path = Node::root(new).child("metadata.annotations").child(CLASS_ANNOTATION).path;
+        errors.push(Error::invalid(&path, said.unwrap_or(""), IMMUTABLE));
+    }
+    if named.is_some() && (was.is_none() || named == was) {
+        remove(munged, "spec.storageClassName");
+    }
+}
+
+/// A claim shrinks only while it grows: back to more than it really has.
+fn shrinks(new: &Value, old: &Value, errors: &mut ErrorList) {
+    let storage = |object: &Value, path: &str| {
+        map(object, path).and_then(|m| m.get("storage")).and_then(quantity).unwrap_or(Quantity::ZERO)
+    };
+    let (now, was) = (storage(new, "spec.resources.requests"), storage(old, "spec.resources.requests"));
+    if now < was && now <= storage(old, "status.capacity") {
+        Node::root(new)
+            .child("spec.resources.requests.storage")
+            .forbidden(errors, "field can not be less than status.capacity");
+    }
+}
+
+fn validate_status(claim: &Value) -> ErrorList {
+    let mut errors = ErrorList::new();
+    let (root, status) = (Node::root(claim), Node::root(claim).child("status"));
+    if root.child("spec.accessModes").is_empty() {
+        errors.push(Error::required(&root.child("Spec.accessModes").path, ""));
+    }
+    for (_, amount) in status.entries("capacity") {
+        basic_quantity(&amount, &mut errors);
+    }
+    // The path is Kubernetes' own.
+    let statuses = status.child("allocatedResourceStatus").path;
+    for (name, state) in status.entries("allocatedResourceStatuses") {
+        resource_key(name, &statuses, &mut errors);
+        if !RESIZES.contains(&state.text()) {
+            errors.push(Error::not_supported(&statuses, name, &RESIZES));
+        }
+    }
+    for (name, amount) in status.entries("allocatedResources") {
+        let before = errors.len();
+        resource_key(name, &status.child("allocatedResources").path, &mut errors);
+        if errors.len() == before {
+            basic_quantity(&amount, &mut errors);
+        }
+        if errors.len() == before {
+            resource_quantity("storage", &amount, &mut errors);
+        }
+    }
+    errors
+}
+
+/// Of Kubernetes' own resources, a claim has only storage.
+fn resource_key(name: &str, path: &api::field::Path, errors: &mut ErrorList) {
+    let problems = names::qualified_name(name);
+    if problems.is_empty() && is_native(name) && name != "storage" {
+        errors.push(Error::not_supported(path, name, &["storage"]));
+    }
+    for problem in problems {
+        errors.push(Error::invalid(path, name, problem));
+    }
 }
 
 pub fn claim_columns() -> Vec<Column> {
@@ -223,224 +380,207 @@ pub fn claim_columns() -> Vec<Column> {
     )
 }
 
-pub struct Volume;
-
-impl Hooks for Volume {
-    fn defaults(&self, volume: &mut Value) {
-        default_text(volume, "status.phase", "Pending");
-        default_text(volume, "spec.persistentVolumeReclaimPolicy", "Retain");
-        default(volume, "spec.volumeMode", "Filesystem");
-        if let Some(spec) = get_mut(volume, "spec") {
-            remote_volume(spec);
-        }
-    }
-
-    fn prepare_create(&self, ctx: &Context<'_>, volume: &mut Value) {
-        set(volume, "status", json!({"phase": "Pending", "lastPhaseTransitionTime": timestamp(ctx.now)}));
-    }
-
-    fn prepare_subresource_update(&self, ctx: &Context<'_>, new: &mut Value, old: &Value) {
-        if ctx.subresource == "status"
-            && !same_at(new, old, "status.phase")
-            && same_at(new, old, "status.lastPhaseTransitionTime")
-        {
-            set(new, "status.lastPhaseTransitionTime", timestamp(ctx.now));
-        }
-    }
-
-    fn validate_create(&self, _ctx: &Context<'_>, volume: &Value) -> ErrorList {
-        validate_volume(volume)
-    }
-
-    fn validate_update(&self, _ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
-        let mut errors = validate_volume(new);
-        let (spec, was) = (Node::root(new).child("spec"), Node::root(old).child("spec"));
-        if source_of(spec.value) != source_of(was.value) {
-            spec.child("persistentvolumesource")
-                .forbidden(&mut errors, "spec.persistentvolumesource is immutable after creation");
-        }
-        spec.child("volumeMode").immutable(&mut errors, &was.child("volumeMode"));
-        if was.has("nodeAffinity") && !same(spec.child("nodeAffinity").value, was.child("nodeAffinity").value) {
-            spec.child("nodeAffinity").invalid(&mut errors, IMMUTABLE);
-        }
-        errors
-    }
-
-    fn warnings(&self, new: &Value, _old: Option<&Value>) -> Vec<String> {
-        let mut found: Vec<String> = old_class(new).into_iter().collect();
-        if text(new, "spec.persistentVolumeReclaimPolicy") == "Recycle" {
-            found.push("spec.persistentVolumeReclaimPolicy: The Recycle reclaim policy is deprecated. Instead, the recommended approach is to use dynamic provisioning.".to_owned());
-        }
-        found
-    }
-
-    fn row(&self, volume: &Value, now: Timestamp) -> Vec<Value> {
-        let phase =
-            if has(volume, "metadata.deletionTimestamp") { "Terminating" } else { text(volume, "status.phase") };
-        let claim = if has(volume, "spec.claimRef") {
-            format!("{}/{}", text(volume, "spec.claimRef.namespace"), text(volume, "spec.claimRef.name"))
-        } else {
-            String::new()
-        };
-        row_wide(
-            volume,
-            now,
-            vec![
-                text(volume, "spec.capacity.storage").into(),
-                access_modes(list(volume, "spec.accessModes")).into(),
-                text(volume, "spec.persistentVolumeReclaimPolicy").into(),
-                phase.into(),
-                claim.into(),
-                class(volume).unwrap_or("").into(),
-                opt_text(volume, "spec.volumeAttributesClassName").unwrap_or(UNSET).into(),
-                text(volume, "status.reason").into(),
-            ],
-            vec![opt_text(volume, "spec.volumeMode").unwrap_or(UNSET).into()],
-        )
-    }
-}
-
-const NOT_SOURCES: [&str; 9] = [
-    "capacity",
-    "accessModes",
-    "claimRef",
-    "persistentVolumeReclaimPolicy",
-    "storageClassName",
-    "mountOptions",
-    "volumeMode",
-    "nodeAffinity",
-    "volumeAttributesClassName",
-];
-
-/// The volume sources of a spec: one, when it is sound.
-fn source_of(spec: &Value) -> Vec<(&String, &Value)> {
-    let fields = spec.as_object().into_iter().flatten();
-    fields.filter(|(key, value)| !NOT_SOURCES.contains(&key.as_str()) && !value.is_null()).collect()
-}
-
-fn validate_volume(object: &Value) -> ErrorList {
-    let mut errors = ErrorList::new();
-    let spec = Node::root(object).child("spec");
-    modes(&spec, "", &mut errors);
-    if spec.child("capacity").is_empty() {
-        spec.child("capacity").missing(&mut errors, "");
-    } else if !spec.has("capacity.storage") || spec.child("capacity").len() > 1 {
-        errors.push(Error::not_supported(
-            &spec.child("capacity").path,
-            spec.child("capacity").value.clone(),
-            &["storage"],
-        ));
-    }
-    if let Some(amount) = quantity(spec.child("capacity.storage").value)
-        && (amount.is_zero() || amount.is_negative())
-    {
-        errors.push(Error::invalid(
-            &spec.child("capacity").path.key("storage"),
-            amount.to_string(),
-            "must be greater than zero",
-        ));
-    }
-    spec.child("persistentVolumeReclaimPolicy").one_of(&mut errors, &["Delete", "Recycle", "Retain"]);
-    spec.child("volumeMode").optional_one_of(&mut errors, &["Block", "Filesystem"]);
-    if spec.has("nodeAffinity") {
-        let required = spec.child("nodeAffinity.required");
-        if required.exists() {
-            placement::node_selector(&required, &mut errors);
-        } else {
-            required.missing(&mut errors, "must specify required node constraints");
-        }
-    }
-    let sources = source_of(spec.value);
-    for (index, (kind, _)) in sources.iter().enumerate() {
-        let source = spec.child(kind);
-        if index > 0 {
-            source.forbidden(&mut errors, "may not specify more than 1 volume type");
-        } else {
-            remote::in_volume(&source, kind, name(object), &mut errors);
-            if *kind == "local" && !spec.has("nodeAffinity") {
-                spec.child("nodeAffinity").missing(&mut errors, "Local volume requires node affinity");
-            }
-        }
-    }
-    if sources.is_empty() {
-        spec.missing(&mut errors, "must specify a volume type");
-    }
-    if !spec.child("storageClassName").text().is_empty() {
-        spec.child("storageClassName").format(&mut errors, names::dns1123_subdomain);
-    }
-    errors
-}
-
-pub fn volume_columns() -> Vec<Column> {
-    named_wide(
-        vec![
-            words("Capacity", "capacity is the description of the persistent volume's resources and capacity."),
-            words("Access Modes", "accessModes contains all ways the volume can be mounted."),
-            words(
-                "Reclaim Policy",
-                "persistentVolumeReclaimPolicy defines what happens to a persistent volume when released from its claim.",
-            ),
-            words("Status", "phase indicates if a volume is available, bound to a claim, or released by a claim."),
-            words(
-                "Claim",
-                "claimRef is part of a bi-directional binding between PersistentVolume and PersistentVolumeClaim.",
-            ),
-            words("StorageClass", "StorageClass of the pv"),
-            words("VolumeAttributesClass", "VolumeAttributesClass of the pv"),
-            words(
-                "Reason",
-                "reason is a brief CamelCase string that describes any failure and is meant for machine parsing and tidy display in the CLI.",
-            ),
-        ],
-        vec![words(
-            "VolumeMode",
-            "volumeMode defines if a volume is intended to be used with a formatted filesystem or to remain in raw block state.",
-        )],
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use api::field::join;
+    use crate::kinds::tested::{created, prepared, updated, updated_sub};
+
+    fn claim(extra: Value) -> Value {
+        let mut claim = json!({"metadata": {"name": "c", "namespace": "n"},
+            "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
+        for (path, value) in extra.as_object().expect("the test's own fields") {
+            set(&mut claim, path, value.clone());
+        }
+        claim
+    }
 
     #[test]
-    fn claims() {
-        let old = json!({"spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}, "volumeName": "v", "storageClassName": "a"}, "status": {"phase": "Bound", "capacity": {"storage": "1Gi"}}});
-        let mut errors = ErrorList::new();
-        validate_spec(&Node::root(&json!({"spec": {}})).child("spec"), &mut errors);
-        assert_eq!(
-            join(&errors),
-            "[spec.accessModes: Required value: at least 1 access mode is required, spec.resources[storage]: Required value]"
-        );
-        for (path, value, expected) in [
-            ("spec.resources.requests.storage", json!("2Gi"), "[]"),
+    fn created_claims() {
+        for (extra, expected) in [
+            (json!({}), "[]"),
             (
-                "spec.resources.requests.storage",
-                json!("1Mi"),
-                "spec.resources.requests.storage: Forbidden: field can not be less than status.capacity",
+                json!({"spec": {}}),
+                "[spec.accessModes: Required value: at least 1 access mode is required, spec.resources[storage]: Required value]",
             ),
             (
-                "spec.storageClassName",
-                json!("b"),
-                "spec: Forbidden: spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
+                json!({"spec.accessModes": ["ReadWriteOncePod", "ReadWriteOnce", "Never"]}),
+                "[spec.accessModes: Unsupported value: \"Never\": supported values: \"ReadOnlyMany\", \"ReadWriteMany\", \"ReadWriteOnce\", \"ReadWriteOncePod\", \
+                 spec.accessModes: Forbidden: may not use ReadWriteOncePod with other access modes]",
+            ),
+            (json!({"spec.accessModes": ["ReadWriteOncePod", "ReadWriteOncePod"]}), "[]"),
+            (
+                json!({"spec.resources.requests.storage": "0"}),
+                "spec.resources[storage]: Invalid value: \"0\": must be greater than zero",
+            ),
+            (
+                json!({"spec.volumeMode": "Tape"}),
+                "spec.volumeMode: Unsupported value: \"Tape\": supported values: \"Block\", \"Filesystem\"",
+            ),
+            (json!({"spec.dataSource": {"kind": "PersistentVolumeClaim", "name": "d"}}), "[]"),
+            // A kind that the old field never took is dropped.
+            (json!({"spec.dataSource": {"kind": "Pod", "name": "d"}}), "[]"),
+            (
+                json!({"spec.dataSourceRef": {"kind": "Pod", "name": ""}}),
+                "[spec.dataSource.name: Required value, \
+                 spec.dataSource: Invalid value: \"Pod\": must be 'PersistentVolumeClaim' when referencing the default apiGroup, \
+                 spec.dataSourceRef.name: Required value, \
+                 spec.dataSourceRef: Invalid value: \"Pod\": must be 'PersistentVolumeClaim' when referencing the default apiGroup]",
+            ),
+            (
+                json!({"spec.dataSource": {"kind": "PersistentVolumeClaim", "name": "d"}, "spec.dataSourceRef": {"kind": "PersistentVolumeClaim", "name": "e"}}),
+                "spec: Invalid value: {}: must match dataSourceRef",
+            ),
+            (
+                json!({"spec.volumeAttributesClassName": "A"}),
+                "spec.volumeAttributesClassName: Invalid value: \"A\": a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')",
             ),
         ] {
-            let mut new = old.clone();
-            set(&mut new, path, value);
-            assert_eq!(join(&validate_claim_update(&new, &old)), expected, "{path}");
+            assert_eq!(created(&Claim, &claim(extra.clone())), expected, "{extra}");
         }
     }
 
     #[test]
-    fn volumes() {
-        let mut volume = json!({"spec": {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "hostPath": {"path": "/x"}}});
-        Volume.defaults(&mut volume);
-        assert_eq!(join(&validate_volume(&volume)), "[]");
-        assert_eq!(volume["spec"]["hostPath"]["type"], "");
+    fn data_sources_say_the_same() {
+        let snapshot = json!({"apiGroup": "snapshot.storage.k8s.io", "kind": "VolumeSnapshot", "name": "s"});
+        let elsewhere = json!({"kind": "PersistentVolumeClaim", "name": "s", "namespace": "other"});
+        for (given, old, (source, reference)) in [
+            (json!({"dataSource": snapshot}), json!({}), (snapshot.clone(), snapshot.clone())),
+            (json!({"dataSourceRef": snapshot}), json!({}), (snapshot.clone(), snapshot.clone())),
+            (json!({"dataSource": {"kind": "Pod", "name": "p"}}), json!({}), (Value::Null, Value::Null)),
+            (json!({"dataSourceRef": elsewhere}), json!({}), (Value::Null, Value::Null)),
+            (
+                json!({"dataSourceRef": elsewhere}),
+                json!({"dataSourceRef": elsewhere}),
+                (Value::Null, elsewhere.clone()),
+            ),
+        ] {
+            let mut new = json!({ "spec": given });
+            prepared(&Claim, &mut new, &json!({ "spec": old }));
+            assert_eq!((at(&new, "spec.dataSource"), at(&new, "spec.dataSourceRef")), (&source, &reference), "{given}");
+        }
+    }
+
+    #[test]
+    fn updated_claims() {
+        let bound = claim(
+            json!({"spec.volumeName": "v", "spec.storageClassName": "a", "status": {"phase": "Bound", "capacity": {"storage": "1Gi"}}}),
+        );
+        let growing = {
+            let mut claim = bound.clone();
+            set(&mut claim, "spec.resources.requests.storage", "4Gi");
+            claim
+        };
+        let spec_diff = |lines: &str| {
+            format!(
+                "spec: Forbidden: spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims\n{lines}"
+            )
+        };
+        let changed_class = spec_diff(
+            "@@ -10,7 +10,7 @@\n   }\n  },\n  \"VolumeName\": \"v\",\n- \"StorageClassName\": \"a\",\n+ \"StorageClassName\": \"b\",\n  \"VolumeMode\": \"Filesystem\",\n  \"DataSource\": null,\n  \"DataSourceRef\": null,\n",
+        );
+        for (old, path, value, expected) in [
+            (&bound, "spec.resources.requests.storage", json!("2Gi"), "[]".to_owned()),
+            (
+                &bound,
+                "spec.resources.requests.storage",
+                json!("1Mi"),
+                "spec.resources.requests.storage: Forbidden: field can not be less than status.capacity".to_owned(),
+            ),
+            (&growing, "spec.resources.requests.storage", json!("2Gi"), "[]".to_owned()),
+            (
+                &growing,
+                "spec.resources.requests.storage",
+                json!("1Gi"),
+                "spec.resources.requests.storage: Forbidden: field can not be less than status.capacity".to_owned(),
+            ),
+            (&bound, "spec.storageClassName", json!("b"), changed_class),
+            (&bound, "spec.volumeAttributesClassName", json!("gold"), "[]".to_owned()),
+        ] {
+            let mut new = old.clone();
+            set(&mut new, path, value);
+            assert_eq!(updated(&Claim, old, &new), expected, "{path}");
+        }
+        let gold = claim(json!({"spec.volumeAttributesClassName": "gold", "status.phase": "Bound"}));
+        let none = claim(json!({"spec.volumeAttributesClassName": "", "status.phase": "Bound"}));
         assert_eq!(
-            join(&validate_volume(&json!({"spec": {"persistentVolumeReclaimPolicy": "Retain"}}))),
-            "[spec.accessModes: Required value, spec.capacity: Required value, spec: Required value: must specify a volume type]"
+            updated(&Claim, &gold, &none),
+            "spec.volumeAttributesClassName: Forbidden: update from non-nil value to an empty string is forbidden"
+        );
+        let blocks = claim(json!({"spec.volumeMode": "Block"}));
+        assert!(
+            updated(&Claim, &claim(json!({})), &blocks)
+                .ends_with(", volumeMode: Invalid value: \"Block\": field is immutable]")
+        );
+    }
+
+    #[test]
+    fn a_class_is_named_once() {
+        let annotated = |class: &str, extra: Value| {
+            let mut claim = claim(extra);
+            set(&mut claim, "metadata.annotations", json!({ CLASS_ANNOTATION: class }));
+            claim
+        };
+        let moved =
+            "metadata.annotations.volume.beta.kubernetes.io/storage-class: Invalid value: \"b\": field is immutable";
+        for (old, new, expected) in [
+            (claim(json!({})), claim(json!({"spec.storageClassName": "a"})), "[]"),
+            (
+                claim(json!({"status.phase": "Bound"})),
+                claim(json!({"spec.storageClassName": "", "status.phase": "Bound"})),
+                "[]",
+            ),
+            (annotated("a", json!({})), annotated("a", json!({"spec.storageClassName": "a"})), "[]"),
+            (annotated("a", json!({})), claim(json!({"spec.storageClassName": "a"})), "[]"),
+            (annotated("a", json!({})), annotated("b", json!({})), moved),
+        ] {
+            assert_eq!(updated(&Claim, &old, &new), expected, "{new}");
+        }
+    }
+
+    #[test]
+    fn what_is_stored_may_stay() {
+        let bad =
+            claim(json!({"spec.selector": {"matchExpressions": [{"key": "a", "operator": "In", "values": ["-"]}]}}));
+        assert_eq!(updated(&Claim, &bad, &bad), "[]");
+        assert!(created(&Claim, &bad).starts_with("spec.selector.matchExpressions[0].values[0]: Invalid value: \"-\""));
+        let source = json!({"apiGroup": "A", "kind": "K", "name": "n"});
+        let grouped = claim(json!({"spec.dataSource": source, "spec.dataSourceRef": source}));
+        assert_eq!(updated(&Claim, &grouped, &grouped), "[]");
+    }
+
+    #[test]
+    fn statuses() {
+        for (status, expected) in [
+            (
+                json!({"allocatedResources": {"storage": "1Gi"}, "allocatedResourceStatuses": {"storage": "NodeResizePending", "example.com/x": "NodeResizePending"}}),
+                "[]",
+            ),
+            (
+                json!({"capacity": {"storage": "-1"}}),
+                "status.capacity[storage]: Invalid value: -1: must be a valid resource quantity",
+            ),
+            (
+                json!({"allocatedResources": {"cpu": "1"}, "allocatedResourceStatuses": {"storage": "Soon"}}),
+                "[status.allocatedResourceStatus: Unsupported value: \"storage\": supported values: \"ControllerResizeInProgress\", \"ControllerResizeInfeasible\", \"NodeResizeInProgress\", \"NodeResizeInfeasible\", \"NodeResizePending\", \
+                 status.allocatedResources: Unsupported value: \"cpu\": supported values: \"storage\"]",
+            ),
+        ] {
+            let new = claim(json!({ "status": status }));
+            assert_eq!(updated_sub(&Claim, "status", &claim(json!({})), &new), expected, "{status}");
+        }
+        assert_eq!(updated_sub(&Claim, "status", &json!({}), &json!({})), "Spec.accessModes: Required value");
+    }
+
+    #[test]
+    fn warned() {
+        let mut claim = claim(json!({"spec.resources.limits": {"storage": "1500m"}}));
+        set(&mut claim, "metadata.annotations", json!({ CLASS_ANNOTATION: "a" }));
+        assert_eq!(
+            Claim.warnings(&claim, None),
+            [
+                "metadata.annotations[volume.beta.kubernetes.io/storage-class]: deprecated since v1.8; use \"storageClassName\" attribute instead",
+                "spec.resources.limits[storage]: fractional byte value \"1500m\" is invalid, must be an integer",
+            ]
         );
     }
 }

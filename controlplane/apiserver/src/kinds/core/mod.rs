@@ -9,6 +9,7 @@ mod event;
 mod limits;
 mod namespace;
 mod node;
+mod persistent_volume;
 pub mod pod;
 mod port_map;
 mod service;
@@ -44,7 +45,7 @@ pub fn resources(ranges: ServiceRanges) -> Vec<Resource> {
         Resource::new(namespace_descriptor().columns(namespace::columns()), namespace::Namespace),
         Resource::new(node_descriptor().columns(node::columns()), node::Node),
         Resource::new(claim_descriptor().columns(claim::claim_columns()), claim::Claim),
-        Resource::new(volume_descriptor().columns(claim::volume_columns()), claim::Volume),
+        Resource::new(volume_descriptor().columns(persistent_volume::columns()), persistent_volume::Volume),
         Resource::new(pod_descriptor().columns(pod::row::columns()), pod::Pod),
         Resource::new(pod_template_descriptor().columns(apps::pod_template_columns()), apps::PodTemplate),
         Resource::new(

@@ -1,0 +1,503 @@
+//! PersistentVolumes (`pkg/api/persistentvolume`). Neighbours: [`super::claim`], and
+//! [`super::pod::remote`] for what one source needs.
+
+use api::field::{Error, ErrorList, Path};
+use api::names;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::claim::{class, modes, old_class, positive_quantity};
+use super::diff;
+use super::pod::defaults::remote_volume;
+use super::pod::internal::{self, NODE_AFFINITY, VOLUME_SOURCE};
+use super::pod::resources::basic_quantity;
+use super::pod::warn::{OLD_LABELS, old_keys};
+use super::pod::{placement, remote, timestamp};
+use crate::kinds::check::{IMMUTABLE, Node};
+use crate::kinds::table::{UNSET, access_modes, named_wide, row_wide, words};
+use crate::kinds::value::{
+    annotation, at, copy, default, default_text, get_mut, has, list, list_mut, name, opt_text, remove, same, same_at,
+    set, text,
+};
+use crate::resource::{Column, Context, Hooks};
+
+const MOUNT_OPTIONS: &str = "volume.beta.kubernetes.io/mount-options";
+const TRANSITION: &str = "status.lastPhaseTransitionTime";
+
+/// Volume sources in the order they are looked at, and how the error of one too many calls them.
+const SOURCES: [(&str, &str); 22] = [
+    ("hostPath", "hostPath"),
+    ("gcePersistentDisk", "gcePersistentDisk"),
+    ("awsElasticBlockStore", "awsElasticBlockStore"),
+    ("glusterfs", "glusterfs"),
+    ("flocker", "flocker"),
+    ("nfs", "nfs"),
+    ("rbd", "rbd"),
+    ("quobyte", "quobyte"),
+    ("cephfs", "cephFS"),
+    ("iscsi", "iscsi"),
+    ("cinder", "cinder"),
+    ("fc", "fc"),
+    ("flexVolume", "flexVolume"),
+    ("azureFile", "azureFile"),
+    ("vsphereVolume", "vsphereVolume"),
+    ("photonPersistentDisk", "photonPersistentDisk"),
+    ("portworxVolume", "portworxVolume"),
+    ("azureDisk", "azureDisk"),
+    ("scaleIO", "scaleIO"),
+    ("local", "local"),
+    ("storageos", "storageos"),
+    ("csi", "csi"),
+];
+
+/// Sources that may have mount options by the old annotation.
+const WITH_MOUNT_OPTIONS: [&str; 13] = [
+    "gcePersistentDisk",
+    "awsElasticBlockStore",
+    "glusterfs",
+    "nfs",
+    "rbd",
+    "quobyte",
+    "iscsi",
+    "cinder",
+    "cephfs",
+    "azureFile",
+    "vsphereVolume",
+    "azureDisk",
+    "photonPersistentDisk",
+];
+
+/// Volume types that were given up, and how warnings call them.
+const GONE: [(&str, &str, &str); 6] = [
+    ("cephfs", "cephfs", "deprecated in v1.28, non-functional in v1.31+"),
+    ("photonPersistentDisk", "photonPersistentDisk", "deprecated in v1.11, non-functional in v1.16+"),
+    ("scaleIO", "scaleIO", "deprecated in v1.16, non-functional in v1.22+"),
+    ("storageos", "storageOS", "deprecated in v1.22, non-functional in v1.25+"),
+    ("glusterfs", "glusterfs", "deprecated in v1.25, non-functional in v1.26+"),
+    ("rbd", "rbd", "deprecated in v1.28, non-functional in v1.31+"),
+];
+
+pub struct Volume;
+
+impl Hooks for Volume {
+    fn defaults(&self, volume: &mut Value) {
+        default_text(volume, "status.phase", "Pending");
+        default_text(volume, "spec.persistentVolumeReclaimPolicy", "Retain");
+        default(volume, "spec.volumeMode", "Filesystem");
+        if let Some(spec) = get_mut(volume, "spec") {
+            remote_volume(spec);
+        }
+    }
+
+    fn prepare_create(&self, ctx: &Context<'_>, volume: &mut Value) {
+        set(volume, "status", json!({"phase": "Pending", "lastPhaseTransitionTime": timestamp(ctx.now)}));
+    }
+
+    /// The time of the last phase goes with the phase, whatever the client knows of it.
+    fn prepare_subresource_update(&self, ctx: &Context<'_>, new: &mut Value, old: &Value) {
+        if ctx.subresource != "status" {
+            return;
+        }
+        let moved = !same_at(new, old, "status.phase");
+        if moved && (!has(new, TRANSITION) || same_at(new, old, TRANSITION)) {
+            set(new, TRANSITION, timestamp(ctx.now));
+        } else if !moved && !has(new, TRANSITION) {
+            copy(old, new, TRANSITION);
+        }
+    }
+
+    fn validate_create(&self, _ctx: &Context<'_>, volume: &Value) -> ErrorList {
+        validate_volume(volume, true)
+    }
+
+    fn validate_update(&self, _ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
+        validate_volume_update(new, old)
+    }
+
+    fn warnings(&self, new: &Value, _old: Option<&Value>) -> Vec<String> {
+        let mut found: Vec<String> = old_class(new).into_iter().collect();
+        if annotation(new, MOUNT_OPTIONS).is_some() {
+            found.push(format!(
+                "metadata.annotations[{MOUNT_OPTIONS}]: deprecated since v1.31; use \"mountOptions\" attribute instead"
+            ));
+        }
+        if text(new, "spec.persistentVolumeReclaimPolicy") == "Recycle" {
+            found.push("spec.persistentVolumeReclaimPolicy: The Recycle reclaim policy is deprecated. Instead, the recommended approach is to use dynamic provisioning.".to_owned());
+        }
+        for (index, term) in list(new, "spec.nodeAffinity.required.nodeSelectorTerms").iter().enumerate() {
+            old_keys(term, &format!("spec.nodeAffinity.required.nodeSelectorTerms[{index}]"), &mut found);
+        }
+        let gone = GONE.iter().filter(|(kind, ..)| has(at(new, "spec"), kind));
+        found.extend(gone.map(|(_, named, words)| format!("spec.{named}: {words}")));
+        found
+    }
+
+    fn row(&self, volume: &Value, now: Timestamp) -> Vec<Value> {
+        let phase =
+            if has(volume, "metadata.deletionTimestamp") { "Terminating" } else { text(volume, "status.phase") };
+        let claim = if has(volume, "spec.claimRef") {
+            format!("{}/{}", text(volume, "spec.claimRef.namespace"), text(volume, "spec.claimRef.name"))
+        } else {
+            String::new()
+        };
+        row_wide(
+            volume,
+            now,
+            vec![
+                text(volume, "spec.capacity.storage").into(),
+                access_modes(list(volume, "spec.accessModes")).into(),
+                text(volume, "spec.persistentVolumeReclaimPolicy").into(),
+                phase.into(),
+                claim.into(),
+                class(volume).unwrap_or("").into(),
+                opt_text(volume, "spec.volumeAttributesClassName").unwrap_or(UNSET).into(),
+                text(volume, "status.reason").into(),
+            ],
+            vec![opt_text(volume, "spec.volumeMode").unwrap_or(UNSET).into()],
+        )
+    }
+}
+
+fn validate_volume(object: &Value, affinity_values: bool) -> ErrorList {
+    let mut errors = ErrorList::new();
+    let spec = Node::root(object).child("spec");
+    spec.child("accessModes").required(&mut errors, "");
+    modes(&spec, &mut errors);
+    capacity(&spec, &mut errors);
+    if !spec.child("persistentVolumeReclaimPolicy").text().is_empty() {
+        spec.child("persistentVolumeReclaimPolicy").one_of(&mut errors, &["Delete", "Recycle", "Retain"]);
+    }
+    let affinity = spec.child("nodeAffinity");
+    if affinity.exists() {
+        let required = affinity.child("required");
+        if required.exists() {
+            placement::node_selector_where(&required, affinity_values, &mut errors);
+        } else {
+            required.missing(&mut errors, "must specify required node constraints");
+        }
+    }
+    sources(&spec, name(object), &mut errors);
+    let policy = spec.child("persistentVolumeReclaimPolicy");
+    if policy.text() == "Recycle" && is_root(spec.child("hostPath.path").text()) {
+        policy.forbidden(&mut errors, "may not be 'recycle' for a hostPath mount of '/'");
+    }
+    if !spec.child("storageClassName").text().is_empty() {
+        spec.child("storageClassName").format(&mut errors, names::dns1123_subdomain);
+    }
+    spec.child("volumeMode").optional_one_of(&mut errors, &["Block", "Filesystem"]);
+    let attributes = spec.child("volumeAttributesClassName");
+    if attributes.exists() {
+        if attributes.required(&mut errors, "an empty string is disallowed") {
+            attributes.format(&mut errors, names::dns1123_subdomain);
+        }
+        if !spec.has("csi") {
+            spec.child("csi").missing(&mut errors, "has to be specified when using volumeAttributesClassName");
+        }
+    }
+    if annotation(object, MOUNT_OPTIONS).is_some() && !WITH_MOUNT_OPTIONS.iter().any(|kind| spec.has(kind)) {
+        Node::root(object)
+            .child("metadata.annotations")
+            .child(MOUNT_OPTIONS)
+            .forbidden(&mut errors, "may not specify mount options for this volume type");
+    }
+    errors
+}
+
+fn capacity(spec: &Node<'_>, errors: &mut ErrorList) {
+    let capacity = spec.child("capacity");
+    capacity.required(errors, "");
+    if !spec.has("capacity.storage") || capacity.len() > 1 {
+        errors.push(Error::not_supported(&capacity.path, capacity.value.clone(), &["storage"]));
+    }
+    for (_, amount) in spec.entries("capacity") {
+        basic_quantity(&amount, errors);
+        positive_quantity(&amount, errors);
+    }
+}
+
+/// One source, sound.
+fn sources(spec: &Node<'_>, name: &str, errors: &mut ErrorList) {
+    let mut given = 0;
+    for (kind, named) in SOURCES {
+        let source = spec.child(kind);
+        if !source.exists() {
+            continue;
+        }
+        given += 1;
+        if given > 1 && kind != "flexVolume" {
+            spec.child(named).forbidden(errors, "may not specify more than 1 volume type");
+            continue;
+        }
+        remote::in_volume(&source, kind, name, errors);
+        if kind == "local" && !spec.has("nodeAffinity") {
+            spec.child("nodeAffinity").missing(errors, "Local volume requires node affinity");
+        }
+    }
+    if given == 0 {
+        spec.missing(errors, "must specify a volume type");
+    }
+}
+
+/// Whether an absolute path, once cleaned, is `/`.
+fn is_root(path: &str) -> bool {
+    let mut depth = 0;
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => depth = i32::max(depth - 1, 0),
+            _ => depth += 1,
+        }
+    }
+    path.starts_with('/') && depth == 0
+}
+
+fn validate_volume_update(new: &Value, old: &Value) -> ErrorList {
+    let (spec, was) = (Node::root(new).child("spec"), Node::root(old).child("spec"));
+    let mut wrong = ErrorList::new();
+    if was.has("nodeAffinity.required") {
+        placement::node_selector(&was.child("nodeAffinity.required"), &mut wrong);
+    }
+    let mut errors = validate_volume(new, wrong.is_empty());
+    let mut munged = spec.value.clone();
+    // It may be given afterwards.
+    if was.has("csi") && !was.has("csi.controllerExpandSecretRef") {
+        remove(&mut munged, "csi.controllerExpandSecretRef");
+    }
+    if !SOURCES.iter().all(|(kind, _)| same_at(&munged, was.value, kind)) {
+        let shown = |spec: &Value| internal::lines(spec, VOLUME_SOURCE);
+        spec.child("persistentvolumesource").forbidden(
+            &mut errors,
+            format!(
+                "spec.persistentvolumesource is immutable after creation\n{}",
+                diff::unified_lines(&shown(was.value), &shown(&munged))
+            ),
+        );
+    }
+    let mode = Node::new(spec.child("volumeMode").value, Path::root("volumeMode"));
+    mode.immutable(&mut errors, &was.child("volumeMode"));
+    let affinity = spec.child("nodeAffinity").value;
+    if was.has("nodeAffinity") && !same_but_newer_labels(affinity, was.child("nodeAffinity").value) {
+        let path = Path::root("nodeAffinity");
+        let detail = format!("{IMMUTABLE}, except for updating from beta label to GA");
+        errors.push(internal::invalid(&path, affinity, NODE_AFFINITY, &detail));
+    }
+    if was.has("volumeAttributesClassName") && !spec.has("volumeAttributesClassName") {
+        spec.child("volumeAttributesClassName").forbidden(&mut errors, "update from non-nil value to nil is forbidden");
+    }
+    errors
+}
+
+/// Whether the affinity is what it was, labels of before under the names they have now.
+fn same_but_newer_labels(new: &Value, old: &Value) -> bool {
+    let mut old = old.clone();
+    let terms = list(new, "required.nodeSelectorTerms");
+    for (index, term) in list_mut(&mut old, "required.nodeSelectorTerms").enumerate() {
+        let now = terms.get(index).map_or(&[][..], |term| list(term, "matchExpressions"));
+        for (requirement, now) in list_mut(term, "matchExpressions").zip(now) {
+            let key = text(now, "key");
+            if OLD_LABELS.iter().any(|(old, _, new)| *old == text(requirement, "key") && *new == key) {
+                set(requirement, "key", key);
+            }
+        }
+    }
+    same(new, &old)
+}
+
+pub fn columns() -> Vec<Column> {
+    named_wide(
+        vec![
+            words("Capacity", "capacity is the description of the persistent volume's resources and capacity."),
+            words("Access Modes", "accessModes contains all ways the volume can be mounted."),
+            words(
+                "Reclaim Policy",
+                "persistentVolumeReclaimPolicy defines what happens to a persistent volume when released from its claim.",
+            ),
+            words("Status", "phase indicates if a volume is available, bound to a claim, or released by a claim."),
+            words(
+                "Claim",
+                "claimRef is part of a bi-directional binding between PersistentVolume and PersistentVolumeClaim.",
+            ),
+            words("StorageClass", "StorageClass of the pv"),
+            words("VolumeAttributesClass", "VolumeAttributesClass of the pv"),
+            words(
+                "Reason",
+                "reason is a brief CamelCase string that describes any failure and is meant for machine parsing and tidy display in the CLI.",
+            ),
+        ],
+        vec![words(
+            "VolumeMode",
+            "volumeMode defines if a volume is intended to be used with a formatted filesystem or to remain in raw block state.",
+        )],
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kinds::tested::{created, updated};
+
+    fn volume(extra: Value) -> Value {
+        let mut volume = json!({"metadata": {"name": "v"}, "spec": {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"]}});
+        for (path, value) in extra.as_object().expect("the test's own fields") {
+            set(&mut volume, path, value.clone());
+        }
+        volume
+    }
+
+    fn host(extra: Value) -> Value {
+        let mut volume = volume(extra);
+        default(&mut volume, "spec.hostPath.path", "/x");
+        volume
+    }
+
+    #[test]
+    fn created_volumes() {
+        for (volume, expected) in [
+            (host(json!({})), "[]"),
+            (
+                json!({"metadata": {"name": "v"}}),
+                "[spec.accessModes: Required value, spec.capacity: Required value, spec.capacity: Unsupported value: null: supported values: \"storage\", \
+                 spec: Required value: must specify a volume type]",
+            ),
+            (
+                host(json!({"spec.capacity": {"storage": "0", "cpu": "1"}})),
+                "[spec.capacity: Unsupported value: {\"cpu\":\"1\",\"storage\":\"0\"}: supported values: \"storage\", \
+                 spec.capacity[storage]: Invalid value: \"0\": must be greater than zero]",
+            ),
+            (
+                host(json!({"spec.nfs": {"server": "s", "path": "/"}, "spec.cephfs": {}})),
+                "[spec.nfs: Forbidden: may not specify more than 1 volume type, spec.cephFS: Forbidden: may not specify more than 1 volume type]",
+            ),
+            (
+                volume(json!({"spec.local": {"path": "/x"}})),
+                "spec.nodeAffinity: Required value: Local volume requires node affinity",
+            ),
+            (
+                volume(json!({"spec.nodeAffinity": {}, "spec.local": {"path": "/x"}})),
+                "spec.nodeAffinity.required: Required value: must specify required node constraints",
+            ),
+            (
+                host(json!({"spec.hostPath": {"path": "//./"}, "spec.persistentVolumeReclaimPolicy": "Recycle"})),
+                "spec.persistentVolumeReclaimPolicy: Forbidden: may not be 'recycle' for a hostPath mount of '/'",
+            ),
+            (
+                host(json!({"spec.volumeAttributesClassName": ""})),
+                "[spec.volumeAttributesClassName: Required value: an empty string is disallowed, \
+                 spec.csi: Required value: has to be specified when using volumeAttributesClassName]",
+            ),
+            (
+                host(json!({"metadata.annotations": {MOUNT_OPTIONS: "ro"}})),
+                "metadata.annotations.volume.beta.kubernetes.io/mount-options: Forbidden: may not specify mount options for this volume type",
+            ),
+            (
+                volume(
+                    json!({"metadata.annotations": {MOUNT_OPTIONS: "ro"}, "spec.nfs": {"server": "s", "path": "/"}}),
+                ),
+                "[]",
+            ),
+            (
+                volume(json!({"spec.csi": {"driver": "d", "volumeHandle": "", "nodePublishSecretRef": {"name": "s"}}})),
+                "[spec.csi.volumeHandle: Required value, spec.csi.nodePublishSecretRef.namespace: Required value]",
+            ),
+        ] {
+            assert_eq!(created(&Volume, &volume), expected, "{volume}");
+        }
+    }
+
+    #[test]
+    fn updated_volumes() {
+        let affinity = |key: &str| json!({"required": {"nodeSelectorTerms": [{"matchExpressions": [{"key": key, "operator": "In", "values": ["a"]}]}]}});
+        let csi = |extra: Value| {
+            let mut csi = json!({"driver": "d", "volumeHandle": "h"});
+            for (key, value) in extra.as_object().expect("the test's own fields") {
+                csi[key] = value.clone();
+            }
+            volume(json!({ "spec.csi": csi }))
+        };
+        let beta = host(json!({"spec.nodeAffinity": affinity("failure-domain.beta.kubernetes.io/zone")}));
+        let secret = json!({"controllerExpandSecretRef": {"name": "s", "namespace": "n"}});
+        for (old, new, expected) in [
+            (host(json!({})), host(json!({"spec.claimRef": {"name": "c", "namespace": "n"}})), "[]"),
+            (host(json!({})), host(json!({"spec.nodeAffinity": affinity("a")})), "[]"),
+            (beta.clone(), host(json!({"spec.nodeAffinity": affinity("topology.kubernetes.io/zone")})), "[]"),
+            (
+                beta,
+                host(json!({})),
+                "nodeAffinity: Invalid value: null: field is immutable, except for updating from beta label to GA",
+            ),
+            (
+                host(json!({"spec.nodeAffinity": affinity("a")})),
+                host(json!({"spec.nodeAffinity": affinity("b")})),
+                "nodeAffinity: Invalid value: {\"Required\":{\"NodeSelectorTerms\":[{\"MatchExpressions\":[{\"Key\":\"b\",\"Operator\":\"In\",\"Values\":[\"a\"]}],\"MatchFields\":null}]}}: field is immutable, except for updating from beta label to GA",
+            ),
+            (
+                host(json!({})),
+                host(json!({"spec.volumeMode": "Block"})),
+                "volumeMode: Invalid value: \"Block\": field is immutable",
+            ),
+            (csi(json!({})), csi(secret.clone()), "[]"),
+            (
+                host(json!({})),
+                host(json!({"spec.hostPath": {"path": "/y"}})),
+                "spec.persistentvolumesource: Forbidden: spec.persistentvolumesource is immutable after creation\n@@ -2,7 +2,7 @@\n  \"GCEPersistentDisk\": null,\n  \"AWSElasticBlockStore\": null,\n  \"HostPath\": {\n-  \"Path\": \"/x\",\n+  \"Path\": \"/y\",\n   \"Type\": \"\"\n  },\n  \"Glusterfs\": null,\n",
+            ),
+            (
+                volume(
+                    json!({"spec.csi": {"driver": "d", "volumeHandle": "h"}, "spec.volumeAttributesClassName": "gold"}),
+                ),
+                csi(json!({})),
+                "spec.volumeAttributesClassName: Forbidden: update from non-nil value to nil is forbidden",
+            ),
+        ] {
+            assert_eq!(updated(&Volume, &old, &new), expected, "{new}");
+        }
+        assert!(updated(&Volume, &csi(secret), &csi(json!({}))).contains("is immutable after creation"));
+        let stored = host(
+            json!({"spec.nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [{"key": "a", "operator": "In", "values": ["-"]}]}]}}}),
+        );
+        assert_eq!(updated(&Volume, &stored, &stored), "[]");
+        assert_ne!(created(&Volume, &stored), "[]");
+    }
+
+    #[test]
+    fn phases_have_their_time() {
+        let (cluster, user) = (crate::admission::fake::Fixed::default(), crate::authn::UserInfo::admin());
+        let ctx = Context {
+            user: &user,
+            namespace: "",
+            name: "v",
+            subresource: "status",
+            dry_run: false,
+            now: Timestamp::UNIX_EPOCH,
+            cluster: &cluster,
+        };
+        let (then, now) = ("2026-01-01T00:00:00Z", "1970-01-01T00:00:00Z");
+        let old = json!({"status": {"phase": "Available", "lastPhaseTransitionTime": then}});
+        for (status, expected) in [
+            (json!({"phase": "Bound"}), now),
+            (json!({"phase": "Bound", "lastPhaseTransitionTime": then}), now),
+            (json!({"phase": "Bound", "lastPhaseTransitionTime": "2026-01-02T00:00:00Z"}), "2026-01-02T00:00:00Z"),
+            (json!({"phase": "Available"}), then),
+        ] {
+            let mut new = json!({ "status": status });
+            Volume.prepare_subresource_update(&ctx, &mut new, &old);
+            assert_eq!(text(&new, TRANSITION), expected, "{status}");
+        }
+    }
+
+    #[test]
+    fn warned() {
+        let volume = json!({"metadata": {"annotations": {MOUNT_OPTIONS: "ro"}}, "spec": {
+            "persistentVolumeReclaimPolicy": "Recycle", "storageos": {},
+            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [{"key": "beta.kubernetes.io/os"}]}]}}}});
+        assert_eq!(
+            Volume.warnings(&volume, None),
+            [
+                "metadata.annotations[volume.beta.kubernetes.io/mount-options]: deprecated since v1.31; use \"mountOptions\" attribute instead",
+                "spec.persistentVolumeReclaimPolicy: The Recycle reclaim policy is deprecated. Instead, the recommended approach is to use dynamic provisioning.",
+                "spec.nodeAffinity.required.nodeSelectorTerms[0].matchExpressions[0].key: beta.kubernetes.io/os is deprecated since v1.14; use \"kubernetes.io/os\" instead",
+                "spec.storageOS: deprecated in v1.22, non-functional in v1.25+",
+            ]
+        );
+    }
+}
