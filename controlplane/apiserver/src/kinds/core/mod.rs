@@ -12,6 +12,7 @@ mod node;
 mod persistent_volume;
 pub mod pod;
 mod port_map;
+mod quota;
 mod service;
 mod service_repair;
 mod service_validation;
@@ -52,7 +53,7 @@ pub fn resources(ranges: ServiceRanges) -> Vec<Resource> {
             replication_controller_descriptor().columns(apps::replica_columns()),
             apps::ReplicationController,
         ),
-        Resource::new(resource_quota_descriptor().columns(limits::quota_columns()), limits::ResourceQuota),
+        Resource::new(resource_quota_descriptor().columns(quota::columns()), quota::ResourceQuota),
         Resource::new(secret_descriptor().columns(data::secret_columns()), data::Secret),
         Resource::new(service_account_descriptor().columns(data::service_account_columns()), data::ServiceAccount),
         Resource::new(service_descriptor().columns(service::columns()), service::Service::new(ranges)),

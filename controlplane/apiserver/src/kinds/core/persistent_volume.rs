@@ -334,7 +334,7 @@ pub fn columns() -> Vec<Column> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kinds::tested::{created, updated};
+    use crate::kinds::tested::{created, updated, with};
 
     fn volume(extra: Value) -> Value {
         let mut volume = json!({"metadata": {"name": "v"}, "spec": {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"]}});
@@ -461,16 +461,6 @@ mod tests {
 
     #[test]
     fn phases_have_their_time() {
-        let (cluster, user) = (crate::admission::fake::Fixed::default(), crate::authn::UserInfo::admin());
-        let ctx = Context {
-            user: &user,
-            namespace: "",
-            name: "v",
-            subresource: "status",
-            dry_run: false,
-            now: Timestamp::UNIX_EPOCH,
-            cluster: &cluster,
-        };
         let (then, now) = ("2026-01-01T00:00:00Z", "1970-01-01T00:00:00Z");
         let old = json!({"status": {"phase": "Available", "lastPhaseTransitionTime": then}});
         for (status, expected) in [
@@ -480,7 +470,7 @@ mod tests {
             (json!({"phase": "Available"}), then),
         ] {
             let mut new = json!({ "status": status });
-            Volume.prepare_subresource_update(&ctx, &mut new, &old);
+            with(&json!({}), "status", |ctx| Volume.prepare_subresource_update(ctx, &mut new, &old));
             assert_eq!(text(&new, TRANSITION), expected, "{status}");
         }
     }
