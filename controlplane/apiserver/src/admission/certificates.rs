@@ -130,5 +130,5 @@ impl Admission for CertificateSubjectRestriction {
 /// Groups that a request's subject claims; none when it cannot be read, which validation reports.
 fn organizations(request: &Value) -> Vec<String> {
     let Ok(pem) = STANDARD.decode(text(request, "spec.request")) else { return Vec::new() };
-    crate::kinds::csr::organizations(&pem).unwrap_or_default()
+    crate::kinds::certificates::pem::organizations(&pem).unwrap_or_default()
 }
