@@ -18,6 +18,7 @@ mod service_repair;
 mod service_validation;
 
 pub use endpoints::host_port;
+pub use persistent_volume::inline_spec;
 pub use service::load_balancers;
 pub use service_validation::special;
 

@@ -203,6 +203,36 @@ fn validate_volume(object: &Value, affinity_values: bool) -> ErrorList {
     errors
 }
 
+/// A volume's spec inside of a VolumeAttachment: it is of a CSI driver, and nobody's yet.
+pub fn inline_spec(spec: &Node<'_>, errors: &mut ErrorList) {
+    const NOT_HERE: &str = "may not be specified in the context of inline volumes";
+    let unset = |field: &str, errors: &mut ErrorList| {
+        let field = spec.child(field);
+        if field.exists() && field.value != "" {
+            field.forbidden(errors, NOT_HERE);
+        }
+    };
+    unset("claimRef", errors);
+    if !spec.child("capacity").is_empty() {
+        spec.child("capacity").forbidden(errors, NOT_HERE);
+    }
+    if !spec.has("csi") {
+        spec.child("csi").missing(errors, "has to be specified in the context of inline volumes");
+    }
+    spec.child("accessModes").required(errors, "");
+    modes(spec, errors);
+    let (policy, mode) = (spec.child("persistentVolumeReclaimPolicy"), spec.child("volumeMode"));
+    if !matches!(policy.text(), "" | "Retain") {
+        policy.forbidden(errors, "may only be Retain in the context of inline volumes");
+    }
+    unset("nodeAffinity", errors);
+    sources(spec, "", errors);
+    unset("storageClassName", errors);
+    if mode.exists() && mode.text() != "Filesystem" {
+        mode.forbidden(errors, "may not specify volumeMode other than Filesystem in the context of inline volumes");
+    }
+}
+
 fn capacity(spec: &Node<'_>, errors: &mut ErrorList) {
     let capacity = spec.child("capacity");
     capacity.required(errors, "");
