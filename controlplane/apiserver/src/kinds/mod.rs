@@ -17,7 +17,7 @@ mod apiextensions;
 mod apiregistration;
 pub mod apps;
 mod authentication;
-mod authorization;
+pub mod authorization;
 mod autoscaling;
 mod batch;
 pub mod certificates;
