@@ -1,9 +1,10 @@
 //! The `resource.k8s.io` group: dynamic resource allocation. [`claim`] validates what is asked for,
-//! [`allocation`] what was given, [`slice`] what there is.
+//! [`allocation`] what was given, [`slice`] and [`device`] what there is.
 
 mod allocation;
 mod capacity;
 mod claim;
+mod device;
 mod report;
 mod slice;
 

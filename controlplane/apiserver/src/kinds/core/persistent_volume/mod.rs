@@ -1,23 +1,22 @@
 //! PersistentVolumes (`pkg/api/persistentvolume`). Neighbours: [`super::claim`], and
 //! [`super::pod::remote`] for what one source needs.
 
-use api::field::{Error, ErrorList, Path};
+mod change;
+
+use api::field::{Error, ErrorList};
 use api::names;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::claim::{class, modes, old_class, positive_quantity};
-use super::diff;
 use super::pod::defaults::remote_volume;
-use super::pod::internal::{self, NODE_AFFINITY, VOLUME_SOURCE};
 use super::pod::resources::basic_quantity;
-use super::pod::warn::{OLD_LABELS, old_keys};
+use super::pod::warn::old_keys;
 use super::pod::{placement, remote, timestamp};
-use crate::kinds::check::{IMMUTABLE, Node};
+use crate::kinds::check::Node;
 use crate::kinds::table::{UNSET, access_modes, named_wide, row_wide, words};
 use crate::kinds::value::{
-    annotation, at, copy, default, default_text, get_mut, has, list, list_mut, name, opt_text, remove, same, same_at,
-    set, text,
+    annotation, at, copy, default, default_text, get_mut, has, list, name, opt_text, same_at, set, text,
 };
 use crate::resource::{Column, Context, Hooks};
 
@@ -111,7 +110,7 @@ impl Hooks for Volume {
     }
 
     fn validate_update(&self, _ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
-        validate_volume_update(new, old)
+        change::update(new, old)
     }
 
     fn warnings(&self, new: &Value, _old: Option<&Value>) -> Vec<String> {
@@ -281,58 +280,6 @@ fn is_root(path: &str) -> bool {
     path.starts_with('/') && depth == 0
 }
 
-fn validate_volume_update(new: &Value, old: &Value) -> ErrorList {
-    let (spec, was) = (Node::root(new).child("spec"), Node::root(old).child("spec"));
-    let mut wrong = ErrorList::new();
-    if was.has("nodeAffinity.required") {
-        placement::node_selector(&was.child("nodeAffinity.required"), &mut wrong);
-    }
-    let mut errors = validate_volume(new, wrong.is_empty());
-    let mut munged = spec.value.clone();
-    // It may be given afterwards.
-    if was.has("csi") && !was.has("csi.controllerExpandSecretRef") {
-        remove(&mut munged, "csi.controllerExpandSecretRef");
-    }
-    if !SOURCES.iter().all(|(kind, _)| same_at(&munged, was.value, kind)) {
-        let shown = |spec: &Value| internal::lines(spec, VOLUME_SOURCE);
-        spec.child("persistentvolumesource").forbidden(
-            &mut errors,
-            format!(
-                "spec.persistentvolumesource is immutable after creation\n{}",
-                diff::unified_lines(&shown(was.value), &shown(&munged))
-            ),
-        );
-    }
-    let mode = Node::new(spec.child("volumeMode").value, Path::root("volumeMode"));
-    mode.immutable(&mut errors, &was.child("volumeMode"));
-    let affinity = spec.child("nodeAffinity").value;
-    if was.has("nodeAffinity") && !same_but_newer_labels(affinity, was.child("nodeAffinity").value) {
-        let path = Path::root("nodeAffinity");
-        let detail = format!("{IMMUTABLE}, except for updating from beta label to GA");
-        errors.push(internal::invalid(&path, affinity, NODE_AFFINITY, &detail));
-    }
-    if was.has("volumeAttributesClassName") && !spec.has("volumeAttributesClassName") {
-        spec.child("volumeAttributesClassName").forbidden(&mut errors, "update from non-nil value to nil is forbidden");
-    }
-    errors
-}
-
-/// Whether the affinity is what it was, labels of before under the names they have now.
-fn same_but_newer_labels(new: &Value, old: &Value) -> bool {
-    let mut old = old.clone();
-    let terms = list(new, "required.nodeSelectorTerms");
-    for (index, term) in list_mut(&mut old, "required.nodeSelectorTerms").enumerate() {
-        let now = terms.get(index).map_or(&[][..], |term| list(term, "matchExpressions"));
-        for (requirement, now) in list_mut(term, "matchExpressions").zip(now) {
-            let key = text(now, "key");
-            if OLD_LABELS.iter().any(|(old, _, new)| *old == text(requirement, "key") && *new == key) {
-                set(requirement, "key", key);
-            }
-        }
-    }
-    same(new, &old)
-}
-
 pub fn columns() -> Vec<Column> {
     named_wide(
         vec![
@@ -364,9 +311,9 @@ pub fn columns() -> Vec<Column> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kinds::tested::{created, updated, with};
+    use crate::kinds::tested::{created, with};
 
-    fn volume(extra: Value) -> Value {
+    pub fn volume(extra: Value) -> Value {
         let mut volume = json!({"metadata": {"name": "v"}, "spec": {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"]}});
         for (path, value) in extra.as_object().expect("the test's own fields") {
             set(&mut volume, path, value.clone());
@@ -374,7 +321,7 @@ mod tests {
         volume
     }
 
-    fn host(extra: Value) -> Value {
+    pub fn host(extra: Value) -> Value {
         let mut volume = volume(extra);
         default(&mut volume, "spec.hostPath.path", "/x");
         volume
@@ -432,61 +379,6 @@ mod tests {
         ] {
             assert_eq!(created(&Volume, &volume), expected, "{volume}");
         }
-    }
-
-    #[test]
-    fn updated_volumes() {
-        let affinity = |key: &str| json!({"required": {"nodeSelectorTerms": [{"matchExpressions": [{"key": key, "operator": "In", "values": ["a"]}]}]}});
-        let csi = |extra: Value| {
-            let mut csi = json!({"driver": "d", "volumeHandle": "h"});
-            for (key, value) in extra.as_object().expect("the test's own fields") {
-                csi[key] = value.clone();
-            }
-            volume(json!({ "spec.csi": csi }))
-        };
-        let beta = host(json!({"spec.nodeAffinity": affinity("failure-domain.beta.kubernetes.io/zone")}));
-        let secret = json!({"controllerExpandSecretRef": {"name": "s", "namespace": "n"}});
-        for (old, new, expected) in [
-            (host(json!({})), host(json!({"spec.claimRef": {"name": "c", "namespace": "n"}})), "[]"),
-            (host(json!({})), host(json!({"spec.nodeAffinity": affinity("a")})), "[]"),
-            (beta.clone(), host(json!({"spec.nodeAffinity": affinity("topology.kubernetes.io/zone")})), "[]"),
-            (
-                beta,
-                host(json!({})),
-                "nodeAffinity: Invalid value: null: field is immutable, except for updating from beta label to GA",
-            ),
-            (
-                host(json!({"spec.nodeAffinity": affinity("a")})),
-                host(json!({"spec.nodeAffinity": affinity("b")})),
-                "nodeAffinity: Invalid value: {\"Required\":{\"NodeSelectorTerms\":[{\"MatchExpressions\":[{\"Key\":\"b\",\"Operator\":\"In\",\"Values\":[\"a\"]}],\"MatchFields\":null}]}}: field is immutable, except for updating from beta label to GA",
-            ),
-            (
-                host(json!({})),
-                host(json!({"spec.volumeMode": "Block"})),
-                "volumeMode: Invalid value: \"Block\": field is immutable",
-            ),
-            (csi(json!({})), csi(secret.clone()), "[]"),
-            (
-                host(json!({})),
-                host(json!({"spec.hostPath": {"path": "/y"}})),
-                "spec.persistentvolumesource: Forbidden: spec.persistentvolumesource is immutable after creation\n@@ -2,7 +2,7 @@\n  \"GCEPersistentDisk\": null,\n  \"AWSElasticBlockStore\": null,\n  \"HostPath\": {\n-  \"Path\": \"/x\",\n+  \"Path\": \"/y\",\n   \"Type\": \"\"\n  },\n  \"Glusterfs\": null,\n",
-            ),
-            (
-                volume(
-                    json!({"spec.csi": {"driver": "d", "volumeHandle": "h"}, "spec.volumeAttributesClassName": "gold"}),
-                ),
-                csi(json!({})),
-                "spec.volumeAttributesClassName: Forbidden: update from non-nil value to nil is forbidden",
-            ),
-        ] {
-            assert_eq!(updated(&Volume, &old, &new), expected, "{new}");
-        }
-        assert!(updated(&Volume, &csi(secret), &csi(json!({}))).contains("is immutable after creation"));
-        let stored = host(
-            json!({"spec.nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [{"key": "a", "operator": "In", "values": ["-"]}]}]}}}),
-        );
-        assert_eq!(updated(&Volume, &stored, &stored), "[]");
-        assert_ne!(created(&Volume, &stored), "[]");
     }
 
     #[test]
