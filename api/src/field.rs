@@ -188,6 +188,11 @@ impl Error {
         Self::new(ErrorType::TooLong, field, Value::Null, format!("may not be more than {max} {unit}"))
     }
 
+    /// The same, counted in characters.
+    pub fn too_many_characters(field: &Path, most: usize) -> Self {
+        Self::new(ErrorType::TooLong, field, Value::Null, format!("may not be more than {most} characters"))
+    }
+
     pub fn too_many(field: &Path, actual: usize, max: usize) -> Self {
         let unit = if max == 1 { "item" } else { "items" };
         Self::new(ErrorType::TooMany, field, Value::from(actual), format!("must have at most {max} {unit}"))

@@ -1,6 +1,7 @@
 //! `CertificateApproval`, `CertificateSigning`, `ClusterTrustBundleAttest` and
 //! `CertificateSubjectRestriction`: who may vouch for which signer's certificates.
 
+use api::field::{Error, Path};
 use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -8,11 +9,12 @@ use serde_json::Value;
 
 use super::creates;
 use crate::admit::{Access, Admission, Attributes, Cluster, Operation};
-use crate::error::Result;
-use crate::kinds::value::{same_at, text};
+use crate::error::{ApiError, Result};
+use crate::kinds::value::{name, same_at, text};
 
 const GROUP: &str = "certificates.k8s.io";
 const REQUESTS: &str = "certificatesigningrequests";
+const POD_REQUESTS: &str = "podcertificaterequests";
 
 /// Whether the user may `verb` for a signer by its name, or for all of its domain.
 async fn allowed(attributes: &Attributes<'_>, cluster: &dyn Cluster, verb: &str, signer: &str) -> bool {
@@ -60,11 +62,14 @@ impl Admission for CertificateSigning {
     fn handles(&self, attributes: &Attributes<'_>) -> bool {
         attributes.operation == Operation::Update
             && attributes.subresource == "status"
-            && attributes.is(GROUP, REQUESTS)
+            && (attributes.is(GROUP, REQUESTS) || attributes.is(GROUP, POD_REQUESTS))
     }
 
     async fn validate(&self, attributes: &mut Attributes<'_>, cluster: &dyn Cluster) -> Result<()> {
         let Some(old) = attributes.old else { return Ok(()) };
+        if attributes.is(GROUP, POD_REQUESTS) {
+            return signs_for_pods(attributes, old, cluster).await;
+        }
         // Only the certificate and the conditions are the signer's word.
         if same_at(old, &attributes.object, "status.certificate")
             && same_at(old, &attributes.object, "status.conditions")
@@ -77,6 +82,19 @@ impl Admission for CertificateSigning {
         }
         Err(attributes.forbid(format!("user not permitted to sign requests with signerName \"{signer}\"")))
     }
+}
+
+/// Upstream asks this while it validates, so the answer is that of validation.
+async fn signs_for_pods(attributes: &Attributes<'_>, old: &Value, cluster: &dyn Cluster) -> Result<()> {
+    let signer = text(old, "spec.signerName");
+    if same_at(old, &attributes.object, "status.certificateChain") || allowed(attributes, cluster, "sign", signer).await
+    {
+        return Ok(());
+    }
+    let path = Path::root("spec").child("signerName");
+    let user = &attributes.user.name;
+    let error = Error::forbidden(&path, format!("User {user:?} is not permitted to \"sign\" for signer {signer:?}"));
+    Err(ApiError::invalid(GROUP, "PodCertificateRequest", name(old), &[error]))
 }
 
 pub struct ClusterTrustBundleAttest;
@@ -130,5 +148,5 @@ impl Admission for CertificateSubjectRestriction {
 /// Groups that a request's subject claims; none when it cannot be read, which validation reports.
 fn organizations(request: &Value) -> Vec<String> {
     let Ok(pem) = STANDARD.decode(text(request, "spec.request")) else { return Vec::new() };
-    crate::kinds::csr::organizations(&pem).unwrap_or_default()
+    crate::kinds::certificates::pem::organizations(&pem).unwrap_or_default()
 }

@@ -470,6 +470,11 @@ pub fn labels(node: &Node<'_>, errors: &mut ErrorList) {
 
 /// `ValidateLabelSelector`.
 pub fn label_selector(node: &Node<'_>, errors: &mut ErrorList) {
+    label_selector_where(node, true, errors);
+}
+
+/// As [`label_selector`]; values that were always wrong may stay (`values_count` is false).
+pub fn label_selector_where(node: &Node<'_>, values_count: bool, errors: &mut ErrorList) {
     labels(&node.child("matchLabels"), errors);
     for requirement in node.items("matchExpressions") {
         let values = requirement.child("values");
@@ -487,8 +492,10 @@ pub fn label_selector(node: &Node<'_>, errors: &mut ErrorList) {
             _ => requirement.child("operator").invalid(errors, "not a valid selector operator"),
         }
         requirement.child("key").format(errors, names::qualified_name);
-        for value in requirement.items("values") {
-            value.format(errors, names::label_value);
+        if values_count {
+            for value in requirement.items("values") {
+                value.format(errors, names::label_value);
+            }
         }
     }
 }

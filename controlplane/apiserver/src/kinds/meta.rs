@@ -157,6 +157,13 @@ pub fn finalizer_name(item: &Node<'_>, errors: &mut ErrorList) {
     standard_finalizer(item, errors);
 }
 
+/// For kinds whose status is written without metadata: all of that stays as it is.
+pub fn keep_metadata(new: &mut Value, old: &Value) {
+    for field in ["labels", "annotations", "finalizers", "ownerReferences"] {
+        value::copy(old, new, &format!("metadata.{field}"));
+    }
+}
+
 /// Metadata of an update.
 pub fn validate_update(new: &Value, old: &Value) -> ErrorList {
     let mut errors = Vec::new();
@@ -256,6 +263,14 @@ mod tests {
     fn finalizers_of_custom_resources_need_no_domain() {
         let object = json!({"apiVersion": "example.com/v1", "kind": "Foo", "metadata": {"name": "a", "finalizers": ["cleanup"]}});
         assert_eq!(join(&validate_create(&object, false, NameRule::DnsSubdomain)), "[]");
+    }
+
+    #[test]
+    fn some_statuses_come_without_metadata() {
+        let old = json!({"metadata": {"labels": {"a": "b"}}});
+        let mut new = json!({"metadata": {"labels": {"a": "c"}, "finalizers": ["x/y"], "resourceVersion": "5"}});
+        keep_metadata(&mut new, &old);
+        assert_eq!(new, json!({"metadata": {"labels": {"a": "b"}, "resourceVersion": "5"}}));
     }
 
     #[test]

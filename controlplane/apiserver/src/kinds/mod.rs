@@ -6,7 +6,6 @@
 //! pure but for Service addresses (`core::service`), which are reserved around a write.
 
 pub mod check;
-pub mod csr;
 pub mod meta;
 mod metrics;
 pub mod names;
@@ -18,10 +17,10 @@ pub mod apiextensions;
 mod apiregistration;
 pub mod apps;
 mod authentication;
-mod authorization;
+pub mod authorization;
 mod autoscaling;
 mod batch;
-mod certificates;
+pub mod certificates;
 mod coordination;
 pub mod core;
 mod discovery;
@@ -29,8 +28,7 @@ mod dra;
 mod flowcontrol;
 mod networking;
 mod node;
-pub mod pod_certificate;
-mod policy;
+pub mod policy;
 mod rbac;
 mod scheduling;
 mod storage;

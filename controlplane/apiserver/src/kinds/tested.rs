@@ -8,7 +8,8 @@ use crate::admission::fake::Fixed;
 use crate::authn::UserInfo;
 use crate::resource::{Context, Hooks};
 
-fn with<T>(object: &Value, subresource: &str, ask: impl FnOnce(&Context<'_>) -> T) -> T {
+/// Asks with a request of an administrator's.
+pub fn with<T>(object: &Value, subresource: &str, ask: impl FnOnce(&Context<'_>) -> T) -> T {
     let (cluster, user) = (Fixed::default(), UserInfo::admin());
     let now = Timestamp::UNIX_EPOCH;
     let (namespace, name) = (super::value::namespace(object), super::value::name(object));

@@ -138,7 +138,16 @@ pub async fn evict(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response<
     }
     subresource::normalize(call, &mut eviction, &GroupVersionKind::new("policy", "v1", "Eviction"), duplicates)?;
     metadata::check_namespace(&mut eviction, &call.info.namespace)?;
-    metadata::check_name(&mut eviction, &call.info.name)?;
+    if metadata::text(&eviction, "name") != call.info.name {
+        return Err(ApiError::bad_request("name in URL does not match name in Eviction object"));
+    }
+    let unreadable = "ignoreStoreReadErrorWithClusterBreakingPotential";
+    if eviction["deleteOptions"][unreadable] == true {
+        let path = api::field::Path::root("deleteOptions").child(unreadable);
+        let detail = "can not be set for pod eviction, try after removing the option";
+        let error = api::field::Error::invalid(&path, true, detail);
+        return Err(ApiError::invalid("meta.k8s.io", "DeleteOptions", "", &[error]));
+    }
     let options = call.options_object("CreateOptions");
     let eviction = call.mutate(Operation::Create, eviction, None, &options).await?;
     let eviction = call.validate(Operation::Create, eviction, None, &options).await?;

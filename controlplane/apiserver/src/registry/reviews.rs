@@ -13,28 +13,25 @@ use crate::authz::Request;
 use crate::error::{ApiError, Result};
 use crate::http::body::Body;
 use crate::http::pipeline::Asked;
+use crate::kinds::authorization;
 
 pub async fn handle(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response<Body>> {
     let mut review = subresource::decode(asked, call, body, &call.kind())?;
     review["metadata"]["creationTimestamp"] = Value::Null;
-    review["status"] = match &*call.descriptor().kind {
+    let kind = &*call.descriptor().kind;
+    if call.descriptor().hub_group() == "authorization.k8s.io" {
+        metadata::check_namespace(&mut review, &call.info.namespace)?;
+        let errors = authorization::validate(kind, &review);
+        if !errors.is_empty() {
+            return Err(ApiError::invalid(&call.info.group, kind, "", &errors));
+        }
+    }
+    review["status"] = match kind {
         "TokenReview" => token_status(call, &review["spec"]).await?,
         "SelfSubjectReview" => json!({"userInfo": user_object(&call.user)}),
         "SelfSubjectAccessReview" => access_status(call, &call.user, &review["spec"]).await?,
-        "SubjectAccessReview" => {
-            let user = reviewed_user(&review["spec"], "SubjectAccessReview")?;
-            access_status(call, &user, &review["spec"]).await?
-        }
-        "LocalSubjectAccessReview" => {
-            metadata::check_namespace(&mut review, &call.info.namespace)?;
-            let wanted = review["spec"]["resourceAttributes"]["namespace"].as_str().unwrap_or_default();
-            if wanted != call.info.namespace {
-                let path = api::field::Path::root("spec").child("resourceAttributes").child("namespace");
-                let error = api::field::Error::invalid(&path, wanted, "must match metadata.namespace");
-                return Err(ApiError::invalid(&call.info.group, "LocalSubjectAccessReview", "", &[error]));
-            }
-            let user = reviewed_user(&review["spec"], "LocalSubjectAccessReview")?;
-            access_status(call, &user, &review["spec"]).await?
+        "SubjectAccessReview" | "LocalSubjectAccessReview" => {
+            access_status(call, &reviewed_user(&review["spec"]), &review["spec"]).await?
         }
         "SelfSubjectRulesReview" => rules_status(call, &review["spec"]).await?,
         _ => return Err(ApiError::no_such_path()),
@@ -75,46 +72,23 @@ async fn token_status(call: &Call, spec: &Value) -> Result<Value> {
     Ok(json!({"authenticated": true, "user": user_object(&user), "audiences": audiences}))
 }
 
-fn reviewed_user(spec: &Value, kind: &str) -> Result<UserInfo> {
+fn reviewed_user(spec: &Value) -> UserInfo {
     let extra: BTreeMap<String, Vec<String>> = spec["extra"]
         .as_object()
         .into_iter()
         .flatten()
         .map(|(key, values)| (key.to_lowercase(), texts(values)))
         .collect();
-    let user = UserInfo {
+    UserInfo {
         name: spec["user"].as_str().unwrap_or_default().to_owned(),
         uid: spec["uid"].as_str().unwrap_or_default().to_owned(),
         groups: texts(&spec["groups"]),
         extra,
-    };
-    if user.name.is_empty() && user.groups.is_empty() {
-        let path = api::field::Path::root("spec").child("user");
-        let error = api::field::Error::required(&path, "at least one of user or group must be specified");
-        return Err(ApiError::invalid("authorization.k8s.io", kind, "", &[error]));
     }
-    Ok(user)
 }
 
 async fn access_status(call: &Call, user: &UserInfo, spec: &Value) -> Result<Value> {
     let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
-    if resource.is_null() == path.is_null() {
-        let field = api::field::Path::root("spec");
-        let error = if resource.is_null() {
-            api::field::Error::invalid(
-                &field.child("resourceAttributes"),
-                Value::Null,
-                "exactly one of nonResourceAttributes or resourceAttributes must be specified",
-            )
-        } else {
-            api::field::Error::invalid(
-                &field.child("nonResourceAttributes"),
-                Value::Null,
-                "cannot be specified in combination with resourceAttributes",
-            )
-        };
-        return Err(ApiError::invalid("authorization.k8s.io", &call.descriptor().kind, "", &[error]));
-    }
     let text = |value: &'static str, of: &Value| of[value].as_str().unwrap_or_default().to_owned();
     let (verb, group, kind, sub, namespace, name) = (
         text("verb", if resource.is_null() { path } else { resource }),

@@ -96,9 +96,10 @@ impl Call {
         let (descriptor, hooks) = (self.descriptor(), self.endpoint.hooks());
         hooks.defaults(&mut object);
         metadata::prepare_create(descriptor, &mut object, self.now)?;
+        let asked = metadata::text(&object, "name").to_owned();
+        hooks.prepare_create(&self.context(&asked), &mut object);
         let name = metadata::text(&object, "name").to_owned();
         let context = self.context(&name);
-        hooks.prepare_create(&context, &mut object);
         self.track_fields(None, &mut object).await?;
         let mut errors = meta::validate_create(&object, descriptor.namespaced, descriptor.name_rule);
         errors.extend(hooks.validate_create(&context, &object));

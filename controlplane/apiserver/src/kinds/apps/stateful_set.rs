@@ -9,9 +9,10 @@ use super::{
     validate_selector, validate_template_labels,
 };
 use crate::kinds::check::{Node, not_more_than_hundred_percent, positive_int_or_percent};
+use crate::kinds::core::claim::fractional_sizes;
 use crate::kinds::core::pod::spec::validate_template as pod_template;
 use crate::kinds::table::{named_wide, row_wide, template_columns, words};
-use crate::kinds::value::{copy, default, default_text, ensure_list, int, list, list_mut, same_at, set, text};
+use crate::kinds::value::{at, copy, default, default_text, ensure_list, int, list, list_mut, same_at, set, text};
 use crate::resource::{Column, Context, Hooks};
 
 /// What may change, in the order upstream says it.
@@ -98,7 +99,11 @@ impl Hooks for StatefulSet {
     }
 
     fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
-        template_warnings(new, old)
+        let mut found = template_warnings(new, old);
+        for (index, claim) in list(new, "spec.volumeClaimTemplates").iter().enumerate() {
+            found.extend(fractional_sizes(at(claim, "spec"), &format!("spec.volumeClaimTemplates[{index}]")));
+        }
+        found
     }
 
     fn row(&self, set: &Value, now: Timestamp) -> Vec<Value> {
@@ -197,6 +202,17 @@ mod tests {
         }
         StatefulSet.defaults(&mut object);
         object
+    }
+
+    #[test]
+    fn claims_warn_of_fractions() {
+        let claim = json!({"spec": {"resources": {"requests": {"storage": "500m"}}}});
+        assert_eq!(
+            StatefulSet.warnings(&stateful(json!({"spec.volumeClaimTemplates": [claim]})), None),
+            [
+                "spec.volumeClaimTemplates[0].resources.requests[storage]: fractional byte value \"500m\" is invalid, must be an integer"
+            ]
+        );
     }
 
     #[test]

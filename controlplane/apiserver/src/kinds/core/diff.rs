@@ -7,7 +7,11 @@ const CONTEXT: usize = 3;
 
 /// One hunk from the first to the last line that differs; empty when none does.
 pub fn unified(old: &Value, new: &Value) -> String {
-    let (old, new) = (pretty(old), pretty(new));
+    unified_lines(&pretty(old), &pretty(new))
+}
+
+/// As [`unified`], of what is text already.
+pub fn unified_lines(old: &str, new: &str) -> String {
     let (old, new): (Vec<&str>, Vec<&str>) = (old.lines().collect(), new.lines().collect());
     let same = old.iter().zip(&new).take_while(|(a, b)| a == b).count();
     if same == old.len() && same == new.len() {

@@ -1,17 +1,19 @@
-//! LimitRanges and ResourceQuotas.
+//! LimitRanges. Neighbour: [`super::quota`].
+
+use std::collections::BTreeSet;
 
 use api::field::{Error, ErrorList};
 use api::names;
-use api::quantity::Quantity;
+use api::quantity::{Format, Quantity};
 use jiff::Timestamp;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
-use super::pod::container::resource_quantity;
 use super::pod::quantity;
+use super::pod::resources::{container_name, overcommits, resource_name};
 use crate::kinds::check::{Node, Seen};
-use crate::kinds::table::{created_at_row, named, row, words};
-use crate::kinds::value::{entries, list_mut, map, set, text};
-use crate::resource::{Column, Context, Hooks};
+use crate::kinds::table::created_at_row;
+use crate::kinds::value::{entries, list_mut, map, name, set, text};
+use crate::resource::{Context, Hooks};
 
 pub struct LimitRange;
 
@@ -36,6 +38,13 @@ impl Hooks for LimitRange {
         }
     }
 
+    /// One that nobody named gets a name.
+    fn prepare_create(&self, _ctx: &Context<'_>, range: &mut Value) {
+        if name(range).is_empty() {
+            set(range, "metadata.name", uuid::Uuid::new_v4().to_string());
+        }
+    }
+
     fn validate_create(&self, _ctx: &Context<'_>, range: &Value) -> ErrorList {
         validate_range(range)
     }
@@ -55,308 +64,220 @@ fn fill(amounts: &mut Map<String, Value>, from: &Map<String, Value>) {
     }
 }
 
+const TYPES: [&str; 3] = ["Container", "PersistentVolumeClaim", "Pod"];
+
 fn validate_range(range: &Value) -> ErrorList {
     let mut errors = ErrorList::new();
     let mut types = Seen::default();
     for item in Node::root(range).items("spec.limits") {
         let type_ = item.child("type");
-        if !type_.text().contains('/') {
-            type_.one_of(&mut errors, &["Container", "PersistentVolumeClaim", "Pod"]);
+        let sound = type_.format(&mut errors, names::qualified_name);
+        if sound && !type_.text().contains('/') && !TYPES.contains(&type_.text()) {
+            type_.invalid_text(&mut errors, "must be a standard limit type or fully qualified");
         }
         if !types.insert(type_.text()) {
             type_.duplicate(&mut errors);
         }
-        if type_.text() == "Pod" {
-            for field in ["default", "defaultRequest"] {
-                if !item.child(field).is_empty() {
-                    item.child(field).forbidden(&mut errors, "may not be specified when `type` is 'Pod'");
-                }
-            }
+        amounts(&item, type_.text(), &mut errors);
+        for name in names_of(item.value) {
+            Limits { item: &item, name }.validate(&mut errors);
         }
-        if type_.text() == "PersistentVolumeClaim" {
-            let storage = |field: &str| map(item.value, field).is_some_and(|amounts| amounts.contains_key("storage"));
-            if !storage("min") && !storage("max") {
-                errors.push(Error::required(
-                    &item.path,
-                    "either minimum or maximum storage value is required, but neither was provided",
-                ));
-            }
-        }
-        for field in ["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"] {
-            for (name, amount) in item.entries(field) {
-                resource_name(name, &amount, &mut errors);
-                resource_quantity(name, &amount, &mut errors);
-            }
-        }
-        ordered(&item, &mut errors);
     }
     errors
 }
 
-/// min ≤ defaultRequest ≤ default ≤ max.
-fn ordered(item: &Node<'_>, errors: &mut ErrorList) {
-    let amount = |field: &str, name: &str| map(item.value, field).and_then(|m| m.get(name)).and_then(quantity);
-    let mut names: Vec<&str> = ["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"]
-        .iter()
-        .flat_map(|f| entries(item.value, f))
-        .map(|(n, _)| n)
-        .collect();
-    names.sort_unstable();
-    names.dedup();
-    let words = |field: &str| match field {
-        "defaultRequest" => "default request".to_owned(),
-        other => other.to_owned(),
+/// Which resources are limited by what.
+fn amounts(item: &Node<'_>, type_: &str, errors: &mut ErrorList) {
+    let check = if matches!(type_, "Pod" | "Container") { container_name } else { resource_name };
+    let named = |field: &str, errors: &mut ErrorList| {
+        for (name, amount) in item.entries(field) {
+            check(name, &amount, errors);
+        }
     };
-    for name in names {
-        for (low, high) in [
-            ("min", "max"),
-            ("min", "defaultRequest"),
-            ("defaultRequest", "max"),
-            ("defaultRequest", "default"),
-            ("min", "default"),
-            ("default", "max"),
-        ] {
-            let (Some(small), Some(large)) = (amount(low, name), amount(high, name)) else { continue };
-            if small > large {
-                let shown = if low == "min" && high == "max" {
-                    "min"
-                } else if high == "max" || high == "default" && low != "min" {
-                    low
-                } else {
-                    high
-                };
-                errors.push(Error::invalid(
-                    &item.child(shown).path.key(name),
-                    amount(shown, name).unwrap_or(Quantity::ZERO).to_string(),
-                    format!("{} value {small} is greater than {} value {large}", words(low), words(high)),
-                ));
+    named("max", errors);
+    named("min", errors);
+    for field in ["default", "defaultRequest"] {
+        if type_ != "Pod" {
+            named(field, errors);
+        } else if !item.child(field).is_empty() {
+            item.child(field).forbidden(errors, "may not be specified when `type` is 'Pod'");
+        }
+    }
+    if type_ == "PersistentVolumeClaim" && !item.has("min.storage") && !item.has("max.storage") {
+        item.child("limits")
+            .missing(errors, "either minimum or maximum storage value is required, but neither was provided");
+    }
+    named("maxLimitRequestRatio", errors);
+}
+
+/// Every resource that an item names.
+fn names_of(item: &Value) -> BTreeSet<&str> {
+    let pod = text(item, "type") == "Pod";
+    ["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"]
+        .into_iter()
+        .filter(|field| !pod || !field.starts_with("default"))
+        .flat_map(|field| entries(item, field))
+        .map(|(name, _)| name)
+        .collect()
+}
+
+/// What an item says of one resource.
+struct Limits<'a> {
+    item: &'a Node<'a>,
+    name: &'a str,
+}
+
+impl Limits<'_> {
+    fn amount(&self, field: &str) -> Option<Quantity> {
+        if text(self.item.value, "type") == "Pod" && field.starts_with("default") {
+            return None;
+        }
+        map(self.item.value, field).and_then(|amounts| amounts.get(self.name)).and_then(quantity)
+    }
+
+    fn invalid(&self, field: &str, shown: Quantity, detail: String, errors: &mut ErrorList) {
+        errors.push(Error::invalid(&self.item.child(field).path.key(self.name), shown.to_string(), detail));
+    }
+
+    /// min ≤ defaultRequest ≤ default ≤ max, and a ratio that these leave room for.
+    fn validate(&self, errors: &mut ErrorList) {
+        let (min, max) = (self.amount("min"), self.amount("max"));
+        let (limit, request) = (self.amount("default"), self.amount("defaultRequest"));
+        let ordered = |low: (Option<Quantity>, &str), high: (Option<Quantity>, &str)| match (low, high) {
+            ((Some(small), small_is), (Some(large), large_is)) if small > large => {
+                Some((small, large, format!("{small_is} value {small} is greater than {large_is} value {large}")))
             }
-        }
-        if let Some(ratio) = amount("maxLimitRequestRatio", name)
-            && ratio < Quantity::from_units(1, api::quantity::Format::DecimalSi)
-        {
-            errors.push(Error::invalid(
-                &item.child("maxLimitRequestRatio").path.key(name),
-                ratio.to_string(),
-                format!("ratio {ratio} is less than 1"),
-            ));
-        }
-    }
-}
-
-fn resource_name(name: &str, node: &Node<'_>, errors: &mut ErrorList) {
-    for problem in names::qualified_name(name) {
-        errors.push(Error::invalid(&node.path, name, problem));
-    }
-    if !name.contains('/') && !STANDARD.contains(&name) && !is_prefixed_standard(name) {
-        errors.push(Error::invalid(&node.path, name, "must be a standard resource type or fully qualified"));
-    }
-}
-
-const STANDARD: [&str; 23] = [
-    "cpu",
-    "memory",
-    "ephemeral-storage",
-    "storage",
-    "pods",
-    "services",
-    "secrets",
-    "configmaps",
-    "replicationcontrollers",
-    "resourcequotas",
-    "persistentvolumeclaims",
-    "services.nodeports",
-    "services.loadbalancers",
-    "requests.cpu",
-    "requests.memory",
-    "requests.ephemeral-storage",
-    "requests.storage",
-    "limits.cpu",
-    "limits.memory",
-    "limits.ephemeral-storage",
-    "requests.hugepages",
-    "limits.hugepages",
-    "hugepages",
-];
-
-fn is_prefixed_standard(name: &str) -> bool {
-    ["hugepages-", "requests.hugepages-", "limits.hugepages-", "count/"].iter().any(|prefix| name.starts_with(prefix))
-}
-
-pub struct ResourceQuota;
-
-impl Hooks for ResourceQuota {
-    fn prepare_create(&self, _ctx: &Context<'_>, quota: &mut Value) {
-        set(quota, "status", json!({}));
-    }
-
-    fn validate_create(&self, _ctx: &Context<'_>, quota: &Value) -> ErrorList {
-        validate_quota(quota)
-    }
-
-    fn validate_update(&self, _ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
-        let mut errors = validate_quota(new);
-        let sorted = |quota: &Value| {
-            let mut scopes: Vec<String> =
-                crate::kinds::value::texts(quota, "spec.scopes").into_iter().map(str::to_owned).collect();
-            scopes.sort();
-            scopes
+            _ => None,
         };
-        if sorted(new) != sorted(old) {
-            Node::root(new).child("spec.scopes").invalid(&mut errors, "field is immutable");
+        if let Some((small, _, detail)) = ordered((min, "min"), (max, "max")) {
+            self.invalid("min", small, detail, errors);
         }
-        errors
+        if let Some((_, large, detail)) = ordered((min, "min"), (request, "default request")) {
+            self.invalid("defaultRequest", large, detail, errors);
+        }
+        if let Some((small, _, detail)) = ordered((request, "default request"), (max, "max")) {
+            self.invalid("defaultRequest", small, detail, errors);
+        }
+        if let Some((small, _, detail)) = ordered((request, "default request"), (limit, "default limit")) {
+            self.invalid("defaultRequest", small, detail, errors);
+        }
+        if let Some((small, _, detail)) = ordered((min, "min"), (limit, "default")) {
+            self.invalid("default", small, detail, errors);
+        }
+        if let Some((_, large, detail)) = ordered((limit, "default"), (max, "max")) {
+            self.invalid("default", large, detail, errors);
+        }
+        self.ratio(min, max, errors);
+        if let (Some(limit), Some(request)) = (limit, request)
+            && !overcommits(self.name)
+            && limit != request
+        {
+            let detail = format!("default value {limit} must equal to defaultRequest value {request} in {}", self.name);
+            self.invalid("defaultRequest", request, detail, errors);
+        }
     }
 
-    fn row(&self, quota: &Value, now: Timestamp) -> Vec<Value> {
-        let (mut requests, mut limits) = (Vec::new(), Vec::new());
-        for (resource, hard) in entries(quota, "status.hard") {
-            let used = map(quota, "status.used")
-                .and_then(|used| used.get(resource))
-                .and_then(quantity)
-                .unwrap_or(Quantity::ZERO);
-            let part = format!("{resource}: {used}/{}", quantity(hard).unwrap_or(Quantity::ZERO));
-            if resource.starts_with("limits.") { limits.push(part) } else { requests.push(part) }
+    fn ratio(&self, min: Option<Quantity>, max: Option<Quantity>, errors: &mut ErrorList) {
+        const FIELD: &str = "maxLimitRequestRatio";
+        let Some(ratio) = self.amount(FIELD) else { return };
+        if ratio < Quantity::from_units(1, Format::DecimalSi) {
+            self.invalid(FIELD, ratio, format!("ratio {ratio} is less than 1"), errors);
         }
-        row(quota, now, vec![requests.join(", ").into(), limits.join(", ").into()])
-    }
-}
-
-pub fn quota_columns() -> Vec<Column> {
-    named(vec![
-        words("Request", "Request represents a minimum amount of cpu/memory that a container may consume."),
-        words(
-            "Limit",
-            "Limits control the maximum amount of cpu/memory that a container may use independent of contention on the node.",
-        ),
-    ])
-}
-
-const SCOPES: [&str; 7] = [
-    "BestEffort",
-    "CrossNamespacePodAffinity",
-    "NotBestEffort",
-    "NotTerminating",
-    "PriorityClass",
-    "Terminating",
-    "VolumeAttributesClass",
-];
-
-/// What a quota counts in any case, beside pods and their compute.
-const UNSCOPED: [&str; 12] = [
-    "ephemeral-storage",
-    "requests.ephemeral-storage",
-    "limits.ephemeral-storage",
-    "resourcequotas",
-    "services",
-    "services.nodeports",
-    "services.loadbalancers",
-    "replicationcontrollers",
-    "secrets",
-    "configmaps",
-    "persistentvolumeclaims",
-    "requests.storage",
-];
-const COMPUTE: [&str; 6] = ["cpu", "memory", "requests.cpu", "requests.memory", "limits.cpu", "limits.memory"];
-
-/// Scopes select pods (one of them claims): other standard resources cannot be counted by them.
-fn counted_in_scope(spec: &Node<'_>, scope: &str, at: &Node<'_>, errors: &mut ErrorList) {
-    let fits = |name: &str| match scope {
-        "VolumeAttributesClass" => matches!(name, "persistentvolumeclaims" | "requests.storage"),
-        "BestEffort" => name == "pods",
-        _ => name == "pods" || COMPUTE.contains(&name),
-    };
-    let standard = |name: &str| name == "pods" || COMPUTE.contains(&name) || UNSCOPED.contains(&name);
-    if SCOPES.contains(&scope) && spec.entries("hard").iter().any(|(name, _)| standard(name) && !fits(name)) {
-        at.invalid(errors, "unsupported scope applied to resource");
-    }
-}
-
-fn validate_quota(quota: &Value) -> ErrorList {
-    let mut errors = ErrorList::new();
-    let spec = Node::root(quota).child("spec");
-    for (name, amount) in spec.entries("hard") {
-        resource_name(name, &amount, &mut errors);
-        resource_quantity(name, &amount, &mut errors);
-        let whole = !name.contains("cpu") && !name.contains("memory") && !name.contains("storage");
-        if whole && quantity(amount.value).is_some_and(|q| !q.is_integer()) && !name.contains('/') {
-            amount.invalid(&mut errors, "must be an integer");
+        let (Some(min), Some(max)) = (min, max) else { return };
+        let fine = [ratio, min, max].iter().all(|amount| amount.units() < i64::MAX / 1000);
+        let number = |amount: Quantity| if fine { amount.milli() as f64 / 1000.0 } else { amount.units() as f64 };
+        let most = number(max) / number(min);
+        if number(ratio) > most {
+            self.invalid(FIELD, ratio, format!("ratio {ratio} is greater than max/min = {most:.6}"), errors);
         }
     }
-    let scopes = spec.items("scopes");
-    for scope in &scopes {
-        if !SCOPES.contains(&scope.text()) {
-            spec.child("scopes").invalid(&mut errors, "unsupported scope");
-        }
-        counted_in_scope(&spec, scope.text(), &spec.child("scopes"), &mut errors);
-    }
-    let has = |name: &str| scopes.iter().any(|scope| scope.text() == name);
-    if has("BestEffort") && has("NotBestEffort") || has("Terminating") && has("NotTerminating") {
-        spec.child("scopes").invalid(&mut errors, "conflicting scopes");
-    }
-    for expression in spec.items("scopeSelector.matchExpressions") {
-        let (scope, operator, values) =
-            (expression.child("scopeName"), expression.child("operator"), expression.child("values"));
-        if !SCOPES.contains(&scope.text()) {
-            scope.invalid(&mut errors, "unsupported scope");
-        }
-        counted_in_scope(&spec, scope.text(), &spec.child("scopeSelector.matchExpressions"), &mut errors);
-        if !matches!(scope.text(), "PriorityClass" | "VolumeAttributesClass") && operator.text() != "Exists" {
-            operator.invalid(&mut errors, "must be 'Exist' when scope is any of ResourceQuotaScopeTerminating, ResourceQuotaScopeNotTerminating, ResourceQuotaScopeBestEffort, ResourceQuotaScopeNotBestEffort or ResourceQuotaScopeCrossNamespacePodAffinity");
-        }
-        match operator.text() {
-            "In" | "NotIn" if values.is_empty() => values.missing(
-                &mut errors,
-                "must be at least one value when `operator` is 'In' or 'NotIn' for scope selector",
-            ),
-            "Exists" | "DoesNotExist" if !values.is_empty() => values.invalid(
-                &mut errors,
-                "must be no value when `operator` is 'Exist' or 'DoesNotExist' for scope selector",
-            ),
-            "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
-            _ => operator.invalid(&mut errors, "not a valid selector operator"),
-        }
-    }
-    errors
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use api::field::join;
+    use crate::kinds::tested::{created, updated};
+    use serde_json::json;
 
     #[test]
-    fn ranges() {
+    fn defaults_follow_from_each_other() {
         let mut range = json!({"spec": {"limits": [{"type": "Container", "max": {"cpu": "2"}, "min": {"cpu": "1", "memory": "1Mi"}}]}});
         LimitRange.defaults(&mut range);
         assert_eq!(range["spec"]["limits"][0]["default"], json!({"cpu": "2"}));
         assert_eq!(range["spec"]["limits"][0]["defaultRequest"], json!({"cpu": "2", "memory": "1Mi"}));
-        let bad = json!({"spec": {"limits": [{"type": "Pod", "min": {"cpu": "2"}, "max": {"cpu": "1"}, "default": {"cpu": "1"}}, {"type": "X"}]}});
-        let found = join(&validate_range(&bad));
-        assert!(
-            found.contains("spec.limits[0].min[cpu]: Invalid value: \"2\": min value 2 is greater than max value 1"),
-            "{found}"
-        );
-        assert!(
-            found.contains("spec.limits[0].default: Forbidden: may not be specified when `type` is 'Pod'"),
-            "{found}"
-        );
-        assert!(found.contains("spec.limits[1].type: Unsupported value: \"X\""), "{found}");
     }
 
     #[test]
-    fn quotas() {
-        let quota = json!({"spec": {"hard": {"cpu": "-1", "x": "1"}, "scopes": ["BestEffort", "NotBestEffort"]}});
-        let found = join(&validate_quota(&quota));
-        for expected in [
-            "spec.hard[cpu]: Invalid value: \"-1\"",
-            "spec.hard[x]: Invalid value: \"x\": must be a standard resource type or fully qualified",
-            "conflicting scopes",
-            "unsupported scope applied to resource",
+    fn the_nameless_are_named() {
+        let mut range = json!({"metadata": {"generateName": ""}});
+        crate::kinds::tested::with(&json!({}), "", |ctx| LimitRange.prepare_create(ctx, &mut range));
+        assert_eq!(name(&range).len(), 36);
+    }
+
+    #[test]
+    fn ranges_refused() {
+        for (item, expected) in [
+            (
+                json!({"type": "Container", "max": {"cpu": "2"}, "min": {"cpu": "1"}, "maxLimitRequestRatio": {"cpu": "2"}}),
+                "[]",
+            ),
+            (json!({"type": "example.com/GPU", "max": {"example.com/a": "2"}}), "[]"),
+            (
+                json!({"type": "X"}),
+                "spec.limits[0].type: Invalid value: \"X\": must be a standard limit type or fully qualified",
+            ),
+            (
+                json!({"type": "Container", "max": {"storage": "1"}}),
+                "[spec.limits[0].max[storage]: Invalid value: \"storage\": must be a standard resource for containers, \
+                 spec.limits[0].default[storage]: Invalid value: \"storage\": must be a standard resource for containers, \
+                 spec.limits[0].defaultRequest[storage]: Invalid value: \"storage\": must be a standard resource for containers]",
+            ),
+            (
+                json!({"type": "Pod", "default": {"cpu": "1"}, "defaultRequest": {"cpu": "1"}}),
+                "[spec.limits[0].default: Forbidden: may not be specified when `type` is 'Pod', \
+                 spec.limits[0].defaultRequest: Forbidden: may not be specified when `type` is 'Pod']",
+            ),
+            (
+                json!({"type": "PersistentVolumeClaim", "max": {"requests.storage": "1"}}),
+                "spec.limits[0].limits: Required value: either minimum or maximum storage value is required, but neither was provided",
+            ),
+            (
+                json!({"type": "Pod", "min": {"cpu": "2"}, "max": {"cpu": "1"}}),
+                "spec.limits[0].min[cpu]: Invalid value: \"2\": min value 2 is greater than max value 1",
+            ),
+            (
+                json!({"type": "Container", "min": {"cpu": "2"}, "max": {"cpu": "9"}, "defaultRequest": {"cpu": "1"}, "default": {"cpu": "3"}}),
+                "spec.limits[0].defaultRequest[cpu]: Invalid value: \"1\": min value 2 is greater than default request value 1",
+            ),
+            (
+                json!({"type": "Container", "max": {"cpu": "2"}, "defaultRequest": {"cpu": "3"}, "default": {"cpu": "1"}}),
+                "[spec.limits[0].defaultRequest[cpu]: Invalid value: \"3\": default request value 3 is greater than max value 2, \
+                 spec.limits[0].defaultRequest[cpu]: Invalid value: \"3\": default request value 3 is greater than default limit value 1]",
+            ),
+            (
+                json!({"type": "Container", "min": {"cpu": "2"}, "defaultRequest": {"cpu": "2"}, "default": {"cpu": "1"}}),
+                "[spec.limits[0].defaultRequest[cpu]: Invalid value: \"2\": default request value 2 is greater than default limit value 1, \
+                 spec.limits[0].default[cpu]: Invalid value: \"2\": min value 2 is greater than default value 1]",
+            ),
+            (
+                json!({"type": "Container", "max": {"cpu": "2"}, "defaultRequest": {"cpu": "1"}, "default": {"cpu": "3"}}),
+                "spec.limits[0].default[cpu]: Invalid value: \"2\": default value 3 is greater than max value 2",
+            ),
+            (
+                json!({"type": "Pod", "max": {"cpu": "2"}, "min": {"cpu": "1500m"}, "maxLimitRequestRatio": {"cpu": "1500m", "memory": "500m"}}),
+                "[spec.limits[0].maxLimitRequestRatio[cpu]: Invalid value: \"1500m\": ratio 1500m is greater than max/min = 1.333333, \
+                 spec.limits[0].maxLimitRequestRatio[memory]: Invalid value: \"500m\": ratio 500m is less than 1]",
+            ),
+            (
+                json!({"type": "Container", "default": {"hugepages-2Mi": "4Mi"}, "defaultRequest": {"hugepages-2Mi": "2Mi"}}),
+                "spec.limits[0].defaultRequest[hugepages-2Mi]: Invalid value: \"2Mi\": default value 4Mi must equal to defaultRequest value 2Mi in hugepages-2Mi",
+            ),
         ] {
-            assert!(found.contains(expected), "{found}");
+            let range = json!({"metadata": {"name": "l"}, "spec": {"limits": [item]}});
+            assert_eq!(created(&LimitRange, &range), expected, "{range}");
+            assert_eq!(updated(&LimitRange, &range, &range), expected, "{range}");
         }
-        let shown = ResourceQuota.row(&json!({"metadata": {"name": "q"}, "status": {"hard": {"pods": "10", "limits.cpu": "2"}, "used": {"pods": "1"}}}), Timestamp::UNIX_EPOCH);
-        assert_eq!((shown[1].as_str(), shown[2].as_str()), (Some("pods: 1/10"), Some("limits.cpu: 0/2")));
+        let twice = json!({"metadata": {"name": "l"}, "spec": {"limits": [{"type": "Pod"}, {"type": "Pod"}]}});
+        assert_eq!(created(&LimitRange, &twice), "spec.limits[1].type: Duplicate value: \"Pod\"");
     }
 }

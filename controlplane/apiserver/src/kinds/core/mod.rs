@@ -12,8 +12,10 @@ mod limits;
 mod namespace;
 mod node;
 mod node_validation;
+mod persistent_volume;
 pub mod pod;
 mod port_map;
+mod quota;
 mod service;
 mod service_families;
 mod service_ports;
@@ -24,6 +26,7 @@ mod service_validation;
 mod service_warnings;
 
 pub use endpoints::host_port;
+pub use persistent_volume::inline_spec;
 pub use service::load_balancers;
 pub use service_validation::endpoint_ip;
 
@@ -52,14 +55,14 @@ pub fn resources(ranges: ServiceRanges) -> Vec<Resource> {
         Resource::new(namespace_descriptor().columns(namespace::columns()), namespace::Namespace),
         Resource::new(node_descriptor().columns(node::columns()), node::Node),
         Resource::new(claim_descriptor().columns(claim::claim_columns()), claim::Claim),
-        Resource::new(volume_descriptor().columns(claim::volume_columns()), claim::Volume),
+        Resource::new(volume_descriptor().columns(persistent_volume::columns()), persistent_volume::Volume),
         Resource::new(pod_descriptor().columns(pod::row::columns()), pod::Pod),
         Resource::new(pod_template_descriptor().columns(apps::pod_template_columns()), apps::PodTemplate),
         Resource::new(
             replication_controller_descriptor().columns(apps::controller_columns()),
             apps::ReplicationController,
         ),
-        Resource::new(resource_quota_descriptor().columns(limits::quota_columns()), limits::ResourceQuota),
+        Resource::new(resource_quota_descriptor().columns(quota::columns()), quota::ResourceQuota),
         Resource::new(secret_descriptor().columns(data::secret_columns()), data::Secret),
         Resource::new(service_account_descriptor(), data::ServiceAccount),
         Resource::new(service_descriptor().columns(service::columns()), service::Service::new(ranges)),

@@ -1,18 +1,30 @@
-//! The `resource.k8s.io` group: dynamic resource allocation. [`claim`] validates what is asked for.
+//! The `resource.k8s.io` group: dynamic resource allocation. [`claim`] validates what is asked for,
+//! [`allocation`] what was given, [`slice`] and [`device`] what there is.
 
+mod allocation;
+mod capacity;
 mod claim;
+mod device;
+mod report;
+mod slice;
 
-use api::field::{Error, ErrorList};
+use api::field::{Error, ErrorList, Path};
 use api::names;
+use async_trait::async_trait;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::check::Node;
-use super::core::pod::placement::node_selector;
-use super::core::pod::volume::csi_driver_name;
+use super::check::{Node, conditions};
+use super::core::pod::timestamp;
+use super::core::pod::volume::{csi_driver_name, template_metadata};
+use super::meta::keep_metadata;
 use super::table::{cell, named, row, words};
-use super::value::{at, default, default_text, has, list, list_mut, opt_text, text};
-use crate::resource::{Column, Context, Descriptor, Hooks, Resource, since};
+use super::value::{
+    at, default, default_int, default_text, flag, has, label, list, list_mut, name, namespace, opt_text, same_at, text,
+};
+use crate::error::{ApiError, Result};
+use crate::resource::{Column, Context, Descriptor, Hooks, Reservation, Resource, since};
+use report::Report;
 
 const GROUP: &str = "resource.k8s.io";
 
@@ -38,7 +50,7 @@ pub fn resources() -> Vec<Resource> {
             Descriptor::new(GROUP, "v1", "ResourceClaimTemplate", "resourceclaimtemplates"),
             Claim { spec: "spec.spec" },
         ),
-        Resource::new(slice_descriptor().columns(slice_columns()), Slice),
+        Resource::new(slice_descriptor().columns(slice::columns()), slice::Slice),
     ]
 }
 
@@ -52,56 +64,99 @@ fn slice_descriptor() -> Descriptor {
     descriptor
 }
 
+/// Drivers are called in lower case.
+fn uppercase_driver(path: &str, driver: &str) -> Option<String> {
+    (driver != driver.to_lowercase())
+        .then(|| format!("{path}: driver names should be lowercase; {driver:?} contains uppercase characters"))
+}
+
+/// As [`uppercase_driver`], of the drivers that a list of configurations is for.
+fn uppercase_drivers(object: &Value, path: &str) -> Vec<String> {
+    let drivers = list(object, path).iter().enumerate();
+    let warn =
+        |(index, config)| uppercase_driver(&format!("{path}[{index}].opaque.driver"), text(config, "opaque.driver"));
+    drivers.filter_map(warn).collect()
+}
+
 struct Class;
 
 impl Hooks for Class {
     fn validate_create(&self, _ctx: &Context<'_>, class: &Value) -> ErrorList {
-        let mut errors = ErrorList::new();
-        let spec = Node::root(class).child("spec");
-        claim::selectors(&spec, &mut errors);
-        claim::configurations(&spec, &mut errors);
-        let extended = spec.child("extendedResourceName");
-        let native = extended
-            .text()
-            .split_once('/')
-            .is_none_or(|(domain, _)| domain.ends_with("kubernetes.io") || domain.starts_with("requests."));
-        if extended.exists() && (native || !names::qualified_name(extended.text()).is_empty()) {
-            extended.invalid(&mut errors, "must be a valid extended resource name");
-        }
-        errors
+        validate_class(class, None)
     }
 
-    fn validate_update(&self, ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
-        self.validate_create(ctx, new)
+    fn validate_update(&self, _ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
+        validate_class(new, Some(old))
+    }
+
+    fn warnings(&self, new: &Value, _old: Option<&Value>) -> Vec<String> {
+        uppercase_drivers(new, "spec.config")
+    }
+}
+
+fn validate_class(class: &Value, old: Option<&Value>) -> ErrorList {
+    let mut report = Report::default();
+    let spec = Node::root(class).child("spec");
+    let stored = |field: &str| old.is_some_and(|old| same_at(class, old, field));
+    claim::selectors(&spec, stored("spec.selectors"), &mut report);
+    for config in report.limited(&spec, "config", claim::MAX_ITEMS) {
+        claim::configuration(&config, stored("spec.config"), &mut report);
+    }
+    let extended = spec.child("extendedResourceName");
+    if extended.exists() && !stored("spec.extendedResourceName") {
+        extended_name(&extended, &mut report.declared);
+    }
+    report.errors()
+}
+
+fn extended_name(name: &Node<'_>, errors: &mut ErrorList) {
+    if !name.text().contains('/') {
+        name.invalid_text(errors, "a name must be a domain-prefixed path, such as 'example.com/my-prop'");
+    } else if name.text().contains("kubernetes.io/") {
+        name.invalid(errors, "must not have \"kubernetes.io/\" domain");
+    }
+    if name.text().starts_with("requests.") {
+        name.invalid(errors, "must not have \"requests.\" prefix");
+    }
+    for problem in names::qualified_name(&format!("requests.{}", name.text())) {
+        name.invalid_text(errors, problem);
     }
 }
 
 struct TaintRule;
 
+const MAX_RULE_CONDITIONS: usize = 8;
+
 impl Hooks for TaintRule {
     fn prepare_create(&self, ctx: &Context<'_>, rule: &mut Value) {
-        default(rule, "spec.taint.timeAdded", super::core::pod::timestamp(ctx.now));
+        default(rule, "spec.taint.timeAdded", timestamp(ctx.now));
+    }
+
+    fn prepare_update(&self, ctx: &Context<'_>, new: &mut Value, _old: &Value) {
+        default(new, "spec.taint.timeAdded", timestamp(ctx.now));
     }
 
     fn validate_create(&self, _ctx: &Context<'_>, rule: &Value) -> ErrorList {
+        validate_rule(rule, None)
+    }
+
+    fn validate_update(&self, _ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
+        validate_rule(new, Some(old))
+    }
+
+    fn validate_subresource_update(&self, _ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
         let mut errors = ErrorList::new();
-        let spec = Node::root(rule).child("spec");
-        let selector = spec.child("deviceSelector");
-        if selector.has("driver") {
-            csi_driver_name(&selector.child("driver"), &mut errors);
+        conditions(&Node::root(new), "status.conditions", &mut errors);
+        let all = Node::root(new).child("status.conditions");
+        if all.len() > MAX_RULE_CONDITIONS {
+            errors.push(Error::too_many(&all.path, all.len(), MAX_RULE_CONDITIONS));
         }
-        if selector.has("pool") {
-            claim::pool_name(&selector.child("pool"), &mut errors);
-        }
-        if selector.has("device") {
-            selector.child("device").format(&mut errors, names::dns1123_label);
-        }
-        claim::taint(&spec.child("taint"), &mut errors);
         errors
     }
 
-    fn validate_update(&self, ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
-        self.validate_create(ctx, new)
+    fn warnings(&self, new: &Value, _old: Option<&Value>) -> Vec<String> {
+        let driver = text(new, "spec.deviceSelector.driver");
+        uppercase_driver("spec.deviceSelector.driver", driver).into_iter().collect()
     }
 
     fn row(&self, rule: &Value, now: Timestamp) -> Vec<Value> {
@@ -127,11 +182,46 @@ fn taint_rule_columns() -> Vec<Column> {
     ])
 }
 
+fn validate_rule(rule: &Value, old: Option<&Value>) -> ErrorList {
+    let mut report = Report::default();
+    let spec = Node::root(rule).child("spec");
+    let selector = spec.child("deviceSelector");
+    if selector.has("driver") {
+        csi_driver_name(&selector.child("driver"), &mut report.said);
+    }
+    if selector.has("pool") {
+        report::pool_name(&selector.child("pool"), &mut report.said);
+    }
+    if selector.has("device") {
+        selector.child("device").format(&mut report.said, names::dns1123_label);
+    }
+    claim::taint(&spec.child("taint"), old.map(|old| text(old, "spec.taint.effect")), &mut report);
+    report.errors()
+}
+
 /// Claims, and templates of claims whose claim spec is deeper.
 struct Claim {
     spec: &'static str,
 }
 
+impl Claim {
+    fn is_template(&self) -> bool {
+        self.spec != "spec"
+    }
+
+    /// Whether devices are asked for, or given, although others have them.
+    fn wants_admin(&self, object: &Value) -> bool {
+        list(object, &format!("{}.devices.requests", self.spec))
+            .iter()
+            .any(|request| flag(request, "exactly.adminAccess"))
+    }
+}
+
+fn is_given_as_admin(claim: &Value) -> bool {
+    list(claim, "status.allocation.devices.results").iter().any(|result| flag(result, "adminAccess"))
+}
+
+#[async_trait]
 impl Hooks for Claim {
     fn defaults(&self, claim: &mut Value) {
         for request in list_mut(claim, &format!("{}.devices.requests", self.spec)) {
@@ -144,27 +234,65 @@ impl Hooks for Claim {
         }
     }
 
+    fn prepare_subresource_update(&self, _ctx: &Context<'_>, new: &mut Value, old: &Value) {
+        keep_metadata(new, old);
+        allocation::drop_deallocated(new, old);
+    }
+
     fn validate_create(&self, _ctx: &Context<'_>, object: &Value) -> ErrorList {
-        let mut errors = ErrorList::new();
-        if self.spec != "spec" {
-            claim::template_metadata(&Node::root(object).child("spec.metadata"), &mut errors);
+        let mut report = Report::default();
+        if self.is_template() {
+            template_metadata(&Node::root(object).child("spec.metadata"), &mut report.said);
         }
-        claim::validate(&Node::root(object).child(self.spec), &mut errors);
-        errors
+        claim::validate(&Node::root(object).child(self.spec), &mut report);
+        report.errors()
     }
 
     fn validate_update(&self, _ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
         let mut errors = ErrorList::new();
-        Node::root(new).child("spec").immutable(&mut errors, &Node::root(old).child("spec"));
+        let (spec, was) = (Node::root(new).child("spec"), Node::root(old).child("spec"));
+        if self.is_template() {
+            spec.immutable(&mut errors, &was);
+        } else {
+            spec.immutable_declared(&mut errors, &was);
+        }
         errors
     }
 
     fn validate_subresource_update(&self, _ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
-        claim::validate_status(new, old)
+        allocation::validate(new, old)
+    }
+
+    fn warnings(&self, new: &Value, _old: Option<&Value>) -> Vec<String> {
+        uppercase_drivers(new, &format!("{}.devices.config", self.spec))
+    }
+
+    /// Access to devices that others have is a namespace's right.
+    async fn reserve(
+        &self,
+        ctx: &Context<'_>,
+        new: &mut Value,
+        old: Option<&Value>,
+    ) -> Result<Option<Box<dyn Reservation>>> {
+        const LABEL: &str = "resource.kubernetes.io/admin-access";
+        let asks = match old {
+            None => self.wants_admin(new),
+            Some(old) => ctx.subresource == "status" && is_given_as_admin(new) && !is_given_as_admin(old),
+        };
+        if !asks {
+            return Ok(None);
+        }
+        let held = ctx.cluster.get("", "namespaces", "", namespace(new)).await?;
+        if held.is_some_and(|held| label(&held, LABEL) == Some("true")) {
+            return Ok(None);
+        }
+        let detail = format!("admin access to devices requires the `{LABEL}: true` label on the containing namespace");
+        let kind = if self.is_template() { "ResourceClaimTemplate" } else { "ResourceClaim" };
+        Err(ApiError::invalid(GROUP, kind, name(new), &[Error::forbidden(&Path::unnamed(), detail)]))
     }
 
     fn row(&self, claim: &Value, now: Timestamp) -> Vec<Value> {
-        if self.spec != "spec" {
+        if self.is_template() {
             return row(claim, now, Vec::new());
         }
         let mut states = Vec::new();
@@ -186,7 +314,7 @@ impl Hooks for Claim {
 fn count_defaults(request: &mut Value) {
     default_text(request, "allocationMode", "ExactCount");
     if text(request, "allocationMode") == "ExactCount" {
-        default(request, "count", 1);
+        default_int(request, "count", 1);
     }
     for toleration in list_mut(request, "tolerations") {
         default_text(toleration, "operator", "Equal");
@@ -197,191 +325,106 @@ fn claim_columns() -> Vec<Column> {
     named(vec![words("State", "A summary of the current state (allocated, pending, reserved, etc.).")])
 }
 
-struct Slice;
-
-/// Ways to say where the devices of a slice are.
-const PLACEMENTS: [&str; 4] = ["nodeName", "nodeSelector", "allNodes", "perDeviceNodeSelection"];
-
-impl Hooks for Slice {
-    fn validate_create(&self, _ctx: &Context<'_>, slice: &Value) -> ErrorList {
-        let mut errors = ErrorList::new();
-        let spec = Node::root(slice).child("spec");
-        if spec.child("driver").required(&mut errors, "") {
-            csi_driver_name(&spec.child("driver"), &mut errors);
-        }
-        pool(&spec.child("pool"), &mut errors);
-        placement(&spec, &mut errors);
-        if spec.has("sharedCounters") && spec.has("devices") {
-            let detail = "only one of `sharedCounters` or `devices` is allowed";
-            errors.push(Error::invalid(&spec.path, "", detail));
-        }
-        devices(&spec, &mut errors);
-        errors
-    }
-
-    fn validate_update(&self, ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
-        let mut errors = self.validate_create(ctx, new);
-        for field in ["pool.name", "driver", "nodeName"] {
-            let path = format!("spec.{field}");
-            Node::root(new).child(&path).immutable(&mut errors, &Node::root(old).child(&path));
-        }
-        errors
-    }
-
-    fn row(&self, slice: &Value, now: Timestamp) -> Vec<Value> {
-        row(slice, now, vec![cell(slice, "spec.nodeName"), cell(slice, "spec.driver"), cell(slice, "spec.pool.name")])
-    }
-}
-
-fn pool(pool: &Node<'_>, errors: &mut ErrorList) {
-    claim::pool_name(&pool.child("name"), errors);
-    if pool.child("resourceSliceCount").int() <= 0 {
-        pool.child("resourceSliceCount").invalid(errors, "must be greater than zero");
-    }
-    pool.child("generation").non_negative(errors);
-}
-
-fn placement(spec: &Node<'_>, errors: &mut ErrorList) {
-    let name = spec.child("nodeName");
-    if name.exists() && name.text().is_empty() {
-        name.invalid(errors, "must be either unset or set to a non-empty string");
-    } else if name.exists() {
-        name.format(errors, names::dns1123_subdomain);
-    }
-    let selector = spec.child("nodeSelector");
-    if selector.exists() {
-        node_selector(&selector, errors);
-        if selector.items("nodeSelectorTerms").len() != 1 {
-            selector.child("nodeSelectorTerms").invalid(errors, "must have exactly one node selector term");
-        }
-    }
-    for field in ["allNodes", "perDeviceNodeSelection"] {
-        if spec.has(field) && !spec.child(field).flag() {
-            spec.child(field).invalid(errors, "must be either unset or set to true");
-        }
-    }
-    let said = |field: &&&str| spec.has(field) && spec.child(field).value != "" && spec.child(field).value != false;
-    let given: Vec<String> = PLACEMENTS.iter().filter(said).map(|field| format!("`{field}`")).collect();
-    let one = "exactly one of `nodeName`, `nodeSelector`, `allNodes`, `perDeviceNodeSelection` is required";
-    match given.len() {
-        0 => spec.missing(errors, one),
-        1 => {}
-        _ => errors.push(Error::invalid(
-            &spec.path,
-            format!("{{{}}}", given.join(", ")),
-            format!("{one}, but multiple fields are set"),
-        )),
-    }
-}
-
-fn devices(spec: &Node<'_>, errors: &mut ErrorList) {
-    let given = spec.items("devices");
-    let rich = |device: &Node<'_>| !device.items("taints").is_empty() || !device.items("consumesCounters").is_empty();
-    let most = if given.iter().any(rich) { 64 } else { 128 };
-    if given.len() > most {
-        return errors.push(Error::too_many(&spec.child("devices").path, given.len(), most));
-    }
-    for device in &given {
-        device.child("name").required_format(errors, names::dns1123_label);
-        let count = device.child("attributes").len() + device.child("capacity").len();
-        if count > 32 {
-            let detail = "the total number of attributes and capacities must not exceed 32";
-            errors.push(Error::invalid(&device.path, count, detail));
-        }
-        for (key, attribute) in device.entries("attributes") {
-            let values = attribute.value.as_object().map_or(0, |kinds| kinds.values().filter(|v| !v.is_null()).count());
-            match values {
-                0 => attribute.missing(errors, "exactly one value must be specified"),
-                1 => {}
-                _ => errors.push(Error::invalid(
-                    &attribute.path,
-                    attribute.value.clone(),
-                    "exactly one value must be specified",
-                )),
-            }
-            if key.is_empty() {
-                errors.push(Error::required(&device.child("attributes").path, "name required"));
-            }
-        }
-        for taint in device.items("taints") {
-            claim::taint(&taint, errors);
-        }
-    }
-    claim::unique_names(spec, "devices", errors);
-}
-
-fn slice_columns() -> Vec<Column> {
-    named(vec![
-        words("Node", "NodeName identifies the node which provides the resources in this pool."),
-        words("Driver", "Driver identifies the DRA driver providing the capacity information."),
-        words("Pool", "Pool describes the pool that this ResourceSlice belongs to."),
-    ])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::admission::fake::Fixed;
     use crate::authn::UserInfo;
-    use api::field::join;
+    use crate::kinds::tested::{created, updated, updated_sub};
     use serde_json::json;
 
-    fn check(hooks: &dyn Hooks, object: &Value) -> String {
-        let (cluster, user) = (Fixed::default(), UserInfo::admin());
-        let now = Timestamp::UNIX_EPOCH;
-        let ctx = Context {
-            user: &user,
-            group: "",
-            namespace: "",
-            name: "x",
-            subresource: "",
-            dry_run: false,
-            now,
-            cluster: &cluster,
-        };
-        join(&hooks.validate_create(&ctx, object))
-    }
+    const CLAIM: Claim = Claim { spec: "spec" };
+    const TEMPLATE: Claim = Claim { spec: "spec.spec" };
 
     #[test]
-    fn slices_refused() {
-        let slice = |extra: Value| {
-            let mut spec = json!({"driver": "d.example.com", "pool": {"name": "p", "generation": 1, "resourceSliceCount": 1}, "nodeName": "n"});
-            for (key, value) in extra.as_object().unwrap() {
-                spec[key] = value.clone();
-            }
-            json!({ "spec": spec })
-        };
-        for (extra, expected) in [
-            (json!({}), "[]"),
+    fn classes() {
+        let class = |spec: Value| json!({"metadata": {"name": "c"}, "spec": spec});
+        for (spec, expected) in [
+            (json!({"extendedResourceName": "example.com/gpu"}), "[]"),
             (
-                json!({"allNodes": true}),
-                "spec: Invalid value: \"{`nodeName`, `allNodes`}\": exactly one of `nodeName`, `nodeSelector`, `allNodes`, `perDeviceNodeSelection` is required, but multiple fields are set",
+                json!({"extendedResourceName": "cpu"}),
+                "spec.extendedResourceName: Invalid value: \"cpu\": a name must be a domain-prefixed path, such as 'example.com/my-prop'",
             ),
             (
-                json!({"nodeName": null}),
-                "spec: Required value: exactly one of `nodeName`, `nodeSelector`, `allNodes`, `perDeviceNodeSelection` is required",
+                json!({"extendedResourceName": "requests.kubernetes.io/a"}),
+                "[spec.extendedResourceName: Invalid value: \"requests.kubernetes.io/a\": must not have \"kubernetes.io/\" domain, \
+                 spec.extendedResourceName: Invalid value: \"requests.kubernetes.io/a\": must not have \"requests.\" prefix]",
             ),
-            (json!({"devices": [{"name": "a"}, {"name": "a"}]}), "spec.devices[1]: Duplicate value: \"a\""),
             (
-                json!({"devices": [{"name": "a", "taints": [{"key": "k", "effect": "Never"}]}]}),
-                "spec.devices[0].taints[0].effect: Unsupported value: \"Never\": supported values: \"NoExecute\", \"NoSchedule\", \"None\"",
+                json!({"selectors": [{}], "config": [{}]}),
+                "[spec.selectors[0].cel: Required value, spec.config[0].opaque: Required value]",
             ),
         ] {
-            assert_eq!(check(&Slice, &slice(extra)), expected);
+            assert_eq!(created(&Class, &class(spec.clone())), expected, "{spec}");
         }
+        let bad = class(json!({"selectors": [{"cel": {"expression": "1 +"}}]}));
+        assert!(
+            created(&Class, &bad)
+                .starts_with("spec.selectors[0].cel.expression: Invalid value: \"1 +\": compilation failed")
+        );
+        assert_eq!(updated(&Class, &bad, &bad), "[]", "what is stored is not compiled again");
+        assert_eq!(
+            Class.warnings(&class(json!({"config": [{"opaque": {"driver": "D"}}]})), None),
+            ["spec.config[0].opaque.driver: driver names should be lowercase; \"D\" contains uppercase characters"]
+        );
     }
 
     #[test]
-    fn classes_and_rules_refused() {
-        let class = json!({"spec": {"selectors": [{"cel": {"expression": "1 +"}}], "extendedResourceName": "cpu"}});
-        let found = check(&Class, &class);
-        assert!(
-            found.contains("spec.selectors[0].cel.expression: Invalid value: \"1 +\": compilation failed"),
-            "{found}"
+    fn rules() {
+        let rule = |spec: Value| json!({"metadata": {"name": "r"}, "spec": spec});
+        assert_eq!(created(&TaintRule, &rule(json!({"taint": {"key": "k"}}))), "spec.taint.effect: Required value");
+        assert_eq!(
+            created(
+                &TaintRule,
+                &rule(json!({"deviceSelector": {"pool": ""}, "taint": {"key": "k", "effect": "Never"}}))
+            ),
+            "[spec.deviceSelector.pool: Required value, \
+             spec.taint.effect: Unsupported value: \"Never\": supported values: \"NoExecute\", \"NoSchedule\", \"None\"]"
         );
-        assert!(
-            found.contains("spec.extendedResourceName: Invalid value: \"cpu\": must be a valid extended resource name")
+        let stored = rule(json!({"taint": {"key": "k", "effect": "Later"}}));
+        assert_eq!(updated(&TaintRule, &stored, &stored), "[]");
+        let condition = |n: usize| json!({"type": format!("t{n}"), "status": "True", "reason": "R", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        let status = json!({"status": {"conditions": (0..9).map(condition).collect::<Vec<_>>()}});
+        assert_eq!(
+            updated_sub(&TaintRule, "status", &json!({}), &status),
+            "status.conditions: Too many: 9: must have at most 8 items"
         );
-        assert_eq!(check(&TaintRule, &json!({"spec": {"taint": {"key": "k"}}})), "spec.taint.effect: Required value");
+    }
+
+    #[test]
+    fn claims_stay() {
+        let request = json!({"name": "r", "exactly": {"deviceClassName": "c", "count": 0}});
+        let claim = |devices: Value| json!({"metadata": {"name": "c", "namespace": "n"}, "spec": {"devices": devices}});
+        let (one, none) = (claim(json!({"requests": [request]})), claim(json!({})));
+        assert_eq!(created(&CLAIM, &one), "[]", "no count is one");
+        assert_eq!(updated(&CLAIM, &none, &one), "spec: Invalid value: null: field is immutable");
+        let template =
+            |meta: Value| json!({"metadata": {"name": "t", "namespace": "n"}, "spec": {"metadata": meta, "spec": {}}});
+        assert_eq!(created(&TEMPLATE, &template(json!({"labels": {"a": "b"}}))), "[]");
+        assert_eq!(created(&TEMPLATE, &template(json!({"name": "x"}))), "spec.metadata.name: Forbidden: cannot be set");
+    }
+
+    #[tokio::test]
+    async fn access_of_administrators_is_a_namespaces_right() {
+        let namespace = |label: &str| json!({"metadata": {"name": label, "labels": {"resource.kubernetes.io/admin-access": label}}});
+        let cluster = Fixed::with(&[("", "namespaces", namespace("true")), ("", "namespaces", namespace("false"))]);
+        let user = UserInfo::admin();
+        let now = Timestamp::UNIX_EPOCH;
+        for (namespace, admin, refused) in [("true", true, false), ("false", true, true), ("false", false, false)] {
+            let mut claim = json!({"metadata": {"name": "c", "namespace": namespace}, "spec": {"devices": {"requests": [{"exactly": {"adminAccess": admin}}]}}});
+            let ctx = Context {
+                user: &user,
+                group: "",
+                namespace,
+                name: "c",
+                subresource: "",
+                dry_run: false,
+                now,
+                cluster: &cluster,
+            };
+            let found = CLAIM.reserve(&ctx, &mut claim, None).await.err().map(|error| error.to_status());
+            let expected = "ResourceClaim.resource.k8s.io \"c\" is invalid: []: Forbidden: admin access to devices requires the `resource.kubernetes.io/admin-access: true` label on the containing namespace";
+            assert_eq!(found.as_ref().and_then(|status| status["message"].as_str()), refused.then_some(expected));
+        }
     }
 }

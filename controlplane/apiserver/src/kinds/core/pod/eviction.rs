@@ -4,6 +4,7 @@
 //! [`decide`] is pure; the handler writes the budget's status which it returns (retrying on a
 //! conflict) before it deletes the pod.
 
+use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
@@ -34,9 +35,8 @@ pub fn decide(pod: &Value, budgets: &[&Value], now: &str) -> Result<Decision, Ap
     });
     let Some(budget) = matching.next() else { return Ok(Decision::Delete) };
     if matching.next().is_some() {
-        return Err(ApiError::internal(
-            "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
-        ));
+        let why = "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.";
+        return Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "", why));
     }
     if !ready(pod) && unhealthy_may_go(budget) {
         return Ok(Decision::Delete);
@@ -67,25 +67,16 @@ fn spend(budget: &Value, pod: &str, now: &str) -> Result<Value, ApiError> {
     }
     let allowed = int(budget, "status.disruptionsAllowed");
     if allowed < 0 {
-        return Err(ApiError::forbidden(
-            "policy",
-            "poddisruptionbudgets",
-            budget_name,
-            "pdb disruptions allowed is negative",
-        ));
+        let why = "pdb disruptions allowed is negative";
+        return Err(forbidden(budget_name, why, why));
     }
     if map(budget, "status.disruptedPods").map_or(0, serde_json::Map::len) > MAX_DISRUPTED {
-        let why = "DisruptedPods map too big - too many evictions not confirmed by PDB controller";
-        return Err(ApiError::forbidden("policy", "poddisruptionbudgets", budget_name, why));
+        let unconfirmed = "too many evictions not confirmed by PDB controller";
+        let cause = "too many pending evictions not confirmed by PDB controller";
+        return Err(forbidden(budget_name, &format!("DisruptedPods map too big - {unconfirmed}"), cause));
     }
     if allowed == 0 {
-        let desired = int(budget, "status.desiredHealthy");
-        let healthy = int(budget, "status.currentHealthy");
-        return Err(too_many("", 0).with_cause(
-            "DisruptionBudget",
-            &format!("The disruption budget {budget_name} needs {desired} healthy pods and has {healthy} currently"),
-            "",
-        ));
+        return Err(too_many("", 0).with_cause("DisruptionBudget", &why_none(budget), ""));
     }
     let mut spent = (*budget).clone();
     set(&mut spent, "status.disruptionsAllowed", allowed - 1);
@@ -101,6 +92,29 @@ fn spend(budget: &Value, pod: &str, now: &str) -> Result<Value, ApiError> {
         }
     }
     Ok(spent)
+}
+
+fn forbidden(budget: &str, why: &str, cause: &str) -> ApiError {
+    let cause = format!("The disruption budget {budget} does not allow evicting pods currently: {cause}");
+    ApiError::forbidden("policy", "poddisruptionbudget", budget, why).with_cause("DisruptionBudget", &cause, "")
+}
+
+/// Why a budget has no disruption to give: from its numbers, or what its controller says.
+fn why_none(budget: &Value) -> String {
+    let name = name(budget);
+    let condition = list(budget, "status.conditions").iter().find(|c| text(c, "type") == "DisruptionAllowed");
+    let (reason, message) = condition.map_or(("", ""), |c| (text(c, "reason"), text(c, "message")));
+    let stands = condition.is_some_and(|c| text(c, "status") == "False") && !message.is_empty();
+    let (desired, healthy) = (int(budget, "status.desiredHealthy"), int(budget, "status.currentHealthy"));
+    if stands && reason == "SyncFailed" {
+        format!("The disruption budget {name} does not allow evicting pods currently because it failed sync: {message}")
+    } else if healthy <= desired {
+        format!("The disruption budget {name} needs {desired} healthy pods and has {healthy} currently")
+    } else if stands {
+        format!("The disruption budget {name} does not allow evicting pods currently ({reason}): {message}")
+    } else {
+        format!("The disruption budget {name} does not allow evicting pods currently")
+    }
 }
 
 /// The pod with the condition that tells an eviction from a failure.
@@ -174,6 +188,41 @@ mod tests {
             }
             other => panic!("{other:?}"),
         }
-        assert_eq!(decide(&pod("Running", "True"), &[&open, &closed], "t").unwrap_err().code(), 500);
+        let two = decide(&pod("Running", "True"), &[&open, &closed], "t").unwrap_err();
+        assert_eq!((two.code().as_u16(), two.to_status().get("reason")), (500, None));
+        assert!(two.message().starts_with("This pod has more than one PodDisruptionBudget"), "{}", two.message());
+        let mut negative = budget(0);
+        negative["status"]["disruptionsAllowed"] = json!(-1);
+        let refused = decide(&pod("Running", "True"), &[&negative], "t").unwrap_err();
+        assert_eq!(
+            refused.message(),
+            "poddisruptionbudget.policy \"b\" is forbidden: pdb disruptions allowed is negative"
+        );
+        assert_eq!(
+            refused.to_status()["details"]["causes"][0]["message"],
+            "The disruption budget b does not allow evicting pods currently: pdb disruptions allowed is negative"
+        );
+    }
+
+    #[test]
+    fn why_there_is_none() {
+        let with = |healthy: i64, status: &str, reason: &str, message: &str| {
+            let mut budget = budget(0);
+            budget["status"]["currentHealthy"] = json!(healthy);
+            let condition =
+                json!({"type": "DisruptionAllowed", "status": status, "reason": reason, "message": message});
+            budget["status"]["conditions"] = json!([condition]);
+            why_none(&budget)
+        };
+        let name = "The disruption budget b";
+        for (why, expected) in [
+            (with(1, "False", "SyncFailed", "m"), "does not allow evicting pods currently because it failed sync: m"),
+            (with(1, "False", "InsufficientPods", "m"), "needs 2 healthy pods and has 1 currently"),
+            (with(3, "False", "Other", "m"), "does not allow evicting pods currently (Other): m"),
+            (with(3, "False", "Other", ""), "does not allow evicting pods currently"),
+            (with(3, "True", "SyncFailed", "m"), "does not allow evicting pods currently"),
+        ] {
+            assert_eq!(why, format!("{name} {expected}"));
+        }
     }
 }

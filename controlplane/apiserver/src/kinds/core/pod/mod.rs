@@ -27,7 +27,7 @@ pub mod spec;
 mod status;
 mod update;
 pub mod volume;
-mod warn;
+pub mod warn;
 mod windows;
 
 pub use warn::warnings;

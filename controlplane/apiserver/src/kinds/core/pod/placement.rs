@@ -41,12 +41,17 @@ fn weight(preferred: &Node<'_>, errors: &mut ErrorList) {
 
 /// `NodeSelector`, also of PersistentVolumes.
 pub fn node_selector(selector: &Node<'_>, errors: &mut ErrorList) {
+    node_selector_where(selector, true, errors);
+}
+
+/// As [`node_selector`]; values that were always wrong may stay (`values_count` is false).
+pub fn node_selector_where(selector: &Node<'_>, values_count: bool, errors: &mut ErrorList) {
     let terms = selector.items("nodeSelectorTerms");
     if terms.is_empty() {
         selector.child("nodeSelectorTerms").missing(errors, "must have at least one node selector term");
     }
     for term in terms {
-        node_selector_term(&term, true, errors);
+        node_selector_term(&term, values_count, errors);
     }
 }
 

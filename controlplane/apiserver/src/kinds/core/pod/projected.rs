@@ -4,8 +4,8 @@ use api::field::{Error, ErrorList};
 use api::names;
 
 use super::volume::{Written, downward_file, key_to_path, local_path, mode};
+use crate::kinds::certificates::signer_name;
 use crate::kinds::check::{Node, label_selector};
-use crate::kinds::pod_certificate::signer_name;
 
 const KEY_TYPES: [&str; 6] = ["RSA3072", "RSA4096", "ECDSAP256", "ECDSAP384", "ECDSAP521", "ED25519"];
 const HOUR: i64 = 3600;

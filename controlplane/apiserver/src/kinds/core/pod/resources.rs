@@ -295,7 +295,8 @@ fn is_quota_huge(name: &str) -> bool {
     is_huge(name) || name.starts_with("requests.hugepages-")
 }
 
-fn is_native(name: &str) -> bool {
+/// Kubernetes' own: without a domain, or with one of its.
+pub fn is_native(name: &str) -> bool {
     !name.contains('/') || name.contains("kubernetes.io/")
 }
 

@@ -220,7 +220,7 @@ fn ephemeral(volume: &Node<'_>, source: &Node<'_>, pod: &str, errors: &mut Error
 }
 
 /// Metadata of something that gets its name from its owner: labels and annotations only.
-fn template_metadata(meta: &Node<'_>, errors: &mut ErrorList) {
+pub fn template_metadata(meta: &Node<'_>, errors: &mut ErrorList) {
     crate::kinds::meta::annotations(&meta.child("annotations"), errors);
     crate::kinds::check::labels(&meta.child("labels"), errors);
     for (field, found) in meta.value.as_object().into_iter().flatten() {

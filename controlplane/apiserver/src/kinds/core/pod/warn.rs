@@ -9,7 +9,7 @@ use crate::kinds::check::{Seen, ip_warning};
 use crate::kinds::value::{annotation, at, entries, has, int, list, text, texts};
 
 /// Node labels of before, since when they are, and what they are called now.
-const OLD_LABELS: [(&str, &str, &str); 5] = [
+pub const OLD_LABELS: [(&str, &str, &str); 5] = [
     ("beta.kubernetes.io/arch", "v1.14", "kubernetes.io/arch"),
     ("beta.kubernetes.io/os", "v1.14", "kubernetes.io/os"),
     ("beta.kubernetes.io/instance-type", "v1.17", "node.kubernetes.io/instance-type"),
@@ -241,7 +241,8 @@ fn affinity(spec: &Value, path: &str, found: &mut Vec<String>) {
     }
 }
 
-fn old_keys(term: &Value, path: &str, found: &mut Vec<String>) {
+/// Labels of before in a node selector's term.
+pub fn old_keys(term: &Value, path: &str, found: &mut Vec<String>) {
     for (index, expression) in list(term, "matchExpressions").iter().enumerate() {
         let key = text(expression, "key");
         found.extend(old_label(key).map(|words| format!("{path}.matchExpressions[{index}].key: {key} is {words}")));
