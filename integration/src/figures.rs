@@ -39,6 +39,13 @@ pub fn resident_mib(pid: i64) -> f64 {
     line.split_whitespace().nth(1).and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
 }
 
+/// The same, of pages that processes share only this one's part.
+pub fn proportional_mib(pid: i64) -> f64 {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let line = rollup.lines().find(|line| line.starts_with("Pss:")).unwrap_or_default();
+    line.split_whitespace().nth(1).and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
+}
+
 /// User and system time so far. The kernel counts in hundredths of a second.
 pub fn processor_seconds(pid: i64) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

@@ -43,8 +43,10 @@ fn main() -> anyhow::Result<()> {
     ];
     figures.extend(runtime.block_on(startup::measure(&archives))?);
     let lab = integration::Lab::up("bench", &[]);
+    idle::start_pod(&lab);
+    figures.extend(runtime.block_on(idle::measure(&lab, "in a fresh lab")));
     figures.extend(runtime.block_on(pods::measure(&lab))?);
-    figures.extend(runtime.block_on(idle::measure(&lab))?);
+    figures.extend(runtime.block_on(idle::measure(&lab, "after 70 pods came and went")));
     print(&figures);
     Ok(())
 }
