@@ -16,6 +16,8 @@ use crate::Supervisor;
 const PERIOD: Duration = Duration::from_secs(10);
 /// Below this share of one core the process rests.
 const RESTING_SHARE: f64 = 0.02;
+/// What a touch of the program's text maps at most.
+const PIECE: usize = 16 * 1024;
 
 /// Keeps the allocator to few arenas (each thread that allocates would else get its own, up to
 /// eight per core), before any thread is started.
@@ -30,12 +32,14 @@ pub fn keep_few_arenas() {
 /// Starts the task that gives memory back when work has ended, and while there is none.
 pub fn rest_lightly(supervisor: &Supervisor) {
     supervisor.spawn("memory", async {
+        let programs = programs();
+        programs.iter().filter(|program| program.text).for_each(map_finely);
         let mut before = processor_time();
         loop {
             tokio::time::sleep(PERIOD).await;
             let now = processor_time();
             if (now - before).as_secs_f64() < PERIOD.as_secs_f64() * RESTING_SHARE {
-                give_back();
+                give_back(&programs);
             }
             before = now;
         }
@@ -52,36 +56,64 @@ fn processor_time() -> Duration {
     Duration::new(at.tv_sec.unsigned_abs(), u32::try_from(at.tv_nsec).unwrap_or(0))
 }
 
-fn give_back() {
+fn give_back(programs: &[Program]) {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: releases free heap pages only; may be called at any time, from any thread.
     unsafe {
         libc::malloc_trim(0);
     }
-    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return };
-    for (start, length) in maps.lines().filter_map(program) {
+    for program in programs {
         // SAFETY: the range is a mapping of a file that nothing writes to. Its pages are unmodified
         // copies of that file's, so dropping them changes nothing: the next touch maps them again.
         unsafe {
-            libc::madvise(start as *mut libc::c_void, length, libc::MADV_DONTNEED);
+            libc::madvise(program.start as *mut libc::c_void, program.length, libc::MADV_DONTNEED);
         }
     }
 }
 
-/// Start and length of a mapping of a program's text or constants from a line of `/proc/PID/maps`
-/// (proc(5)). A read-only mapping further into the file may hold relocated data, which the file
-/// cannot give back; the one at its start holds the ELF header, and so never does.
-fn program(line: &str) -> Option<(usize, usize)> {
+/// Makes a fault map little around what is touched. The kernel maps what it has in the page cache of
+/// the 64 KiB around it, but never beyond the mapping; what rest touches is scattered, so most of
+/// that would be mapped in vain. Every other piece gets a flag that its neighbours do not have, and
+/// so is a mapping of its own. The flag means nothing here: text is not in core dumps anyway.
+fn map_finely(program: &Program) {
+    let end = program.start + program.length;
+    let first = program.start.next_multiple_of(2 * PIECE);
+    for piece in (first..end.saturating_sub(PIECE)).step_by(2 * PIECE) {
+        // SAFETY: inside the mapping; leaves its pages and their protection as they are.
+        if unsafe { libc::madvise(piece as *mut libc::c_void, PIECE, libc::MADV_DONTDUMP) } != 0 {
+            return;
+        }
+    }
+}
+
+/// A mapping of a program's or library's text or constants.
+#[derive(Debug, PartialEq, Eq)]
+struct Program {
+    start: usize,
+    length: usize,
+    text: bool,
+}
+
+fn programs() -> Vec<Program> {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    maps.lines().filter_map(program).collect()
+}
+
+/// The mapping of a line of `/proc/PID/maps` (proc(5)), if the file can give it again. A read-only
+/// mapping further into the file may hold relocated data, which the file cannot; the one at its start
+/// holds the ELF header, and so never does.
+fn program(line: &str) -> Option<Program> {
     let mut fields = line.split_ascii_whitespace();
     let (range, permissions, offset) = (fields.next()?, fields.next()?, fields.next()?);
     let file = fields.nth(2)?;
+    let text = permissions == "r-xp";
     let constants = permissions == "r--p" && offset.bytes().all(|digit| digit == b'0');
-    if !(permissions == "r-xp" || constants) || !file.starts_with('/') {
+    if !(text || constants) || !file.starts_with('/') {
         return None;
     }
     let (start, end) = range.split_once('-')?;
     let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
-    Some((start, end.checked_sub(start)?))
+    Some(Program { start, length: end.checked_sub(start)?, text })
 }
 
 #[cfg(test)]
@@ -91,9 +123,11 @@ mod tests {
     #[test]
     fn only_what_a_file_can_give_again_is_given_back() {
         let constants = "7f0000000000-7f0000001000 r--p 00000000 fd:00 131 /usr/bin/skiff";
-        assert_eq!(program(constants), Some((0x7f00_0000_0000, 0x1000)));
+        let expected = Program { start: 0x7f00_0000_0000, length: 0x1000, text: false };
+        assert_eq!(program(constants), Some(expected));
         let text = "7f0000001000-7f0000003000 r-xp 00001000 fd:00 131 /usr/bin/skiff";
-        assert_eq!(program(text), Some((0x7f00_0000_1000, 0x2000)));
+        let expected = Program { start: 0x7f00_0000_1000, length: 0x2000, text: true };
+        assert_eq!(program(text), Some(expected));
         for kept in [
             "7f0000003000-7f0000004000 r--p 00003000 fd:00 131 /usr/bin/skiff",
             "7f0000004000-7f0000005000 rw-p 00004000 fd:00 131 /usr/bin/skiff",
@@ -109,7 +143,12 @@ mod tests {
     #[test]
     fn the_process_goes_on_after_giving_back() {
         let kept: Vec<String> = (0..1000).map(|number| number.to_string()).collect();
-        give_back();
+        let programs = programs();
+        let mappings = || std::fs::read_to_string("/proc/self/maps").unwrap_or_default().lines().count();
+        let before = mappings();
+        programs.iter().filter(|program| program.text).for_each(map_finely);
+        assert!(mappings() > before, "text is mapped in pieces");
+        give_back(&programs);
         assert_eq!(kept.iter().map(String::len).sum::<usize>(), 2890);
         assert!(processor_time() > Duration::ZERO);
     }
