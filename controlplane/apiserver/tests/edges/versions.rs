@@ -38,20 +38,28 @@ fn places(version: &str) -> String {
     format!("/apis/example.com/{version}/namespaces/default/places")
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_webhook_converts_between_versions() {
-    let dir = tempfile::tempdir().unwrap();
-    let cluster = Cluster::start().await;
-    let client = cluster.admin();
-    let hook = Hook::start(dir.path(), |request| {
+/// A webhook that converts places.
+async fn converter(dir: &std::path::Path) -> Hook {
+    Hook::start(dir, |request| {
         let to = request["desiredAPIVersion"].as_str().unwrap();
         let objects: Vec<Value> =
             request["objects"].as_array().unwrap().iter().map(|object| convert(object, to)).collect();
         json!({"result": {"status": "Success"}, "convertedObjects": objects})
     })
-    .await;
-    let conversion =
-        json!({"strategy": "Webhook", "webhook": {"clientConfig": hook.config(), "conversionReviewVersions": ["v1"]}});
+    .await
+}
+
+fn through(hook: &Hook) -> Value {
+    json!({"strategy": "Webhook", "webhook": {"clientConfig": hook.config(), "conversionReviewVersions": ["v1"]}})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_converts_between_versions() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let hook = converter(dir.path()).await;
+    let conversion = through(&hook);
     let (code, answer) = ask(&client, "POST", DEFINITIONS, &definition(conversion, "v1").to_string()).await;
     assert_eq!(code, 201, "{answer:#}");
     eventually(&client, &places("v2"), |code, _| code == 200).await;
@@ -142,15 +150,8 @@ async fn owners_meet_in_the_version_that_each_wrote() {
     let dir = tempfile::tempdir().unwrap();
     let cluster = Cluster::start().await;
     let client = cluster.admin();
-    let hook = Hook::start(dir.path(), |request| {
-        let to = request["desiredAPIVersion"].as_str().unwrap();
-        let objects: Vec<Value> =
-            request["objects"].as_array().unwrap().iter().map(|object| convert(object, to)).collect();
-        json!({"result": {"status": "Success"}, "convertedObjects": objects})
-    })
-    .await;
-    let conversion =
-        json!({"strategy": "Webhook", "webhook": {"clientConfig": hook.config(), "conversionReviewVersions": ["v1"]}});
+    let hook = converter(dir.path()).await;
+    let conversion = through(&hook);
     assert_eq!(ask(&client, "POST", DEFINITIONS, &definition(conversion, "v1").to_string()).await.0, 201);
     eventually(&client, &places("v2"), |code, _| code == 200).await;
     let message = |answer: &(u16, Value)| (answer.0, answer.1["message"].as_str().unwrap_or_default().to_owned());
