@@ -357,11 +357,12 @@ mod tests {
         let old = json!({"metadata": {"name": "a", "uid": "u", "labels": {"x": "1"}}, "spec": 1, "status": 1});
         let new = json!({"metadata": {"name": "a", "resourceVersion": "7", "annotations": {"y": "1"}, "labels": {"x": "2"}}, "spec": 2, "status": 2});
         let (labels, annotations) = (json!({"x": "1"}), json!({"y": "1"}));
-        for (kept, metadata) in [
-            (&[&["spec"][..]][..], json!({"labels": {"x": "2"}, "annotations": annotations})),
+        let cases: [(Paths, Value); 3] = [
+            (&[&["spec"]], json!({"labels": {"x": "2"}, "annotations": annotations})),
             (&[&["spec"], &["metadata", "labels"]], json!({"labels": labels, "annotations": annotations})),
             (ALL_BUT_STATUS, json!({"labels": labels})),
-        ] {
+        ];
+        for (kept, metadata) in cases {
             let mut written = new.clone();
             only_status(kept, &mut written, &old).unwrap();
             let mut wanted = json!({"metadata": metadata, "spec": 1, "status": 2});

@@ -493,7 +493,7 @@ fn items_of_which_there_are_several_change_hands_as_a_whole() {
     );
     assert_eq!(
         fields(&left, "one")["f:spec"],
-        json!({".": {}, "f:ports": {".": {}, b: {".": {}, "f:port": {}}}, "f:tags": {".": {}}})
+        json!({".": {}, "f:ports": {".": {}, b: {".": {}, "f:port": {}}}, "f:tags": {}})
     );
     // And doubled again, nothing in it is anybody's.
     let again = written(Some(&left), json!({"ports": [one, one, last], "tags": ["t"]}), "three");
