@@ -75,6 +75,13 @@ impl ApiError {
         self
     }
 
+    /// The same with something said before its message.
+    #[must_use]
+    pub fn prefixed(mut self, beginning: &str) -> Self {
+        self.message.insert_str(0, beginning);
+        self
+    }
+
     /// Tells a client whose paged list expired how it may go on.
     #[must_use]
     pub fn with_list_continue(mut self, token: String) -> Self {
@@ -232,9 +239,15 @@ impl ApiError {
         errors.iter().fold(error, |all, one| all.with_cause(one.kind.reason(), &one.body(), &one.field.to_string()))
     }
 
-    /// A well-formed request whose content cannot be applied (e.g. a JSON patch test that fails).
     pub fn unprocessable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message)
+    }
+
+    /// A well-formed request whose content cannot be applied (e.g. a JSON patch test that fails): upstream
+    /// does not say why.
+    pub fn rejected() -> Self {
+        let message = "the server rejected our request due to an error in our request";
+        Self::unprocessable(message).with_details(json!({}))
     }
 
     pub fn method_not_allowed() -> Self {

@@ -33,9 +33,16 @@ use serde_json::{Map, Value, json};
 use crate::admit::Cluster;
 use crate::authn::UserInfo;
 use crate::error::Result;
+use crate::registry::delete::Propagation;
 pub use crate::selectable::{FieldAlias, FieldLabels, SelectableField};
 
 pub type Text = Cow<'static, str>;
+
+/// Places of an object, as the names on the way there.
+pub type Paths = &'static [&'static [&'static str]];
+
+/// Of kinds whose status is written without metadata.
+pub const ALL_BUT_STATUS: Paths = &[&["spec"], &["metadata"]];
 
 /// A group, version and kind; the group of core is empty.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -529,9 +536,15 @@ pub trait Hooks: Send + Sync + 'static {
         false
     }
 
-    /// Whether deletion leaves the finalizer for garbage collection when the caller says nothing.
-    fn default_propagation_orphans(&self) -> bool {
-        false
+    /// What writes to `status` leave as it was, and so do not own.
+    fn reset_by_status(&self) -> Paths {
+        &[&["spec"]]
+    }
+
+    /// What deletion does with dependents when the caller says nothing; none: it takes no notice of
+    /// them, whatever the caller says.
+    fn default_propagation(&self) -> Option<Propagation> {
+        Some(Propagation::Background)
     }
 
     /// Before requests are served, and every few minutes: bring what `reserve` takes in line with

@@ -11,7 +11,6 @@ use super::{CLEANUP, GROUP, MANAGER, PLURAL, is_established, set_condition, writ
 use crate::admit::Cluster;
 use crate::authn::UserInfo;
 use crate::cache::Cache;
-use crate::cache::watch::Selection;
 use crate::error::{ApiError, Result};
 use crate::http::info::RequestInfo;
 use crate::registry::delete::DeleteOptions;
@@ -102,11 +101,11 @@ fn stored(api: &Api, group: &str, plural: &str) -> Option<Arc<Endpoint>> {
 async fn delete_instances(api: &Arc<Api>, endpoint: &Arc<Endpoint>) -> Result<(), (&'static str, String)> {
     let cache = &endpoint.cache;
     let unread = |error| ("InstanceDeletionFailed", format!("could not list instances: {error}"));
-    cache.fresh().await.map_err(unread)?;
     let until = Instant::now() + PATIENCE;
     while Instant::now() < until {
         let call = call(api, endpoint, "deletecollection", "", "");
-        let deleted = call.delete_collection(&Selection::default(), &DeleteOptions::default()).await;
+        let listed = call.list().await.map_err(unread)?;
+        let deleted = call.delete_collection(&listed.items, &DeleteOptions::default()).await;
         deleted.map_err(|error| ("InstanceDeletionFailed", format!("could not issue all deletes: {error}")))?;
         match timeout(POLL, gone(cache)).await {
             Ok(Ok(())) => return Ok(()),

@@ -10,7 +10,9 @@ use serde_json::Value;
 use super::convert::Served;
 use super::jsonpath;
 use crate::error::{ApiError, Result};
-use crate::resource::{self, Column, Context, Descriptor, Hooks, NameRule, ScalePaths, SelectableField, Text, since};
+use crate::resource::{
+    self, ALL_BUT_STATUS, Column, Context, Descriptor, Hooks, NameRule, Paths, ScalePaths, SelectableField, Text, since,
+};
 use crate::schema::Schema;
 pub use crate::schema::constraints::Constraints;
 
@@ -186,6 +188,10 @@ impl Hooks for SchemaHooks {
         if let Some(Schema::Custom(schema)) = &self.schema {
             schema.fill_defaults(object);
         }
+    }
+
+    fn reset_by_status(&self) -> Paths {
+        ALL_BUT_STATUS
     }
 
     fn validate_create(&self, _ctx: &Context<'_>, object: &Value) -> ErrorList {

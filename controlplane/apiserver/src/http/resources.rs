@@ -168,15 +168,18 @@ async fn route(asked: &Asked, call: Arc<Call>, body: Bytes) -> Result<Response<B
         "delete" => {
             let options = delete_options(asked, &body)?;
             let written = Box::pin(call.delete(&options)).await?;
-            deleted_response(asked, &call, written, &output)
+            let waits = !written.deleted && options.accepts_waiting();
+            let mut response = deleted_response(asked, &call, written, &output)?;
+            if waits {
+                *response.status_mut() = StatusCode::ACCEPTED;
+            }
+            Ok(response)
         }
         "deletecollection" => {
+            let listing = call.list().await?;
             let options = delete_options(asked, &body)?;
-            let selection = call.selection()?;
-            let items = Box::pin(call.delete_collection(&selection, &options)).await?;
-            let items = items.into_iter().map(|item| call.served(item)).collect::<Result<Vec<_>>>()?;
-            let list = render::list_of(&call, View::Object, items, json!({}));
-            Ok(ok(StatusCode::OK, &output, render::encode(&list, &output)?, asked))
+            Box::pin(call.delete_collection(&listing.items, &options)).await?;
+            render::list(call, listing, output, asked.accepts_gzip())
         }
         _ => Err(ApiError::method_not_allowed()),
     }
@@ -291,15 +294,7 @@ pub fn decode(asked: &Asked, call: &Call, body: &Bytes) -> Result<Value> {
         object = json!({});
     }
     if !object.is_object() {
-        let found = if object.is_array() {
-            "array"
-        } else if object.is_string() {
-            "string"
-        } else if object.is_boolean() {
-            "bool"
-        } else {
-            "number"
-        };
+        let found = schema::normalize::json_type(&object);
         let why = format!(
             "couldn't get version/kind; json parse error: json: cannot unmarshal {found} into Go value of type struct {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}"
         );
@@ -317,15 +312,21 @@ pub fn decode_patch(asked: &Asked, call: &Call, body: &Bytes) -> Result<Patch> {
     let Some(kind) = PatchType::parse(media_type(asked)) else {
         return Err(ApiError::unsupported_media_type(PatchType::accepted(call.descriptor().custom)));
     };
-    let content = if kind == PatchType::Apply { ContentType::Yaml } else { ContentType::Json };
-    let parsed = schema::parse(body, content)?;
+    let parsed = match kind {
+        PatchType::Apply => schema::parse(body, ContentType::Yaml).map_err(|error| {
+            let why = error.message().trim_start_matches("error converting YAML to JSON: ");
+            ApiError::bad_request(format!("error encoding patch: {why}"))
+        }),
+        _ if schema::document::syntax_error(body).is_some() => Err(ApiError::bad_request("invalid JSON patch")),
+        _ => schema::parse(body, ContentType::Json),
+    }?;
     Ok(Patch { kind, document: parsed.value, duplicates: parsed.duplicates })
 }
 
 pub fn delete_options(asked: &Asked, body: &Bytes) -> Result<DeleteOptions> {
     if body.is_empty() {
-        return DeleteOptions::parse(None, &asked.query);
+        return DeleteOptions::from_query(&asked.query);
     }
     let (value, _) = parse_body(asked, body)?;
-    DeleteOptions::parse(Some(&value), &asked.query)
+    DeleteOptions::parse(&value)
 }

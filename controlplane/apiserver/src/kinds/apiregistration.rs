@@ -9,10 +9,9 @@ use serde_json::{Value, json};
 
 use super::check::Node;
 use super::core::pod::timestamp;
-use super::meta::keep_metadata;
 use super::table::{named, row, words};
 use super::value::{default, has, list, name, set, text};
-use crate::resource::{Column, Context, Descriptor, Hooks, NameRule, Resource};
+use crate::resource::{ALL_BUT_STATUS, Column, Context, Descriptor, Hooks, NameRule, Paths, Resource};
 
 pub fn resources() -> Vec<Resource> {
     vec![Resource::new(descriptor().columns(columns()), ApiService)]
@@ -49,8 +48,8 @@ impl Hooks for ApiService {
         set(service, "status", status);
     }
 
-    fn prepare_subresource_update(&self, _ctx: &Context<'_>, new: &mut Value, old: &Value) {
-        keep_metadata(new, old);
+    fn reset_by_status(&self) -> Paths {
+        ALL_BUT_STATUS
     }
 
     fn validate_subresource_update(&self, _ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {

@@ -129,7 +129,7 @@ fn finalizers(meta: &Node<'_>, built_in: bool, errors: &mut ErrorList) {
         all.invalid(errors, "finalizer orphan and foregroundDeletion cannot be both set");
     }
     if built_in {
-        standard_finalizers(&items, errors);
+        items.iter().for_each(|item| standard_finalizer(item, errors));
     }
 }
 
@@ -137,12 +137,6 @@ fn finalizers(meta: &Node<'_>, built_in: bool, errors: &mut ErrorList) {
 fn is_built_in(object: &Value) -> bool {
     let (group, version) = crate::resource::split_api_version(text(object, "apiVersion"));
     version.is_empty() || crate::schema::type_of(group, version, text(object, "kind")).is_some()
-}
-
-fn standard_finalizers(items: &[Node<'_>], errors: &mut ErrorList) {
-    for item in items {
-        standard_finalizer(item, errors);
-    }
 }
 
 fn standard_finalizer(item: &Node<'_>, errors: &mut ErrorList) {
@@ -155,13 +149,6 @@ fn standard_finalizer(item: &Node<'_>, errors: &mut ErrorList) {
 pub fn finalizer_name(item: &Node<'_>, errors: &mut ErrorList) {
     item.format(errors, names::qualified_name);
     standard_finalizer(item, errors);
-}
-
-/// For kinds whose status is written without metadata: all of that stays as it is.
-pub fn keep_metadata(new: &mut Value, old: &Value) {
-    for field in ["labels", "annotations", "finalizers", "ownerReferences"] {
-        value::copy(old, new, &format!("metadata.{field}"));
-    }
 }
 
 /// Metadata of an update.
@@ -185,9 +172,7 @@ pub fn validate_update(new: &Value, old: &Value) -> ErrorList {
         }
     }
     common(&meta, &mut errors);
-    if is_built_in(new) {
-        standard_finalizers(&meta.items("finalizers"), &mut errors);
-    }
+    finalizers(&meta, is_built_in(new), &mut errors);
     errors
 }
 
@@ -266,14 +251,6 @@ mod tests {
     }
 
     #[test]
-    fn some_statuses_come_without_metadata() {
-        let old = json!({"metadata": {"labels": {"a": "b"}}});
-        let mut new = json!({"metadata": {"labels": {"a": "c"}, "finalizers": ["x/y"], "resourceVersion": "5"}});
-        keep_metadata(&mut new, &old);
-        assert_eq!(new, json!({"metadata": {"labels": {"a": "b"}, "resourceVersion": "5"}}));
-    }
-
-    #[test]
     fn updates() {
         let old = json!({"metadata": {"name": "a", "uid": "1", "resourceVersion": "5", "deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["a/b"]}});
         let mut new = old.clone();
@@ -285,5 +262,17 @@ mod tests {
             "[metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers []string{\"c/d\"}, \
              metadata.uid: Invalid value: \"2\": field is immutable]"
         );
+        let old = json!({"metadata": {"name": "a", "resourceVersion": "5"}});
+        let mut new = old.clone();
+        new["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        new["metadata"]["finalizers"] = json!(["a b", "orphan", "foregroundDeletion"]);
+        let found = join(&validate_update(&new, &old));
+        for wanted in [
+            "metadata.deletionTimestamp: Invalid value: \"2026-01-01T00:00:00Z\": field is immutable",
+            "metadata.finalizers: Invalid value: \"a b\": name part must consist of",
+            "finalizer orphan and foregroundDeletion cannot be both set",
+        ] {
+            assert!(found.contains(wanted), "{found}");
+        }
     }
 }

@@ -17,6 +17,7 @@ pub fn resources() -> Vec<Resource> {
 
 fn descriptor() -> Descriptor {
     let mut descriptor = Descriptor::new("node.k8s.io", "v1", "RuntimeClass", "runtimeclasses").cluster_scoped();
+    descriptor.create_on_update = true;
     descriptor.unconditional_update = false;
     descriptor
 }

@@ -6,10 +6,9 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::check::{IMMUTABLE, Node, conditions};
-use super::meta::keep_metadata;
 use super::table::words;
 use super::value::{at, list, name, same_at, text};
-use crate::resource::{Column, Context, Descriptor, Hooks, Resource};
+use crate::resource::{ALL_BUT_STATUS, Column, Context, Descriptor, Hooks, Paths, Resource};
 
 pub fn resources() -> Vec<Resource> {
     let mut descriptor =
@@ -24,8 +23,8 @@ pub fn resources() -> Vec<Resource> {
 struct Migration;
 
 impl Hooks for Migration {
-    fn prepare_subresource_update(&self, _ctx: &Context<'_>, new: &mut Value, old: &Value) {
-        keep_metadata(new, old);
+    fn reset_by_status(&self) -> Paths {
+        ALL_BUT_STATUS
     }
 
     fn validate_create(&self, _ctx: &Context<'_>, migration: &Value) -> ErrorList {

@@ -2,7 +2,7 @@
 //! replaced unless their type declares that they merge, by a key of their items or as sets.
 //!
 //! Directives, all of them members of the patch:
-//! - `$patch: replace | delete | merge` in an object, or in an item of a list that merges;
+//! - `$patch: replace | delete` in an object, or in an item of a list that merges;
 //! - `$retainKeys: [names]`: other members of the live object go;
 //! - `$deleteFromPrimitiveList/<name>: [values]`;
 //! - `$setElementOrder/<name>: [items]`: the order of a list that merges.
@@ -12,6 +12,8 @@
 
 use serde_json::{Map, Value};
 
+use crate::error::ApiError;
+use crate::patch::shown::{go_text, go_type};
 use crate::schema::Node;
 
 const PATCH: &str = "$patch";
@@ -19,27 +21,37 @@ const RETAIN_KEYS: &str = "$retainKeys";
 const DELETE_FROM: &str = "$deleteFromPrimitiveList/";
 const ORDER: &str = "$setElementOrder/";
 
-/// Why a patch cannot be applied; the texts are upstream's.
+/// Why a patch cannot be applied; the texts are upstream's, values as Go prints them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PatchError {
-    #[error("unknown patch type found: {0:?} in map")]
-    UnknownDirective(String),
+    #[error("unknown patch type: {directive} in map: {map}")]
+    UnknownDirective { directive: String, map: String },
     #[error("merging lists cannot yet be specified in the patch")]
     MergeItem,
     #[error("map: {item} does not contain declared merge key: {key}")]
     NoMergeKey { item: String, key: String },
-    #[error("cannot merge lists without merge key for field {0:?}")]
+    #[error("cannot merge lists without merge key for {0:?}")]
     NoKeyDeclared(String),
-    #[error("invalid patch format of primitive list")]
-    PrimitiveList,
     #[error("invalid patch format of retainKeys")]
     RetainKeys,
-    #[error("invalid patch format of setElementOrder list")]
-    ElementOrder,
+    #[error("expected a []interface {{}}, but received a {0}")]
+    NoList(&'static str),
+    #[error("The order in patch list:\n{patch}\n doesn't match $setElementOrder list:\n{order}\n")]
+    ElementOrder { patch: String, order: String },
     #[error("lists of lists are not supported")]
     ListOfLists,
     #[error("list element types are not identical: {0}")]
     MixedList(String),
+}
+
+impl From<PatchError> for ApiError {
+    fn from(error: PatchError) -> Self {
+        match error {
+            PatchError::ListOfLists => ApiError::rejected(),
+            // Upstream answers 500 to most of these; they are the client's mistakes all the same.
+            error => ApiError::bad_request(error.to_string()),
+        }
+    }
 }
 
 type Result<T> = std::result::Result<T, PatchError>;
@@ -47,18 +59,17 @@ type Members = Map<String, Value>;
 
 /// Merges `patch` into `live`, an object at `node`.
 pub fn merge_map(node: Node<'_>, mut live: Members, mut patch: Members) -> Result<Members> {
-    match patch.remove(PATCH) {
+    match patch.get(PATCH) {
         None => {}
         Some(directive) if directive == "replace" => return Ok(without_directives(patch)),
         Some(directive) if directive == "delete" => return Ok(Map::new()),
-        Some(directive) if directive == "merge" => {}
-        Some(other) => return Err(PatchError::UnknownDirective(other.to_string())),
+        Some(other) => return Err(unknown(&other.clone(), patch)),
     }
     retain_keys(&mut live, &mut patch)?;
     let order = take_orders(&mut patch)?;
     for (name, change) in &patch {
         if let Some(list) = name.strip_prefix(DELETE_FROM) {
-            delete_from(&mut live, list, change)?;
+            delete_from(&mut live, list, change);
         }
     }
     // Lists that only change their order take part with an empty change.
@@ -90,19 +101,26 @@ fn merge_member(
     let member = node.member(&name).unwrap_or(Node::Untyped);
     let order = order.get(&name).and_then(Value::as_array);
     let merged = match (live.remove(&name), change) {
-        (_, change @ Value::Object(_)) if member.patch_rule().replaces => strip(change),
-        (Some(Value::Object(old)), Value::Object(change)) => Value::Object(merge_map(member, old, change)?),
+        (Some(Value::Object(old)), Value::Object(change)) if !member.patch_rule().replaces => {
+            Value::Object(merge_map(member, old, change)?)
+        }
         (Some(Value::Array(old)), Value::Array(change)) if member.patch_rule().merges => {
             Value::Array(merge_list(member, &name, old, change, order.map(Vec::as_slice))?)
         }
-        (_, Value::Array(change)) if member.patch_rule().merges => {
-            Value::Array(merge_list(member, &name, Vec::new(), change, order.map(Vec::as_slice))?)
-        }
-        (_, Value::Object(change)) => Value::Object(merge_map(member, Map::new(), change)?),
+        // There is nothing to merge with, and nothing for a directive to act on.
+        (_, change) if is_directive(&change) => return Ok(()),
         (_, change) => strip(change),
     };
     live.insert(name, merged);
     Ok(())
+}
+
+fn unknown(directive: &Value, map: Members) -> PatchError {
+    PatchError::UnknownDirective { directive: go_text(directive), map: go_text(&Value::Object(map)) }
+}
+
+fn is_directive(value: &Value) -> bool {
+    value.get(PATCH).is_some()
 }
 
 /// Drops members that `$retainKeys` does not name. Everything the patch sets must be named.
@@ -130,21 +148,17 @@ fn take_orders(patch: &mut Members) -> Result<Map<String, Value>> {
             Some(order @ Value::Array(_)) => {
                 orders.insert(name[ORDER.len()..].to_owned(), order);
             }
-            _ => return Err(PatchError::ElementOrder),
+            other => return Err(PatchError::NoList(other.as_ref().map_or("<nil>", go_type))),
         }
     }
     Ok(orders)
 }
 
-fn delete_from(live: &mut Members, name: &str, values: &Value) -> Result<()> {
-    let Value::Array(values) = values else { return Err(PatchError::PrimitiveList) };
-    if values.iter().any(|value| value.is_object() || value.is_array()) {
-        return Err(PatchError::PrimitiveList);
-    }
-    if let Some(Value::Array(items)) = live.get_mut(name) {
+/// Takes plain values out of a list. What is no list, here or there, is passed over.
+fn delete_from(live: &mut Members, name: &str, values: &Value) {
+    if let (Some(Value::Array(items)), Value::Array(values)) = (live.get_mut(name), values) {
         items.retain(|item| !values.contains(item));
     }
-    Ok(())
 }
 
 fn merge_list(
@@ -182,7 +196,7 @@ fn merge_list(
     let mut merged = live;
     for item in patch {
         if item.get(key).is_none_or(Value::is_null) {
-            return Err(PatchError::NoMergeKey { item: item.to_string(), key: key.to_owned() });
+            return Err(no_merge_key(&item, key));
         }
         let at = merged.iter().position(|known| same(known, &item));
         let Value::Object(change) = item else { continue };
@@ -194,7 +208,7 @@ fn merge_list(
                 };
                 merged[at] = Value::Object(merge_map(node.item(), old, change)?);
             }
-            None => merged.push(Value::Object(merge_map(node.item(), Map::new(), change)?)),
+            None => merged.push(strip(Value::Object(change))),
         }
     }
     Ok(in_order(merged, order.unwrap_or(&named), &before, same))
@@ -204,47 +218,45 @@ fn merge_list(
 fn item_directives(mut live: Vec<Value>, patch: Vec<Value>, key: &str) -> Result<(Vec<Value>, Vec<Value>)> {
     let mut rest = Vec::with_capacity(patch.len());
     let mut replace = false;
-    for mut item in patch {
-        let directive = item.as_object_mut().and_then(|members| members.remove(PATCH));
-        match directive.as_ref().map(|directive| directive.as_str().unwrap_or_default()) {
+    for item in patch {
+        match item.get(PATCH) {
             None => rest.push(item),
-            Some("delete") => {
+            Some(directive) if directive == "delete" => {
                 if item.get(key).is_none_or(Value::is_null) {
-                    return Err(PatchError::NoMergeKey { item: item.to_string(), key: key.to_owned() });
+                    return Err(no_merge_key(&item, key));
                 }
                 live.retain(|known| !same_key(known, &item, key));
             }
-            Some("replace") => {
-                replace = true;
-                if item.as_object().is_some_and(|members| !members.is_empty()) {
-                    rest.push(item);
-                }
+            // What else the item says is passed over.
+            Some(directive) if directive == "replace" => replace = true,
+            Some(directive) if directive == "merge" => return Err(PatchError::MergeItem),
+            Some(directive) => {
+                let (directive, map) = (go_text(directive), go_text(&item));
+                return Err(PatchError::UnknownDirective { directive, map });
             }
-            Some("merge") => return Err(PatchError::MergeItem),
-            Some(other) => return Err(PatchError::UnknownDirective(other.to_owned())),
         }
     }
     if replace { Ok((Vec::new(), rest)) } else { Ok((live, rest)) }
 }
 
-fn same_key(a: &Value, b: &Value, key: &str) -> bool {
-    match (a.get(key), b.get(key)) {
-        (Some(a), Some(b)) => a == b || plain(a) == plain(b),
-        _ => false,
-    }
+fn no_merge_key(item: &Value, key: &str) -> PatchError {
+    PatchError::NoMergeKey { item: go_text(item), key: key.to_owned() }
 }
 
-/// Keys compare as text: `80` and `"80"` are one.
-fn plain(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+/// Keys are the same as values, not as text: `80` is not `"80"`.
+fn same_key(a: &Value, b: &Value, key: &str) -> bool {
+    a.get(key).is_some_and(|own| b.get(key) == Some(own))
 }
 
 /// Every item of the patch must be named by the order, in the same order.
 fn check_order(patch: &[Value], order: Option<&[Value]>, same: impl Fn(&Value, &Value) -> bool) -> Result<()> {
-    let Some(order) = order else { return Ok(()) };
+    let Some(order) = order.filter(|order| !order.is_empty()) else { return Ok(()) };
     let mut rest = order.iter();
-    let named = patch.iter().all(|item| rest.any(|known| same(known, item)));
-    if named { Ok(()) } else { Err(PatchError::ElementOrder) }
+    if patch.iter().all(|item| rest.any(|known| same(known, item))) {
+        return Ok(());
+    }
+    let shown = |list: &[Value]| go_text(&Value::Array(list.to_vec()));
+    Err(PatchError::ElementOrder { patch: shown(patch), order: shown(order) })
 }
 
 /// Orders `merged`: items in `wanted` by that list, the others as in `before`, and between the two
@@ -282,11 +294,11 @@ fn in_order(
     result
 }
 
-/// A value that is new to the object, without directives and nulls.
+/// A value that is new to the object, without nulls and directives, nor what those are about.
 fn strip(value: Value) -> Value {
     match value {
         Value::Object(members) => Value::Object(without_directives(members)),
-        Value::Array(items) => Value::Array(items.into_iter().map(strip).collect()),
+        Value::Array(items) => Value::Array(items.into_iter().filter(|item| !is_directive(item)).map(strip).collect()),
         other => other,
     }
 }
@@ -296,7 +308,7 @@ fn without_directives(members: Members) -> Members {
         |name: &str| name == PATCH || name == RETAIN_KEYS || name.starts_with(DELETE_FROM) || name.starts_with(ORDER);
     members
         .into_iter()
-        .filter(|(name, value)| !directive(name) && !value.is_null())
+        .filter(|(name, value)| !directive(name) && !value.is_null() && !is_directive(value))
         .map(|(name, value)| (name, strip(value)))
         .collect()
 }
@@ -358,7 +370,15 @@ mod tests {
             json!([{"name": "server"}, {"name": "b"}, {"name": "a"}])
         );
         let missing = json!({"spec": {"$setElementOrder/containers": [{"name": "b"}], "containers": [{"name": "q"}]}});
-        assert!(patched(json!({"spec": live}), missing).unwrap_err().contains("setElementOrder"));
+        assert_eq!(
+            patched(json!({"spec": live}), missing).unwrap_err(),
+            "The order in patch list:\n[map[name:q]]\n doesn't match $setElementOrder list:\n[map[name:b]]\n"
+        );
+        let wrong = json!({"spec": {"$setElementOrder/containers": "a", "containers": [{"name": "a"}]}});
+        assert_eq!(
+            patched(json!({"spec": live}), wrong).unwrap_err(),
+            "expected a []interface {}, but received a string"
+        );
     }
 
     #[test]
@@ -368,8 +388,8 @@ mod tests {
         assert_eq!(patched(live.clone(), add).unwrap()["metadata"]["finalizers"], json!(["c", "a", "b"]));
         let remove = json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["a"], "$setElementOrder/finalizers": ["c", "b"], "finalizers": ["c"]}});
         assert_eq!(patched(live.clone(), remove).unwrap()["metadata"]["finalizers"], json!(["c", "b"]));
-        let bad = json!({"metadata": {"$deleteFromPrimitiveList/finalizers": "a"}});
-        assert_eq!(patched(live, bad).unwrap_err(), "invalid patch format of primitive list");
+        let no_list = json!({"metadata": {"$deleteFromPrimitiveList/finalizers": "a"}});
+        assert_eq!(patched(live.clone(), no_list).unwrap(), live);
     }
 
     #[test]
@@ -397,7 +417,35 @@ mod tests {
             json!({"z": "1"})
         );
         assert_eq!(spec(live.clone(), json!({"nodeSelector": {"$patch": "delete"}}))["nodeSelector"], json!({}));
-        assert!(patched(live, json!({"$patch": "bogus"})).unwrap_err().contains("unknown patch type"));
+        for directive in ["bogus", "merge"] {
+            let error = patched(live.clone(), json!({"$patch": directive, "a": [1]})).unwrap_err();
+            assert_eq!(error, format!("unknown patch type: {directive} in map: map[$patch:{directive} a:[1]]"));
+        }
+    }
+
+    #[test]
+    fn directives_about_what_is_not_there_go_with_what_they_are_in() {
+        let patch = json!({"nodeSelector": {"$patch": "replace", "a": "b"}, "hostname": "h",
+            "containers": [{"name": "a", "$patch": "delete"}, {"image": "i", "tty": null}]});
+        // A list that is new is not looked into: what it lacks is said by validation.
+        assert_eq!(spec(json!({}), patch), json!({"hostname": "h", "containers": [{"image": "i"}]}));
+    }
+
+    #[test]
+    fn keys_are_compared_as_values() {
+        let live = json!({"containers": [{"name": "a", "ports": [{"containerPort": 80, "name": "x"}]}]});
+        let ports =
+            |port: Value| json!({"containers": [{"name": "a", "ports": [{"containerPort": port, "hostPort": 1}]}]});
+        let merged = |port: Value| spec(live.clone(), ports(port))["containers"][0]["ports"].clone();
+        assert_eq!(merged(json!(80)), json!([{"containerPort": 80, "name": "x", "hostPort": 1}]));
+        assert_eq!(merged(json!("80")).as_array().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_list_that_is_replaced_is_what_the_other_items_say() {
+        let live = json!({"containers": [{"name": "a"}]});
+        let patch = json!({"containers": [{"$patch": "replace", "name": "lost"}, {"name": "b", "tty": null}]});
+        assert_eq!(spec(live, patch)["containers"], json!([{"name": "b"}]));
     }
 
     #[test]
@@ -406,7 +454,7 @@ mod tests {
             json!({"spec": {"containers": [{"name": "a"}]}}),
             json!({"spec": {"containers": [{"image": "x"}]}}),
         );
-        assert_eq!(error.unwrap_err(), "map: {\"image\":\"x\"} does not contain declared merge key: name");
+        assert_eq!(error.unwrap_err(), "map: map[image:x] does not contain declared merge key: name");
     }
 
     fn containers() -> impl Strategy<Value = Vec<Value>> {

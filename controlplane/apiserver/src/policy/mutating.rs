@@ -7,7 +7,7 @@ use super::{Invocation, applies, ignores_failures, invocations, name};
 use crate::admit::{Attributes, Cluster};
 use crate::cel::{self, authorizer};
 use crate::error::{ApiError, Result};
-use crate::patch;
+use crate::patch::{self, JsonPatchError};
 use crate::schema::{Node, Schema, Topology};
 use crate::webhook::matching::{restored, versioned};
 
@@ -114,18 +114,11 @@ fn json_patched(object: &Value, value: &cel::Value) -> Result<Value, String> {
     let Some(Value::Array(operations)) = cel::to_json(value) else {
         return Err("type mismatch: JSONPatchType.expression should evaluate to array".to_owned());
     };
-    // A `test` that fails leaves the object as it is.
-    let mut tests_hold = true;
-    for operation in &operations {
-        if operation["op"] == "test" {
-            let pointer = operation["path"].as_str().unwrap_or_default();
-            tests_hold &= object.pointer(pointer) == Some(&operation["value"]);
-        }
-    }
     match patch::json(object, &operations.into()) {
         Ok(patched) => Ok(patched),
-        Err(_) if !tests_hold => Ok(object.clone()),
-        Err(error) => Err(format!("JSONPath: {error}")),
+        // A `test` that fails leaves the object as it is.
+        Err(JsonPatchError::TestFailed(_)) => Ok(object.clone()),
+        Err(error) => Err(format!("JSON Patch: {error}")),
     }
 }
 

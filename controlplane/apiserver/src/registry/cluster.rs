@@ -82,7 +82,7 @@ impl Cluster for Api {
         }
         metadata::keep_system_fields(&mut object, &old)?;
         match subresource {
-            "status" => metadata::only_status(descriptor, &mut object, &old)?,
+            "status" => metadata::only_status(endpoint.hooks().reset_by_status(), &mut object, &old)?,
             _ => metadata::bump_generation(descriptor, &mut object, &old),
         }
         remove_version(&mut object);

@@ -1,6 +1,8 @@
 //! Deletion: at once, or in two steps when a grace period, a finalizer or the kind itself holds
 //! the object back.
 
+use std::sync::Arc;
+
 use api::field::{Error, ErrorList, Path};
 use bytes::Bytes;
 use futures::StreamExt;
@@ -11,13 +13,13 @@ use super::metadata::{self, Preconditions};
 use super::write::{Written, written};
 use super::{Call, Current};
 use crate::admit::Operation;
-use crate::cache::item::{encode, remove_version};
+use crate::cache::item::{Item, encode, remove_version};
 use crate::cache::store_error;
-use crate::cache::watch::Selection;
 use crate::error::{ApiError, Result};
 use crate::http::options::{check_dry_run, refuse};
 use crate::http::query::Query;
 use crate::resource::{Descriptor, Hooks};
+use crate::schema::normalize::json_type;
 
 const ATTEMPTS: usize = 64;
 /// Objects of one `deletecollection` deleted at the same time.
@@ -32,20 +34,19 @@ pub enum Propagation {
     Foreground,
 }
 
-/// `DeleteOptions`, from the body or the query.
+/// `DeleteOptions`, from the body or, where there is none, the query.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DeleteOptions {
     pub grace_period: Option<i64>,
     pub propagation: Option<Propagation>,
+    /// The older way to say it: true is `Orphan`, false `Background`.
+    pub orphan_dependents: Option<bool>,
     pub preconditions: Preconditions,
     pub dry_run: bool,
 }
 
 impl DeleteOptions {
-    pub fn parse(body: Option<&Value>, query: &Query) -> Result<Self> {
-        let mut options = Self::default();
-        let null = Value::Null;
-        let body = body.unwrap_or(&null);
+    pub fn parse(body: &Value) -> Result<Self> {
         if !body.is_null() && !body.is_object() {
             return Err(ApiError::bad_request("the body of a delete must be a DeleteOptions object"));
         }
@@ -54,37 +55,67 @@ impl DeleteOptions {
         if kind != "DeleteOptions" {
             return Err(ApiError::bad_request(format!("expected a DeleteOptions object in the body, got {kind}")));
         }
-        options.grace_period = match body["gracePeriodSeconds"].as_i64() {
-            Some(seconds) => Some(seconds),
-            None => query.number("gracePeriodSeconds")?,
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let mut options = Self {
+            grace_period: body["gracePeriodSeconds"].as_i64(),
+            orphan_dependents: body["orphanDependents"].as_bool(),
+            preconditions: Preconditions {
+                uid: text(&body["preconditions"]["uid"]),
+                resource_version: text(&body["preconditions"]["resourceVersion"]),
+            },
+            ..Self::default()
         };
-        let policy = body["propagationPolicy"].as_str().or(query.get("propagationPolicy"));
-        let orphan = body["orphanDependents"]
-            .as_bool()
-            .or(query.get("orphanDependents").map(|_| query.flag("orphanDependents")));
-        let policy = policy.filter(|policy| !policy.is_empty());
+        let policy = body["propagationPolicy"].as_str().filter(|policy| !policy.is_empty());
         let (mut errors, path) = (ErrorList::new(), Path::root("propagationPolicy"));
-        if let (Some(policy), Some(_)) = (policy, orphan) {
+        if let (Some(policy), Some(_)) = (policy, options.orphan_dependents) {
             errors.push(Error::invalid(&path, policy, "orphanDependents and deletionPropagation cannot be both set"));
         }
-        options.propagation = match (policy, orphan) {
-            (Some("Orphan"), _) | (None, Some(true)) => Some(Propagation::Orphan),
-            (Some("Background"), _) | (None, Some(false)) => Some(Propagation::Background),
-            (Some("Foreground"), _) => Some(Propagation::Foreground),
-            (Some(other), _) => {
+        options.propagation = match policy {
+            None => None,
+            Some("Orphan") => Some(Propagation::Orphan),
+            Some("Background") => Some(Propagation::Background),
+            Some("Foreground") => Some(Propagation::Foreground),
+            Some(other) => {
                 errors.push(Error::not_supported(&path, other, &["Foreground", "Background", "Orphan", "nil"]));
                 None
             }
-            (None, None) => None,
         };
-        options.preconditions.uid = body["preconditions"]["uid"].as_str().map(str::to_owned);
-        options.preconditions.resource_version = body["preconditions"]["resourceVersion"].as_str().map(str::to_owned);
-        let in_body = body["dryRun"].as_array().into_iter().flatten().filter_map(Value::as_str);
-        options.dry_run = check_dry_run(&in_body.chain(query.all("dryRun")).collect::<Vec<_>>(), &mut errors);
+        let dry_runs = body["dryRun"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        options.dry_run = check_dry_run(&dry_runs.collect::<Vec<_>>(), &mut errors);
         refuse("DeleteOptions", &errors)?;
         Ok(options)
     }
 
+    /// What the query of a request without a body says.
+    pub fn from_query(query: &Query) -> Result<Self> {
+        let mut body = json!({"dryRun": query.all("dryRun").collect::<Vec<_>>()});
+        if let Some(seconds) = query.number("gracePeriodSeconds")? {
+            body["gracePeriodSeconds"] = seconds.into();
+        }
+        if let Some(policy) = query.get("propagationPolicy") {
+            body["propagationPolicy"] = policy.into();
+        }
+        if query.get("orphanDependents").is_some() {
+            body["orphanDependents"] = query.flag("orphanDependents").into();
+        }
+        if let Some(uid) = query.get("uid").filter(|uid| !uid.is_empty()) {
+            body["preconditions"] = json!({"uid": uid});
+        }
+        Self::parse(&body)
+    }
+
+    /// What becomes of dependents, if that was said.
+    fn dependents(&self) -> Option<Propagation> {
+        let older = |orphan: bool| if orphan { Propagation::Orphan } else { Propagation::Background };
+        self.orphan_dependents.map(older).or(self.propagation)
+    }
+
+    /// The answer to a delete that has to wait is `202` only for clients that asked in the older way.
+    pub fn accepts_waiting(&self) -> bool {
+        self.orphan_dependents == Some(false)
+    }
+
+    /// As admission sees them.
     fn to_object(&self) -> Value {
         let mut object = json!({"kind": "DeleteOptions", "apiVersion": "meta.k8s.io/v1"});
         if let Some(seconds) = self.grace_period {
@@ -92,6 +123,15 @@ impl DeleteOptions {
         }
         if let Some(propagation) = self.propagation {
             object["propagationPolicy"] = format!("{propagation:?}").into();
+        }
+        if let Some(orphan) = self.orphan_dependents {
+            object["orphanDependents"] = orphan.into();
+        }
+        let Preconditions { uid, resource_version } = &self.preconditions;
+        for (key, value) in [("uid", uid), ("resourceVersion", resource_version)] {
+            if let Some(value) = value {
+                object["preconditions"][key] = value.as_str().into();
+            }
         }
         if self.dry_run {
             object["dryRun"] = json!(["All"]);
@@ -102,13 +142,6 @@ impl DeleteOptions {
 
 /// What typed decoding would say of members of the wrong type.
 fn check_members(body: &Value) -> Result<()> {
-    let found = |value: &Value| match value {
-        Value::Bool(_) => "bool",
-        Value::Number(_) => "number",
-        Value::String(_) => "string",
-        Value::Array(_) => "array",
-        _ => "object",
-    };
     for (name, wanted, fits) in [
         ("gracePeriodSeconds", "int64", Value::is_i64 as fn(&Value) -> bool),
         ("propagationPolicy", "v1.DeletionPropagation", Value::is_string),
@@ -119,7 +152,7 @@ fn check_members(body: &Value) -> Result<()> {
         if let Some(value) = body.get(name).filter(|value| !value.is_null() && !fits(value)) {
             return Err(ApiError::bad_request(format!(
                 "DeleteOptions in version \"v1\" cannot be handled as a DeleteOptions: json: cannot unmarshal {} into Go struct field DeleteOptions.{name} of type {wanted}",
-                found(value)
+                json_type(value)
             )));
         }
     }
@@ -144,40 +177,38 @@ pub fn decide(
     options: &DeleteOptions,
     now: jiff::Timestamp,
 ) -> Decision {
-    let mut marked = object.clone();
-    set_finalizers(
-        &mut marked,
-        propagation_finalizers(object, options.propagation, hooks.default_propagation_orphans()),
-    );
-    let mut grace = if descriptor.graceful { hooks.grace_period(object, options.grace_period) } else { 0 };
-    if grace < 0 {
-        grace = 1;
-    }
     let already = metadata::is_deleting(object);
-    if !already {
-        let held = metadata::finalizers(&marked).into_iter().map(str::to_owned);
-        let missing = hooks.delete_finalizers().iter().filter(|name| !metadata::finalizers(&marked).contains(name));
-        let all = held.chain(missing.map(|name| (*name).to_owned())).collect();
-        set_finalizers(&mut marked, all);
-    }
-    if already {
-        let held = object["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
-        // A second delete can only shorten the wait, and only when it says so.
-        let shortens = descriptor.graceful && options.grace_period.is_some() && grace < held;
-        if !shortens {
-            grace = held;
+    let held = object["metadata"]["deletionGracePeriodSeconds"].as_i64();
+    let asked = options.grace_period.map(at_least_one);
+    let (grace, due) = match held.filter(|held| *held > 0 && descriptor.graceful) {
+        _ if !already => {
+            let grace = if descriptor.graceful { at_least_one(hooks.grace_period(object, asked)) } else { 0 };
+            (grace, seconds_after(now, grace))
         }
+        // Deletion under way can be hurried, and nothing else.
+        Some(held) => match asked.filter(|asked| *asked < held) {
+            Some(period) => hurried(object, held, period, now),
+            None => return Decision::Pending,
+        },
+        None => (0, due(object, now).min(now)),
+    };
+    let mut marked = object.clone();
+    let mut finalizers = propagation_finalizers(object, options.dependents(), hooks.default_propagation());
+    if !already {
+        let missing = hooks.delete_finalizers().iter().filter(|name| !finalizers.iter().any(|held| held == *name));
+        let missing: Vec<String> = missing.map(|name| (*name).to_owned()).collect();
+        finalizers.extend(missing);
     }
+    set_finalizers(&mut marked, finalizers);
     let holds = !metadata::finalizers(&marked).is_empty() || hooks.holds_deletion(object) || grace > 0;
     if !holds {
         return Decision::Remove;
     }
-    let held = object["metadata"]["deletionGracePeriodSeconds"].as_i64();
     if !already || held != Some(grace) {
-        let then = if already && held.is_some() { deletion_started(object, now) } else { now };
-        let due = then.checked_add(jiff::SignedDuration::from_secs(grace)).unwrap_or(now);
         marked["metadata"]["deletionTimestamp"] = metadata::timestamp(due).into();
         marked["metadata"]["deletionGracePeriodSeconds"] = grace.into();
+    }
+    if !already {
         if marked["metadata"]["generation"].as_i64().unwrap_or(0) > 0 {
             metadata::next_generation(&mut marked);
         }
@@ -186,24 +217,34 @@ pub fn decide(
     if marked == *object { Decision::Pending } else { Decision::Mark(marked) }
 }
 
-/// When the deletion under way was asked for: a shorter period counts from then.
-fn deletion_started(object: &Value, now: jiff::Timestamp) -> jiff::Timestamp {
-    let held = object["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
-    let due = metadata::text(object, "deletionTimestamp").parse::<jiff::Timestamp>().unwrap_or(now);
-    due.checked_sub(jiff::SignedDuration::from_secs(held)).unwrap_or(now)
+/// A negative period means the shortest.
+fn at_least_one(period: i64) -> i64 {
+    if period < 0 { 1 } else { period }
+}
+
+fn seconds_after(time: jiff::Timestamp, seconds: i64) -> jiff::Timestamp {
+    time.checked_add(jiff::SignedDuration::from_secs(seconds)).unwrap_or(time)
+}
+
+/// When the deletion under way is due.
+fn due(object: &Value, now: jiff::Timestamp) -> jiff::Timestamp {
+    metadata::text(object, "deletionTimestamp").parse().unwrap_or(now)
+}
+
+/// Period and end of a deletion under way for which `period` is enough: it counts from when the deletion
+/// was asked for. What is over by that is due now; who still is to act sees a period of one second.
+fn hurried(object: &Value, held: i64, period: i64, now: jiff::Timestamp) -> (i64, jiff::Timestamp) {
+    let then = seconds_after(due(object, now), period.saturating_sub(held));
+    if then < now { (period.min(1), now) } else { (period, then) }
 }
 
 /// The finalizers that make the garbage collector orphan or delete dependents first.
-fn propagation_finalizers(object: &Value, asked: Option<Propagation>, orphans_by_default: bool) -> Vec<String> {
+fn propagation_finalizers(object: &Value, asked: Option<Propagation>, default: Option<Propagation>) -> Vec<String> {
     let held = metadata::finalizers(object);
     let has = |name: &str| held.contains(&name);
-    let (orphan, foreground) = match asked {
-        Some(Propagation::Orphan) => (true, false),
-        Some(Propagation::Foreground) => (false, true),
-        Some(Propagation::Background) => (false, false),
-        None if has(ORPHAN) || has(FOREGROUND) => (has(ORPHAN), has(FOREGROUND)),
-        None => (orphans_by_default, false),
-    };
+    let kept = has(ORPHAN).then_some(Propagation::Orphan).or(has(FOREGROUND).then_some(Propagation::Foreground));
+    let wanted = default.map(|default| asked.or(kept).unwrap_or(default));
+    let (orphan, foreground) = (wanted == Some(Propagation::Orphan), wanted == Some(Propagation::Foreground));
     let mut kept: Vec<String> =
         held.iter().filter(|name| **name != ORPHAN && **name != FOREGROUND).map(|name| (*name).to_owned()).collect();
     if orphan {
@@ -281,31 +322,18 @@ impl Call {
         Err(ApiError::modified(&self.info.group, &descriptor.plural, name))
     }
 
-    /// Deletes everything selected; gives what was there.
-    pub async fn delete_collection(&self, selection: &Selection, options: &DeleteOptions) -> Result<Vec<Value>> {
-        let cache = &self.endpoint.cache;
-        let limit = self.query.number("limit")?.and_then(|limit| usize::try_from(limit).ok());
-        let limit = limit.filter(|limit| *limit > 0).unwrap_or(usize::MAX);
-        cache.fresh().await?;
-        let items: Vec<_> = {
-            let state = cache.read();
-            let matching = state.scan(&selection.namespace).filter(|item| selection.matches(cache, item));
-            matching.take(limit).cloned().collect()
-        };
-        let mut deleted = Vec::new();
-        let mut running = futures::stream::iter(items)
-            .map(|item| async move {
-                let current = Current::from_item(&item);
-                match self.delete_from(Some(current), item.name(), options).await {
-                    Err(error) if error.is_not_found() => Ok(None),
-                    outcome => outcome.map(|written| Some(written.value)),
-                }
-            })
-            .buffered(PARALLEL);
+    /// Deletes what was listed.
+    pub async fn delete_collection(&self, items: &[Arc<Item>], options: &DeleteOptions) -> Result<()> {
+        let mut running = futures::stream::iter(items.to_vec())
+            .map(|item| async move { self.delete_from(Some(Current::from_item(&item)), item.name(), options).await })
+            .buffer_unordered(PARALLEL);
         while let Some(outcome) = running.next().await {
-            deleted.extend(outcome?);
+            match outcome {
+                Err(error) if error.is_not_found() => {}
+                outcome => drop(outcome?),
+            }
         }
-        Ok(deleted)
+        Ok(())
     }
 }
 
@@ -332,7 +360,7 @@ mod tests {
     }
 
     fn options(body: Value) -> DeleteOptions {
-        DeleteOptions::parse(Some(&body), &Query::default()).unwrap()
+        DeleteOptions::parse(&body).unwrap()
     }
 
     #[test]
@@ -384,11 +412,47 @@ mod tests {
     }
 
     #[test]
-    fn options_come_from_body_and_query() {
-        let parsed =
-            DeleteOptions::parse(None, &Query::parse("gracePeriodSeconds=5&propagationPolicy=Orphan")).unwrap();
-        assert_eq!((parsed.grace_period, parsed.propagation), (Some(5), Some(Propagation::Orphan)));
-        assert!(DeleteOptions::parse(Some(&json!({"propagationPolicy": "x"})), &Query::default()).is_err());
-        assert!(DeleteOptions::parse(Some(&json!({"kind": "Pod"})), &Query::default()).is_err());
+    fn an_expired_deletion_that_is_hurried_is_due_now() {
+        let mut descriptor = Descriptor::new("", "v1", "Pod", "pods");
+        descriptor.graceful = true;
+        let pod = |due: &str, held: i64| json!({"metadata": {"name": "a", "generation": 4, "finalizers": ["x/y"], "deletionTimestamp": due, "deletionGracePeriodSeconds": held}, "spec": {"nodeName": "n"}});
+        let long_ago = pod("2026-01-02T03:00:00Z", 30);
+        for (asked, period, due) in [(5, 1, "2026-01-02T03:04:05Z"), (0, 0, "2026-01-02T03:04:05Z")] {
+            let options = options(json!({"gracePeriodSeconds": asked, "propagationPolicy": "Foreground"}));
+            let Decision::Mark(marked) = decide(&descriptor, &Graceful, &long_ago, &options, now()) else { panic!() };
+            let metadata = &marked["metadata"];
+            assert_eq!(
+                (&metadata["deletionGracePeriodSeconds"], &metadata["deletionTimestamp"]),
+                (&json!(period), &json!(due))
+            );
+            assert_eq!(
+                (&metadata["generation"], &metadata["finalizers"]),
+                (&json!(4), &json!(["x/y", "foregroundDeletion"]))
+            );
+        }
+        // While it waits its period, a deletion takes no other policy.
+        let foreground = options(json!({"propagationPolicy": "Foreground"}));
+        assert_eq!(decide(&descriptor, &Graceful, &long_ago, &foreground, now()), Decision::Pending);
+        // After it, what is due in the future is due now.
+        let Decision::Mark(marked) =
+            decide(&descriptor, &Graceful, &pod("2026-01-02T04:00:00Z", 0), &foreground, now())
+        else {
+            panic!()
+        };
+        assert_eq!(marked["metadata"]["finalizers"], json!(["x/y", "foregroundDeletion"]));
+    }
+
+    #[test]
+    fn options_come_from_the_body_or_the_query() {
+        let query = Query::parse("gracePeriodSeconds=5&propagationPolicy=Orphan&uid=u&dryRun=All");
+        let parsed = DeleteOptions::from_query(&query).unwrap();
+        assert_eq!(
+            parsed.to_object(),
+            json!({"kind": "DeleteOptions", "apiVersion": "meta.k8s.io/v1", "gracePeriodSeconds": 5, "propagationPolicy": "Orphan", "preconditions": {"uid": "u"}, "dryRun": ["All"]})
+        );
+        assert_eq!(options(json!({"orphanDependents": true})).dependents(), Some(Propagation::Orphan));
+        assert_eq!(options(json!({"orphanDependents": false})).dependents(), Some(Propagation::Background));
+        assert!(DeleteOptions::parse(&json!({"propagationPolicy": "x"})).is_err());
+        assert!(DeleteOptions::parse(&json!({"kind": "Pod"})).is_err());
     }
 }

@@ -6,7 +6,7 @@ use rand::Rng;
 use serde_json::{Map, Value, json};
 
 use crate::error::{ApiError, Result};
-use crate::resource::Descriptor;
+use crate::resource::{Descriptor, Paths};
 
 /// Letters and digits that names are generated from: no vowels, no look-alikes.
 const NAME_ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
@@ -142,6 +142,22 @@ pub fn clear_for_create(object: &mut Value) -> Result<()> {
     Ok(())
 }
 
+/// Takes repeated owners out of an object; the UIDs of those that were there before.
+pub fn drop_repeated_owners(object: &mut Value) -> Vec<String> {
+    let Some(owners) = object["metadata"]["ownerReferences"].as_array_mut() else { return Vec::new() };
+    let mut kept: Vec<Value> = Vec::with_capacity(owners.len());
+    let mut repeated = Vec::new();
+    for owner in owners.drain(..) {
+        if kept.contains(&owner) {
+            repeated.push(owner["uid"].as_str().unwrap_or_default().to_owned());
+        } else {
+            kept.push(owner);
+        }
+    }
+    *owners = kept;
+    repeated
+}
+
 /// After mutating admission: identity, and status dropped where it is written separately.
 pub fn prepare_create(descriptor: &Descriptor, object: &mut Value, now: Timestamp) -> Result<()> {
     let metadata = metadata_mut(object)?;
@@ -166,19 +182,18 @@ pub fn prepare_create(descriptor: &Descriptor, object: &mut Value, now: Timestam
     Ok(())
 }
 
-/// Metadata that no update changes is taken from `old`.
+/// Metadata that no update changes is taken from `old`. A deletion that an update would begin, or give
+/// another period, is left for validation to refuse.
 pub fn keep_system_fields(new: &mut Value, old: &Value) -> Result<()> {
     let metadata = metadata_mut(new)?;
-    let kept = [
-        "uid",
-        "creationTimestamp",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "generation",
-        "name",
-        "namespace",
-    ];
-    for key in kept {
+    if !old["metadata"]["deletionTimestamp"].is_null() {
+        metadata.insert("deletionTimestamp".into(), old["metadata"]["deletionTimestamp"].clone());
+    }
+    let period = &old["metadata"]["deletionGracePeriodSeconds"];
+    if !period.is_null() && !metadata.contains_key("deletionGracePeriodSeconds") {
+        metadata.insert("deletionGracePeriodSeconds".into(), period.clone());
+    }
+    for key in ["uid", "creationTimestamp", "generation", "name", "namespace"] {
         match &old["metadata"][key] {
             Value::Null => {
                 metadata.remove(key);
@@ -203,8 +218,9 @@ pub fn keep_status(new: &mut Value, old: &Value) {
     }
 }
 
-/// For a write to `status`: everything of `old` but status and the metadata that goes with it.
-pub fn only_status(descriptor: &Descriptor, new: &mut Value, old: &Value) -> Result<()> {
+/// For a write to `status`: everything of `old` but status and the metadata that goes with it, unless the
+/// kind keeps that as well.
+pub fn only_status(kept_parts: Paths, new: &mut Value, old: &Value) -> Result<()> {
     let mut kept = old.clone();
     if let (Some(map), Some(from)) = (kept.as_object_mut(), new.as_object_mut()) {
         match from.remove("status") {
@@ -212,12 +228,11 @@ pub fn only_status(descriptor: &Descriptor, new: &mut Value, old: &Value) -> Res
             None => map.remove("status"),
         };
     }
-    // Kubernetes lets a status write change labels, annotations, finalizers and owners of most
-    // built-in kinds; resourceVersion and managedFields are the write's own.
-    let written = ["managedFields", "resourceVersion", "labels", "annotations", "finalizers", "ownerReferences"];
+    let keeps = |key: &str| kept_parts.iter().any(|path| *path == ["metadata"] || *path == ["metadata", key]);
+    let written = ["labels", "annotations", "finalizers", "ownerReferences"].into_iter().filter(|key| !keeps(key));
     let metadata = metadata_mut(&mut kept)?;
-    for key in &written[..if descriptor.custom { 2 } else { written.len() }] {
-        let key = *key;
+    // These two are the write's own.
+    for key in ["managedFields", "resourceVersion"].into_iter().chain(written) {
         match &new["metadata"][key] {
             Value::Null => metadata.remove(key),
             value => metadata.insert(key.into(), value.clone()),
@@ -294,6 +309,7 @@ impl Preconditions {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::resource::ALL_BUT_STATUS;
 
     fn now() -> Timestamp {
         "2026-01-02T03:04:05.678Z".parse().unwrap()
@@ -337,17 +353,24 @@ mod tests {
     }
 
     #[test]
-    fn a_status_write_leaves_the_spec() {
+    fn a_status_write_leaves_the_spec_and_what_its_kind_says() {
         let old = json!({"metadata": {"name": "a", "uid": "u", "labels": {"x": "1"}}, "spec": 1, "status": 1});
-        let mut new = json!({"metadata": {"name": "a", "resourceVersion": "7"}, "spec": 2, "status": 2});
-        let mut descriptor = Descriptor::new("apps", "v1", "Deployment", "deployments");
-        let mut custom = new.clone();
-        only_status(&descriptor, &mut new, &old).unwrap();
-        assert_eq!(new, json!({"metadata": {"name": "a", "uid": "u", "resourceVersion": "7"}, "spec": 1, "status": 2}));
-        descriptor.custom = true;
-        only_status(&descriptor, &mut custom, &old).unwrap();
-        new["metadata"]["labels"] = json!({"x": "1"});
-        assert_eq!(custom, new, "of a custom resource it writes nothing else");
+        let new = json!({"metadata": {"name": "a", "resourceVersion": "7", "annotations": {"y": "1"}, "labels": {"x": "2"}}, "spec": 2, "status": 2});
+        let (labels, annotations) = (json!({"x": "1"}), json!({"y": "1"}));
+        let cases: [(Paths, Value); 3] = [
+            (&[&["spec"]], json!({"labels": {"x": "2"}, "annotations": annotations})),
+            (&[&["spec"], &["metadata", "labels"]], json!({"labels": labels, "annotations": annotations})),
+            (ALL_BUT_STATUS, json!({"labels": labels})),
+        ];
+        for (kept, metadata) in cases {
+            let mut written = new.clone();
+            only_status(kept, &mut written, &old).unwrap();
+            let mut wanted = json!({"metadata": metadata, "spec": 1, "status": 2});
+            for (key, value) in [("name", "a"), ("uid", "u"), ("resourceVersion", "7")] {
+                wanted["metadata"][key] = value.into();
+            }
+            assert_eq!(written, wanted);
+        }
     }
 
     #[test]

@@ -11,9 +11,10 @@ use crate::error::{ApiError, Result};
 use crate::http::options::FieldValidation;
 use crate::patch;
 use crate::patch::apply::versions::Versions;
-use crate::resource::{api_version, split_api_version};
+use crate::resource::{Paths, api_version, split_api_version};
 use crate::resources::Endpoint;
 use crate::schema::Schema;
+use crate::schema::normalize::json_type;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PatchType {
@@ -125,11 +126,8 @@ impl Patch {
 
     /// 422 that shows the outcome of the patch; of a strategic merge the patch itself, as Go prints it.
     fn refused(&self, why: &str, patched: &Value) -> ApiError {
-        let shown = if self.kind == PatchType::Strategic {
-            patch::apply::typed::go_text(&self.document)
-        } else {
-            patched.to_string()
-        };
+        let shown =
+            if self.kind == PatchType::Strategic { patch::shown::go_text(&self.document) } else { patched.to_string() };
         let error = api::field::Error::invalid(&api::field::Path::root("patch"), shown, why);
         ApiError::invalid("", "", "", &[error])
     }
@@ -163,10 +161,10 @@ impl Patch {
     async fn apply_configuration(&self, call: &Call, old: Option<&Value>) -> Result<Value> {
         let kind = call.kind();
         let config = &self.document;
-        if !config.is_object() {
-            let found = if config.is_array() { "array" } else { "string" };
+        if !config.is_object() && !config.is_null() {
             return Err(ApiError::bad_request(format!(
-                "error decoding patch: error unmarshaling JSON: while decoding JSON: json: cannot unmarshal {found} into Go value of type map[string]interface {{}}"
+                "error decoding patch: error unmarshaling JSON: while decoding JSON: json: cannot unmarshal {} into Go value of type map[string]interface {{}}",
+                json_type(config)
             )));
         }
         patch::apply::check_kind(config, &kind)?;
@@ -202,9 +200,10 @@ impl Patch {
 
 impl Call {
     /// Notes in `managedFields` which fields this write owns, unless it was an apply (which does
-    /// so itself).
+    /// so itself). What admission and the kind itself change afterwards is nobody's; nor is the node
+    /// that a pod is bound to.
     pub async fn track_fields(&self, old: Option<&Value>, new: &mut Value) -> Result<()> {
-        if self.applies || self.descriptor().virtual_ {
+        if self.applies || self.descriptor().virtual_ || self.info.subresource == "binding" {
             return Ok(());
         }
         let version = api_version(&self.info.group, &self.info.version);
@@ -217,12 +216,17 @@ impl Call {
     /// This request, as far as the owners of fields go.
     pub fn owners<'a>(&'a self, version: &'a str) -> patch::apply::Write<'a> {
         let descriptor = self.descriptor();
+        let reset: Paths = match self.info.subresource.as_str() {
+            "" if descriptor.status || !descriptor.custom => &[&["status"]],
+            "status" => self.endpoint.hooks().reset_by_status(),
+            _ => &[],
+        };
         patch::apply::Write {
             versions: self,
             version,
             manager: &self.manager,
             subresource: &self.info.subresource,
-            status_apart: descriptor.status || !descriptor.custom,
+            reset,
             now: self.now,
         }
     }

@@ -151,7 +151,7 @@ pub async fn evict(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response<
     let options = call.options_object("CreateOptions");
     let eviction = call.mutate(Operation::Create, eviction, None, &options).await?;
     let eviction = call.validate(Operation::Create, eviction, None, &options).await?;
-    let mut delete = DeleteOptions::parse(Some(&eviction["deleteOptions"]), &asked.query)?;
+    let mut delete = DeleteOptions::parse(&eviction["deleteOptions"])?;
     delete.dry_run |= call.options.dry_run;
     let pod_call = on_pod(call, &call.info.name, "")?;
     let Current { value: pod, .. } = pod_call.current().await?.ok_or_else(|| pod_call.not_found())?;

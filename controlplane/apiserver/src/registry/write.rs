@@ -15,16 +15,20 @@ use super::metadata::{self, Preconditions};
 use super::turns::Turn;
 use super::{Call, Current};
 use crate::admit::Operation;
-use crate::authz::escalation;
+use crate::authz::{self, escalation};
 use crate::cache::item::{encode, remove_version, with_version};
 use crate::cache::store_error;
 use crate::error::{ApiError, Result};
 use crate::kinds::meta;
+use crate::patch::apply::managers;
 
 /// Attempts at a name that is not taken yet.
 const NAME_ATTEMPTS: usize = 8;
 /// Attempts at an update while others write the same object.
 const UPDATE_ATTEMPTS: usize = 64;
+
+/// When repeated owners are found.
+const AFTER_ADMISSION: &str = " after mutating admission happens";
 
 /// What a write left in the store.
 pub struct Written {
@@ -67,7 +71,10 @@ impl Call {
             let name = metadata::text(&object, "name");
             return Err(ApiError::forbidden(&self.info.group, &self.descriptor().plural, name, why));
         }
-        let object = self.mutate(Operation::Create, object, None, &options).await?;
+        self.unrepeat_owners(&mut object, "");
+        self.track_fields(None, &mut object).await?;
+        let mut object = self.mutate(Operation::Create, object, None, &options).await?;
+        self.unrepeat_owners(&mut object, AFTER_ADMISSION);
         let generates =
             metadata::text(&object, "name").is_empty() && !metadata::text(&object, "generateName").is_empty();
         if !generates {
@@ -76,17 +83,7 @@ impl Call {
         let mut attempt = 1;
         loop {
             match self.create_once(object.clone(), &options).await {
-                Err(error) if error.is_already_exists() => {
-                    if attempt == NAME_ATTEMPTS {
-                        let name = error.to_status()["details"]["name"].as_str().unwrap_or_default().to_owned();
-                        return Err(ApiError::generate_name_conflict(
-                            &self.info.group,
-                            &self.descriptor().plural,
-                            &name,
-                        ));
-                    }
-                    attempt += 1;
-                }
+                Err(error) if error.is_already_exists() && attempt < NAME_ATTEMPTS => attempt += 1,
                 outcome => return outcome,
             }
         }
@@ -100,7 +97,6 @@ impl Call {
         hooks.prepare_create(&self.context(&asked), &mut object);
         let name = metadata::text(&object, "name").to_owned();
         let context = self.context(&name);
-        self.track_fields(None, &mut object).await?;
         let mut errors = meta::validate_create(&object, descriptor.namespaced, descriptor.name_rule);
         errors.extend(hooks.validate_create(&context, &object));
         if !errors.is_empty() {
@@ -134,12 +130,23 @@ impl Call {
                 }
                 Ok(written(object, &shown, revision, true))
             }
-            TxnOutcome::Conflict { .. } => {
+            TxnOutcome::Conflict { current, .. } => {
                 if let Some(reservation) = reservation {
                     reservation.release(&*self.api).await;
                 }
-                Err(ApiError::already_exists(&self.info.group, &descriptor.plural, &name))
+                Err(self.taken(&object, current.as_ref()))
             }
+        }
+    }
+
+    /// Owners are kept once each; the client is told when.
+    fn unrepeat_owners(&self, object: &mut Value, when: &str) {
+        let repeated = metadata::drop_repeated_owners(object);
+        if !repeated.is_empty() {
+            self.warn(format!(
+                ".metadata.ownerReferences contains duplicate entries{when}; API server dedups owner references in 1.20+, and may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: {}",
+                repeated.join(", ")
+            ));
         }
     }
 
@@ -151,11 +158,23 @@ impl Call {
     }
 
     async fn pretend_create(&self, key: &str, object: Value, stored: Bytes) -> Result<Written> {
-        if self.api.store.get(key).await.map_err(store_error)?.kv.is_some() {
-            let name = metadata::text(&object, "name");
-            return Err(ApiError::already_exists(&self.info.group, &self.descriptor().plural, name));
+        if let Some(holder) = self.api.store.get(key).await.map_err(store_error)?.kv {
+            return Err(self.taken(&object, Some(&holder)));
         }
         Ok(Written { value: object, bytes: stored, created: true, deleted: false })
+    }
+
+    /// The name of a new object is taken. One that could have been generated is told of so, whoever chose it.
+    fn taken(&self, object: &Value, holder: Option<&store::KeyValue>) -> ApiError {
+        let (group, plural, name) = (&self.info.group, &self.descriptor().plural, metadata::text(object, "name"));
+        let error = match metadata::text(object, "generateName") {
+            "" => ApiError::already_exists(group, plural, name),
+            _ => ApiError::generate_name_conflict(group, plural, name),
+        };
+        match holder.map(Current::from_stored) {
+            Some(Ok(holder)) if metadata::is_deleting(&holder.value) => error.prefixed("object is being deleted: "),
+            _ => error,
+        }
     }
 
     /// Updates the object named by the request, or the part that the subresource stands for.
@@ -211,8 +230,13 @@ impl Call {
         let conditional = self.check_version(&mut new, &old, change.retries())?;
         let options = self.options_object(change.options_kind());
         metadata::keep_system_fields(&mut new, &old)?;
-        let new = self.mutate(Operation::Update, new, Some(&old), &options).await?;
-        let new = self.prepare(new, &old).await?;
+        if !change.retries() {
+            self.unrepeat_owners(&mut new, "");
+        }
+        self.track_fields(Some(&old), &mut new).await?;
+        let mut new = self.mutate(Operation::Update, new, Some(&old), &options).await?;
+        self.unrepeat_owners(&mut new, AFTER_ADMISSION);
+        let new = self.prepare(new, &old)?;
         self.guard_rights(&new, Some(&old)).await?;
         let mut new = self.validate(Operation::Update, new, Some(&old), &options).await?;
         let hooks = self.endpoint.hooks();
@@ -220,6 +244,7 @@ impl Call {
         let reservation = hooks.reserve(&context, &mut new, Some(&old)).await?;
         let gone = metadata::is_deleting(&new) && is_released(hooks, &new);
         new["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"].clone();
+        managers::keep_times(&mut new, &old);
         if new == old && !gone && (self.options.dry_run || !self.is_stale().await?) {
             let bytes = Bytes::from(encode(&new));
             return Ok(Attempt::done(Written { value: new, bytes, created: false, deleted: false }));
@@ -262,7 +287,15 @@ impl Call {
                 format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found");
             return Err(ApiError::conflict(&self.info.group, &self.descriptor().plural, &self.info.name, why));
         }
+        self.may_create().await?;
         self.create(object).await
+    }
+
+    /// Whoever may update or patch may not create by that alone.
+    async fn may_create(&self) -> Result<()> {
+        let request = authz::Request { verb: "create", ..authz::Request::from(&*self.info) };
+        let decision = self.api.authz.decide(&self.api, &self.user, &request).await;
+        decision.map(|_| ()).map_err(|refused| request.refusal(&self.user, &refused.reason))
     }
 
     /// The object that the client wants, in the hub version, with defaults.
@@ -301,7 +334,8 @@ impl Call {
             if !self.descriptor().unconditional_update && self.info.subresource != "scale" {
                 let path = api::field::Path::root("metadata").child("resourceVersion");
                 let error = api::field::Error::invalid(&path, 0, "must be specified for an update");
-                return Err(ApiError::invalid(group, &self.descriptor().kind, &self.info.name, &[error]));
+                // Where the kind belongs upstream names the resource.
+                return Err(ApiError::invalid(group, plural, &self.info.name, &[error]));
             }
             new["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"].clone();
             return Ok(false);
@@ -312,9 +346,8 @@ impl Call {
         Ok(true)
     }
 
-    /// Keeps what this write may not change, counts the generation, tracks owners of fields, and
-    /// validates.
-    async fn prepare(&self, mut new: Value, old: &Value) -> Result<Value> {
+    /// Keeps what this write may not change, counts the generation, and validates.
+    fn prepare(&self, mut new: Value, old: &Value) -> Result<Value> {
         let (descriptor, hooks) = (self.descriptor(), self.endpoint.hooks());
         let context = self.context(&self.info.name);
         hooks.defaults(&mut new);
@@ -326,19 +359,17 @@ impl Call {
             }
             hooks.prepare_update(&context, &mut new, old);
             metadata::bump_generation(descriptor, &mut new, old);
-            self.track_fields(Some(old), &mut new).await?;
             errors = meta::validate_update(&new, old);
             errors.extend(hooks.validate_update(&context, &new, old));
         } else {
             if self.info.subresource == "status" {
-                metadata::only_status(descriptor, &mut new, old)?;
+                metadata::only_status(hooks.reset_by_status(), &mut new, old)?;
             }
             hooks.prepare_subresource_update(&context, &mut new, old);
             // A pod that is bound is still the first generation of its spec.
             if self.info.subresource != "binding" {
                 metadata::bump_generation(descriptor, &mut new, old);
             }
-            self.track_fields(Some(old), &mut new).await?;
             errors = meta::validate_update(&new, old);
             errors.extend(hooks.validate_subresource_update(&context, &new, old));
         }

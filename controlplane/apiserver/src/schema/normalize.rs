@@ -314,15 +314,7 @@ impl Walk {
     }
 
     fn mismatch(&self, element: Element, value: &Value) -> DecodeError {
-        let found = match value {
-            Value::Null => "null",
-            Value::Bool(_) => "bool",
-            Value::Number(_) => "number",
-            Value::String(_) => "string",
-            Value::Array(_) => "array",
-            Value::Object(_) => "object",
-        };
-        self.mismatch_text(element, found)
+        self.mismatch_text(element, json_type(value))
     }
 
     fn mismatch_text(&self, element: Element, found: &str) -> DecodeError {
@@ -343,6 +335,18 @@ impl Walk {
             ),
             _ => format!("json: cannot unmarshal {found} into Go value of type {go_type}"),
         })
+    }
+}
+
+/// What Go's JSON decoding calls a value.
+pub fn json_type(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
     }
 }
 
@@ -367,15 +371,7 @@ fn join(text: &mut String, name: &str) {
 
 /// Types that decode themselves from text: the canonical text replaces the value.
 fn own_form(base: Base, value: &mut Value) -> Result<(), String> {
-    let not_text = |value: &Value| {
-        let found = match value {
-            Value::Bool(_) => "bool",
-            Value::Number(_) => "number",
-            Value::Array(_) => "array",
-            _ => "object",
-        };
-        format!("json: cannot unmarshal {found} into Go value of type string")
-    };
+    let not_text = |value: &Value| format!("json: cannot unmarshal {} into Go value of type string", json_type(value));
     let canonical = match (base, &*value) {
         (Base::Quantity, Value::String(text)) => scalar::quantity(text)?,
         (Base::Quantity, Value::Number(number)) => scalar::quantity(&number.to_string())?,

@@ -235,11 +235,7 @@ fn patched(object: &Value, encoded: &str) -> std::result::Result<Value, String> 
     }
     let bytes = BASE64_STANDARD.decode(encoded).map_err(|error| format!("its patch is not base64: {error}"))?;
     let patch: Value = serde_json::from_slice(&bytes).map_err(|error| format!("its patch is no JSON: {error}"))?;
-    let why = |error: ApiError| {
-        let cause = error.to_status()["details"]["causes"][0]["message"].as_str().map(str::to_owned);
-        format!("its patch does not apply: {}", cause.unwrap_or_else(|| error.to_string()))
-    };
-    patch::json(object, &patch).map_err(why)
+    patch::json(object, &patch).map_err(|error| format!("its patch does not apply: {error}"))
 }
 
 #[cfg(test)]

@@ -197,7 +197,7 @@ async fn what_cannot_be_merged_is_refused_in_the_words_of_the_merge() {
         ),
         (
             containers(json!([{"image": "a"}])),
-            ".spec.template.spec.containers: element 0: associative list with keys has an element that omits key field \"name\" (and doesn't have default value)",
+            ".spec.template.spec.containers: element 0: associative list with keys has an element that omits all key fields [\"name\"] (and doesn't have default values for any key fields)",
         ),
         (
             containers(json!([{"name": "n", "env": [{"name": "PORT", "value": 8080}]}])),
@@ -530,4 +530,39 @@ async fn owners_that_were_replaced_stay_replaced_while_others_write_the_status()
     };
     tokio::join!(mover, writer(1), writer(2), writer(3), writer(4));
     assert!(written.load(Ordering::Relaxed) > ROUNDS as u64, "nobody was in the way");
+}
+
+/// What an endpoint does not write is not owned by way of it, and so no conflict there.
+#[tokio::test]
+async fn what_a_status_write_resets_is_not_its_own() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let mut own = deployment(json!({"replicas": 1}));
+    own["metadata"]["labels"] = json!({"a": "b"});
+    own["status"] = json!({"observedGeneration": 1});
+    let mut other = deployment(json!({"replicas": 2, "paused": true}));
+    (other["metadata"]["labels"], other["metadata"]["annotations"]) = (json!({"a": "c"}), json!({"x": "y"}));
+    other["status"] = json!({"observedGeneration": 2});
+    let item = format!("{DEPLOYMENTS}/d");
+    apply(&client, &item, "one", "", &own).await.expect(201);
+    let both = apply(&client, &format!("{item}/status"), "two", "", &other).await.expect(200);
+    assert_eq!((&both["metadata"]["labels"], &both["spec"]["replicas"]), (&json!({"a": "b"}), &json!(1)));
+    let fields = |object: &Value, name: &str| {
+        let found = managers(object).into_iter().find(|(manager, ..)| manager == name);
+        found.map(|(.., fields)| fields).unwrap_or_default()
+    };
+    assert_eq!(
+        fields(&both, "two"),
+        json!({"f:metadata": {"f:annotations": {"f:x": {}}}, "f:status": {"f:observedGeneration": {}}})
+    );
+    let schema = "/apis/flowcontrol.apiserver.k8s.io/v1/flowschemas/f";
+    let flow = |level: &str, label: &str| {
+        json!({"apiVersion": "flowcontrol.apiserver.k8s.io/v1", "kind": "FlowSchema", "metadata": {"name": "f", "labels": {"a": label}}, "spec": {"priorityLevelConfiguration": {"name": level}},
+            "status": {"conditions": [{"type": "MyStatus", "status": "True"}]}})
+    };
+    apply(&client, schema, "one", "", &flow("global-default", "b")).await.expect(201);
+    let both = apply(&client, &format!("{schema}/status"), "two", "", &flow("other", "c")).await.expect(200);
+    assert_eq!(both["metadata"]["labels"], json!({"a": "b"}));
+    let of_two = fields(&both, "two");
+    assert_eq!(of_two.as_object().unwrap().keys().collect::<Vec<_>>(), ["f:status"], "{of_two}");
 }

@@ -244,7 +244,7 @@ async fn custom_resources_say_what_their_body_must_be() {
     put(&client, &format!("{FOOS}/f"), &foo("Foo", "v1")).await.refused(
         422,
         "Invalid",
-        "Foo.example.com \"f\" is invalid: metadata.resourceVersion: Invalid value: 0: must be specified for an update",
+        "foos.example.com \"f\" is invalid: metadata.resourceVersion: Invalid value: 0: must be specified for an update",
     );
 }
 

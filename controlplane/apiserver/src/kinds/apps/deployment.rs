@@ -10,8 +10,8 @@ use super::{
 };
 use crate::kinds::check::{Node, not_more_than_hundred_percent, positive_int_or_percent};
 use crate::kinds::table::{count, named_wide, row_wide, selector_or, template_columns, words};
-use crate::kinds::value::{at, copy, default, default_text, int, same_at, set, text};
-use crate::resource::{Column, Context, Hooks};
+use crate::kinds::value::{at, default, default_text, int, same_at, set, text};
+use crate::resource::{Column, Context, Hooks, Paths};
 
 const COUNTS: Counts = Counts {
     fields: &[
@@ -53,10 +53,8 @@ impl Hooks for Deployment {
         }
     }
 
-    fn prepare_subresource_update(&self, ctx: &Context<'_>, new: &mut Value, old: &Value) {
-        if ctx.subresource == "status" {
-            copy(old, new, "metadata.labels");
-        }
+    fn reset_by_status(&self) -> Paths {
+        &[&["spec"], &["metadata", "labels"]]
     }
 
     fn validate_create(&self, _ctx: &Context<'_>, deployment: &Value) -> ErrorList {

@@ -11,6 +11,7 @@ use super::{
 use crate::kinds::check::Node;
 use crate::kinds::table::{count, labels, named_wide, number, row_wide, selector, template_columns};
 use crate::kinds::value::{at, default, get, has, map, set};
+use crate::registry::delete::Propagation;
 use crate::resource::{Column, Context, Hooks};
 
 const COUNTS: Counts = Counts {
@@ -105,6 +106,10 @@ impl Hooks for ReplicationController {
 
     fn validate_subresource_update(&self, ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
         if ctx.subresource == "status" { validate_counts(new, old, &COUNTS) } else { ErrorList::new() }
+    }
+
+    fn default_propagation(&self) -> Option<Propagation> {
+        Some(Propagation::Orphan)
     }
 
     fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {

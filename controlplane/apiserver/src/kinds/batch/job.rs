@@ -12,6 +12,7 @@ use crate::kinds::table::{named_wide, row_wide, selector, template_columns, word
 use crate::kinds::value::{
     at, copy, default, ensure_map, flag, get, has, int, list, map, name, opt_int, remove, set, text,
 };
+use crate::registry::delete::Propagation;
 use crate::resource::{Column, Context, Hooks, human_duration};
 
 const UID_LABEL: &str = "batch.kubernetes.io/controller-uid";
@@ -53,8 +54,8 @@ impl Hooks for Job {
         named_template_warnings(new, old)
     }
 
-    fn default_propagation_orphans(&self) -> bool {
-        true
+    fn default_propagation(&self) -> Option<Propagation> {
+        Some(Propagation::Orphan)
     }
 
     fn row(&self, job: &Value, now: Timestamp) -> Vec<Value> {

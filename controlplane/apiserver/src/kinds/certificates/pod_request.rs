@@ -12,10 +12,9 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{keep_conditions, pem, signer_name, transition_times};
 use crate::kinds::check::{Node, conditions};
-use crate::kinds::meta::keep_metadata;
 use crate::kinds::table::{cell, words};
 use crate::kinds::value::{self, same_at};
-use crate::resource::{Column, Context, Hooks};
+use crate::resource::{ALL_BUT_STATUS, Column, Context, Hooks, Paths};
 
 const HOUR: i64 = 3600;
 const DAY: i64 = 24 * HOUR;
@@ -42,8 +41,11 @@ impl Hooks for PodRequest {
         errors
     }
 
+    fn reset_by_status(&self) -> Paths {
+        ALL_BUT_STATUS
+    }
+
     fn prepare_subresource_update(&self, ctx: &Context<'_>, new: &mut Value, old: &Value) {
-        keep_metadata(new, old);
         keep_conditions(new, old, &ENDS);
         transition_times(new, old, ctx.now);
     }

@@ -8,6 +8,7 @@ use super::event_validation;
 use crate::error::Result;
 use crate::kinds::table::words;
 use crate::kinds::value::{at, get, name, opt_int, text};
+use crate::registry::delete::Propagation;
 use crate::resource::{Column, Context, Hooks, since};
 
 /// Fields of `v1` and their names in `events.k8s.io/v1`.
@@ -24,6 +25,10 @@ const RENAMED: [(&str, &str); 7] = [
 pub struct Event;
 
 impl Hooks for Event {
+    fn default_propagation(&self) -> Option<Propagation> {
+        None
+    }
+
     fn validate_create(&self, ctx: &Context<'_>, event: &Value) -> ErrorList {
         event_validation::validate_create(event, ctx)
     }

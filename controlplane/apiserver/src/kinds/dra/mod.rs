@@ -17,13 +17,12 @@ use serde_json::Value;
 use super::check::{Node, conditions};
 use super::core::pod::timestamp;
 use super::core::pod::volume::{csi_driver_name, template_metadata};
-use super::meta::keep_metadata;
 use super::table::{cell, named, row, words};
 use super::value::{
     at, default, default_int, default_text, flag, has, label, list, list_mut, name, namespace, opt_text, same_at, text,
 };
 use crate::error::{ApiError, Result};
-use crate::resource::{Column, Context, Descriptor, Hooks, Reservation, Resource, since};
+use crate::resource::{ALL_BUT_STATUS, Column, Context, Descriptor, Hooks, Paths, Reservation, Resource, since};
 use report::Report;
 
 const GROUP: &str = "resource.k8s.io";
@@ -234,8 +233,11 @@ impl Hooks for Claim {
         }
     }
 
+    fn reset_by_status(&self) -> Paths {
+        ALL_BUT_STATUS
+    }
+
     fn prepare_subresource_update(&self, _ctx: &Context<'_>, new: &mut Value, old: &Value) {
-        keep_metadata(new, old);
         allocation::drop_deallocated(new, old);
     }
 

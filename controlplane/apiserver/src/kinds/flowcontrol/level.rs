@@ -7,10 +7,9 @@ use serde_json::Value;
 use super::{conditions, fixed};
 use crate::kinds::check::Node;
 use crate::kinds::core::pod::internal::{self, Field, Is};
-use crate::kinds::meta::keep_metadata;
 use crate::kinds::table::{NONE, named, row, words};
 use crate::kinds::value::{copy, default, default_int, has, name, opt_int, same, same_at, text};
-use crate::resource::{Column, Context, Hooks};
+use crate::resource::{ALL_BUT_STATUS, Column, Context, Hooks, Paths};
 
 const MAX_QUEUES: i64 = 10_000_000;
 /// Bits of a hash that may be used up by dealing a hand of queues.
@@ -83,8 +82,8 @@ impl Hooks for Level {
         validate_level(new, Some(old))
     }
 
-    fn prepare_subresource_update(&self, _ctx: &Context<'_>, new: &mut Value, old: &Value) {
-        keep_metadata(new, old);
+    fn reset_by_status(&self) -> Paths {
+        ALL_BUT_STATUS
     }
 
     fn validate_subresource_update(&self, _ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {

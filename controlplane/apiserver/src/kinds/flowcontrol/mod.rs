@@ -21,12 +21,7 @@ pub fn resources() -> Vec<Resource> {
 }
 
 fn descriptor(kind: &'static str, plural: &'static str) -> Descriptor {
-    let mut descriptor = Descriptor::new("flowcontrol.apiserver.k8s.io", "v1", kind, plural)
-        .cluster_scoped()
-        .with_status()
-        .with_generation();
-    descriptor.unconditional_update = false;
-    descriptor
+    Descriptor::new("flowcontrol.apiserver.k8s.io", "v1", kind, plural).cluster_scoped().with_status().with_generation()
 }
 
 /// The spec that one of the objects every cluster has must keep.

@@ -10,10 +10,9 @@ use serde_json::Value;
 use super::{conditions, fixed};
 use crate::kinds::check::Node;
 use crate::kinds::core::pod::internal::{self, Field, Is};
-use crate::kinds::meta::keep_metadata;
 use crate::kinds::table::{NONE, count, named, row_wide, words};
 use crate::kinds::value::{default_int, int, list, name, opt_text, same, text, texts};
-use crate::resource::{Column, Context, Hooks};
+use crate::resource::{ALL_BUT_STATUS, Column, Context, Hooks, Paths};
 
 const VERBS: [&str; 9] = ["create", "delete", "deletecollection", "get", "list", "patch", "proxy", "update", "watch"];
 const SUBJECTS: [(&str, &str); 3] = [("Group", "group"), ("ServiceAccount", "serviceAccount"), ("User", "user")];
@@ -77,8 +76,8 @@ impl Hooks for Schema {
         validate_schema(new)
     }
 
-    fn prepare_subresource_update(&self, _ctx: &Context<'_>, new: &mut Value, old: &Value) {
-        keep_metadata(new, old);
+    fn reset_by_status(&self) -> Paths {
+        ALL_BUT_STATUS
     }
 
     fn validate_subresource_update(&self, _ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {

@@ -10,7 +10,7 @@ use crate::kinds::core::inline_spec;
 use crate::kinds::core::pod::volume::csi_driver_name;
 use crate::kinds::table::{boolean, cell, named, row, words};
 use crate::kinds::value::flag;
-use crate::resource::{Column, Context, Hooks};
+use crate::resource::{ALL_BUT_STATUS, Column, Context, Hooks, Paths};
 
 const MAX_METADATA: usize = 256 * 1024;
 const MAX_MESSAGE: usize = 1024;
@@ -18,6 +18,10 @@ const MAX_MESSAGE: usize = 1024;
 pub struct Attachment;
 
 impl Hooks for Attachment {
+    fn reset_by_status(&self) -> Paths {
+        ALL_BUT_STATUS
+    }
+
     fn validate_create(&self, _ctx: &Context<'_>, attachment: &Value) -> ErrorList {
         let mut errors = validate(attachment);
         let spec = Node::root(attachment).child("spec");

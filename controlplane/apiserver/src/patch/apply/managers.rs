@@ -175,6 +175,29 @@ impl Managers {
     }
 }
 
+/// A write that would change nothing but the times of owners leaves those as they were.
+pub fn keep_times(new: &mut Value, old: &Value) {
+    let was = &old["metadata"]["managedFields"];
+    let same = |a: &Value, b: &Value| match (a.as_object(), b.as_object()) {
+        (Some(a), Some(b)) => {
+            let timeless = |entry: &Map<String, Value>| entry.len() - usize::from(entry.contains_key("time"));
+            timeless(a) == timeless(b) && a.iter().all(|(key, value)| key == "time" || b.get(key) == Some(value))
+        }
+        _ => a == b,
+    };
+    let equal = match (new["metadata"]["managedFields"].as_array(), was.as_array()) {
+        (Some(is), Some(was)) => is != was && is.len() == was.len() && is.iter().zip(was).all(|(a, b)| same(a, b)),
+        _ => false,
+    };
+    if !equal {
+        return;
+    }
+    let written = std::mem::replace(&mut new["metadata"]["managedFields"], was.clone());
+    if new != old {
+        new["metadata"]["managedFields"] = written;
+    }
+}
+
 fn entry(manager: Manager, owned: Owned) -> Value {
     let mut entry = json!({
         "operation": manager.operation.name(),

@@ -26,7 +26,7 @@ use parking_lot::RwLock;
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
-use crate::resource::{GroupVersionKind, split_api_version};
+use crate::resource::{GroupVersionKind, Paths, split_api_version};
 use crate::schema::table::TypeId;
 use crate::schema::{Schema, normalize};
 use fieldset::FieldSet;
@@ -46,8 +46,8 @@ pub struct Write<'a> {
     pub version: &'a str,
     pub manager: &'a str,
     pub subresource: &'a str,
-    /// Status is written by way of its subresource only.
-    pub status_apart: bool,
+    /// What this endpoint does not write.
+    pub reset: Paths,
     pub now: Timestamp,
 }
 
@@ -66,8 +66,8 @@ impl Write<'_> {
         self.subresource == "scale"
     }
 
-    fn ignored(&self, schema: &Schema) -> &'static Ignored {
-        ignored(self.subresource, schema.is_builtin(), self.status_apart)
+    fn ignored(&self) -> Arc<Ignored> {
+        ignored(self.reset)
     }
 }
 
@@ -90,9 +90,9 @@ pub async fn apply(write: &Write<'_>, live: Option<&Value>, config: &Value, forc
     };
     let mut managers = live.map(read_managers).unwrap_or_default();
     if managers.entries.is_empty() && live.is_some() {
-        let before = Manager::new(Operation::Update, BEFORE_FIRST_APPLY, write.version, "");
+        let before = Manager::new(Operation::Update, BEFORE_FIRST_APPLY, write.version, write.subresource);
         let empty = empty_object(schema, &base, &gvk)?;
-        let found = typed::compare(schema.root(), &empty, &base).without(write.ignored(schema));
+        let found = typed::compare(schema.root(), &empty, &base).without(&write.ignored());
         managers.add(before, found.added.union(found.modified), write.version, crate::schema::time_text(write.now));
     }
     let request = Request { write, schema, base: &base, config: &config };
@@ -191,7 +191,7 @@ fn check(schema: &Schema, config: &mut Value, gvk: &GroupVersionKind) -> Result<
 }
 
 /// Identity, what the server sets, and these parts.
-fn nobodys(parts: &[&str]) -> FieldSet {
+fn nobodys(parts: Paths) -> FieldSet {
     let mut ignored = FieldSet::default();
     ignored.insert_fields(&["apiVersion"]);
     ignored.insert_fields(&["kind"]);
@@ -208,7 +208,7 @@ fn nobodys(parts: &[&str]) -> FieldSet {
     ] {
         ignored.insert_fields(&["metadata", name]);
     }
-    parts.iter().for_each(|part| ignored.insert_fields(&[part]));
+    parts.iter().for_each(|path| ignored.insert_fields(path));
     ignored
 }
 
@@ -235,7 +235,7 @@ impl Request<'_> {
         force: bool,
     ) -> Result<Result<(Value, Managers), Conflicts>, ApiError> {
         let (root, write) = (self.schema.root(), self.write);
-        let ignored = write.ignored(self.schema);
+        let ignored = &write.ignored();
         managers.reconcile(write.versions);
         let me = Manager::new(Operation::Apply, write.manager, write.version, write.subresource);
         let fields = typed::fields_of(root, self.config).children;

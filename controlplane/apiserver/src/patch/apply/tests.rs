@@ -14,7 +14,8 @@ fn schema_of(object: &Value) -> Schema {
 }
 
 fn write<'a>(versions: &'a Only, manager: &'a str, subresource: &'a str) -> Write<'a> {
-    Write { versions, version: &versions.version, manager, subresource, status_apart: true, now: now() }
+    let reset: Paths = if subresource == "status" { &[&["spec"]] } else { &[&["status"]] };
+    Write { versions, version: &versions.version, manager, subresource, reset, now: now() }
 }
 
 fn applied_with(
@@ -202,7 +203,7 @@ fn what_cannot_be_merged_is_refused() {
         applied(None, &deployment(json!([{"image": "a"}])), "m", false)
             .unwrap_err()
             .message()
-            .contains("omits key field \"name\"")
+            .contains("omits all key fields [\"name\"] (and doesn't have default values for any key fields)")
     );
     let mut managed = config_map(json!({}));
     managed["metadata"]["managedFields"] = json!([]);
@@ -287,6 +288,8 @@ fn widgets() -> Schema {
             "names": {"type": "object", "additionalProperties": {"type": "string"}},
             "part": {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "string"}}},
             "on": {"type": "boolean"},
+            "users": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name", "realm"],
+                "items": {"type": "object", "properties": {"name": {"type": "string"}, "realm": {"type": "string"}, "id": {"type": "integer"}}}},
         }}}}),
     ))
 }
@@ -311,8 +314,8 @@ fn items_that_have_no_place_are_named_with_what_they_lack() {
         (json!({"ports": [null]}), ".spec.ports: element 0: associative list with keys may not have a null element"),
         (json!({"ports": [80]}), ".spec.ports: element 0: associative list with keys may not have non-map elements"),
         (
-            json!({"ports": [{"protocol": "UDP"}, {"port": "x"}]}),
-            ".spec.ports: element 0: associative list with keys has an element that omits key field \"port\" (and doesn't have default value)",
+            json!({"users": [{"name": "a"}, {}]}),
+            ".spec.users: element 1: associative list with keys has an element that omits all key fields [\"name\" \"realm\"] (and doesn't have default values for any key fields)",
         ),
         (
             json!({"ports": [{"port": 1}, {"port": 1, "protocol": "TCP"}]}),
@@ -381,14 +384,14 @@ fn a_status_that_is_apart_is_not_owned_by_way_of_the_object() {
     };
     let config = json!({"apiVersion": "e.com/v1", "kind": "W", "metadata": {"name": "w", "labels": {"l": "1"}}, "status": {"a": "1"}});
     let versions = Only::of(&config, schema());
-    let owned = |status_apart, subresource| {
-        let write = Write { status_apart, ..write(&versions, "m", subresource) };
+    let owned = |reset: Paths, subresource| {
+        let write = Write { reset, ..write(&versions, "m", subresource) };
         let object = block_on(apply(&write, None, &config, false)).unwrap();
         fields(&object, "m")
     };
-    assert_eq!(owned(true, ""), json!({"f:metadata": {"f:labels": {"f:l": {}}}}));
-    assert_eq!(owned(false, ""), json!({"f:metadata": {"f:labels": {"f:l": {}}}, "f:status": {"f:a": {}}}));
-    assert_eq!(owned(true, "status"), json!({"f:status": {"f:a": {}}}));
+    assert_eq!(owned(&[&["status"]], ""), json!({"f:metadata": {"f:labels": {"f:l": {}}}}));
+    assert_eq!(owned(&[], ""), json!({"f:metadata": {"f:labels": {"f:l": {}}}, "f:status": {"f:a": {}}}));
+    assert_eq!(owned(crate::resource::ALL_BUT_STATUS, "status"), json!({"f:status": {"f:a": {}}}));
 }
 
 #[test]
@@ -463,4 +466,76 @@ proptest! {
         wanted["q"] = "1".into();
         prop_assert_eq!(&live["data"], &wanted);
     }
+}
+
+#[test]
+fn items_of_which_there_are_several_change_hands_as_a_whole() {
+    let schema = widgets();
+    let written = |live: Option<&Value>, spec: Value, manager: &str| {
+        let mut object = widget(spec);
+        let versions = Only::of(&object, schema.clone());
+        block_on(track_update(&write(&versions, manager, ""), live, &mut object)).unwrap();
+        object
+    };
+    let (a, b) = ("k:{\"port\":1,\"protocol\":\"TCP\"}", "k:{\"port\":2,\"protocol\":\"TCP\"}");
+    let one = json!({"port": 1, "hosts": ["x"]});
+    let (other, last) = (json!({"port": 1, "hosts": ["y"]}), json!({"port": 2}));
+    let twice = written(None, json!({"ports": [one, other, last], "tags": ["t", "t"]}), "one");
+    assert_eq!(
+        fields(&twice, "one")["f:spec"],
+        json!({".": {}, "f:ports": {".": {}, a: {}, b: {".": {}, "f:port": {}}}, "f:tags": {".": {}, "v:\"t\"": {}}})
+    );
+    // One of them is left: it is as good as new.
+    let left = written(Some(&twice), json!({"ports": [one, last], "tags": ["t"]}), "two");
+    assert_eq!(
+        fields(&left, "two")["f:spec"],
+        json!({"f:ports": {a: {".": {}, "f:port": {}, "f:hosts": {".": {}, "v:\"x\"": {}}}}, "f:tags": {"v:\"t\"": {}}})
+    );
+    assert_eq!(
+        fields(&left, "one")["f:spec"],
+        json!({".": {}, "f:ports": {".": {}, b: {".": {}, "f:port": {}}}, "f:tags": {}})
+    );
+    // And doubled again, nothing in it is anybody's.
+    let again = written(Some(&left), json!({"ports": [one, one, last], "tags": ["t"]}), "three");
+    assert_eq!(fields(&again, "three")["f:spec"], json!({"f:ports": {a: {}}}));
+    assert_eq!(fields(&again, "two")["f:spec"], json!({"f:tags": {"v:\"t\"": {}}}));
+    // A configuration puts its own in their place.
+    let config = widget(json!({"ports": [{"port": 1}]}));
+    let conflict = applied_with(schema.clone(), Some(&again), &config, "m", false).unwrap_err();
+    assert!(conflict.message().ends_with(": .spec.ports[port=1,protocol=\"TCP\"]"), "{conflict}");
+    let forced = applied_with(schema.clone(), Some(&again), &config, "m", true).unwrap();
+    assert_eq!(forced["spec"]["ports"], json!([{"port": 1}, {"port": 2}]));
+}
+
+#[test]
+fn times_alone_are_no_change() {
+    let live = created(config_map(json!({"a": "1"})), "one");
+    let later = |mut object: Value| {
+        object["metadata"]["managedFields"][0]["time"] = "2025-01-01T00:00:00Z".into();
+        object
+    };
+    let mut same = later(live.clone());
+    managers::keep_times(&mut same, &live);
+    assert_eq!(same, live);
+    let mut changed = later(live.clone());
+    changed["data"]["a"] = "2".into();
+    let written = changed.clone();
+    managers::keep_times(&mut changed, &live);
+    assert_eq!(changed, written);
+}
+
+#[test]
+fn an_item_is_known_by_the_keys_that_it_has() {
+    let users = |users: Value| widget(json!({"users": users}));
+    let schema = widgets();
+    let live = applied_with(schema.clone(), None, &users(json!([{"name": "a", "id": 1}])), "one", false).unwrap();
+    assert_eq!(
+        fields(&live, "one")["f:spec"]["f:users"],
+        json!({"k:{\"name\":\"a\"}": {".": {}, "f:id": {}, "f:name": {}}})
+    );
+    let other = users(json!([{"name": "a", "realm": "r", "id": 2}]));
+    let both = applied_with(schema.clone(), Some(&live), &other, "two", false).unwrap();
+    assert_eq!(both["spec"]["users"], json!([{"name": "a", "id": 1}, {"name": "a", "realm": "r", "id": 2}]));
+    let merged = applied_with(schema, Some(&both), &users(json!([{"name": "a", "id": 3}])), "one", false).unwrap();
+    assert_eq!(merged["spec"]["users"][0], json!({"name": "a", "id": 3}));
 }

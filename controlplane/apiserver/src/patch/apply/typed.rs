@@ -7,9 +7,10 @@ use std::collections::{BTreeMap, HashSet};
 use serde_json::{Map, Value};
 
 use super::fieldset::{Entry, FieldSet, field_key, item_key, value_key};
+use crate::patch::shown::{go_syntax, go_text, go_type};
 use crate::schema::{Expected, Node, Topology};
 
-/// The keys of a list's items, or `None` for an item that lacks a key which has no default.
+/// The keys of a list's items, or `None` for an item that has none of them, nor a default.
 fn keys_of(node: Node<'_>, topology: &Topology<'_>, items: &[Value]) -> Vec<Option<String>> {
     items
         .iter()
@@ -21,16 +22,12 @@ fn keys_of(node: Node<'_>, topology: &Topology<'_>, items: &[Value]) -> Vec<Opti
         .collect()
 }
 
+/// A key that an item lacks, and that has no default, is no part of what the item is known by.
 fn key_of(node: Node<'_>, keys: &[&str], item: &Value) -> Option<String> {
-    let mut parts = BTreeMap::new();
-    for key in keys {
-        let value = match item.get(key) {
-            None => node.item().member(key).and_then(Node::default_value)?,
-            Some(value) => value.clone(),
-        };
-        parts.insert(*key, value);
-    }
-    Some(item_key(parts))
+    let default = |key: &str| node.item().member(key).and_then(Node::default_value);
+    let held = keys.iter().filter_map(|key| Some((*key, item.get(key).cloned().or_else(|| default(key))?)));
+    let parts: BTreeMap<&str, Value> = held.collect();
+    (!parts.is_empty()).then(|| item_key(parts))
 }
 
 /// Items that cannot be told apart by keys go by their place.
@@ -148,12 +145,10 @@ fn place_in(node: Node<'_>, topology: &Topology<'_>, item: &Value) -> Result<Str
     };
     match item {
         Value::Null => Err("associative list with keys may not have a null element".to_owned()),
-        Value::Object(members) => key_of(node, keys, item).ok_or_else(|| {
-            let lacks = |key: &&&str| {
-                !members.contains_key(**key) && node.item().member(key).and_then(Node::default_value).is_none()
-            };
-            let missing = keys.iter().find(lacks).unwrap_or(&"");
-            format!("associative list with keys has an element that omits key field {missing:?} (and doesn't have default value)")
+        Value::Object(_) => key_of(node, keys, item).ok_or_else(|| {
+            let keys: Vec<String> = keys.iter().map(|key| format!("{key:?}")).collect();
+            let keys = keys.join(" ");
+            format!("associative list with keys has an element that omits all key fields [{keys}] (and doesn't have default values for any key fields)")
         }),
         _ => Err("associative list with keys may not have non-map elements".to_owned()),
     }
@@ -175,48 +170,6 @@ fn mistyped(expected: Expected, value: &Value) -> Option<String> {
         (Expected::Boolean, value) => format!("expected boolean, got &{{{}}}", go_text(value)),
     };
     Some(text)
-}
-
-fn go_type(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "<nil>",
-        Value::Bool(_) => "bool",
-        Value::Number(number) if number.is_f64() => "float64",
-        Value::Number(_) => "int64",
-        Value::String(_) => "string",
-        Value::Array(_) => "[]interface {}",
-        Value::Object(_) => "map[string]interface {}",
-    }
-}
-
-/// `%v`
-pub(crate) fn go_text(value: &Value) -> String {
-    match value {
-        Value::Null => "<nil>".to_owned(),
-        Value::String(text) => text.clone(),
-        Value::Array(items) => format!("[{}]", items.iter().map(go_text).collect::<Vec<_>>().join(" ")),
-        Value::Object(members) => {
-            let mut members: Vec<_> =
-                members.iter().map(|(name, value)| format!("{name}:{}", go_text(value))).collect();
-            members.sort();
-            format!("map[{}]", members.join(" "))
-        }
-        other => other.to_string(),
-    }
-}
-
-/// `%#v`
-fn go_syntax(value: &Value) -> String {
-    let joined = |parts: Vec<String>| parts.join(", ");
-    match value {
-        Value::Null => "interface {}(nil)".to_owned(),
-        Value::Array(items) => format!("[]interface {{}}{{{}}}", joined(items.iter().map(go_syntax).collect())),
-        Value::Object(members) => {
-            let members = members.iter().map(|(name, value)| format!("{name:?}:{}", go_syntax(value))).collect();
-            format!("map[string]interface {{}}{{{}}}", joined(members))
-        }
-        other => other.to_string(),
-    }
 }
 
 /// How two objects differ.
@@ -341,7 +294,18 @@ fn compare_lists(node: Node<'_>, topology: &Topology<'_>, old: Option<&Value>, n
             (None, Some([new])) => compare_at(node.item(), None, Some(new)),
             (Some([old]), None) => compare_at(node.item(), Some(old), None),
             (Some([old]), Some([new])) => compare_at(node.item(), Some(old), Some(new)),
-            // Several items under one key cannot be told apart: they differ as a whole.
+            // Several items under one key cannot be told apart: they are there, or differ, as a whole,
+            // and where there was one before or is one now, all that is in it went or came.
+            (Some(_), Some([new])) => {
+                let mut step = compare_at(node.item(), None, Some(new));
+                step.removed.member = true;
+                step
+            }
+            (Some([old]), Some(_)) => {
+                let mut step = compare_at(node.item(), Some(old), None);
+                step.added.member = true;
+                step
+            }
             (old, new) => {
                 let mut step = Step::default();
                 step.modified.member = old.is_some() && new.is_some() && old != new;
@@ -385,7 +349,8 @@ pub fn merge(node: Node<'_>, live: Option<&Value>, config: &Value) -> Value {
 }
 
 /// Items of the configuration keep their order among themselves; items that only the live list has
-/// stay in front of the items they were in front of.
+/// stay in front of the items they were in front of. Where the live list has several items under one
+/// key, one of the configuration takes their place without anything of theirs.
 fn merge_lists(node: Node<'_>, topology: &Topology<'_>, live: &[Value], config: &[Value]) -> Vec<Value> {
     let live_keys = keys_of(node, topology, live);
     let config_keys = keys_of(node, topology, config);
@@ -404,7 +369,8 @@ fn merge_lists(node: Node<'_>, topology: &Topology<'_>, live: &[Value], config: 
             next += 1;
         }
         let place = place_of(key);
-        merged.push(merge(node.item(), place.map(|place| &live[place]), item));
+        let alone = place.filter(|place| !live_keys[place + 1..].contains(key));
+        merged.push(merge(node.item(), alone.map(|place| &live[place]), item));
         if place == Some(next) {
             next += 1;
         }

@@ -36,9 +36,9 @@ async fn owners(
     new: &Value,
     mut managers: Managers,
 ) -> Result<Managers, ApiError> {
-    let schema = write.schema()?;
     managers.reconcile(write.versions);
-    let mut comparison = Comparison::new(write.versions, live, new, write.ignored(&schema));
+    let ignored = write.ignored();
+    let mut comparison = Comparison::new(write.versions, live, new, &ignored);
     for owned in managers.entries.values_mut() {
         let Some(difference) = comparison.seen_in(&owned.api_version).await? else { continue };
         let fields = std::mem::take(&mut owned.fields);

@@ -3,14 +3,17 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::sync::{Arc, LazyLock};
 
 use async_trait::async_trait;
+use parking_lot::RwLock;
 use serde_json::Value;
 
 use super::managers::Managers;
 use super::typed::{self, Difference};
 use super::{known_empty, nobodys};
 use crate::error::ApiError;
+use crate::resource::Paths;
 use crate::schema::Schema;
 
 /// The versions of a kind, by `group/version`.
@@ -96,16 +99,14 @@ impl<'a> Comparison<'a> {
 pub type Ignored = super::fieldset::FieldSet;
 
 /// Of writes to an endpoint: identity, what the server sets, and what the endpoint does not write.
-pub fn ignored(subresource: &str, builtin: bool, status_apart: bool) -> &'static Ignored {
-    use std::sync::LazyLock;
-    static IGNORED: LazyLock<[Ignored; 4]> =
-        LazyLock::new(|| [&[][..], &["status"], &["spec"], &["spec", "metadata"]].map(nobodys));
-    match subresource {
-        "" if status_apart => &IGNORED[1],
-        "status" if builtin => &IGNORED[2],
-        "status" => &IGNORED[3],
-        _ => &IGNORED[0],
+pub fn ignored(reset: Paths) -> Arc<Ignored> {
+    static KNOWN: LazyLock<RwLock<HashMap<Paths, Arc<Ignored>>>> = LazyLock::new(RwLock::default);
+    if let Some(known) = KNOWN.read().get(&reset) {
+        return known.clone();
     }
+    let ignored = Arc::new(nobodys(reset));
+    KNOWN.write().insert(reset, ignored.clone());
+    ignored
 }
 
 impl Managers {

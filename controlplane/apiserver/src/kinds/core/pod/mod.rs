@@ -39,7 +39,7 @@ use serde_json::{Value, json};
 
 use crate::kinds::check::Node;
 use crate::kinds::value::{annotation, at, entries, get, has, list, list_mut, map, name, opt_int, set, text};
-use crate::resource::{Context, Hooks};
+use crate::resource::{Context, Hooks, Paths};
 
 /// A quantity as stored: text, or a number from clients that write one.
 pub fn quantity(value: &Value) -> Option<Quantity> {
@@ -69,6 +69,11 @@ impl Hooks for Pod {
         set(pod, "status", status);
         label_keys(pod);
         profiles_from_annotations(pod);
+    }
+
+    /// Old kubelets spoil owner references.
+    fn reset_by_status(&self) -> Paths {
+        &[&["spec"], &["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"]]
     }
 
     fn prepare_subresource_update(&self, ctx: &Context<'_>, new: &mut Value, old: &Value) {

@@ -11,7 +11,6 @@ use crate::kinds::value::{copy, has, int, list, list_mut, set, text};
 
 /// Keeps what a status update does not touch, and what older kubelets leave out.
 pub fn prepare(new: &mut Value, old: &Value) {
-    copy(old, new, "metadata.ownerReferences");
     if text(new, "status.qosClass").is_empty() {
         copy(old, new, "status.qosClass");
     }
