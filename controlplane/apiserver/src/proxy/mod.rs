@@ -7,6 +7,7 @@
 pub mod dial;
 mod log_socket;
 pub mod target;
+pub mod words;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName};
