@@ -140,7 +140,8 @@ impl Error {
     /// With a structure for a value, its fields shown in this order, as Go would print its own.
     #[must_use]
     pub fn showing(mut self, fields: &[(&str, Value)]) -> Self {
-        let fields: Vec<String> = fields.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+        let fields: Vec<String> =
+            fields.iter().map(|(name, value)| format!("\"{name}\":{}", marshalled(value))).collect();
         self.value = Value::String(format!("{{{}}}", fields.join(",")));
         self.verbatim = true;
         self
@@ -227,8 +228,13 @@ fn shown(value: &Value) -> String {
     match value {
         Value::Null => "null".to_owned(),
         Value::String(text) => quoted(text),
-        other => other.to_string(),
+        other => marshalled(other),
     }
+}
+
+/// JSON as Go writes it: fit to stand in HTML.
+fn marshalled(value: &Value) -> String {
+    value.to_string().replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026")
 }
 
 /// A text as Go's `%q` writes it.

@@ -3,12 +3,15 @@
 
 use std::collections::HashMap;
 
-use cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedExpr, LiteralValue, SelectExpr, operators};
+use cel::common::ast::{
+    CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedExpr, ListExpr, LiteralValue, SelectExpr, operators,
+};
 
 use super::decl::{Decl, Kind};
+use super::literals::Literals;
 use super::parse::{self, Parsed};
 use super::signatures::{self, Overload};
-use super::{CelError, cost};
+use super::{CelError, cost, library};
 use crate::schema::Node;
 
 /// What an expression gives, and costs at most.
@@ -21,13 +24,17 @@ pub struct Checked {
 /// Checks an expression whose variables are declared. `Err` holds cel-go's words.
 pub fn check(text: &str, parsed: &Parsed, variables: &[(&str, Decl)]) -> Result<Checked, CelError> {
     let scope = variables.iter().map(|(name, decl)| ((*name).to_owned(), decl.clone())).collect();
-    let mut checker = Checker { scope, problems: Vec::new() };
+    let mut checker = Checker { scope, problems: Vec::new(), literals: Literals::default() };
     let checked = parse::with_stack(parsed.depth, || checker.visit(&parsed.root));
-    if checker.problems.is_empty() {
+    let mut problems = checker.problems;
+    if problems.is_empty() {
+        // These are only looked for when the types are right.
+        problems = checker.literals.problems();
+    }
+    if problems.is_empty() {
         return Ok(checked);
     }
-    let texts: Vec<String> = checker
-        .problems
+    let texts: Vec<String> = problems
         .iter()
         .map(|(id, message)| {
             let offset = parsed.source.offset_for(*id).map_or(0, |(start, _)| start as usize);
@@ -40,6 +47,7 @@ pub fn check(text: &str, parsed: &Parsed, variables: &[(&str, Decl)]) -> Result<
 struct Checker {
     scope: Vec<(String, Decl)>,
     problems: Vec<(u64, String)>,
+    literals: Literals,
 }
 
 impl Checker {
@@ -58,22 +66,13 @@ impl Checker {
             Expr::Literal(literal) => of(literal_type(literal), 0),
             Expr::Ident(name) => match self.variable(name) {
                 Some(decl) => of(decl.clone(), 1),
-                None if TYPES.contains(&name.as_str()) => of(Decl::new(Kind::Type), 1),
+                None if library::is_type(name) => of(Decl::new(Kind::Type), 1),
                 None => self.problem(at.id, format!("undeclared reference to '{name}' (in container '')")),
             },
+            Expr::Select(_) if self.names_type(&at.expr) => of(Decl::new(Kind::Type), 1),
             Expr::Select(select) => self.select(at.id, select),
             Expr::Call(call) => self.call(at.id, call),
-            Expr::List(list) => {
-                let mut cost = 10;
-                let mut element: Option<Decl> = None;
-                for item in &list.elements {
-                    let item = self.visit(item);
-                    cost = u64::saturating_add(cost, item.cost);
-                    element = Some(element.map_or(item.decl.clone(), |known| joined(known, item.decl)));
-                }
-                let element = element.unwrap_or(Decl::new(Kind::Free));
-                of(Decl::list(element, list.elements.len() as u64), cost)
-            }
+            Expr::List(list) => self.list(list),
             Expr::Map(map) => self.entries(map.entries.iter().map(|entry| &entry.expr), 30),
             Expr::Struct(record) => {
                 if !record.type_name.starts_with("Object") && record.type_name != "JSONPatch" {
@@ -88,22 +87,54 @@ impl Checker {
         }
     }
 
+    /// Whether it is the dotted name of a type: `google.protobuf.Timestamp`.
+    fn names_type(&self, expr: &Expr) -> bool {
+        let Some(name) = dotted(expr) else { return false };
+        library::is_type(&name) && self.variable(name.split('.').next().unwrap_or_default()).is_none()
+    }
+
+    fn list(&mut self, list: &ListExpr) -> Checked {
+        let mut cost = 10;
+        let mut element: Option<Decl> = None;
+        let mut items = Vec::with_capacity(list.elements.len());
+        for (index, item) in list.elements.iter().enumerate() {
+            let checked = self.visit(item);
+            cost = u64::saturating_add(cost, checked.cost);
+            let decl = if list.optional_indices.contains(&index) { checked.decl.present() } else { checked.decl };
+            element = Some(element.map_or(decl.clone(), |known| joined(known, decl.clone())));
+            items.push((item.id, decl));
+        }
+        self.literals.same(&items);
+        let element = element.unwrap_or(Decl::new(Kind::Free));
+        Checked { decl: Decl::list(element, list.elements.len() as u64), cost }
+    }
+
     fn entries<'a>(&mut self, entries: impl Iterator<Item = &'a EntryExpr>, base: u64) -> Checked {
         let (mut cost, mut count) = (base, 0);
         let mut types: Option<(Decl, Decl)> = None;
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
         for entry in entries {
             count += 1;
-            let (key, value) = match entry {
-                EntryExpr::StructField(field) => (None, self.visit(&field.value)),
-                EntryExpr::MapEntry(entry) => (Some(self.visit(&entry.key)), self.visit(&entry.value)),
+            let (key, mut value, optional) = match entry {
+                EntryExpr::StructField(field) => (None, self.visit(&field.value), field.optional),
+                EntryExpr::MapEntry(entry) => (Some(self.visit(&entry.key)), self.visit(&entry.value), entry.optional),
             };
             let key = key.unwrap_or(Checked { decl: Decl::text(), cost: 0 });
+            if optional {
+                value.decl = value.decl.present();
+            }
             cost = cost.saturating_add(key.cost).saturating_add(value.cost);
+            if let EntryExpr::MapEntry(entry) = entry {
+                keys.push((entry.key.id, key.decl.clone()));
+                values.push((entry.value.id, value.decl.clone()));
+            }
             types = Some(match types {
                 Some((keys, values)) => (joined(keys, key.decl), joined(values, value.decl)),
                 None => (key.decl, value.decl),
             });
         }
+        self.literals.same(&keys);
+        self.literals.same(&values);
         let (key, value) = types.unwrap_or((Decl::new(Kind::Free), Decl::new(Kind::Free)));
         Checked { decl: Decl::map(key, value, count), cost }
     }
@@ -115,9 +146,9 @@ impl Checker {
             return Checked { decl: decl.clone(), cost: 1 };
         }
         let operand = self.visit(&select.operand);
-        // Asking for presence costs nothing, nor does a member of what has no type.
+        // Asking for presence costs nothing, whatever the way to it; nor does a member of what has no type.
         let typed = matches!(operand.decl.kind, Kind::Map(..) | Kind::Object(_) | Kind::Native(_) | Kind::Free);
-        let cost = operand.cost.saturating_add(u64::from(typed && !select.test));
+        let cost = if select.test { 0 } else { operand.cost.saturating_add(u64::from(typed)) };
         let (inner, optional) = match &operand.decl.kind {
             Kind::Optional(of) => ((**of).clone(), true),
             _ => (operand.decl, false),
@@ -157,14 +188,11 @@ impl Checker {
             receiver = None;
         }
         let method = receiver.is_some();
+        self.literals.enter(&name);
         let args: Vec<Checked> = receiver.into_iter().chain(&call.args).map(|arg| self.visit(arg)).collect();
+        self.literals.leave(&name);
+        self.literals.argument(call, id);
         let Some(overloads) = signatures::find(&name) else {
-            // math.greatest and the like are macros that end up here.
-            if name.starts_with("math.")
-                || matches!(receiver, Some(IdedExpr { expr: Expr::Ident(space), .. }) if space == "math")
-            {
-                return Checked { decl: Decl::dynamic(), cost: 1 };
-            }
             return self.problem(id, format!("undeclared reference to '{name}' (in container '')"));
         };
         let decls: Vec<&Decl> = args.iter().map(|arg| &arg.decl).collect();
@@ -228,22 +256,14 @@ impl Checker {
     }
 }
 
-const TYPES: &[&str] = &[
-    "bool",
-    "int",
-    "uint",
-    "double",
-    "string",
-    "bytes",
-    "list",
-    "map",
-    "null_type",
-    "type",
-    "timestamp",
-    "duration",
-    "dyn",
-    "optional_type",
-];
+/// `a.b.c` as text, of selections from a name.
+fn dotted(expr: &Expr) -> Option<String> {
+    match expr {
+        Expr::Ident(name) => Some(name.clone()),
+        Expr::Select(select) if !select.test => Some(format!("{}.{}", dotted(&select.operand.expr)?, select.field)),
+        _ => None,
+    }
+}
 
 fn literal_length(of: &IdedExpr) -> Option<u64> {
     match &of.expr {
@@ -345,19 +365,31 @@ fn bind_all(wanted: &Decl, bound: &mut HashMap<char, Decl>) {
 
 /// Whether values of the two types can be compared, or be in one list.
 fn similar(a: &Decl, b: &Decl) -> bool {
-    let is_object = |kind: &Kind| matches!(kind, Kind::Object(_) | Kind::Native(_) | Kind::Map(..) | Kind::Opaque(_));
+    let is_object = |kind: &Kind| matches!(kind, Kind::Object(_) | Kind::Native(_));
     match (&a.kind, &b.kind) {
         (Kind::Dyn | Kind::Free, _) | (_, Kind::Dyn | Kind::Free) => true,
-        // Fields may be null.
-        (Kind::Null, _) | (_, Kind::Null) => true,
+        (Kind::Null, other) | (other, Kind::Null) => nullable(other),
         (Kind::List(a), Kind::List(b)) | (Kind::Optional(a), Kind::Optional(b)) => similar(a, b),
         (Kind::Map(key, value), Kind::Map(other_key, other_value)) => {
             similar(key, other_key) && similar(value, other_value)
         }
         (Kind::Opaque(a), Kind::Opaque(b)) => a == b,
-        (a, b) if is_object(a) && is_object(b) => !matches!((a, b), (Kind::Opaque(_), _) | (_, Kind::Opaque(_))),
-        (a, b) => a == b,
+        (a, b) => a == b || (is_object(a) && is_object(b)),
     }
+}
+
+/// Whether a value of the type may be null; absent fields are not null, they are absent.
+fn nullable(kind: &Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Null
+            | Kind::Object(_)
+            | Kind::Native(_)
+            | Kind::Opaque(_)
+            | Kind::Optional(_)
+            | Kind::Duration
+            | Kind::Timestamp
+    )
 }
 
 /// One type for values of both.

@@ -11,6 +11,9 @@ pub const RULE_LIMIT: u64 = 10_000_000;
 /// Of all rules of a schema.
 pub const SCHEMA_LIMIT: u64 = 100_000_000;
 
+/// The longest regular expression of a named format.
+const NAME_FORMAT: u64 = 128;
+
 /// A tenth for each character walked through.
 fn walk(size: u64) -> u64 {
     size.div_ceil(10)
@@ -42,7 +45,7 @@ pub fn of_call(name: &str, args: &[&Decl], checked: &[Checked], literals: &[Opti
             let pattern = size(1).div_ceil(4);
             (walk(size(0).saturating_add(1)).saturating_mul(pattern), Some(size(0)))
         }
-        "lowerAscii" | "upperAscii" | "trim" | "substring" | "charAt" => (walk(size(0)), Some(size(0))),
+        "lowerAscii" | "upperAscii" | "trim" | "substring" => (walk(size(0)), Some(size(0))),
         // The text is walked through, and the result is made.
         "split" => (walk(size(0).saturating_mul(2)), Some(size(0))),
         "replace" => {
@@ -67,7 +70,12 @@ pub fn of_call(name: &str, args: &[&Decl], checked: &[Checked], literals: &[Opti
         }
         "distinct" | "sort" | "slice" | "reverse" | "flatten" => (size(0).max(1), Some(size(0))),
         "sets.contains" | "sets.equivalent" | "sets.intersects" => (size(0).saturating_mul(size(1)).max(1), None),
-        "url" | "validate" => (walk(size(0)), None),
+        "url" => (walk(size(0)), None),
+        // They are parsed.
+        "cidr" | "isIP" | "isCIDR" | "quantity" | "isQuantity" | "semver" | "isSemver" => (walk(size(0)), None),
+        "ip" if is_text(0) => (walk(size(0)), None),
+        "ip.isCanonical" => (walk(size(0).saturating_mul(2)), None),
+        "validate" => (walk(size(1)).saturating_mul(NAME_FORMAT / 4), None),
         // Two addresses of 16 bytes; a text is parsed first.
         "containsIP" => (4 + if is_text(1) { walk(size(1)) } else { 0 }, None),
         "containsCIDR" => (7 + if is_text(1) { walk(size(1)) } else { 0 }, None),
@@ -80,7 +88,6 @@ pub fn of_call(name: &str, args: &[&Decl], checked: &[Checked], literals: &[Opti
         "optional.of" | "optional.ofNonZeroValue" => (1, Some(size(0))),
         // Each asks the authorizer.
         "check" => (350_000, None),
-        "@not_strictly_false" => (0, None),
         _ => (1, None),
     }
 }

@@ -129,9 +129,10 @@ impl Decl {
                     .as_object()
                     .into_iter()
                     .flatten()
-                    .filter_map(|(name, schema)| Some((escaped(name)?, Decl::of_schema(schema, false)?)))
+                    .filter_map(|(name, schema)| Some((name, Decl::of_schema(schema, false)?)))
+                    .flat_map(|(name, decl)| identifiers(name).map(move |name| (name, decl.clone())))
                     .collect();
-                if resource {
+                if resource && !declares_metadata(schema) {
                     fields.insert("apiVersion".to_owned(), Decl::text());
                     fields.insert("kind".to_owned(), Decl::text());
                     let names = ["name", "generateName"].map(|name| (name.to_owned(), Decl::text()));
@@ -147,6 +148,14 @@ impl Decl {
         })
     }
 
+    /// What an optional holds; else the type itself.
+    pub fn present(self) -> Decl {
+        match self.kind {
+            Kind::Optional(of) => (*of).clone(),
+            kind => Decl { kind, size: self.size },
+        }
+    }
+
     pub fn contains_free(&self) -> bool {
         match &self.kind {
             Kind::Free => true,
@@ -155,6 +164,15 @@ impl Decl {
             _ => false,
         }
     }
+}
+
+/// Whether a resource's schema says itself what rules see of its type and metadata.
+fn declares_metadata(schema: &Value) -> bool {
+    let fields = &schema["properties"];
+    fields["kind"]["type"] == "string"
+        && fields["apiVersion"]["type"] == "string"
+        && fields["metadata"]["type"] == "object"
+        && fields["metadata"]["properties"].is_object()
 }
 
 fn text_of(schema: &Value) -> Decl {
@@ -203,8 +221,17 @@ pub fn least_bytes(schema: &Value) -> u64 {
     }
 }
 
+/// How expressions may write a field's name: escaped, and as it is where the grammar takes a reserved
+/// word after a dot.
+pub fn identifiers(name: &str) -> impl Iterator<Item = String> {
+    let escaped = escaped(name);
+    let reserved = escaped.as_ref().is_some_and(|text| text.len() == name.len() + 4 && text[2..].starts_with(name));
+    let plain = reserved && !matches!(name, "true" | "false" | "null" | "in");
+    escaped.into_iter().chain(plain.then(|| name.to_owned()))
+}
+
 /// A field's name as an identifier; none when it cannot be one.
-pub fn escaped(name: &str) -> Option<String> {
+fn escaped(name: &str) -> Option<String> {
     const RESERVED: [&str; 21] = [
         "true",
         "false",

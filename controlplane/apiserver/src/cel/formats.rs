@@ -38,8 +38,10 @@ impl NamedFormat {
 
     /// What is wrong with a text; none if it fits.
     pub fn problem(&self, text: &str) -> Option<String> {
-        // A prefix may end with the dash that joins it to a generated suffix.
-        let prefix = text.strip_suffix('-').unwrap_or(text);
+        // A prefix may end with the dash that joins it to a generated suffix, whatever is before it.
+        let mut start = text.chars();
+        let masked = start.next_back() == Some('-') && start.next_back().is_some();
+        let prefix = if masked { &format!("{}a", start.as_str()) } else { text };
         let first = |problems: Vec<String>| problems.into_iter().next();
         let by_format = |format: &str, why: &str| (!formats::fits(format, text)).then(|| why.to_owned());
         match self.0 {

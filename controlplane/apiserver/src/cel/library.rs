@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
-use cel::common::types::{DYN_TYPE, LIST_TYPE};
+use cel::common::types::{DURATION_TYPE, DYN_TYPE, LIST_TYPE, TIMESTAMP_TYPE, Type};
 use cel::common::value::CowVal;
 use cel::extractors::{Arguments, This};
 use cel::objects::{Key, Opaque};
@@ -17,7 +17,7 @@ use super::authorizer::{Authorizer, Decision};
 use super::formats::NamedFormat;
 use super::network::{Cidr, Ip, Url, ip, link_local, link_local_multicast, parse_ip};
 use super::values::{Amount, Semver, amount, approximate, as_integer, compare, parse_quantity, quantity_of};
-use super::{comprehensions, formats, list, meter, optional};
+use super::{comprehensions, formats, list, meter, network, optional};
 
 pub(super) type Outcome<T> = Result<T, ExecutionError>;
 
@@ -43,12 +43,54 @@ fn build_environment() -> Env {
     // The names are disjoint: none of these can fail, and a missing one only misses its functions.
     let _ = env.add_extension(extensions::strings);
     let _ = env.add_extension(extensions::lists);
-    let _ = env.add_extension(extensions::math);
     let _ = env.add_member_overload("indexOf", "list.indexOf(dyn)", LIST_TYPE, vec![DYN_TYPE], index_of);
     let _ = env.add_member_overload("lastIndexOf", "list.lastIndexOf(dyn)", LIST_TYPE, vec![DYN_TYPE], last_index_of);
+    for (name, id) in [("net.IP", "ip_to_string"), ("net.CIDR", "cidr_to_string")] {
+        let _ = env.add_overload("string", id, vec![Type::new_opaque_type(name)], network::to_string);
+    }
+    for name in OPAQUE_TYPES {
+        let _ = env.add_type(Type::new_opaque_type(*name));
+    }
+    let _ = env.add_type(TIMESTAMP_TYPE);
+    let _ = env.add_type(DURATION_TYPE);
     meter::extend(&mut env);
     comprehensions::extend(&mut env);
     env
+}
+
+/// Types of Kubernetes' own that expressions may name.
+const OPAQUE_TYPES: &[&str] = &[
+    "net.IP",
+    "net.CIDR",
+    "kubernetes.Quantity",
+    "kubernetes.URL",
+    "kubernetes.Semver",
+    "kubernetes.NamedFormat",
+    "kubernetes.authorization.Authorizer",
+    "kubernetes.authorization.PathCheck",
+    "kubernetes.authorization.GroupCheck",
+    "kubernetes.authorization.ResourceCheck",
+    "kubernetes.authorization.Decision",
+];
+
+/// Whether a name is that of a type: `int`, `google.protobuf.Duration`, `net.IP`.
+pub fn is_type(name: &str) -> bool {
+    const TYPES: &[&str] = &[
+        "bool",
+        "int",
+        "uint",
+        "double",
+        "string",
+        "bytes",
+        "list",
+        "map",
+        "null_type",
+        "type",
+        "optional_type",
+        "google.protobuf.Timestamp",
+        "google.protobuf.Duration",
+    ];
+    TYPES.contains(&name) || OPAQUE_TYPES.contains(&name)
 }
 
 /// Registers functions; names are disjoint from the environment's overloads.
@@ -91,9 +133,9 @@ fn build_context() -> Context<'static, 'static> {
         "min" => |This(this): This<Arc<Vec<Value>>>| extreme("min", &this, std::cmp::Ordering::Less),
         "max" => |This(this): This<Arc<Vec<Value>>>| extreme("max", &this, std::cmp::Ordering::Greater),
         "ip" => ip,
-        "isIP" => |text: Arc<String>| parse_ip(&text).is_some(),
+        "isIP" => |text: Arc<String>| parse_ip(&text).is_ok(),
         "ip.isCanonical" => |text: Arc<String>| {
-            parse_ip(&text).map(|ip| ip.to_string() == *text).ok_or_else(|| failed("ip.isCanonical", "not an IP address"))
+            parse_ip(&text).map(|ip| ip.to_string() == *text).map_err(|why| failed("ip.isCanonical", why))
         },
         "family" => |This(this): This<Value>| Ok::<_, ExecutionError>(if known::<Ip>(&this)?.0.is_ipv4() { 4_i64 } else { 6 }),
         "isUnspecified" => |This(this): This<Value>| Ok::<_, ExecutionError>(known::<Ip>(&this)?.0.is_unspecified()),
@@ -105,18 +147,20 @@ fn build_context() -> Context<'static, 'static> {
             let broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
             Ok::<_, ExecutionError>(!(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || link_local(ip) || broadcast))
         },
-        "cidr" => |text: Arc<String>| Cidr::parse(&text).map(opaque).ok_or_else(|| failed("cidr", "network address parse error")),
-        "isCIDR" => |text: Arc<String>| Cidr::parse(&text).is_some(),
+        "cidr" => |text: Arc<String>| Cidr::parse(&text).map(opaque).map_err(|why| {
+            failed("cidr", format!("network address parse error during conversion from string: {why}"))
+        }),
+        "isCIDR" => |text: Arc<String>| Cidr::parse(&text).is_ok(),
         "containsIP" => |This(this): This<Value>, other: Value| {
             let ip = match &other {
-                Value::String(text) => parse_ip(text).ok_or_else(|| failed("containsIP", "not an IP address"))?,
+                Value::String(text) => parse_ip(text).map_err(|why| failed("containsIP", why))?,
                 other => known::<Ip>(other)?.0,
             };
             Ok::<_, ExecutionError>(known::<Cidr>(&this)?.contains(ip))
         },
         "containsCIDR" => |This(this): This<Value>, other: Value| {
             let inner = match &other {
-                Value::String(text) => Cidr::parse(text).ok_or_else(|| failed("containsCIDR", "network address parse error"))?,
+                Value::String(text) => Cidr::parse(text).map_err(|why| failed("containsCIDR", why))?,
                 other => known::<Cidr>(other)?.clone(),
             };
             let outer = known::<Cidr>(&this)?;
@@ -124,7 +168,9 @@ fn build_context() -> Context<'static, 'static> {
         },
         "prefixLength" => |This(this): This<Value>| Ok::<_, ExecutionError>(i64::from(known::<Cidr>(&this)?.length)),
         "masked" => |This(this): This<Value>| Ok::<_, ExecutionError>(opaque(known::<Cidr>(&this)?.masked())),
-        "url" => |text: Arc<String>| Url::parse(&text).map(opaque).ok_or_else(|| failed("url", "URL parse error during conversion from string: invalid URI for request")),
+        "url" => |text: Arc<String>| Url::parse(&text).map(opaque).ok_or_else(|| {
+            failed("url", format!("URL parse error during conversion from string: parse {text:?}: invalid URI for request"))
+        }),
         "isURL" => |text: Arc<String>| Url::parse(&text).is_some(),
         "getScheme" => |This(this): This<Value>| Ok::<Value, ExecutionError>(known::<Url>(&this)?.scheme.as_str().into()),
         "getHost" => |This(this): This<Value>| Ok::<Value, ExecutionError>(known::<Url>(&this)?.host.as_str().into()),
@@ -299,14 +345,22 @@ fn regex(pattern: &str, text: &str) -> Outcome<Arc<Regex>> {
     if let Some(known) = KNOWN.lock().get(pattern) {
         return Ok(known.clone());
     }
-    let compiled = RegexBuilder::new(pattern).size_limit(MAX_REGEX).build();
-    let compiled = Arc::new(compiled.map_err(|error| failed("matches", format!("error parsing regexp: {error}")))?);
+    let compiled =
+        Arc::new(compiled(pattern).map_err(|why| failed("matches", format!("error parsing regexp: {why}")))?);
     let mut known = KNOWN.lock();
     if known.len() >= KEPT_REGEXES {
         known.clear();
     }
     known.insert(pattern.to_owned(), compiled.clone());
     Ok(compiled)
+}
+
+/// A regular expression; `Err` says in a line what is wrong with it.
+pub(super) fn compiled(pattern: &str) -> Result<Regex, String> {
+    RegexBuilder::new(pattern).size_limit(MAX_REGEX).build().map_err(|error| {
+        let text = error.to_string();
+        text.rsplit("error: ").next().unwrap_or_default().to_owned()
+    })
 }
 
 fn find_all(This(this): This<Arc<String>>, Arguments(arguments): Arguments) -> Outcome<Value> {

@@ -1,4 +1,4 @@
-//! CEL as Kubernetes speaks it: the standard library with the string, list and math extensions and
+//! CEL as Kubernetes speaks it: the standard library with the string and list extensions and
 //! Kubernetes' own functions ([`library`]), over JSON values.
 //!
 //! Validation rules of custom resources (`x-kubernetes-validations`, see
@@ -16,6 +16,7 @@ mod cost;
 pub mod decl;
 mod formats;
 mod library;
+mod literals;
 pub mod meter;
 mod network;
 mod parse;
@@ -290,6 +291,10 @@ mod tests {
             "url('https://example.com:8443/a?x=1').getPort() == '8443' && url('http://[::1]/').getHostname() == '::1'",
             "url('https://e.com/p?x=1&y=2&x=3').getQuery()['x'] == ['1', '3'] && url('https://e.com/p').getEscapedPath() == '/p'",
             "isURL('https://e.com') && !isURL('not a url')",
+            "string(ip('::1')) == '::1' && string(cidr('10.0.0.0/8')) == '10.0.0.0/8' && type(ip('::1')) == net.IP",
+            "type(duration('1s')) == google.protobuf.Duration && [3, 1, 2].sortBy(e, -e) == [3, 2, 1] && lists.range(2) == [0, 1]",
+            "url('https://e.com/a b?k 1=v 1#x').getEscapedPath() == '/a%20b' && url('https://e.com/?a=b#x').getQuery() == {'a': ['b']}",
+            "!format.dns1123SubdomainPrefix().validate('my.prefix.-').hasValue()",
             "semver('1.2.3').isLessThan(semver('1.10.0')) && semver('1.2.3').minor() == 2 && isSemver('1.0.0-rc.1') && !isSemver('v1')",
             "semver('1.0.0-alpha').compareTo(semver('1.0.0')) == -1",
             "self.name.upperAscii() == 'WEB-1' && 'a,b'.split(',') == ['a', 'b'] && ['a', 'b'].join('-') == 'a-b'",
@@ -315,6 +320,23 @@ mod tests {
         assert!(truth("self.replicas").unwrap_err().contains("must be a bool"));
         assert!(truth("quantity('x').sign() == 1").unwrap_err().contains("quantit"));
         assert!(truth("1 / 0 == 1").is_err());
+        for (text, error) in [
+            (
+                "ip('1.2.3.4.5').family() == 4",
+                "IP Address \"1.2.3.4.5\" parse error during conversion from string: ParseAddr(\"1.2.3.4.5\"): IPv4 address too long",
+            ),
+            ("ip('::ffff:1.2.3.4').family() == 4", "IPv4-mapped IPv6 address \"::ffff:1.2.3.4\" is not allowed"),
+            (
+                "cidr('1.2.3.0/').prefixLength() == 4",
+                "network address parse error during conversion from string: network address parse error during conversion from string: netip.ParsePrefix(\"1.2.3.0/\"): bad bits after slash: \"\"",
+            ),
+            (
+                "url('a b').getHost() == ''",
+                "URL parse error during conversion from string: parse \"a b\": invalid URI for request",
+            ),
+        ] {
+            assert_eq!(truth(text).unwrap_err(), error);
+        }
     }
 
     #[test]

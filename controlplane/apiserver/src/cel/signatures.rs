@@ -1,7 +1,8 @@
 //! The declarations of all functions, for the checker: what they take and what they give.
 //!
 //! One line per function: its name, then its overloads. `(int,int)int` is a function of two ints,
-//! `string.(int)string` a method; `A` and `B` stand for any type, the same throughout an overload.
+//! `string.(int)string` a method; `A` and `B` stand for any type, the same throughout an overload;
+//! `free` is none yet.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -79,6 +80,7 @@ fn decl(text: &str) -> Decl {
         "duration" => Kind::Duration,
         "type" => Kind::Type,
         "null" => Kind::Null,
+        "free" => Kind::Free,
         "A" => Kind::Any('A'),
         "B" => Kind::Any('B'),
         "quantity" => Kind::Opaque("kubernetes.Quantity"),
@@ -125,7 +127,7 @@ dyn (A)dyn
 int (int)int (uint)int (double)int (string)int (timestamp)int (duration)int
 uint (uint)uint (int)uint (double)uint (string)uint
 double (double)double (int)double (uint)double (string)double
-string (string)string (bool)string (int)string (uint)string (double)string (bytes)string (timestamp)string (duration)string
+string (ip)string (cidr)string (string)string (bool)string (int)string (uint)string (double)string (bytes)string (timestamp)string (duration)string
 bytes (bytes)bytes (string)bytes
 bool (bool)bool (string)bool
 timestamp (timestamp)timestamp (string)timestamp (int)timestamp
@@ -145,9 +147,8 @@ split string.(string)list<string> string.(string,int)list<string>
 substring string.(int)string string.(int,int)string
 join list<string>.()string list<string>.(string)string
 format string.(list<dyn>)string
-quote (string)string
 strings.quote (string)string
-reverse string.()string list<A>.()list<A>
+reverse list<A>.()list<A>
 getFullYear timestamp.()int timestamp.(string)int
 getMonth timestamp.()int timestamp.(string)int
 getDayOfYear timestamp.()int timestamp.(string)int
@@ -158,14 +159,16 @@ getHours timestamp.()int timestamp.(string)int duration.()int
 getMinutes timestamp.()int timestamp.(string)int duration.()int
 getSeconds timestamp.()int timestamp.(string)int duration.()int
 getMilliseconds timestamp.()int timestamp.(string)int duration.()int
-isSorted list<A>.()bool
+isSorted list<int>.()bool list<uint>.()bool list<double>.()bool list<bool>.()bool list<duration>.()bool list<timestamp>.()bool list<string>.()bool list<bytes>.()bool
 sum list<int>.()int list<uint>.()uint list<double>.()double list<duration>.()duration
-min list<A>.()A
-max list<A>.()A
+min list<int>.()int list<uint>.()uint list<double>.()double list<bool>.()bool list<duration>.()duration list<timestamp>.()timestamp list<string>.()string list<bytes>.()bytes
+max list<int>.()int list<uint>.()uint list<double>.()double list<bool>.()bool list<duration>.()duration list<timestamp>.()timestamp list<string>.()string list<bytes>.()bytes
 slice list<A>.(int,int)list<A>
 flatten list<A>.()list<dyn> list<A>.(int)list<dyn>
 distinct list<A>.()list<A>
 sort list<A>.()list<A>
+@sortByAssociatedKeys list<A>.(list<B>)list<A>
+lists.range (int)list<int>
 find string.(string)string
 findAll string.(string)list<string> string.(string,int)list<string>
 quantity (string)quantity
@@ -227,7 +230,7 @@ format.datetime ()format
 validate format.(string)optional<list<string>>
 optional.of (A)optional<A>
 optional.ofNonZeroValue (A)optional<A>
-optional.none ()optional<dyn>
+optional.none ()optional<free>
 hasValue optional<A>.()bool
 value optional<A>.()A
 or optional<A>.(optional<A>)optional<A>

@@ -21,6 +21,7 @@ use tokio_rustls::TlsConnector;
 
 use super::RequestBody;
 use super::target::Target;
+use super::words;
 use crate::http::tls::read_certificates;
 use crate::server::{Api, KeyPair};
 
@@ -50,6 +51,7 @@ pub enum Trust {
 pub async fn send(api: &Api, target: &Target, request: Request<RequestBody>) -> Result<Response<Incoming>, String> {
     let failed = |why: &dyn std::fmt::Display| format!("dial tcp {}: {why}", target.host);
     let tls = secured(api, target).map_err(|why| failed(&why))?;
+    let name = tls.as_ref().map_or_else(String::new, |(_, name)| name.clone());
     let dialing = async {
         let stream = TcpStream::connect((target.address.as_str(), target.port)).await?;
         stream.set_nodelay(true)?;
@@ -59,7 +61,7 @@ pub async fn send(api: &Api, target: &Target, request: Request<RequestBody>) -> 
     };
     match tokio::time::timeout(DIAL, dialing).await {
         Err(_) => Err(failed(&"i/o timeout")),
-        Ok(Err(error)) => Err(failed(&error)),
+        Ok(Err(error)) => Err(words::of_connection(&error, &target.host, &name)),
         Ok(Ok(Ok(tls))) => exchange(api, tls, request).await.map_err(|error| failed(&error)),
         Ok(Ok(Err(plain))) => exchange(api, plain, request).await.map_err(|error| failed(&error)),
     }

@@ -9,6 +9,7 @@ pub mod dial;
 mod log_socket;
 mod rewrite;
 pub mod target;
+pub mod words;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName};

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::admit::Cluster;
-use crate::proxy::dial;
+use crate::proxy::{dial, words};
 
 /// Larger answers are refused.
 const MAX_ANSWER: usize = 3 << 20;
@@ -81,7 +81,9 @@ async fn place(cluster: &dyn Cluster, client_config: &Value, query: &str) -> Res
 async fn exchange(place: &Place, client_config: &Value, body: &Value) -> Result<Value, String> {
     let failed =
         |why: &dyn std::fmt::Display| format!("Post \"https://{}:{}{}\": {why}", place.name, place.port, place.path);
-    let stream = TcpStream::connect((place.address.as_str(), place.port)).await.map_err(|error| failed(&error))?;
+    let address = format!("{}:{}", place.address, place.port);
+    let refused = |error: std::io::Error| failed(&words::of_connection(&error, &address, &place.name));
+    let stream = TcpStream::connect((place.address.as_str(), place.port)).await.map_err(&refused)?;
     let request = Request::post(&place.path)
         .header(header::HOST, &place.name)
         .header(header::CONTENT_TYPE, "application/json")
@@ -94,19 +96,24 @@ async fn exchange(place: &Place, client_config: &Value, body: &Value) -> Result<
         let config = roots.and_then(|roots| dial::client_config(dial::Trust::Roots(roots), None));
         let connector = TlsConnector::from(config.map_err(|error| failed(&error))?);
         let name = ServerName::try_from(place.name.clone()).map_err(|error| failed(&error))?;
-        let stream = connector.connect(name, stream).await.map_err(|error| failed(&error))?;
+        let stream = connector.connect(name, stream).await.map_err(&refused)?;
         send(TokioIo::new(stream), request).await
     } else {
         send(TokioIo::new(stream), request).await
     };
-    let (status, bytes) = response.map_err(|error| failed(&error))?;
-    if status != StatusCode::OK {
-        return Err(failed(&format!("the server answered {status}: {}", String::from_utf8_lossy(&bytes).trim())));
+    let (status, bytes, is_text) = response.map_err(|error| failed(&error))?;
+    if !status.is_success() {
+        let text = String::from_utf8_lossy(&bytes);
+        return Err(words::of_status(status, is_text.then(|| text.trim())));
     }
     serde_json::from_slice(&bytes).map_err(|error| failed(&format!("its answer is no JSON: {error}")))
 }
 
-async fn send<S>(stream: S, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), crate::http::body::BoxError>
+/// The status, the body, and whether that is text.
+async fn send<S>(
+    stream: S,
+    request: Request<Full<Bytes>>,
+) -> Result<(StatusCode, Bytes, bool), crate::http::body::BoxError>
 where
     S: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
 {
@@ -114,8 +121,10 @@ where
     let answer = async {
         let response = sender.send_request(request).await?;
         let status = response.status();
+        let kind = response.headers().get(header::CONTENT_TYPE);
+        let is_text = kind.is_none_or(|kind| kind.as_bytes().starts_with(b"text/"));
         let bytes = Limited::new(response.into_body(), MAX_ANSWER).collect().await?.to_bytes();
-        Ok((status, bytes))
+        Ok((status, bytes, is_text))
     };
     // The connection is driven only as long as its one answer is awaited.
     tokio::select! {

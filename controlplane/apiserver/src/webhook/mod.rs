@@ -83,14 +83,19 @@ impl Admission for Validating {
         if webhooks.is_empty() {
             return Ok(());
         }
-        let answers = webhooks.iter().map(|webhook| consult(webhook, attributes, cluster));
+        let answers = webhooks.iter().map(|webhook| consult(webhook, attributes, cluster, false));
         let answers = futures::future::join_all(answers).await;
+        // Each has its say; the first refusal is the answer.
+        let mut outcome = Ok(());
         for (webhook, answer) in webhooks.iter().zip(answers) {
-            if let Some((response, _)) = answer? {
-                take_notes(webhook, &response, attributes);
-            }
+            let said = match answer {
+                Ok(None) => Ok(()),
+                Ok(Some((response, _))) => heard(webhook, &response, attributes),
+                Err(error) => Err(error),
+            };
+            outcome = outcome.and(said);
         }
-        Ok(())
+        outcome
     }
 }
 
@@ -106,17 +111,22 @@ async fn configured(cluster: &dyn Cluster, plural: &str) -> Result<Vec<Value>> {
 }
 
 fn failed(webhook: &Value, why: &str) -> ApiError {
-    ApiError::internal(format!("failed calling webhook {:?}: failed to call webhook: {why}", name(webhook)))
+    ApiError::internal(format!("failed calling webhook {:?}: {why}", name(webhook)))
 }
 
 /// Asks one webhook, if the request is for it: what it answers, and the version it was asked in.
 /// `None`: it was not asked, or could not be, and that is to be ignored.
-async fn consult(webhook: &Value, attributes: &Attributes<'_>, cluster: &dyn Cluster) -> Result<Option<(Value, Seen)>> {
+async fn consult(
+    webhook: &Value,
+    attributes: &Attributes<'_>,
+    cluster: &dyn Cluster,
+    mutating: bool,
+) -> Result<Option<(Value, Seen)>> {
     let Some(version) = Criteria::of_webhook(webhook).matched(attributes, cluster).await? else { return Ok(None) };
     let versioned = match matching::versioned(attributes, cluster, version).await {
         Ok(versioned) => versioned,
         Err(_) if ignores_failures(webhook) => return Ok(None),
-        Err(error) => return Err(failed(webhook, &error.to_string())),
+        Err(error) => return Err(failed(webhook, &format!("failed to call webhook: {error}"))),
     };
     match policy::match_conditions(webhook, attributes, &versioned, cluster).await? {
         Conditions::Met => {}
@@ -144,13 +154,14 @@ async fn consult(webhook: &Value, attributes: &Attributes<'_>, cluster: &dyn Clu
     let config = &webhook["clientConfig"];
     let answer =
         call::post_with(cluster, config, &review, Duration::from_secs(seconds), &format!("timeout={seconds}s")).await;
-    let response = answer.and_then(|answer| read(&answer, &api_version, &uid));
+    let response = answer.map_err(|why| format!("failed to call webhook: {why}")).and_then(|answer| {
+        read(&answer, &api_version, &uid, mutating).map_err(|why| format!("received invalid webhook response: {why}"))
+    });
     match response {
-        Ok(response) if response["allowed"] == true => {
+        Ok(response) => {
             let seen = Seen { object: versioned.object.into_owned(), version: versioned.version };
             Ok(Some((response, seen)))
         }
-        Ok(response) => Err(denied(webhook, &response)),
         Err(why) if ignores_failures(webhook) => {
             tracing::warn!(webhook = name(webhook), why, "webhook failed; its policy is to ignore that");
             Ok(None)
@@ -169,23 +180,42 @@ fn ignores_failures(webhook: &Value) -> bool {
     webhook["failurePolicy"] == "Ignore"
 }
 
-/// The response in an answered review.
-fn read(answer: &Value, api_version: &str, uid: &str) -> std::result::Result<Value, String> {
-    if api_version.ends_with("/v1") && (answer["apiVersion"] != api_version || answer["kind"] != "AdmissionReview") {
-        return Err(format!(
-            "expected webhook response of {api_version}, Kind=AdmissionReview, got {}, Kind={}",
-            answer["apiVersion"].as_str().unwrap_or_default(),
-            answer["kind"].as_str().unwrap_or_default()
-        ));
-    }
+/// The response in an answered review; `Err` says what is wrong with it.
+fn read(answer: &Value, api_version: &str, uid: &str, mutating: bool) -> std::result::Result<Value, String> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let response = &answer["response"];
     if !response.is_object() {
         return Err("webhook response was absent".to_owned());
     }
-    if response["uid"] != uid {
-        return Err(format!("expected response.uid={uid:?}, got {}", response["uid"]));
+    if !api_version.ends_with("/v1") {
+        return Ok(response.clone());
     }
-    Ok(response.clone())
+    if response["uid"] != uid {
+        return Err(format!("expected response.uid={uid:?}, got {:?}", text(&response["uid"])));
+    }
+    if answer["apiVersion"] != api_version || answer["kind"] != "AdmissionReview" {
+        let (found, kind) = (text(&answer["apiVersion"]), text(&answer["kind"]));
+        let slash = if found.contains('/') { "" } else { "/" };
+        return Err(format!(
+            "expected webhook response of {api_version}, Kind=AdmissionReview, got {slash}{found}, Kind={kind}"
+        ));
+    }
+    let patch = !text(&response["patch"]).is_empty();
+    let problem = match (mutating, patch, response["patchType"].as_str()) {
+        (true, true, None) => "webhook returned response.patch but not response.patchType",
+        (true, false, Some(_)) => "webhook returned response.patchType but not response.patch",
+        (true, true, Some("")) => "webhook returned invalid response.patchType of \"\"",
+        (false, true, _) => "validating webhook may not return response.patch",
+        (false, false, Some(_)) => "validating webhook may not return response.patchType",
+        _ => return Ok(response.clone()),
+    };
+    Err(problem.to_owned())
+}
+
+/// Takes the notes of a response, and its refusal.
+fn heard(webhook: &Value, response: &Value, attributes: &mut Attributes<'_>) -> Result<()> {
+    take_notes(webhook, response, attributes);
+    if response["allowed"] == true { Ok(()) } else { Err(denied(webhook, response)) }
 }
 
 fn denied(webhook: &Value, response: &Value) -> ApiError {
@@ -214,14 +244,33 @@ fn take_notes(webhook: &Value, response: &Value, attributes: &mut Attributes<'_>
 
 /// Whether the webhook changed the object.
 async fn mutate_by(webhook: &Value, attributes: &mut Attributes<'_>, cluster: &dyn Cluster) -> Result<bool> {
-    let Some((response, seen)) = consult(webhook, attributes, cluster).await? else { return Ok(false) };
-    take_notes(webhook, &response, attributes);
+    let Some((response, seen)) = consult(webhook, attributes, cluster, true).await? else { return Ok(false) };
+    heard(webhook, &response, attributes)?;
     let Some(encoded) = response["patch"].as_str().filter(|patch| !patch.is_empty()) else { return Ok(false) };
-    if response["patchType"].as_str().is_some_and(|kind| kind != "JSONPatch") {
-        let why = format!("unsupported patch type {:?}", response["patchType"].as_str().unwrap_or_default());
-        return Err(failed(webhook, &why));
+    let patch = match decoded(encoded) {
+        Ok(patch) => patch,
+        Err(_) if ignores_failures(webhook) => return Ok(false),
+        Err(why) => {
+            return Err(failed(webhook, &format!("received undecodable patch in webhook response: {why}")));
+        }
+    };
+    if patch.as_array().is_some_and(Vec::is_empty) {
+        return Ok(false);
     }
-    let patched = patched(&seen.object, encoded).map_err(|why| failed(webhook, &why))?;
+    if !seen.object.is_object() {
+        return Err(ApiError::internal(format!(
+            "admission webhook {:?} attempted to modify the object, which is not supported for this operation",
+            name(webhook)
+        )));
+    }
+    match response["patchType"].as_str() {
+        Some(kind) if kind != "JSONPatch" && !ignores_failures(webhook) => {
+            return Err(failed(webhook, &format!("unsupported patch type {kind:?}")));
+        }
+        Some(kind) if kind != "JSONPatch" => return Ok(false),
+        _ => {}
+    }
+    let patched = patched(&seen.object, &patch).map_err(ApiError::internal)?;
     let patched = matching::restored(attributes, cluster, patched, &seen.version).await?;
     let changed = patched != attributes.object;
     attributes.object = patched;
@@ -229,13 +278,19 @@ async fn mutate_by(webhook: &Value, attributes: &mut Attributes<'_>, cluster: &d
     Ok(changed)
 }
 
-fn patched(object: &Value, encoded: &str) -> std::result::Result<Value, String> {
+fn decoded(patch: &str) -> std::result::Result<Value, String> {
+    let bytes = BASE64_STANDARD.decode(patch).map_err(|error| error.to_string())?;
+    serde_json::from_slice(&bytes).map_err(|error| error.to_string())
+}
+
+fn patched(object: &Value, operations: &Value) -> std::result::Result<Value, String> {
     if !object.is_object() {
         return Err("a request without an object cannot be patched".to_owned());
     }
-    let bytes = BASE64_STANDARD.decode(encoded).map_err(|error| format!("its patch is not base64: {error}"))?;
-    let patch: Value = serde_json::from_slice(&bytes).map_err(|error| format!("its patch is no JSON: {error}"))?;
-    patch::json(object, &patch).map_err(|error| format!("its patch does not apply: {error}"))
+    patch::json(object, operations).map_err(|error: ApiError| {
+        let cause = error.to_status()["details"]["causes"][0]["message"].as_str().map(str::to_owned);
+        cause.unwrap_or_else(|| error.to_string())
+    })
 }
 
 #[cfg(test)]
@@ -244,16 +299,51 @@ mod tests {
 
     #[test]
     fn patches_and_refusals() {
-        let patch = BASE64_STANDARD.encode(r#"[{"op":"add","path":"/a","value":1}]"#);
+        let patch = decoded(&BASE64_STANDARD.encode(r#"[{"op":"add","path":"/a","value":1}]"#)).unwrap();
         assert_eq!(patched(&json!({}), &patch).unwrap(), json!({"a": 1}));
-        assert!(patched(&json!({}), "!").is_err());
+        assert!(decoded("!").is_err());
         let error =
             denied(&json!({"name": "x.y"}), &json!({"allowed": false, "status": {"message": "no", "code": 422}}));
         assert_eq!((error.code().as_u16(), error.message()), (422, "admission webhook \"x.y\" denied the request: no"));
-        let review =
-            json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": {"uid": "other"}});
-        let error = read(&review, "admission.k8s.io/v1", "u").unwrap_err();
-        assert_eq!(error, "expected response.uid=\"u\", got \"other\"");
-        assert!(read(&json!({"response": {"uid": "u"}}), "admission.k8s.io/v1", "u").is_err());
+    }
+
+    #[test]
+    fn responses_that_do_not_fit_are_refused_in_upstreams_words() {
+        let review = |response: Value| json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response});
+        for (answer, mutating, problem) in [
+            (json!({}), true, "webhook response was absent"),
+            (review(json!({"uid": "other"})), true, "expected response.uid=\"u\", got \"other\""),
+            (
+                json!({"kind": "X", "response": {"uid": "u"}}),
+                true,
+                "expected webhook response of admission.k8s.io/v1, Kind=AdmissionReview, got /, Kind=X",
+            ),
+            (
+                review(json!({"uid": "u", "patch": "W10="})),
+                true,
+                "webhook returned response.patch but not response.patchType",
+            ),
+            (
+                review(json!({"uid": "u", "patchType": "JSONPatch"})),
+                true,
+                "webhook returned response.patchType but not response.patch",
+            ),
+            (
+                review(json!({"uid": "u", "patch": "W10=", "patchType": ""})),
+                true,
+                "webhook returned invalid response.patchType of \"\"",
+            ),
+            (review(json!({"uid": "u", "patch": "W10="})), false, "validating webhook may not return response.patch"),
+            (
+                review(json!({"uid": "u", "patchType": "JSONPatch"})),
+                false,
+                "validating webhook may not return response.patchType",
+            ),
+        ] {
+            assert_eq!(read(&answer, "admission.k8s.io/v1", "u", mutating).unwrap_err(), problem, "{answer}");
+        }
+        // The older version says less, and is asked less.
+        let older = json!({"response": {"allowed": true, "patch": "W10="}});
+        assert!(read(&older, "admission.k8s.io/v1beta1", "u", true).is_ok());
     }
 }

@@ -202,7 +202,8 @@ async fn webhooks_change_and_refuse_what_their_conditions_let_through() {
     let message = error["message"].as_str().unwrap();
     assert!(
         message.contains("failed calling webhook \"h.example.com\": failed to call webhook: Post \"https://localhost:")
-            && message.contains("/hook?timeout=5s\""),
+            && message.contains("/hook?timeout=5s\": dial tcp localhost:")
+            && message.ends_with(": connect: connection refused"),
         "{message}"
     );
 }

@@ -6,6 +6,7 @@ mod conversion;
 mod schema;
 mod structural;
 mod versions;
+mod warnings;
 
 use api::field::{Error, ErrorList, Path};
 use api::names;
@@ -96,6 +97,10 @@ impl Hooks for Definition {
             stored_versions(new, &mut errors);
         }
         errors
+    }
+
+    fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
+        warnings::of(new, old)
     }
 
     fn begin_delete(&self, definition: &mut Value) {

@@ -374,22 +374,13 @@ impl Walk {
             let Some(text) = rule[key].as_str().map(str::trim).filter(|text| !text.is_empty()) else { continue };
             let place_of = path.child(key);
             match cel::compile_checked(text, &variables) {
-                Err(error) if key == "rule" => {
-                    self.rules.push(Error::invalid(&place_of, rule.clone(), error.to_string()))
-                }
-                Err(error) => {
-                    let why = format!("messageExpression {error}");
-                    self.rules.push(Error::invalid(&place_of, rule.clone(), why));
-                }
+                Err(error) if key == "rule" => self.rules.push(refused(&place_of, rule, error.to_string())),
+                Err(error) => self.rules.push(refused(&place_of, rule, format!("messageExpression {error}"))),
                 Ok((_, checked))
                     if !matches!(checked.decl.to_string().as_str(), "dyn") && checked.decl.to_string() != wanted =>
                 {
-                    let why = if key == "rule" {
-                        "cel expression must evaluate to a bool".to_owned()
-                    } else {
-                        "messageExpression must evaluate to a string".to_owned()
-                    };
-                    self.rules.push(Error::invalid(&place_of, rule.clone(), why));
+                    let what = if key == "rule" { "cel expression" } else { "messageExpression" };
+                    self.rules.push(refused(&place_of, rule, format!("{what} must evaluate to a {wanted}")));
                 }
                 Ok((program, checked)) => {
                     let cost = checked.cost.saturating_mul(if key == "rule" { times } else { 1 });
@@ -418,6 +409,19 @@ impl Walk {
             self.rules.push(Error::invalid(&path.child("optionalOldSelf"), rule["optionalOldSelf"].clone(), why));
         }
     }
+}
+
+/// An error that shows the whole rule, as Go has it.
+fn refused(path: &Path, rule: &Value, why: String) -> Error {
+    let text = |key: &str| Value::from(rule[key].as_str().unwrap_or_default());
+    Error::invalid(path, Value::Null, why).showing(&[
+        ("Rule", text("rule")),
+        ("Message", text("message")),
+        ("MessageExpression", text("messageExpression")),
+        ("Reason", rule["reason"].clone()),
+        ("FieldPath", text("fieldPath")),
+        ("OptionalOldSelf", rule["optionalOldSelf"].clone()),
+    ])
 }
 
 fn too_expensive(costs: &[(Path, u64)], path: &Path) -> ErrorList {

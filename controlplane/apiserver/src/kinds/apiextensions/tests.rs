@@ -166,7 +166,12 @@ fn rules_are_compiled_typed_and_estimated() {
         ),
         ("nothing == 1", json!({}), "undeclared reference to 'nothing' (in container '')"),
         ("self.few.all(x, x > 1)", json!({}), "found no matching overload for '_>_' applied to '(string, int)'"),
-        ("self.size", json!({}), "cel expression must evaluate to a bool"),
+        (
+            "self.size",
+            json!({}),
+            "rule: Invalid value: {\"Rule\":\"self.size\",\"Message\":\"\",\"MessageExpression\":\"\",\"Reason\":null,\"FieldPath\":\"\",\"OptionalOldSelf\":null}: cel expression must evaluate to a bool",
+        ),
+        ("self.size >", json!({}), "{\"Rule\":\"self.size \\u003e\","),
         ("self.size >", json!({}), "compilation failed: ERROR: <input>:1:12: Syntax error"),
         ("true", json!({"messageExpression": "self.size"}), "messageExpression must evaluate to a string"),
         ("true", json!({"optionalOldSelf": true}), "may not be set if oldSelf is not used in rule"),

@@ -7,6 +7,7 @@ use api::names;
 use serde_json::Value;
 
 use super::report::{NOT_FULL, Report, qualified_name};
+use super::selector;
 use crate::kinds::check::Node;
 use crate::kinds::value::{list, text};
 
@@ -95,8 +96,8 @@ pub fn selectors(owner: &Node<'_>, stored: bool, report: &mut Report) {
         } else if stored {
         } else if expression.text().len() > MAX_EXPRESSION {
             report.said.push(Error::too_long(&expression.path, MAX_EXPRESSION));
-        } else if let Err(why) = crate::cel::compile(expression.text()) {
-            expression.invalid_text(&mut report.said, format!("compilation failed: {why}"));
+        } else {
+            selector::validate(&expression, report);
         }
     }
 }

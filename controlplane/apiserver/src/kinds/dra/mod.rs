@@ -6,6 +6,7 @@ mod capacity;
 mod claim;
 mod device;
 mod report;
+mod selector;
 mod slice;
 
 use api::field::{Error, ErrorList, Path};
@@ -362,8 +363,19 @@ mod tests {
         let bad = class(json!({"selectors": [{"cel": {"expression": "1 +"}}]}));
         assert!(
             created(&Class, &bad)
-                .starts_with("spec.selectors[0].cel.expression: Invalid value: \"1 +\": compilation failed")
+                .starts_with("spec.selectors[0].cel.expression: Invalid value: \"1 +\": compilation failed: ERROR: ")
         );
+        let numbers = "[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]";
+        let loops: String = (0..7).map(|depth| format!("{numbers}.all(x{depth}, ")).collect();
+        let expensive = format!("{loops}int('1'.find('[0-9]*')) < 100{}", ")".repeat(7));
+        for (expression, expected) in [
+            ("device.attributes['a.b'].name", String::new()),
+            ("1", "spec.selectors[0].cel.expression: Invalid value: \"1\": must evaluate to bool or the unknown type, not int".into()),
+            (&expensive, "spec.selectors[0].cel.expression: Forbidden: too complex, exceeds cost limit".into()),
+        ] {
+            let errors = created(&Class, &class(json!({"selectors": [{"cel": {"expression": expression}}]})));
+            assert_eq!(errors, if expected.is_empty() { "[]".to_owned() } else { expected }, "{expression}");
+        }
         assert_eq!(updated(&Class, &bad, &bad), "[]", "what is stored is not compiled again");
         assert_eq!(
             Class.warnings(&class(json!({"config": [{"opaque": {"driver": "D"}}]})), None),

@@ -3,6 +3,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use api::names;
+
 use crate::schema::{go_duration, parse_timestamp, to_base64};
 
 pub fn fits(format: &str, text: &str) -> bool {
@@ -57,6 +59,17 @@ pub fn fits(format: &str, text: &str) -> bool {
             let digits = text.trim_start_matches('#');
             matches!(digits.len(), 3 | 6) && digits.bytes().all(|b| b.is_ascii_hexdigit())
         }
+        "k8s-short-name" => names::dns1123_label(text).is_empty(),
+        "k8s-long-name" => names::dns1123_subdomain(text).is_empty(),
+        _ => true,
+    }
+}
+
+/// Whether a number is of a format, as far as it is bounded by one.
+pub fn holds(format: &str, number: f64) -> bool {
+    match format {
+        "int32" => (f64::from(i32::MIN)..=f64::from(i32::MAX)).contains(&number),
+        "float" => (number as f32).is_finite(),
         _ => true,
     }
 }

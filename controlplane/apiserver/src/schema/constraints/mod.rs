@@ -144,10 +144,9 @@ impl Constraints {
         if old == Some(value) || (value.is_null() && self.nullable) {
             return;
         }
-        if !self.check_type(value, path, errors) {
-            return;
-        }
         match value {
+            // Of the wrong type: only what holds of every type is looked at.
+            _ if !self.check_type(value, path, errors) => {}
             Value::String(text) => self.check_text(text, path, errors),
             Value::Number(_) => self.check_number(value, path, errors),
             Value::Array(items) => self.check_list(items, old, path, errors),
@@ -162,7 +161,7 @@ impl Constraints {
         self.check_combinations(value, path, errors);
     }
 
-    /// False when the type is wrong: nothing else is worth saying then.
+    /// False when the type is wrong.
     fn check_type(&self, value: &Value, path: &Path, errors: &mut ErrorList) -> bool {
         let found = match value {
             Value::Null => "null",
@@ -179,6 +178,9 @@ impl Constraints {
         if !fits {
             let detail = format!("{} in body must be of type {wanted}: {found:?}", shown(path));
             errors.push(Error::type_invalid(path, found, detail));
+            if self.kind == "integer" && value.is_number() {
+                errors.push(self.out_of_format(path));
+            }
         }
         fits
     }
@@ -205,9 +207,22 @@ impl Constraints {
         }
     }
 
+    /// A number that is none of the type in its format. Upstream loses the field and the value of this one.
+    fn out_of_format(&self, path: &Path) -> Error {
+        let format = match self.limits.as_ref().map_or("", |limits| &*limits.format) {
+            "" => "(default format)".to_owned(),
+            format => format!("with format {format}"),
+        };
+        let detail = format!("Checked value must be of type {} {format} in {}", self.kind, shown(path));
+        Error::invalid(&Path::root("<nil>"), "", detail)
+    }
+
     fn check_number(&self, value: &Value, path: &Path, errors: &mut ErrorList) {
         let Some(limits) = &self.limits else { return };
         let number = value.as_f64().unwrap_or_default();
+        if !formats::holds(&limits.format, number) {
+            errors.push(self.out_of_format(path));
+        }
         let mut fail = |what: String| {
             errors.push(Error::invalid(path, value.clone(), format!("{} in body should be {what}", shown(path))))
         };
@@ -310,27 +325,43 @@ impl Constraints {
 
     fn check_combinations(&self, value: &Value, path: &Path, errors: &mut ErrorList) {
         let Some(combinations) = &self.combinations else { return };
-        let fits = |schema: &Constraints| {
+        let problems = |schema: &Constraints| {
             let mut errors = ErrorList::new();
             schema.check(value, None, path, &mut errors);
-            errors.is_empty()
+            errors
         };
-        let mut fail =
-            |what: &str| errors.push(Error::invalid(path, kind_of(value), format!("{} in body {what}", shown(path))));
-        if !combinations.any_of.is_empty() && !combinations.any_of.iter().any(fits) {
-            fail("must validate at least one schema (anyOf)");
+        // Upstream loses the field and the value of these.
+        let failed = |what: &str| {
+            let place = if *path == Path::empty() { String::new() } else { path.to_string() };
+            Error::invalid(&Path::root("<nil>"), "", format!("{place:?} must {what}"))
+        };
+        let any: Vec<ErrorList> = combinations.any_of.iter().map(problems).collect();
+        if !any.is_empty() && !any.iter().any(Vec::is_empty) {
+            errors.push(failed("validate at least one schema (anyOf)"));
+            errors.extend(any.into_iter().next().unwrap_or_default());
         }
-        match combinations.one_of.iter().filter(|schema| fits(schema)).count() {
-            _ if combinations.one_of.is_empty() => {}
-            1 => {}
-            0 => fail("must validate one and only one schema (oneOf). Found none valid"),
-            count => fail(&format!("must validate one and only one schema (oneOf). Found {count} valid alternatives")),
+        let one: Vec<ErrorList> = combinations.one_of.iter().map(problems).collect();
+        match one.iter().filter(|problems| problems.is_empty()).count() {
+            0 if !one.is_empty() => {
+                errors.push(failed("validate one and only one schema (oneOf). Found none valid"));
+                errors.extend(one.into_iter().next().unwrap_or_default());
+            }
+            0 | 1 => {}
+            count => {
+                let what = format!("validate one and only one schema (oneOf). Found {count} valid alternatives");
+                errors.push(failed(&what));
+            }
         }
-        if combinations.not.as_ref().is_some_and(fits) {
-            fail("must not validate the schema (not)");
+        let all: Vec<ErrorList> = combinations.all_of.iter().map(problems).collect();
+        let valid = all.iter().filter(|problems| problems.is_empty()).count();
+        let wanted = all.len();
+        errors.extend(all.into_iter().flatten());
+        if valid < wanted {
+            let none = if valid == 0 { ". None validated" } else { "" };
+            errors.push(failed(&format!("validate all the schemas (allOf){none}")));
         }
-        for schema in &combinations.all_of {
-            schema.check(value, None, path, errors);
+        if combinations.not.as_ref().is_some_and(|schema| problems(schema).is_empty()) {
+            errors.push(failed("not validate the schema (not)"));
         }
     }
 
@@ -338,10 +369,10 @@ impl Constraints {
         if new.is_null() || budget.is_spent() {
             return;
         }
+        let unchanged = old == Some(new);
         if !self.rules.is_empty() {
             let this = rules::to_cel(self, new);
             let before = old.map(|old| rules::to_cel(self, old));
-            let unchanged = old == Some(new);
             for rule in self.rules.iter() {
                 if budget.is_spent() {
                     return;
@@ -354,14 +385,17 @@ impl Constraints {
             Value::Object(members) => {
                 for (name, value) in members {
                     if let Some((schema, path)) = self.member(name, path) {
-                        schema.check_rules(value, self.member_before(name, old), &path, budget, errors);
+                        let before = if unchanged { Some(value) } else { self.member_before(name, old) };
+                        schema.check_rules(value, before, &path, budget, errors);
                     }
                 }
             }
             Value::Array(items) => {
                 let Some(schema) = &self.items else { return };
                 for (index, item) in items.iter().enumerate() {
-                    schema.check_rules(item, self.before(item, old), &path.index(index), budget, errors);
+                    // No part of what did not change has changed, whether it can be told from others or not.
+                    let before = if unchanged { Some(item) } else { self.before(item, old) };
+                    schema.check_rules(item, before, &path.index(index), budget, errors);
                 }
             }
             _ => {}
@@ -435,14 +469,6 @@ impl Combinations {
 /// The path as the middle of messages has it: empty for the object itself.
 fn shown(path: &Path) -> String {
     if *path == Path::empty() { "\"\"".to_owned() } else { path.to_string() }
-}
-
-fn kind_of(value: &Value) -> Value {
-    match value {
-        Value::Object(_) => "object".into(),
-        Value::Array(_) => "array".into(),
-        other => other.clone(),
-    }
 }
 
 fn not_supported(path: &Path, value: &Value, allowed: &[Value]) -> Error {

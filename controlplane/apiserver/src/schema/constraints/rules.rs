@@ -5,7 +5,7 @@ use api::field::{Error, Path};
 use serde_json::Value;
 
 use super::Constraints;
-use crate::cel::decl::escaped;
+use crate::cel::decl::identifiers;
 use crate::cel::{self, CelError, Program};
 use crate::schema::{base64_bytes, go_duration_nanos, parse_timestamp};
 
@@ -167,20 +167,24 @@ pub fn to_cel(schema: &Constraints, value: &Value) -> cel::Value {
             Some(schema) => to_cel(schema, item),
             None => cel::from_json(item),
         })),
-        Value::Object(members) => cel::map(members.iter().map(|(name, value)| match schema.property(name) {
-            Some(schema) => (field_name(name), to_cel(schema, value)),
-            None => match &schema.additional {
-                Some(schema) => (name.clone(), to_cel(schema, value)),
-                None => (field_name(name), cel::from_json(value)),
-            },
+        Value::Object(members) => cel::map(members.iter().flat_map(|(name, value)| {
+            let (names, value) = match (schema.property(name), &schema.additional) {
+                // A field that is null is as good as absent.
+                (Some(_), _) if value.is_null() => (Vec::new(), cel::Value::Null),
+                (Some(schema), _) => (field_names(name), to_cel(schema, value)),
+                (None, Some(schema)) => (vec![name.clone()], to_cel(schema, value)),
+                (None, None) => (field_names(name), cel::from_json(value)),
+            };
+            names.into_iter().map(move |name| (name, value.clone()))
         })),
         other => cel::from_json(other),
     }
 }
 
 /// As expressions write it; fields whose names no identifier can stand for keep them.
-fn field_name(name: &str) -> String {
-    escaped(name).unwrap_or_else(|| name.to_owned())
+fn field_names(name: &str) -> Vec<String> {
+    let names: Vec<String> = identifiers(name).collect();
+    if names.is_empty() { vec![name.to_owned()] } else { names }
 }
 
 fn text_to_cel(format: &str, text: &str) -> cel::Value {

@@ -12,7 +12,7 @@ fn schema() -> Value {
     "properties": {
         "cronSpec": {"type": "string", "pattern": "^[0-9* ]+$", "minLength": 1, "maxLength": 20},
         "replicas": {"type": "integer", "minimum": 1, "maximum": 10},
-        "minReplicas": {"type": "integer"},
+        "minReplicas": {"type": "integer", "format": "int32"},
         "ratio": {"type": "number", "exclusiveMinimum": true, "minimum": 0, "multipleOf": 0.5},
         "color": {"type": "string", "enum": ["red", "blue"]},
         "port": {"x-kubernetes-int-or-string": true},
@@ -47,6 +47,10 @@ fn values_that_fit_pass() {
 fn each_constraint_has_upstreams_message() {
     for (spec, message) in [
         (json!({}), "spec.cronSpec: Required value"),
+        (
+            json!({"cronSpec": "*", "minReplicas": 2_147_483_648_u32}),
+            "<nil>: Invalid value: \"\": Checked value must be of type integer with format int32 in spec.minReplicas",
+        ),
         (
             json!({"cronSpec": 5}),
             "spec.cronSpec: Invalid value: \"integer\": spec.cronSpec in body must be of type string: \"integer\"",
@@ -101,10 +105,65 @@ fn each_constraint_has_upstreams_message() {
         ),
         (
             json!({"cronSpec": "*", "either": {"a": "x", "b": "y"}}),
-            "spec.either: Invalid value: \"object\": spec.either in body must validate one and only one schema (oneOf). Found 2 valid alternatives",
+            "<nil>: Invalid value: \"\": \"spec.either\" must validate one and only one schema (oneOf). Found 2 valid alternatives",
         ),
     ] {
         assert_eq!(check(spec.clone(), None), [message], "{spec}");
+    }
+}
+
+#[test]
+fn combinations_and_wrong_types_say_all_that_is_wrong() {
+    for (part, value, expected) in [
+        (
+            json!({"oneOf": [{"required": ["a"]}, {"required": ["b"]}]}),
+            json!({}),
+            &[
+                "<nil>: Invalid value: \"\": \"f\" must validate one and only one schema (oneOf). Found none valid",
+                "f.a: Required value",
+            ][..],
+        ),
+        (
+            json!({"anyOf": [{"type": "integer"}, {"type": "string"}]}),
+            json!(true),
+            &[
+                "<nil>: Invalid value: \"\": \"f\" must validate at least one schema (anyOf)",
+                "f: Invalid value: \"boolean\": f in body must be of type integer: \"boolean\"",
+            ],
+        ),
+        (
+            json!({"allOf": [{"minimum": 2}, {"maximum": 5}]}),
+            json!(1),
+            &[
+                "f: Invalid value: 1: f in body should be greater than or equal to 2",
+                "<nil>: Invalid value: \"\": \"f\" must validate all the schemas (allOf)",
+            ],
+        ),
+        (
+            json!({"type": "integer"}),
+            json!(1.5),
+            &[
+                "f: Invalid value: \"number\": f in body must be of type integer: \"number\"",
+                "<nil>: Invalid value: \"\": Checked value must be of type integer (default format) in f",
+            ],
+        ),
+        (
+            json!({"not": {"required": ["a"]}}),
+            json!({"a": 1}),
+            &["<nil>: Invalid value: \"\": \"f\" must not validate the schema (not)"],
+        ),
+        (
+            json!({"type": "string", "enum": ["a"]}),
+            json!(1),
+            &[
+                "f: Invalid value: \"integer\": f in body must be of type string: \"integer\"",
+                "f: Unsupported value: 1: supported values: \"a\"",
+            ],
+        ),
+    ] {
+        let schema = json!({"type": "object", "properties": {"f": part}});
+        let found = Constraints::of_part(&schema).validate(&json!({"f": value}), None);
+        assert_eq!(found.iter().map(ToString::to_string).collect::<Vec<_>>(), expected, "{part}");
     }
 }
 
@@ -146,6 +205,44 @@ fn what_was_wrong_before_and_did_not_change_is_let_pass() {
         check(other, Some(wrong)),
         ["spec.cronSpec: Invalid value: \"y\": spec.cronSpec in body should match '^[0-9* ]+$'"]
     );
+}
+
+#[test]
+fn rules_on_parts_of_what_did_not_change_are_let_pass() {
+    let schema = json!({"type": "object", "properties": {
+        "name": {"type": "string"},
+        "list": {"type": "array", "items": {"type": "string", "x-kubernetes-validations": [{"rule": "self == 'a'"}]}},
+    }});
+    let errors = |new: Value, old: Value| {
+        let found = Constraints::of_part(&schema).validate(&new, Some(&old));
+        found.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let old = json!({"name": "x", "list": ["b"]});
+    assert_eq!(errors(json!({"name": "y", "list": ["b"]}), old.clone()), Vec::<String>::new());
+    assert_eq!(
+        errors(json!({"name": "y", "list": ["b", "a"]}), old),
+        ["list[0]: Invalid value: \"b\": failed rule: self == 'a'"]
+    );
+}
+
+#[test]
+fn null_fields_are_absent_and_reserved_words_are_written_both_ways() {
+    let rules = |object: Value, rule: &str| {
+        let schema = json!({"type": "object", "x-kubernetes-validations": [{"rule": rule}], "properties": {
+            "note": {"type": "string", "nullable": true}, "namespace": {"type": "string"},
+            "map": {"type": "object", "additionalProperties": {"type": "string", "nullable": true}},
+        }});
+        let this = crate::cel::decl::Decl::of_schema(&schema, false).unwrap();
+        crate::cel::compile_checked(rule, &[("self", this)]).unwrap();
+        Constraints::of_part(&schema).validate(&object, None)
+    };
+    let object = json!({"note": null, "namespace": "a", "map": {"k": null}});
+    for rule in [
+        "!has(self.note) && self.map.size() == 1 && type(self.map['k']) == null_type",
+        "has(self.namespace) && self.namespace == self.__namespace__",
+    ] {
+        assert_eq!(rules(object.clone(), rule), Vec::new(), "{rule}");
+    }
 }
 
 #[test]
