@@ -144,7 +144,8 @@ pub fn clear_for_create(object: &mut Value) -> Result<()> {
 
 /// Takes repeated owners out of an object; the UIDs of those that were there before.
 pub fn drop_repeated_owners(object: &mut Value) -> Vec<String> {
-    let Some(owners) = object["metadata"]["ownerReferences"].as_array_mut() else { return Vec::new() };
+    let owners = object.pointer_mut("/metadata/ownerReferences").and_then(Value::as_array_mut);
+    let Some(owners) = owners else { return Vec::new() };
     let mut kept: Vec<Value> = Vec::with_capacity(owners.len());
     let mut repeated = Vec::new();
     for owner in owners.drain(..) {

@@ -335,7 +335,10 @@ async fn until_created(client: &kube::Client, object: &Value) {
         answer.refused(
             409,
             "AlreadyExists",
-            &format!("customresourcedefinitions.apiextensions.k8s.io {} already exists", object["metadata"]["name"]),
+            &format!(
+                "object is being deleted: customresourcedefinitions.apiextensions.k8s.io {} already exists",
+                object["metadata"]["name"]
+            ),
         );
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
