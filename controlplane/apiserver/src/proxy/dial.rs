@@ -1,5 +1,6 @@
 //! Connections to kubelets, pods and Services, one per request.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,9 +60,20 @@ pub async fn send(api: &Api, target: &Target, request: Request<RequestBody>) -> 
     };
     match tokio::time::timeout(DIAL, dialing).await {
         Err(_) => Err(failed(&"i/o timeout")),
-        Ok(Err(error)) => Err(failed(&error)),
+        Ok(Err(error)) => Err(failed(&in_words(&error))),
         Ok(Ok(Ok(tls))) => exchange(api, tls, request).await.map_err(|error| failed(&error)),
         Ok(Ok(Err(plain))) => exchange(api, plain, request).await.map_err(|error| failed(&error)),
+    }
+}
+
+/// Why there is no connection, as Go's net package says it.
+fn in_words(error: &std::io::Error) -> String {
+    match error.kind() {
+        ErrorKind::ConnectionRefused => "connect: connection refused".to_owned(),
+        ErrorKind::HostUnreachable => "connect: no route to host".to_owned(),
+        ErrorKind::NetworkUnreachable => "connect: network is unreachable".to_owned(),
+        ErrorKind::TimedOut => "connect: connection timed out".to_owned(),
+        _ => error.to_string(),
     }
 }
 

@@ -1,12 +1,17 @@
 //! Streams to and from nodes, pods and Services: logs, exec, attach, port-forward, proxy.
 //!
 //! [`target`] finds out where a request leads; [`dial`] connects. An upgraded connection (SPDY or
-//! WebSocket) is tunnelled: bytes are copied in both directions, and never looked at. Only logs, which
-//! the kubelet knows as plain answers, are put into a WebSocket here ([`log_socket`]).
+//! WebSocket) is tunnelled: bytes are copied in both directions, and never looked at. Logs, which the
+//! kubelet knows as plain answers ([`log_socket`]), and watches ([`watch_socket`]) are put into a
+//! WebSocket here.
 
 pub mod dial;
+mod html;
 mod log_socket;
+mod rewrite;
+pub mod socket;
 pub mod target;
+pub mod watch_socket;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName};
@@ -37,7 +42,22 @@ where
 {
     let target = target::of(&asked).await?;
     admit(&asked, &target).await?;
-    pass(asked, &target, body).await?.map_err(|why| ApiError::internal(format!("error dialing backend: {why}")))
+    let upgrades = asked.parts.headers.contains_key(header::UPGRADE);
+    match asked.info.subresource.as_str() {
+        "log" => {
+            let unreached = |why| {
+                let why = format!("Get \"https://{}{}\": {why}", target.host, target.path);
+                ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "", why)
+            };
+            pass(asked, &target, body).await?.map_err(unreached)
+        }
+        "proxy" if !upgrades => rewrite::pass(asked, &target, body).await,
+        "exec" | "attach" | "portforward" if !upgrades => Err(ApiError::bad_request("Upgrade request required")),
+        _ => {
+            let answer = pass(asked, &target, body).await?;
+            answer.map_err(|why| ApiError::internal(format!("error dialing backend: {why}")))
+        }
+    }
 }
 
 /// Passes a request on to where `target` says; the inner error is why it could not be reached.
@@ -47,7 +67,7 @@ where
     B::Error: Into<BoxError>,
 {
     let log_socket =
-        target.is_kubelet_call && asked.info.subresource == "log" && log_socket::is_asked_for(&asked.parts.headers);
+        target.is_kubelet_call && asked.info.subresource == "log" && socket::is_asked_for(&asked.parts.headers);
     let upgrades = !log_socket && asked.parts.headers.contains_key(header::UPGRADE);
     let body: RequestBody = if target.takes_body && !upgrades {
         body.map_err(Into::into).boxed_unsync()
@@ -155,7 +175,8 @@ fn forwarded(asked: &Asked, target: &Target, upgrades: bool, body: RequestBody) 
     {
         headers.append("x-forwarded-for", value);
     }
-    if let Ok(host) = target.host.parse() {
+    let host = if target.keeps_host { asked.host() } else { target.host.clone() };
+    if let Ok(host) = host.parse() {
         headers.insert(header::HOST, host);
     }
     headers.extend(target.headers.clone());

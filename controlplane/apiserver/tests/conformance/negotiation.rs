@@ -100,7 +100,10 @@ async fn metadata_of_lists_and_of_objects_are_different_things() {
     let watched = ask(&client, &format!("{FOOS}?watch=1&timeoutSeconds=1"), &one).await;
     let event: Value = serde_json::from_slice(watched.bytes.split(|byte| *byte == b'\n').next().unwrap()).unwrap();
     assert_eq!((&event["type"], &event["object"]["kind"]), (&json!("ADDED"), &json!("PartialObjectMetadata")));
-    ask(&client, &format!("{MAPS}?watch=1"), "application/yaml").await.refused(406, "NotAcceptable", "only the following media types are accepted: application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch");
+    let refused = ask(&client, &format!("{MAPS}?watch=1"), "application/yaml").await;
+    let why = "only the following media types are accepted: application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch";
+    let text = String::from_utf8(refused.bytes).unwrap();
+    assert!(refused.code == 406 && text.contains("reason: NotAcceptable") && text.contains(why), "{text}");
 }
 
 #[tokio::test]
