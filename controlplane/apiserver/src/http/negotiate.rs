@@ -1,5 +1,8 @@
 //! Which representation a client wants: media type and view, from `Accept` and the query.
 
+use http::StatusCode;
+use serde_json::json;
+
 use crate::error::{ApiError, Result};
 
 use super::query::Query;
@@ -46,6 +49,9 @@ pub struct Output {
 
 pub const ACCEPTED: &[&str] = &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
 
+/// What watches are sent in.
+pub const STREAMS: [&str; 2] = ["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"];
+
 impl Output {
     /// JSON, as it is.
     pub fn plain() -> Self {
@@ -67,6 +73,22 @@ impl Output {
         let accepted = if protobuf { ACCEPTED } else { &ACCEPTED[..2] };
         Err(ApiError::not_acceptable(accepted))
     }
+}
+
+/// Refuses what no route of a built-in resource produces, whatever the parameters. Custom resources
+/// have no routes.
+pub fn check_route(accept: &str, streams: bool) -> Result<()> {
+    let produced = |clause: &str| {
+        let media = clause.split(';').next().unwrap_or_default().trim();
+        media == "*/*" || ACCEPTED.contains(&media)
+    };
+    if accept.is_empty() || accept.split(',').any(produced) {
+        return Ok(());
+    }
+    let streams = if streams { &STREAMS[..] } else { &[] };
+    let available = [ACCEPTED, streams].concat().join(", ");
+    let why = format!("406: Not Acceptable\n\nAvailable representations: {available}");
+    Err(ApiError::new(StatusCode::NOT_ACCEPTABLE, "NotAcceptable", why).with_details(json!({})))
 }
 
 /// People with curl or a browser get indented JSON, as upstream does.

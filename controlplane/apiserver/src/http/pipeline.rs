@@ -12,7 +12,7 @@ use http_body_util::BodyExt;
 
 use super::body::{Body, BoxError};
 use super::info::RequestInfo;
-use super::negotiate::{Output, pretty};
+use super::negotiate::{Output, check_route, pretty};
 use super::query::Query;
 use super::tls::Shown;
 use super::{paths, render, resources, socket_token};
@@ -94,8 +94,11 @@ impl Asked {
     /// The representation to answer in. `protobuf`: whether the resource has that one. `views`: whether
     /// the request may ask for tables and metadata.
     pub fn output(&self, protobuf: bool, views: bool) -> Result<Output> {
-        let pretty = pretty(&self.query, self.user_agent());
-        Output::negotiate(self.header(header::ACCEPT), pretty, protobuf, views)
+        let accept = self.header(header::ACCEPT);
+        if self.endpoint.as_ref().is_some_and(|endpoint| !endpoint.descriptor().custom) {
+            check_route(accept, matches!(self.info.verb.as_str(), "list" | "watch"))?;
+        }
+        Output::negotiate(accept, pretty(&self.query, self.user_agent()), protobuf, views)
     }
 
     /// How its errors are told.

@@ -317,7 +317,13 @@ pub fn decode(asked: &Asked, call: &Call, body: &Bytes) -> Result<Value> {
 
 pub fn decode_patch(asked: &Asked, call: &Call, body: &Bytes) -> Result<Patch> {
     let Some(kind) = PatchType::parse(media_type(asked)) else {
-        return Err(ApiError::unsupported_media_type(PatchType::accepted(call.descriptor().custom)));
+        return Err(if call.descriptor().custom {
+            ApiError::unsupported_media_type(PatchType::accepted(true))
+        } else {
+            // What routes of built-in resources say.
+            let (code, why) = (StatusCode::UNSUPPORTED_MEDIA_TYPE, "415: Unsupported Media Type");
+            ApiError::new(code, "UnsupportedMediaType", why).with_details(json!({}))
+        });
     };
     let content = if kind == PatchType::Apply { ContentType::Yaml } else { ContentType::Json };
     let parsed = schema::parse(body, content)?;

@@ -3,12 +3,12 @@
 use serde_json::{Map, Value, json};
 
 use super::definitions::Version;
+use crate::http::negotiate::{ACCEPTED, STREAMS};
 use crate::resource::{Descriptor, GroupVersionKind, Served};
 
 const STATUS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Status";
 const DELETE_OPTIONS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions";
 const PATCH: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Patch";
-const MEDIA: [&str; 3] = ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
 
 /// One group version of a resource, with the names its schemas have.
 pub struct Target<'a> {
@@ -79,12 +79,12 @@ pub fn emit_discovery(version: Version, served: &Served, emit: &mut dyn FnMut(&s
         "description": "get available resources",
         "operationId": format!("get{}APIResources", group_word(served)),
         "tags": [tag(served)],
-        "responses": {"200": response(version, "OK", Some(list), &MEDIA), "401": {"description": "Unauthorized"}},
+        "responses": {"200": response(version, "OK", Some(list), ACCEPTED), "401": {"description": "Unauthorized"}},
     });
     if version == Version::V2 {
         operation["schemes"] = json!(["https"]);
-        operation["consumes"] = json!(MEDIA);
-        operation["produces"] = json!(MEDIA);
+        operation["consumes"] = json!(ACCEPTED);
+        operation["produces"] = json!(ACCEPTED);
     }
     let root = if served.group.is_empty() { "/api".to_owned() } else { format!("/apis/{}", served.group) };
     emit(&format!("{root}/{}/", served.version), json!({"get": operation}));
@@ -113,12 +113,12 @@ fn media(target: &Target<'_>, place: &Place<'_>, verb: &str) -> Vec<&'static str
         return vec!["*/*"];
     }
     let mut media = match (place.subresource, target.descriptor.custom) {
-        ("log", _) => [&["text/plain"], &MEDIA[..]].concat(),
-        (_, true) => MEDIA[..2].to_vec(),
-        _ => MEDIA.to_vec(),
+        ("log", _) => [&["text/plain"], ACCEPTED].concat(),
+        (_, true) => ACCEPTED[..2].to_vec(),
+        _ => ACCEPTED.to_vec(),
     };
     if verb == "list" && !target.descriptor.custom {
-        media.extend(["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"]);
+        media.extend(STREAMS);
     }
     media
 }
@@ -127,7 +127,7 @@ fn media(target: &Target<'_>, place: &Place<'_>, verb: &str) -> Vec<&'static str
 fn body_media(target: &Target<'_>, verb: &str) -> Vec<&'static str> {
     match (verb, target.descriptor.custom) {
         ("patch", _) => patch_media(target),
-        (_, true) => MEDIA[..2].to_vec(),
+        (_, true) => ACCEPTED[..2].to_vec(),
         _ => vec!["*/*"],
     }
 }

@@ -17,7 +17,7 @@ use crate::cache::item::Item;
 use crate::cache::watch::{Change, Seen, Selection, Watcher};
 use crate::error::{ApiError, Result};
 use crate::http::body::Body;
-use crate::http::negotiate::{Media, Output, View};
+use crate::http::negotiate::{Media, Output, STREAMS, View};
 use crate::http::options::check_list;
 use crate::http::render;
 use crate::protobuf;
@@ -53,9 +53,8 @@ impl Call {
             Media::Json => "application/json",
             Media::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
             Media::Yaml => {
-                let accepted = ["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"];
                 let served = if self.descriptor().custom { 1 } else { 2 };
-                return Err(ApiError::not_acceptable(&accepted[..served]));
+                return Err(ApiError::not_acceptable(&STREAMS[..served]));
             }
         };
         check_list(&self.query, true)?;
