@@ -27,11 +27,10 @@ use crate::resource::{Descriptor, GroupVersionKind};
 use crate::resources::Resources;
 use crate::schema::table::{Descriptions, TypeId};
 use crate::schema::{group_of, type_of};
-use definitions::{Definitions, Reference, Version};
+use definitions::{Definitions, META, Reference, Version};
 
 /// What answers are marked with: `@`, as clients ask for it, is not allowed in a media type.
 pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
-const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
 
 /// A resource to describe.
 #[derive(Clone)]

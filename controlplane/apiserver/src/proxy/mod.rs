@@ -3,10 +3,9 @@
 //! [`target`] finds out where a request leads; [`dial`] connects. An upgraded connection (SPDY or
 //! WebSocket) is tunnelled: bytes are copied in both directions, and never looked at. Logs, which the
 //! kubelet knows as plain answers ([`log_socket`]), and watches ([`watch_socket`]) are put into a
-//! WebSocket here.
+//! WebSocket here. Links of proxied pages are made to lead through the proxy ([`rewrite`]).
 
 pub mod dial;
-mod html;
 mod log_socket;
 mod rewrite;
 pub mod socket;
@@ -15,7 +14,7 @@ pub mod watch_socket;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName};
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
@@ -51,13 +50,67 @@ where
             };
             pass(asked, &target, body).await?.map_err(unreached)
         }
-        "proxy" if !upgrades => rewrite::pass(asked, &target, body).await,
+        "proxy" if !upgrades => {
+            if asked.info.rest.is_empty() && matches!(asked.parts.method, Method::GET | Method::HEAD) {
+                return Ok(to_root(&asked));
+            }
+            let way = way(&asked, &target);
+            let answer = pass(asked, &target, body).await?.map(|answer| through(way, answer));
+            answer.map_err(|why| ApiError::unavailable(format!("error trying to reach service: {why}")))
+        }
         "exec" | "attach" | "portforward" if !upgrades => Err(ApiError::bad_request("Upgrade request required")),
         _ => {
             let answer = pass(asked, &target, body).await?;
             answer.map_err(|why| ApiError::internal(format!("error dialing backend: {why}")))
         }
     }
+}
+
+/// Relative links of a server's first page need the slash at the end of its path.
+fn to_root(asked: &Asked) -> Response<Body> {
+    let query = asked.parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
+    if let Ok(location) = format!("{}/{query}", asked.info.path).parse() {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    response
+}
+
+/// How the client reaches a proxied server.
+fn way(asked: &Asked, target: &Target) -> rewrite::Way {
+    let path = asked.info.path.as_str();
+    let asked_host = match asked.parts.uri.authority() {
+        Some(authority) => authority.as_str(),
+        None => asked.header(header::HOST),
+    };
+    rewrite::Way {
+        prefix: path.strip_suffix(asked.info.rest.as_str()).unwrap_or(path).to_owned(),
+        hosts: [target.host.clone(), asked_host.to_owned()],
+    }
+}
+
+/// A proxied server's answer, its links leading through the proxy. What it says of other origins
+/// (CORS) is not for it to say here.
+fn through(way: rewrite::Way, response: Response<Body>) -> Response<Body> {
+    let (mut parts, body) = response.into_parts();
+    for name in [
+        header::ACCESS_CONTROL_ALLOW_ORIGIN,
+        header::ACCESS_CONTROL_ALLOW_METHODS,
+        header::ACCESS_CONTROL_ALLOW_HEADERS,
+        header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
+    ] {
+        parts.headers.remove(name);
+    }
+    way.headers(&mut parts.headers);
+    let body = match way.page(&parts.headers) {
+        Some(page) => {
+            parts.headers.remove(header::CONTENT_LENGTH);
+            Body::stream(page.rewrite(body.into_data_stream()))
+        }
+        None => body,
+    };
+    Response::from_parts(parts, body)
 }
 
 /// Passes a request on to where `target` says; the inner error is why it could not be reached.
