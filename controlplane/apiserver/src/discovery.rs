@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
+use sha2::{Digest, Sha256, Sha512};
 
 use crate::aggregate::remote::Remote;
 use crate::aggregate::{Priority, register};
@@ -73,8 +73,8 @@ pub fn version_priority(version: &str) -> (u8, u32, u32) {
 pub fn root(asked: &Asked, named: bool) -> Result<Response<Body>> {
     let resources = asked.api.resources();
     let accept = asked.header(header::ACCEPT);
-    if let Some(version) = aggregated_version(accept) {
-        return Ok(aggregated(asked, &resources, named, version));
+    if prefers_aggregated(accept) {
+        return Ok(aggregated(asked, &resources, named));
     }
     let groups = groups(&resources, &asked.api.aggregator.remotes());
     if named {
@@ -99,7 +99,7 @@ pub fn group(asked: &Asked, name: &str) -> Result<Response<Body>> {
     let groups = groups(&asked.api.resources(), &asked.api.aggregator.remotes());
     match groups.iter().find(|group| group.name == name && !name.is_empty()) {
         Some(group) => answer(asked, &api_group(group, true)),
-        None => Err(ApiError::no_such_path()),
+        None => Err(ApiError::page_not_found()),
     }
 }
 
@@ -107,7 +107,7 @@ pub fn group(asked: &Asked, name: &str) -> Result<Response<Body>> {
 pub fn resources(asked: &Asked, group: &str, version: &str) -> Result<Response<Body>> {
     let resources = asked.api.resources();
     if !resources.has_group_version(group, version) {
-        return Err(ApiError::no_such_path());
+        return Err(resources.nothing_in(group));
     }
     let mut list = Vec::new();
     for endpoint in resources.all() {
@@ -116,23 +116,17 @@ pub fn resources(asked: &Asked, group: &str, version: &str) -> Result<Response<B
             api_resources(endpoint, group, version, &mut list);
         }
     }
-    answer(
-        asked,
-        &json!({
-            "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": api_version(group, version), "resources": list,
-        }),
-    )
+    let mut document =
+        json!({"kind": "APIResourceList", "groupVersion": api_version(group, version), "resources": list});
+    // The core group's lists are as old as lists without a version.
+    if !group.is_empty() {
+        document["apiVersion"] = "v1".into();
+    }
+    answer(asked, &document)
 }
 
 fn answer(asked: &Asked, value: &Value) -> Result<Response<Body>> {
-    let output = crate::http::negotiate::Output::negotiate(
-        asked.header(header::ACCEPT),
-        &asked.query,
-        asked.user_agent(),
-        true,
-        false,
-    )
-    .unwrap_or_else(|_| crate::http::negotiate::Output::plain());
+    let output = asked.output(true, false)?;
     let bytes = render::encode(value, &output)?;
     Ok(render::compressed(
         render::response(StatusCode::OK, output.media.name(), Body::empty()),
@@ -222,28 +216,22 @@ fn version_hash(descriptor: &Descriptor) -> String {
     base64::prelude::BASE64_STANDARD.encode(&Sha256::digest(text)[..8])
 }
 
-/// The version of aggregated discovery that the client prefers to the classic documents.
-fn aggregated_version(accept: &str) -> Option<&'static str> {
-    accept.split(',').map(str::trim).find_map(|clause| {
+/// Whether the client prefers aggregated discovery to the classic documents.
+fn prefers_aggregated(accept: &str) -> bool {
+    accept.split(',').map(str::trim).any(|clause| {
         let has = |wanted: &str| clause.split(';').any(|part| part.trim() == wanted);
-        let asks = has("g=apidiscovery.k8s.io") && has("as=APIGroupDiscoveryList");
-        if !asks || !clause.starts_with("application/json") {
-            return None;
-        }
-        ["v2", "v2beta1"].into_iter().find(|version| has(&format!("v={version}")))
+        clause.starts_with("application/json")
+            && ["g=apidiscovery.k8s.io", "v=v2", "as=APIGroupDiscoveryList"].into_iter().all(has)
     })
 }
 
-fn aggregated(asked: &Asked, resources: &Resources, named: bool, version: &'static str) -> Response<Body> {
-    let document = aggregated_document(resources, &asked.api.aggregator.remotes(), named, version);
+fn aggregated(asked: &Asked, resources: &Resources, named: bool) -> Response<Body> {
+    let document = aggregated_document(resources, &asked.api.aggregator.remotes(), named);
     let bytes = serde_json::to_vec(&document).unwrap_or_default();
-    let digest: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02X}")).collect();
+    let digest: String = Sha512::digest(&bytes).iter().map(|byte| format!("{byte:02X}")).collect();
     let etag = format!("\"{digest}\"");
     let unchanged = asked.header(header::IF_NONE_MATCH) == etag;
-    let content_type = match version {
-        "v2" => "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
-        _ => "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList",
-    };
+    let content_type = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
     let status = if unchanged { StatusCode::NOT_MODIFIED } else { StatusCode::OK };
     let mut empty = render::response(status, content_type, Body::empty());
     if let Ok(value) = HeaderValue::from_str(&etag) {
@@ -254,7 +242,7 @@ fn aggregated(asked: &Asked, resources: &Resources, named: bool, version: &'stat
     if unchanged { empty } else { render::compressed(empty, bytes.into(), asked.accepts_gzip()) }
 }
 
-fn aggregated_document(resources: &Resources, remotes: &[Arc<Remote>], named: bool, version: &str) -> Value {
+fn aggregated_document(resources: &Resources, remotes: &[Arc<Remote>], named: bool) -> Value {
     let entry = |group: &str, version: &String| {
         let remote = remotes.iter().find(|remote| remote.group == group && remote.version == *version);
         let (found, stale) = match remote {
@@ -267,11 +255,11 @@ fn aggregated_document(resources: &Resources, remotes: &[Arc<Remote>], named: bo
     let items: Vec<Value> = groups
         .map(|group| {
             let versions: Vec<Value> = group.versions.iter().map(|version| entry(&group.name, version)).collect();
-            json!({"metadata": {"name": group.name, "creationTimestamp": null}, "versions": versions})
+            json!({"metadata": {"name": group.name}, "versions": versions})
         })
         .collect();
     json!({
-        "kind": "APIGroupDiscoveryList", "apiVersion": format!("apidiscovery.k8s.io/{version}"),
+        "kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2",
         "metadata": {}, "items": items,
     })
 }
@@ -286,9 +274,11 @@ fn discovered(resources: &Resources, group: &str, version: &str) -> Vec<Value> {
 
 fn discovered_resource(endpoint: &Endpoint, group: &str, version: &str) -> Value {
     let descriptor = endpoint.descriptor();
+    // Built-in resources do not say the group and version of their own kind.
+    let own = if descriptor.custom { (group, version) } else { ("", "") };
     let kind = |(kind_group, kind_version, name): &Kind| {
-        let (kind_group, kind_version) =
-            if kind_version.is_empty() { (group, version) } else { (kind_group.as_str(), kind_version.as_str()) };
+        let named = (kind_group.as_str(), kind_version.as_str());
+        let (kind_group, kind_version) = if kind_version.is_empty() || named == (group, version) { own } else { named };
         json!({"group": kind_group, "version": kind_version, "kind": name})
     };
     let own = (String::new(), String::new(), descriptor.kind.to_string());
@@ -327,7 +317,9 @@ mod tests {
     #[test]
     fn clients_say_which_discovery_they_want() {
         let kubectl = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json";
-        assert_eq!(aggregated_version(kubectl), Some("v2"));
-        assert_eq!(aggregated_version("application/json"), None);
+        assert!(prefers_aggregated(kubectl));
+        // The beta is gone.
+        assert!(!prefers_aggregated("application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList"));
+        assert!(!prefers_aggregated("application/json"));
     }
 }

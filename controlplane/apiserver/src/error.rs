@@ -25,6 +25,8 @@ struct Inner {
     continue_: Option<String>,
     /// A `Status` object that another server made, passed on as it is.
     foreign: Option<Value>,
+    /// Answered as the plain page of a path that nobody serves.
+    page: bool,
 }
 
 pub type Result<T, E = ApiError> = std::result::Result<T, E>;
@@ -37,7 +39,7 @@ pub fn qualified(group: &str, resource: &str) -> String {
 impl ApiError {
     pub fn new(code: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
         Self {
-            inner: Box::new(Inner { code, reason, details: None, continue_: None, foreign: None }),
+            inner: Box::new(Inner { code, reason, details: None, continue_: None, foreign: None, page: false }),
             message: message.into(),
         }
     }
@@ -49,7 +51,14 @@ impl ApiError {
         let message = status["message"].as_str().unwrap_or_default().to_owned();
         let code = code.filter(|c| c.as_u16() >= 400).unwrap_or(fallback);
         Self {
-            inner: Box::new(Inner { code, reason: "", details: None, continue_: None, foreign: Some(status) }),
+            inner: Box::new(Inner {
+                code,
+                reason: "",
+                details: None,
+                continue_: None,
+                foreign: Some(status),
+                page: false,
+            }),
             message,
         }
     }
@@ -163,7 +172,19 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "NotFound", message).with_details(details(group, resource, name))
     }
 
-    /// No such path: what an unknown group, version or resource answers.
+    /// A path of no API at all, and what is not served of groups that definitions made.
+    pub fn page_not_found() -> Self {
+        let mut error = Self::new(StatusCode::NOT_FOUND, "NotFound", "404 page not found");
+        error.inner.page = true;
+        error
+    }
+
+    /// What to answer as plain text, instead of a `Status`.
+    pub fn page(&self) -> Option<String> {
+        self.inner.page.then(|| format!("{}\n", self.message))
+    }
+
+    /// No such path in a group that the server itself has.
     pub fn no_such_path() -> Self {
         Self::new(StatusCode::NOT_FOUND, "NotFound", "the server could not find the requested resource")
             .with_details(json!({}))

@@ -11,6 +11,7 @@ use component::Supervisor;
 use store::Store;
 
 use crate::cache::Cache;
+use crate::error::ApiError;
 use crate::resource::{Descriptor, GroupVersionKind, Hooks, Resource};
 use crate::schema::{self, Schema};
 
@@ -123,6 +124,15 @@ impl Resources {
             let descriptor = endpoint.descriptor();
             descriptor.kind == kind && descriptor.served.iter().any(|served| served.group == group)
         })
+    }
+
+    /// What is answered where nothing of `group` is served: groups of definitions end with their resources.
+    pub fn nothing_in(&self, group: &str) -> ApiError {
+        let own = |endpoint: &Arc<Endpoint>| {
+            let descriptor = endpoint.descriptor();
+            !descriptor.custom && descriptor.served.iter().any(|served| served.group == group)
+        };
+        if self.endpoints.iter().any(own) { ApiError::no_such_path() } else { ApiError::page_not_found() }
     }
 
     pub fn has_group_version(&self, group: &str, version: &str) -> bool {

@@ -149,6 +149,7 @@ pub struct Api {
     pub metrics: crate::http::metrics::Metrics,
     pub timed: Arc<crate::timed_store::TimedStore>,
     pub openapi: crate::openapi::OpenApi,
+    pub started: jiff::Timestamp,
     pub ending: Ending,
     /// Cancelled when the server stops to listen: watches end.
     pub stopping: CancellationToken,
@@ -223,6 +224,7 @@ impl ApiServer {
             flow: crate::flowcontrol::FlowControl::new(config.options.max_in_flight, config.options.request_timeout),
             audit: crate::audit::Audit::start(&config.options.audit, &supervisor).await?,
             openapi: crate::openapi::OpenApi::default(),
+            started: jiff::Timestamp::now(),
             admission: admission_plugins(),
             resources: signal::Sender::new(Arc::new(Resources::new(endpoints))),
             aggregator: Aggregator::default(),

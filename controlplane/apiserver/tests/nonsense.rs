@@ -55,7 +55,8 @@ impl Probe {
         let status = answer.status();
         let bytes = answer.into_body().collect().await.unwrap().to_bytes();
         let value: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-        if status.is_client_error() && method != "HEAD" {
+        let is_page = status == StatusCode::NOT_FOUND && &bytes[..] == b"404 page not found\n";
+        if status.is_client_error() && method != "HEAD" && !is_page {
             let says = value["message"].as_str().is_some_and(|message| !message.is_empty());
             if value["kind"] != "Status" || value["status"] != "Failure" || !says || value["code"] != status.as_u16() {
                 self.faults.push(format!("{status} without a Status: {value}: {}", shown()));

@@ -78,8 +78,9 @@ async fn follow(api: &Arc<Api>) -> Result<()> {
     let mut seen = 0;
     loop {
         let served = register::served(&resources.borrow_and_update());
-        let held = api.list(register::OWN_GROUP, PLURAL, "").await?;
+        // Looked at first: what changes meanwhile is then looked at again, not missed.
         let now = endpoint.cache.read().changed;
+        let held = api.list(register::OWN_GROUP, PLURAL, "").await?;
         let actions = register::plan(&served, &held).into_iter().map(|action| carry_out(api, action));
         futures::future::try_join_all(actions).await?;
         if now != seen {

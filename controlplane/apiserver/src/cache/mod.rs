@@ -165,12 +165,7 @@ impl Cache {
         }
         self.check_initialized()?;
         let current = self.read().revision;
-        Err(ApiError::timeout(format!("Too large resource version: {revision}, current: {current}")).with_details(
-            serde_json::json!({
-                "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],
-                "retryAfterSeconds": 1,
-            }),
-        ))
+        Err(too_large(revision, current))
     }
 
     fn failed(&self) -> Result<()> {
@@ -398,15 +393,23 @@ impl From<StoreError> for FeedError {
     }
 }
 
+/// A version that is yet to come; the client may ask again.
+fn too_large(requested: u64, current: u64) -> ApiError {
+    ApiError::timeout(format!("Too large resource version: {requested}, current: {current}")).with_details(
+        serde_json::json!({
+            "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],
+            "retryAfterSeconds": 1,
+        }),
+    )
+}
+
 /// A store failure as the client sees it.
 pub fn store_error(error: StoreError) -> ApiError {
     match error {
         StoreError::Compacted { requested, compacted } => {
             ApiError::expired(format!("too old resource version: {requested} ({compacted})"))
         }
-        StoreError::FutureRevision { requested, current } => {
-            ApiError::timeout(format!("Too large resource version: {requested}, current: {current}"))
-        }
+        StoreError::FutureRevision { requested, current } => too_large(requested, current),
         StoreError::TooLarge { .. } => ApiError::too_large(error.to_string()),
         StoreError::Closed => ApiError::unavailable("the server is shutting down"),
         other => ApiError::internal(other),

@@ -1,30 +1,117 @@
-//! `/healthz`, `/livez`, `/readyz`, each with its individual checks.
+//! `/healthz`, `/livez`, `/readyz`, each with its individual checks
+//! (`k8s.io/apiserver/pkg/server/healthz`).
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
 
 use http::{Response, StatusCode};
+use parking_lot::Mutex;
 
 use super::body::Body;
 use super::pipeline::Asked;
-use super::render;
+use super::{metrics, render};
 use crate::error::{ApiError, Result};
 use crate::server::Api;
 
-const CHECKS: &[&str] = &["ping", "log", "etcd", "informer-sync", "poststarthook/rbac/bootstrap-roles", "shutdown"];
+/// In the order of their report. The hooks are what a server has done before it listens.
+const CHECKS: &[&str] = &[
+    "ping",
+    "log",
+    "etcd",
+    "etcd-readiness",
+    "informer-sync",
+    "poststarthook/start-apiserver-admission-initializer",
+    "poststarthook/priority-and-fairness-config-consumer",
+    "poststarthook/priority-and-fairness-filter",
+    "poststarthook/start-apiextensions-controllers",
+    "poststarthook/crd-informer-synced",
+    "poststarthook/start-system-namespaces-controller",
+    "poststarthook/start-cluster-authentication-info-controller",
+    "poststarthook/start-service-ip-repair-controllers",
+    "poststarthook/rbac/bootstrap-roles",
+    "poststarthook/scheduling/bootstrap-system-priority-classes",
+    "poststarthook/priority-and-fairness-config-producer",
+    "poststarthook/bootstrap-controller",
+    "poststarthook/start-kubernetes-service-cidr-controller",
+    "poststarthook/apiservice-registration-controller",
+    "poststarthook/apiservice-discovery-controller",
+    "poststarthook/kube-apiserver-autoregistration",
+    "autoregister-completion",
+    "poststarthook/apiservice-openapi-controller",
+    "poststarthook/apiservice-openapiv3-controller",
+    "shutdown",
+];
+/// Whether to send traffic here, and nothing about being alive.
+const READINESS: &[&str] = &["etcd-readiness", "informer-sync", "shutdown"];
 
-/// Whether one check holds. `etcd` is the store, whichever it is: scripts know it by that name.
-async fn holds(api: &Api, check: &str) -> bool {
-    match check {
-        "etcd" => api.store.revision().await.is_ok(),
-        "shutdown" => !api.ending.begun.is_cancelled(),
-        _ => true,
+/// How checks went when they were asked for as a whole: `/metrics/slis`.
+#[derive(Default)]
+pub struct Results(Mutex<BTreeMap<(&'static str, String), Outcomes>>);
+
+#[derive(Default)]
+struct Outcomes {
+    /// The last one was good.
+    well: bool,
+    good: u64,
+    bad: u64,
+}
+
+impl Results {
+    fn note(&self, check: &'static str, endpoint: &str, well: bool) {
+        let mut results = self.0.lock();
+        let outcomes = results.entry((check, endpoint.to_owned())).or_default();
+        outcomes.well = well;
+        *(if well { &mut outcomes.good } else { &mut outcomes.bad }) += 1;
     }
+
+    pub fn page(&self) -> String {
+        let results = self.0.lock();
+        let (mut last, mut totals) = (String::new(), String::new());
+        let name = "kubernetes_healthcheck";
+        metrics::head(&mut last, name, "STABLE", "gauge", "This metric records the result of a single healthcheck.");
+        let total = "kubernetes_healthchecks_total";
+        metrics::head(&mut totals, total, "STABLE", "counter", "This metric records the results of all healthcheck.");
+        // Writing to text cannot fail.
+        for ((check, endpoint), outcomes) in &*results {
+            let labels = |status: &str| format!("{{name=\"{check}\",{status}type=\"{endpoint}\"}}");
+            let _ = writeln!(last, "{name}{} {}", labels(""), u8::from(outcomes.well));
+            for (status, count) in [("error", outcomes.bad), ("success", outcomes.good)].iter().filter(|one| one.1 > 0)
+            {
+                let _ = writeln!(totals, "{total}{} {count}", labels(&format!("status=\"{status}\",")));
+            }
+        }
+        last + &totals
+    }
+}
+
+/// Why a check fails. `etcd` is the store, whichever it is: scripts know it by that name.
+async fn check(api: &Api, name: &str) -> std::result::Result<(), String> {
+    match name {
+        "etcd" | "etcd-readiness" => api.store.revision().await.map(|_| ()).map_err(|error| error.to_string()),
+        "shutdown" if api.ending.begun.is_cancelled() => Err("process is shutting down".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+/// Checks of an endpoint: `healthz`, `livez` or `readyz`.
+fn checks(endpoint: &str) -> impl Iterator<Item = &'static str> {
+    let ready = endpoint == "readyz";
+    CHECKS.iter().copied().filter(move |check| ready || !READINESS.contains(check))
+}
+
+/// All paths of checks.
+pub fn paths() -> impl Iterator<Item = String> {
+    ["healthz", "livez", "readyz"].into_iter().flat_map(|endpoint| {
+        std::iter::once(format!("/{endpoint}")).chain(checks(endpoint).map(move |check| format!("/{endpoint}/{check}")))
+    })
 }
 
 /// Names of the checks that fail.
 pub async fn failing(api: &Api) -> Vec<&'static str> {
     let mut failed = Vec::new();
-    for check in CHECKS {
-        if !holds(api, check).await {
-            failed.push(*check);
+    for name in CHECKS {
+        if check(api, name).await.is_err() {
+            failed.push(*name);
         }
     }
     failed
@@ -32,35 +119,45 @@ pub async fn failing(api: &Api) -> Vec<&'static str> {
 
 pub async fn handle(asked: &Asked, parts: &[&str]) -> Result<Response<Body>> {
     let endpoint = parts[0];
-    let checks = || CHECKS.iter().copied().filter(|check| endpoint == "readyz" || *check != "shutdown");
     if parts.len() > 1 {
         let wanted = parts[1..].join("/");
-        let Some(check) = checks().find(|check| *check == wanted) else { return Err(ApiError::no_such_path()) };
-        return Ok(if holds(&asked.api, check).await {
-            plain(StatusCode::OK, "ok".into())
-        } else {
-            plain(StatusCode::INTERNAL_SERVER_ERROR, format!("internal server error: {check} failed\n"))
+        let Some(name) = checks(endpoint).find(|check| *check == wanted) else {
+            return Err(ApiError::page_not_found());
+        };
+        return Ok(match check(&asked.api, name).await {
+            Ok(()) => render::page(StatusCode::OK, "ok"),
+            Err(why) => render::page(StatusCode::INTERNAL_SERVER_ERROR, format!("internal server error: {why}\n")),
         });
     }
-    let excluded: Vec<&str> = asked.query.all("exclude").collect();
     let (mut report, mut failed) = (String::new(), false);
-    for check in checks() {
-        if excluded.contains(&check) {
-            report += &format!("[+]{check} excluded: ok\n");
-        } else if holds(&asked.api, check).await {
-            report += &format!("[+]{check} ok\n");
+    let mut unknown: Vec<&str> = asked.query.all("exclude").collect();
+    let excluded = unknown.clone();
+    for name in checks(endpoint) {
+        unknown.retain(|other| *other != name);
+        if excluded.contains(&name) {
+            report += &format!("[+]{name} excluded: ok\n");
+            continue;
+        }
+        let well = check(&asked.api, name).await.is_ok();
+        asked.api.metrics.health.note(name, endpoint, well);
+        if well {
+            report += &format!("[+]{name} ok\n");
         } else {
             failed = true;
-            report += &format!("[-]{check} failed: reason withheld\n");
+            // Anybody may ask; the check's own path says more to those who may.
+            report += &format!("[-]{name} failed: reason withheld\n");
         }
     }
+    if !unknown.is_empty() {
+        unknown.sort_unstable();
+        unknown.dedup();
+        let names: Vec<String> = unknown.iter().map(|name| format!("{name:?}")).collect();
+        report += &format!("warn: some health checks cannot be excluded: no matches for {}\n", names.join(","));
+    }
     if failed {
-        return Ok(plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{report}{endpoint} check failed\n")));
+        return Ok(render::page(StatusCode::INTERNAL_SERVER_ERROR, format!("{report}{endpoint} check failed\n")));
     }
     let verbose = asked.query.get("verbose").is_some();
-    Ok(plain(StatusCode::OK, if verbose { format!("{report}{endpoint} check passed\n") } else { "ok".into() }))
-}
-
-fn plain(status: StatusCode, text: String) -> Response<Body> {
-    render::response(status, "text/plain; charset=utf-8", text)
+    let text = if verbose { format!("{report}{endpoint} check passed\n") } else { "ok".to_owned() };
+    Ok(render::page(StatusCode::OK, text))
 }

@@ -30,13 +30,13 @@ impl RequestInfo {
         let mut info = Self { path: path.to_owned(), ..Self::default() };
         // Enough for the longest path of a resource; what follows `proxy` may be longer.
         let mut parts = Vec::with_capacity(8);
-        parts.extend(path.split('/').filter(|part| !part.is_empty()));
+        parts.extend(path.trim_matches('/').split('/'));
         let rest = match parts.as_slice() {
             ["api", version, rest @ ..] if !rest.is_empty() => {
                 info.version = (*version).to_owned();
                 rest
             }
-            ["apis", group, version, rest @ ..] if !rest.is_empty() => {
+            ["apis", group, version, rest @ ..] if !group.is_empty() && !rest.is_empty() => {
                 info.group = (*group).to_owned();
                 info.version = (*version).to_owned();
                 rest
@@ -113,6 +113,8 @@ impl RequestInfo {
     pub fn take_name_from(&mut self, field_selector_name: Option<&str>) {
         if let Some(name) = field_selector_name
             && self.name.is_empty()
+            && !matches!(name, "." | "..")
+            && !name.contains(['/', '%'])
             && matches!(self.verb.as_str(), "list" | "watch" | "deletecollection")
         {
             self.name = name.to_owned();
@@ -183,6 +185,10 @@ mod tests {
             let got = [&info.group, &info.version, &info.namespace, &info.resource, &info.name, &info.subresource];
             assert_eq!(got, [group, version, namespace, resource, name, subresource], "{target}");
         }
+        // An empty step is a step like any other.
+        let info = RequestInfo::parse(&Method::GET, "/api/v1/namespaces//pods/", &Query::parse(""));
+        assert_eq!((&*info.namespace, &*info.resource, &*info.name), ("", "pods", ""));
+        assert!(!RequestInfo::parse(&Method::GET, "/apis//v1/pods", &Query::parse("")).is_resource);
         for path in ["/", "/healthz", "/api", "/api/v1", "/apis", "/apis/apps", "/apis/apps/v1", "/openapi/v3"] {
             let info = RequestInfo::parse(&Method::GET, path, &Query::parse(""));
             assert!(!info.is_resource, "{path}");

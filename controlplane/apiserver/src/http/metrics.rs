@@ -74,6 +74,7 @@ pub struct Metrics {
     /// Requests under way, long-running ones aside: reading, writing.
     in_flight: Arc<[AtomicI64; 2]>,
     pub tls_errors: AtomicU64,
+    pub health: super::health::Results,
 }
 
 /// A request under way; over when this is dropped.
@@ -223,6 +224,17 @@ impl Metrics {
         for series in all.iter().filter(|series| series.verb != "WATCH") {
             series.took.render(out, name, &format!("dry_run=\"{}\",{}", dry(series), series.labels));
         }
+        let name = "apiserver_request_sli_duration_seconds";
+        head(
+            out,
+            name,
+            "STABLE",
+            "histogram",
+            "Response latency distribution (not counting webhook duration and priority & fairness queue wait times) in seconds for each verb, group, version, resource, subresource, scope and component.",
+        );
+        for series in all.iter().filter(|series| !series.dry_run && !matches!(series.verb, "WATCH" | "CONNECT")) {
+            series.took.render(out, name, &series.labels);
+        }
         let name = "apiserver_longrunning_requests";
         head(
             out,
@@ -257,8 +269,10 @@ impl Metrics {
 
 /// Of paths that are not resources only the first part tells them apart: there are few of those.
 fn first_segment(path: &str) -> &str {
-    const KNOWN: &[&str] =
-        &["/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi", "/openid", "/readyz", "/version", "/debug"];
+    const KNOWN: &[&str] = &[
+        "/api", "/apis", "/debug", "/flagz", "/healthz", "/livez", "/metrics", "/openapi", "/openid", "/readyz",
+        "/statusz", "/version",
+    ];
     KNOWN
         .iter()
         .find(|known| path.strip_prefix(**known).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
@@ -304,9 +318,7 @@ pub fn page(api: &Api) -> String {
         let _ = writeln!(out, "{name}{{plugin=\"buffered\"}} {}", count(&audit.lost));
     }
     held_objects(api, &mut out);
-    if let Some(bytes) = resident_bytes() {
-        let _ = writeln!(out, "# TYPE process_resident_memory_bytes gauge\nprocess_resident_memory_bytes {bytes}");
-    }
+    super::process::render(&mut out);
     out
 }
 
@@ -354,12 +366,6 @@ fn held_objects(api: &Api, out: &mut String) {
     for (group, plural, count) in &held {
         let _ = writeln!(out, "{name}{{resource=\"{}\"}} {count}", crate::error::qualified(group, plural));
     }
-}
-
-fn resident_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 #[cfg(test)]

@@ -1,5 +1,8 @@
 //! Which representation a client wants: media type and view, from `Accept` and the query.
 
+use http::StatusCode;
+use serde_json::json;
+
 use crate::error::{ApiError, Result};
 
 use super::query::Query;
@@ -46,6 +49,9 @@ pub struct Output {
 
 pub const ACCEPTED: &[&str] = &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
 
+/// What watches are sent in.
+pub const STREAMS: [&str; 2] = ["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"];
+
 impl Output {
     /// JSON, as it is.
     pub fn plain() -> Self {
@@ -54,8 +60,7 @@ impl Output {
 
     /// `protobuf`: whether the resource has that representation. `views`: whether the request may
     /// ask for tables and metadata.
-    pub fn negotiate(accept: &str, query: &Query, user_agent: &str, protobuf: bool, views: bool) -> Result<Self> {
-        let mut pretty = pretty(query, user_agent);
+    pub fn negotiate(accept: &str, mut pretty: bool, protobuf: bool, views: bool) -> Result<Self> {
         if accept.trim().is_empty() {
             return Ok(Self { pretty, ..Self::plain() });
         }
@@ -70,22 +75,43 @@ impl Output {
     }
 }
 
+/// Refuses what no route of a built-in resource produces, whatever the parameters. Custom resources
+/// have no routes.
+pub fn check_route(accept: &str, streams: bool) -> Result<()> {
+    let produced = |clause: &str| {
+        let media = clause.split(';').next().unwrap_or_default().trim();
+        media == "*/*" || ACCEPTED.contains(&media)
+    };
+    if accept.is_empty() || accept.split(',').any(produced) {
+        return Ok(());
+    }
+    let streams = if streams { &STREAMS[..] } else { &[] };
+    let available = [ACCEPTED, streams].concat().join(", ");
+    let why = format!("406: Not Acceptable\n\nAvailable representations: {available}");
+    Err(ApiError::new(StatusCode::NOT_ACCEPTABLE, "NotAcceptable", why).with_details(json!({})))
+}
+
 /// People with curl or a browser get indented JSON, as upstream does.
-fn pretty(query: &Query, user_agent: &str) -> bool {
+pub fn pretty(query: &Query, user_agent: &str) -> bool {
     match query.get("pretty").filter(|value| !value.is_empty()) {
         Some(value) => matches!(value, "1" | "t" | "T" | "true" | "TRUE" | "True"),
         None => ["curl", "Wget", "Mozilla/5.0"].iter().any(|agent| user_agent.starts_with(agent)),
     }
 }
 
-/// Clauses of an `Accept` header, the preferred first; equal ones in their order.
+/// Clauses of an `Accept` header, the preferred first; of equal ones those that name a type, then in
+/// their order.
 fn by_quality(accept: &str) -> Vec<&str> {
     let quality = |clause: &&str| {
         let q = clause.split(';').find_map(|part| part.trim().strip_prefix("q="));
         q.and_then(|text| text.parse::<f32>().ok()).unwrap_or(1.0)
     };
     let mut clauses: Vec<&str> = accept.split(',').map(str::trim).filter(|clause| !clause.is_empty()).collect();
-    clauses.sort_by(|a, b| quality(b).total_cmp(&quality(a)));
+    let vague = |clause: &&str| {
+        let (kind, subtype) = clause.split(';').next().and_then(|media| media.split_once('/')).unwrap_or_default();
+        (kind.trim() == "*", subtype.trim() == "*")
+    };
+    clauses.sort_by(|a, b| quality(b).total_cmp(&quality(a)).then_with(|| vague(a).cmp(&vague(b))));
     clauses
 }
 
@@ -143,16 +169,18 @@ mod tests {
             ("application/vnd.kubernetes.protobuf,application/json", Media::Protobuf, View::Object),
             ("text/html, application/yaml;q=0.5", Media::Yaml, View::Object),
             ("application/json;q=0.1,application/yaml", Media::Yaml, View::Object),
+            ("*/*,application/yaml", Media::Yaml, View::Object),
+            ("application/yaml;q=0.5,*/*", Media::Json, View::Object),
             (
                 "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io",
                 Media::Json,
                 View::Metadata { version: "v1", list: true },
             ),
         ] {
-            let output = Output::negotiate(accept, &Query::default(), "", true, true).unwrap();
+            let output = Output::negotiate(accept, false, true, true).unwrap();
             assert_eq!((output.media, output.view), (media, view), "{accept}");
         }
-        let refused = Output::negotiate("text/html", &Query::default(), "", true, true).unwrap_err();
+        let refused = Output::negotiate("text/html", false, true, true).unwrap_err();
         assert_eq!(refused.code(), 406);
     }
 }

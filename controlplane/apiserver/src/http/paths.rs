@@ -6,16 +6,17 @@ use serde_json::json;
 
 use super::body::Body;
 use super::pipeline::Asked;
-use super::{health, render, stored};
+use super::{health, render, stored, zpages};
 use crate::discovery;
 use crate::error::{ApiError, Result};
 
 pub async fn handle(asked: Asked, body: Bytes) -> Result<Response<Body>> {
-    if !matches!(asked.parts.method, Method::GET | Method::HEAD) {
-        return Err(ApiError::method_not_allowed());
-    }
     let path = asked.info.path.trim_end_matches('/').to_owned();
     let parts: Vec<&str> = path.split('/').skip(1).collect();
+    if !matches!(asked.parts.method, Method::GET | Method::HEAD) {
+        let known = path.is_empty() || listed(&asked).contains(&path);
+        return Err(if known { ApiError::method_not_allowed() } else { ApiError::page_not_found() });
+    }
     match parts.as_slice() {
         ["api"] | ["apis"] => discovery::root(&asked, parts[0] == "apis"),
         ["api", version] => discovery::resources(&asked, "", version),
@@ -25,26 +26,29 @@ pub async fn handle(asked: Asked, body: Bytes) -> Result<Response<Body>> {
             crate::aggregate::forward_document(asked, group, version, body).await
         }
         ["openapi", rest @ ..] => crate::openapi::serve::handle(&asked, rest),
-        ["metrics"] => Ok(render::response(
-            StatusCode::OK,
-            "text/plain; version=0.0.4; charset=utf-8",
-            super::metrics::page(&asked.api),
-        )),
+        ["metrics"] => Ok(metrics_page(super::metrics::page(&asked.api))),
+        ["metrics", "slis"] => Ok(metrics_page(asked.api.metrics.health.page())),
         ["debug", "api_priority_and_fairness", which] => {
-            let dump = asked.api.flow.dump(which).ok_or_else(ApiError::no_such_path)?;
+            let dump = asked.api.flow.dump(which).ok_or_else(ApiError::page_not_found)?;
             Ok(render::response(StatusCode::OK, "text/plain; charset=utf-8", dump))
         }
-        ["version"] => Ok(render::json(StatusCode::OK, &version())),
+        ["version"] => Ok(render::raw_json(StatusCode::OK, &version())),
         ["healthz" | "livez" | "readyz", ..] => health::handle(&asked, &parts).await,
+        ["statusz"] => zpages::handle(&asked, false),
+        ["flagz"] => zpages::handle(&asked, true),
         ["openid", "v1", "jwks"] => {
             let keys = asked.api.authn.keys.key_set();
             Ok(render::response(StatusCode::OK, "application/jwk-set+json", keys.to_string()))
         }
         [".well-known", "openid-configuration"] => Ok(render::json(StatusCode::OK, &openid_configuration(&asked))),
         ["skiff", "v1", "store", what] => stored::handle(&asked, what).await,
-        [] => Ok(render::json(StatusCode::OK, &json!({"paths": ROOT_PATHS}))),
-        _ => Err(ApiError::no_such_path()),
+        [] | ["index.html"] => Ok(render::raw_json(StatusCode::OK, &json!({"paths": listed(&asked)}))),
+        _ => Err(ApiError::page_not_found()),
     }
+}
+
+fn metrics_page(text: String) -> Response<Body> {
+    render::response(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
 }
 
 fn openid_configuration(asked: &Asked) -> serde_json::Value {
@@ -57,22 +61,34 @@ fn openid_configuration(asked: &Asked) -> serde_json::Value {
     })
 }
 
-const ROOT_PATHS: &[&str] = &[
+const PATHS: &[&str] = &[
     "/.well-known/openid-configuration",
     "/api",
     "/api/v1",
     "/apis",
-    "/healthz",
-    "/livez",
+    "/flagz",
     "/metrics",
+    "/metrics/slis",
     "/openapi/v2",
     "/openapi/v3",
     "/openid/v1/jwks",
-    "/readyz",
     "/skiff/v1/store/keys",
     "/skiff/v1/store/snapshot",
+    "/statusz",
     "/version",
 ];
+
+/// What the root lists, in alphabetical order.
+pub fn listed(asked: &Asked) -> Vec<String> {
+    let groups = discovery::groups(&asked.api.resources(), &asked.api.aggregator.remotes());
+    let mut paths: Vec<String> = PATHS.iter().map(|path| (*path).to_owned()).chain(health::paths()).collect();
+    for group in groups.iter().filter(|group| !group.name.is_empty()) {
+        paths.push(format!("/apis/{}", group.name));
+        paths.extend(group.versions.iter().map(|version| format!("/apis/{}/{version}", group.name)));
+    }
+    paths.sort_unstable();
+    paths
+}
 
 /// `/version`: the Kubernetes version whose API this is.
 pub fn version() -> serde_json::Value {

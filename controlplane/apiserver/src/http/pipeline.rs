@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
@@ -11,14 +12,16 @@ use http_body_util::BodyExt;
 
 use super::body::{Body, BoxError};
 use super::info::RequestInfo;
+use super::negotiate::{Output, check_route, pretty};
 use super::query::Query;
 use super::tls::Shown;
-use super::{paths, render, resources};
+use super::{paths, render, resources, socket_token};
 use crate::audit::{Record, Stage};
 use crate::authn::{self, UserInfo, impersonation};
 use crate::authz;
 use crate::error::{ApiError, Result};
 use crate::flowcontrol::Ticket;
+use crate::proxy::watch_socket;
 use crate::resources::Endpoint;
 use crate::server::Api;
 
@@ -88,6 +91,27 @@ impl Asked {
         self.header(header::ACCEPT_ENCODING).split(',').any(|part| part.trim().starts_with("gzip"))
     }
 
+    /// The representation to answer in. `protobuf`: whether the resource has that one. `views`: whether
+    /// the request may ask for tables and metadata.
+    pub fn output(&self, protobuf: bool, views: bool) -> Result<Output> {
+        let accept = self.header(header::ACCEPT);
+        if self.endpoint.as_ref().is_some_and(|endpoint| !endpoint.descriptor().custom) {
+            check_route(accept, matches!(self.info.verb.as_str(), "list" | "watch"))?;
+        }
+        Output::negotiate(accept, pretty(&self.query, self.user_agent()), protobuf, views)
+    }
+
+    /// How its errors are told.
+    pub fn wish(&self) -> Wish {
+        Wish::of(&self.parts.headers, &self.query, self.endpoint.as_deref())
+    }
+
+    /// The host that the client believes to talk to.
+    pub fn host(&self) -> String {
+        let authority = self.parts.uri.authority().map(|authority| authority.as_str());
+        authority.unwrap_or_else(|| self.header(header::HOST)).to_owned()
+    }
+
     pub fn user_agent(&self) -> &str {
         self.header(header::USER_AGENT)
     }
@@ -153,16 +177,17 @@ where
     let mut underway = api.metrics.begin(info, subject.endpoint.is_some(), query.text("dryRun") == "All", applies);
     let mut journey = Journey::default();
     let audit_id = id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default();
+    let wish = Wish::of(&parts.headers, query, subject.endpoint.as_deref());
     let outcome = {
         // Pinned where it is: a future is copied whenever it is moved.
         let answer = std::pin::pin!(answer(api, parts, body, caller, subject, (audit_id, &mut journey)));
         std::panic::AssertUnwindSafe(answer).catch_unwind().await
     };
     let (mut response, stage) = match outcome {
-        Ok(answer) => (answer.unwrap_or_else(|error| refuse(&error)), Stage::ResponseComplete),
+        Ok(answer) => (answer.unwrap_or_else(|error| wish.refuse(&error)), Stage::ResponseComplete),
         Err(_) => {
             let why = "This request caused apiserver to panic. Look in the logs for details";
-            (refuse(&ApiError::internal(why)), Stage::Panic)
+            (wish.refuse(&ApiError::internal(why)), Stage::Panic)
         }
     };
     if let Some(record) = journey.record.take() {
@@ -213,23 +238,54 @@ async fn audited(record: Arc<Record>, mut response: Response<Body>, stage: Stage
     }
 }
 
-/// An error as the client gets it.
-pub fn refuse(error: &ApiError) -> Response<Body> {
-    let mut response = render::json(error.code(), &error.to_status());
-    if let Some(seconds) = error.retry_after() {
-        response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+/// How a client wants to be told of an error.
+pub struct Wish {
+    accept: Option<HeaderValue>,
+    pretty: bool,
+    protobuf: bool,
+}
+
+impl Wish {
+    pub fn of(headers: &HeaderMap, query: &Query, endpoint: Option<&Endpoint>) -> Self {
+        Self {
+            accept: headers.get(header::ACCEPT).cloned(),
+            pretty: pretty(query, text(headers, &header::USER_AGENT)),
+            protobuf: endpoint.is_none_or(|endpoint| !endpoint.descriptor().custom),
+        }
     }
-    if error.code() == StatusCode::UNAUTHORIZED {
+
+    /// An error as the client gets it: in its own representation, or in indented JSON if it takes none.
+    pub fn refuse(&self, error: &ApiError) -> Response<Body> {
+        let mut response = match error.page() {
+            Some(page) => render::page(error.code(), page),
+            None => self.status(error),
+        };
+        if let Some(seconds) = error.retry_after() {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
+        if error.code() == StatusCode::UNAUTHORIZED {
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"kubernetes\""));
+        }
         response
-            .headers_mut()
-            .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"kubernetes\""));
     }
-    response
+
+    fn status(&self, error: &ApiError) -> Response<Body> {
+        let accept = self.accept.as_ref().and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+        let output = Output::negotiate(accept, self.pretty, self.protobuf, false);
+        let output = output.unwrap_or(Output { pretty: true, ..Output::plain() });
+        let status = error.to_status();
+        match render::encode(&status, &output) {
+            Ok(bytes) => render::response(error.code(), output.media.name(), bytes),
+            Err(_) => render::json(error.code(), &status),
+        }
+    }
 }
 
 async fn answer<B>(
     api: Arc<Api>,
-    parts: Parts,
+    mut parts: Parts,
     body: B,
     caller: Caller,
     Subject { info, query, endpoint }: Subject,
@@ -243,6 +299,7 @@ where
         Caller::Trusted(_) => None,
         Caller::Remote(connection) => connection.peer,
     };
+    socket_token::unwrap(&mut parts.headers)?;
     let begin =
         |user: &UserInfo| api.audit.as_ref()?.begin(audit_id, user, (&parts, &info), peer.map(|peer| peer.ip()));
     let user = match caller {
@@ -267,10 +324,10 @@ where
         record.stage(Stage::RequestReceived);
     }
     let user = impersonation::apply(&api, user, &parts.headers, (&info, journey.record.as_deref())).await?;
+    let long = info.is_long_running();
+    let limit = if long { Duration::MAX } else { time_limit(&query, api.config.options.request_timeout)? };
     enter(&api, &user, &info, &query, journey).await?;
     authorize(&api, &user, &info, &query, journey.record.as_deref()).await?;
-    let limit = api.config.options.request_timeout;
-    let long = info.is_long_running();
     let record = journey.record.clone();
     let (info, query) = (Arc::new(info), Arc::new(query));
     let asked = Asked { api, user, info, query, endpoint, parts, peer, record };
@@ -280,10 +337,21 @@ where
     let answer = std::pin::pin!(dispatch(asked, body));
     match tokio::time::timeout(limit, answer).await {
         Ok(answer) => answer,
-        Err(_) => {
-            Err(ApiError::timeout(format!("request did not complete within the allowed {} seconds", limit.as_secs())))
-        }
+        Err(_) => Err(ApiError::timeout("request did not complete within the allotted timeout")),
     }
+}
+
+/// How long a request may take: what its `timeout` says, but not longer than `most`.
+fn time_limit(query: &Query, most: Duration) -> Result<Duration> {
+    let asked = query.text("timeout");
+    if asked.is_empty() {
+        return Ok(most);
+    }
+    let nanos = crate::schema::go_duration(asked)
+        .map_err(|why| ApiError::bad_request(format!("invalid timeout specified in the request URL - {why}")))?;
+    // 0 and less: no wish at all.
+    let asked = u64::try_from(nanos).ok().filter(|nanos| *nanos > 0).map(Duration::from_nanos);
+    Ok(asked.map_or(most, |asked| asked.min(most)))
 }
 
 /// Takes the request's seats; of the long-running ones only watches, while they begin, need any.
@@ -330,7 +398,7 @@ async fn authorize(
     decision.map(|_| ()).map_err(|refused| request.refusal(user, &refused.reason))
 }
 
-async fn dispatch<B>(asked: Asked, body: B) -> Result<Response<Body>>
+async fn dispatch<B>(mut asked: Asked, body: B) -> Result<Response<Body>>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
@@ -349,7 +417,8 @@ where
         record.request_object(object);
     }
     if asked.info.is_resource {
-        resources::handle(&asked, body).await
+        let answer = resources::handle(&asked, body).await?;
+        if watch_socket::is_asked_for(&asked) { watch_socket::answer(&mut asked, answer) } else { Ok(answer) }
     } else {
         Box::pin(paths::handle(asked, body)).await
     }

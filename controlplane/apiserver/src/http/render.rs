@@ -49,6 +49,18 @@ pub fn json(status: StatusCode, value: &Value) -> Response<Body> {
     response(status, "application/json", serde_json::to_vec(value).unwrap_or_default())
 }
 
+/// Indented JSON, as documents come whose representation is not negotiated.
+pub fn raw_json(status: StatusCode, value: &Value) -> Response<Body> {
+    response(status, "application/json", serde_json::to_vec_pretty(value).unwrap_or_default())
+}
+
+/// Plain text for people.
+pub fn page(status: StatusCode, text: impl Into<Body>) -> Response<Body> {
+    let mut response = response(status, "text/plain; charset=utf-8", text);
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
 /// A JSON or protobuf answer as a value: for the audit log.
 pub fn decode(headers: &http::HeaderMap, bytes: &Bytes) -> Option<Value> {
     let text = |name: header::HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();

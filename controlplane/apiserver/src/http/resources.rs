@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::body::Body;
 use super::negotiate::{Media, Output, View};
-use super::options::{WriteKind, WriteOptions};
+use super::options::{WriteKind, WriteOptions, check_list};
 use super::pipeline::Asked;
 use super::render;
 use crate::error::{ApiError, Result};
@@ -38,7 +38,7 @@ pub fn takes_connection(asked: &Asked) -> bool {
 
 /// Answers a request on a resource that the server itself holds.
 pub async fn handle(asked: &Asked, body: Bytes) -> Result<Response<Body>> {
-    let Some(endpoint) = &asked.endpoint else { return Err(ApiError::no_such_path()) };
+    let Some(endpoint) = &asked.endpoint else { return Err(asked.api.resources().nothing_in(&asked.info.group)) };
     check_path(asked, endpoint)?;
     let call = call(asked, endpoint.clone())?;
     let served = call.descriptor().find_served(&call.info.group, &call.info.version);
@@ -47,23 +47,24 @@ pub async fn handle(asked: &Asked, body: Bytes) -> Result<Response<Body>> {
     }
     let call = Arc::new(call);
     // Warnings also go along with refusals.
-    let mut response = route(asked, call.clone(), body).await.unwrap_or_else(|error| super::pipeline::refuse(&error));
+    let mut response = route(asked, call.clone(), body).await.unwrap_or_else(|error| asked.wish().refuse(&error));
     add_warnings(&call, &mut response);
     Ok(response)
 }
 
 fn check_path(asked: &Asked, endpoint: &Endpoint) -> Result<()> {
     let (info, descriptor) = (&asked.info, endpoint.descriptor());
+    let nothing = || if descriptor.custom { ApiError::page_not_found() } else { ApiError::no_such_path() };
     let in_namespace = !info.namespace.is_empty() && info.resource != "namespaces";
     if in_namespace && !descriptor.namespaced {
-        return Err(ApiError::no_such_path());
+        return Err(nothing());
     }
     if descriptor.namespaced && info.namespace.is_empty() {
         if info.path_has_name() {
-            return Err(ApiError::no_such_path());
+            return Err(nothing());
         }
         if !matches!(info.verb.as_str(), "list" | "watch") {
-            return Err(ApiError::method_not_allowed());
+            return Err(if descriptor.custom { nothing() } else { ApiError::method_not_allowed() });
         }
     }
     if info.verb.is_empty() {
@@ -137,7 +138,7 @@ async fn route(asked: &Asked, call: Arc<Call>, body: Bytes) -> Result<Response<B
         return Err(ApiError::method_not_allowed());
     }
     let protobuf = !call.descriptor().custom;
-    let output = Output::negotiate(asked.header(header::ACCEPT), &asked.query, asked.user_agent(), protobuf, true)?;
+    let output = asked.output(protobuf, true)?;
     check_view(&call, &output)?;
     match verb {
         "get" => {
@@ -176,6 +177,7 @@ async fn route(asked: &Asked, call: Arc<Call>, body: Bytes) -> Result<Response<B
             Ok(response)
         }
         "deletecollection" => {
+            check_list(&asked.query, false)?;
             let listing = call.list().await?;
             let options = delete_options(asked, &body)?;
             Box::pin(call.delete_collection(&listing.items, &options)).await?;
@@ -310,7 +312,13 @@ pub fn decode(asked: &Asked, call: &Call, body: &Bytes) -> Result<Value> {
 
 pub fn decode_patch(asked: &Asked, call: &Call, body: &Bytes) -> Result<Patch> {
     let Some(kind) = PatchType::parse(media_type(asked)) else {
-        return Err(ApiError::unsupported_media_type(PatchType::accepted(call.descriptor().custom)));
+        return Err(if call.descriptor().custom {
+            ApiError::unsupported_media_type(PatchType::accepted(true))
+        } else {
+            // What routes of built-in resources say.
+            let (code, why) = (StatusCode::UNSUPPORTED_MEDIA_TYPE, "415: Unsupported Media Type");
+            ApiError::new(code, "UnsupportedMediaType", why).with_details(json!({}))
+        });
     };
     let parsed = match kind {
         PatchType::Apply => schema::parse(body, ContentType::Yaml).map_err(|error| {

@@ -31,6 +31,8 @@ use crate::server::Api;
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// Of a request's line and headers, in bytes, as Go takes them: selectors may be long.
+const MAX_HEAD: u32 = 1 << 20;
 
 /// Begins to accept on `listener`.
 pub fn start(api: &Arc<Api>, listener: TcpListener, supervisor: &Supervisor) -> Result<()> {
@@ -164,7 +166,9 @@ async fn http1(
     service: Answers,
     leaving: CancellationToken,
 ) -> hyper::Result<()> {
-    let connection = http1::Builder::new().timer(TokioTimer::new()).serve_connection(stream, service);
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).max_buf_size(MAX_HEAD as usize);
+    let connection = builder.serve_connection(stream, service);
     let mut connection = std::pin::pin!(connection.with_upgrades());
     let mut left = seldom(&leaving);
     tokio::select! {
@@ -185,6 +189,7 @@ async fn http2(
         .keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE)
         .max_concurrent_streams(250)
+        .max_header_list_size(MAX_HEAD)
         .adaptive_window(false)
         .serve_connection(stream, service);
     let mut connection = std::pin::pin!(connection);

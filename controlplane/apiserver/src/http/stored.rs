@@ -25,7 +25,7 @@ pub async fn handle(asked: &Asked, what: &str) -> Result<Response<Body>> {
     match what {
         "keys" => Ok(render::json(StatusCode::OK, &keys(asked).await?)),
         "snapshot" => snapshot(asked).await,
-        _ => Err(ApiError::no_such_path()),
+        _ => Err(ApiError::page_not_found()),
     }
 }
 

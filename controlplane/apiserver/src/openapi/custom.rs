@@ -2,9 +2,16 @@
 
 use serde_json::{Map, Value, json};
 
-use super::custom_name;
 use super::definitions::{META, Version};
-use crate::resource::GroupVersionKind;
+use crate::resource::{GroupVersionKind, SelectableField};
+
+/// `com.example.v1.Foo` for group `example.com`.
+pub fn name(gvk: &GroupVersionKind) -> String {
+    let mut parts: Vec<&str> = gvk.group.split('.').rev().collect();
+    parts.push(&gvk.version);
+    parts.push(&gvk.kind);
+    parts.join(".")
+}
 
 /// A type of metadata, and how the member is described.
 type Metadata = (&'static str, &'static str);
@@ -31,7 +38,12 @@ fn gvk_extension(gvk: &GroupVersionKind) -> Value {
 }
 
 /// The schema of a definition's version as it is published.
-pub fn schema(version: Version, schema: Option<&Value>, gvk: &GroupVersionKind) -> Value {
+pub fn schema(
+    version: Version,
+    schema: Option<&Value>,
+    gvk: &GroupVersionKind,
+    selectable: &[SelectableField],
+) -> Value {
     let open = |schema: &&Value| version == Version::V2 && keeps_unknown(schema);
     let mut custom = match schema {
         // Properties would make kubectl refuse whatever is not among them.
@@ -42,16 +54,48 @@ pub fn schema(version: Version, schema: Option<&Value>, gvk: &GroupVersionKind) 
             if version == Version::V2 {
                 for_v2(&mut custom);
             }
-            if let Value::Object(meta) = meta_properties(version, OBJECT_META) {
-                for (name, property) in meta {
-                    custom["properties"][&name] = property;
-                }
-            }
+            put_embedded(version, &mut custom);
+            put_meta(version, &mut custom);
             custom
         }
     };
     custom["x-kubernetes-group-version-kind"] = gvk_extension(gvk);
+    if !selectable.is_empty() {
+        let fields = selectable.iter().map(|field| json!({"fieldPath": &*field.label}));
+        custom["x-kubernetes-selectable-fields"] = fields.collect();
+    }
     custom
+}
+
+fn put_meta(version: Version, schema: &mut Value) {
+    if let Value::Object(meta) = meta_properties(version, OBJECT_META) {
+        for (name, property) in meta {
+            schema["properties"][&name] = property;
+        }
+    }
+}
+
+/// Gives the objects within an object the members that every object has.
+fn put_embedded(version: Version, schema: &mut Value) {
+    if let Some(Value::Object(properties)) = schema.get_mut("properties") {
+        properties.values_mut().for_each(|property| put_embedded(version, property));
+    }
+    for key in ["items", "additionalProperties"] {
+        if let Some(inner @ Value::Object(_)) = schema.get_mut(key) {
+            put_embedded(version, inner);
+        }
+    }
+    if schema["x-kubernetes-embedded-resource"] != true || (version == Version::V2 && keeps_unknown(schema)) {
+        return;
+    }
+    put_meta(version, schema);
+    let mut required = schema["required"].as_array().cloned().unwrap_or_default();
+    for name in ["kind", "apiVersion"] {
+        if !required.iter().any(|held| held == name) {
+            required.push(name.into());
+        }
+    }
+    schema["required"] = required.into();
 }
 
 fn keeps_unknown(schema: &Value) -> bool {
@@ -61,7 +105,7 @@ fn keeps_unknown(schema: &Value) -> bool {
 /// The schema of lists of a kind.
 pub fn list(version: Version, kind: &GroupVersionKind, list: &GroupVersionKind) -> Value {
     let mut properties = meta_properties(version, LIST_META);
-    properties["items"] = json!({"type": "array", "items": {"$ref": version.reference(&custom_name(kind))},
+    properties["items"] = json!({"type": "array", "items": {"$ref": version.reference(&name(kind))},
         "description": format!("List of {}. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md", kind.kind)});
     json!({"description": format!("{} is a list of {}", list.kind, kind.kind), "type": "object", "required": ["items"],
         "properties": properties, "x-kubernetes-group-version-kind": gvk_extension(list)})
@@ -114,7 +158,7 @@ mod tests {
 
     fn published(version: Version, schema: Option<Value>) -> Value {
         let gvk = GroupVersionKind { group: "g".into(), version: "v1".into(), kind: "K".into() };
-        let mut published = super::schema(version, schema.as_ref(), &gvk);
+        let mut published = super::schema(version, schema.as_ref(), &gvk, &[]);
         published.as_object_mut().unwrap().remove("x-kubernetes-group-version-kind");
         published
     }

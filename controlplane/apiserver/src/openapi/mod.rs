@@ -266,23 +266,20 @@ fn schema_name(sources: &[Source], gvk: &GroupVersionKind) -> Option<String> {
             && (source.descriptor.kind == gvk.kind || source.descriptor.list_kind == gvk.kind)
             && source.descriptor.served.iter().any(|s| s.group == gvk.group && s.version == gvk.version)
     });
-    custom.then(|| custom_name(gvk))
-}
-
-/// `com.example.v1.Foo` for group `example.com`.
-fn custom_name(gvk: &GroupVersionKind) -> String {
-    let mut parts: Vec<&str> = gvk.group.split('.').rev().collect();
-    parts.push(&gvk.version);
-    parts.push(&gvk.kind);
-    parts.join(".")
+    custom.then(|| custom::name(gvk))
 }
 
 /// Calls `emit` with every path.
 fn each_path(version: Version, sources: &[Source], only: Option<&str>, emit: &mut dyn FnMut(&str, Value)) {
     let name = |gvk: &GroupVersionKind| schema_name(sources, gvk);
+    let mut groups = BTreeSet::new();
     for source in sources {
         for served in source.descriptor.served.iter().filter(|served| served.served) {
-            if only.is_none_or(|only| only == group_path(&served.group, &served.version)) {
+            let path = group_path(&served.group, &served.version);
+            if only.is_none_or(|only| only == path) {
+                if !source.descriptor.custom && groups.insert(path) {
+                    paths::emit_discovery(version, served, emit);
+                }
                 let target = paths::Target { version, descriptor: &source.descriptor, served, schema_name: &name };
                 paths::emit(&target, emit);
             }
@@ -339,8 +336,8 @@ fn each_schema(version: Version, sources: &[Source], only: Option<&str>, emit: &
     for (source, kind, list) in custom {
         let schema = source.schemas.iter().find(|(version, _)| *version == kind.version).map(|(_, schema)| schema);
         let schema = schema.and_then(|text| serde_json::from_str(text).ok());
-        emit(&custom_name(&kind), custom::schema(version, schema.as_ref(), &kind));
-        emit(&custom_name(&list), custom::list(version, &kind, &list));
+        emit(&custom::name(&kind), custom::schema(version, schema.as_ref(), &kind, &source.descriptor.selectable));
+        emit(&custom::name(&list), custom::list(version, &kind, &list));
     }
     let mut next = 0;
     while let Some(target) = definitions.needed.get(next).copied() {

@@ -3,12 +3,12 @@
 use serde_json::{Map, Value, json};
 
 use super::definitions::Version;
+use crate::http::negotiate::{ACCEPTED, STREAMS};
 use crate::resource::{Descriptor, GroupVersionKind, Served};
 
 const STATUS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Status";
 const DELETE_OPTIONS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions";
 const PATCH: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Patch";
-const MEDIA: [&str; 3] = ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
 
 /// One group version of a resource, with the names its schemas have.
 pub struct Target<'a> {
@@ -36,8 +36,14 @@ pub fn emit(target: &Target<'_>, emit: &mut dyn FnMut(&str, Value)) {
     let verbs = |names: &[&'static str]| -> Vec<&'static str> {
         names.iter().filter(|name| descriptor.verbs.iter().any(|verb| verb == **name)).copied().collect()
     };
-    let whole =
-        Place { path: &collection, named: false, subresource: "", kind: &kind, namespaced: descriptor.namespaced };
+    let whole = Place {
+        path: &collection,
+        named: false,
+        below: false,
+        subresource: "",
+        kind: &kind,
+        namespaced: descriptor.namespaced,
+    };
     path_item(target, &whole, &verbs(&["list", "create", "deletecollection"]), emit);
     if descriptor.namespaced && descriptor.verbs.iter().any(|verb| verb == "list") {
         let everywhere = format!("{base}/{}", descriptor.plural);
@@ -59,7 +65,29 @@ pub fn emit(target: &Target<'_>, emit: &mut dyn FnMut(&str, Value)) {
         let path = format!("{item}/{}", sub.name);
         let place = Place { path: &path, subresource: &sub.name, kind: &sub.kind, ..one };
         path_item(target, &place, sub.verbs, emit);
+        if sub.name == "proxy" {
+            let path = format!("{path}/{{path}}");
+            path_item(target, &Place { path: &path, below: true, ..place }, sub.verbs, emit);
+        }
     }
+}
+
+/// Calls `emit` with the path that lists what a group version has.
+pub fn emit_discovery(version: Version, served: &Served, emit: &mut dyn FnMut(&str, Value)) {
+    let list = "io.k8s.apimachinery.pkg.apis.meta.v1.APIResourceList";
+    let mut operation = json!({
+        "description": "get available resources",
+        "operationId": format!("get{}APIResources", group_word(served)),
+        "tags": [tag(served)],
+        "responses": {"200": response(version, "OK", Some(list), ACCEPTED), "401": {"description": "Unauthorized"}},
+    });
+    if version == Version::V2 {
+        operation["schemes"] = json!(["https"]);
+        operation["consumes"] = json!(ACCEPTED);
+        operation["produces"] = json!(ACCEPTED);
+    }
+    let root = if served.group.is_empty() { "/api".to_owned() } else { format!("/apis/{}", served.group) };
+    emit(&format!("{root}/{}/", served.version), json!({"get": operation}));
 }
 
 #[derive(Clone, Copy)]
@@ -67,6 +95,8 @@ struct Place<'a> {
     path: &'a str,
     /// Whether the path names one object.
     named: bool,
+    /// Whether it goes on below the subresource.
+    below: bool,
     subresource: &'a str,
     kind: &'a GroupVersionKind,
     namespaced: bool,
@@ -77,20 +107,38 @@ fn connects(place: &Place<'_>) -> bool {
     place.kind.kind.ends_with("Options")
 }
 
+/// What answers come in: a custom resource has no protobuf, and lists are watched as well.
+fn media(target: &Target<'_>, place: &Place<'_>, verb: &str) -> Vec<&'static str> {
+    if connects(place) {
+        return vec!["*/*"];
+    }
+    let mut media = match (place.subresource, target.descriptor.custom) {
+        ("log", _) => [&["text/plain"], ACCEPTED].concat(),
+        (_, true) => ACCEPTED[..2].to_vec(),
+        _ => ACCEPTED.to_vec(),
+    };
+    if verb == "list" && !target.descriptor.custom {
+        media.extend(STREAMS);
+    }
+    media
+}
+
+/// What bodies may come in.
+fn body_media(target: &Target<'_>, verb: &str) -> Vec<&'static str> {
+    match (verb, target.descriptor.custom) {
+        ("patch", _) => patch_media(target),
+        (_, true) => ACCEPTED[..2].to_vec(),
+        _ => vec!["*/*"],
+    }
+}
+
 fn path_item(target: &Target<'_>, place: &Place<'_>, verbs: &[&str], emit: &mut dyn FnMut(&str, Value)) {
     if verbs.is_empty() {
         return;
     }
     let mut item = Map::new();
     for verb in verbs {
-        let method = match *verb {
-            "list" | "get" => "get",
-            "create" => "post",
-            "update" => "put",
-            "patch" => "patch",
-            _ => "delete",
-        };
-        item.insert(method.to_owned(), operation(target, place, verb));
+        item.insert(method(verb).to_owned(), operation(target, place, verb));
     }
     let mut shared = Vec::new();
     if place.named {
@@ -103,6 +151,9 @@ fn path_item(target: &Target<'_>, place: &Place<'_>, verbs: &[&str], emit: &mut 
             "object name and auth scope, such as for teams and projects",
         ));
     }
+    if place.below {
+        shared.push(path_parameter(target.version, "path", "path to the resource"));
+    }
     shared.push(query(target.version, "pretty", "string", "If 'true', then the output is pretty printed."));
     item.insert("parameters".to_owned(), shared.into());
     emit(place.path, item.into());
@@ -114,7 +165,8 @@ fn operation(target: &Target<'_>, place: &Place<'_>, verb: &str) -> Value {
     let list = GroupVersionKind { kind: target.descriptor.list_kind.clone(), ..place.kind.clone() };
     let result = match verb {
         "list" => (target.schema_name)(&list),
-        _ if connects(place) => None,
+        _ if connects(place) || place.subresource == "log" => None,
+        "delete" if target.descriptor.returns_deleted => name.clone(),
         "delete" | "deletecollection" => Some(STATUS.to_owned()),
         _ => name.clone(),
     };
@@ -143,22 +195,23 @@ fn operation(target: &Target<'_>, place: &Place<'_>, verb: &str) -> Value {
         _ => &[("200", "OK")],
     };
     for (code, text) in codes {
-        responses.insert((*code).to_owned(), response(version, text, result.as_deref(), verb == "list"));
+        let media = media(target, place, verb);
+        responses.insert((*code).to_owned(), response(version, text, result.as_deref(), &media));
     }
     responses.insert("401".to_owned(), json!({"description": "Unauthorized"}));
     operation["responses"] = responses.into();
     match version {
         Version::V3 => {
             if let Some(body) = &body {
-                let media: &[&str] = if verb == "patch" { &patch_media(target) } else { &["*/*"] };
+                let media = body_media(target, verb);
                 operation["requestBody"] =
-                    json!({"required": !verb.starts_with("delete"), "content": content(version, media, body)});
+                    json!({"required": !verb.starts_with("delete"), "content": content(version, &media, body)});
             }
         }
         Version::V2 => {
             operation["schemes"] = json!(["https"]);
-            operation["consumes"] = if verb == "patch" { json!(patch_media(target)) } else { json!(["*/*"]) };
-            operation["produces"] = json!(MEDIA);
+            operation["consumes"] = json!(body_media(target, verb));
+            operation["produces"] = json!(media(target, place, verb));
             if let Some(body) = &body {
                 parameters.insert(
                     0,
@@ -188,16 +241,16 @@ fn content(version: Version, media: &[&str], schema: &str) -> Value {
     Value::Object(media.iter().map(|media| ((*media).to_owned(), schema.clone())).collect())
 }
 
-fn response(version: Version, text: &str, schema: Option<&str>, list: bool) -> Value {
-    let Some(schema) = schema else { return json!({"description": text}) };
-    match version {
-        Version::V2 => json!({"description": text, "schema": {"$ref": version.reference(schema)}}),
-        Version::V3 => {
-            let mut media = MEDIA.to_vec();
-            if list {
-                media.extend(["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"]);
-            }
-            json!({"description": text, "content": content(version, &media, schema)})
+fn response(version: Version, text: &str, schema: Option<&str>, media: &[&str]) -> Value {
+    match (version, schema) {
+        (Version::V2, Some(schema)) => json!({"description": text, "schema": {"$ref": version.reference(schema)}}),
+        (Version::V3, Some(schema)) => json!({"description": text, "content": content(version, media, schema)}),
+        // Text of any kind.
+        (Version::V2, None) => json!({"description": text, "schema": {"type": "string"}}),
+        (Version::V3, None) => {
+            let schema = json!({"schema": {"type": "string"}});
+            let content: Map<String, Value> = media.iter().map(|media| ((*media).to_owned(), schema.clone())).collect();
+            json!({"description": text, "content": content})
         }
     }
 }
@@ -287,6 +340,7 @@ fn describe(place: &Place<'_>, verb: &str) -> String {
     let what = if place.subresource.is_empty() { String::new() } else { format!("{} of ", place.subresource) };
     let kind = &place.kind.kind;
     match verb {
+        _ if connects(place) => format!("connect {} requests to {}", method(verb).to_uppercase(), place.subresource),
         "get" => format!("read {what}the specified {kind}"),
         "list" => format!("list or watch objects of kind {kind}"),
         "create" => format!("create {what}a {kind}"),
@@ -297,22 +351,30 @@ fn describe(place: &Place<'_>, verb: &str) -> String {
     }
 }
 
-/// `createAppsV1NamespacedDeployment`
+/// `createAppsV1NamespacedDeployment`, `connectCoreV1GetNamespacedPodExec`
 fn operation_id(target: &Target<'_>, place: &Place<'_>, verb: &str) -> String {
-    let word = match verb {
-        "get" => "read",
-        "update" => "replace",
-        "deletecollection" => "deleteCollection",
-        other => other,
+    let (word, what) = match verb {
+        _ if connects(place) => ("connect", capitalised(method(verb))),
+        "get" => ("read", String::new()),
+        "update" => ("replace", String::new()),
+        "deletecollection" => ("delete", "Collection".to_owned()),
+        other => (other, String::new()),
     };
-    let connect = format!("connect{}", capitalised(action(verb)));
-    let word = if connects(place) { connect.as_str() } else { word };
-    let group = tag(target.served).split('_').map(capitalised).collect::<String>();
+    let group = group_word(target.served);
     let everywhere = target.descriptor.namespaced && !place.namespaced;
     let scope = if place.namespaced { "Namespaced" } else { "" };
     let sub = capitalised(place.subresource);
-    let suffix = if everywhere { "ForAllNamespaces" } else { "" };
-    format!("{word}{group}{scope}{}{sub}{suffix}", target.descriptor.kind)
+    let suffix = match place.below {
+        true => "WithPath",
+        false if everywhere => "ForAllNamespaces",
+        false => "",
+    };
+    format!("{word}{group}{what}{scope}{}{sub}{suffix}", target.descriptor.kind)
+}
+
+/// `AppsV1`, as operations are named.
+fn group_word(served: &Served) -> String {
+    tag(served).split('_').map(capitalised).collect()
 }
 
 /// `apps_v1`, `core_v1`, `rbacAuthorization_v1`
@@ -327,6 +389,16 @@ fn tag(served: &Served) -> String {
 fn capitalised(word: &str) -> String {
     let mut chars = word.chars();
     chars.next().map(|first| first.to_uppercase().chain(chars).collect()).unwrap_or_default()
+}
+
+fn method(verb: &str) -> &'static str {
+    match verb {
+        "list" | "get" => "get",
+        "create" => "post",
+        "update" => "put",
+        "patch" => "patch",
+        _ => "delete",
+    }
 }
 
 fn action(verb: &str) -> &str {

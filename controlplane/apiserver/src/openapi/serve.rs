@@ -27,15 +27,15 @@ pub fn handle(asked: &Asked, parts: &[&str]) -> Result<Response<Body>> {
         ["v3", rest @ ..] => {
             accepts_json(asked)?;
             let path = rest.join("/");
-            let current = openapi.v3_hash(&path).ok_or_else(ApiError::no_such_path)?;
+            let current = openapi.v3_hash(&path).ok_or_else(ApiError::page_not_found)?;
             let wanted = asked.query.get("hash").unwrap_or_default();
             if !wanted.is_empty() && wanted != current {
                 return Ok(redirect(&path, &current));
             }
-            let document = openapi.v3(&path).ok_or_else(ApiError::no_such_path)?;
+            let document = openapi.v3(&path).ok_or_else(ApiError::page_not_found)?;
             answer(asked, &document, !wanted.is_empty())
         }
-        _ => Err(ApiError::no_such_path()),
+        _ => Err(ApiError::page_not_found()),
     }
 }
 
@@ -114,6 +114,11 @@ fn answer(asked: &Asked, document: &Document, immutable: bool) -> Result<Respons
     }
     if immutable {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
+        // Without it kubectl's cache would ask again each time.
+        let in_a_year = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(365 * 24);
+        if let Ok(date) = in_a_year.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string().parse() {
+            headers.insert(header::EXPIRES, date);
+        }
     }
     Ok(response)
 }

@@ -99,3 +99,61 @@ fn only_what_changed_is_made_again() {
     assert_ne!(openapi.v3_hash("apis/example.com/v1").unwrap(), old);
     assert_eq!(openapi.v3("apis/apps/v1").unwrap().etag, before.etag);
 }
+
+#[test]
+fn operations_are_named_as_upstreams() {
+    let mut pods = Descriptor::new("", "v1", "Pod", "pods").with_status();
+    pods.returns_deleted = true;
+    let pods = pods
+        .subresource("exec", ("", "v1", "PodExecOptions"), &["create", "get"])
+        .subresource("log", ("", "v1", "Pod"), &["get"])
+        .subresource("proxy", ("", "v1", "PodProxyOptions"), &["get"]);
+    let nodes = Descriptor::new("", "v1", "Node", "nodes").cluster_scoped();
+    let sources = [pods, nodes].map(|descriptor| Source { descriptor: Arc::new(descriptor), schemas: Vec::new() });
+    let openapi = OpenApi::new(sources.to_vec());
+    let document = parsed(&openapi.v3("api/v1").unwrap());
+    for (path, method, id) in [
+        ("/api/v1/", "get", "getCoreV1APIResources"),
+        ("/api/v1/pods", "get", "listCoreV1PodForAllNamespaces"),
+        ("/api/v1/namespaces/{namespace}/pods", "delete", "deleteCoreV1CollectionNamespacedPod"),
+        ("/api/v1/namespaces/{namespace}/pods/{name}/status", "put", "replaceCoreV1NamespacedPodStatus"),
+        ("/api/v1/namespaces/{namespace}/pods/{name}/exec", "post", "connectCoreV1PostNamespacedPodExec"),
+        (
+            "/api/v1/namespaces/{namespace}/pods/{name}/proxy/{path}",
+            "get",
+            "connectCoreV1GetNamespacedPodProxyWithPath",
+        ),
+        ("/api/v1/nodes", "delete", "deleteCoreV1CollectionNode"),
+        ("/api/v1/nodes/{name}", "get", "readCoreV1Node"),
+    ] {
+        assert_eq!(document["paths"][path][method]["operationId"], id, "{path}");
+    }
+    let answered = |path: &str, method: &str, media: &str| {
+        document["paths"][path][method]["responses"]["200"]["content"][media]["schema"].clone()
+    };
+    let (pod, text) = (json!({"$ref": "#/components/schemas/io.k8s.api.core.v1.Pod"}), json!({"type": "string"}));
+    let item = "/api/v1/namespaces/{namespace}/pods/{name}";
+    assert_eq!(answered(item, "delete", "application/json"), pod);
+    assert_eq!(answered(&format!("{item}/log"), "get", "text/plain"), text);
+    assert_eq!(answered(&format!("{item}/exec"), "get", "*/*"), text);
+}
+
+#[test]
+fn custom_objects_say_what_every_object_has_also_within() {
+    let gvk = GroupVersionKind::new("example.com", "v1", "Widget");
+    let embedded = json!({"type": "object", "x-kubernetes-embedded-resource": true, "required": ["kind"]});
+    let schema = json!({"type": "object", "properties": {"template": embedded}});
+    let v3 = custom::schema(Version::V3, Some(&schema), &gvk, &[]);
+    let template = &v3["properties"]["template"];
+    assert_eq!(template["required"], json!(["kind", "apiVersion"]));
+    assert!(template["properties"]["metadata"]["$ref"].is_string(), "{template}");
+    // Version 2 of an open object names nothing, also not within.
+    let open = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true,
+        "properties": {"spec": {"type": "object"}}});
+    let field = crate::resource::SelectableField { label: "spec.color".into(), paths: Vec::new(), absent: "".into() };
+    let v2 = custom::schema(Version::V2, Some(&open), &gvk, &[field]);
+    assert!(v2["properties"].is_null() && v2["type"] == "object", "{v2}");
+    assert_eq!(v2["x-kubernetes-selectable-fields"], json!([{"fieldPath": "spec.color"}]));
+    let v3 = custom::schema(Version::V3, Some(&open), &gvk, &[]);
+    assert!(v3["properties"]["metadata"].is_object() && v3["properties"]["spec"].is_object(), "{v3}");
+}

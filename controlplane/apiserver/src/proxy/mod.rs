@@ -1,19 +1,21 @@
 //! Streams to and from nodes, pods and Services: logs, exec, attach, port-forward, proxy.
 //!
 //! [`target`] finds out where a request leads; [`dial`] connects. An upgraded connection (SPDY or
-//! WebSocket) is tunnelled: bytes are copied in both directions, and never looked at. Only logs, which
-//! the kubelet knows as plain answers, are put into a WebSocket here ([`log_socket`]), and links of
-//! proxied pages are made to lead through the proxy ([`rewrite`]).
+//! WebSocket) is tunnelled: bytes are copied in both directions, and never looked at. Logs, which the
+//! kubelet knows as plain answers ([`log_socket`]), and watches ([`watch_socket`]) are put into a
+//! WebSocket here. Links of proxied pages are made to lead through the proxy ([`rewrite`]).
 
 pub mod dial;
 mod log_socket;
 mod rewrite;
+pub mod socket;
 pub mod target;
+pub mod watch_socket;
 pub mod words;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName};
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
@@ -40,16 +42,29 @@ where
 {
     let target = target::of(&asked).await?;
     admit(&asked, &target).await?;
-    if !target.is_kubelet_call && asked.info.rest.is_empty() && !asked.parts.headers.contains_key(header::UPGRADE) {
-        return Ok(to_root(&asked));
+    let upgrades = asked.parts.headers.contains_key(header::UPGRADE);
+    match asked.info.subresource.as_str() {
+        "log" => {
+            let unreached = |why| {
+                let why = format!("Get \"https://{}{}\": {why}", target.host, target.path);
+                ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "", why)
+            };
+            pass(asked, &target, body).await?.map_err(unreached)
+        }
+        "proxy" if !upgrades => {
+            if asked.info.rest.is_empty() && matches!(asked.parts.method, Method::GET | Method::HEAD) {
+                return Ok(to_root(&asked));
+            }
+            let way = way(&asked, &target);
+            let answer = pass(asked, &target, body).await?.map(|answer| through(way, answer));
+            answer.map_err(|why| ApiError::unavailable(format!("error trying to reach service: {why}")))
+        }
+        "exec" | "attach" | "portforward" if !upgrades => Err(ApiError::bad_request("Upgrade request required")),
+        _ => {
+            let answer = pass(asked, &target, body).await?;
+            answer.map_err(|why| ApiError::internal(format!("error dialing backend: {why}")))
+        }
     }
-    let way = (!target.is_kubelet_call).then(|| way(&asked, &target));
-    let failed = |why| ApiError::internal(format!("error dialing backend: {why}"));
-    let response = pass(asked, &target, body).await?.map_err(failed)?;
-    Ok(match way {
-        Some(way) => through(way, response),
-        None => response,
-    })
 }
 
 /// Relative links of a server's first page need the slash at the end of its path.
@@ -106,7 +121,7 @@ where
     B::Error: Into<BoxError>,
 {
     let log_socket =
-        target.is_kubelet_call && asked.info.subresource == "log" && log_socket::is_asked_for(&asked.parts.headers);
+        target.is_kubelet_call && asked.info.subresource == "log" && socket::is_asked_for(&asked.parts.headers);
     let upgrades = !log_socket && asked.parts.headers.contains_key(header::UPGRADE);
     let body: RequestBody = if target.takes_body && !upgrades {
         body.map_err(Into::into).boxed_unsync()
@@ -214,7 +229,8 @@ fn forwarded(asked: &Asked, target: &Target, upgrades: bool, body: RequestBody) 
     {
         headers.append("x-forwarded-for", value);
     }
-    if let Ok(host) = target.host.parse() {
+    let host = if target.keeps_host { asked.host() } else { target.host.clone() };
+    if let Ok(host) = host.parse() {
         headers.insert(header::HOST, host);
     }
     headers.extend(target.headers.clone());

@@ -1,5 +1,7 @@
 //! Where a request for a node, a pod or a Service leads.
 
+use std::net::IpAddr;
+
 use http::HeaderMap;
 use serde_json::{Value, json};
 
@@ -18,8 +20,10 @@ pub struct Target {
     pub is_kubelet_call: bool,
     pub address: String,
     pub port: u16,
-    /// For the `Host` header.
+    /// For the `Host` header, and for people.
     pub host: String,
+    /// The client's `Host` is passed on instead.
+    pub keeps_host: bool,
     /// Path and query.
     pub path: String,
     pub takes_body: bool,
@@ -38,6 +42,7 @@ impl Target {
             security,
             is_kubelet_call: false,
             host: host(&address, port),
+            keeps_host: false,
             address,
             port,
             path,
@@ -59,17 +64,17 @@ pub async fn of(asked: &Asked) -> Result<Target> {
     }
 }
 
-/// `name`, `name:port`, `scheme:name:port`.
-fn split_name(text: &str) -> Result<(&str, &str, &str)> {
+/// Scheme, name and port of `name`, `name:port` or `scheme:name:port`; `kind` for those who said
+/// something else.
+fn split_name<'a>(text: &'a str, kind: &str) -> Result<(&'a str, &'a str, &'a str)> {
     let parts: Vec<&str> = text.split(':').collect();
-    match parts.as_slice() {
-        [name] => Ok(("", name, "")),
-        [name, port] => Ok(("", name, port)),
-        [scheme @ ("http" | "https" | ""), name, port] => Ok((scheme, name, port)),
-        _ => Err(ApiError::bad_request(format!(
-            "invalid proxy request {text:?}: it must be NAME, NAME:PORT or SCHEME:NAME:PORT"
-        ))),
-    }
+    let split = match parts.as_slice() {
+        [name] => ("", *name, ""),
+        [name, port] => ("", *name, *port),
+        [scheme @ ("http" | "https" | ""), name, port] => (*scheme, *name, *port),
+        _ => ("", "", ""),
+    };
+    if split.1.is_empty() { Err(ApiError::bad_request(format!("invalid {kind} request {text:?}"))) } else { Ok(split) }
 }
 
 /// What is asked of the proxied server.
@@ -175,6 +180,11 @@ fn kubelet_path(subresource: &str, namespace: &str, pod: &str, container: &str, 
     };
     let path = match subresource {
         "log" => {
+            if query.get("sinceSeconds").is_some() && query.get("sinceTime").is_some() {
+                return Err(ApiError::unprocessable(format!(
+                    "PodLogOptions \"{pod}\" is invalid: : Forbidden: at most one of `sinceTime` or `sinceSeconds` may be specified"
+                )));
+            }
             let keys =
                 ["follow", "previous", "sinceSeconds", "sinceTime", "timestamps", "tailLines", "limitBytes", "stream"];
             for key in ["sinceSeconds", "tailLines", "limitBytes"] {
@@ -223,14 +233,11 @@ fn encode(pairs: &[(String, String)]) -> String {
 }
 
 async fn node_proxy(asked: &Asked) -> Result<Target> {
-    let (scheme, name, port) = split_name(&asked.info.name)?;
+    let (scheme, name, port) = split_name(&asked.info.name, "node")?;
     let (address, own_port) = kubelet(&asked.api, name).await?;
     let port = if port.is_empty() { own_port } else { port_number(port)? };
-    let security = match (scheme, port == own_port) {
-        ("https" | "", true) => Security::Kubelet,
-        ("https", _) => Security::Unverified,
-        _ => Security::Plain,
-    };
+    // The kubelet's own port is known to be its own, whatever scheme is named.
+    let security = if port == own_port { Security::Kubelet } else { security(scheme) };
     Ok(direct(asked, security, &address, port, name, "NodeProxyOptions"))
 }
 
@@ -239,22 +246,31 @@ fn port_number(text: &str) -> Result<u16> {
 }
 
 async fn pod_proxy(asked: &Asked) -> Result<Target> {
-    let (scheme, name, port) = split_name(&asked.info.name)?;
+    let (scheme, name, port) = split_name(&asked.info.name, "pod")?;
     let pod = find(&asked.api, "pods", &asked.info.namespace, name).await?;
     let address = pod["status"]["podIP"].as_str().unwrap_or_default();
-    if address.is_empty() {
-        return Err(ApiError::unavailable(format!("address not allowed: pod {name} has no address yet")));
+    if !address.parse().is_ok_and(is_global_unicast) {
+        return Err(ApiError::bad_request("address not allowed"));
     }
     let first = || {
         let containers = pod["spec"]["containers"].as_array().into_iter().flatten();
         containers.filter_map(|container| container["ports"][0]["containerPort"].as_u64()).next()
     };
     let port = if port.is_empty() {
-        first().and_then(|port| u16::try_from(port).ok()).unwrap_or(80)
+        first().and_then(|port| u16::try_from(port).ok()).unwrap_or(if scheme == "https" { 443 } else { 80 })
     } else {
         port_number(port)?
     };
     Ok(direct(asked, security(scheme), address, port, name, "PodProxyOptions"))
+}
+
+/// Not of this machine, of the link or of a group.
+fn is_global_unicast(address: IpAddr) -> bool {
+    let link_local = match address {
+        IpAddr::V4(address) => address.is_link_local() || address.is_broadcast(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    !(link_local || address.is_unspecified() || address.is_loopback() || address.is_multicast())
 }
 
 fn security(scheme: &str) -> Security {
@@ -269,17 +285,24 @@ fn direct(asked: &Asked, security: Security, address: &str, port: u16, name: &st
     Target {
         headers,
         name: name.to_owned(),
+        keeps_host: true,
         options: json!({"kind": kind, "apiVersion": "v1", "path": asked.info.rest}),
         ..Target::passing(security, address.to_owned(), port, proxied_path(asked))
     }
 }
 
 async fn service_proxy(asked: &Asked) -> Result<Target> {
-    let (scheme, name, port) = split_name(&asked.info.name)?;
+    let (scheme, name, port) = split_name(&asked.info.name, "service")?;
     let namespace = &asked.info.namespace;
     let service = find(&asked.api, "services", namespace, name).await?;
+    let ports = || service["spec"]["ports"].as_array().into_iter().flatten();
+    if let Ok(number) = port.parse::<u64>()
+        && !ports().any(|one| one["port"].as_u64() == Some(number))
+    {
+        return Err(ApiError::unavailable(format!("no service port {number} found for service {name:?}")));
+    }
     let Some((address, port)) = ready_endpoint(&*asked.api, &service, namespace, port).await? else {
-        return Err(ApiError::unavailable(format!("no endpoints available for service \"{name}\"")));
+        return Err(ApiError::unavailable(format!("no endpoints available for service {:?}", asked.info.name)));
     };
     Ok(direct(asked, security(scheme), &address, port, name, "ServiceProxyOptions"))
 }
@@ -389,7 +412,30 @@ mod tests {
             assert_eq!(endpoints_of(&service, &[&slice], wanted), [("10.0.0.2".to_owned(), 8080)], "{wanted}");
         }
         assert_eq!(endpoints_of(&service, &[&slice, &json!({})], "https"), []);
-        assert_eq!(split_name("https:web:443").unwrap(), ("https", "web", "443"));
-        assert!(split_name("a:b:c:d").is_err());
+    }
+
+    #[test]
+    fn names_may_say_scheme_and_port() {
+        for (text, split) in [
+            ("web", Some(("", "web", ""))),
+            ("web:http", Some(("", "web", "http"))),
+            ("https:web:443", Some(("https", "web", "443"))),
+            (":web:", Some(("", "web", ""))),
+            ("ftp:web:21", None),
+            (":80", None),
+            ("a:b:c:d", None),
+        ] {
+            assert_eq!(split_name(text, "service").ok(), split, "{text}");
+        }
+        assert_eq!(split_name("a:b:c:d", "service").unwrap_err().message(), r#"invalid service request "a:b:c:d""#);
+    }
+
+    #[test]
+    fn pods_are_reached_by_addresses_of_the_network_only() {
+        for (address, allowed) in
+            [("10.42.0.7", true), ("127.0.0.1", false), ("169.254.169.254", false), ("fd00::1", true), ("::1", false)]
+        {
+            assert_eq!(is_global_unicast(address.parse().unwrap()), allowed, "{address}");
+        }
     }
 }

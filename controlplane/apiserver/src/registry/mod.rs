@@ -9,6 +9,7 @@ pub mod delete;
 pub mod metadata;
 pub mod patch;
 mod pods;
+mod position;
 pub mod read;
 mod reviews;
 mod scale;

@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use api::selector::Selector;
-use base64::Engine;
-use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use bytes::{BufMut, Bytes, BytesMut};
 use serde_json::{Value, json};
 use store::Range;
 
+use super::position::Position;
 use super::{Call, cache_key};
 use crate::cache::item::Item;
 use crate::cache::store_error;
@@ -37,50 +36,17 @@ pub struct Listing {
     pub remaining: Option<u64>,
 }
 
-/// A position in a paged list, as clients carry it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Continue {
-    /// 0: the newest (a list made consistent no longer).
-    revision: u64,
-    /// Cache key of the first object wanted.
-    start: String,
-}
-
-impl Continue {
-    fn encode(&self) -> String {
-        let revision: i64 = if self.revision == 0 { -1 } else { self.revision.cast_signed() };
-        let token = json!({"v": "meta.k8s.io/v1", "rv": revision, "start": self.start});
-        BASE64_URL_SAFE_NO_PAD.encode(token.to_string())
-    }
-
-    fn decode(text: &str) -> Result<Self> {
-        let refused =
-            |why: &str| ApiError::bad_request(format!("invalid continue token: continue key is not valid: {why}"));
-        let bytes =
-            BASE64_URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|error| refused(&error.to_string()))?;
-        let token: Value = serde_json::from_slice(&bytes).map_err(|error| refused(&error.to_string()))?;
-        if token["v"] != "meta.k8s.io/v1" {
-            return Err(refused("server does not recognize this encoded version"));
-        }
-        let start = token["start"]
-            .as_str()
-            .filter(|start| !start.is_empty() && !start.contains(".."))
-            .ok_or_else(|| refused("encoded start key empty (version meta.k8s.io/v1)"))?;
-        let revision = match token["rv"].as_i64() {
-            Some(-1) => 0,
-            Some(revision) if revision > 0 => revision.cast_unsigned(),
-            _ => return Err(refused("incorrect encoded start resourceVersion (version meta.k8s.io/v1)")),
-        };
-        Ok(Self { revision, start: start.to_owned() })
-    }
-}
-
+/// A resource version, as Go reads numbers without a sign; 400 for anything else.
 pub fn parse_version(text: &str) -> Result<u64> {
-    text.parse().map_err(|_| {
-        let path = api::field::Path::root("resourceVersion");
-        let error =
-            api::field::Error::invalid(&path, text, format!("strconv.ParseUint: parsing {text:?}: invalid syntax"));
-        ApiError::invalid("meta.k8s.io", "ListOptions", "", &[error])
+    read_version(text).map_err(|why| ApiError::bad_request(why.to_string()))
+}
+
+fn read_version(text: &str) -> Result<u64, api::field::Error> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| digits).ok_or_else(|| {
+        let why = if digits { "value out of range" } else { "invalid syntax" };
+        let why = format!("strconv.ParseUint: parsing {text:?}: {why}");
+        api::field::Error::invalid(&api::field::Path::root("resourceVersion"), text, why)
     })
 }
 
@@ -99,21 +65,29 @@ impl Call {
             let field = field.map_err(ApiError::bad_request)?.to_owned();
             requirement.rename(field);
         }
+        if self.info.path_has_name() {
+            // One object watched by the old path.
+            let selected = selection.fields.exact("metadata.name");
+            if !selection.fields.is_everything() && selected != Some(&*self.info.name) {
+                return Err(ApiError::bad_request("fieldSelector metadata.name doesn't match requested name"));
+            }
+            selection.name.clone_from(&self.info.name);
+        }
         Ok(selection)
     }
 
     /// The version that the query asks a list for.
-    fn list_version(&self) -> Result<Version> {
+    fn list_version(&self, limited: bool) -> Result<Version> {
         let (version, rule) = (self.query.text("resourceVersion"), self.query.text("resourceVersionMatch"));
+        let parse =
+            |text| read_version(text).map_err(|why| ApiError::bad_request(format!("invalid resource version: {why}")));
         match (version, rule) {
             ("", _) => Ok(Version::Latest),
-            (version, "Exact") => Ok(Version::Exact(parse_version(version)?)),
+            (version, "Exact") => Ok(Version::Exact(parse(version)?)),
             ("0", _) => Ok(Version::Any),
             // A paged list at a version means exactly that version, as it did before rules existed.
-            (version, "") if self.query.number("limit")?.unwrap_or(0) > 0 => {
-                Ok(Version::Exact(parse_version(version)?))
-            }
-            (version, _) => Ok(Version::NotOlderThan(parse_version(version)?)),
+            (version, "") if limited => Ok(Version::Exact(parse(version)?)),
+            (version, _) => Ok(Version::NotOlderThan(parse(version)?)),
         }
     }
 
@@ -141,17 +115,23 @@ impl Call {
     pub async fn list(&self) -> Result<Listing> {
         check_list(&self.query, false)?;
         let selection = self.selection()?;
+        let version = self.query.text("resourceVersion");
         let limit = usize::try_from(self.query.number("limit")?.unwrap_or(0)).unwrap_or(0);
+        // Whatever is held at once is given at once.
+        let limit = if version == "0" { 0 } else { limit };
         let token = self.query.text("continue");
         if !token.is_empty() {
-            if !matches!(self.query.text("resourceVersion"), "" | "0") {
+            let position = Position::decode(token)?;
+            if !matches!(version, "" | "0") {
                 return Err(ApiError::bad_request("specifying resource version is not allowed when using continue"));
             }
-            let position = Continue::decode(token)?;
             return Box::pin(self.list_at(&selection, position.revision, Some(position.start), limit)).await;
         }
-        match self.list_version()? {
-            Version::Exact(revision) => Box::pin(self.list_at(&selection, revision, None, limit)).await,
+        match self.list_version(limit > 0)? {
+            version @ Version::Exact(revision) => {
+                self.await_version(version).await?;
+                Box::pin(self.list_at(&selection, revision, None, limit)).await
+            }
             version => {
                 self.await_version(version).await?;
                 Ok(self.list_cached(&selection, limit))
@@ -169,10 +149,8 @@ impl Call {
         }
         let items: Vec<_> = matching.by_ref().take(limit).cloned().collect();
         let rest = matching.count() as u64;
-        let continue_ = items
-            .last()
-            .filter(|_| rest > 0)
-            .map(|last| Continue { revision: state.revision, start: format!("{}\0", last.key) }.encode());
+        let continue_ =
+            items.last().filter(|_| rest > 0).map(|last| Position::after(&last.key, state.revision).encode());
         let remaining = (rest > 0 && selection.is_everything()).then_some(rest);
         Listing { items, revision: state.revision, continue_, remaining }
     }
@@ -210,8 +188,8 @@ impl Call {
                 if limit > 0 && items.len() == limit {
                     let left = page.count - (at as u64 + 1);
                     let unfinished = at + 1 < total || more;
-                    let start = kv.key.strip_prefix(&root).map(|key| format!("{key}\0")).unwrap_or_default();
-                    let continue_ = unfinished.then(|| Continue { revision: page.revision, start }.encode());
+                    let key = kv.key.strip_prefix(&root).unwrap_or_default();
+                    let continue_ = unfinished.then(|| Position::after(key, page.revision).encode());
                     let remaining = (unfinished && selection.is_everything()).then_some(left);
                     return Ok(Listing { items, revision: page.revision, continue_, remaining });
                 }
@@ -317,23 +295,9 @@ fn continue_error(error: store::StoreError, range: &Range, root: &str) -> ApiErr
     let Some(start) = range.start.as_deref().and_then(|start| start.strip_prefix(root)) else {
         return ApiError::expired("The resourceVersion for the provided list is too old.");
     };
-    let token = Continue { revision: 0, start: start.to_owned() }.encode();
+    let token = Position { revision: 0, start: start.to_owned() }.encode();
     ApiError::expired(
         "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.",
     )
     .with_list_continue(token)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn continue_tokens_read_back() {
-        let token = Continue { revision: 7, start: "default/a\0".into() };
-        assert_eq!(Continue::decode(&token.encode()).unwrap(), token);
-        for bad in ["", "!", "e30", &BASE64_URL_SAFE_NO_PAD.encode(r#"{"v":"meta.k8s.io/v1","rv":0,"start":"a"}"#)] {
-            assert_eq!(Continue::decode(bad).unwrap_err().code(), 400, "{bad}");
-        }
-    }
 }

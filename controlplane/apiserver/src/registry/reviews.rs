@@ -12,13 +12,20 @@ use crate::authn::UserInfo;
 use crate::authz::Request;
 use crate::error::{ApiError, Result};
 use crate::http::body::Body;
+use crate::http::negotiate::View;
 use crate::http::pipeline::Asked;
+use crate::http::{render, resources};
 use crate::kinds::authorization;
 
 pub async fn handle(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response<Body>> {
     let mut review = subresource::decode(asked, call, body, &call.kind())?;
-    review["metadata"]["creationTimestamp"] = Value::Null;
     let kind = &*call.descriptor().kind;
+    if let Some(metadata) = review["metadata"].as_object_mut() {
+        metadata.remove("creationTimestamp");
+    }
+    if kind == "SelfSubjectReview" {
+        review["metadata"]["creationTimestamp"] = metadata::timestamp(call.now).into();
+    }
     if call.descriptor().hub_group() == "authorization.k8s.io" {
         metadata::check_namespace(&mut review, &call.info.namespace)?;
         let errors = authorization::validate(kind, &review);
@@ -178,23 +185,31 @@ pub async fn component_statuses(asked: &Asked, call: &Call) -> Result<Response<B
     } else {
         json!({"type": "Healthy", "status": "False", "message": "the store does not answer"})
     };
-    let component = |name: &str, condition: Value| json!({"metadata": {"name": name, "creationTimestamp": null}, "conditions": [condition]});
+    let component = |name: &str, condition: Value| json!({"metadata": {"name": name}, "conditions": [condition]});
     let well = json!({"type": "Healthy", "status": "True", "message": "ok"});
     let mut all = vec![
         component("controller-manager", well.clone()),
         component("scheduler", well),
         component("etcd-0", condition),
     ];
-    call.warn("v1 ComponentStatus is deprecated in v1.19+");
-    if call.info.verb == "get" {
+    let output = asked.output(true, true)?;
+    let shown = if call.info.verb == "get" {
         let Some(at) = all.iter().position(|one| one["metadata"]["name"] == call.info.name) else {
             return Err(call.not_found());
         };
         let mut one = all.swap_remove(at);
         one["kind"] = "ComponentStatus".into();
         one["apiVersion"] = "v1".into();
-        return subresource::answer(asked, StatusCode::OK, &one);
-    }
-    let list = json!({"kind": "ComponentStatusList", "apiVersion": "v1", "metadata": {}, "items": all});
-    subresource::answer(asked, StatusCode::OK, &list)
+        call.render(one, &output)?
+    } else {
+        let list = match output.view {
+            View::Table { version } => {
+                let rows = all.into_iter().map(|one| call.row(one, version)).collect::<Result<Vec<_>>>()?;
+                call.table(rows, &json!({}), version)
+            }
+            view => render::list_of(call, view, all, json!({})),
+        };
+        render::encode(&list, &output)?
+    };
+    Ok(resources::ok(StatusCode::OK, &output, shown, asked))
 }

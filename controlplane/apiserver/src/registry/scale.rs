@@ -4,7 +4,7 @@ use api::field::{Error, Path};
 use api::selector::Selector;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Response, StatusCode, header};
+use http::{Response, StatusCode};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
@@ -13,7 +13,7 @@ use super::write::Change;
 use super::{Call, subresource};
 use crate::error::{ApiError, Result};
 use crate::http::body::Body;
-use crate::http::negotiate::{Output, View};
+use crate::http::negotiate::View;
 use crate::http::pipeline::Asked;
 use crate::http::{render, resources};
 use crate::resource::{Column, GroupVersionKind, ScalePaths, age, at, set_at};
@@ -45,7 +45,7 @@ pub async fn handle(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response
 
 /// A scale in the view asked for.
 fn shown(asked: &Asked, call: &Call, scale: Value) -> Result<Response<Body>> {
-    let output = Output::negotiate(asked.header(header::ACCEPT), &asked.query, asked.user_agent(), true, true)?;
+    let output = asked.output(true, true)?;
     let value = match output.view {
         View::Object => scale,
         View::Metadata { version, .. } => table::partial(scale, version),

@@ -3,13 +3,12 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Response, StatusCode, header};
+use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::{Call, pods, reviews, scale, token, usage};
 use crate::error::{ApiError, Result};
 use crate::http::body::Body;
-use crate::http::negotiate::Output;
 use crate::http::pipeline::Asked;
 use crate::http::{render, resources};
 use crate::resource::GroupVersionKind;
@@ -31,10 +30,16 @@ pub fn check(call: &Call) -> Result<()> {
     } else {
         match descriptor.subresources.iter().find(|subresource| subresource.name == name) {
             Some(subresource) => subresource.verbs,
+            None if descriptor.custom => return Err(call.not_found()),
             None => return Err(ApiError::no_such_path()),
         }
     };
-    if verbs.contains(&call.info.verb.as_str()) { Ok(()) } else { Err(ApiError::method_not_allowed()) }
+    let verb = call.info.verb.as_str();
+    match verbs.contains(&verb) {
+        true => Ok(()),
+        false if descriptor.custom => Err(ApiError::method_not_supported(&call.info.group, &descriptor.plural, verb)),
+        false => Err(ApiError::method_not_allowed()),
+    }
 }
 
 pub async fn handle(asked: &Asked, call: Arc<Call>, body: Bytes) -> Result<Response<Body>> {
@@ -83,7 +88,7 @@ pub fn normalize(call: &Call, object: &mut Value, kind: &GroupVersionKind, mut p
 
 /// Answers with an object as it is.
 pub fn answer(asked: &Asked, status: StatusCode, object: &Value) -> Result<Response<Body>> {
-    let output = Output::negotiate(asked.header(header::ACCEPT), &asked.query, asked.user_agent(), true, false)?;
+    let output = asked.output(true, false)?;
     Ok(resources::ok(status, &output, render::encode(object, &output)?, asked))
 }
 

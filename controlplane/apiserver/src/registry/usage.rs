@@ -104,9 +104,7 @@ pub async fn answer(asked: &Asked, call: &Call) -> Result<Response<Body>> {
 /// JSON, also for those who would rather have protobuf (kubectl top): these kinds have no other form,
 /// and clients go by the answer's content type.
 fn shown(asked: &Asked, object: &Value) -> Result<Response<Body>> {
-    let accept = asked.header(http::header::ACCEPT);
-    let output = Output::negotiate(accept, &asked.query, asked.user_agent(), false, false);
-    let output = output.unwrap_or_else(|_| Output::plain());
+    let output = asked.output(false, false).unwrap_or_else(|_| Output::plain());
     Ok(resources::ok(StatusCode::OK, &output, render::encode(object, &output)?, asked))
 }
 

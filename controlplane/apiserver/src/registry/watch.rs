@@ -14,10 +14,10 @@ use tokio_util::sync::CancellationToken;
 use super::Call;
 use super::read::{Version, parse_version};
 use crate::cache::item::Item;
-use crate::cache::watch::{Change, Seen, Watcher};
+use crate::cache::watch::{Change, Seen, Selection, Watcher};
 use crate::error::{ApiError, Result};
 use crate::http::body::Body;
-use crate::http::negotiate::{Media, Output, View};
+use crate::http::negotiate::{Media, Output, STREAMS, View};
 use crate::http::options::check_list;
 use crate::http::render;
 use crate::protobuf;
@@ -53,31 +53,33 @@ impl Call {
             Media::Json => "application/json",
             Media::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
             Media::Yaml => {
-                let accepted = ["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"];
                 let served = if self.descriptor().custom { 1 } else { 2 };
-                return Err(ApiError::not_acceptable(&accepted[..served]));
+                return Err(ApiError::not_acceptable(&STREAMS[..served]));
             }
         };
         check_list(&self.query, true)?;
         if self.api.stopping.is_cancelled() {
             return Err(ApiError::unavailable("the server is shutting down"));
         }
-        let (watcher, initial, marks_end) = match self.start_watch().await {
+        let (selection, version) = (self.selection()?, self.watch_version()?);
+        let (watcher, initial) = match self.start_watch(selection, version).await {
             Ok(started) => started,
-            Err(error) if error.code() == StatusCode::GONE => {
+            Err(error) if error.code() == StatusCode::TOO_MANY_REQUESTS => return Err(error),
+            // What the client asked for is sound: what goes wrong from here on is told by an event.
+            Err(error) => {
                 let event = self.error_event(&error, output.media)?;
                 return Ok(render::response(StatusCode::OK, content_type, event));
             }
-            Err(error) => return Err(error),
         };
         let timeout = self.query.number("timeoutSeconds")?.filter(|seconds| *seconds > 0).map(i64::cast_unsigned);
         let timeout = timeout.unwrap_or_else(|| rand::rng().random_range(MIN_TIMEOUT..2 * MIN_TIMEOUT));
         let now = Instant::now();
+        let bookmarks = self.query.flag("allowWatchBookmarks");
         let watching = Watching {
-            bookmarks: self.query.flag("allowWatchBookmarks"),
+            bookmarks,
             watcher,
             initial: initial.into_iter(),
-            marks_end,
+            marks_end: bookmarks && self.sends_initial(version),
             next_bookmark: now + BOOKMARK_EVERY,
             ends: now + Duration::from_secs(timeout),
             timer: Box::pin(tokio::time::sleep_until(now)),
@@ -94,32 +96,32 @@ impl Call {
         Ok(render::response(StatusCode::OK, content_type, Body::stream(events)))
     }
 
-    async fn start_watch(&self) -> Result<(Watcher, Vec<Arc<Item>>, bool)> {
-        let selection = self.selection()?;
-        let selection = crate::cache::watch::Selection { name: String::new(), ..selection };
-        let cache = &self.endpoint.cache;
-        let version = self.query.text("resourceVersion");
-        let streams_initial = self.query.get("sendInitialEvents").is_some();
-        let wanted = match version {
+    fn watch_version(&self) -> Result<Version> {
+        Ok(match self.query.text("resourceVersion") {
             "" => Version::Latest,
             "0" => Version::Any,
             text => Version::NotOlderThan(parse_version(text)?),
-        };
-        let sends_initial = if streams_initial {
-            self.query.flag("sendInitialEvents")
-        } else {
-            !matches!(wanted, Version::NotOlderThan(_))
-        };
-        match wanted {
+        })
+    }
+
+    /// Whether the watch begins with what there is: where it names no version, that is the default.
+    fn sends_initial(&self, version: Version) -> bool {
+        self.query.flag_or("sendInitialEvents", !matches!(version, Version::NotOlderThan(_)))
+    }
+
+    async fn start_watch(&self, selection: Selection, version: Version) -> Result<(Watcher, Vec<Arc<Item>>)> {
+        let cache = &self.endpoint.cache;
+        let sends_initial = self.sends_initial(version);
+        match version {
             Version::NotOlderThan(revision) if !sends_initial => {
                 cache.ready().await?;
                 cache.reach_back(revision).await;
-                return Ok((Watcher::after(cache, selection, revision)?, Vec::new(), false));
+                return Ok((Watcher::after(cache, selection, revision)?, Vec::new()));
             }
             version => self.await_version(version).await?,
         }
         let (watcher, initial) = Watcher::from_now(cache, selection);
-        if sends_initial { Ok((watcher, initial, streams_initial)) } else { Ok((watcher, Vec::new(), false)) }
+        Ok((watcher, if sends_initial { initial } else { Vec::new() }))
     }
 
     fn error_event(&self, error: &ApiError, media: Media) -> Result<Bytes> {
@@ -239,9 +241,7 @@ impl Watching {
     }
 
     fn bookmark(&mut self, chunk: &mut BytesMut, initial_end: bool) -> Result<()> {
-        let mut metadata = json!({
-            "resourceVersion": self.watcher.position().to_string(), "creationTimestamp": null,
-        });
+        let mut metadata = json!({"resourceVersion": self.watcher.position().to_string()});
         if initial_end {
             metadata["annotations"] = json!({INITIAL_END: "true"});
         }

@@ -27,7 +27,7 @@ pub use structural::Structural;
 
 use crate::resource::GroupVersionKind;
 pub(crate) use scalar::{
-    base64 as base64_checked, base64_bytes, go_duration, go_duration_nanos, go_duration_text,
+    base64 as base64_checked, base64_bytes, base64_url, go_duration, go_duration_nanos, go_duration_text,
     micro_time as micro_time_text, time as time_text, timestamp as parse_timestamp, to_base64,
 };
 use table::{Base, Element, ListType, Shape, TypeId};

@@ -1,7 +1,7 @@
 //! Canonical forms of the scalar types that have a text form of their own.
 
 use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use jiff::Timestamp;
 use jiff::fmt::temporal::DateTimePrinter;
 
@@ -61,14 +61,21 @@ pub fn base64(text: &str) -> Result<Vec<u8>, String> {
     } else {
         STANDARD.decode(text)
     };
-    decoded.map_err(|error| {
-        let at = match error {
-            base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => at,
-            base64::DecodeError::InvalidLength(length) => length.saturating_sub(length % 4),
-            base64::DecodeError::InvalidPadding => text.len().saturating_sub(1),
-        };
-        format!("illegal base64 data at input byte {at}")
-    })
+    decoded.map_err(|error| illegal_base64(text, &error))
+}
+
+/// The bytes of base64 as it stands in URLs, without padding.
+pub fn base64_url(text: &str) -> Result<Vec<u8>, String> {
+    URL_SAFE_NO_PAD.decode(text).map_err(|error| illegal_base64(text, &error))
+}
+
+fn illegal_base64(text: &str, error: &base64::DecodeError) -> String {
+    let at = match error {
+        base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => *at,
+        base64::DecodeError::InvalidLength(length) => length.saturating_sub(length % 4),
+        base64::DecodeError::InvalidPadding => text.len().saturating_sub(1),
+    };
+    format!("illegal base64 data at input byte {at}")
 }
 
 pub fn to_base64(bytes: &[u8]) -> String {

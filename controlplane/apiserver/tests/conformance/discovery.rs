@@ -63,6 +63,25 @@ async fn aggregated_discovery_names_every_group_and_follows_definitions() {
             "{resource:#}"
         );
     }
+    let order: Vec<&str> =
+        apis["items"].as_array().unwrap().iter().map(|group| group["metadata"]["name"].as_str().unwrap()).collect();
+    let ordered = |first: &str, then: &str| {
+        order.iter().position(|one| *one == first) < order.iter().position(|one| *one == then)
+    };
+    assert!(order[0] == "apiregistration.k8s.io" && ordered("discovery.k8s.io", "resource.k8s.io"), "{order:?}");
+    assert!(ordered("resource.k8s.io", "flowcontrol.apiserver.k8s.io"), "{order:?}");
+    // Built-in resources leave the group and version of their own kind to be understood.
+    let apps = group(&apis, "apps").unwrap();
+    assert_eq!(apps["metadata"], json!({"name": "apps"}));
+    let deployments = apps["versions"][0]["resources"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|one| one["resource"] == "deployments")
+        .unwrap();
+    let kind = |group: &str, version: &str, kind: &str| json!({"group": group, "version": version, "kind": kind});
+    assert_eq!(deployments["responseKind"], kind("", "", "Deployment"));
+    assert_eq!(deployments["subresources"][0]["responseKind"], kind("autoscaling", "v1", "Scale"));
     let core = aggregated(&client, "/api").await.expect(200);
     let pods = core["items"][0]["versions"][0]["resources"]
         .as_array()
@@ -128,8 +147,11 @@ async fn every_group_prefers_one_of_its_versions_and_serves_it() {
     let core = get(&client, "/api").await.expect(200);
     assert_eq!((&core["kind"], &core["versions"]), (&json!("APIVersions"), &json!(["v1"])));
     assert!(core["serverAddressByClientCIDRs"].is_array());
+    // Lists of the core group are older than versions of lists.
+    assert_eq!(get(&client, "/api/v1").await.expect(200)["apiVersion"], Value::Null);
     // Storage versions are told by their hash.
     let resources = get(&client, "/apis/apps/v1").await.expect(200);
+    assert_eq!(resources["apiVersion"], "v1");
     let deployment =
         resources["resources"].as_array().unwrap().iter().find(|one| one["name"] == "deployments").unwrap();
     assert!(deployment["storageVersionHash"].as_str().is_some_and(|hash| !hash.is_empty()), "{deployment:#}");

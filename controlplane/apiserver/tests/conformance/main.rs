@@ -15,6 +15,7 @@ mod negotiation;
 mod options;
 mod watchers;
 mod webhooks;
+mod wire;
 mod writes;
 
 use http::{HeaderMap, Request};

@@ -56,7 +56,11 @@ async fn wrong_list_options_are_named() {
             "watch=1&limit=99999999999999999999",
             "strconv.ParseInt: parsing \"99999999999999999999\": value out of range",
         ),
-        ("resourceVersion=1&continue=e30", "specifying resource version is not allowed when using continue"),
+        (
+            // {"v":"meta.k8s.io/v1","rv":1,"start":"a"}
+            "resourceVersion=1&continue=eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6MSwic3RhcnQiOiJhIn0",
+            "specifying resource version is not allowed when using continue",
+        ),
         (
             "continue=e30",
             "invalid continue token: continue key is not valid: server does not recognize this encoded version",

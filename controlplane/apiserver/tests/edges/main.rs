@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod aggregation;
+mod connections;
 mod encryption;
 mod extension;
 mod hook;
