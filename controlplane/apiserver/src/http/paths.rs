@@ -1,7 +1,7 @@
 //! Requests that are not about a resource: discovery, health, version, OpenAPI, metrics.
 
 use bytes::Bytes;
-use http::{Method, Response, StatusCode};
+use http::{HeaderValue, Method, Response, StatusCode, header};
 use serde_json::json;
 
 use super::body::Body;
@@ -31,20 +31,29 @@ pub async fn handle(asked: Asked, body: Bytes) -> Result<Response<Body>> {
             super::metrics::page(&asked.api),
         )),
         ["debug", "api_priority_and_fairness", which] => {
-            let dump = asked.api.flow.dump(which).ok_or_else(ApiError::no_such_path)?;
+            let details = !asked.query.text("includeRequestDetails").is_empty();
+            let dump = asked.api.flow.dump(which, details).ok_or_else(ApiError::no_such_path)?;
             Ok(render::response(StatusCode::OK, "text/plain; charset=utf-8", dump))
         }
         ["version"] => Ok(render::json(StatusCode::OK, &version())),
         ["healthz" | "livez" | "readyz", ..] => health::handle(&asked, &parts).await,
         ["openid", "v1", "jwks"] => {
-            let keys = asked.api.authn.keys.key_set();
-            Ok(render::response(StatusCode::OK, "application/jwk-set+json", keys.to_string()))
+            let keys = asked.api.authn.keys.key_set().to_string();
+            Ok(public(render::response(StatusCode::OK, "application/jwk-set+json", keys)))
         }
-        [".well-known", "openid-configuration"] => Ok(render::json(StatusCode::OK, &openid_configuration(&asked))),
+        [".well-known", "openid-configuration"] => {
+            Ok(public(render::json(StatusCode::OK, &openid_configuration(&asked))))
+        }
         ["skiff", "v1", "store", what] => stored::handle(&asked, what).await,
         [] => Ok(render::json(StatusCode::OK, &json!({"paths": ROOT_PATHS}))),
         _ => Err(ApiError::no_such_path()),
     }
+}
+
+/// An answer that anybody may keep for an hour.
+fn public(mut response: Response<Body>) -> Response<Body> {
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600"));
+    response
 }
 
 fn openid_configuration(asked: &Asked) -> serde_json::Value {
