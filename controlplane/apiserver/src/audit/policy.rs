@@ -384,6 +384,6 @@ rules:
         let text = "{apiVersion: audit.k8s.io/v1, kind: Policy, x: 1, rules: [{level: None, user: [a], resources: [{group: '', name: b}]}]}";
         assert!(Policy::parse(text).is_ok());
         let read: Value = serde_saphyr::from_str(text).unwrap();
-        assert_eq!(unknown_fields(&read), ["x", "rules[0].user", "rules[0].resources[0].name"]);
+        assert_eq!(unknown_fields(&read), ["rules[0].resources[0].name", "rules[0].user", "x"]);
     }
 }

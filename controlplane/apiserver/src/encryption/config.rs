@@ -1,13 +1,17 @@
 //! `EncryptionConfiguration` (`apiserver.config.k8s.io/v1`): which resources are encrypted by which
 //! keys. Pure.
 
+use std::time::Duration;
+
 use api::field::{Error, Path};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::kms::{Kms, Settings};
 use super::provider::{Provider, Scheme};
+use crate::authz::go_duration;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -33,8 +37,21 @@ struct ProviderConfiguration {
     aesgcm: Option<Keys>,
     aescbc: Option<Keys>,
     secretbox: Option<Keys>,
-    kms: Option<Value>,
+    kms: Option<KmsEntry>,
     identity: Option<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct KmsEntry {
+    #[serde(default)]
+    api_version: String,
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    endpoint: String,
+    timeout: Option<String>,
+    cachesize: Option<i64>,
 }
 
 #[derive(Deserialize)]
@@ -87,8 +104,9 @@ pub fn parse(text: &str) -> Result<Vec<Rule>, String> {
     if read.resources.is_empty() {
         errors.push(required(&root));
     }
+    let mut plugins = Vec::new();
     let entries = read.resources.into_iter().enumerate();
-    let rules = entries.map(|(at, entry)| rule(&root.index(at), entry, &mut errors)).collect();
+    let rules = entries.map(|(at, entry)| rule(&root.index(at), entry, &mut plugins, &mut errors)).collect();
     if errors.is_empty() { Ok(rules) } else { Err(api::field::join(&errors)) }
 }
 
@@ -97,7 +115,8 @@ fn required(path: &Path) -> Error {
     Error::required(path, format!("at least one {path} is required"))
 }
 
-fn rule(path: &Path, entry: ResourceConfiguration, errors: &mut Vec<Error>) -> Rule {
+/// `plugins`: the names of KMS providers so far.
+fn rule(path: &Path, entry: ResourceConfiguration, plugins: &mut Vec<String>, errors: &mut Vec<Error>) -> Rule {
     let resources = path.child("resources");
     if entry.resources.is_empty() {
         errors.push(required(&resources));
@@ -113,7 +132,8 @@ fn rule(path: &Path, entry: ResourceConfiguration, errors: &mut Vec<Error>) -> R
     }
     let mut providers = Vec::new();
     for (at, provider) in entry.providers.into_iter().enumerate() {
-        read_provider(&path.child("providers").index(at), provider, &mut providers, errors);
+        let path = path.child("providers").index(at);
+        read_provider(&path, provider, &mut providers, plugins, errors);
     }
     Rule { patterns: entry.resources, providers }
 }
@@ -162,7 +182,13 @@ fn name_problem(pattern: &str) -> Option<&'static str> {
     })
 }
 
-fn read_provider(path: &Path, entry: ProviderConfiguration, providers: &mut Vec<Provider>, errors: &mut Vec<Error>) {
+fn read_provider(
+    path: &Path,
+    entry: ProviderConfiguration,
+    providers: &mut Vec<Provider>,
+    plugins: &mut Vec<String>,
+    errors: &mut Vec<Error>,
+) {
     let given = [
         entry.aesgcm.is_some(),
         entry.aescbc.is_some(),
@@ -184,9 +210,12 @@ fn read_provider(path: &Path, entry: ProviderConfiguration, providers: &mut Vec<
             return;
         }
     }
-    if entry.kms.is_some() {
-        let own = ["aescbc", "aesgcm", "identity", "secretbox"];
-        errors.push(Error::not_supported(path, "kms", &own));
+    if let Some(kms) = entry.kms {
+        match read_plugin(&path.child("kms"), &kms, plugins) {
+            Ok(settings) => providers.push(Provider::Kms(Box::new(Kms::new(settings)))),
+            Err(more) => errors.extend(more),
+        }
+        plugins.push(kms.name);
         return;
     }
     let (scheme, name, keys) = match (entry.aesgcm, entry.aescbc, entry.secretbox) {
@@ -207,6 +236,54 @@ fn read_provider(path: &Path, entry: ProviderConfiguration, providers: &mut Vec<
             Ok(provider) => providers.push(provider),
             Err(more) => errors.extend(more),
         }
+    }
+}
+
+fn read_plugin(path: &Path, entry: &KmsEntry, others: &[String]) -> Result<Settings, Vec<Error>> {
+    const TIMEOUT: Duration = Duration::from_secs(3);
+    let mut errors = Vec::new();
+    let mut bad = |field: &str, value: &str, why: String| errors.push(Error::invalid(&path.child(field), value, why));
+    if entry.name.contains(':') {
+        bad("name", &entry.name, format!("invalid KMS provider name {}, must not contain ':'", entry.name));
+    }
+    if others.contains(&entry.name) {
+        bad("name", &entry.name, format!("duplicate KMS provider name {}, names must be unique", entry.name));
+    }
+    let timeout = entry.timeout.as_deref().map_or(Some(TIMEOUT), go_duration).filter(|timeout| !timeout.is_zero());
+    if timeout.is_none() {
+        bad("timeout", entry.timeout.as_deref().unwrap_or_default(), "timeout should be a positive value".to_owned());
+    }
+    let (scheme, rest) = entry.endpoint.split_once("://").unwrap_or(("", &entry.endpoint));
+    if entry.endpoint.is_empty() {
+        bad("endpoint", "", "endpoint is a mandatory field for a kms".to_owned());
+    } else if scheme != "unix" {
+        let why = format!("unsupported scheme {scheme:?} for KMS provider, only unix is supported");
+        bad("endpoint", &entry.endpoint, why);
+    }
+    match entry.api_version.as_str() {
+        "v2" => {}
+        "" | "v1" => {
+            let why = "KMSv1 is deprecated and will only receive security updates going forward. Use KMSv2 instead";
+            bad("apiVersion", &entry.api_version, why.to_owned());
+        }
+        other => {
+            let why = "unsupported apiVersion apiVersion for KMS provider, only v1 and v2 are supported";
+            bad("apiVersion", other, why.to_owned());
+        }
+    }
+    if let Some(size) = entry.cachesize {
+        errors.push(Error::invalid(&path.child("cachesize"), size, "cachesize is not supported in v2"));
+    }
+    if entry.name.is_empty() {
+        errors.insert(0, Error::required(&path.child("name"), "name is a mandatory field for a provider"));
+    }
+    match timeout {
+        Some(timeout) if errors.is_empty() => {
+            // An abstract socket is written with an @.
+            let socket = rest.strip_prefix("/@").map_or_else(|| rest.to_owned(), |name| format!("\0{name}"));
+            Ok(Settings { name: entry.name.clone(), socket: socket.into(), timeout })
+        }
+        _ => Err(errors),
     }
 }
 
@@ -266,6 +343,7 @@ mod tests {
     fn mistakes_are_named_by_their_field() {
         let one = "[{identity: {}}]";
         let key = |key: &str| format!("[{{aesgcm: {{keys: [{key}]}}}}]");
+        let kms = |rest: &str| format!("[{{kms: {{apiVersion: v2, {rest}}}}}]");
         let star = "use '*.' to encrypt all the resources from core API group or *.* to encrypt all resources";
         for (resources, providers, expected) in [
             ("['*']", one, format!("resources[0].resources[0]: Invalid value: \"*\": {star}")),
@@ -282,9 +360,14 @@ mod tests {
             ("[secrets]", &key("{name: a, secret: c2hvcnQ=}"), "resources[0].providers[0].aesgcm.keys[0].secret: Invalid value: \"REDACTED\": secret is not of the expected length, got 5, expected one of [16 24 32]".to_owned()),
             ("[secrets]", &key("{name: a, secret: '%'}"), "resources[0].providers[0].aesgcm.keys[0].secret: Invalid value: \"REDACTED\": secrets must be base64 encoded".to_owned()),
             ("[secrets]", &key("{}"), "[resources[0].providers[0].aesgcm.keys[0].name: Required value: name is a mandatory field for a key, resources[0].providers[0].aesgcm.keys[0].secret: Required value: secret is a mandatory field for a key]".to_owned()),
+            ("[secrets]", &kms("name: k, endpoint: 'unix:///x', cachesize: 5"), "resources[0].providers[0].kms.cachesize: Invalid value: 5: cachesize is not supported in v2".to_owned()),
+            ("[secrets]", &kms("name: 'a:b', endpoint: 'tcp://x', timeout: 0s"), "[resources[0].providers[0].kms.name: Invalid value: \"a:b\": invalid KMS provider name a:b, must not contain ':', resources[0].providers[0].kms.timeout: Invalid value: \"0s\": timeout should be a positive value, resources[0].providers[0].kms.endpoint: Invalid value: \"tcp://x\": unsupported scheme \"tcp\" for KMS provider, only unix is supported]".to_owned()),
+            ("[secrets]", &kms(""), "[resources[0].providers[0].kms.name: Required value: name is a mandatory field for a provider, resources[0].providers[0].kms.endpoint: Invalid value: \"\": endpoint is a mandatory field for a kms]".to_owned()),
         ] {
             assert_eq!(with(resources, providers).unwrap_err(), expected);
         }
+        let twice = "[{kms: {apiVersion: v2, name: k, endpoint: 'unix:///x'}}, {kms: {apiVersion: v2, name: k, endpoint: 'unix:///y'}}]";
+        assert!(with("[secrets]", twice).unwrap_err().ends_with("duplicate KMS provider name k, names must be unique"));
         assert!(with("[secrets]", "[{rot13: {}}]").unwrap_err().contains("rot13"));
         assert!(with("['*.', '*.apps', deployments.batch]", one).is_ok());
         assert!(parse("apiVersion: v1\nkind: List\nresources: []").unwrap_err().contains("EncryptionConfiguration"));
