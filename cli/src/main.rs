@@ -62,7 +62,6 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    component::memory::keep_few_arenas();
     let arguments = CommandLine::parse();
     start_logging(&arguments.log);
     if !matches!(arguments.command, Command::Server(_) | Command::Agent(_) | Command::Hollow(_)) {

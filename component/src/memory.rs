@@ -8,6 +8,8 @@
 //! timer, ever more text. That comes back from the page cache at the next touch: about a thousand
 //! faults a minute.
 
+use std::ffi::c_char;
+use std::ptr::null_mut;
 use std::time::Duration;
 
 use crate::Supervisor;
@@ -21,15 +23,19 @@ const RESTING_SHARE: f64 = 0.02;
 /// What a touch of the program's text maps at most.
 const PIECE: usize = 16 * 1024;
 
-/// Keeps the allocator to few arenas (each thread that allocates would else get its own, up to
-/// eight per core), before any thread is started.
-pub fn keep_few_arenas() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: sets a number inside the allocator; documented as callable before threads exist.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 2);
-    }
-}
+/// jemalloc, for everything in the process: a server makes and drops a hundred small objects per
+/// request, and glibc's allocator takes a lock for most of them.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// What jemalloc reads before its first allocation: few arenas, since what is freed in one is not used
+/// in another; and what was freed goes back to the kernel after a second.
+// SAFETY: the name is jemalloc's own for this, and nothing else defines it; it is a pointer to a C string.
+#[unsafe(export_name = "malloc_conf")]
+#[used]
+static OPTIONS: Option<&'static c_char> =
+    // SAFETY: points to the first byte of a literal, which ends with zero and lives as long as the program.
+    Some(unsafe { &*c"narenas:2,dirty_decay_ms:1000,muzzy_decay_ms:0".as_ptr() });
 
 /// Starts the task that gives memory back when work has ended, and while there is none.
 pub fn rest_lightly(supervisor: &Supervisor) {
@@ -64,10 +70,10 @@ fn processor_time() -> Duration {
 }
 
 fn give_back(programs: &[Program]) {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: releases free heap pages only; may be called at any time, from any thread.
+    // SAFETY: releases unused pages of all arenas (4096 stands for all), which takes no argument; may be
+    // called at any time, from any thread.
     unsafe {
-        libc::malloc_trim(0);
+        tikv_jemalloc_sys::mallctl(c"arena.4096.purge".as_ptr(), null_mut(), null_mut(), null_mut(), 0);
     }
     for program in programs {
         // SAFETY: the range is a mapping of a file that nothing writes to. Its pages are unmodified

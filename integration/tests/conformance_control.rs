@@ -111,13 +111,15 @@ type Chapter = fn(&Story<'_>);
 #[test]
 fn conformance_of_the_control_plane() {
     let lab = Lab::up("conform", &["--nodes", "2"]);
-    let stories: [(&str, Chapter); 6] = [
+    let stories: [(&str, Chapter); 8] = [
         ("sets", stateful_sets_roll_one_by_one),
         ("ports", host_ports_are_given_once),
         ("jobs", jobs_end_as_their_policies_say),
         ("evict", evicted_pods_of_a_job_are_not_its_failures),
         ("circle", owners_in_a_circle_go),
         ("daemons", daemons_roll_back_without_restarts),
+        ("pages", proxied_pages_lead_through_the_proxy),
+        ("again", a_container_made_anew_at_once_stays_ready),
     ];
     std::thread::scope(|scope| {
         for (name, story) in stories {
@@ -125,8 +127,60 @@ fn conformance_of_the_control_plane() {
             scope.spawn(move || story(&Story::begin(lab, name)));
         }
     });
+    leases_go_with_their_nodes(&lab);
     // It tells whoever is on a node to go: last, and alone.
     taints_evict_pods_in_their_time(&Story::begin(&lab, "taints"));
+}
+
+fn proxied_pages_lead_through_the_proxy(story: &Story<'_>) {
+    let script = "mkdir /www; echo '<a href=/next>' >/www/index.html; exec httpd -f -p 8080 -h /www";
+    story.make("v1", "Pod", "page", template("page", script, json!({}))["spec"].clone());
+    story.condition("pod/page", "Ready", "True");
+    story.kubectl(&["expose", "pod", "page", "--port=80", "--target-port=8080", "--selector=app=page"]);
+    story.kubectl(&["label", "pod", "page", "app=page"]);
+    for (what, name) in [("pods", "page:8080"), ("services", "page:80")] {
+        let path = format!("/api/v1/namespaces/{}/{what}/{name}/proxy", story.namespace);
+        // Without the slash at its end the path is redirected, as kubectl follows.
+        for asked in [format!("{path}/"), path.clone()] {
+            story.until("the page's link leads through the proxy", || {
+                let page = story.lab.try_kubectl(&["get", "--raw", &asked]);
+                let link = format!("<a href={path}/next>");
+                if page.stdout.trim() == link { Ok(true) } else { Err(format!("{asked}: {page:?}")) }
+            });
+        }
+    }
+}
+
+/// As Kubernetes' kubelet tells nothing before a sync is over, nobody sees the moment without a run.
+fn a_container_made_anew_at_once_stays_ready(story: &Story<'_>) {
+    let mut pod = template("again", &format!("touch /alive; {REST}"), json!({}));
+    let probe = json!({"exec": {"command": ["test", "-e", "/alive"]}, "periodSeconds": 1, "failureThreshold": 1});
+    pod["spec"]["containers"][0]["livenessProbe"] = probe;
+    story.make("v1", "Pod", "again", pod["spec"].clone());
+    story.condition("pod/again", "Ready", "True");
+    let columns = "jsonpath={.status.containerStatuses[0].restartCount} {.status.conditions[?(@.type==\"Ready\")].status}{\"\\n\"}";
+    let mut watched = story.lab.spawn_kubectl(&["-n", &story.namespace, "get", "pod", "again", "-w", "-o", columns]);
+    assert_eq!(watched.line_with("0 "), "0 True");
+    story.kubectl(&["exec", "again", "--", "rm", "/alive"]);
+    loop {
+        let seen = watched.line_with("");
+        assert!(seen.ends_with(" True"), "{seen}");
+        if seen.starts_with("1 ") {
+            break;
+        }
+    }
+}
+
+/// A lease may be older than its Node object: it is given its owner when it is renewed.
+fn leases_go_with_their_nodes(lab: &Lab) {
+    for node in lab.nodes() {
+        let uid = lab.get(&["node", &node])["metadata"]["uid"].clone();
+        lab.eventually("the lease has its owner", SOON, || {
+            let lease = lab.get(&["-n", "kube-node-lease", "lease", &node]);
+            let owner = &lease["metadata"]["ownerReferences"][0];
+            if owner["uid"] == uid && owner["kind"] == "Node" { Ok(()) } else { Err(lease.to_string()) }
+        });
+    }
 }
 
 fn stateful_sets_roll_one_by_one(story: &Story<'_>) {

@@ -22,7 +22,7 @@ impl Version {
     }
 }
 
-const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
+pub const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
 const APIEXTENSIONS: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.";
 
 /// Types that are not structs of the table: name, then schema.

@@ -6,6 +6,7 @@
 //! resources changed. [`definitions`] renders schemas, [`paths`] operations, [`gnostic`] the
 //! protobuf form.
 
+mod custom;
 pub mod definitions;
 mod gnostic;
 mod paths;
@@ -26,11 +27,10 @@ use crate::resource::{Descriptor, GroupVersionKind};
 use crate::resources::Resources;
 use crate::schema::table::{Descriptions, TypeId};
 use crate::schema::{group_of, type_of};
-use definitions::{Definitions, Reference, Version};
+use definitions::{Definitions, META, Reference, Version};
 
 /// What answers are marked with: `@`, as clients ask for it, is not allowed in a media type.
 pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
-const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
 
 /// A resource to describe.
 #[derive(Clone)]
@@ -339,8 +339,8 @@ fn each_schema(version: Version, sources: &[Source], only: Option<&str>, emit: &
     for (source, kind, list) in custom {
         let schema = source.schemas.iter().find(|(version, _)| *version == kind.version).map(|(_, schema)| schema);
         let schema = schema.and_then(|text| serde_json::from_str(text).ok());
-        emit(&custom_name(&kind), custom_schema(version, schema.as_ref(), &kind));
-        emit(&custom_name(&list), custom_list(version, &kind, &list));
+        emit(&custom_name(&kind), custom::schema(version, schema.as_ref(), &kind));
+        emit(&custom_name(&list), custom::list(version, &kind, &list));
     }
     let mut next = 0;
     while let Some(target) = definitions.needed.get(next).copied() {
@@ -351,75 +351,6 @@ fn each_schema(version: Version, sources: &[Source], only: Option<&str>, emit: &
     }
     let text = "Patch is provided to give a concrete name and type to the Kubernetes PATCH request body.";
     emit(&format!("{META}Patch"), json!({"description": text, "type": "object"}));
-}
-
-fn meta_properties(version: Version, metadata: &str) -> Value {
-    let reference = version.reference(&format!("{META}{metadata}"));
-    let metadata = match version {
-        Version::V2 => json!({"$ref": reference, "description": "Standard object's metadata."}),
-        Version::V3 => json!({"allOf": [{"$ref": reference}], "description": "Standard object's metadata."}),
-    };
-    json!({
-        "apiVersion": {"type": "string", "description": "APIVersion defines the versioned schema of this representation of an object. Servers should convert recognized schemas to the latest internal value, and may reject unrecognized values. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#resources"},
-        "kind": {"type": "string", "description": "Kind is a string value representing the REST resource this object represents. Servers may infer this from the endpoint the client submits requests to. Cannot be updated. In CamelCase. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#types-kinds"},
-        "metadata": metadata,
-    })
-}
-
-fn gvk_extension(gvk: &GroupVersionKind) -> Value {
-    json!([{"group": gvk.group, "kind": gvk.kind, "version": gvk.version}])
-}
-
-fn custom_schema(version: Version, schema: Option<&Value>, gvk: &GroupVersionKind) -> Value {
-    let mut schema = schema.cloned().unwrap_or_else(|| json!({"x-kubernetes-preserve-unknown-fields": true}));
-    if version == Version::V2 {
-        for_v2(&mut schema);
-    }
-    schema["type"] = "object".into();
-    if let Value::Object(meta) = meta_properties(version, "ObjectMeta") {
-        for (name, property) in meta {
-            schema["properties"][&name] = property;
-        }
-    }
-    schema["x-kubernetes-group-version-kind"] = gvk_extension(gvk);
-    schema
-}
-
-fn custom_list(version: Version, kind: &GroupVersionKind, list: &GroupVersionKind) -> Value {
-    let mut properties = meta_properties(version, "ListMeta");
-    properties["items"] = json!({"type": "array", "items": {"$ref": version.reference(&custom_name(kind))},
-        "description": format!("List of {}. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md", kind.kind)});
-    json!({"description": format!("{} is a list of {}", list.kind, kind.kind), "type": "object", "required": ["items"],
-        "properties": properties, "x-kubernetes-group-version-kind": gvk_extension(list)})
-}
-
-/// Takes out of a schema what version 2 cannot say.
-fn for_v2(schema: &mut Value) {
-    let Value::Object(members) = schema else { return };
-    for key in ["anyOf", "oneOf", "not", "nullable", "x-kubernetes-validations", "default"] {
-        members.remove(key);
-    }
-    let preserve = members.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(true));
-    let either = members.get("x-kubernetes-int-or-string") == Some(&Value::Bool(true));
-    if preserve || either {
-        // kubectl would refuse what the server takes: leave the place open.
-        members.remove("items");
-        members.remove("properties");
-        members.remove("type");
-    }
-    for key in ["items", "additionalProperties"] {
-        if let Some(inner) = members.get_mut(key) {
-            for_v2(inner);
-        }
-    }
-    for key in ["properties"] {
-        if let Some(Value::Object(inner)) = members.get_mut(key) {
-            inner.values_mut().for_each(for_v2);
-        }
-    }
-    if let Some(Value::Array(all)) = members.get_mut("allOf") {
-        all.iter_mut().for_each(for_v2);
-    }
 }
 
 fn encode_v2(sources: &[Source], foreign: &[Arc<Value>], encoder: &mut gnostic::Encoder) {

@@ -2,10 +2,12 @@
 //!
 //! [`target`] finds out where a request leads; [`dial`] connects. An upgraded connection (SPDY or
 //! WebSocket) is tunnelled: bytes are copied in both directions, and never looked at. Only logs, which
-//! the kubelet knows as plain answers, are put into a WebSocket here ([`log_socket`]).
+//! the kubelet knows as plain answers, are put into a WebSocket here ([`log_socket`]), and links of
+//! proxied pages are made to lead through the proxy ([`rewrite`]).
 
 pub mod dial;
 mod log_socket;
+mod rewrite;
 pub mod target;
 
 use bytes::Bytes;
@@ -37,7 +39,63 @@ where
 {
     let target = target::of(&asked).await?;
     admit(&asked, &target).await?;
-    pass(asked, &target, body).await?.map_err(|why| ApiError::internal(format!("error dialing backend: {why}")))
+    if !target.is_kubelet_call && asked.info.rest.is_empty() && !asked.parts.headers.contains_key(header::UPGRADE) {
+        return Ok(to_root(&asked));
+    }
+    let way = (!target.is_kubelet_call).then(|| way(&asked, &target));
+    let failed = |why| ApiError::internal(format!("error dialing backend: {why}"));
+    let response = pass(asked, &target, body).await?.map_err(failed)?;
+    Ok(match way {
+        Some(way) => through(way, response),
+        None => response,
+    })
+}
+
+/// Relative links of a server's first page need the slash at the end of its path.
+fn to_root(asked: &Asked) -> Response<Body> {
+    let query = asked.parts.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
+    if let Ok(location) = format!("{}/{query}", asked.info.path).parse() {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    response
+}
+
+/// How the client reaches a proxied server.
+fn way(asked: &Asked, target: &Target) -> rewrite::Way {
+    let path = asked.info.path.as_str();
+    let asked_host = match asked.parts.uri.authority() {
+        Some(authority) => authority.as_str(),
+        None => asked.header(header::HOST),
+    };
+    rewrite::Way {
+        prefix: path.strip_suffix(asked.info.rest.as_str()).unwrap_or(path).to_owned(),
+        hosts: [target.host.clone(), asked_host.to_owned()],
+    }
+}
+
+/// A proxied server's answer, its links leading through the proxy. What it says of other origins
+/// (CORS) is not for it to say here.
+fn through(way: rewrite::Way, response: Response<Body>) -> Response<Body> {
+    let (mut parts, body) = response.into_parts();
+    for name in [
+        header::ACCESS_CONTROL_ALLOW_ORIGIN,
+        header::ACCESS_CONTROL_ALLOW_METHODS,
+        header::ACCESS_CONTROL_ALLOW_HEADERS,
+        header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
+    ] {
+        parts.headers.remove(name);
+    }
+    way.headers(&mut parts.headers);
+    let body = match way.page(&parts.headers) {
+        Some(page) => {
+            parts.headers.remove(header::CONTENT_LENGTH);
+            Body::stream(page.rewrite(body.into_data_stream()))
+        }
+        None => body,
+    };
+    Response::from_parts(parts, body)
 }
 
 /// Passes a request on to where `target` says; the inner error is why it could not be reached.

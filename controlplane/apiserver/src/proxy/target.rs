@@ -262,7 +262,12 @@ fn security(scheme: &str) -> Security {
 }
 
 fn direct(asked: &Asked, security: Security, address: &str, port: u16, name: &str, kind: &str) -> Target {
+    let mut headers = HeaderMap::new();
+    if let Ok(path) = asked.info.path.parse() {
+        headers.insert("x-forwarded-uri", path);
+    }
     Target {
+        headers,
         name: name.to_owned(),
         options: json!({"kind": kind, "apiVersion": "v1", "path": asked.info.rest}),
         ..Target::passing(security, address.to_owned(), port, proxied_path(asked))

@@ -510,8 +510,24 @@ impl Worker {
 
     // ---- what others see
 
+    /// Whether a container that was killed to be made anew has ended and its next run is on its way. Nobody
+    /// is told of the moment in between, as the status of Kubernetes' kubelet waits for the end of a sync: a
+    /// container that is changed stays ready if its next run is at once.
+    fn is_replacing(&self) -> bool {
+        let starting = self.setup.as_ref().and(self.starting.as_ref());
+        let between =
+            |run: &Run| self.memory.stopping.contains(&run.id) || starting.is_some_and(|(name, _)| *name == run.name);
+        self.stage == Stage::Running
+            && self.memory.killed.iter().filter_map(|id| self.observed.runs.iter().find(|run| run.id == *id)).any(
+                |run| {
+                    let newest = self.observed.newest(&run.name).is_some_and(|newest| newest.id == run.id);
+                    newest && run.state == RunState::Exited && between(run)
+                },
+            )
+    }
+
     fn publish(&mut self, now: Timestamp) {
-        if !self.blind && self.wish.source != Source::Runtime {
+        if !self.blind && self.wish.source != Source::Runtime && !self.is_replacing() {
             let verdict = match &self.stage {
                 Stage::Ending { verdict, .. } | Stage::Cleaning { verdict } | Stage::Ended { verdict } => {
                     verdict.as_ref()

@@ -28,8 +28,8 @@ impl Hooks for Event {
         event_validation::validate_create(event, ctx)
     }
 
-    fn validate_update(&self, ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
-        event_validation::validate_update(new, old, ctx)
+    fn validate_update(&self, ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
+        event_validation::validate_update(new, ctx)
     }
 
     fn convert(&self, event: &mut Value, from: (&str, &str), _to: (&str, &str)) -> Result<()> {
