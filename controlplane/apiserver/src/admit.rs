@@ -70,9 +70,11 @@ impl Attributes<'_> {
 
     /// `403 Forbidden` with upstream's wording for admission.
     pub fn forbid(&self, why: impl std::fmt::Display) -> ApiError {
-        let name =
-            if self.name.is_empty() { self.object["metadata"]["name"].as_str().unwrap_or("") } else { self.name };
-        let name = if name.is_empty() && !self.object["metadata"]["generateName"].is_null() { "Unknown" } else { name };
+        // Before a name is generated its beginning stands for it.
+        let metadata = &self.object["metadata"];
+        let of_object =
+            || ["name", "generateName"].iter().find_map(|key| metadata[*key].as_str().filter(|n| !n.is_empty()));
+        let name = if self.name.is_empty() { of_object().unwrap_or("Unknown") } else { self.name };
         ApiError::forbidden(self.group, &self.descriptor.plural, name, why)
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use api::quantity::Quantity;
+use api::resources::Side;
 use async_trait::async_trait;
 use serde_json::Value;
 
@@ -11,7 +12,7 @@ use super::creates;
 use crate::admit::{Admission, Attributes, Cluster, Operation};
 use crate::error::Result;
 use crate::kinds::core::pod::quantity;
-use crate::kinds::value::{ensure_map, entries, list, list_mut, map, text};
+use crate::kinds::value::{at, ensure_map, entries, list, list_mut, map, remove, text};
 
 const ANNOTATION: &str = "kubernetes.io/limit-ranger";
 
@@ -26,6 +27,7 @@ impl Admission for LimitRanger {
     fn handles(&self, attributes: &Attributes<'_>) -> bool {
         // A pod's containers do not change any more, a claim may grow.
         creates(attributes, "", "pods")
+            || attributes.is("", "pods") && attributes.subresource == "resize"
             || attributes.subresource.is_empty()
                 && attributes.is("", "persistentvolumeclaims")
                 && matches!(attributes.operation, Operation::Create | Operation::Update)
@@ -44,9 +46,14 @@ impl Admission for LimitRanger {
     async fn validate(&self, attributes: &mut Attributes<'_>, cluster: &dyn Cluster) -> Result<()> {
         let pod = attributes.is("", "pods");
         for range in cluster.list("", "limitranges", attributes.namespace).await? {
-            let problems: Vec<String> =
-                list(&range, "spec.limits").iter().flat_map(|item| problems(item, &attributes.object, pod)).collect();
-            match problems.as_slice() {
+            let mut found: Vec<String> = Vec::new();
+            for problem in list(&range, "spec.limits").iter().flat_map(|item| problems(item, &attributes.object, pod)) {
+                // What is true of several containers is said once.
+                if !found.contains(&problem) {
+                    found.push(problem);
+                }
+            }
+            match found.as_slice() {
                 [] => {}
                 [one] => return Err(attributes.forbid(one)),
                 many => return Err(attributes.forbid(format!("[{}]", many.join(", ")))),
@@ -60,7 +67,7 @@ impl Admission for LimitRanger {
 fn fill_in(pod: &mut Value, range: &Value) {
     let mut notes = Vec::new();
     for item in list(range, "spec.limits").iter().filter(|item| text(item, "type") == "Container") {
-        for (field, words) in [("spec.initContainers", "init container"), ("spec.containers", "container")] {
+        for (field, words) in [("spec.containers", "container"), ("spec.initContainers", "init container")] {
             for container in list_mut(pod, field) {
                 let container_name = text(container, "name").to_owned();
                 for (source, side, what) in
@@ -102,28 +109,17 @@ fn problems(item: &Value, object: &Value, pod: bool) -> Vec<String> {
             .flat_map(|field| list(object, field))
             .flat_map(|c| check(item, "Container", &amounts(c, "resources.requests"), &amounts(c, "resources.limits")))
             .collect(),
-        ("Pod", true) => check(item, "Pod", &of_pod(object, "resources.requests"), &of_pod(object, "resources.limits")),
+        ("Pod", true) => check(item, "Pod", &of_pod(object, Side::Requests), &of_pod(object, Side::Limits)),
         ("PersistentVolumeClaim", false) => claim(item, &amounts(object, "spec.resources.requests")),
         _ => Vec::new(),
     }
 }
 
-/// Sum of the containers, at least the largest init container.
-fn of_pod(pod: &Value, side: &str) -> Amounts {
-    let mut total = Amounts::new();
-    for container in list(pod, "spec.containers") {
-        for (resource, amount) in amounts(container, side) {
-            let sum = total.get(&resource).map_or(amount, |sum| *sum + amount);
-            total.insert(resource, sum);
-        }
-    }
-    for container in list(pod, "spec.initContainers") {
-        for (resource, amount) in amounts(container, side) {
-            let most = total.get(&resource).map_or(amount, |held| Quantity::max(*held, amount));
-            total.insert(resource, most);
-        }
-    }
-    total
+/// What the pod's own resources and its containers' come to; its class's overhead is not the user's.
+fn of_pod(pod: &Value, side: Side) -> Amounts {
+    let mut spec = at(pod, "spec").clone();
+    remove(&mut spec, "overhead");
+    serde_json::from_value(spec).map(|spec| api::resources::of_pod(&spec, side)).unwrap_or_default()
 }
 
 fn check(item: &Value, kind: &str, requests: &Amounts, limits: &Amounts) -> Vec<String> {
@@ -246,5 +242,33 @@ mod tests {
         ] {
             assert_eq!(pod(resources).admit(&LimitRanger, &cluster(limits)).await, Err(expected.to_owned()));
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_wrong_with_several_containers_is_said_once() {
+        let cluster = cluster(json!({"type": "Container", "max": {"cpu": "1"}}));
+        let containers = json!([{"name": "a", "resources": {"limits": {"cpu": "2"}}}, {"name": "b", "resources": {"limits": {"cpu": "2"}}}, {"name": "c"}]);
+        let mut request = pod(json!({}));
+        request.object["spec"]["containers"] = containers;
+        assert_eq!(
+            request.admit(&LimitRanger, &cluster).await.unwrap_err(),
+            "pods \"p\" is forbidden: [maximum cpu usage per Container is 1, but limit is 2, maximum cpu usage per Container is 1.  No limit is specified]"
+        );
+    }
+
+    #[tokio::test]
+    async fn sidecars_add_to_the_pod_and_resizes_are_looked_at() {
+        let cluster = cluster(json!({"type": "Pod", "max": {"cpu": "2"}}));
+        let sized = |cpu: &str| json!({"limits": {"cpu": cpu}, "requests": {"cpu": cpu}});
+        let mut request = pod(sized("1"));
+        request.object["spec"]["initContainers"] =
+            json!([{"name": "s", "image": "i", "restartPolicy": "Always", "resources": sized("1500m")}]);
+        request.object["spec"]["overhead"] = json!({"cpu": "5"});
+        let expected = "pods \"p\" is forbidden: maximum cpu usage per Pod is 2, but limit is 2500m";
+        assert_eq!(request.admit(&LimitRanger, &cluster).await, Err(expected.to_owned()));
+        request.operation = Operation::Update;
+        assert_eq!(request.admit(&LimitRanger, &cluster).await, Ok(()));
+        request.subresource = "resize";
+        assert_eq!(request.admit(&LimitRanger, &cluster).await, Err(expected.to_owned()));
     }
 }

@@ -8,6 +8,7 @@
 mod certificates;
 mod classes;
 mod limit_ranger;
+mod mountable;
 mod namespace;
 mod node_restriction;
 mod pod_security;

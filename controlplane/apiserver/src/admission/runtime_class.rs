@@ -8,6 +8,8 @@ use crate::admit::{Admission, Attributes, Cluster};
 use crate::error::Result;
 use crate::kinds::value::{at, ensure_list, ensure_map, has, list, map, opt_text, same, set};
 
+const WITHOUT_CLASS: &str = "pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead";
+
 pub struct RuntimeClass;
 
 #[async_trait]
@@ -23,8 +25,7 @@ impl Admission for RuntimeClass {
     async fn mutate(&self, attributes: &mut Attributes<'_>, cluster: &dyn Cluster) -> Result<()> {
         let Some(wanted) = opt_text(&attributes.object, "spec.runtimeClassName").map(str::to_owned) else {
             return if has(&attributes.object, "spec.overhead") {
-                Err(attributes
-                    .forbid("pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead"))
+                Err(attributes.forbid(WITHOUT_CLASS))
             } else {
                 Ok(())
             };
@@ -38,6 +39,8 @@ impl Admission for RuntimeClass {
             if !overhead.is_null() {
                 set(&mut attributes.object, "spec.overhead", overhead.clone());
             }
+        } else if overhead.is_null() {
+            return Err(attributes.forbid(WITHOUT_CLASS));
         } else if !same(given, overhead) {
             return Err(attributes.forbid("pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead"));
         }

@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use rand::Rng;
 use serde_json::{Value, json};
 
-use super::{creates, is_mirror};
-use crate::admit::{Admission, Attributes, Cluster};
+use super::{creates, is_mirror, mountable};
+use crate::admit::{Admission, Attributes, Cluster, Operation};
 use crate::error::Result;
 use crate::kinds::core::pod::defaults::service_account_alias;
 use crate::kinds::value::{ensure_list, get_mut, has, list, list_mut, opt_flag, set, text};
@@ -30,12 +30,12 @@ impl Admission for ServiceAccount {
     }
 
     fn handles(&self, attributes: &Attributes<'_>) -> bool {
-        creates(attributes, "", "pods")
+        creates(attributes, "", "pods") || adds_debuggers(attributes)
     }
 
     async fn mutate(&self, attributes: &mut Attributes<'_>, cluster: &dyn Cluster) -> Result<()> {
         // Mirror pods only show what already runs.
-        if is_mirror(&attributes.object) {
+        if is_mirror(&attributes.object) || adds_debuggers(attributes) {
             return Ok(());
         }
         if let Some(spec) = get_mut(&mut attributes.object, "spec") {
@@ -60,8 +60,11 @@ impl Admission for ServiceAccount {
 
     async fn validate(&self, attributes: &mut Attributes<'_>, cluster: &dyn Cluster) -> Result<()> {
         if !is_mirror(&attributes.object) {
-            lookup(attributes, cluster).await?;
-            return Ok(());
+            let account = lookup(attributes, cluster).await?;
+            let debuggers = adds_debuggers(attributes);
+            let check = if debuggers { mountable::debugger_problem } else { mountable::problem };
+            let problem = if mountable::limits(&account) { check(&account, &attributes.object) } else { None };
+            return problem.map_or(Ok(()), |why| Err(attributes.forbid(why)));
         }
         let pod = &attributes.object;
         if !text(pod, "spec.serviceAccountName").is_empty() {
@@ -76,6 +79,12 @@ impl Admission for ServiceAccount {
         }
         Ok(())
     }
+}
+
+fn adds_debuggers(attributes: &Attributes<'_>) -> bool {
+    attributes.operation == Operation::Update
+        && attributes.subresource == "ephemeralcontainers"
+        && attributes.is("", "pods")
 }
 
 fn references_secrets(pod: &Value) -> bool {
@@ -115,7 +124,10 @@ fn automounts(account: &Value, pod: &Value) -> bool {
 
 fn mount_token(pod: &mut Value) {
     let taken: Vec<String> = list(pod, "spec.volumes").iter().map(|volume| text(volume, "name").to_owned()).collect();
-    let name = free_name(&taken);
+    // A copied pod brings the volume along.
+    let own = taken.iter().find(|name| name.starts_with(VOLUME_PREFIX)).cloned();
+    let is_there = own.is_some();
+    let name = own.unwrap_or_else(|| free_name(&taken));
     let mut mounted = false;
     for field in ["spec.initContainers", "spec.containers"] {
         for container in list_mut(pod, field) {
@@ -127,7 +139,7 @@ fn mount_token(pod: &mut Value) {
             mounted = true;
         }
     }
-    if mounted {
+    if mounted && !is_there {
         ensure_list(pod, "spec.volumes").push(token_volume(&name));
     }
 }
@@ -181,6 +193,33 @@ mod tests {
         );
         assert_eq!(spec["containers"][1]["volumeMounts"].as_array().unwrap().len(), 1);
         assert_eq!(spec["volumes"][0]["projected"]["sources"][0]["serviceAccountToken"]["expirationSeconds"], 3607);
+    }
+
+    #[tokio::test]
+    async fn a_copied_pod_brings_its_volume_along() {
+        let cluster =
+            Fixed::with(&[("", "serviceaccounts", json!({"metadata": {"name": "default", "namespace": "n"}}))]);
+        let volume = json!({"name": "kube-api-access-abcde", "projected": {}});
+        let spec = json!({"volumes": [volume], "containers": [{"name": "a"}]});
+        let mut request = Request::create("", "pods", pod(spec));
+        request.admit(&ServiceAccount, &cluster).await.unwrap();
+        assert_eq!(request.object["spec"]["volumes"], json!([volume]));
+        assert_eq!(request.object["spec"]["containers"][0]["volumeMounts"][0]["name"], volume["name"]);
+    }
+
+    #[tokio::test]
+    async fn accounts_may_limit_their_pods_to_their_secrets() {
+        let account = json!({"metadata": {"name": "default", "namespace": "n", "annotations": {"kubernetes.io/enforce-mountable-secrets": "true"}}});
+        let cluster = Fixed::with(&[("", "serviceaccounts", account)]);
+        let env = json!([{"name": "c", "env": [{"name": "E", "valueFrom": {"secretKeyRef": {"name": "s"}}}]}]);
+        let mut request = Request::create("", "pods", pod(json!({"containers": env})));
+        let refused = request.admit(&ServiceAccount, &cluster).await.unwrap_err();
+        assert!(refused.contains(": container c with envVar E referencing"), "{refused}");
+        let spec = json!({"serviceAccountName": "default", "ephemeralContainers": env});
+        let mut request = Request::new("", "pods", Operation::Update, pod(spec));
+        request.subresource = "ephemeralcontainers";
+        let refused = request.admit(&ServiceAccount, &cluster).await.unwrap_err();
+        assert!(refused.contains(": ephemeral container c with envVar E referencing"), "{refused}");
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@ mod config;
 pub mod impersonation;
 pub mod jwt;
 mod keys;
+mod legacy;
 mod oidc;
 pub mod requestheader;
 pub mod serviceaccount;
@@ -21,7 +22,6 @@ use std::sync::Arc;
 use component::Supervisor;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
-use jiff::Timestamp;
 use parking_lot::{Mutex, RwLock};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -96,6 +96,7 @@ impl Authenticator {
                     ApiError::internal(format!("reading the token file {}: {error}", path.display()))
                 })?;
                 parse_token_file(&text)
+                    .map_err(|why| ApiError::internal(format!("token file '{}' {why}", path.display())))?
             }
             None => Vec::new(),
         };
@@ -140,7 +141,10 @@ impl Authenticator {
             Some(token) => {
                 // Boxed, as all that few requests need: every request would keep room for it otherwise.
                 let found = Box::pin(self.by_token(api, token, std::slice::from_ref(&self.issuer))).await;
-                found.map(|(user, _)| Arc::new(authenticated(user))).ok_or_else(ApiError::unauthorized)
+                found.map(|(user, _)| Arc::new(authenticated(user))).map_err(|why| {
+                    tracing::debug!(why, "a bearer token is refused");
+                    ApiError::unauthorized()
+                })
             }
             None if self.trust().anonymous.may_ask(path) => {
                 Ok(Arc::new(UserInfo::new("system:anonymous", &[UNAUTHENTICATED])))
@@ -150,31 +154,64 @@ impl Authenticator {
     }
 
     /// The user that a bearer token stands for, and whom it is for of the `audiences` asked for.
-    /// Tokens that say nothing of an audience are for this server.
-    pub async fn by_token(&self, api: &Api, token: &str, audiences: &[String]) -> Option<(UserInfo, Vec<String>)> {
+    /// Tokens that say nothing of an audience are for this server. The error is what a `TokenReview`
+    /// says of a token that nobody vouches for.
+    pub async fn by_token(
+        &self,
+        api: &Api,
+        token: &str,
+        audiences: &[String],
+    ) -> Result<(UserInfo, Vec<String>), String> {
+        const INVALID: &str = "invalid bearer token";
+        match self.vouched(api, token, audiences).await {
+            Ok(Some(found)) => Ok(found),
+            Ok(None) => Err(INVALID.to_owned()),
+            Err(why) => Err(format!("[{INVALID}, {why}]")),
+        }
+    }
+
+    /// None: nobody knows such a token; the error is of the one who does.
+    async fn vouched(
+        &self,
+        api: &Api,
+        token: &str,
+        audiences: &[String],
+    ) -> Result<Option<(UserInfo, Vec<String>)>, String> {
         let for_us = audiences.contains(&self.issuer).then(|| vec![self.issuer.clone()]);
         if let Some((_, user)) = self.tokens.iter().find(|(held, _)| same(held, token)) {
-            return Some((user.clone(), for_us?));
+            return Ok(for_us.map(|audiences| (user.clone(), audiences)));
         }
         if let Some(claims) = self.claims(token) {
-            let fit = serviceaccount::in_force(&claims, &self.issuer, audiences, Timestamp::now());
-            if fit.is_empty() {
-                return None;
-            }
-            return Some((serviceaccount::user_of(api, &claims, token).await?, fit));
+            let fit = serviceaccount::audiences_of(&claims, &self.issuer, audiences)?;
+            return Ok(Some((serviceaccount::user_of(api, &claims, token).await?, fit)));
         }
-        if let Some(parsed) = Token::parse(token)
-            && let Some(issuer) = self.trust().issuers.iter().find(|issuer| issuer.jwt.url == parsed.issuer())
-        {
-            match issuer.user_of(&parsed).await {
-                Ok(user) => return Some((user, for_us?)),
-                Err(why) => tracing::debug!(why, "a token is refused"),
+        let mut problem = None;
+        if let Some(parsed) = Token::parse(token) {
+            if self.is_own(parsed.issuer()) {
+                return Err("go-jose/go-jose: error in cryptographic primitive".to_owned());
+            }
+            if let Some(issuer) = self.trust().issuers.iter().find(|issuer| issuer.jwt.url == parsed.issuer()) {
+                match issuer.user_of(&parsed).await {
+                    Ok(user) => return Ok(for_us.map(|audiences| (user, audiences))),
+                    Err(why) => problem = Some(why),
+                }
             }
         }
         if let Some(user) = bootstrap::user_of(api, token).await {
-            return Some((user, for_us?));
+            return Ok(for_us.map(|audiences| (user, audiences)));
         }
-        self.webhook.as_ref()?.user_of(token, audiences).await
+        let found = match &self.webhook {
+            Some(webhook) => webhook.user_of(token, audiences).await,
+            None => None,
+        };
+        match (found, problem) {
+            (None, Some(why)) => Err(why),
+            (found, _) => Ok(found),
+        }
+    }
+
+    fn is_own(&self, issuer: &str) -> bool {
+        issuer == self.issuer || issuer == serviceaccount::LEGACY
     }
 
     /// The claims of a token that this server, or another with its keys, signed.
@@ -183,7 +220,11 @@ impl Authenticator {
         if let Some(claims) = self.verified.lock().get(&digest) {
             return Some(claims.clone());
         }
-        let claims = Arc::new(self.keys.verify(token)?);
+        let claims = self.keys.verify(token)?;
+        if !self.is_own(claims["iss"].as_str().unwrap_or_default()) {
+            return None;
+        }
+        let claims = Arc::new(claims);
         let mut verified = self.verified.lock();
         if verified.len() >= VERIFIED {
             verified.clear();
@@ -211,21 +252,23 @@ pub fn authenticated(mut user: UserInfo) -> UserInfo {
     user
 }
 
-/// Lines of `token,user,uid,"group1,group2"`.
-fn parse_token_file(text: &str) -> Vec<(String, UserInfo)> {
-    let mut tokens = Vec::new();
+/// Lines of `token,user,uid,"group1,group2"`; of a token that stands there twice the last one counts.
+fn parse_token_file(text: &str) -> std::result::Result<Vec<(String, UserInfo)>, String> {
+    let mut tokens: Vec<(String, UserInfo)> = Vec::new();
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
-        let mut fields = line.splitn(4, ',').map(str::trim);
-        let (Some(token), Some(name)) = (fields.next(), fields.next()) else { continue };
-        let uid = fields.next().unwrap_or_default();
-        let groups = fields.next().unwrap_or_default().trim_matches('"');
-        let groups = groups.split(',').map(str::trim).filter(|group| !group.is_empty()).map(str::to_owned).collect();
-        let user = UserInfo { name: name.to_owned(), uid: uid.to_owned(), groups, ..UserInfo::default() };
-        if !token.is_empty() && !name.is_empty() {
-            tokens.push((token.to_owned(), user));
+        let fields: Vec<&str> = line.splitn(4, ',').map(str::trim).collect();
+        let [token, name, uid, groups @ ..] = fields.as_slice() else {
+            return Err(format!("must have at least 3 columns (token, user name, user uid), found {}", fields.len()));
+        };
+        let groups = groups.first().copied().unwrap_or_default().trim_matches('"').split(',').map(str::trim);
+        let groups = groups.filter(|group| !group.is_empty()).map(str::to_owned).collect();
+        let user = UserInfo { name: (*name).to_owned(), uid: (*uid).to_owned(), groups, ..UserInfo::default() };
+        tokens.retain(|(held, _)| held != token);
+        if !token.is_empty() {
+            tokens.push(((*token).to_owned(), user));
         }
     }
-    tokens
+    Ok(tokens)
 }
 
 #[cfg(test)]
@@ -234,10 +277,14 @@ mod tests {
 
     #[test]
     fn token_files_are_read() {
-        let tokens = parse_token_file("abc,jane,1,\"dev,ops\"\n# no\n\nxyz,joe,2\n");
+        let tokens = parse_token_file("abc,other,0\nabc,jane,1,\"dev,ops\"\n# no\n\nxyz,joe,2\n").unwrap();
         assert_eq!(tokens.len(), 2);
         assert_eq!(tokens[0].1.groups, ["dev", "ops"]);
         assert_eq!(tokens[1].1.name, "joe");
+        assert_eq!(
+            parse_token_file("abc,jane\n").unwrap_err(),
+            "must have at least 3 columns (token, user name, user uid), found 2"
+        );
     }
 
     #[test]

@@ -3,18 +3,21 @@
 //! A token is bound to its ServiceAccount and, where it says so, to a Pod, Secret or Node: it is
 //! good only as long as those live, with the same UIDs.
 
+use std::sync::Arc;
+
 use base64::Engine;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::UserInfo;
+use super::{UserInfo, legacy};
 use crate::admit::Cluster;
+use crate::error::ApiError;
 use crate::server::Api;
 
 /// Objects deleted less than this many seconds ago still stand for their tokens.
 const DELETION_LEEWAY: i64 = 60;
 /// Clocks may differ by this many seconds.
-const CLOCK_LEEWAY: i64 = 10;
+const CLOCK_LEEWAY: i64 = 60;
 /// What kubelets ask for when they project a token for the API server: an old client that never
 /// reads the file again gets a year, and is noticed by `warnafter`.
 const WARN_ONLY_SECONDS: i64 = 3607;
@@ -26,6 +29,7 @@ pub struct Bound {
     /// `pod`, `secret` or `node`: the claim's name.
     pub claim: &'static str,
     pub name: String,
+    /// Empty for the node of a pod when there is no such node.
     pub uid: String,
 }
 
@@ -51,7 +55,10 @@ pub fn claims(grant: &Grant<'_>, issuer: &str, now: Timestamp) -> (Value, Timest
         "serviceaccount": {"name": grant.account, "uid": grant.account_uid},
     });
     for bound in &grant.bound {
-        kubernetes[bound.claim] = json!({"name": bound.name, "uid": bound.uid});
+        kubernetes[bound.claim] = json!({"name": bound.name});
+        if !bound.uid.is_empty() {
+            kubernetes[bound.claim]["uid"] = bound.uid.as_str().into();
+        }
     }
     if extends {
         kubernetes["warnafter"] = (now + grant.seconds).into();
@@ -68,77 +75,124 @@ pub fn claims(grant: &Grant<'_>, issuer: &str, now: Timestamp) -> (Value, Timest
 
 /// Issuer of tokens kept in Secrets that another cluster's controllers signed: they have no end and
 /// no audience. Those of this one are bound to their Secret instead.
-const LEGACY: &str = "kubernetes/serviceaccount";
+pub const LEGACY: &str = "kubernetes/serviceaccount";
 
-/// Whom of `audiences` the token is for, if its time and issuer fit.
-pub fn in_force(claims: &Value, issuer: &str, audiences: &[String], now: Timestamp) -> Vec<String> {
-    let now = now.as_second();
-    let number = |key: &str| claims[key].as_i64();
-    let named: Vec<&str> = match &claims["aud"] {
+/// Whom of `audiences` a token of this server is for; the error says whom it is for instead.
+pub fn audiences_of(claims: &Value, own: &str, audiences: &[String]) -> Result<Vec<String>, String> {
+    let mut named: Vec<&str> = match &claims["aud"] {
         Value::String(one) => vec![one],
         many => many.as_array().into_iter().flatten().filter_map(Value::as_str).collect(),
     };
-    if claims["iss"] == LEGACY {
-        // They are for this server, which is the issuer of the others.
-        return audiences.iter().filter(|audience| *audience == issuer).cloned().collect();
+    if named.is_empty() {
+        // The old kind: for this server, which is the issuer of the others.
+        named.push(own);
     }
-    let good = claims["iss"] == issuer
-        && number("exp").is_some_and(|exp| now < exp + CLOCK_LEEWAY)
-        && number("nbf").is_none_or(|nbf| nbf <= now + CLOCK_LEEWAY);
-    if !good {
-        return Vec::new();
+    let fit: Vec<String> = audiences.iter().filter(|one| named.contains(&one.as_str())).cloned().collect();
+    if fit.is_empty() {
+        let list =
+            |items: &mut dyn Iterator<Item = &str>| items.map(|item| format!("{item:?}")).collect::<Vec<_>>().join(" ");
+        let (named, asked) = (list(&mut named.into_iter()), list(&mut audiences.iter().map(String::as_str)));
+        return Err(format!("token audiences [{named}] is invalid for the target audiences [{asked}]"));
     }
-    audiences.iter().filter(|audience| named.contains(&audience.as_str())).cloned().collect()
+    Ok(fit)
+}
+
+/// Whether the token's time is now.
+fn in_force(claims: &Value, now: Timestamp) -> Result<(), &'static str> {
+    let now = now.as_second();
+    let number = |key: &str| claims[key].as_i64();
+    if number("nbf").is_some_and(|nbf| nbf > now + CLOCK_LEEWAY) {
+        Err("service account token is not valid yet")
+    } else if number("exp").is_none_or(|exp| exp < now - CLOCK_LEEWAY) {
+        Err("service account token has expired")
+    } else if number("iat").is_some_and(|iat| iat > now + CLOCK_LEEWAY) {
+        Err("service account token is issued in the future")
+    } else {
+        Ok(())
+    }
+}
+
+const INVALIDATED: &str = "service account token has been invalidated";
+
+/// An object as it is now; the error is what a read of it would say.
+async fn existing(api: &Api, plural: &str, namespace: &str, name: &str) -> Result<Arc<Value>, String> {
+    let found = api.get("", plural, namespace, name).await.map_err(|error| error.message().to_owned())?;
+    found.ok_or_else(|| ApiError::not_found("", plural, name).message().to_owned())
 }
 
 /// The user of a token that is kept in a Secret: good while the Secret holds this very token.
-async fn legacy_user_of(api: &Api, claims: &Value, token: &str) -> Option<UserInfo> {
-    let claim = |name: &str| claims[format!("kubernetes.io/serviceaccount/{name}")].as_str();
-    let (namespace, name, uid) = (claim("namespace")?, claim("service-account.name")?, claim("service-account.uid")?);
-    let secret = api.get("", "secrets", namespace, claim("secret.name")?).await.ok()??;
+async fn legacy_user_of(api: &Api, claims: &Value, token: &str) -> Result<UserInfo, String> {
+    let claim = |name: &str| claims[format!("kubernetes.io/serviceaccount/{name}")].as_str().unwrap_or_default();
+    let (namespace, name, uid) = (claim("namespace"), claim("service-account.name"), claim("service-account.uid"));
+    let invalidated = || "Token has been invalidated".to_owned();
     let now = Timestamp::now();
-    let held = base64::prelude::BASE64_STANDARD.decode(secret["data"]["token"].as_str()?).ok()?;
-    if long_deleted(&secret, now) || !super::same(std::str::from_utf8(&held).ok()?, token) {
-        return None;
+    let secret = existing(api, "secrets", namespace, claim("secret.name")).await.map_err(|_| invalidated())?;
+    if long_deleted(&secret, now) {
+        return Err(invalidated());
     }
-    let account = api.get("", "serviceaccounts", namespace, name).await.ok()??;
-    if account["metadata"]["uid"] != uid || long_deleted(&account, now) {
-        return None;
+    let held = base64::prelude::BASE64_STANDARD.decode(secret["data"]["token"].as_str().unwrap_or_default());
+    if !held.is_ok_and(|held| std::str::from_utf8(&held).is_ok_and(|held| super::same(held, token))) {
+        return Err("Token does not match server's copy".to_owned());
     }
+    let account = existing(api, "serviceaccounts", namespace, name).await?;
+    if long_deleted(&account, now) {
+        return Err(format!("ServiceAccount {namespace}/{name} has been deleted"));
+    }
+    if account["metadata"]["uid"] != uid {
+        let held = account["metadata"]["uid"].as_str().unwrap_or_default();
+        return Err(format!("ServiceAccount UID ({held}) does not match claim ({uid})"));
+    }
+    legacy::used(api, &secret, namespace, name, now).await?;
     let mut user = UserInfo::service_account(namespace, name);
     user.uid = uid.to_owned();
-    Some(user)
+    Ok(user)
 }
 
-/// The user that verified claims stand for, if everything they are bound to lives.
-pub async fn user_of(api: &Api, claims: &Value, token: &str) -> Option<UserInfo> {
+/// The user that verified claims stand for, if their time is now and everything they are bound to
+/// lives; the error says why not, in upstream's words.
+pub async fn user_of(api: &Api, claims: &Value, token: &str) -> Result<UserInfo, String> {
     if claims["iss"] == LEGACY {
         return legacy_user_of(api, claims, token).await;
     }
-    let kubernetes = &claims["kubernetes.io"];
-    let namespace = kubernetes["namespace"].as_str()?;
-    let account = &kubernetes["serviceaccount"];
-    let name = account["name"].as_str()?;
     let now = Timestamp::now();
-    let alive = async |plural: &str, namespace: &str, bound: &Value| -> bool {
-        let Some(name) = bound["name"].as_str() else { return false };
-        let object = api.get("", plural, namespace, name).await.ok().flatten();
-        object.is_some_and(|object| object["metadata"]["uid"] == bound["uid"] && !long_deleted(&object, now))
-    };
-    if !alive("serviceaccounts", namespace, account).await {
-        return None;
+    in_force(claims, now)?;
+    let kubernetes = &claims["kubernetes.io"];
+    let text = |value: &'_ Value| value.as_str().unwrap_or_default().to_owned();
+    let namespace = text(&kubernetes["namespace"]);
+    let (name, uid) = (text(&kubernetes["serviceaccount"]["name"]), text(&kubernetes["serviceaccount"]["uid"]));
+    let account = existing(api, "serviceaccounts", &namespace, &name).await?;
+    if account["metadata"]["uid"] != *uid {
+        let held = text(&account["metadata"]["uid"]);
+        return Err(format!("service account UID ({held}) does not match claim ({uid})"));
     }
-    for (claim, plural) in [("pod", "pods"), ("secret", "secrets")] {
-        if !kubernetes[claim].is_null() && !alive(plural, namespace, &kubernetes[claim]).await {
-            return None;
-        }
+    if long_deleted(&account, now) {
+        return Err(format!("service account {namespace}/{name} has been deleted"));
     }
     // Beside a pod the node is only information.
-    if kubernetes["pod"].is_null() && !kubernetes["node"].is_null() && !alive("nodes", "", &kubernetes["node"]).await {
-        return None;
+    let node = if kubernetes["pod"].is_null() { &kubernetes["node"] } else { &Value::Null };
+    let bound = [
+        ("secrets", namespace.as_str(), &kubernetes["secret"], "secret UID", "secret ref"),
+        ("pods", namespace.as_str(), &kubernetes["pod"], "pod UID", "pod ref"),
+        ("nodes", "", node, "node UID", "node ref"),
+    ];
+    for (plural, namespace, claim, what, reference) in bound {
+        if claim.is_null() {
+            continue;
+        }
+        let object = existing(api, plural, namespace, &text(&claim["name"])).await.map_err(|_| INVALIDATED)?;
+        if object["metadata"]["uid"] != claim["uid"] {
+            let (held, claimed) = (text(&object["metadata"]["uid"]), text(&claim["uid"]));
+            return Err(format!("{what} ({held}) does not match service account {reference} claim ({claimed})"));
+        }
+        if long_deleted(&object, now) {
+            return Err(INVALIDATED.to_owned());
+        }
+        if plural == "secrets" {
+            legacy::used(api, &object, namespace, &name, now).await?;
+        }
     }
-    let mut user = UserInfo::service_account(namespace, name);
-    user.uid = account["uid"].as_str().unwrap_or_default().to_owned();
+    let mut user = UserInfo::service_account(&namespace, &name);
+    user.uid = uid;
     let mut extra = |key: &str, value: &Value| {
         if let Some(text) = value.as_str() {
             user.extra.insert(format!("authentication.kubernetes.io/{key}"), vec![text.to_owned()]);
@@ -151,7 +205,7 @@ pub async fn user_of(api: &Api, claims: &Value, token: &str) -> Option<UserInfo>
     if let Some(id) = claims["jti"].as_str() {
         extra("credential-id", &format!("JTI={id}").into());
     }
-    Some(user)
+    Ok(user)
 }
 
 fn long_deleted(object: &Value, now: Timestamp) -> bool {
@@ -175,11 +229,33 @@ mod tests {
         assert_eq!(claims["sub"], "system:serviceaccount:a:bot");
         assert_eq!(told.as_second() - now.as_second(), 600);
         let later = |seconds| Timestamp::from_second(now.as_second() + seconds).unwrap();
-        assert_eq!(in_force(&claims, "https://here", &audiences, later(599)), audiences);
-        assert!(in_force(&claims, "https://here", &audiences, later(700)).is_empty());
-        assert!(in_force(&claims, "https://here", &["https://there".to_owned()], later(1)).is_empty());
-        assert!(in_force(&claims, "https://other", &audiences, later(1)).is_empty());
-        assert!(in_force(&claims, "https://here", &audiences, later(-100)).is_empty());
+        for (seconds, expected) in [
+            (599, Ok(())),
+            (659, Ok(())),
+            (661, Err("service account token has expired")),
+            (-100, Err("service account token is not valid yet")),
+        ] {
+            assert_eq!(in_force(&claims, later(seconds)), expected, "{seconds}");
+        }
+        let there = ["https://there".to_owned(), "x".to_owned()];
+        assert_eq!(audiences_of(&claims, "https://here", &audiences), Ok(audiences.to_vec()));
+        assert_eq!(
+            audiences_of(&claims, "https://here", &there).unwrap_err(),
+            "token audiences [\"https://here\"] is invalid for the target audiences [\"https://there\" \"x\"]"
+        );
+        assert_eq!(audiences_of(&json!({}), "https://here", &audiences), Ok(audiences.to_vec()));
+    }
+
+    #[test]
+    fn a_node_that_is_gone_is_named_without_uid() {
+        let bound = [("pod", "p", "x"), ("node", "n", "")].map(|(claim, name, uid)| Bound {
+            claim,
+            name: name.into(),
+            uid: uid.into(),
+        });
+        let (claims, _) = claims(&grant(600, &[], bound.to_vec()), "https://here", Timestamp::UNIX_EPOCH);
+        assert_eq!(claims["kubernetes.io"]["pod"], json!({"name": "p", "uid": "x"}));
+        assert_eq!(claims["kubernetes.io"]["node"], json!({"name": "n"}));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Nobody gives rights that he does not have: checked when roles and bindings are written, unless
 //! the user may `escalate` or `bind`.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use super::Request;
@@ -31,13 +33,17 @@ async fn check_role(api: &Api, user: &UserInfo, plural: &str, new: &Value, old: 
         return Ok(());
     }
     let held = held(api, user, namespace).await?;
-    let mut asked = Rule::all_of(new);
-    if !new["aggregationRule"].is_null() {
+    if !new["aggregationRule"].is_null() || old.is_some_and(|old| !old["aggregationRule"].is_null()) {
         // What others' roles will add is not known: only one who has everything may.
         let all = || vec!["*".to_owned()];
-        asked.push(Rule { verbs: all(), groups: all(), resources: all(), ..Rule::default() });
+        let resources = Rule { verbs: all(), groups: all(), resources: all(), ..Rule::default() };
+        let urls = Rule { verbs: all(), urls: all(), ..Rule::default() };
+        if [resources, urls].iter().any(|rule| !rule.covered_by(&held)) {
+            let why = "must have cluster-admin privileges to use an aggregationRule";
+            return Err(ApiError::forbidden(GROUP, plural, name, why));
+        }
     }
-    refuse_uncovered(user, plural, name, &asked, &held)
+    refuse_uncovered(user, plural, name, &Rule::all_of(new), &held)
 }
 
 async fn check_binding(api: &Api, user: &UserInfo, plural: &str, new: &Value, old: Option<&Value>) -> Result<()> {
@@ -67,28 +73,85 @@ async fn held(api: &Api, user: &UserInfo, namespace: &str) -> Result<Vec<Rule>> 
 }
 
 fn refuse_uncovered(user: &UserInfo, plural: &str, name: &str, asked: &[Rule], held: &[Rule]) -> Result<()> {
-    let missing: Vec<String> = asked.iter().filter(|rule| !rule.covered_by(held)).map(describe).collect();
+    let missing = described(asked.iter().flat_map(|rule| rule.missing(held)));
     if missing.is_empty() {
         return Ok(());
     }
     let why = format!(
-        "user {:?} (groups={:?}) is attempting to grant RBAC permissions not currently held:\n{}",
+        "user {:?} (groups={}) is attempting to grant RBAC permissions not currently held:\n{}",
         user.name,
-        user.groups,
-        missing.join("\n")
+        quoted(&user.groups),
+        missing.into_iter().collect::<Vec<_>>().join("\n")
     );
     Err(ApiError::forbidden(GROUP, plural, name, why))
+}
+
+/// Single rights, those on the same resource together.
+fn described(singles: impl Iterator<Item = Rule>) -> BTreeSet<String> {
+    let mut compact: Vec<Rule> = Vec::new();
+    for single in singles {
+        let same = |rule: &&mut Rule| {
+            single.urls.is_empty()
+                && (&rule.groups, &rule.resources, &rule.names) == (&single.groups, &single.resources, &single.names)
+        };
+        match compact.iter_mut().find(same) {
+            Some(rule) => rule
+                .verbs
+                .extend(single.verbs.into_iter().filter(|verb| !rule.verbs.contains(verb)).collect::<Vec<_>>()),
+            None => compact.push(single),
+        }
+    }
+    compact.iter().map(describe).collect()
+}
+
+/// As Go's `%q` shows a list.
+fn quoted(list: &[String]) -> String {
+    format!("[{}]", list.iter().map(|item| format!("{item:?}")).collect::<Vec<_>>().join(" "))
 }
 
 fn describe(rule: &Rule) -> String {
     let parts = [
         ("APIGroups", &rule.groups),
         ("Resources", &rule.resources),
-        ("ResourceNames", &rule.names),
         ("NonResourceURLs", &rule.urls),
+        ("ResourceNames", &rule.names),
         ("Verbs", &rule.verbs),
     ];
-    let parts: Vec<String> =
-        parts.iter().filter(|(_, list)| !list.is_empty()).map(|(name, list)| format!("{name}:{list:?}")).collect();
+    let parts: Vec<String> = parts
+        .iter()
+        .filter(|(_, list)| !list.is_empty())
+        .map(|(name, list)| format!("{name}:{}", quoted(list)))
+        .collect();
     format!("{{{}}}", parts.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_is_missing_is_shown_by_resource() {
+        let rules = |rules: Value| Rule::all_of(&json!({"rules": rules}));
+        let held = rules(json!([{"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}]));
+        let asked = rules(json!([
+            {"verbs": ["get", "list", "watch"], "apiGroups": [""], "resources": ["secrets", "pods"]},
+            {"verbs": ["delete"], "apiGroups": [""], "resources": ["pods"], "resourceNames": ["a"]},
+            {"verbs": ["get"], "nonResourceURLs": ["/metrics"]},
+        ]));
+        let jane = UserInfo::new("jane", &["dev", "system:authenticated"]);
+        let refused = refuse_uncovered(&jane, "roles", "r", &asked, &held).unwrap_err();
+        assert_eq!(
+            refused.message(),
+            [
+                "roles.rbac.authorization.k8s.io \"r\" is forbidden: user \"jane\" (groups=[\"dev\" \"system:authenticated\"]) is attempting to grant RBAC permissions not currently held:",
+                "{APIGroups:[\"\"], Resources:[\"pods\"], ResourceNames:[\"a\"], Verbs:[\"delete\"]}",
+                "{APIGroups:[\"\"], Resources:[\"pods\"], Verbs:[\"list\" \"watch\"]}",
+                "{APIGroups:[\"\"], Resources:[\"secrets\"], Verbs:[\"get\" \"list\" \"watch\"]}",
+                "{NonResourceURLs:[\"/metrics\"], Verbs:[\"get\"]}",
+            ]
+            .join("\n")
+        );
+        assert!(refuse_uncovered(&jane, "roles", "r", &held, &held).is_ok());
+    }
 }

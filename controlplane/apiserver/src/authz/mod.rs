@@ -171,9 +171,15 @@ impl Authorizer {
     }
 
     /// Why the rights of a user cannot be listed completely, if they cannot.
-    pub fn hides_rules(&self) -> Option<&'static str> {
-        let webhook = self.modes().iter().any(|mode| matches!(mode, Mode::Webhook(_)));
-        webhook.then_some("webhook authorizer does not support user rule resolution")
+    pub fn hides_rules(&self, user: &UserInfo) -> Option<String> {
+        let hides = |mode: &Mode| match mode {
+            Mode::Node if user.as_node().is_some() => Some("node authorizer does not support user rule resolution"),
+            Mode::Webhook(_) => Some("webhook authorizer does not support user rule resolution"),
+            _ => None,
+        };
+        let modes = self.modes();
+        let reasons: Vec<&str> = modes.iter().filter_map(hides).collect();
+        (!reasons.is_empty()).then(|| reasons.join("; "))
     }
 
     pub async fn allowed(&self, api: &Api, user: &UserInfo, request: &Request<'_>) -> bool {

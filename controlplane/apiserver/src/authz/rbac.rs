@@ -74,7 +74,14 @@ impl Rule {
     /// Whether everything that `asked` grants is granted by some of `held`. `asked` is broken down
     /// into single grants first, as upstream does.
     pub fn covered_by(&self, held: &[Rule]) -> bool {
-        self.split().iter().all(|single| held.iter().any(|rule| rule.covers_single(single)))
+        self.missing(held).is_empty()
+    }
+
+    /// The single grants of this rule that none of `held` gives.
+    pub fn missing(&self, held: &[Rule]) -> Vec<Rule> {
+        let mut singles = self.split();
+        singles.retain(|single| !held.iter().any(|rule| rule.covers_single(single)));
+        singles
     }
 
     fn split(&self) -> Vec<Rule> {

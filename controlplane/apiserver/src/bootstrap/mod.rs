@@ -41,6 +41,7 @@ pub async fn start(api: &Arc<Api>) -> Result<()> {
         policies(api),
         classes,
         extension_authentication(api),
+        token_tracking(api),
         service::ensure(api),
         crate::flowcontrol::controller::start(api),
     )?;
@@ -97,6 +98,13 @@ async fn ensure_policy(api: &Api, plural: &'static str, object: Value) -> Result
         },
         None => Ok(()),
     }
+}
+
+/// Since when the use of long-lived tokens is noted on their Secrets.
+async fn token_tracking(api: &Api) -> Result<()> {
+    let since = jiff::Timestamp::now().strftime("%Y-%m-%d").to_string();
+    let metadata = json!({"name": "kube-apiserver-legacy-service-account-token-tracking", "namespace": "kube-system"});
+    ensure(api, "", "configmaps", json!({"metadata": metadata, "data": {"since": since}})).await
 }
 
 /// `kube-system/extension-apiserver-authentication`: how aggregated servers know this one.

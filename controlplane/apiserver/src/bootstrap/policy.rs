@@ -2,6 +2,9 @@
 
 use serde_json::{Value, json};
 
+use crate::authz::rbac::Rule;
+use crate::kinds::value;
+
 const TEXT: &str = include_str!("roles.txt");
 const READ: &[&str] = &["get", "list", "watch"];
 const WRITE: &[&str] = &["create", "delete", "deletecollection", "patch", "update"];
@@ -74,19 +77,21 @@ fn role(name: &str, labels: &[&str]) -> Object {
     (plural, json!({"metadata": metadata, "rules": []}))
 }
 
+/// Every list of a rule is in order, as upstream's builder leaves it.
 fn rule(words: &[&str]) -> Value {
-    let list = |text: &str| -> Vec<String> { text.split(',').map(str::to_owned).collect() };
     match words {
         ["events"] => {
             json!({"apiGroups": ["", "events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch", "update"]})
         }
-        ["url", verbs, paths] => json!({"verbs": list(verbs), "nonResourceURLs": list(paths)}),
+        ["url", verbs, paths] => {
+            json!({"verbs": sorted(verbs.split(',')), "nonResourceURLs": sorted(paths.split(','))})
+        }
         [verbs, groups, resources, names @ ..] => {
-            let groups: Vec<String> =
-                list(groups).into_iter().map(|group| if group == "core" { String::new() } else { group }).collect();
-            let mut rule = json!({"verbs": expand(verbs), "apiGroups": groups, "resources": list(resources)});
+            let groups = groups.split(',').map(|group| if group == "core" { "" } else { group });
+            let mut rule = json!({"verbs": sorted(verbs.split(',').flat_map(expand)), "apiGroups": sorted(groups),
+                "resources": sorted(resources.split(','))});
             if let [names] = names {
-                rule["resourceNames"] = json!(list(names));
+                rule["resourceNames"] = sorted(names.split(',')).into();
             }
             rule
         }
@@ -94,12 +99,18 @@ fn rule(words: &[&str]) -> Value {
     }
 }
 
-fn expand(verbs: &str) -> Vec<&str> {
-    match verbs {
+fn sorted<'a>(items: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut items: Vec<&str> = items.collect();
+    items.sort_unstable();
+    items
+}
+
+fn expand(verb: &str) -> Vec<&str> {
+    match verb {
         "read" => READ.to_vec(),
         "write" => WRITE.to_vec(),
         "all" => [READ, WRITE].concat(),
-        verbs => verbs.split(',').collect(),
+        verb => vec![verb],
     }
 }
 
@@ -128,8 +139,9 @@ fn subject(text: &str) -> Option<Value> {
     })
 }
 
-/// What of a bootstrap object is missing in the one that is there: rules, subjects, labels are
-/// added, never taken away. None if nothing is, or if the object asks to be left alone.
+/// What of a bootstrap object is missing in the one that is there: rights, subjects, selectors,
+/// labels and annotations are added, never taken away or changed. None if nothing is, or if the
+/// object asks to be left alone.
 pub fn reconciled(held: &Value, wanted: &Value) -> Option<Value> {
     if held["metadata"]["annotations"]["rbac.authorization.kubernetes.io/autoupdate"] == "false" {
         return None;
@@ -137,25 +149,37 @@ pub fn reconciled(held: &Value, wanted: &Value) -> Option<Value> {
     let mut merged = held.clone();
     for part in ["labels", "annotations"] {
         for (key, value) in wanted["metadata"][part].as_object().into_iter().flatten() {
-            merged["metadata"][part][key] = value.clone();
-        }
-    }
-    for part in ["rules", "subjects"] {
-        if held["aggregationRule"].is_object() && part == "rules" {
-            continue;
-        }
-        for entry in wanted[part].as_array().into_iter().flatten() {
-            if !held[part].as_array().is_some_and(|entries| entries.contains(entry)) {
-                if merged[part].as_array().is_none() {
-                    merged[part] = json!([]);
-                }
-                if let Some(entries) = merged[part].as_array_mut() {
-                    entries.push(entry.clone());
-                }
+            if held["metadata"][part].get(key).is_none() {
+                merged["metadata"][part][key] = value.clone();
             }
         }
     }
+    if wanted["aggregationRule"].is_object() {
+        let selectors = "clusterRoleSelectors";
+        add(&mut merged["aggregationRule"][selectors], &wanted["aggregationRule"][selectors], |held, selector| {
+            held.contains(selector)
+        });
+    } else {
+        let rights = Rule::all_of(held);
+        add(&mut merged["rules"], &wanted["rules"], |_, rule| Rule::from_json(rule).covered_by(&rights));
+    }
+    add(&mut merged["subjects"], &wanted["subjects"], |held, subject| held.contains(subject));
+    for part in ["rules", "subjects", "aggregationRule"] {
+        if held.get(part).is_none() && merged[part].is_null() {
+            value::remove(&mut merged, part);
+        }
+    }
     (merged != *held).then_some(merged)
+}
+
+/// Appends those of `wanted` that `is_there` does not find in `list`.
+fn add(list: &mut Value, wanted: &Value, is_there: impl Fn(&[Value], &Value) -> bool) {
+    let held = list.as_array().cloned().unwrap_or_default();
+    let missing: Vec<Value> =
+        wanted.as_array().into_iter().flatten().filter(|entry| !is_there(&held, entry)).cloned().collect();
+    if !missing.is_empty() {
+        *list = [held, missing].concat().into();
+    }
 }
 
 /// The rules of an aggregated role, from the roles that its selectors choose, in order of name.
@@ -209,11 +233,48 @@ mod tests {
 
     #[test]
     fn reconciling_adds_and_never_removes() {
-        let wanted = json!({"metadata": {"labels": {"a": "b"}}, "rules": [{"verbs": ["get"]}]});
-        let held = json!({"metadata": {"name": "x"}, "rules": [{"verbs": ["list"]}]});
-        let merged = reconciled(&held, &wanted).unwrap();
-        assert_eq!(merged["rules"], json!([{"verbs": ["list"]}, {"verbs": ["get"]}]));
-        assert!(reconciled(&merged, &wanted).is_none());
+        let rule = |verbs: &[&str]| json!({"verbs": verbs, "apiGroups": [""], "resources": ["pods"]});
+        let selector = |label: &str| json!({"matchLabels": {label: "true"}});
+        let held = json!({"metadata": {"name": "x", "labels": {"a": "own"}}, "rules": [rule(&["list"])]});
+        for (wanted, expected) in [
+            (json!({"rules": [rule(&["get"])]}), Some(("rules", json!([rule(&["list"]), rule(&["get"])])))),
+            // Rights that other rules give already are not repeated.
+            (json!({"rules": [rule(&["list", "list"])]}), None),
+            (json!({"metadata": {"labels": {"a": "b"}}}), None),
+            (
+                json!({"metadata": {"labels": {"a": "b", "c": "d"}}}),
+                Some(("metadata", json!({"name": "x", "labels": {"a": "own", "c": "d"}}))),
+            ),
+            (
+                json!({"subjects": [{"kind": "User", "name": "u"}]}),
+                Some(("subjects", json!([{"kind": "User", "name": "u"}]))),
+            ),
+            (
+                json!({"aggregationRule": {"clusterRoleSelectors": [selector("a")]}, "rules": []}),
+                Some(("aggregationRule", json!({"clusterRoleSelectors": [selector("a")]}))),
+            ),
+        ] {
+            let merged = reconciled(&held, &wanted);
+            let changed = expected.map(|(part, value)| {
+                let mut changed = held.clone();
+                changed[part] = value;
+                changed
+            });
+            assert_eq!(merged, changed, "{wanted}");
+            assert_eq!(merged.and_then(|merged| reconciled(&merged, &wanted)), None, "{wanted}");
+        }
+        let protected = json!({"metadata": {"annotations": {"rbac.authorization.kubernetes.io/autoupdate": "false"}}});
+        assert_eq!(reconciled(&protected, &json!({"rules": [rule(&["get"])]})), None);
+    }
+
+    #[test]
+    fn rules_are_in_order() {
+        let words: Vec<&str> = "write,get core pods/exec,pods b,a".split(' ').collect();
+        assert_eq!(
+            rule(&words),
+            json!({"verbs": ["create", "delete", "deletecollection", "get", "patch", "update"], "apiGroups": [""],
+                "resources": ["pods", "pods/exec"], "resourceNames": ["a", "b"]})
+        );
     }
 
     #[test]

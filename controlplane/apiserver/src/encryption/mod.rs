@@ -5,6 +5,7 @@
 //! names its key, never a missing object.
 
 mod config;
+mod kms;
 mod provider;
 
 use std::collections::HashMap;
@@ -63,7 +64,7 @@ impl Sealed {
         let rules = self.rules.current.read().clone();
         let Some(writer) = self.rules.find(&rules, key).map(Provider::writer) else { return Ok(false) };
         let stored = self.inner.get(key).await?.kv;
-        Ok(stored.is_some_and(|kv| !writer.owns(&kv.value)))
+        Ok(stored.is_some_and(|kv| !writer.is_current(&kv.value)))
     }
 }
 
@@ -73,9 +74,18 @@ impl Provider {
     }
 }
 
+/// Reads the file; plugins that it names are at work afterwards.
 fn read(file: &Path) -> Result<Arc<[Rule]>> {
     let parsed = std::fs::read_to_string(file).map_err(|error| error.to_string()).and_then(|text| config::parse(&text));
-    parsed
+    let started = parsed.and_then(|rules| {
+        for provider in rules.iter().flat_map(|rule| &rule.providers) {
+            if let Provider::Kms(kms) = provider {
+                kms.start().map_err(|error| format!("starting a KMS provider: {error}"))?;
+            }
+        }
+        Ok(rules)
+    });
+    started
         .map(Into::into)
         .map_err(|why| ApiError::internal(format!("reading the encryption configuration {}: {why}", file.display())))
 }
@@ -119,7 +129,7 @@ impl Rules {
     fn seal(&self, key: &str, plain: &Bytes) -> std::result::Result<Bytes, StoreError> {
         let rules = self.current.read().clone();
         let Some(rule) = self.find(&rules, key) else { return Ok(plain.clone()) };
-        Provider::writer(rule).seal(key, plain).map_err(|why| unreadable(key, why))
+        Provider::writer(rule).seal(key, plain).map_err(|why| unreadable(key, &why))
     }
 
     fn open(&self, key: &str, stored: &Bytes) -> std::result::Result<Bytes, StoreError> {
@@ -132,7 +142,7 @@ impl Rules {
             let why = "no matching prefix found; --encryption-provider-config must name the key or identity that it was written with";
             return Err(unreadable(key, why));
         };
-        provider.open(key, stored).map_err(|why| unreadable(key, why))
+        provider.open(key, stored).map_err(|why| unreadable(key, &why))
     }
 
     fn open_value(&self, kv: &mut KeyValue) -> std::result::Result<(), StoreError> {

@@ -12,6 +12,8 @@ use bytes::Bytes;
 use crypto_secretbox::aead::{AeadInPlace, KeyInit};
 use crypto_secretbox::{Tag, XSalsa20Poly1305};
 
+use super::kms::Kms;
+
 /// What every encrypted value begins with.
 pub const ENCRYPTED: &[u8] = b"k8s:enc:";
 const IV: usize = 16;
@@ -52,6 +54,7 @@ pub enum Provider {
         prefix: Box<str>,
         key: Box<SecretKey>,
     },
+    Kms(Box<Kms>),
 }
 
 impl Provider {
@@ -96,14 +99,24 @@ impl Provider {
             Self::Gcm { prefix, .. } | Self::Cbc { prefix, .. } | Self::Secretbox { prefix, .. } => {
                 stored.starts_with(prefix.as_bytes())
             }
+            Self::Kms(kms) => stored.starts_with(kms.prefix().as_bytes()),
+        }
+    }
+
+    /// Whether a write would give a value the form that `stored` has.
+    pub fn is_current(&self, stored: &[u8]) -> bool {
+        match self {
+            Self::Kms(kms) => kms.is_current(stored),
+            _ => self.owns(stored),
         }
     }
 
     /// The stored form of `plain`. `context` is the storage key: a value moved to another key is
     /// not accepted there (AES-GCM only; CBC authenticates nothing, a secretbox no context).
-    pub fn seal(&self, context: &str, plain: &Bytes) -> Result<Bytes, &'static str> {
+    pub fn seal(&self, context: &str, plain: &Bytes) -> Result<Bytes, String> {
         match self {
             Self::Identity => Ok(plain.clone()),
+            Self::Kms(kms) => kms.seal(context, plain),
             Self::Gcm { prefix, key } => {
                 let mut nonce = [0; 12];
                 aws_lc_rs::rand::fill(&mut nonce).map_err(|_| "no random numbers for a nonce")?;
@@ -132,9 +145,10 @@ impl Provider {
     }
 
     /// The plain text of a value that this provider [`owns`](Self::owns).
-    pub fn open(&self, context: &str, stored: &Bytes) -> Result<Bytes, &'static str> {
+    pub fn open(&self, context: &str, stored: &Bytes) -> Result<Bytes, String> {
         match self {
             Self::Identity => Ok(stored.clone()),
+            Self::Kms(kms) => kms.open(context, stored),
             Self::Gcm { prefix, key } => {
                 let rest = &stored[prefix.len()..];
                 let (nonce, body) =

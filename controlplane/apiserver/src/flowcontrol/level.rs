@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 
 use super::queues::{QueueSet, QueueView, Queuing};
 use super::schema::Schema;
+use super::seen::{Entry, Seen};
 use super::shares::{Bounds, Claim, Demand};
 
 /// In [`Level::seats`]: somebody waits.
@@ -102,6 +103,8 @@ pub struct Ticket {
     seats: u32,
     since: Instant,
     queue: Option<usize>,
+    /// Shows the request as long as it has its seats.
+    entry: Option<Entry>,
 }
 
 impl Level {
@@ -175,18 +178,20 @@ impl Level {
         taken.is_ok()
     }
 
-    /// Lets a request of `schema` in: at once, or after a wait of at most `patience`.
+    /// Lets a request of `schema` in: at once, or after a wait of at most `patience`. `seen` is told
+    /// the queue.
     pub async fn enter(
         self: &Arc<Self>,
         schema: &Arc<Schema>,
         flow: &str,
         seats: u32,
         patience: Duration,
+        seen: Option<&Seen>,
     ) -> Result<Ticket, Refused> {
         let outcome = if self.take(seats) {
             Ok(self.ticket(schema, seats, None))
         } else if let Kind::Queue(_) = self.spec.kind {
-            Box::pin(self.wait(schema, flow, seats, patience)).await
+            Box::pin(self.wait(schema, flow, seats, patience, seen)).await
         } else {
             Err(Refused::ConcurrencyLimit)
         };
@@ -201,7 +206,7 @@ impl Level {
         counters.dispatched.fetch_add(1, Ordering::Relaxed);
         counters.executing.fetch_add(1, Ordering::Relaxed);
         counters.executing_seats.fetch_add(seats, Ordering::Relaxed);
-        Ticket { level: self.clone(), schema: schema.clone(), seats, since: Instant::now(), queue }
+        Ticket { level: self.clone(), schema: schema.clone(), seats, since: Instant::now(), queue, entry: None }
     }
 
     async fn wait(
@@ -210,6 +215,7 @@ impl Level {
         flow: &str,
         seats: u32,
         patience: Duration,
+        seen: Option<&Seen>,
     ) -> Result<Ticket, Refused> {
         let (sender, receiver) = oneshot::channel();
         let (id, queue) = {
@@ -223,6 +229,9 @@ impl Level {
             self.seat_waiting(&mut room);
             place.ok_or(Refused::QueueFull)?
         };
+        if let Some(seen) = seen {
+            seen.joined(queue);
+        }
         self.peak.fetch_max(self.in_use() + seats, Ordering::Relaxed);
         let mut place = Place { level: self, schema, id, queue, seats, since: Instant::now(), seated: false };
         schema.counters.waiting.fetch_add(1, Ordering::Relaxed);
@@ -310,6 +319,12 @@ impl Drop for Place<'_> {
 }
 
 impl Ticket {
+    /// The ticket of the request that `entry` shows.
+    pub fn of(mut self, entry: Entry) -> Self {
+        self.entry = Some(entry);
+        self
+    }
+
     pub fn schema(&self) -> &Schema {
         &self.schema
     }
@@ -359,13 +374,13 @@ mod tests {
     #[tokio::test]
     async fn a_full_level_refuses_or_queues() {
         let (reject, schema) = (level(Kind::Reject, 1), schema());
-        let first = reject.enter(&schema, "", 1, LONG).await.ok().unwrap();
-        assert_eq!(reject.enter(&schema, "", 1, LONG).await.err(), Some(Refused::ConcurrencyLimit));
+        let first = reject.enter(&schema, "", 1, LONG, None).await.ok().unwrap();
+        assert_eq!(reject.enter(&schema, "", 1, LONG, None).await.err(), Some(Refused::ConcurrencyLimit));
         drop(first);
-        assert!(reject.enter(&schema, "", 1, LONG).await.is_ok());
+        assert!(reject.enter(&schema, "", 1, LONG, None).await.is_ok());
         assert_eq!(reject.in_use(), 0);
         let exempt = level(Kind::Exempt, 0);
-        let all = [exempt.enter(&schema, "", 1, LONG).await, exempt.enter(&schema, "", 9, LONG).await];
+        let all = [exempt.enter(&schema, "", 1, LONG, None).await, exempt.enter(&schema, "", 9, LONG, None).await];
         assert!(all.iter().all(Result::is_ok));
         assert_eq!(exempt.in_use(), 10);
     }
@@ -373,16 +388,16 @@ mod tests {
     #[tokio::test]
     async fn who_waits_is_served_when_a_seat_is_free() {
         let (level, schema) = (level(QUEUING, 1), schema());
-        let first = level.enter(&schema, "a", 1, LONG).await.ok().unwrap();
+        let first = level.enter(&schema, "a", 1, LONG, None).await.ok().unwrap();
         let waiting = |flow: &'static str| {
             let (level, schema) = (level.clone(), schema.clone());
-            tokio::spawn(async move { level.enter(&schema, flow, 1, LONG).await.map(|_| ()) })
+            tokio::spawn(async move { level.enter(&schema, flow, 1, LONG, None).await.map(|_| ()) })
         };
         let (one, two) = (waiting("a"), waiting("a"));
         while level.queues().iter().map(|queue| queue.waiting).sum::<usize>() < 2 {
             tokio::task::yield_now().await;
         }
-        assert_eq!(level.enter(&schema, "a", 1, LONG).await.err(), Some(Refused::QueueFull));
+        assert_eq!(level.enter(&schema, "a", 1, LONG, None).await.err(), Some(Refused::QueueFull));
         drop(first);
         one.await.unwrap().unwrap();
         two.await.unwrap().unwrap();
@@ -393,14 +408,14 @@ mod tests {
     #[tokio::test]
     async fn patience_ends_and_those_who_leave_hold_nobody_up() {
         let (level, schema) = (level(QUEUING, 1), schema());
-        let first = level.enter(&schema, "a", 1, LONG).await.ok().unwrap();
-        assert_eq!(level.enter(&schema, "a", 1, Duration::from_millis(20)).await.err(), Some(Refused::TimeOut));
+        let first = level.enter(&schema, "a", 1, LONG, None).await.ok().unwrap();
+        assert_eq!(level.enter(&schema, "a", 1, Duration::from_millis(20), None).await.err(), Some(Refused::TimeOut));
         // A client that goes away while it waits.
-        let gone = tokio::time::timeout(Duration::from_millis(20), level.enter(&schema, "a", 1, LONG)).await;
+        let gone = tokio::time::timeout(Duration::from_millis(20), level.enter(&schema, "a", 1, LONG, None)).await;
         assert!(gone.is_err());
         drop(first);
         assert_eq!(level.in_use(), 0);
-        assert!(level.enter(&schema, "a", 1, LONG).await.is_ok());
+        assert!(level.enter(&schema, "a", 1, LONG, None).await.is_ok());
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -411,7 +426,7 @@ mod tests {
                 let (level, schema) = (level.clone(), schema.clone());
                 tokio::spawn(async move {
                     for round in 0..50 {
-                        let ticket = level.enter(&schema, &format!("{}", task % 5), 1 + task % 2, LONG).await;
+                        let ticket = level.enter(&schema, &format!("{}", task % 5), 1 + task % 2, LONG, None).await;
                         assert!(level.in_use() <= 3);
                         if (task + round) % 3 == 0 {
                             tokio::task::yield_now().await;

@@ -8,6 +8,7 @@ pub mod controller;
 mod level;
 mod queues;
 mod schema;
+mod seen;
 mod shares;
 mod show;
 
@@ -24,6 +25,7 @@ pub use self::level::Ticket;
 use self::level::{Kind, Level, Spec};
 use self::queues::Queuing;
 use self::schema::Schema;
+use self::seen::{Register, Seen};
 use self::shares::Claim;
 use crate::authn::UserInfo;
 use crate::http::info::RequestInfo;
@@ -50,6 +52,7 @@ pub struct FlowControl {
     configuration: RwLock<Configuration>,
     /// 429s lately: who is turned away comes back the later the more there are.
     refusals: AtomicU32,
+    seen: Register,
 }
 
 /// A request for which there was no seat.
@@ -63,7 +66,13 @@ impl FlowControl {
     /// `in_flight`: requests that may be under way, reading and writing. `limit`: of one request.
     pub fn new(in_flight: (usize, usize), limit: Duration) -> Self {
         let total = u32::try_from(in_flight.0 + in_flight.1).unwrap_or(u32::MAX).max(1);
-        Self { total, patience: limit / 4, configuration: RwLock::default(), refusals: AtomicU32::new(0) }
+        Self {
+            total,
+            patience: limit / 4,
+            configuration: RwLock::default(),
+            refusals: AtomicU32::new(0),
+            seen: Register::default(),
+        }
     }
 
     /// Takes over FlowSchemas and PriorityLevelConfigurations as they are now.
@@ -98,8 +107,8 @@ impl FlowControl {
     pub async fn enter(
         &self,
         api: &Api,
-        user: &UserInfo,
-        info: &RequestInfo,
+        user: &Arc<UserInfo>,
+        info: &Arc<RequestInfo>,
         query: &Query,
     ) -> Result<Option<Ticket>, Rejection> {
         let (schema, level) = {
@@ -111,8 +120,12 @@ impl FlowControl {
             (schema.clone(), level.clone())
         };
         let seats = width(api, &level, info, query);
-        match level.enter(&schema, schema.flow(user, info), seats, self.patience).await {
-            Ok(ticket) => Ok(Some(ticket)),
+        let entry = self.seen.add(Seen::new(&schema, user, info, seats));
+        match level.enter(&schema, schema.flow(user, info), seats, self.patience, Some(&entry.seen)).await {
+            Ok(ticket) => {
+                entry.seen.starts();
+                Ok(Some(ticket.of(entry)))
+            }
             Err(_) => {
                 let refusals = self.refusals.fetch_add(1, Ordering::Relaxed);
                 let retry_after = u64::from((refusals / self.total).clamp(1, 32));

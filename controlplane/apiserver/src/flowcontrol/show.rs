@@ -30,11 +30,12 @@ impl Configuration {
 }
 
 impl FlowControl {
-    /// One of the dumps, as comma separated columns; none if there is no such dump.
-    pub fn dump(&self, which: &str) -> Option<String> {
+    /// One of the dumps, as comma separated columns; none if there is no such dump. `details`: what
+    /// the requests of a dump of them ask for.
+    pub fn dump(&self, which: &str, details: bool) -> Option<String> {
         let configuration = self.configuration.read();
         let mut rows: Vec<Vec<String>> = Vec::new();
-        let own = |titles: &[&str]| titles.iter().map(|title| (*title).to_owned()).collect();
+        let own = |titles: &[&str]| -> Vec<String> { titles.iter().map(|title| (*title).to_owned()).collect() };
         match which {
             "dump_priority_levels" => {
                 rows.push(own(&[
@@ -87,6 +88,34 @@ impl FlowControl {
                         ]);
                     }
                 }
+            }
+            "dump_requests" => {
+                let mut titles = own(&[
+                    "PriorityLevelName",
+                    "FlowSchemaName",
+                    "QueueIndex",
+                    "RequestIndexInQueue",
+                    "FlowDistingsher",
+                    "ArriveTime",
+                    "InitialSeats",
+                    "FinalSeats",
+                    "AdditionalLatency",
+                    "StartTime",
+                ]);
+                if details {
+                    titles.extend(own(&[
+                        "UserName",
+                        "Verb",
+                        "APIPath",
+                        "Namespace",
+                        "Name",
+                        "APIVersion",
+                        "Resource",
+                        "SubResource",
+                    ]));
+                }
+                rows.push(titles);
+                rows.extend(self.seen.rows(details));
             }
             _ => return None,
         }
@@ -230,9 +259,9 @@ mod tests {
         let schema =
             json!({"metadata": {"name": "all", "uid": "2"}, "spec": {"priorityLevelConfiguration": {"name": "low"}}});
         flow.configure(&[Arc::new(schema)], &[Arc::new(level)]);
-        let dump = flow.dump("dump_priority_levels").unwrap();
+        let dump = flow.dump("dump_priority_levels", false).unwrap();
         assert!(dump.contains("\nlow,"), "{dump}");
-        assert!(flow.dump("x").is_none() && flow.dump("dump_queues").is_some());
+        assert!(flow.dump("x", false).is_none() && flow.dump("dump_queues", false).is_some());
         let mut page = String::new();
         flow.metrics(&mut page);
         assert!(page.contains("apiserver_flowcontrol_nominal_limit_seats{priority_level=\"low\"} 6"), "{page}");

@@ -1,7 +1,7 @@
 //! Requests that are not about a resource: discovery, health, version, OpenAPI, metrics.
 
 use bytes::Bytes;
-use http::{Method, Response, StatusCode};
+use http::{HeaderValue, Method, Response, StatusCode, header};
 use serde_json::json;
 
 use super::body::Body;
@@ -29,7 +29,8 @@ pub async fn handle(asked: Asked, body: Bytes) -> Result<Response<Body>> {
         ["metrics"] => Ok(metrics_page(super::metrics::page(&asked.api))),
         ["metrics", "slis"] => Ok(metrics_page(asked.api.metrics.health.page())),
         ["debug", "api_priority_and_fairness", which] => {
-            let dump = asked.api.flow.dump(which).ok_or_else(ApiError::page_not_found)?;
+            let details = !asked.query.text("includeRequestDetails").is_empty();
+            let dump = asked.api.flow.dump(which, details).ok_or_else(ApiError::page_not_found)?;
             Ok(render::response(StatusCode::OK, "text/plain; charset=utf-8", dump))
         }
         ["version"] => Ok(render::raw_json(StatusCode::OK, &version())),
@@ -37,10 +38,12 @@ pub async fn handle(asked: Asked, body: Bytes) -> Result<Response<Body>> {
         ["statusz"] => zpages::handle(&asked, false),
         ["flagz"] => zpages::handle(&asked, true),
         ["openid", "v1", "jwks"] => {
-            let keys = asked.api.authn.keys.key_set();
-            Ok(render::response(StatusCode::OK, "application/jwk-set+json", keys.to_string()))
+            let keys = asked.api.authn.keys.key_set().to_string();
+            Ok(public(render::response(StatusCode::OK, "application/jwk-set+json", keys)))
         }
-        [".well-known", "openid-configuration"] => Ok(render::json(StatusCode::OK, &openid_configuration(&asked))),
+        [".well-known", "openid-configuration"] => {
+            Ok(public(render::json(StatusCode::OK, &openid_configuration(&asked))))
+        }
         ["skiff", "v1", "store", what] => stored::handle(&asked, what).await,
         [] | ["index.html"] => Ok(render::raw_json(StatusCode::OK, &json!({"paths": listed(&asked)}))),
         _ => Err(ApiError::page_not_found()),
@@ -49,6 +52,12 @@ pub async fn handle(asked: Asked, body: Bytes) -> Result<Response<Body>> {
 
 fn metrics_page(text: String) -> Response<Body> {
     render::response(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
+}
+
+/// An answer that anybody may keep for an hour.
+fn public(mut response: Response<Body>) -> Response<Body> {
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600"));
+    response
 }
 
 fn openid_configuration(asked: &Asked) -> serde_json::Value {

@@ -326,10 +326,11 @@ where
     let user = impersonation::apply(&api, user, &parts.headers, (&info, journey.record.as_deref())).await?;
     let long = info.is_long_running();
     let limit = if long { Duration::MAX } else { time_limit(&query, api.config.options.request_timeout)? };
+    let info = Arc::new(info);
     enter(&api, &user, &info, &query, journey).await?;
     authorize(&api, &user, &info, &query, journey.record.as_deref()).await?;
     let record = journey.record.clone();
-    let (info, query) = (Arc::new(info), Arc::new(query));
+    let query = Arc::new(query);
     let asked = Asked { api, user, info, query, endpoint, parts, peer, record };
     if long {
         return dispatch(asked, body).await;
@@ -355,7 +356,13 @@ fn time_limit(query: &Query, most: Duration) -> Result<Duration> {
 }
 
 /// Takes the request's seats; of the long-running ones only watches, while they begin, need any.
-async fn enter(api: &Api, user: &UserInfo, info: &RequestInfo, query: &Query, journey: &mut Journey) -> Result<()> {
+async fn enter(
+    api: &Api,
+    user: &Arc<UserInfo>,
+    info: &Arc<RequestInfo>,
+    query: &Query,
+    journey: &mut Journey,
+) -> Result<()> {
     if info.is_long_running() && info.verb != "watch" {
         return Ok(());
     }

@@ -69,9 +69,9 @@ async fn token_status(call: &Call, spec: &Value) -> Result<Value> {
     }
     let asked = texts(&spec["audiences"]);
     let wanted = if asked.is_empty() { vec![call.api.config.issuer.clone()] } else { asked };
-    let Some((mut user, audiences)) = call.api.authn.by_token(&call.api, token, &wanted).await else {
-        let error = "[invalid bearer token, token lookup failed]";
-        return Ok(json!({"user": {}, "error": error}));
+    let (mut user, audiences) = match call.api.authn.by_token(&call.api, token, &wanted).await {
+        Ok(found) => found,
+        Err(why) => return Ok(json!({"user": {}, "error": why})),
     };
     if !user.in_group(crate::authn::AUTHENTICATED) {
         user.groups.push(crate::authn::AUTHENTICATED.to_owned());
@@ -170,7 +170,7 @@ async fn rules_status(call: &Call, spec: &Value) -> Result<Value> {
         }
     }
     let mut status = json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false});
-    if let Some(why) = call.api.authz.hides_rules() {
+    if let Some(why) = call.api.authz.hides_rules(&call.user) {
         status["incomplete"] = true.into();
         status["evaluationError"] = why.into();
     }

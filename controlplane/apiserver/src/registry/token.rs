@@ -11,7 +11,7 @@ use crate::authn::serviceaccount::{self, Bound, Grant};
 use crate::error::{ApiError, Result};
 use crate::http::body::Body;
 use crate::http::pipeline::Asked;
-use crate::resource::GroupVersionKind;
+use crate::resource::{GroupVersionKind, split_api_version};
 
 const DEFAULT_SECONDS: i64 = 3600;
 const SHORTEST: i64 = 600;
@@ -20,8 +20,7 @@ const LONGEST: i64 = 1 << 32;
 pub async fn issue(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response<Body>> {
     let kind = GroupVersionKind::new("authentication.k8s.io", "v1", "TokenRequest");
     let mut request = subresource::decode(asked, call, body, &kind)?;
-    metadata::check_namespace(&mut request, &call.info.namespace)?;
-    metadata::check_name(&mut request, &call.info.name)?;
+    check_home(&mut request, call, &kind)?;
     let account = call.current().await?.ok_or_else(|| call.not_found())?.value;
     let issuer = &call.api.config.issuer;
     if request["spec"]["audiences"].as_array().is_none_or(Vec::is_empty) {
@@ -34,7 +33,7 @@ pub async fn issue(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response<
     let request = call.mutate(Operation::Create, request, None, &options).await?;
     let errors = problems(&request);
     if !errors.is_empty() {
-        return Err(ApiError::invalid(&kind.group, &kind.kind, &call.info.name, &errors));
+        return Err(ApiError::invalid(&kind.group, &kind.kind, "", &errors));
     }
     let mut request = call.validate(Operation::Create, request, None, &options).await?;
     let bound = bound_to(call, &request["spec"]["boundObjectRef"]).await?;
@@ -54,10 +53,28 @@ pub async fn issue(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response<
         bound,
     };
     let (claims, ends) = serviceaccount::claims(&grant, issuer, call.now);
+    if let Some(record) = &call.record {
+        let id = format!("JTI={}", claims["jti"].as_str().unwrap_or_default());
+        record.annotate("authentication.kubernetes.io/issued-credential-id", id);
+    }
     request["status"]["token"] = call.api.authn.keys.sign(&claims)?.into();
     request["status"]["expirationTimestamp"] = metadata::timestamp(ends).into();
     request["metadata"]["creationTimestamp"] = metadata::timestamp(call.now).into();
     subresource::answer(asked, StatusCode::CREATED, &request)
+}
+
+/// What the request says of name and namespace must be the account's; what it does not is filled in.
+fn check_home(request: &mut Value, call: &Call, kind: &GroupVersionKind) -> Result<()> {
+    for (key, own) in [("name", &call.info.name), ("namespace", &call.info.namespace)] {
+        let given = metadata::text(request, key);
+        if !given.is_empty() && given != own {
+            let detail = format!("must match the service account {key} if specified");
+            let error = Error::invalid(&Path::root("metadata").child(key), given, detail);
+            return Err(ApiError::invalid(&kind.group, &kind.kind, &call.info.name, &[error]));
+        }
+    }
+    metadata::check_namespace(request, &call.info.namespace)?;
+    metadata::check_name(request, &call.info.name)
 }
 
 fn problems(request: &Value) -> Vec<Error> {
@@ -80,41 +97,39 @@ async fn bound_to(call: &Call, reference: &Value) -> Result<Vec<Bound>> {
     }
     let text = |key: &str| reference[key].as_str().unwrap_or_default();
     let (kind, name, uid) = (text("kind"), text("name"), text("uid"));
-    let (plural, namespace, claim) = match (text("apiVersion"), kind) {
-        ("v1", "Pod") => ("pods", call.info.namespace.as_str(), "pod"),
-        ("v1", "Secret") => ("secrets", call.info.namespace.as_str(), "secret"),
-        ("v1", "Node") => ("nodes", "", "node"),
-        (version, _) => {
-            return Err(ApiError::bad_request(format!(
-                "cannot bind token to object of type {version}, Kind={kind}; it may be bound to a Pod, a Secret or a Node (v1)"
-            )));
+    let (group, version) = split_api_version(text("apiVersion"));
+    let (plural, namespace, claim) = match (group, kind) {
+        ("", "Pod") => ("pods", call.info.namespace.as_str(), "pod"),
+        ("", "Secret") => ("secrets", call.info.namespace.as_str(), "secret"),
+        ("", "Node") => ("nodes", "", "node"),
+        _ => {
+            let why = format!("cannot bind token to object of type {group}/{version}, Kind={kind}");
+            return Err(ApiError::bad_request(why));
         }
     };
     let object =
         call.api.get("", plural, namespace, name).await?.ok_or_else(|| ApiError::not_found("", plural, name))?;
+    let account = object["spec"]["serviceAccountName"].as_str().unwrap_or_default();
+    if claim == "pod" && account != call.info.name {
+        return Err(ApiError::bad_request(format!(
+            "cannot bind token for serviceaccount {:?} to pod running with different serviceaccount name.",
+            call.info.name
+        )));
+    }
     let found = metadata::text(&object, "uid");
     if !uid.is_empty() && uid != found {
         let why = format!(
             "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
         );
-        return Err(ApiError::conflict("", plural, name, why));
+        return Err(ApiError::conflict("", kind, name, why));
     }
     let mut bound = vec![Bound { claim, name: name.to_owned(), uid: found.to_owned() }];
-    if claim == "pod" {
-        let account = object["spec"]["serviceAccountName"].as_str().unwrap_or_default();
-        if account != call.info.name {
-            return Err(ApiError::bad_request(format!(
-                "cannot bind token for serviceaccount {:?} to pod running with different serviceaccount name.",
-                call.info.name
-            )));
-        }
-        let node = object["spec"]["nodeName"].as_str().unwrap_or_default();
-        if !node.is_empty()
-            && let Some(node_object) = call.api.get("", "nodes", "", node).await?
-        {
-            let uid = metadata::text(&node_object, "uid").to_owned();
-            bound.push(Bound { claim: "node", name: node.to_owned(), uid });
-        }
+    let node = object["spec"]["nodeName"].as_str().unwrap_or_default();
+    if claim == "pod" && !node.is_empty() {
+        // Its name tells something even when it is gone.
+        let object = call.api.get("", "nodes", "", node).await?;
+        let uid = object.map(|object| metadata::text(&object, "uid").to_owned()).unwrap_or_default();
+        bound.push(Bound { claim: "node", name: node.to_owned(), uid });
     }
     Ok(bound)
 }

@@ -54,65 +54,80 @@ pub fn candidates(csr: &CertificateSigningRequest, request: &Request) -> Vec<Rec
     }
 }
 
-/// What the request's signer demands of it.
+/// What the request's signer demands of it; the error is the message of its `Failed` condition.
 pub fn validate(csr: &CertificateSigningRequest, request: &Request) -> Result<(), String> {
-    let usages: BTreeSet<&str> = csr.spec.usages.iter().flatten().map(String::as_str).collect();
-    let are = |sets: &[&[&str]]| sets.iter().any(|set| usages == set.iter().copied().collect());
+    let usages: Vec<&str> = csr.spec.usages.iter().flatten().map(String::as_str).collect();
     match csr.spec.signer_name.as_str() {
-        CLIENT => {
-            let allowed = ["digital signature", "key encipherment", "client auth"];
-            if !usages.contains("client auth") || !usages.iter().all(|usage| allowed.contains(usage)) {
-                return Err("invalid usage for client certificate: only digital signature, key encipherment and \
-                            client auth are allowed, and client auth is required"
-                    .to_owned());
-            }
-            Ok(())
-        }
+        CLIENT => client_usages(&usages),
         KUBELET_CLIENT => {
-            node_subject(request)?;
-            if request.has_names() {
-                return Err("subjectAltNames are not allowed".to_owned());
-            }
-            match are(&[
-                &["client auth", "digital signature"],
-                &["client auth", "digital signature", "key encipherment"],
-            ]) {
-                true => Ok(()),
-                false => Err(usages_error("[client auth digital signature key encipherment]", &usages)),
-            }
+            of_nodes(request)?;
+            let names = [
+                ("DNS", !request.dns_names.is_empty()),
+                ("Email", request.emails > 0),
+                ("IP", !request.addresses.is_empty()),
+                ("URI", request.uris > 0),
+            ];
+            no_names(&names)?;
+            of_a_node(request)?;
+            exactly(&usages, &["client auth", "digital signature", "key encipherment"])
         }
         KUBELET_SERVING => {
-            node_subject(request)?;
+            of_nodes(request)?;
             if request.dns_names.is_empty() && request.addresses.is_empty() {
-                return Err("at least one DNS or IP subjectAltName is required".to_owned());
+                return Err("DNS or IP subjectAltName is required".to_owned());
             }
-            if request.other_names > 0 {
-                return Err("email and URI subjectAltNames are not allowed".to_owned());
-            }
-            match are(&[
-                &["digital signature", "server auth"],
-                &["digital signature", "key encipherment", "server auth"],
-            ]) {
-                true => Ok(()),
-                false => Err(usages_error("[digital signature key encipherment server auth]", &usages)),
-            }
+            no_names(&[("Email", request.emails > 0), ("URI", request.uris > 0)])?;
+            exactly(&usages, &["digital signature", "key encipherment", "server auth"])?;
+            of_a_node(request)
         }
         _ => Ok(()),
     }
 }
 
-fn usages_error(allowed: &str, given: &BTreeSet<&str>) -> String {
-    format!("usages did not match {allowed}, with or without key encipherment: {given:?}")
+fn client_usages(usages: &[&str]) -> Result<(), String> {
+    const REQUIRED: &str = "client auth";
+    if let Some(bad) =
+        usages.iter().find(|usage| !matches!(**usage, "digital signature" | "key encipherment" | REQUIRED))
+    {
+        return Err(format!("invalid usage for client certificate: {bad}"));
+    }
+    if usages.contains(&REQUIRED) {
+        Ok(())
+    } else {
+        Err(format!("missing required usage for client certificate: {REQUIRED}"))
+    }
 }
 
-fn node_subject(request: &Request) -> Result<(), String> {
-    if request.organizations != ["system:nodes"] {
-        return Err("organization was not exactly [\"system:nodes\"]".to_owned());
+/// These usages and no others; only keys that are not RSA may do without key encipherment, which
+/// nobody checks.
+fn exactly(usages: &[&str], wanted: &[&str]) -> Result<(), String> {
+    let set = |usages: &[&str]| {
+        usages.iter().filter(|usage| **usage != "key encipherment").map(|u| (*u).to_owned()).collect::<BTreeSet<_>>()
+    };
+    if set(usages) == set(wanted) { Ok(()) } else { Err(format!("usages did not match [{}]", wanted.join(" "))) }
+}
+
+fn no_names(kinds: &[(&str, bool)]) -> Result<(), String> {
+    match kinds.iter().find(|(_, given)| *given) {
+        Some((kind, _)) => Err(format!("{kind} subjectAltNames are not allowed")),
+        None => Ok(()),
     }
-    if !request.common_name.starts_with("system:node:") {
-        return Err("subject common name does not begin with system:node:".to_owned());
+}
+
+fn of_nodes(request: &Request) -> Result<(), String> {
+    if request.organizations == ["system:nodes"] {
+        Ok(())
+    } else {
+        Err("subject organization is not system:nodes".to_owned())
     }
-    Ok(())
+}
+
+fn of_a_node(request: &Request) -> Result<(), String> {
+    if request.common_name.starts_with("system:node:") {
+        Ok(())
+    } else {
+        Err("subject common name does not begin with system:node:".to_owned())
+    }
 }
 
 const HOUR: i64 = 3600;
@@ -179,6 +194,53 @@ mod tests {
         assert!(permissions(&csr(KUBELET_SERVING, "system:node:n2", &serving), &named).is_empty(), "another node's");
         assert!(permissions(&csr(KUBELET_SERVING, "system:node:n1", &serving), &node).is_empty(), "without names");
         assert!(permissions(&csr(CLIENT, "jane", &client), &request("jane", "dev", &[])).is_empty());
+    }
+
+    #[test]
+    fn signers_say_what_they_do_not_accept() {
+        let client = ["client auth", "digital signature"];
+        let serving = ["server auth", "digital signature", "key encipherment"];
+        let node = |dns: &[&str]| request("system:node:n1", "system:nodes", dns);
+        let mut mailed = node(&["n1"]);
+        mailed.emails = 1;
+        for (signer, usages, request, expected) in [
+            (CLIENT, &["client auth"][..], request("jane", "dev", &[]), ""),
+            (
+                CLIENT,
+                &["digital signature"],
+                request("jane", "dev", &[]),
+                "missing required usage for client certificate: client auth",
+            ),
+            (CLIENT, &["client auth", "any"], request("jane", "dev", &[]), "invalid usage for client certificate: any"),
+            (KUBELET_CLIENT, &client, node(&[]), ""),
+            (KUBELET_CLIENT, &client, request("system:node:n1", "x", &[]), "subject organization is not system:nodes"),
+            (
+                KUBELET_CLIENT,
+                &client,
+                request("n1", "system:nodes", &[]),
+                "subject common name does not begin with system:node:",
+            ),
+            (KUBELET_CLIENT, &client, node(&["n1"]), "DNS subjectAltNames are not allowed"),
+            (
+                KUBELET_CLIENT,
+                &serving,
+                node(&[]),
+                "usages did not match [client auth digital signature key encipherment]",
+            ),
+            (KUBELET_SERVING, &serving, node(&["n1"]), ""),
+            (KUBELET_SERVING, &serving, node(&[]), "DNS or IP subjectAltName is required"),
+            (KUBELET_SERVING, &serving, mailed, "Email subjectAltNames are not allowed"),
+            (
+                KUBELET_SERVING,
+                &client,
+                node(&["n1"]),
+                "usages did not match [digital signature key encipherment server auth]",
+            ),
+            (LEGACY, &["any"], request("jane", "dev", &[]), ""),
+        ] {
+            let said = validate(&csr(signer, "x", usages), &request).err().unwrap_or_default();
+            assert_eq!(said, expected, "{signer} {usages:?}");
+        }
     }
 
     #[test]

@@ -52,8 +52,8 @@ pub struct Request {
     pub organizations: Vec<String>,
     pub dns_names: Vec<String>,
     pub addresses: Vec<IpAddr>,
-    /// Names of other kinds: email, URI.
-    pub other_names: usize,
+    pub emails: usize,
+    pub uris: usize,
     subject: Vec<u8>,
     public_key_info: Vec<u8>,
     /// The whole extension value, copied into the certificate.
@@ -61,10 +61,6 @@ pub struct Request {
 }
 
 impl Request {
-    pub fn has_names(&self) -> bool {
-        !self.dns_names.is_empty() || !self.addresses.is_empty() || self.other_names > 0
-    }
-
     /// Reads a PEM request and checks that its sender has the key.
     pub fn parse(pem: &[u8]) -> Result<Self, SignError> {
         const WHAT: &str = "the certificate request";
@@ -101,7 +97,9 @@ impl Request {
                     self.addresses.push(IpAddr::from(sixteen));
                 }
             }
-            _ => self.other_names += 1,
+            GeneralName::RFC822Name(_) => self.emails += 1,
+            GeneralName::URI(_) => self.uris += 1,
+            _ => {}
         }
     }
 

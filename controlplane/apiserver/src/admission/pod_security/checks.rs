@@ -149,8 +149,9 @@ fn sorted<'a>(items: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     items.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
+/// In quotation marks, without escapes, as Kubernetes shows them.
 fn quoted(items: &[&str]) -> String {
-    items.iter().map(|item| format!("{item:?}")).collect::<Vec<_>>().join(", ")
+    items.iter().map(|item| format!("\"{item}\"")).collect::<Vec<_>>().join(", ")
 }
 
 fn plural<'a>(word: &'a str, words: &'a str, count: usize) -> &'a str {

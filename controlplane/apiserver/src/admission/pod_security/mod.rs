@@ -61,19 +61,27 @@ impl Admission for PodSecurity {
             return Ok(());
         }
         let policies = Policies::of(&namespace);
+        let errors = label_errors(&namespace);
+        if !errors.is_empty() {
+            let words = format!("Failed to parse policy: {}", api::field::join(&errors));
+            attributes.audit.push((format!("{PREFIX}error"), words));
+        }
+        let mut refusal = None;
         if path.is_empty() {
             let enforce = &policies.enforce;
-            attributes.audit.push((format!("{PREFIX}enforce-policy"), enforce.to_string()));
+            let shown = if policies.are_privileged() { "privileged:latest".to_owned() } else { enforce.to_string() };
+            attributes.audit.push((format!("{PREFIX}enforce-policy"), shown));
             let found = enforce.violations(&pod);
-            if !found.is_empty() {
-                return Err(attributes.forbid(format!("violates PodSecurity \"{enforce}\": {found}")));
-            }
+            refusal = (!found.is_empty()).then(|| format!("violates PodSecurity \"{enforce}\": {found}"));
         }
         let would = |policy: &Policy| {
             let found = policy.violations(&pod);
             (!found.is_empty()).then(|| format!("would violate PodSecurity \"{policy}\": {found}"))
         };
         attributes.audit.extend(would(&policies.audit).map(|words| (format!("{PREFIX}audit-violations"), words)));
+        if let Some(why) = refusal {
+            return Err(attributes.forbid(why));
+        }
         attributes.warnings.extend(would(&policies.warn));
         Ok(())
     }
@@ -146,6 +154,10 @@ impl Policies {
             }
         }
         Self { enforce, audit, warn }
+    }
+
+    fn are_privileged(&self) -> bool {
+        [&self.enforce, &self.audit, &self.warn].iter().all(|policy| policy.level == Level::Privileged)
     }
 }
 

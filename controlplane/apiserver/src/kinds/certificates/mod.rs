@@ -124,7 +124,7 @@ fn transition_times(new: &mut Value, old: &Value, now: Timestamp) {
 
 /// Certificates and requests for the tests of this group.
 #[cfg(test)]
-mod made {
+pub mod made {
     use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, date_time_ymd};
 
     fn key() -> KeyPair {

@@ -57,6 +57,14 @@ pub fn organizations(pem: &[u8]) -> Result<Vec<String>, String> {
     Ok(subject.iter_organization().filter_map(|part| part.as_str().ok()).map(str::to_owned).collect())
 }
 
+/// The common name of a PEM request's subject; empty if it has none.
+pub fn common_name(pem: &[u8]) -> Result<String, String> {
+    let der = request_der(pem)?;
+    let request = parsed(&der)?;
+    let name = request.certification_request_info.subject.iter_common_name().next();
+    Ok(name.and_then(|name| name.as_str().ok()).unwrap_or_default().to_owned())
+}
+
 /// That a PEM request can be read, and its sender has the key.
 pub fn check_request(pem: &[u8]) -> Result<(), String> {
     parsed(&request_der(pem)?)?.verify_signature().map_err(|_| "x509: signature verification failure".to_owned())

@@ -4,7 +4,7 @@
 //! controller corrects what failed writes and deletions leave. [`usage`] and [`matches`] are pure
 //! and say what one object counts for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use api::quantity::{Format, Quantity};
@@ -49,17 +49,25 @@ impl Admission for ResourceQuota {
         if quotas.is_empty() {
             return Ok(());
         }
-        let counted = delta(group, plural, &attributes.object, attributes.old, attributes.operation);
-        for quota in quotas {
-            if !matches(&quota, plural, &attributes.object) {
-                continue;
-            }
+        let mut fitting = Vec::new();
+        for quota in quotas.into_iter().filter(|quota| matches(quota, plural, &attributes.object)) {
             if plural == "pods" && group.is_empty() && attributes.operation == Operation::Create {
                 let missing = unspecified(&quota, &attributes.object);
                 if !missing.is_empty() {
                     return Err(attributes.forbid(format!("failed quota: {}: must specify {missing}", name(&quota))));
                 }
             }
+            fitting.push(quota);
+        }
+        let counted = delta(group, plural, &attributes.object, attributes.old, attributes.operation);
+        // All are asked before one is charged.
+        for quota in &fitting {
+            let counted = limited(quota, &counted);
+            if !counted.is_empty() {
+                charge(quota, &counted).map_err(|why| attributes.forbid(why))?;
+            }
+        }
+        for quota in fitting {
             self.book(attributes, cluster, quota, &counted).await?;
         }
         Ok(())
@@ -117,6 +125,10 @@ fn charge(quota: &Value, counted: &Usage) -> Result<Value, String> {
         entries(quota, path).filter_map(|(key, amount)| Some((key.to_owned(), quantity(amount)?))).collect()
     };
     let (hard, mut used) = (amounts("status.hard"), amounts("status.used"));
+    let unknown: Vec<&str> = counted.keys().filter(|key| !used.contains_key(*key)).map(String::as_str).collect();
+    if !unknown.is_empty() {
+        return Err(format!("status unknown for quota: {}, resources: {}", name(quota), unknown.join(",")));
+    }
     let (mut over, before) = (Vec::new(), used.clone());
     for (resource, amount) in counted {
         let total = used.get(resource).copied().unwrap_or(Quantity::ZERO) + *amount;
@@ -165,10 +177,9 @@ pub fn usage(group: &str, plural: &str, object: &Value) -> Usage {
     let one = Quantity::from_units(1, Format::DecimalSi);
     let generic = if group.is_empty() { format!("count/{plural}") } else { format!("count/{plural}.{group}") };
     counted.insert(generic, one);
-    if !group.is_empty() {
-        return counted;
-    }
     match plural {
+        "resourceclaims" if group == "resource.k8s.io" => device_usage(object, &mut counted),
+        _ if !group.is_empty() => {}
         "pods" => pod_usage(object, &mut counted),
         "services" => service_usage(object, &mut counted),
         "persistentvolumeclaims" => claim_usage(object, &mut counted),
@@ -220,6 +231,32 @@ fn service_usage(service: &Value, counted: &mut Usage) {
     }
 }
 
+/// Devices by class. Of alternatives the worst case counts, per class.
+fn device_usage(claim: &Value, counted: &mut Usage) {
+    const MOST_DEVICES: i64 = 32;
+    let of = |wanted: &Value| {
+        let count = match text(wanted, "allocationMode") {
+            "ExactCount" => int(wanted, "count"),
+            "All" => MOST_DEVICES,
+            _ => return None,
+        };
+        let class = format!("{}.deviceclass.resource.k8s.io/devices", text(wanted, "deviceClassName"));
+        Some((class, Quantity::from_units(count, Format::DecimalSi)))
+    };
+    for request in list(claim, "spec.devices.requests") {
+        let mut worst = Usage::new();
+        let wanted = std::iter::once(at(request, "exactly")).chain(list(request, "firstAvailable"));
+        for (class, amount) in wanted.filter_map(of) {
+            let held = worst.entry(class).or_insert(amount);
+            *held = Quantity::max(*held, amount);
+        }
+        for (class, amount) in worst {
+            let held = counted.get(&class).copied().unwrap_or(Quantity::ZERO);
+            counted.insert(class, held + amount);
+        }
+    }
+}
+
 fn claim_usage(claim: &Value, counted: &mut Usage) {
     let one = Quantity::from_units(1, Format::DecimalSi);
     let storage = quantity(at(claim, "spec.resources.requests.storage")).unwrap_or(Quantity::ZERO);
@@ -239,24 +276,43 @@ pub fn matches(quota: &Value, plural: &str, object: &Value) -> bool {
         return true;
     }
     // Scopes are about pods only.
-    plural == "pods"
-        && scopes.iter().all(|scope| in_scope(scope, object))
-        && expressions.iter().all(|expression| {
-            let values = texts(expression, "values");
-            match (text(expression, "scopeName"), text(expression, "operator")) {
-                ("PriorityClass", operator) => {
-                    let class = text(object, "spec.priorityClassName");
-                    match operator {
-                        "In" => values.contains(&class),
-                        "NotIn" => !values.contains(&class),
-                        "Exists" => !class.is_empty(),
-                        "DoesNotExist" => class.is_empty(),
-                        _ => false,
-                    }
-                }
-                (scope, _) => in_scope(scope, object),
-            }
-        })
+    match plural {
+        "pods" => {
+            scopes.iter().all(|scope| in_scope(scope, object))
+                && expressions.iter().all(|expression| match text(expression, "scopeName") {
+                    "PriorityClass" => selects(expression, &[text(object, "spec.priorityClassName")]),
+                    scope => in_scope(scope, object),
+                })
+        }
+        "persistentvolumeclaims" => {
+            let classes = [
+                "spec.volumeAttributesClassName",
+                "status.currentVolumeAttributesClassName",
+                "status.modifyVolumeStatus.targetVolumeAttributesClassName",
+            ]
+            .map(|path| text(object, path));
+            scopes
+                .iter()
+                .all(|scope| *scope == "VolumeAttributesClass" && classes.iter().any(|class| !class.is_empty()))
+                && expressions.iter().all(|expression| {
+                    text(expression, "scopeName") == "VolumeAttributesClass" && selects(expression, &classes)
+                })
+        }
+        _ => false,
+    }
+}
+
+/// Whether an expression chooses an object with one of these classes; empty ones are none.
+fn selects(expression: &Value, classes: &[&str]) -> bool {
+    let values = texts(expression, "values");
+    let mut named = classes.iter().filter(|class| !class.is_empty());
+    match text(expression, "operator") {
+        "In" => named.any(|class| values.contains(class)),
+        "NotIn" => named.clone().next().is_none() || named.any(|class| !values.contains(class)),
+        "Exists" => named.next().is_some(),
+        "DoesNotExist" => named.next().is_none(),
+        _ => false,
+    }
 }
 
 fn in_scope(scope: &str, pod: &Value) -> bool {
@@ -294,103 +350,27 @@ const COMPUTE: [(&str, &str, &str); 6] = [
 /// `limits.cpu for: a,b; memory for: a`: what a quota limits and containers leave open.
 fn unspecified(quota: &Value, pod: &Value) -> String {
     let mut parts = Vec::new();
+    // A pod that says it for all its containers need not say it for each.
+    if ["requests", "limits"].iter().any(|side| entries(pod, &format!("spec.resources.{side}")).next().is_some()) {
+        return String::new();
+    }
     for (resource, side, key) in COMPUTE {
         if !map(quota, "status.hard").is_some_and(|hard| hard.contains_key(resource)) {
             continue;
         }
-        let open: Vec<&str> = ["spec.containers", "spec.initContainers"]
+        let open: BTreeSet<&str> = ["spec.containers", "spec.initContainers"]
             .iter()
             .flat_map(|field| list(pod, field))
             .filter(|container| !map(container, side).is_some_and(|amounts| amounts.contains_key(key)))
             .map(|container| text(container, "name"))
             .collect();
         if !open.is_empty() {
-            parts.push(format!("{resource} for: {}", open.join(",")));
+            let names: Vec<&str> = open.into_iter().collect();
+            parts.push(format!("{resource} for: {}", names.join(",")));
         }
     }
     parts.join("; ")
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::fake::{Fixed, Request};
-    use super::*;
-    use serde_json::json;
-
-    fn quota(hard: Value, used: Value) -> Value {
-        json!({"metadata": {"name": "q", "namespace": "n"}, "spec": {"hard": hard}, "status": {"hard": hard, "used": used}})
-    }
-
-    fn pod(resources: Value) -> Value {
-        json!({"metadata": {"name": "p", "namespace": "n"}, "spec": {"containers": [{"name": "c", "image": "i", "resources": resources}]}})
-    }
-
-    #[tokio::test]
-    async fn booked_until_full() {
-        let plugin = ResourceQuota::default();
-        let cluster = Fixed::with(&[("", "resourcequotas", quota(json!({"pods": "2"}), json!({"pods": "1"})))]);
-        let mut request = Request::create("", "pods", pod(json!({})));
-        assert_eq!(request.admit(&plugin, &cluster).await, Ok(()));
-        let stored = cluster.get("", "resourcequotas", "n", "q").await.unwrap().unwrap();
-        assert_eq!(stored["status"]["used"]["pods"], "2");
-        assert_eq!(
-            request.admit(&plugin, &cluster).await,
-            Err("pods \"p\" is forbidden: exceeded quota: q, requested: pods=1, used: pods=2, limited: pods=2"
-                .to_owned())
-        );
-    }
-
-    #[tokio::test]
-    async fn compute_must_be_said() {
-        let plugin = ResourceQuota::default();
-        let cluster = Fixed::with(&[(
-            "",
-            "resourcequotas",
-            quota(json!({"limits.cpu": "2", "requests.memory": "1Gi"}), json!({})),
-        )]);
-        assert_eq!(
-            Request::create("", "pods", pod(json!({}))).admit(&plugin, &cluster).await,
-            Err("pods \"p\" is forbidden: failed quota: q: must specify limits.cpu for: c; requests.memory for: c"
-                .to_owned())
-        );
-        let sized = pod(json!({"limits": {"cpu": "3"}, "requests": {"memory": "1Mi"}}));
-        assert_eq!(
-            Request::create("", "pods", sized).admit(&plugin, &cluster).await,
-            Err("pods \"p\" is forbidden: exceeded quota: q, requested: limits.cpu=3, used: limits.cpu=0, limited: limits.cpu=2".to_owned())
-        );
-    }
-
-    #[test]
-    fn what_counts() {
-        let keys = |group: &str, plural: &str, object: Value| {
-            usage(group, plural, &object).into_iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(" ")
-        };
-        assert_eq!(keys("apps", "deployments", json!({})), "count/deployments.apps=1");
-        assert_eq!(
-            keys("", "services", json!({"spec": {"type": "NodePort", "ports": [{}, {}]}})),
-            "count/services=1 services=1 services.nodeports=2"
-        );
-        assert_eq!(
-            keys(
-                "",
-                "persistentvolumeclaims",
-                json!({"spec": {"storageClassName": "s", "resources": {"requests": {"storage": "1Gi"}}}})
-            ),
-            "count/persistentvolumeclaims=1 persistentvolumeclaims=1 requests.storage=1Gi s.storageclass.storage.k8s.io/persistentvolumeclaims=1 s.storageclass.storage.k8s.io/requests.storage=1Gi"
-        );
-        assert_eq!(
-            keys("", "pods", pod(json!({"requests": {"cpu": "1"}, "limits": {"cpu": "2"}}))),
-            "count/pods=1 cpu=1 limits.cpu=2 pods=1 requests.cpu=1"
-        );
-    }
-
-    #[test]
-    fn scopes() {
-        let scoped = |scope: &str| json!({"spec": {"scopes": [scope]}});
-        assert!(matches(&scoped("BestEffort"), "pods", &pod(json!({}))));
-        assert!(!matches(&scoped("NotBestEffort"), "pods", &pod(json!({}))));
-        assert!(!matches(&scoped("BestEffort"), "services", &json!({})));
-        let by_class = json!({"spec": {"scopeSelector": {"matchExpressions": [{"scopeName": "PriorityClass", "operator": "In", "values": ["high"]}]}}});
-        assert!(!matches(&by_class, "pods", &pod(json!({}))));
-    }
-}
+mod tests;

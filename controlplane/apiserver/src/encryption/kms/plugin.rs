@@ -1,0 +1,209 @@
+//! Talking with a plugin: a thread of its own asks for its status once a minute, has a fresh seed
+//! sealed when its key changes, and carries the questions of readers.
+//!
+//! A thread, since values are opened where nothing can be awaited (events of a watch): who asks
+//! waits for the thread's answer, once for each source that it has not seen yet.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc as blocking;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, RwLock};
+use proto::v2::key_management_service_client::KeyManagementServiceClient;
+use proto::v2::{
+    DecryptRequest, EncryptRequest, EncryptResponse, EncryptedDekSourceType, EncryptedObject, StatusRequest,
+};
+use tokio::sync::mpsc;
+use tonic::transport::Channel;
+
+use super::Settings;
+use super::source::{self, Source};
+
+const WELL: Duration = Duration::from_secs(60);
+const UNWELL: Duration = Duration::from_secs(10);
+/// How long a plugin that does not answer any more lets writes go on.
+const WRITES: Duration = Duration::from_secs(180);
+
+/// What values are written with now.
+#[derive(Debug)]
+pub struct State {
+    pub key_id: String,
+    pub source: Arc<Source>,
+    /// The source as the plugin sealed it.
+    pub sealed: Vec<u8>,
+    pub annotations: HashMap<String, Vec<u8>>,
+    expires: Mutex<Instant>,
+}
+
+impl State {
+    /// Whether it may still be written with.
+    pub fn check(&self) -> Result<(), String> {
+        if Instant::now() > *self.expires.lock() {
+            return Err("the encrypted DEK source expired: the plugin does not answer".to_owned());
+        }
+        Ok(())
+    }
+}
+
+type Current = Arc<RwLock<Result<Arc<State>, String>>>;
+type Answer = Result<Vec<u8>, String>;
+
+/// A sealed source to be opened.
+struct Ask {
+    request: DecryptRequest,
+    answer: blocking::SyncSender<Answer>,
+}
+
+#[derive(Debug)]
+pub struct Plugin {
+    settings: Settings,
+    current: Current,
+    asks: Mutex<Option<mpsc::UnboundedSender<Ask>>>,
+}
+
+impl Plugin {
+    pub fn new(settings: Settings) -> Self {
+        let current = Arc::new(RwLock::new(Err("the plugin has not answered yet".to_owned())));
+        Self { settings, current, asks: Mutex::default() }
+    }
+
+    /// The thread ends when this is dropped.
+    pub fn start(&self) -> std::io::Result<()> {
+        let (asks, questions) = mpsc::unbounded_channel();
+        let (first, answered) = blocking::sync_channel(1);
+        let (settings, current) = (self.settings.clone(), self.current.clone());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let name = format!("kms-{}", settings.name);
+        std::thread::Builder::new().name(name).spawn(move || {
+            runtime.block_on(talk(settings, &current, questions, first));
+        })?;
+        *self.asks.lock() = Some(asks);
+        // A plugin that is not there yet holds nothing up but writes.
+        let _ = waiting(|| answered.recv_timeout(self.settings.timeout * 2));
+        Ok(())
+    }
+
+    pub fn state(&self) -> Result<Arc<State>, String> {
+        self.current.read().clone()
+    }
+
+    pub fn decrypt(&self, object: &EncryptedObject) -> Answer {
+        let request = DecryptRequest {
+            ciphertext: object.encrypted_dek_source.clone(),
+            uid: uuid::Uuid::new_v4().to_string(),
+            key_id: object.key_id.clone(),
+            annotations: object.annotations.clone(),
+        };
+        let (answer, answered) = blocking::sync_channel(1);
+        let asks = self.asks.lock().clone().ok_or("the plugin was not started")?;
+        asks.send(Ask { request, answer }).map_err(|_| "the plugin's thread has ended")?;
+        waiting(|| answered.recv_timeout(self.settings.timeout * 2)).map_err(|error| error.to_string())?
+    }
+}
+
+/// Lets other tasks of this thread go on elsewhere meanwhile, where there is an elsewhere.
+fn waiting<T>(wait: impl FnOnce() -> T) -> T {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    let several = Handle::try_current().is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread);
+    if several { tokio::task::block_in_place(wait) } else { wait() }
+}
+
+async fn talk(
+    settings: Settings,
+    current: &Current,
+    mut questions: mpsc::UnboundedReceiver<Ask>,
+    first: blocking::SyncSender<()>,
+) {
+    let channel = proto::unix_channel_lazy(&settings.socket);
+    let client = Client { inner: KeyManagementServiceClient::new(channel), timeout: settings.timeout };
+    let mut next = tokio::time::Instant::now();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep_until(next) => {
+                let outcome = refresh(&client, current).await;
+                if let Err(why) = &outcome {
+                    tracing::warn!(provider = settings.name, why, "a KMS plugin is not well");
+                    let mut current = current.write();
+                    if current.is_err() {
+                        *current = Err(why.clone());
+                    }
+                }
+                next = tokio::time::Instant::now() + if outcome.is_ok() { WELL } else { UNWELL };
+                let _ = first.try_send(());
+            }
+            ask = questions.recv() => {
+                let Some(Ask { request, answer }) = ask else { return };
+                let client = client.clone();
+                tokio::spawn(async move { answer.send(client.decrypt(request).await) });
+            }
+        }
+    }
+}
+
+/// Asks how the plugin is; a key that is not the one of the current source gets a fresh one.
+async fn refresh(client: &Client, current: &Current) -> Result<(), String> {
+    let asked = Instant::now();
+    let status = client.status().await?;
+    if status.healthz != "ok" {
+        return Err(format!("got unexpected healthz status: {}", status.healthz));
+    }
+    if !matches!(status.version.as_str(), "v2" | "v2beta1") {
+        return Err(format!("expected KMSv2 API version v2, got {}", status.version));
+    }
+    super::check_key_id(&status.key_id)?;
+    let known = current.read().clone();
+    if let Ok(state) = known
+        && state.key_id == status.key_id
+    {
+        *state.expires.lock() = asked + WRITES;
+        return Ok(());
+    }
+    let seed: [u8; source::SIZE] = source::random()?;
+    let sealed = client.encrypt(seed.to_vec()).await.map_err(|why| format!("failed to encrypt DEK, error: {why}"))?;
+    let EncryptResponse { ciphertext, key_id, annotations } = sealed;
+    let kind = EncryptedDekSourceType::HkdfSha256XnonceAesGcmSeed;
+    super::validate(&EncryptedObject {
+        encrypted_data: vec![0],
+        key_id: key_id.clone(),
+        encrypted_dek_source: ciphertext.clone(),
+        annotations: annotations.clone(),
+        encrypted_dek_source_type: kind.into(),
+    })?;
+    let source = Arc::new(Source::new(kind, &seed)?);
+    let state = State { key_id, source, sealed: ciphertext, annotations, expires: Mutex::new(asked + WRITES) };
+    *current.write() = Ok(Arc::new(state));
+    Ok(())
+}
+
+#[derive(Clone)]
+struct Client {
+    inner: KeyManagementServiceClient<Channel>,
+    timeout: Duration,
+}
+
+impl Client {
+    async fn call<T>(
+        &self,
+        call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    ) -> Result<T, String> {
+        match tokio::time::timeout(self.timeout, call).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Err(status)) => Err(status.to_string()),
+            Err(_) => Err(format!("no answer within {:?}", self.timeout)),
+        }
+    }
+
+    async fn status(&self) -> Result<proto::v2::StatusResponse, String> {
+        self.call(self.inner.clone().status(StatusRequest {})).await
+    }
+
+    async fn encrypt(&self, plaintext: Vec<u8>) -> Result<EncryptResponse, String> {
+        let request = EncryptRequest { plaintext, uid: uuid::Uuid::new_v4().to_string() };
+        self.call(self.inner.clone().encrypt(request)).await
+    }
+
+    async fn decrypt(&self, request: DecryptRequest) -> Answer {
+        self.call(self.inner.clone().decrypt(request)).await.map(|answer| answer.plaintext)
+    }
+}

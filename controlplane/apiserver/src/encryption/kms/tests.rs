@@ -1,0 +1,135 @@
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+
+use proto::v2::key_management_service_server::{KeyManagementService, KeyManagementServiceServer};
+use proto::v2::{DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse};
+use tonic::{Request, Response, Status};
+
+use super::*;
+
+/// A plugin that turns bytes around, and counts what it is asked.
+#[derive(Default)]
+struct Fake {
+    key: Mutex<String>,
+    encrypted: AtomicUsize,
+    decrypted: AtomicUsize,
+}
+
+struct Served(Arc<Fake>);
+
+#[tonic::async_trait]
+impl KeyManagementService for Served {
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let key_id = self.0.key.lock().clone();
+        Ok(Response::new(StatusResponse { version: "v2".to_owned(), healthz: "ok".to_owned(), key_id }))
+    }
+
+    async fn encrypt(&self, request: Request<EncryptRequest>) -> Result<Response<EncryptResponse>, Status> {
+        self.0.encrypted.fetch_add(1, Ordering::SeqCst);
+        let ciphertext = request.into_inner().plaintext.into_iter().rev().collect();
+        let annotations = [("version.example.com".to_owned(), b"1".to_vec())].into();
+        Ok(Response::new(EncryptResponse { ciphertext, key_id: self.0.key.lock().clone(), annotations }))
+    }
+
+    async fn decrypt(&self, request: Request<DecryptRequest>) -> Result<Response<DecryptResponse>, Status> {
+        let request = request.into_inner();
+        if request.annotations.is_empty() {
+            return Err(Status::invalid_argument("no annotations"));
+        }
+        self.0.decrypted.fetch_add(1, Ordering::SeqCst);
+        Ok(Response::new(DecryptResponse { plaintext: request.ciphertext.into_iter().rev().collect() }))
+    }
+}
+
+/// Serves the plugin on a socket, from a thread of its own.
+fn serve(fake: Arc<Fake>, socket: &Path) {
+    let listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let (ready, is_ready) = mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async move {
+            let listener = tokio::net::UnixListener::from_std(listener).unwrap();
+            let connections = futures::stream::unfold(listener, |listener| async move {
+                let accepted = listener.accept().await.map(|(stream, _)| stream);
+                Some((accepted, listener))
+            });
+            ready.send(()).unwrap();
+            let service = KeyManagementServiceServer::new(Served(fake));
+            let _ = tonic::transport::Server::builder().add_service(service).serve_with_incoming(connections).await;
+        });
+    });
+    is_ready.recv().unwrap();
+}
+
+fn started(socket: &Path) -> Kms {
+    let timeout = Duration::from_secs(20);
+    let kms = Kms::new(Settings { name: "k".to_owned(), socket: socket.to_owned(), timeout });
+    kms.start().unwrap();
+    kms
+}
+
+const KEY: &str = "/registry/secrets/a/b";
+
+#[test]
+fn values_are_sealed_with_a_seed_that_the_plugin_keeps() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("kms.sock");
+    let fake = Arc::new(Fake::default());
+    *fake.key.lock() = "one".to_owned();
+    serve(fake.clone(), &socket);
+    let kms = started(&socket);
+    let plain = b"{\"kind\":\"Secret\"}";
+    let sealed = kms.seal(KEY, plain).unwrap();
+    assert!(sealed.starts_with(b"k8s:enc:kms:v2:k:") && !sealed.windows(6).any(|part| part == b"Secret"));
+    assert_ne!(kms.seal(KEY, plain).unwrap(), sealed, "every value has a key of its own");
+    assert_eq!(kms.open(KEY, &sealed).unwrap(), plain[..]);
+    assert!(kms.open("/registry/secrets/a/c", &sealed).is_err(), "moved to another key");
+    assert!(kms.is_current(&sealed) && !kms.is_current(b"{}"));
+    let asked = || (fake.encrypted.load(Ordering::SeqCst), fake.decrypted.load(Ordering::SeqCst));
+    assert_eq!(asked(), (1, 0), "the seed is its own: nothing to ask");
+
+    // Another server, and a key that was rotated meanwhile.
+    *fake.key.lock() = "two".to_owned();
+    let other = started(&socket);
+    for _ in 0..3 {
+        assert_eq!(other.open(KEY, &sealed).unwrap(), plain[..]);
+    }
+    assert_eq!(asked(), (2, 1), "one question for all values of a seed");
+    assert!(!other.is_current(&sealed), "it is to be written again");
+    assert!(other.is_current(&other.seal(KEY, plain).unwrap()));
+
+    let mut object = EncryptedObject::decode(&sealed[kms.prefix().len()..]).unwrap();
+    assert_eq!((object.key_id.as_str(), object.annotations.len()), ("one", 1));
+    object.annotations.clear();
+    let spoiled = [kms.prefix().as_bytes(), &object.encode_to_vec()].concat();
+    assert!(kms.open(KEY, &spoiled).unwrap_err().starts_with("failed to decrypt DEK, error: "));
+    object.key_id.clear();
+    let spoiled = [kms.prefix().as_bytes(), &object.encode_to_vec()].concat();
+    assert_eq!(kms.open(KEY, &spoiled).unwrap_err(), "failed to validate key id: keyID is empty");
+}
+
+#[test]
+fn without_its_plugin_nothing_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let kms = started(&dir.path().join("none.sock"));
+    assert!(kms.seal(KEY, b"{}").is_err());
+}
+
+#[test]
+fn what_other_servers_wrote_opens() {
+    // A key that is the source itself, and a derived one: the forms that upstream reads.
+    let plain = b"{}".to_vec();
+    let seed = Source::new(EncryptedDekSourceType::HkdfSha256XnonceAesGcmSeed, &[7; 32]).unwrap();
+    let sealed = seed.seal(KEY, &plain).unwrap();
+    assert_eq!(sealed.len(), 32 + 12 + plain.len() + 16);
+    assert_eq!(seed.open(KEY, &sealed).unwrap(), plain);
+    for end in 0..sealed.len() {
+        assert!(seed.open(KEY, &sealed[..end]).is_err());
+    }
+    let key = Source::new(EncryptedDekSourceType::AesGcmKey, &[7; 32]).unwrap();
+    assert!(key.open(KEY, &sealed).is_err() && key.seal(KEY, &plain).is_err());
+    assert!(Source::new(EncryptedDekSourceType::HkdfSha256XnonceAesGcmSeed, &[7; 31]).is_err());
+    assert!(Source::new(EncryptedDekSourceType::AesGcmKey, &[7; 5]).is_err());
+}
