@@ -171,7 +171,7 @@ mod tests {
     fn a_strict_one_may_change_its_note() {
         for (change, expected) in [
             (json!({"message": "patched", "series": {"count": 1}}), "[]"),
-            (json!({"action": ""}), "[action: Required value]"),
+            (json!({"action": ""}), "action: Required value"),
         ] {
             let (old, new) = (event("n", "events.k8s.io/v1", full()), event("n", "events.k8s.io/v1", but(change)));
             assert_eq!(updated(&Event, &old, &new), expected);
