@@ -132,7 +132,7 @@ def watches():
     ended = watch.Watch()
     for _ in ended.stream(core.list_namespaced_config_map, NAMESPACE, timeout_seconds=1, allow_watch_bookmarks=True):
         pass
-    refused(422, "Invalid", core.list_namespaced_config_map, NAMESPACE, resource_version="abc", watch=True)
+    refused(400, "BadRequest", core.list_namespaced_config_map, NAMESPACE, resource_version="abc", watch=True)
     future = refused(504, "Timeout", core.list_namespaced_config_map, NAMESPACE, resource_version="99999999")
     assert "Too large resource version" in future["message"], future
     page = core.list_namespaced_config_map(NAMESPACE, limit=1)
