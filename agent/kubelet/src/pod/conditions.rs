@@ -203,7 +203,7 @@ pub fn is_owned(name: &str) -> bool {
     OWNED.contains(&name) || [RESIZE_PENDING, RESIZE_IN_PROGRESS, ALL_RESTARTING].contains(&name)
 }
 
-const ALL_RESTARTING: &str = "AllContainersRestarting";
+pub const ALL_RESTARTING: &str = "AllContainersRestarting";
 const RESIZE_PENDING: &str = "PodResizePending";
 const RESIZE_IN_PROGRESS: &str = "PodResizeInProgress";
 

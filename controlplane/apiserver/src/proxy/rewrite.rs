@@ -102,10 +102,13 @@ impl Way {
     }
 }
 
+/// What opens a compressed page, and what closes it again.
+type Gzip = (GzDecoder<Vec<u8>>, GzEncoder<Vec<u8>>);
+
 /// A page on its way.
 pub struct Page {
     way: Way,
-    gzip: Option<(GzDecoder<Vec<u8>>, GzEncoder<Vec<u8>>)>,
+    gzip: Option<Gzip>,
     /// The beginning of a tag whose end has not come yet.
     pending: Vec<u8>,
     /// Within an element of raw text: its name.

@@ -527,7 +527,7 @@ impl Worker {
     }
 
     fn publish(&mut self, now: Timestamp) {
-        if !self.blind && self.wish.source != Source::Runtime && !self.is_replacing() {
+        if !self.blind && self.wish.source != Source::Runtime {
             let verdict = match &self.stage {
                 Stage::Ending { verdict, .. } | Stage::Cleaning { verdict } | Stage::Ended { verdict } => {
                     verdict.as_ref()
@@ -553,9 +553,8 @@ impl Worker {
             });
             let may_delete =
                 matches!(self.stage, Stage::Ended { .. }) && self.pod().metadata.deletion_timestamp.is_some();
-            if !self.wish.removed
-                && let Some(uid) = self.wish.api_uid.clone()
-            {
+            let kept_quiet = self.wish.removed || (self.is_replacing() && !restarts_all(&generated));
+            if !kept_quiet && let Some(uid) = self.wish.api_uid.clone() {
                 self.node.statuses.set(&self.wish.pod, uid, &generated, may_delete);
             }
             if !is_ready(&self.status) && is_ready(&generated) {
@@ -580,7 +579,16 @@ fn full_name(pod: &Pod) -> String {
 }
 
 fn is_ready(status: &PodStatus) -> bool {
-    status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    is_true(status, "Ready")
+}
+
+/// Whether everything in the pod is being made anew, which is told.
+fn restarts_all(status: &PodStatus) -> bool {
+    is_true(status, super::conditions::ALL_RESTARTING)
+}
+
+fn is_true(status: &PodStatus, name: &str) -> bool {
+    status.conditions.iter().flatten().any(|condition| condition.type_ == name && condition.status == "True")
 }
 
 /// The kubelet's own status with the conditions of others as the API has them now.
