@@ -24,6 +24,8 @@ const WELL: Duration = Duration::from_secs(60);
 const UNWELL: Duration = Duration::from_secs(10);
 /// How long a plugin that does not answer any more lets writes go on.
 const WRITES: Duration = Duration::from_secs(180);
+/// Sources that may wait to be opened; who asks for one more is refused.
+const QUESTIONS: usize = 256;
 
 /// What values are written with now.
 #[derive(Debug)]
@@ -59,7 +61,7 @@ struct Ask {
 pub struct Plugin {
     settings: Settings,
     current: Current,
-    asks: Mutex<Option<mpsc::UnboundedSender<Ask>>>,
+    asks: Mutex<Option<mpsc::Sender<Ask>>>,
 }
 
 impl Plugin {
@@ -70,7 +72,7 @@ impl Plugin {
 
     /// The thread ends when this is dropped.
     pub fn start(&self) -> std::io::Result<()> {
-        let (asks, questions) = mpsc::unbounded_channel();
+        let (asks, questions) = mpsc::channel(QUESTIONS);
         let (first, answered) = blocking::sync_channel(1);
         let (settings, current) = (self.settings.clone(), self.current.clone());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -97,7 +99,10 @@ impl Plugin {
         };
         let (answer, answered) = blocking::sync_channel(1);
         let asks = self.asks.lock().clone().ok_or("the plugin was not started")?;
-        asks.send(Ask { request, answer }).map_err(|_| "the plugin's thread has ended")?;
+        asks.try_send(Ask { request, answer }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => "the plugin answers more slowly than it is asked",
+            mpsc::error::TrySendError::Closed(_) => "the plugin's thread has ended",
+        })?;
         waiting(|| answered.recv_timeout(self.settings.timeout * 2)).map_err(|error| error.to_string())?
     }
 }
@@ -112,7 +117,7 @@ fn waiting<T>(wait: impl FnOnce() -> T) -> T {
 async fn talk(
     settings: Settings,
     current: &Current,
-    mut questions: mpsc::UnboundedReceiver<Ask>,
+    mut questions: mpsc::Receiver<Ask>,
     first: blocking::SyncSender<()>,
 ) {
     let channel = proto::unix_channel_lazy(&settings.socket);
