@@ -313,7 +313,7 @@ pub fn decode(asked: &Asked, call: &Call, body: &Bytes) -> Result<Value> {
 pub fn decode_patch(asked: &Asked, call: &Call, body: &Bytes) -> Result<Patch> {
     let Some(kind) = PatchType::parse(media_type(asked)) else {
         return Err(if call.descriptor().custom {
-            ApiError::unsupported_media_type(PatchType::accepted(true))
+            ApiError::unsupported_media_type(PatchType::OF_CUSTOM)
         } else {
             // What routes of built-in resources say.
             let (code, why) = (StatusCode::UNSUPPORTED_MEDIA_TYPE, "415: Unsupported Media Type");

@@ -81,13 +81,9 @@ fn to_root(asked: &Asked) -> Response<Body> {
 /// How the client reaches a proxied server.
 fn way(asked: &Asked, target: &Target) -> rewrite::Way {
     let path = asked.info.path.as_str();
-    let asked_host = match asked.parts.uri.authority() {
-        Some(authority) => authority.as_str(),
-        None => asked.header(header::HOST),
-    };
     rewrite::Way {
         prefix: path.strip_suffix(asked.info.rest.as_str()).unwrap_or(path).to_owned(),
-        hosts: [target.host.clone(), asked_host.to_owned()],
+        hosts: [target.host.clone(), asked.host()],
     }
 }
 

@@ -25,17 +25,9 @@ pub enum PatchType {
 }
 
 impl PatchType {
-    const ACCEPTED: &'static [&'static str] = &[
-        "application/json-patch+json",
-        "application/merge-patch+json",
-        "application/apply-patch+yaml",
-        "application/strategic-merge-patch+json",
-    ];
-
     /// Custom resources have no strategic merge.
-    pub fn accepted(custom: bool) -> &'static [&'static str] {
-        if custom { &Self::ACCEPTED[..3] } else { Self::ACCEPTED }
-    }
+    pub const OF_CUSTOM: &'static [&'static str] =
+        &["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
 
     pub fn parse(media_type: &str) -> Option<Self> {
         match media_type {
@@ -70,7 +62,7 @@ impl Change for Patch {
             PatchType::Merge => patch::merge(old, &self.document)?,
             PatchType::Strategic => match schema.filter(|_| !call.descriptor().custom) {
                 Some(schema) => patch::strategic(schema, old, &self.document)?,
-                None => return Err(ApiError::unsupported_media_type(PatchType::accepted(true))),
+                None => return Err(ApiError::unsupported_media_type(PatchType::OF_CUSTOM)),
             },
             PatchType::Apply => return Ok(None),
         };
