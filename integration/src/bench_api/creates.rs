@@ -1,4 +1,5 @@
-//! Durable creates beside the engine alone and beside etcd alone; contended updates.
+//! Durable creates beside the engine (behind a bare server, and alone) and beside etcd alone; contended
+//! updates.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,12 +26,13 @@ pub fn config_map(name: &str) -> String {
 pub async fn measure() -> anyhow::Result<Vec<Figure>> {
     let dir = tempfile::tempdir()?;
     let server = Server::api(&dir.path().join("api"))?;
+    let keeper = Server::keeper(&server, &dir.path().join("keeper"))?;
     let engine: Arc<dyn Store> = Arc::new(Embedded::open(&dir.path().join("engine"))?);
     let member = Member::cluster(dir.path(), 1);
     let etcd: Arc<dyn Store> = Arc::new(connect(&member[0].url).await?);
     let mut figures = Vec::new();
     for clients in CLIENTS {
-        let (mut ours, mut alone, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut ours, mut bare, mut alone, mut theirs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         // The first round only warms up.
         for round in 0..=ROUNDS {
             let ask = move |client, n| {
@@ -38,22 +40,27 @@ pub async fn measure() -> anyhow::Result<Vec<Figure>> {
                 Ask::post("/api/v1/namespaces/default/configmaps", config_map(&name))
             };
             let load = server.target.load(clients, WINDOW, ask).await?;
+            let floor = keeper.target.load(clients, WINDOW, ask).await?;
             let (engine, etcd) = (fill(&engine, clients, round).await?, fill(&etcd, clients, round).await?);
             if round > 0 {
                 ours.push(load.rate());
+                bare.push(floor.rate());
                 alone.push(engine);
                 theirs.push(etcd);
             }
         }
-        let (of_engine, of_etcd) = (ratio(&ours, &alone), ratio(&ours, &theirs));
+        let beside = |name: &str, floor: Vec<f64>, digits: usize| {
+            format!("{name} {:.0}/s: ratio {:.digits$}", middle(floor.clone()), ratio(&ours, &floor))
+        };
         figures.push(Figure::new(
             format!("durable 1 KiB creates, {clients} clients"),
-            format!("{:.0}/s", middle(ours)),
-            format!(
-                "engine alone {:.0}/s: ratio {of_engine:.2}; etcd alone {:.0}/s: ratio {of_etcd:.1}",
-                middle(alone),
-                middle(theirs)
-            ),
+            format!("{:.0}/s", middle(ours.clone())),
+            [
+                beside("engine behind bare hyper and rustls", bare, 2),
+                beside("engine alone", alone, 2),
+                beside("etcd alone", theirs, 1),
+            ]
+            .join("; "),
         ));
     }
     Ok(figures)

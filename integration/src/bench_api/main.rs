@@ -3,8 +3,9 @@
 //!
 //! Sections: creates, reads, watches, memory, contended, store; all of them when none is named.
 //! The program is also its own server: `bench-api serve DIR` is an API server without controllers,
-//! `bench-api floor DIR` a bare hyper and rustls server (see [`child`]).
+//! `bench-api floor DIR` and `bench-api keeper DIR` are bare hyper and rustls servers (see [`bare`]).
 
+mod bare;
 mod child;
 mod client;
 mod creates;
@@ -23,7 +24,7 @@ fn main() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if let [role, dir] = arguments.as_slice()
-        && matches!(role.as_str(), "serve" | "floor")
+        && matches!(role.as_str(), "serve" | "floor" | "keeper")
     {
         return runtime.block_on(child::run(role, dir.as_ref()));
     }
