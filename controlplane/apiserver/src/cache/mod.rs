@@ -5,7 +5,7 @@
 //! its first use. Reads are consistent: [`Cache::fresh`] waits until the cache has seen every
 //! write that was answered before the call. Watchers hold no queue of their own: a
 //! [`Watcher`](watch::Watcher) is a position (a revision) in the window, so that a thousand of them
-//! cost a thousand positions, and a slow one that the window leaves behind is ended.
+//! cost a thousand positions, and a slow one that the window leaves behind goes on from the store.
 
 pub mod item;
 pub mod pluck;
@@ -33,8 +33,6 @@ use crate::resource::Descriptor;
 /// How long a read waits for the cache to catch up with the store, or with the version asked for.
 const CATCH_UP: Duration = Duration::from_secs(3);
 const RETRY: Duration = Duration::from_millis(200);
-/// Events that are old enough to be forgotten wait this long for others, to go together.
-const TRIM_PAUSE: Duration = Duration::from_secs(30);
 /// Each page of the first list counts what lies behind it: few and large ones.
 const PAGE: usize = 10_000;
 
@@ -289,7 +287,7 @@ impl Cache {
         self.announce();
         loop {
             // What a burst of writes left in the window is not to stay until the next write.
-            let due = self.read().trim_due().map(|due| tokio::time::Instant::from_std(due + TRIM_PAUSE));
+            let due = self.read().trim_due().map(tokio::time::Instant::from_std);
             tokio::select! {
                 biased;
                 batch = watch.next() => match batch {

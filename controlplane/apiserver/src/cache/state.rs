@@ -9,13 +9,20 @@ use bytes::Bytes;
 
 use super::item::Item;
 
-/// Events older than this are forgotten, if there are more than [`KEEP_AT_LEAST`].
-const WINDOW: Duration = Duration::from_secs(300);
+/// Events older than this are forgotten: as long as Kubernetes' own cache keeps them. Who comes from
+/// further back gets them from the store ([`State::reach_back`]), which remembers more.
+const WINDOW: Duration = Duration::from_secs(75);
+/// Where superseded objects weigh more than those that live, and than [`LIGHT`]: older than this.
+const HEAVY_WINDOW: Duration = Duration::from_secs(10);
+const LIGHT: usize = 512 << 10;
+/// So many stay, whatever their age and weight.
 const KEEP_AT_LEAST: usize = 100;
 /// More are never kept.
 const KEEP_AT_MOST: usize = 16_384;
 /// Nor more bytes of superseded objects than this.
 const KEEP_BYTES: usize = 32 << 20;
+/// Events that may be forgotten wait about a third of their time for others, to go together.
+const TOGETHER: u32 = 3;
 
 /// One change of one object.
 pub struct Event {
@@ -47,6 +54,8 @@ pub struct PastEvent {
 #[derive(Default)]
 pub struct State {
     objects: BTreeMap<Arc<str>, Arc<Item>>,
+    /// Of the objects.
+    bytes: usize,
     window: VecDeque<Arc<Event>>,
     window_bytes: usize,
     /// Every event after this revision is in the window.
@@ -62,6 +71,7 @@ pub struct State {
 impl State {
     /// Starts anew from a complete list at `revision`.
     pub fn reset(&mut self, items: Vec<Arc<Item>>, revision: u64) {
+        self.bytes = items.iter().map(|item| item.bytes.len()).sum();
         self.objects = items.into_iter().map(|item| (item.key.clone(), item)).collect();
         self.window.clear();
         self.window_bytes = 0;
@@ -74,6 +84,7 @@ impl State {
     pub fn put(&mut self, item: Item) {
         let item = Arc::new(item);
         let previous = self.objects.insert(item.key.clone(), item.clone());
+        self.bytes += item.bytes.len();
         self.push(item, previous, false);
     }
 
@@ -91,6 +102,7 @@ impl State {
         let now = Instant::now();
         if let Some(previous) = &previous {
             previous.superseded();
+            self.bytes -= previous.bytes.len();
         }
         self.revision = self.revision.max(item.revision);
         self.changed += 1;
@@ -125,16 +137,22 @@ impl State {
         self.complete_after = range.start;
     }
 
-    /// When the oldest event may be forgotten, if it may.
+    /// How old an event gets.
+    fn window(&self) -> Duration {
+        if self.window_bytes > self.bytes.max(LIGHT) { HEAVY_WINDOW } else { WINDOW }
+    }
+
+    /// When to trim next, if nothing is written until then.
     pub fn trim_due(&self) -> Option<Instant> {
-        self.window.front().filter(|_| self.window.len() > KEEP_AT_LEAST).map(|oldest| oldest.at + WINDOW)
+        let oldest = self.window.front().filter(|_| self.window.len() > KEEP_AT_LEAST)?;
+        Some(oldest.at + self.window() + self.window() / TOGETHER)
     }
 
     pub fn trim(&mut self, now: Instant) {
         while let Some(oldest) = self.window.front() {
+            let old = now.duration_since(oldest.at) > self.window() || self.window_bytes > KEEP_BYTES;
             let len = self.window.len();
-            let stale = len > KEEP_AT_LEAST && now.duration_since(oldest.at) > WINDOW;
-            if !stale && len <= KEEP_AT_MOST && (self.window_bytes <= KEEP_BYTES || len <= KEEP_AT_LEAST) {
+            if len <= KEEP_AT_LEAST || !(old || len > KEEP_AT_MOST) {
                 return;
             }
             self.window_bytes -= oldest.item.bytes.len();
@@ -266,10 +284,40 @@ mod tests {
         (1..=KEEP_AT_LEAST as u64 + 10).for_each(|revision| state.put(item("a/x", revision)));
         let due = state.trim_due().unwrap();
         assert!(due >= begun + WINDOW);
-        state.trim(due);
+        state.trim(begun + WINDOW);
         assert_eq!(state.oldest(), 0, "not before their time");
-        state.trim(due + WINDOW);
+        state.trim(due);
         assert_eq!((state.oldest(), state.trim_due()), (10, None));
+    }
+
+    #[test]
+    fn what_outweighs_the_living_goes_sooner() {
+        let mut state = State::default();
+        state.reset(Vec::new(), 0);
+        let begun = Instant::now();
+        let mut revision = 0;
+        while state.window_bytes <= LIGHT {
+            revision += 1;
+            state.put(item("a/x", revision));
+        }
+        state.trim(begun + HEAVY_WINDOW);
+        assert_eq!(state.oldest(), 0, "who is a little late still finds them");
+        let due = state.trim_due().unwrap();
+        assert!(due < begun + WINDOW);
+        state.trim(due);
+        assert!(state.window_bytes <= LIGHT && state.window_bytes > LIGHT - 1024, "{}", state.window_bytes);
+
+        let living = (0..10_000).map(|number| Arc::new(item(&format!("a/{number}"), revision)));
+        state.reset(living.collect(), revision);
+        assert!(state.bytes > 2 * LIGHT);
+        let (mut bytes, begun) = (0, Instant::now());
+        while bytes <= LIGHT {
+            revision += 1;
+            state.put(item("a/1", revision));
+            bytes = state.window_bytes;
+        }
+        state.trim(begun + HEAVY_WINDOW * 2);
+        assert_eq!(state.window_bytes, bytes, "lighter than what lives");
     }
 
     #[test]

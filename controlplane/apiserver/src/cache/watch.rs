@@ -104,12 +104,20 @@ impl Watcher {
         &self.cache
     }
 
-    /// The next events, at least one; none when the watch cannot go on (the client was too slow,
+    /// The next events, at least one; none when the watch cannot go on (the client was far too slow,
     /// or the cache was rebuilt) and the client has to list or watch anew.
     pub async fn next(&mut self) -> Option<Vec<Seen>> {
         loop {
             self.changed.borrow_and_update();
-            let seen = self.take()?;
+            let seen = match self.take() {
+                Some(seen) => seen,
+                // The store remembers longer than the window.
+                None if self.cache.read().epoch == self.epoch => {
+                    self.cache.reach_back(self.position).await;
+                    self.take()?
+                }
+                None => return None,
+            };
             if !seen.is_empty() {
                 return Some(seen);
             }
