@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use clap::Args;
 use controlplane::access::{
-    AdmissionOptions, AuditConfig, AuthenticationOptions, AuthorizationOptions, LogConfig, OidcOptions, Options, go_duration,
+    AdmissionOptions, AuditConfig, AuthenticationOptions, AuthorizationOptions, LogConfig, OidcOptions, Options,
+    go_duration,
 };
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -27,7 +27,8 @@ use tokio::net::TcpListener;
 /// What an operator may want otherwise of the API server.
 pub mod access {
     pub use apiserver::{
-        AdmissionOptions, AuditConfig, AuthenticationOptions, AuthorizationOptions, LogConfig, OidcOptions, Options, go_duration,
+        AdmissionOptions, AuditConfig, AuthenticationOptions, AuthorizationOptions, LogConfig, OidcOptions, Options,
+        go_duration,
     };
 }
 

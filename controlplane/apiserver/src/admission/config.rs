@@ -142,9 +142,8 @@ impl Configurations {
         }
         let source = |name: &str| format!("{name}: {}", file.display());
         let takers = LEGACY.iter().filter(|(name, _)| running.contains(name));
-        let given = takers.map(|(name, _)| {
-            ((*name).to_owned(), Configuration { source: source(name), value: document.clone() })
-        });
+        let given = takers
+            .map(|(name, _)| ((*name).to_owned(), Configuration { source: source(name), value: document.clone() }));
         Ok(Self(given.collect()))
     }
 
@@ -229,7 +228,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let head = format!("apiVersion: {GROUP}/v1\nkind: AdmissionConfiguration\n");
         for (text, expected) in [
-            ("a: b".to_owned(), "DIR/admission.yaml: it is \"\" of \"\"; \"AdmissionConfiguration\" of \"apiserver.config.k8s.io/v1\" is needed"),
+            (
+                "a: b".to_owned(),
+                "DIR/admission.yaml: it is \"\" of \"\"; \"AdmissionConfiguration\" of \"apiserver.config.k8s.io/v1\" is needed",
+            ),
             (format!("apiVersion: {GROUP}/v2\nkind: AdmissionConfiguration\n"), "of \"apiserver.config.k8s.io/v2\""),
             (format!("{head}plugins: [{{name: Nope}}]\n"), "[plugins[0].name: \"Nope\" is no admission plugin]"),
             (format!("{head}plugin: []\n"), "unknown field `plugin`"),

@@ -124,9 +124,8 @@ fn chosen(options: &AdmissionOptions) -> std::result::Result<Vec<&'static str>, 
         return Err(wrong.join("; "));
     }
     let enabled = |name: &&str| options.enable.iter().any(|given| given == name);
-    let runs = |(name, default): &&(&'static str, Standard)| {
-        enabled(&name) || *default == On && !disabled.contains(name)
-    };
+    let runs =
+        |(name, default): &&(&'static str, Standard)| enabled(&name) || *default == On && !disabled.contains(name);
     Ok(ORDER.iter().filter(runs).map(|(name, _)| *name).collect())
 }
 
@@ -212,9 +211,10 @@ mod tests {
     }
 
     async fn built(options: &AdmissionOptions) -> std::result::Result<Vec<&'static str>, String> {
-        build(options).await.map(|plugins| plugins.iter().map(|plugin| plugin.name()).collect()).map_err(|error| {
-            error.message().split_once("configuring admission: ").unwrap_or_default().1.to_owned()
-        })
+        build(options)
+            .await
+            .map(|plugins| plugins.iter().map(|plugin| plugin.name()).collect())
+            .map_err(|error| error.message().split_once("configuring admission: ").unwrap_or_default().1.to_owned())
     }
 
     #[tokio::test]
@@ -247,7 +247,11 @@ mod tests {
     #[tokio::test]
     async fn mistakes_in_flags_are_named() {
         for (enable, disable, expected) in [
-            (&["Nope"][..], &[][..], "enable-admission-plugins plugin \"Nope\" is unknown; known plugins are AlwaysAdmit, AlwaysDeny, AlwaysPullImages, "),
+            (
+                &["Nope"][..],
+                &[][..],
+                "enable-admission-plugins plugin \"Nope\" is unknown; known plugins are AlwaysAdmit, AlwaysDeny, AlwaysPullImages, ",
+            ),
             (&[], &["nope"], "disable-admission-plugins plugin \"nope\" is unknown; known plugins are "),
             (
                 &["PodSecurity", "AlwaysAdmit"],

@@ -39,8 +39,10 @@ impl Admission for PodResizeValidator {
         }
         match label(&node, OS).unwrap_or_default() {
             "linux" => Ok(()),
-            other => Err(attributes
-                .forbid(format!("pod resize is only supported on linux nodes, node {wanted:?} is {other:?}"))),
+            other => {
+                Err(attributes
+                    .forbid(format!("pod resize is only supported on linux nodes, node {wanted:?} is {other:?}")))
+            }
         }
     }
 }
@@ -67,9 +69,7 @@ mod tests {
     /// Upstream's rows (`TestResizeAdmission`).
     #[tokio::test]
     async fn resizes_fit_their_node() {
-        let node = |name: &str, os: &str| {
-            json!({"metadata": {"name": name, "labels": {OS: os}}, "status": {"allocatable": {"cpu": "4", "memory": "8Gi"}}})
-        };
+        let node = |name: &str, os: &str| json!({"metadata": {"name": name, "labels": {OS: os}}, "status": {"allocatable": {"cpu": "4", "memory": "8Gi"}}});
         let cluster = Fixed::with(&[("", "nodes", node("l", "linux")), ("", "nodes", node("w", "windows"))]);
         const SHORT: &str = "Node didn't have enough allocatable resources: ";
         let pod = |node: &str, generation: i64, cpu: &str, memory: &str| {
@@ -83,9 +83,32 @@ mod tests {
             ("resize", "l", 1, "10", "1Gi", None),
             ("resize", "", 2, "10", "1Gi", None),
             ("resize", "l", 2, "10", "1Gi", Some(format!("{SHORT}cpu, requested: 10000, allocatable: 4000"))),
-            ("resize", "l", 2, "1", "10Gi", Some(format!("{SHORT}memory, requested: 10737418240, allocatable: 8589934592"))),
-            ("resize", "l", 2, "10", "10Gi", Some(format!("{SHORT}cpu, requested: 10000, allocatable: 4000; memory, requested: 10737418240, allocatable: 8589934592"))),
-            ("resize", "w", 2, "2", "1Gi", Some("pod resize is only supported on linux nodes, node \"w\" is \"windows\"".to_owned())),
+            (
+                "resize",
+                "l",
+                2,
+                "1",
+                "10Gi",
+                Some(format!("{SHORT}memory, requested: 10737418240, allocatable: 8589934592")),
+            ),
+            (
+                "resize",
+                "l",
+                2,
+                "10",
+                "10Gi",
+                Some(format!(
+                    "{SHORT}cpu, requested: 10000, allocatable: 4000; memory, requested: 10737418240, allocatable: 8589934592"
+                )),
+            ),
+            (
+                "resize",
+                "w",
+                2,
+                "2",
+                "1Gi",
+                Some("pod resize is only supported on linux nodes, node \"w\" is \"windows\"".to_owned()),
+            ),
             ("resize", "gone", 2, "2", "1Gi", Some("node \"gone\" not found".to_owned())),
         ] {
             let mut request = Request::new("", "pods", Operation::Update, pod(node, generation, cpu, memory));

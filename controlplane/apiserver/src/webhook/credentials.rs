@@ -185,7 +185,9 @@ impl User {
         let certificate = pem(&self.client_certificate_data, &self.client_certificate)?;
         let key = pem(&self.client_key_data, &self.client_key)?;
         let certificate = match certificate.zip(key) {
-            Some((chain, key)) => Some(identity(&chain, &key).map_err(|error| format!("a client certificate: {error}"))?),
+            Some((chain, key)) => {
+                Some(identity(&chain, &key).map_err(|error| format!("a client certificate: {error}"))?)
+            }
             None => None,
         };
         Ok(Shown { headers, certificate })

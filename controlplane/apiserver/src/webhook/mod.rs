@@ -82,13 +82,10 @@ impl Admission for Mutating {
 
 impl Mutating {
     /// Whether the webhook changed the object.
-    async fn mutate_by(
-        &self,
-        webhook: &Value,
-        attributes: &mut Attributes<'_>,
-        cluster: &dyn Cluster,
-    ) -> Result<bool> {
-        let Some((response, seen)) = consult(webhook, attributes, cluster, &self.credentials, true).await? else { return Ok(false) };
+    async fn mutate_by(&self, webhook: &Value, attributes: &mut Attributes<'_>, cluster: &dyn Cluster) -> Result<bool> {
+        let Some((response, seen)) = consult(webhook, attributes, cluster, &self.credentials, true).await? else {
+            return Ok(false);
+        };
         heard(webhook, &response, attributes)?;
         let Some(encoded) = response["patch"].as_str().filter(|patch| !patch.is_empty()) else { return Ok(false) };
         let patch = match decoded(encoded) {
@@ -209,8 +206,7 @@ async fn consult(
     let seconds = webhook["timeoutSeconds"].as_u64().unwrap_or(DEFAULT_TIMEOUT).clamp(1, 30);
     let config = &webhook["clientConfig"];
     let query = format!("timeout={seconds}s");
-    let answer =
-        call::post_with(cluster, config, &review, Duration::from_secs(seconds), &query, credentials).await;
+    let answer = call::post_with(cluster, config, &review, Duration::from_secs(seconds), &query, credentials).await;
     let response = answer.map_err(|why| format!("failed to call webhook: {why}")).and_then(|answer| {
         read(&answer, &api_version, &uid, mutating).map_err(|why| format!("received invalid webhook response: {why}"))
     });

@@ -155,7 +155,8 @@ async fn the_health_of_plugins_is_a_check_of_its_own() {
 
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("gone.sock");
-    let gone = format!("[{{kms: {{apiVersion: v2, name: k, timeout: 100ms, endpoint: 'unix://{}'}}}}]", socket.display());
+    let gone =
+        format!("[{{kms: {{apiVersion: v2, name: k, timeout: 100ms, endpoint: 'unix://{}'}}}}]", socket.display());
     let ill = encrypted("[widgets.example.com]", &gone).await.cluster;
     for path in ["/healthz", "/readyz"] {
         let (status, why) = page(&ill, &format!("{path}/kms-providers")).await;

@@ -49,19 +49,24 @@ mod tests {
         };
         for (affinity, refused) in [
             (json!({}), None),
-            (json!({"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 5, "podAffinityTerm": {"topologyKey": "az"}}]}}), None),
+            (
+                json!({"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 5, "podAffinityTerm": {"topologyKey": "az"}}]}}),
+                None,
+            ),
             (required(&[HOSTNAME]), None),
             (required(&[" zone "]), Some(" zone ")),
             (required(&[HOSTNAME, "topology.kubernetes.io/zone"]), Some("topology.kubernetes.io/zone")),
-            (json!({"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "zone"}]}}), None),
+            (
+                json!({"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "zone"}]}}),
+                None,
+            ),
         ] {
             let pod = json!({"metadata": {"name": "p"}, "spec": {"affinity": affinity}});
             let expected = refused.map_or(Ok(()), |key| {
                 Err(format!("pods \"p\" is forbidden: affinity.PodAntiAffinity.RequiredDuringScheduling has TopologyKey {key} but only key kubernetes.io/hostname is allowed"))
             });
-            let admit = async |mut request: Request| {
-                request.admit(&LimitPodHardAntiAffinityTopology, &Fixed::default()).await
-            };
+            let admit =
+                async |mut request: Request| request.admit(&LimitPodHardAntiAffinityTopology, &Fixed::default()).await;
             assert_eq!(admit(Request::create("", "pods", pod.clone())).await, expected, "{affinity}");
             assert_eq!(admit(Request::new("", "pods", Operation::Update, pod.clone())).await, expected);
             let mut status = Request::new("", "pods", Operation::Update, pod);

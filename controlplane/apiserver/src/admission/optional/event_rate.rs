@@ -53,7 +53,8 @@ impl EventRateLimit {
     ///
     /// No configuration, or what is wrong with it.
     pub fn new(given: Option<&Configuration>) -> std::result::Result<Self, String> {
-        let given = given.ok_or("EventRateLimit: it needs a configuration; name it with --admission-control-config-file")?;
+        let given =
+            given.ok_or("EventRateLimit: it needs a configuration; name it with --admission-control-config-file")?;
         let Limits { limits } = given.typed(GROUP, &["v1alpha1"], "Configuration")?;
         let errors = mistakes(&limits);
         if !errors.is_empty() {
@@ -203,11 +204,8 @@ mod tests {
                 continue;
             }
             let name = letter.to_ascii_uppercase().to_string();
-            let mut request = Request::create(
-                "",
-                "events",
-                json!({"metadata": {"namespace": name}, "source": {"component": name}}),
-            );
+            let mut request =
+                Request::create("", "events", json!({"metadata": {"namespace": name}, "source": {"component": name}}));
             request.user = UserInfo::new(&name, &[]);
             let outcome = request.with_attributes(|attributes| plugin.accept(attributes, now));
             assert_eq!(outcome.is_ok(), letter.is_ascii_uppercase(), "{limits}: {requests} at {at}: {outcome:?}");
@@ -227,14 +225,9 @@ mod tests {
             run(limits, requests);
         }
         for kind in ["Namespace", "User", "SourceAndObject"] {
-            for (kept, requests) in [
-                (10, "AAAa"),
-                (10, "AAAB"),
-                (10, "AABA"),
-                (10, "AAAa.A"),
-                (10, "AAABa"),
-                (2, "AABBBAbaCaB"),
-            ] {
+            for (kept, requests) in
+                [(10, "AAAa"), (10, "AAAB"), (10, "AABA"), (10, "AAAa.A"), (10, "AAABa"), (2, "AABBBAbaCaB")]
+            {
                 let own = json!({"type": kind, "qps": 1, "burst": 3, "cacheSize": kept});
                 run(json!([server(100), own]), requests);
             }

@@ -92,7 +92,12 @@ fn time(
     time.filter(|time| *time > least && *time <= most).ok_or_else(|| {
         let nanos = |time: Duration| i64::try_from(time.as_nanos()).unwrap_or(i64::MAX);
         let got = given.saturating_mul(nanos(unit));
-        format!("valid value is between {} and {}, got {}", go_duration_text(nanos(least)), go_duration_text(nanos(most)), go_duration_text(got))
+        format!(
+            "valid value is between {} and {}, got {}",
+            go_duration_text(nanos(least)),
+            go_duration_text(nanos(most)),
+            go_duration_text(got)
+        )
     })
 }
 
@@ -101,8 +106,8 @@ impl ImagePolicyWebhook {
     ///
     /// No configuration, what is wrong with it, or with the kubeconfig that it names.
     pub async fn new(given: Option<&Configuration>) -> std::result::Result<Self, String> {
-        let given =
-            given.ok_or("ImagePolicyWebhook: it needs a configuration; name it with --admission-control-config-file")?;
+        let given = given
+            .ok_or("ImagePolicyWebhook: it needs a configuration; name it with --admission-control-config-file")?;
         let File { image_policy: policy } = given.untyped()?;
         let times = policy.times().map_err(|why| given.wrong(why))?;
         let remote = Remote::from_kubeconfig(&policy.kube_config_file).await;
@@ -168,7 +173,8 @@ impl Admission for ImagePolicyWebhook {
             Err(error) if self.default_allow => {
                 tracing::warn!(%error, "asking the image policy webhook; the pod is let through");
                 attributes.audit.push((format!("{AUDIT_PREFIX}failed-open"), "true".to_owned()));
-                ensure_map(&mut attributes.object, "metadata.annotations").insert(FAILED_OPEN.to_owned(), "true".into());
+                ensure_map(&mut attributes.object, "metadata.annotations")
+                    .insert(FAILED_OPEN.to_owned(), "true".into());
                 return Ok(());
             }
             Err(error) => return Err(attributes.forbid(error)),

@@ -139,9 +139,23 @@ mod tests {
             ("", Some(" infra = false "), "", json!({}), json!({"infra": "false"}), None),
             ("infra = false", Some("infra=true"), "", json!({}), json!({"infra": "true"}), None),
             ("infra = false", Some(""), "", json!({}), json!({}), None),
-            ("infra = false", Some("infra=true"), "", json!({"env": "test"}), json!({"infra": "true", "env": "test"}), None),
+            (
+                "infra = false",
+                Some("infra=true"),
+                "",
+                json!({"env": "test"}),
+                json!({"infra": "true", "env": "test"}),
+                None,
+            ),
             ("env = test", Some("infra=true"), "", json!({"infra": "false"}), json!({}), CONFLICT),
-            ("env=dev", Some("infra=false, env = test"), "", json!({"env": "dev", "color": "blue"}), json!({}), CONFLICT),
+            (
+                "env=dev",
+                Some("infra=false, env = test"),
+                "",
+                json!({"env": "dev", "color": "blue"}),
+                json!({}),
+                CONFLICT,
+            ),
             (
                 "env=dev",
                 Some("infra=false, env = dev"),
@@ -180,7 +194,10 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         for (config, expected) in [
-            (json!({"podNodeSelectorPluginConfig": {"n": "a"}}), "podNodeSelectorPluginConfig[n]: invalid selector: [a]"),
+            (
+                json!({"podNodeSelectorPluginConfig": {"n": "a"}}),
+                "podNodeSelectorPluginConfig[n]: invalid selector: [a]",
+            ),
             (json!({"podNodeSelectorPluginConfig": {"n": "a=b=c"}}), "invalid selector: [a b c]"),
             (json!({"podNodeSelectorPluginConfig": {"n": "a=-"}}), "a valid label must be an empty string or"),
             (json!({"other": {}}), "unknown field `other`"),

@@ -44,8 +44,14 @@ impl Admission for OwnerReferencesPermissionEnforcement {
             }
         }
         let blocking = newly_blocking(&attributes.object, attributes.old);
-        let anything =
-            Access { verb: "update", group: "*", resource: "*", subresource: "finalizers", name: "*", ..Access::default() };
+        let anything = Access {
+            verb: "update",
+            group: "*",
+            resource: "*",
+            subresource: "finalizers",
+            name: "*",
+            ..Access::default()
+        };
         if blocking.is_empty() || cluster.allowed(attributes.user, anything).await {
             return Ok(());
         }
@@ -154,8 +160,7 @@ mod tests {
     /// Upstream's rows (`TestGCAdmission`).
     #[tokio::test]
     async fn owners_are_for_those_who_may_delete() {
-        const REFUSED: &str =
-            "pods \"p\" is forbidden: cannot set an ownerRef on a resource you can't delete: , <nil>";
+        const REFUSED: &str = "pods \"p\" is forbidden: cannot set an ownerRef on a resource you can't delete: , <nil>";
         let (first, second) = (plain("first"), plain("second"));
         for (user, old, new, allowed) in [
             ("super", None, &[][..], true),

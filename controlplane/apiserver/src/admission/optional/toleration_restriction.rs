@@ -184,9 +184,22 @@ mod tests {
     #[test]
     fn what_covers_what() {
         const ALL: [&str; 16] = [
-            "all", "all-nosched", "all-noexec", "foo", "foo-bar", "foo-nosched", "foo-bar-nosched", "foo-baz-nosched",
-            "faz-nosched", "faz-baz-nosched", "foo-prefnosched", "foo-noexec", "foo-bar-noexec", "foo-noexec-10",
-            "foo-noexec-0", "foo-bar-noexec-10",
+            "all",
+            "all-nosched",
+            "all-noexec",
+            "foo",
+            "foo-bar",
+            "foo-nosched",
+            "foo-bar-nosched",
+            "foo-baz-nosched",
+            "faz-nosched",
+            "faz-baz-nosched",
+            "foo-prefnosched",
+            "foo-noexec",
+            "foo-bar-noexec",
+            "foo-noexec-10",
+            "foo-noexec-0",
+            "foo-bar-noexec-10",
         ];
         for (wide, covered) in [
             ("all", &ALL[..]),
@@ -195,8 +208,16 @@ mod tests {
             (
                 "foo",
                 &[
-                    "foo-bar", "foo-nosched", "foo-bar-nosched", "foo-baz-nosched", "foo-prefnosched", "foo-noexec",
-                    "foo-bar-noexec", "foo-noexec-10", "foo-noexec-0", "foo-bar-noexec-10",
+                    "foo-bar",
+                    "foo-nosched",
+                    "foo-bar-nosched",
+                    "foo-baz-nosched",
+                    "foo-prefnosched",
+                    "foo-noexec",
+                    "foo-bar-noexec",
+                    "foo-noexec-10",
+                    "foo-noexec-0",
+                    "foo-bar-noexec-10",
                 ],
             ),
             ("foo-bar", &["foo-bar-nosched", "foo-bar-noexec", "foo-bar-noexec-10"]),
@@ -232,7 +253,11 @@ mod tests {
                 &["foo-bar-nosched", "faz-baz-nosched", "foo-noexec-10"],
                 &["foo-bar-nosched", "faz-baz-nosched", "foo-noexec-10"],
             ),
-            (&["foo-bar-nosched", "foo-baz-nosched"], &["foo-nosched", "faz-baz-nosched"], &["foo-nosched", "faz-baz-nosched"]),
+            (
+                &["foo-bar-nosched", "foo-baz-nosched"],
+                &["foo-nosched", "faz-baz-nosched"],
+                &["foo-nosched", "faz-baz-nosched"],
+            ),
             (&["foo-bar-nosched", "foo-baz-nosched", "foo-noexec-10"], &["all"], &["all"]),
             (&["all"], &["foo-bar-nosched", "foo-baz-nosched", "foo-noexec-10"], &["all"]),
         ] {
@@ -292,7 +317,10 @@ mod tests {
                 }
                 Err(scope) => assert_eq!(
                     outcome,
-                    Err(format!("pod tolerations (possibly merged with namespace default tolerations) conflict with its {} whitelist", SCOPES[scope]))
+                    Err(format!(
+                        "pod tolerations (possibly merged with namespace default tolerations) conflict with its {} whitelist",
+                        SCOPES[scope]
+                    ))
                 ),
             }
         }

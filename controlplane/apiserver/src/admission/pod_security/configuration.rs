@@ -72,7 +72,8 @@ impl Exemptions {
 ///
 /// Fields and what is wrong with them, in upstream's words.
 pub fn read(given: &Configuration) -> Result<PodSecurity, String> {
-    let File { defaults, exemptions } = given.typed(GROUP, &["v1", "v1beta1", "v1alpha1"], "PodSecurityConfiguration")?;
+    let File { defaults, exemptions } =
+        given.typed(GROUP, &["v1", "v1beta1", "v1alpha1"], "PodSecurityConfiguration")?;
     let mut errors = Vec::new();
     let mut policy = |mode: &str, level: &str, version: &str| default_policy(mode, level, version, &mut errors);
     // In upstream's order of checks.
@@ -154,15 +155,36 @@ mod tests {
     #[test]
     fn mistakes_are_named_by_their_field() {
         for (body, expected) in [
-            (json!({"defaults": {"enforce": "x"}}), "defaults.enforce: Invalid value: \"x\": must be one of privileged, baseline, restricted"),
-            (json!({"defaults": {"audit-version": "v1"}}), "defaults.audit-version: Invalid value: \"v1\": must be \"latest\" or \"v1.x\""),
-            (json!({"exemptions": {"usernames": [""]}}), "exemptions.usernames[0]: Invalid value: \"\": username must not be empty"),
+            (
+                json!({"defaults": {"enforce": "x"}}),
+                "defaults.enforce: Invalid value: \"x\": must be one of privileged, baseline, restricted",
+            ),
+            (
+                json!({"defaults": {"audit-version": "v1"}}),
+                "defaults.audit-version: Invalid value: \"v1\": must be \"latest\" or \"v1.x\"",
+            ),
+            (
+                json!({"exemptions": {"usernames": [""]}}),
+                "exemptions.usernames[0]: Invalid value: \"\": username must not be empty",
+            ),
             (json!({"exemptions": {"usernames": ["a", "b", "a"]}}), "exemptions.usernames[2]: Duplicate value: \"a\""),
-            (json!({"exemptions": {"namespaces": ["kube-system", "kube-system"]}}), "exemptions.namespaces[1]: Duplicate value: \"kube-system\""),
-            (json!({"exemptions": {"namespaces": ["A"]}}), "exemptions.namespaces[0]: Invalid value: \"A\": a lowercase RFC 1123 label"),
-            (json!({"exemptions": {"runtimeClasses": ["a_b"]}}), "exemptions.runtimeClasses[0]: Invalid value: \"a_b\": a lowercase RFC 1123 subdomain"),
+            (
+                json!({"exemptions": {"namespaces": ["kube-system", "kube-system"]}}),
+                "exemptions.namespaces[1]: Duplicate value: \"kube-system\"",
+            ),
+            (
+                json!({"exemptions": {"namespaces": ["A"]}}),
+                "exemptions.namespaces[0]: Invalid value: \"A\": a lowercase RFC 1123 label",
+            ),
+            (
+                json!({"exemptions": {"runtimeClasses": ["a_b"]}}),
+                "exemptions.runtimeClasses[0]: Invalid value: \"a_b\": a lowercase RFC 1123 subdomain",
+            ),
             (json!({"exemptions": {"users": []}}), "unknown field `users`"),
-            (json!({"kind": "Other"}), "\"PodSecurityConfiguration\" of \"pod-security.admission.config.k8s.io/v1\" is needed"),
+            (
+                json!({"kind": "Other"}),
+                "\"PodSecurityConfiguration\" of \"pod-security.admission.config.k8s.io/v1\" is needed",
+            ),
         ] {
             let error = plugin(body).err().unwrap();
             assert!(error.contains(expected), "{error}");

@@ -169,8 +169,8 @@ fn significant(attributes: &Attributes<'_>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fake::{Fixed, Request};
     use super::super::config::given;
+    use super::super::fake::{Fixed, Request};
     use super::*;
     use serde_json::json;
 
@@ -189,7 +189,10 @@ mod tests {
             Request::create("", "pods", pod()).admit(&PodSecurity::default(), &strict).await,
             Err("pods \"p\" is forbidden: violates PodSecurity \"restricted:latest\": allowPrivilegeEscalation != false (container \"c\" must set securityContext.allowPrivilegeEscalation=false), unrestricted capabilities (container \"c\" must set securityContext.capabilities.drop=[\"ALL\"]), runAsNonRoot != true (pod or container \"c\" must set securityContext.runAsNonRoot=true), seccompProfile (pod or container \"c\" must set securityContext.seccompProfile.type to \"RuntimeDefault\" or \"Localhost\")".to_owned())
         );
-        assert_eq!(Request::create("", "pods", pod()).admit(&PodSecurity::default(), &cluster(json!({}))).await, Ok(()));
+        assert_eq!(
+            Request::create("", "pods", pod()).admit(&PodSecurity::default(), &cluster(json!({}))).await,
+            Ok(())
+        );
     }
 
     #[tokio::test]
@@ -279,7 +282,8 @@ mod tests {
             "exemptions": {"usernames": ["eve"], "namespaces": ["free"], "runtimeClasses": ["vm"]},
         }));
         let plugin = PodSecurity::new(Some(&config)).unwrap();
-        let namespace = |name: &str, labels: Value| ("", "namespaces", json!({"metadata": {"name": name, "labels": labels}}));
+        let namespace =
+            |name: &str, labels: Value| ("", "namespaces", json!({"metadata": {"name": name, "labels": labels}}));
         let cluster = Fixed::with(&[
             namespace("n", json!({})),
             namespace("free", json!({"pod-security.kubernetes.io/enforce": "restricted"})),

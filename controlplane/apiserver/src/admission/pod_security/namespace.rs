@@ -123,7 +123,9 @@ fn warnings(
     let mut all = Vec::new();
     if checked < pods.len() {
         let total = pods.len();
-        all.push(format!("new PodSecurity enforce level only checked against the first {checked} of {total} existing pods"));
+        all.push(format!(
+            "new PodSecurity enforce level only checked against the first {checked} of {total} existing pods"
+        ));
     }
     if !lines.is_empty() {
         all.push(format!(

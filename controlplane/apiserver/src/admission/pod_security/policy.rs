@@ -164,11 +164,7 @@ mod tests {
                 Policies::default(),
                 ["baseline:latest", "privileged:latest", "privileged:latest"],
             ),
-            (
-                json!({"enforce": "restricted"}),
-                restrictive(),
-                ["restricted:v1.2", "baseline:v1.2", "restricted:v1.2"],
-            ),
+            (json!({"enforce": "restricted"}), restrictive(), ["restricted:v1.2", "baseline:v1.2", "restricted:v1.2"]),
             (json!({"enforce": "privileged"}), restrictive(), ["privileged:v1.2", "baseline:v1.2", "baseline:v1.2"]),
             (
                 json!({"enforce": "x", "audit": "x", "warn": "x"}),

@@ -61,9 +61,7 @@ pub fn evaluation(allowed: bool, policy: &Policy, mode: Mode, of: &Of) {
     let (level, of) = (policy.level.name(), &of.0);
     count(
         Counter::Evaluations,
-        format!(
-            "decision=\"{decision}\",mode=\"{mode}\",policy_level=\"{level}\",policy_version=\"{version}\",{of}"
-        ),
+        format!("decision=\"{decision}\",mode=\"{mode}\",policy_level=\"{level}\",policy_version=\"{version}\",{of}"),
     );
 }
 

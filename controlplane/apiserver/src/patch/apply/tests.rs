@@ -1,7 +1,7 @@
 use super::client_side::LAST_APPLIED;
 use super::versions::Only;
-use crate::resource::Paths;
 use super::*;
+use crate::resource::Paths;
 use crate::schema::{Structural, lookup};
 use futures::executor::block_on;
 use proptest::prelude::*;
@@ -414,7 +414,8 @@ fn some_endpoints_own_only_what_they_write() {
         (fields(&applied, "s"), fields(&updated, "s"))
     };
     let resources = json!({"containers": [{"name": "c", "image": "j", "resources": {"requests": {"cpu": "2"}}}]});
-    let expected = |resources: Value| json!({"f:spec": {"f:containers": {"k:{\"name\":\"c\"}": {"f:resources": resources}}}});
+    let expected =
+        |resources: Value| json!({"f:spec": {"f:containers": {"k:{\"name\":\"c\"}": {"f:resources": resources}}}});
     let cpu = json!({"f:requests": {"f:cpu": {}}});
     assert_eq!(owned("resize", resources), (expected(cpu.clone()), expected(cpu)));
     let debugger = json!({"ephemeralContainers": [{"name": "d", "image": "i"}], "restartPolicy": "Never"});

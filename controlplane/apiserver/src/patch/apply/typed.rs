@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, HashSet};
 
 use serde_json::{Map, Value};
 
-use super::versions::Ignored;
 use super::fieldset::{Entry, FieldSet, field_key, item_key, value_key};
+use super::versions::Ignored;
 use crate::patch::shown::{go_syntax, go_text, go_type};
 use crate::schema::{Expected, Node, Topology};
 
