@@ -123,6 +123,11 @@ struct OidcArguments {
     oidc_signing_algs: Vec<String>,
 }
 
+/// An empty list is written as one empty name.
+fn named(names: &[String]) -> Vec<String> {
+    names.iter().filter(|name| !name.is_empty()).cloned().collect()
+}
+
 impl AccessArguments {
     pub fn options(&self) -> Options {
         let log = self.audit_log_path.clone().map(|path| LogConfig {
@@ -159,8 +164,8 @@ impl AccessArguments {
                 config_file: self.authorization_config.clone(),
             },
             admission: AdmissionOptions {
-                enable: self.enable_admission_plugins.clone(),
-                disable: self.disable_admission_plugins.clone(),
+                enable: named(&self.enable_admission_plugins),
+                disable: named(&self.disable_admission_plugins),
                 config_file: self.admission_control_config_file.clone(),
             },
         }

@@ -125,7 +125,7 @@ fn chosen(options: &AdmissionOptions) -> std::result::Result<Vec<&'static str>, 
     }
     let enabled = |name: &&str| options.enable.iter().any(|given| given == name);
     let runs =
-        |(name, default): &&(&'static str, Standard)| enabled(&name) || *default == On && !disabled.contains(name);
+        |(name, default): &&(&'static str, Standard)| enabled(name) || *default == On && !disabled.contains(name);
     Ok(ORDER.iter().filter(runs).map(|(name, _)| *name).collect())
 }
 

@@ -50,8 +50,8 @@ impl Admission for PodResizeValidator {
 fn too_large(pod: &Value, node: &Value) -> Option<String> {
     let spec = serde_json::from_value(at(pod, "spec").clone()).ok()?;
     let asked = of_pod(&spec, Side::Requests);
-    let units: [(&str, fn(&Quantity) -> i64); 2] = [("cpu", Quantity::milli), ("memory", Quantity::units)];
-    let over = units.into_iter().filter_map(|(name, count)| {
+    let over = ["cpu", "memory"].into_iter().filter_map(|name| {
+        let count = |amount: &Quantity| if name == "cpu" { amount.milli() } else { amount.units() };
         let there = quantity(&node["status"]["allocatable"][name]).as_ref().map_or(0, count);
         let asked = asked.get(name).map_or(0, count);
         (asked > there).then(|| format!("{name}, requested: {asked}, allocatable: {there}"))

@@ -70,7 +70,8 @@ async fn plugins_are_switched_and_configured() {
     assert_eq!(made["spec"]["containers"][0]["imagePullPolicy"], "Always");
     assert_eq!(made["spec"]["nodeSelector"], json!({"disk": "ssd"}));
     assert!(made["spec"]["serviceAccountName"].is_null(), "{made}");
-    assert_eq!(ask(&client, "GET", "/api/v1/namespaces/new", "").await.0, 200);
+    let (_, namespace) = ask(&client, "GET", "/api/v1/namespaces/new", "").await;
+    assert_eq!(namespace["spec"]["finalizers"], json!(["kubernetes"]), "{namespace}");
     let host = json!({"hostNetwork": true});
     let (code, refused) = ask(&client, "POST", &pods("new"), &pod("h", host.clone())).await;
     assert_eq!(

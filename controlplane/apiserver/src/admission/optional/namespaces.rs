@@ -2,10 +2,10 @@
 //! insists on it for every write.
 
 use async_trait::async_trait;
-use serde_json::json;
 
 use super::namespace_of;
 use crate::admit::{Admission, Attributes, Cluster, Operation};
+use crate::bootstrap;
 use crate::error::Result;
 
 pub struct NamespaceAutoProvision;
@@ -25,8 +25,7 @@ impl Admission for NamespaceAutoProvision {
         if attributes.dry_run || cluster.get("", "namespaces", "", attributes.namespace).await?.is_some() {
             return Ok(());
         }
-        let namespace = json!({"metadata": {"name": attributes.namespace}});
-        match cluster.create("", "namespaces", namespace).await {
+        match cluster.create("", "namespaces", bootstrap::namespace(attributes.namespace)).await {
             Err(error) if !error.is_already_exists() => Err(attributes.forbid(error.message())),
             _ => Ok(()),
         }
@@ -59,6 +58,7 @@ mod tests {
     use super::super::super::fake::{Fixed, Request};
     use super::*;
     use crate::kinds::value::name;
+    use serde_json::json;
 
     fn cluster() -> Fixed {
         Fixed::with(&[("", "namespaces", json!({"metadata": {"name": "there"}}))])
@@ -81,7 +81,8 @@ mod tests {
             let namespaces = cluster.list("", "namespaces", "").await.unwrap();
             assert_eq!(namespaces.len(), expected, "{operation:?} in {namespace}");
         }
-        assert_eq!(name(&cluster.list("", "namespaces", "").await.unwrap()[1]), "new");
+        let made = cluster.list("", "namespaces", "").await.unwrap()[1].clone();
+        assert_eq!((name(&made), &made["spec"]["finalizers"]), ("new", &json!(["kubernetes"])));
     }
 
     #[tokio::test]

@@ -161,19 +161,19 @@ mod tests {
     #[tokio::test]
     async fn owners_are_for_those_who_may_delete() {
         const REFUSED: &str = "pods \"p\" is forbidden: cannot set an ownerRef on a resource you can't delete: , <nil>";
-        let (first, second) = (plain("first"), plain("second"));
+        let (none, first, both) = (&[][..], &[plain("first")][..], &[plain("first"), plain("second")][..]);
         for (user, old, new, allowed) in [
-            ("super", None, &[][..], true),
-            ("super", None, &[first.clone()], true),
-            ("non-deleter", None, &[], true),
-            ("non-deleter", None, &[first.clone()], true),
-            ("non-pod-deleter", None, &[first.clone()], true),
-            ("super", Some(&[][..]), &[first.clone()], true),
-            ("non-deleter", Some(&[]), &[], true),
-            ("non-deleter", Some(&[first.clone()]), &[first.clone()], true),
-            ("non-deleter", Some(&[]), &[first.clone()], false),
-            ("non-deleter", Some(&[first.clone()]), &[first.clone(), second], false),
-            ("non-pod-deleter", Some(&[]), &[first.clone()], false),
+            ("super", None, none, true),
+            ("super", None, first, true),
+            ("non-deleter", None, none, true),
+            ("non-deleter", None, first, true),
+            ("non-pod-deleter", None, first, true),
+            ("super", Some(none), first, true),
+            ("non-deleter", Some(none), none, true),
+            ("non-deleter", Some(first), first, true),
+            ("non-deleter", Some(none), first, false),
+            ("non-deleter", Some(first), both, false),
+            ("non-pod-deleter", Some(none), first, false),
         ] {
             let expected = if allowed { Ok(()) } else { Err(REFUSED.to_owned()) };
             assert_eq!(outcome(user, old, new).await, expected, "{user} {old:?} {new:?}");
@@ -196,7 +196,7 @@ mod tests {
             ("non-rc-deleter", Some(&[rc(None)]), &[rc(Some(true))], false),
             ("non-rc-deleter", Some(&[rc(Some(true))]), &[rc(Some(false))], true),
             ("non-rc-deleter", Some(&[]), &[rc(Some(true)), node.clone()], false),
-            ("non-node-deleter", None, &[node.clone()], false),
+            ("non-node-deleter", None, std::slice::from_ref(&node), false),
             ("non-node-deleter", None, &[rc(Some(true))], true),
             ("super", None, &[owner("Nothing", "n", Some(true))], true),
         ] {

@@ -83,7 +83,11 @@ impl Admission for PodSecurity {
         if let Some(why) = self.exemptions.of_request(attributes) {
             return exempt(attributes, &of, why);
         }
-        let found = cluster.get("", "namespaces", "", attributes.namespace).await?;
+        let mut found = cluster.get("", "namespaces", "", attributes.namespace).await?;
+        if found.is_none() {
+            // The cache may be a moment behind the client that made the namespace.
+            found = cluster.get_live("", "namespaces", "", attributes.namespace).await?;
+        }
         let Some(namespace) = found else { return unknown_namespace(attributes, &of, path.is_empty()) };
         let (policies, errors) = (Policies::of(&namespace, &self.defaults), label_errors(&namespace));
         if errors.is_empty() && policies.are_privileged() && path.is_empty() {
