@@ -450,7 +450,7 @@ mod tests {
             ("['d'] + self.set == ['d', 'a', 'b', 'c']", true),
             ("(self.plain + ['b']).size() == 3", true),
             ("(self.byKey + [{'k': 'b', 'v': 7}, {'k': 'c', 'v': 8}]).map(x, x.v) == [1, 7, 8]", true),
-            ("self.byKeys + [{'k': 'a', 'k2': 3, 'v': 3}] == [{'k': 'a', 'k2': 3, 'v': 3}] + self.byKeys", false),
+            ("self.byKeys + [{'k': 'a', 'k2': 3, 'v': 3}] == [{'k': 'a', 'k2': 3, 'v': 3}] + self.byKeys", true),
             ("(self.byKeys + [{'k': 'a', 'k2': 2, 'v': 3}])[1].v == 3", true),
         ] {
             assert_eq!(holds(text), Ok(expected), "{text}");
