@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use clap::Args;
 use controlplane::access::{
-    AuditConfig, AuthenticationOptions, AuthorizationOptions, LogConfig, OidcOptions, Options, go_duration,
+    AdmissionOptions, AuditConfig, AuthenticationOptions, AuthorizationOptions, LogConfig, OidcOptions, Options,
+    go_duration,
 };
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -84,6 +85,15 @@ pub struct AccessArguments {
     /// Signs ServiceAccount tokens: an RSA or EC private key, PEM
     #[arg(long)]
     service_account_signing_key_file: Option<PathBuf>,
+    /// Admission plugins beside those that are on by default, e.g. AlwaysPullImages
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    enable_admission_plugins: Vec<String>,
+    /// Admission plugins that are on by default and shall not be
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    disable_admission_plugins: Vec<String>,
+    /// An AdmissionConfiguration (apiserver.config.k8s.io/v1): configurations of admission plugins
+    #[arg(long, value_name = "FILE")]
+    admission_control_config_file: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -111,6 +121,11 @@ struct OidcArguments {
     oidc_ca_file: Option<PathBuf>,
     #[arg(long, value_delimiter = ',', default_value = "RS256")]
     oidc_signing_algs: Vec<String>,
+}
+
+/// An empty list is written as one empty name.
+fn named(names: &[String]) -> Vec<String> {
+    names.iter().filter(|name| !name.is_empty()).cloned().collect()
 }
 
 impl AccessArguments {
@@ -147,6 +162,11 @@ impl AccessArguments {
                 modes: self.authorization_mode.clone(),
                 webhook: reviews.map(|path| (path, times.0, times.1)),
                 config_file: self.authorization_config.clone(),
+            },
+            admission: AdmissionOptions {
+                enable: named(&self.enable_admission_plugins),
+                disable: named(&self.disable_admission_plugins),
+                config_file: self.admission_control_config_file.clone(),
             },
         }
     }

@@ -57,6 +57,9 @@ pub struct ServerArguments {
     /// An EncryptionConfiguration (apiserver.config.k8s.io/v1): which resources are encrypted at rest
     #[arg(long, value_name = "FILE")]
     encryption_provider_config: Option<PathBuf>,
+    /// Whether that file is read again when it changes (default true)
+    #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", requires = "encryption_provider_config")]
+    encryption_provider_config_automatic_reload: Option<bool>,
     /// How long requests are still taken after /readyz has begun to fail, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     shutdown_delay: u64,
@@ -165,6 +168,7 @@ fn configuration(arguments: &ServerArguments, token: BootstrapToken) -> anyhow::
         requestheader: arguments.proxies.names(),
         shutdown_delay: Duration::from_secs(arguments.shutdown_delay),
         encryption: arguments.encryption_provider_config.clone(),
+        encryption_reload: arguments.encryption_provider_config_automatic_reload.unwrap_or(true),
         access: arguments.access.options(),
     })
 }

@@ -27,7 +27,8 @@ use tokio::net::TcpListener;
 /// What an operator may want otherwise of the API server.
 pub mod access {
     pub use apiserver::{
-        AuditConfig, AuthenticationOptions, AuthorizationOptions, LogConfig, OidcOptions, Options, go_duration,
+        AdmissionOptions, AuditConfig, AuthenticationOptions, AuthorizationOptions, LogConfig, OidcOptions, Options,
+        go_duration,
     };
 }
 
@@ -64,6 +65,8 @@ pub struct Config {
     pub node_cidr_mask: u8,
     /// An `EncryptionConfiguration` file: what is encrypted at rest, and how.
     pub encryption: Option<PathBuf>,
+    /// Whether that file is read again when it changes.
+    pub encryption_reload: bool,
     /// Who may name users in headers; none: those with a certificate of the cluster's own front-proxy CA.
     pub requestheader_ca: Option<PathBuf>,
     pub requestheader: RequestHeaderNames,
@@ -176,6 +179,7 @@ fn api_config(config: &Config, pki: &Pki) -> apiserver::Config {
     api.service_address = config.network.api_service();
     api.dns_address = config.network.dns;
     api.encryption = config.encryption.clone();
+    api.encryption_reload = config.encryption_reload;
     api.options = config.access.clone();
     api
 }

@@ -79,7 +79,7 @@ impl Attributes<'_> {
     }
 }
 
-/// One admission plugin. Plugins run in the order of `admission::all()`: first every `mutate`,
+/// One admission plugin. Plugins run in the order of `admission::build`: first every `mutate`,
 /// then every `validate`.
 #[async_trait]
 pub trait Admission: Send + Sync {

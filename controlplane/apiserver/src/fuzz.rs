@@ -121,7 +121,7 @@ fn apply(data: &[u8]) {
             version: &versions.version,
             manager,
             subresource: "",
-            reset: &[&["status"]],
+            ownable: crate::resource::Ownable::AllBut(&[&["status"]]),
             now: Timestamp::UNIX_EPOCH,
         };
         futures::executor::block_on(patch::apply::apply(&write, Some(live), config, force))

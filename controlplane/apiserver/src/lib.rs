@@ -32,7 +32,7 @@
 //! openapi::v3_index() / v3(group_version) / v2(accept)          bytes with an ETag
 //! protobuf::decode(bytes) -> Result<Value, ApiError>            with kind and apiVersion
 //! protobuf::encode(&Value) -> Result<Vec<u8>, ApiError>         lists and watch events too
-//! kinds::all() -> Vec<Resource>, admission::all() -> Vec<Arc<dyn Admission>>
+//! kinds::all() -> Vec<Resource>, admission::build(&AdmissionOptions) -> Vec<Arc<dyn Admission>>
 //! ```
 
 pub mod admission;
@@ -74,6 +74,7 @@ pub mod testing;
 mod timed_store;
 mod webhook;
 
+pub use admission::AdmissionOptions;
 pub use audit::{AuditConfig, LogConfig};
 pub use authn::UserInfo;
 pub use authn::requestheader::Names as RequestHeaderNames;

@@ -41,6 +41,15 @@ pub type Text = Cow<'static, str>;
 /// Places of an object, as the names on the way there.
 pub type Paths = &'static [&'static [&'static str]];
 
+/// What a write by way of an endpoint can own of an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Ownable {
+    /// All but these places and what is below them.
+    AllBut(Paths),
+    /// Only these places and what is below them; `*` is every item of a list.
+    Only(Paths),
+}
+
 /// Of kinds whose status is written without metadata.
 pub const ALL_BUT_STATUS: Paths = &[&["spec"], &["metadata"]];
 
@@ -539,6 +548,12 @@ pub trait Hooks: Send + Sync + 'static {
     /// What writes to `status` leave as it was, and so do not own.
     fn reset_by_status(&self) -> Paths {
         &[&["spec"]]
+    }
+
+    /// What writes to the object itself (an empty name) or to a subresource other than `status` own;
+    /// none: all but a status that is apart.
+    fn ownable(&self, _subresource: &str) -> Option<Ownable> {
+        None
     }
 
     /// What deletion does with dependents when the caller says nothing; none: it takes no notice of

@@ -59,8 +59,10 @@ pub struct Config {
     /// The Service `kubernetes`, and the cluster's DNS: two of `service_cidr`.
     pub service_address: Ipv4Addr,
     pub dns_address: Ipv4Addr,
-    /// An `EncryptionConfiguration`; read again when it changes.
+    /// An `EncryptionConfiguration`.
     pub encryption: Option<PathBuf>,
+    /// Whether it is read again when it changes.
+    pub encryption_reload: bool,
     /// How long the server goes on after `/readyz` has begun to fail.
     pub shutdown_delay: Duration,
     pub options: Options,
@@ -76,6 +78,7 @@ pub struct Options {
     pub request_timeout: Duration,
     pub authentication: crate::authn::AuthenticationOptions,
     pub authorization: crate::authz::AuthorizationOptions,
+    pub admission: crate::admission::AdmissionOptions,
 }
 
 impl Default for Options {
@@ -86,6 +89,7 @@ impl Default for Options {
             request_timeout: Duration::from_secs(60),
             authentication: crate::authn::AuthenticationOptions::default(),
             authorization: crate::authz::AuthorizationOptions::default(),
+            admission: crate::admission::AdmissionOptions::default(),
         }
     }
 }
@@ -111,6 +115,7 @@ impl Config {
             service_address: network.api_service(),
             dns_address: network.dns,
             encryption: None,
+            encryption_reload: true,
             shutdown_delay: Duration::ZERO,
             options: Options::default(),
         }
@@ -187,16 +192,6 @@ async fn keep_repairing(api: Arc<Api>) {
     }
 }
 
-/// Built-in plugins with the cluster's own webhooks among them.
-fn admission_plugins() -> Vec<Arc<dyn Admission>> {
-    let mut plugins = crate::admission::before_webhooks();
-    plugins.push(Arc::new(crate::webhook::Mutating));
-    plugins.push(Arc::new(crate::policy::Validating));
-    plugins.push(Arc::new(crate::webhook::Validating));
-    plugins.extend(crate::admission::after_webhooks());
-    plugins
-}
-
 /// A running API server. Cheap to clone.
 #[derive(Clone)]
 pub struct ApiServer {
@@ -208,10 +203,17 @@ impl ApiServer {
     /// priority classes); answers requests when this returns. [`ApiServer::serve`] listens.
     pub async fn start(config: Config, store: Arc<dyn Store>, supervisor: &Supervisor) -> Result<Self> {
         let supervisor = supervisor.child("apiserver");
+        let admission = crate::admission::build(&config.options.admission).await?;
         let ranges = crate::kinds::ServiceRanges { cidr: config.service_cidr.clone(), ..Default::default() };
         let resources = crate::kinds::all_with(ranges);
         let timed = crate::timed_store::TimedStore::new(store, &resources);
-        let sealed = Sealed::new(timed.clone(), &resources, config.encryption.as_deref(), &supervisor)?;
+        let sealed = Sealed::new(
+            timed.clone(),
+            &resources,
+            config.encryption.as_deref(),
+            config.encryption_reload,
+            &supervisor,
+        )?;
         let store: Arc<dyn Store> = sealed.clone();
         let endpoints =
             resources.into_iter().map(|resource| Endpoint::new(resource, store.clone(), &supervisor)).collect();
@@ -225,7 +227,7 @@ impl ApiServer {
             audit: crate::audit::Audit::start(&config.options.audit, &supervisor).await?,
             openapi: crate::openapi::OpenApi::default(),
             started: jiff::Timestamp::now(),
-            admission: admission_plugins(),
+            admission,
             resources: signal::Sender::new(Arc::new(Resources::new(endpoints))),
             aggregator: Aggregator::default(),
             looks: crate::registry::usage::Looks::default(),

@@ -19,12 +19,18 @@ pub struct Fixed {
     objects: Mutex<Vec<(String, String, Arc<Value>)>>,
     records: Mutex<BTreeMap<String, Value>>,
     pub allows: bool,
+    /// Decides instead, by the user's name.
+    judge: Option<fn(&str, &Access<'_>) -> bool>,
 }
 
 impl Fixed {
     pub fn with(objects: &[(&str, &str, Value)]) -> Self {
         let objects = objects.iter().map(|(g, p, o)| ((*g).to_owned(), (*p).to_owned(), Arc::new(o.clone()))).collect();
         Self { objects: Mutex::new(objects), ..Self::default() }
+    }
+
+    pub fn judged_by(judge: fn(&str, &Access<'_>) -> bool) -> Self {
+        Self { judge: Some(judge), ..Self::default() }
     }
 }
 
@@ -83,8 +89,14 @@ impl Cluster for Fixed {
         Ok(())
     }
 
-    async fn allowed(&self, _user: &UserInfo, _access: Access<'_>) -> bool {
-        self.allows
+    async fn allowed(&self, user: &UserInfo, access: Access<'_>) -> bool {
+        self.judge.map_or(self.allows, |judge| judge(&user.name, &access))
+    }
+
+    fn resource_of(&self, group: &str, kind: &str) -> Option<(String, bool)> {
+        let resources = crate::kinds::all();
+        let found = resources.iter().find(|r| r.descriptor.kind == kind && r.descriptor.hub_group() == group)?;
+        Some((found.descriptor.plural.to_string(), found.descriptor.namespaced))
     }
 }
 
@@ -97,6 +109,7 @@ pub struct Request {
     pub object: Value,
     pub old: Option<Value>,
     pub warnings: Vec<String>,
+    pub audit: Vec<(String, String)>,
 }
 
 impl Request {
@@ -111,6 +124,7 @@ impl Request {
             object,
             old: None,
             warnings: Vec::new(),
+            audit: Vec::new(),
         }
     }
 
@@ -118,27 +132,41 @@ impl Request {
         Self::new(group, plural, Operation::Create, object)
     }
 
-    /// Runs a plugin; the object is what it left. The message when it refused.
-    pub async fn admit(&mut self, plugin: &dyn Admission, cluster: &Fixed) -> Result<(), String> {
-        let options = json!({});
-        let named = if self.object.is_null() { self.old.clone().unwrap_or_default() } else { self.object.clone() };
-        let mut attributes = Attributes {
+    /// What tells of which object the request is.
+    fn named(&self) -> Value {
+        if self.object.is_null() { self.old.clone().unwrap_or_default() } else { self.object.clone() }
+    }
+
+    fn attributes<'a>(&'a self, named: &'a Value, options: &'a Value) -> Attributes<'a> {
+        Attributes {
             user: &self.user,
             descriptor: &self.descriptor,
             group: self.descriptor.hub_group(),
             version: "v1",
             subresource: self.subresource,
             operation: self.operation,
-            namespace: namespace(&named),
-            name: name(&named),
+            namespace: namespace(named),
+            name: name(named),
             object: self.object.clone(),
             old: self.old.as_ref(),
-            options: &options,
+            options,
             dry_run: false,
             patched: false,
             warnings: Vec::new(),
             audit: Vec::new(),
-        };
+        }
+    }
+
+    /// What `read` makes of the request as plugins see it.
+    pub fn with_attributes<T>(&self, read: impl FnOnce(&Attributes<'_>) -> T) -> T {
+        read(&self.attributes(&self.named(), &Value::Null))
+    }
+
+    /// Runs a plugin; the object is what it left. The message when it refused.
+    pub async fn admit(&mut self, plugin: &dyn Admission, cluster: &Fixed) -> Result<(), String> {
+        let options = json!({});
+        let named = self.named();
+        let mut attributes = self.attributes(&named, &options);
         if !plugin.handles(&attributes) {
             return Ok(());
         }
@@ -146,8 +174,8 @@ impl Request {
             Ok(()) => plugin.validate(&mut attributes, cluster).await,
             refused => refused,
         };
-        self.object = attributes.object;
-        self.warnings = attributes.warnings;
+        let Attributes { object, warnings, audit, .. } = attributes;
+        (self.object, self.warnings, self.audit) = (object, warnings, audit);
         outcome.map_err(|error| error.message().to_owned())
     }
 }

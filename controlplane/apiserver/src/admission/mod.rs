@@ -2,18 +2,22 @@
 //!
 //! Layer: between the registry and the kinds' hooks; the contract is [`crate::admit::Admission`].
 //! One plugin, one small file; what a plugin decides is a function of objects, tested without a
-//! server where it does not ask the cluster. Webhooks and policies of the cluster's own run after
-//! these and before [`quota`], which therefore is separate.
+//! server where it does not ask the cluster. [`plugins`] says which of them run, in which order, the
+//! cluster's own webhooks and policies among them; [`config`] reads their configurations.
 
 mod certificates;
 mod classes;
+pub mod config;
 mod limit_ranger;
 mod mountable;
 mod namespace;
 mod node_restriction;
-mod pod_security;
+mod optional;
+mod plugins;
+pub mod pod_security;
 mod priority;
 mod quota;
+mod resize;
 mod runtime_class;
 mod service_account;
 mod storage;
@@ -23,45 +27,9 @@ mod topology;
 #[cfg(test)]
 pub mod fake;
 
-use std::sync::Arc;
+pub use plugins::{AdmissionOptions, build};
 
-use crate::admit::{Admission, Attributes, Operation};
-
-/// Every built-in plugin in the order they run, but for the last.
-pub fn before_webhooks() -> Vec<Arc<dyn Admission>> {
-    vec![
-        Arc::new(namespace::NamespaceLifecycle),
-        Arc::new(limit_ranger::LimitRanger),
-        Arc::new(service_account::ServiceAccount),
-        Arc::new(node_restriction::NodeRestriction),
-        Arc::new(taints::TaintNodesByCondition),
-        Arc::new(pod_security::PodSecurity),
-        Arc::new(priority::Priority),
-        Arc::new(taints::DefaultTolerationSeconds),
-        Arc::new(storage::DefaultStorageClass),
-        Arc::new(storage::StorageObjectInUseProtection),
-        Arc::new(storage::PersistentVolumeClaimResize),
-        Arc::new(runtime_class::RuntimeClass),
-        Arc::new(certificates::CertificateApproval),
-        Arc::new(certificates::CertificateSigning),
-        Arc::new(certificates::ClusterTrustBundleAttest),
-        Arc::new(certificates::CertificateSubjectRestriction),
-        Arc::new(classes::DefaultIngressClass),
-        Arc::new(topology::PodTopologyLabels),
-    ]
-}
-
-/// What counts usage: last, when nothing changes the object any more.
-pub fn after_webhooks() -> Vec<Arc<dyn Admission>> {
-    vec![Arc::new(quota::ResourceQuota::default())]
-}
-
-/// Every built-in plugin in the order they run.
-pub fn all() -> Vec<Arc<dyn Admission>> {
-    let mut plugins = before_webhooks();
-    plugins.extend(after_webhooks());
-    plugins
-}
+use crate::admit::{Attributes, Operation};
 
 /// A create of the resource itself, not of a subresource.
 fn creates(attributes: &Attributes<'_>, group: &str, plural: &str) -> bool {

@@ -203,7 +203,7 @@ impl Remote {
             Some(true) => dial::Trust::Anyone,
             _ => dial::Trust::Roots(dial::roots(self.spec["caBundle"].as_str().unwrap_or_default())?),
         };
-        dial::client_config(trust, api.config.front_proxy_client.as_ref())
+        dial::client_config(trust, api.config.front_proxy_client.as_ref().map(dial::identity).transpose()?)
     }
 
     /// GETs a document as the aggregator itself.

@@ -64,7 +64,8 @@ pub fn node_rules() -> Vec<crate::authz::rbac::Rule> {
     role.map(|(_, role)| crate::authz::rbac::Rule::all_of(role)).unwrap_or_default()
 }
 
-fn namespace(name: &str) -> Value {
+/// As a create by way of the API would leave it.
+pub fn namespace(name: &str) -> Value {
     json!({
         "metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}},
         "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"},

@@ -17,7 +17,7 @@ use super::authorizer::{Authorizer, Decision};
 use super::formats::NamedFormat;
 use super::network::{Cidr, Ip, Url, ip, link_local, link_local_multicast, parse_ip};
 use super::values::{Amount, Semver, amount, approximate, as_integer, compare, parse_quantity, quantity_of};
-use super::{comprehensions, formats, list, meter, network, optional};
+use super::{comprehensions, formats, list, lists, meter, network, optional};
 
 pub(super) type Outcome<T> = Result<T, ExecutionError>;
 
@@ -188,6 +188,8 @@ fn build_context() -> Context<'static, 'static> {
         "@join" => join,
         "@pairs" => |of: Value| pairs(&of),
         "@unpairs" => |of: Arc<Vec<Value>>| unpairs(&of),
+        "@same" => |a: Value, b: Value, shape: i64| lists::same(&a, &b, shape),
+        "@merge" => |a: Value, b: Value, shape: i64| lists::merge(&a, &b, shape),
         "sets.contains" => |a: Arc<Vec<Value>>, b: Arc<Vec<Value>>| {
             meter::spend((a.len() * b.len()) as u64)?;
             Ok::<_, ExecutionError>(b.iter().all(|item| a.contains(item)))

@@ -16,6 +16,7 @@ mod cost;
 pub mod decl;
 mod formats;
 mod library;
+pub mod lists;
 mod literals;
 pub mod meter;
 mod network;
@@ -34,6 +35,7 @@ use parking_lot::Mutex;
 pub use check::Checked;
 pub use cost::{RULE_LIMIT, SCHEMA_LIMIT};
 use decl::Decl;
+use lists::Shape;
 pub use meter::{BUDGET, EXCEEDED, PER_CALL_LIMIT};
 
 /// Programs kept, at most.
@@ -48,6 +50,8 @@ pub struct Program {
     size: u64,
     names: HashSet<String>,
     variables: Vec<String>,
+    /// Of lists whose order does not count.
+    shapes: Vec<Arc<Shape>>,
     text: String,
 }
 
@@ -64,14 +68,19 @@ pub enum CelError {
 
 /// Compiles an expression.
 pub fn compile(text: &str) -> Result<Program, CelError> {
-    Ok(program(text, parse::parse(text)?))
+    compile_shaped(text, None)
+}
+
+/// Compiles an expression about `self` and `oldSelf`, of which `shape` says what order counts in.
+pub fn compile_shaped(text: &str, shape: Option<&Arc<Shape>>) -> Result<Program, CelError> {
+    Ok(program(text, parse::parse(text)?, shape))
 }
 
 /// Compiles an expression and checks it against the types of its variables.
 pub fn compile_checked(text: &str, variables: &[(&str, Decl)]) -> Result<(Program, Checked), CelError> {
     let parsed = parse::parse(text)?;
     let checked = check::check(text, &parsed, variables)?;
-    Ok((program(text, parsed), checked))
+    Ok((program(text, parsed, None), checked))
 }
 
 /// The program of an expression that is evaluated time and again.
@@ -89,15 +98,19 @@ pub fn cached(text: &str) -> Result<Arc<Program>, CelError> {
     Ok(program)
 }
 
-fn program(text: &str, parsed: parse::Parsed) -> Program {
+fn program(text: &str, parsed: parse::Parsed, shape: Option<&Arc<Shape>>) -> Program {
     let (mut names, mut variables) = (HashSet::new(), Vec::new());
     let depth = parsed.depth;
     parse::with_stack(depth, || {
         parse::names(&parsed.root, &mut names, &mut variables);
         let size = parse::size(&parsed.root);
-        let tree = meter::rewritten(parsed.root);
+        let (root, shapes) = match shape {
+            Some(shape) => lists::rewritten(parsed.root, shape),
+            None => (parsed.root, Vec::new()),
+        };
+        let tree = meter::rewritten(root);
         // Metering adds a level to each.
-        Program { tree, depth: depth * 2, size, names, variables, text: text.to_owned() }
+        Program { tree, depth: depth * 2, size, names, variables, shapes, text: text.to_owned() }
     })
 }
 
@@ -140,7 +153,8 @@ impl Program {
             }
             Value::resolve(&self.tree, &scope).map_err(said)
         };
-        let (outcome, spent) = meter::metered(limit, || parse::with_stack(self.depth, run));
+        let (outcome, spent) =
+            meter::metered(limit, || lists::with_shapes(&self.shapes, || parse::with_stack(self.depth, run)));
         (outcome.map_err(CelError::Evaluate), spent)
     }
 

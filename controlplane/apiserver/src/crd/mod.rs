@@ -69,7 +69,7 @@ async fn write_status(api: &Api, definition: &Value, status: Value) -> Result<Op
             version: &versions.version,
             manager: MANAGER,
             subresource: "status",
-            reset: &[&["spec"]],
+            ownable: crate::resource::Ownable::AllBut(&[&["spec"]]),
             now: jiff::Timestamp::now(),
         };
         track_update(&write, Some(definition), &mut new).await?;

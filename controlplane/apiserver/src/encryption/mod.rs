@@ -27,6 +27,8 @@ use crate::resource::Resource;
 pub struct Sealed {
     inner: Arc<dyn Store>,
     rules: Arc<Rules>,
+    /// Whether the file is read again: then there may be plugins at any time.
+    reloads: bool,
 }
 
 #[derive(Default)]
@@ -37,11 +39,13 @@ struct Rules {
 }
 
 impl Sealed {
-    /// `file` is the `EncryptionConfiguration`, if there is one; it is read again when it changes.
+    /// `file` is the `EncryptionConfiguration`, if there is one; with `reload` it is read again when it
+    /// changes.
     pub fn new(
         inner: Arc<dyn Store>,
         built_in: &[Resource],
         file: Option<&Path>,
+        reload: bool,
         supervisor: &Supervisor,
     ) -> Result<Arc<Self>> {
         let resources = built_in.iter().map(|resource| {
@@ -52,10 +56,37 @@ impl Sealed {
         let rules = Arc::new(Rules { current: RwLock::default(), resources: resources.collect() });
         if let Some(file) = file {
             *rules.current.write() = read(file)?;
-            let reread = Reread { rules: rules.clone(), file: file.to_owned() };
-            reload::follow("encryption configuration", file, supervisor, reread)?;
+            if reload {
+                let reread = Reread { rules: rules.clone(), file: file.to_owned() };
+                reload::follow("encryption configuration", file, supervisor, reread)?;
+            }
         }
-        Ok(Arc::new(Self { inner, rules }))
+        Ok(Arc::new(Self { inner, rules, reloads: reload && file.is_some() }))
+    }
+
+    pub fn reloads(&self) -> bool {
+        self.reloads
+    }
+
+    /// Whether there is something to say about the health of plugins.
+    pub fn has_plugins(&self) -> bool {
+        self.reloads || self.rules.current.read().iter().any(|rule| plugins(rule).next().is_some())
+    }
+
+    /// Whether every KMS plugin is well; `Err` names those that are not.
+    pub async fn health(&self) -> std::result::Result<(), String> {
+        let rules = self.rules.current.read().clone();
+        let mut ill = Vec::new();
+        for (at, plugin) in rules.iter().flat_map(plugins).enumerate() {
+            if let Err(why) = plugin.health().await {
+                ill.push(format!("kms-provider-{at}: {why}"));
+            }
+        }
+        match ill.as_slice() {
+            [] => Ok(()),
+            [one] => Err(one.clone()),
+            many => Err(format!("[{}]", many.join(", "))),
+        }
     }
 
     /// Whether the value under `key` is there in another form than a write would give it now: an
@@ -68,6 +99,13 @@ impl Sealed {
     }
 }
 
+fn plugins(rule: &Rule) -> impl Iterator<Item = &kms::Kms> {
+    rule.providers.iter().filter_map(|provider| match provider {
+        Provider::Kms(kms) => Some(&**kms),
+        _ => None,
+    })
+}
+
 impl Provider {
     fn writer(rule: &Rule) -> &Self {
         rule.providers.first().unwrap_or(&Self::Identity)
@@ -78,10 +116,8 @@ impl Provider {
 fn read(file: &Path) -> Result<Arc<[Rule]>> {
     let parsed = std::fs::read_to_string(file).map_err(|error| error.to_string()).and_then(|text| config::parse(&text));
     let started = parsed.and_then(|rules| {
-        for provider in rules.iter().flat_map(|rule| &rule.providers) {
-            if let Provider::Kms(kms) = provider {
-                kms.start().map_err(|error| format!("starting a KMS provider: {error}"))?;
-            }
+        for kms in rules.iter().flat_map(plugins) {
+            kms.start().map_err(|error| format!("starting a KMS provider: {error}"))?;
         }
         Ok(rules)
     });

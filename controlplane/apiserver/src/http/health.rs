@@ -19,8 +19,10 @@ const CHECKS: &[&str] = &[
     "log",
     "etcd",
     "etcd-readiness",
+    PLUGINS,
     "informer-sync",
     "poststarthook/start-apiserver-admission-initializer",
+    RELOAD,
     "poststarthook/generic-apiserver-start-informers",
     "poststarthook/priority-and-fairness-config-consumer",
     "poststarthook/priority-and-fairness-filter",
@@ -50,6 +52,9 @@ const CHECKS: &[&str] = &[
 ];
 /// Whether to send traffic here, and nothing about being alive.
 const READINESS: &[&str] = &["etcd-readiness", "informer-sync", "shutdown"];
+/// All KMS plugins together, where encryption at rest may use some: nothing that a restart would mend.
+const PLUGINS: &str = "kms-providers";
+const RELOAD: &str = "poststarthook/start-encryption-provider-config-automatic-reload";
 
 /// How checks went when they were asked for as a whole: `/metrics/slis`.
 #[derive(Default)]
@@ -95,30 +100,36 @@ impl Results {
 async fn check(api: &Api, name: &str) -> std::result::Result<(), String> {
     match name {
         "etcd" | "etcd-readiness" => api.store.revision().await.map(|_| ()).map_err(|error| error.to_string()),
+        PLUGINS => api.sealed.health().await,
         "shutdown" if api.ending.begun.is_cancelled() => Err("process is shutting down".to_owned()),
         _ => Ok(()),
     }
 }
 
 /// Checks of an endpoint: `healthz`, `livez` or `readyz`.
-fn checks(endpoint: &str) -> impl Iterator<Item = &'static str> {
-    let ready = endpoint == "readyz";
-    CHECKS.iter().copied().filter(move |check| ready || !READINESS.contains(check))
+fn checks<'a>(api: &'a Api, endpoint: &str) -> impl Iterator<Item = &'static str> + use<'a> {
+    let (ready, live) = (endpoint == "readyz", endpoint == "livez");
+    CHECKS.iter().copied().filter(move |check| match *check {
+        PLUGINS => !live && api.sealed.has_plugins(),
+        RELOAD => api.sealed.reloads(),
+        check => ready || !READINESS.contains(&check),
+    })
 }
 
 /// All paths of checks.
-pub fn paths() -> impl Iterator<Item = String> {
-    ["healthz", "livez", "readyz"].into_iter().flat_map(|endpoint| {
-        std::iter::once(format!("/{endpoint}")).chain(checks(endpoint).map(move |check| format!("/{endpoint}/{check}")))
+pub fn paths(api: &Api) -> impl Iterator<Item = String> {
+    ["healthz", "livez", "readyz"].into_iter().flat_map(move |endpoint| {
+        std::iter::once(format!("/{endpoint}"))
+            .chain(checks(api, endpoint).map(move |check| format!("/{endpoint}/{check}")))
     })
 }
 
 /// Names of the checks that fail.
 pub async fn failing(api: &Api) -> Vec<&'static str> {
     let mut failed = Vec::new();
-    for name in CHECKS {
+    for name in checks(api, "readyz") {
         if check(api, name).await.is_err() {
-            failed.push(*name);
+            failed.push(name);
         }
     }
     failed
@@ -128,7 +139,7 @@ pub async fn handle(asked: &Asked, parts: &[&str]) -> Result<Response<Body>> {
     let endpoint = parts[0];
     if parts.len() > 1 {
         let wanted = parts[1..].join("/");
-        let Some(name) = checks(endpoint).find(|check| *check == wanted) else {
+        let Some(name) = checks(&asked.api, endpoint).find(|check| *check == wanted) else {
             return Err(ApiError::page_not_found());
         };
         return Ok(match check(&asked.api, name).await {
@@ -139,7 +150,7 @@ pub async fn handle(asked: &Asked, parts: &[&str]) -> Result<Response<Body>> {
     let (mut report, mut failed) = (String::new(), false);
     let mut unknown: Vec<&str> = asked.query.all("exclude").collect();
     let excluded = unknown.clone();
-    for name in checks(endpoint) {
+    for name in checks(&asked.api, endpoint) {
         unknown.retain(|other| *other != name);
         if excluded.contains(&name) {
             report += &format!("[+]{name} excluded: ok\n");

@@ -90,7 +90,7 @@ const PATHS: &[&str] = &[
 /// What the root lists, in alphabetical order.
 pub fn listed(asked: &Asked) -> Vec<String> {
     let groups = discovery::groups(&asked.api.resources(), &asked.api.aggregator.remotes());
-    let mut paths: Vec<String> = PATHS.iter().map(|path| (*path).to_owned()).chain(health::paths()).collect();
+    let mut paths: Vec<String> = PATHS.iter().map(|path| (*path).to_owned()).chain(health::paths(&asked.api)).collect();
     for group in groups.iter().filter(|group| !group.name.is_empty()) {
         paths.push(format!("/apis/{}", group.name));
         paths.extend(group.versions.iter().map(|version| format!("/apis/{}/{version}", group.name)));

@@ -122,9 +122,16 @@ fn flags_of(config: &Config) -> Map<String, Value> {
     let options = &config.options;
     let file = |path: &std::path::Path| path.display().to_string();
     let seconds = |time: std::time::Duration| format!("{}s", time.as_secs());
+    let names = |names: &[String]| format!("[{}]", names.join(","));
+    let admission = &options.admission;
     [
+        ("admission-control-config-file", admission.config_file.as_deref().map(file).unwrap_or_default()),
         ("advertise-address", config.advertise_address.to_string()),
         ("client-ca-file", file(&config.client_ca)),
+        ("disable-admission-plugins", names(&admission.disable)),
+        ("enable-admission-plugins", names(&admission.enable)),
+        ("encryption-provider-config", config.encryption.as_deref().map(file).unwrap_or_default()),
+        ("encryption-provider-config-automatic-reload", config.encryption_reload.to_string()),
         ("max-mutating-requests-inflight", options.max_in_flight.1.to_string()),
         ("max-requests-inflight", options.max_in_flight.0.to_string()),
         ("request-timeout", seconds(options.request_timeout)),

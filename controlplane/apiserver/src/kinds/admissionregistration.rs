@@ -10,7 +10,7 @@ use super::table::{UNSET, go_selector, named, number, row, size, words};
 use super::value::{at, default, default_text, get_mut, has, list_mut, text};
 use crate::cel::{self, decl::Decl};
 use crate::policy::{self, Purpose};
-use crate::resource::{Column, Context, Descriptor, Hooks, Resource};
+use crate::resource::{ALL_BUT_STATUS, Column, Context, Descriptor, Hooks, Paths, Resource};
 
 pub fn resources() -> Vec<Resource> {
     vec![
@@ -371,6 +371,10 @@ struct Policy {
 }
 
 impl Hooks for Policy {
+    fn reset_by_status(&self) -> Paths {
+        ALL_BUT_STATUS
+    }
+
     fn defaults(&self, policy: &mut Value) {
         default_text(policy, "spec.failurePolicy", "Fail");
         if let Some(resources) = get_mut(policy, "spec.matchConstraints") {

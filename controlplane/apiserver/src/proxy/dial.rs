@@ -95,7 +95,7 @@ fn secured(api: &Api, target: &Target) -> Result<Option<(Arc<ClientConfig>, Stri
                 }
                 None => Trust::Anyone,
             };
-            Some((client_config(trust, api.config.kubelet_client.as_ref())?, address))
+            Some((client_config(trust, api.config.kubelet_client.as_ref().map(identity).transpose()?)?, address))
         }
         Security::Verified(config, name) => Some((config.clone(), name.clone())),
     })
@@ -114,8 +114,19 @@ where
     sender.send_request(request).await
 }
 
+/// A client's certificate with those that signed it, and its key.
+pub type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+/// Reads both files.
+pub fn identity(pair: &KeyPair) -> Result<Identity, String> {
+    let chain = read_certificates(&pair.certificate).map_err(|error| error.message().to_owned())?;
+    let key =
+        PrivateKeyDer::from_pem_file(&pair.key).map_err(|error| format!("reading {}: {error}", pair.key.display()))?;
+    Ok((chain, key))
+}
+
 /// A client's side of TLS: whom it takes, and what it shows.
-pub fn client_config(trust: Trust, identity: Option<&KeyPair>) -> Result<Arc<ClientConfig>, String> {
+pub fn client_config(trust: Trust, identity: Option<Identity>) -> Result<Arc<ClientConfig>, String> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
@@ -125,12 +136,7 @@ pub fn client_config(trust: Trust, identity: Option<&KeyPair>) -> Result<Arc<Cli
         Trust::Roots(roots) => builder.with_root_certificates(roots),
     };
     let config = match identity {
-        Some(pair) => {
-            let chain = read_certificates(&pair.certificate).map_err(|error| error.message().to_owned())?;
-            let key = PrivateKeyDer::from_pem_file(&pair.key)
-                .map_err(|error| format!("reading {}: {error}", pair.key.display()))?;
-            builder.with_client_auth_cert(chain, key).map_err(|error| error.to_string())?
-        }
+        Some((chain, key)) => builder.with_client_auth_cert(chain, key).map_err(|error| error.to_string())?,
         None => builder.with_no_client_auth(),
     };
     Ok(Arc::new(config))

@@ -11,7 +11,7 @@ use crate::error::{ApiError, Result};
 use crate::http::options::FieldValidation;
 use crate::patch;
 use crate::patch::apply::versions::Versions;
-use crate::resource::{Paths, api_version, split_api_version};
+use crate::resource::{Ownable, api_version, split_api_version};
 use crate::resources::Endpoint;
 use crate::schema::Schema;
 use crate::schema::normalize::json_type;
@@ -208,17 +208,20 @@ impl Call {
     /// This request, as far as the owners of fields go.
     pub fn owners<'a>(&'a self, version: &'a str) -> patch::apply::Write<'a> {
         let descriptor = self.descriptor();
-        let reset: Paths = match self.info.subresource.as_str() {
-            "" if descriptor.status || !descriptor.custom => &[&["status"]],
-            "status" => self.endpoint.hooks().reset_by_status(),
-            _ => &[],
+        let hooks = self.endpoint.hooks();
+        let ownable = match self.info.subresource.as_str() {
+            "status" => Ownable::AllBut(hooks.reset_by_status()),
+            other => hooks.ownable(other).unwrap_or(Ownable::AllBut(match other {
+                "" if descriptor.status || !descriptor.custom => &[&["status"]],
+                _ => &[],
+            })),
         };
         patch::apply::Write {
             versions: self,
             version,
             manager: &self.manager,
             subresource: &self.info.subresource,
-            reset,
+            ownable,
             now: self.now,
         }
     }

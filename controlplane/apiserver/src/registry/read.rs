@@ -142,16 +142,16 @@ impl Call {
     fn list_cached(&self, selection: &Selection, limit: usize) -> Listing {
         let cache = &self.endpoint.cache;
         let state = cache.read();
-        let mut matching = state.scan(&selection.namespace).filter(|item| selection.matches(cache, item));
+        let mut held = state.scan(&selection.namespace);
         if limit == 0 {
-            let items = matching.cloned().collect();
+            let items = held.filter(|item| selection.matches(cache, item)).cloned().collect();
             return Listing { items, revision: state.revision, continue_: None, remaining: None };
         }
-        let items: Vec<_> = matching.by_ref().take(limit).cloned().collect();
-        let rest = matching.count() as u64;
-        let continue_ =
-            items.last().filter(|_| rest > 0).map(|last| Position::after(&last.key, state.revision).encode());
-        let remaining = (rest > 0 && selection.is_everything()).then_some(rest);
+        let items: Vec<_> = held.by_ref().filter(|item| selection.matches(cache, item)).take(limit).cloned().collect();
+        // As upstream: there is more to come if there is anything more, whether it matches or not.
+        let more = items.len() == limit && held.next().is_some();
+        let continue_ = items.last().filter(|_| more).map(|last| Position::after(&last.key, state.revision).encode());
+        let remaining = (more && selection.is_everything()).then(|| held.count() as u64 + 1);
         Listing { items, revision: state.revision, continue_, remaining }
     }
 

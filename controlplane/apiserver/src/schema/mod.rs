@@ -13,7 +13,7 @@ pub mod constraints;
 pub mod document;
 pub mod normalize;
 pub mod parse;
-mod scalar;
+pub mod scalar;
 pub mod structural;
 pub mod table;
 

@@ -11,6 +11,7 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use super::credentials::{Credentials, Shown};
 use crate::admit::Cluster;
 use crate::proxy::{dial, words};
 
@@ -26,30 +27,33 @@ struct Place {
     tls: bool,
 }
 
-/// As [`post_with`], with no query.
+/// As [`post_with`], with no query, as nobody.
 pub async fn post(
     cluster: &dyn Cluster,
     client_config: &Value,
     body: &Value,
     timeout: Duration,
 ) -> Result<Value, String> {
-    post_with(cluster, client_config, body, timeout, "").await
+    post_with(cluster, client_config, body, timeout, "", &Credentials::default()).await
 }
 
-/// Posts `body` to where `client_config` (`WebhookClientConfig`) says, and reads the JSON answer.
+/// Posts `body` to where `client_config` (`WebhookClientConfig`) says, as whom `credentials` name for
+/// it, and reads the JSON answer.
 pub async fn post_with(
     cluster: &dyn Cluster,
     client_config: &Value,
     body: &Value,
     timeout: Duration,
     query: &str,
+    credentials: &Credentials,
 ) -> Result<Value, String> {
     let mut place = place(cluster, client_config, query).await?;
     if !query.is_empty() {
         place.path.push(if place.path.contains('?') { '&' } else { '?' });
         place.path.push_str(query);
     }
-    let exchange = exchange(&place, client_config, body);
+    let shown = credentials.shown_to(&place.name, place.port)?;
+    let exchange = exchange(&place, client_config, body, shown);
     match tokio::time::timeout(timeout, exchange).await {
         Ok(answer) => answer,
         Err(_) => {
@@ -78,22 +82,23 @@ async fn place(cluster: &dyn Cluster, client_config: &Value, query: &str) -> Res
     Ok(Place { address, port: number, name: format!("{name}.{namespace}.svc"), path, tls: true })
 }
 
-async fn exchange(place: &Place, client_config: &Value, body: &Value) -> Result<Value, String> {
+async fn exchange(place: &Place, client_config: &Value, body: &Value, shown: Shown) -> Result<Value, String> {
     let failed =
         |why: &dyn std::fmt::Display| format!("Post \"https://{}:{}{}\": {why}", place.name, place.port, place.path);
     let address = format!("{}:{}", place.address, place.port);
     let refused = |error: std::io::Error| failed(&words::of_connection(&error, &address, &place.name));
     let stream = TcpStream::connect((place.address.as_str(), place.port)).await.map_err(&refused)?;
-    let request = Request::post(&place.path)
+    let mut request = Request::post(&place.path)
         .header(header::HOST, &place.name)
         .header(header::CONTENT_TYPE, "application/json")
         .header(header::ACCEPT, "application/json, */*")
         .header(header::USER_AGENT, "kube-apiserver-admission")
         .body(Full::new(Bytes::from(body.to_string())))
         .map_err(|error| failed(&error))?;
+    request.headers_mut().extend(shown.headers);
     let response = if place.tls {
         let roots = dial::roots(client_config["caBundle"].as_str().unwrap_or_default());
-        let config = roots.and_then(|roots| dial::client_config(dial::Trust::Roots(roots), None));
+        let config = roots.and_then(|roots| dial::client_config(dial::Trust::Roots(roots), shown.certificate));
         let connector = TlsConnector::from(config.map_err(|error| failed(&error))?);
         let name = ServerName::try_from(place.name.clone()).map_err(|error| failed(&error))?;
         let stream = connector.connect(name, stream).await.map_err(&refused)?;

@@ -4,6 +4,7 @@
 //! what they are sent and what their answer means is pure; [`call`] does the exchange.
 
 pub mod call;
+pub mod credentials;
 pub mod matching;
 
 use std::time::Duration;
@@ -19,15 +20,23 @@ use crate::error::{ApiError, Result};
 use crate::patch;
 use crate::policy::{self, Conditions};
 
+use credentials::Credentials;
 use matching::{Criteria, Version};
 
 const GROUP: &str = "admissionregistration.k8s.io";
 const DEFAULT_TIMEOUT: u64 = 10;
 
-/// Webhooks that may change the object.
-pub struct Mutating;
+/// Webhooks that may change the object, and policies that may: each may call for the other again.
+pub struct Mutating {
+    pub policies: bool,
+    pub webhooks: bool,
+    pub credentials: Credentials,
+}
+
 /// Webhooks that only say yes or no.
-pub struct Validating;
+pub struct Validating {
+    pub credentials: Credentials,
+}
 
 /// Webhook configurations themselves, and reviews, go to no webhook.
 fn applies(attributes: &Attributes<'_>) -> bool {
@@ -37,7 +46,7 @@ fn applies(attributes: &Attributes<'_>) -> bool {
 #[async_trait]
 impl Admission for Mutating {
     fn name(&self) -> &'static str {
-        "MutatingAdmissionWebhook"
+        if self.webhooks { "MutatingAdmissionWebhook" } else { "MutatingAdmissionPolicy" }
     }
 
     fn handles(&self, attributes: &Attributes<'_>) -> bool {
@@ -46,25 +55,68 @@ impl Admission for Mutating {
 
     /// Policies first, then webhooks; who asks for it sees once more what others changed after it.
     async fn mutate(&self, attributes: &mut Attributes<'_>, cluster: &dyn Cluster) -> Result<()> {
-        let by_policies = policy::mutating::run(attributes, cluster, false).await?;
-        let webhooks = configured(cluster, "mutatingwebhookconfigurations").await?;
+        let by_policies = self.policies && policy::mutating::run(attributes, cluster, false).await?;
+        let webhooks = match self.webhooks {
+            true => configured(cluster, "mutatingwebhookconfigurations").await?,
+            false => Vec::new(),
+        };
         let mut last_change = None;
         for (at, webhook) in webhooks.iter().enumerate() {
-            if Box::pin(mutate_by(webhook, attributes, cluster)).await? {
+            if Box::pin(self.mutate_by(webhook, attributes, cluster)).await? {
                 last_change = Some(at);
             }
         }
         if !by_policies && last_change.is_none() {
             return Ok(());
         }
-        let again = policy::mutating::run(attributes, cluster, true).await?;
+        let again = self.policies && policy::mutating::run(attributes, cluster, true).await?;
         let earlier = if again { webhooks.len() } else { last_change.unwrap_or(0) };
         for webhook in webhooks.iter().take(earlier) {
             if webhook["reinvocationPolicy"] == "IfNeeded" {
-                Box::pin(mutate_by(webhook, attributes, cluster)).await?;
+                Box::pin(self.mutate_by(webhook, attributes, cluster)).await?;
             }
         }
         Ok(())
+    }
+}
+
+impl Mutating {
+    /// Whether the webhook changed the object.
+    async fn mutate_by(&self, webhook: &Value, attributes: &mut Attributes<'_>, cluster: &dyn Cluster) -> Result<bool> {
+        let Some((response, seen)) = consult(webhook, attributes, cluster, &self.credentials, true).await? else {
+            return Ok(false);
+        };
+        heard(webhook, &response, attributes)?;
+        let Some(encoded) = response["patch"].as_str().filter(|patch| !patch.is_empty()) else { return Ok(false) };
+        let patch = match decoded(encoded) {
+            Ok(patch) => patch,
+            Err(_) if ignores_failures(webhook) => return Ok(false),
+            Err(why) => {
+                return Err(failed(webhook, &format!("received undecodable patch in webhook response: {why}")));
+            }
+        };
+        if patch.as_array().is_some_and(Vec::is_empty) {
+            return Ok(false);
+        }
+        if !seen.object.is_object() {
+            return Err(ApiError::internal(format!(
+                "admission webhook {:?} attempted to modify the object, which is not supported for this operation",
+                name(webhook)
+            )));
+        }
+        match response["patchType"].as_str() {
+            Some(kind) if kind != "JSONPatch" && !ignores_failures(webhook) => {
+                return Err(failed(webhook, &format!("unsupported patch type {kind:?}")));
+            }
+            Some(kind) if kind != "JSONPatch" => return Ok(false),
+            _ => {}
+        }
+        let patched = patch::json(&seen.object, &patch).map_err(|error| ApiError::internal(error.to_string()))?;
+        let patched = matching::restored(attributes, cluster, patched, &seen.version).await?;
+        let changed = patched != attributes.object;
+        attributes.object = patched;
+        attributes.patched = true;
+        Ok(changed)
     }
 }
 
@@ -83,7 +135,7 @@ impl Admission for Validating {
         if webhooks.is_empty() {
             return Ok(());
         }
-        let answers = webhooks.iter().map(|webhook| consult(webhook, attributes, cluster, false));
+        let answers = webhooks.iter().map(|webhook| consult(webhook, attributes, cluster, &self.credentials, false));
         let answers = futures::future::join_all(answers).await;
         // Each has its say; the first refusal is the answer.
         let mut outcome = Ok(());
@@ -120,6 +172,7 @@ async fn consult(
     webhook: &Value,
     attributes: &Attributes<'_>,
     cluster: &dyn Cluster,
+    credentials: &Credentials,
     mutating: bool,
 ) -> Result<Option<(Value, Seen)>> {
     let Some(version) = Criteria::of_webhook(webhook).matched(attributes, cluster).await? else { return Ok(None) };
@@ -152,8 +205,8 @@ async fn consult(
     let review = json!({"kind": "AdmissionReview", "apiVersion": api_version, "request": request});
     let seconds = webhook["timeoutSeconds"].as_u64().unwrap_or(DEFAULT_TIMEOUT).clamp(1, 30);
     let config = &webhook["clientConfig"];
-    let answer =
-        call::post_with(cluster, config, &review, Duration::from_secs(seconds), &format!("timeout={seconds}s")).await;
+    let query = format!("timeout={seconds}s");
+    let answer = call::post_with(cluster, config, &review, Duration::from_secs(seconds), &query, credentials).await;
     let response = answer.map_err(|why| format!("failed to call webhook: {why}")).and_then(|answer| {
         read(&answer, &api_version, &uid, mutating).map_err(|why| format!("received invalid webhook response: {why}"))
     });
@@ -240,42 +293,6 @@ fn take_notes(webhook: &Value, response: &Value, attributes: &mut Attributes<'_>
     for (key, value) in response["auditAnnotations"].as_object().into_iter().flatten() {
         attributes.audit.push((format!("{}/{key}", name(webhook)), value.as_str().unwrap_or_default().to_owned()));
     }
-}
-
-/// Whether the webhook changed the object.
-async fn mutate_by(webhook: &Value, attributes: &mut Attributes<'_>, cluster: &dyn Cluster) -> Result<bool> {
-    let Some((response, seen)) = consult(webhook, attributes, cluster, true).await? else { return Ok(false) };
-    heard(webhook, &response, attributes)?;
-    let Some(encoded) = response["patch"].as_str().filter(|patch| !patch.is_empty()) else { return Ok(false) };
-    let patch = match decoded(encoded) {
-        Ok(patch) => patch,
-        Err(_) if ignores_failures(webhook) => return Ok(false),
-        Err(why) => {
-            return Err(failed(webhook, &format!("received undecodable patch in webhook response: {why}")));
-        }
-    };
-    if patch.as_array().is_some_and(Vec::is_empty) {
-        return Ok(false);
-    }
-    if !seen.object.is_object() {
-        return Err(ApiError::internal(format!(
-            "admission webhook {:?} attempted to modify the object, which is not supported for this operation",
-            name(webhook)
-        )));
-    }
-    match response["patchType"].as_str() {
-        Some(kind) if kind != "JSONPatch" && !ignores_failures(webhook) => {
-            return Err(failed(webhook, &format!("unsupported patch type {kind:?}")));
-        }
-        Some(kind) if kind != "JSONPatch" => return Ok(false),
-        _ => {}
-    }
-    let patched = patch::json(&seen.object, &patch).map_err(|error| ApiError::internal(error.to_string()))?;
-    let patched = matching::restored(attributes, cluster, patched, &seen.version).await?;
-    let changed = patched != attributes.object;
-    attributes.object = patched;
-    attributes.patched = true;
-    Ok(changed)
 }
 
 fn decoded(patch: &str) -> std::result::Result<Value, String> {

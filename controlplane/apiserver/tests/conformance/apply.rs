@@ -566,3 +566,88 @@ async fn what_a_status_write_resets_is_not_its_own() {
     let of_two = fields(&both, "two");
     assert_eq!(of_two.as_object().unwrap().keys().collect::<Vec<_>>(), ["f:status"], "{of_two}");
 }
+
+/// Subresources own what they write: upstream's reset fields, endpoint by endpoint.
+#[tokio::test]
+async fn subresources_own_only_what_they_write() {
+    const PODS: &str = "/api/v1/namespaces/default/pods";
+    // Nobody makes the default account here.
+    let cluster =
+        Cluster::start_with(|config| config.options.admission.disable = vec!["ServiceAccount".to_owned()]).await;
+    let client = cluster.admin();
+    let pod = |spec: Value| json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": spec});
+    let container =
+        |image: &str, cpu: &str| json!({"name": "c", "image": image, "resources": {"requests": {"cpu": cpu}}});
+    let (item, resize) = (format!("{PODS}/p"), format!("{PODS}/p/resize"));
+    apply(&client, &item, "maker", "", &pod(json!({"containers": [container("i", "1")]}))).await.expect(201);
+    let larger = pod(json!({"containers": [container("j", "2")]}));
+    apply(&client, &resize, "sizer", "", &larger).await.refused(
+        409,
+        "Conflict",
+        "Apply failed with 1 conflict: conflict with \"maker\": .spec.containers[name=\"c\"].resources.requests.cpu",
+    );
+    let of = |object: &Value, name: &str| managers(object).into_iter().find(|(manager, ..)| manager == name).unwrap();
+    let cpu =
+        json!({"f:spec": {"f:containers": {"k:{\"name\":\"c\"}": {"f:resources": {"f:requests": {"f:cpu": {}}}}}}});
+    let resized = apply(&client, &resize, "sizer", "&force=true", &larger).await.expect(200);
+    let read = &resized["spec"]["containers"][0];
+    assert_eq!((&read["image"], &read["resources"]["requests"]["cpu"]), (&json!("i"), &json!("2")));
+    assert_eq!(of(&resized, "sizer"), ("sizer".into(), "Apply".into(), "resize".into(), cpu.clone()));
+    let kept = of(&resized, "maker").3.to_string();
+    assert!(kept.contains("f:image") && !kept.contains("f:cpu"), "{kept}");
+    let change = json!({"spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": "3"}}}]}});
+    let patched =
+        patch(&client, &format!("{resize}?fieldManager=patcher"), super::STRATEGIC, &change).await.expect(200);
+    assert_eq!(of(&patched, "patcher"), ("patcher".into(), "Update".into(), "resize".into(), cpu));
+    assert!(!names(&patched).contains(&"sizer".to_owned()), "it owns nothing any more");
+
+    let debugger = pod(json!({"restartPolicy": "Never", "ephemeralContainers": [{"name": "d", "image": "i"}]}));
+    let debugged = apply(&client, &format!("{item}/ephemeralcontainers"), "debugger", "", &debugger).await.expect(200);
+    assert_eq!(debugged["spec"]["restartPolicy"], "Always");
+    let (_, _, subresource, fields) = of(&debugged, "debugger");
+    assert_eq!(subresource, "ephemeralcontainers");
+    assert_eq!(
+        fields,
+        json!({"f:spec": {"f:ephemeralContainers": {"k:{\"name\":\"d\"}": {".": {}, "f:image": {}, "f:name": {}}}}})
+    );
+    let status = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "labels": {"l": "1"}},
+        "spec": {"nodeName": "n"}, "status": {"message": "m"}});
+    let told = apply(&client, &format!("{item}/status"), "teller", "", &status).await.expect(200);
+    assert_eq!(
+        of(&told, "teller").3,
+        json!({"f:metadata": {"f:labels": {"f:l": {}}}, "f:status": {"f:message": {}}}),
+        "of a pod labels are written with the status"
+    );
+}
+
+#[tokio::test]
+async fn requests_are_owned_by_way_of_their_subresources() {
+    use base64::Engine;
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let request = rcgen::CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap();
+    let request = base64::prelude::BASE64_STANDARD.encode(request);
+    let item = "/apis/certificates.k8s.io/v1/certificatesigningrequests/r";
+    let object = |status: Value| {
+        json!({"apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest",
+        "metadata": {"name": "r", "labels": {"l": "1"}}, "status": status,
+        "spec": {"request": request, "signerName": "example.com/e2e", "usages": ["client auth"]}})
+    };
+    let labels = json!({"f:labels": {"f:l": {}}});
+    let made = apply(&client, item, "maker", "", &object(json!({}))).await.expect(201);
+    assert_eq!(managers(&made), [("maker".into(), "Apply".into(), String::new(), json!({"f:metadata": labels}))]);
+    let approved = json!({"conditions": [{"type": "Approved", "status": "True", "reason": "R", "message": "m"}], "certificate": "eA=="});
+    let approved = apply(&client, &format!("{item}/approval"), "approver", "", &object(approved)).await.expect(200);
+    assert!(approved["status"]["certificate"].is_null());
+    let (_, _, subresource, fields) =
+        managers(&approved).into_iter().find(|(manager, ..)| manager == "approver").unwrap();
+    let condition = json!({".": {}, "f:message": {}, "f:reason": {}, "f:status": {}, "f:type": {}});
+    assert_eq!(
+        (subresource.as_str(), fields),
+        (
+            "approval",
+            json!({"f:metadata": labels, "f:status": {"f:conditions": {"k:{\"type\":\"Approved\"}": condition}}})
+        )
+    );
+}

@@ -44,6 +44,37 @@ async fn a_list_in_chunks_is_one_list() {
     assert!(selected["metadata"]["continue"].is_string() && selected["metadata"]["remainingItemCount"].is_null());
 }
 
+/// What does not match is not told apart before it is looked at: there is a token as long as there
+/// is anything more, and the last page may be empty. From the cache and from the store alike.
+#[tokio::test]
+async fn what_is_left_may_not_match() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    for (name, kind) in [("m-0", "a"), ("m-1", "b"), ("m-2", "b"), ("m-3", "c")] {
+        let mut labelled = map(name, json!({}));
+        labelled["metadata"]["labels"] = json!({"kind": kind});
+        post(&client, MAPS, &labelled).await.expect(201);
+    }
+    let revision = get(&client, MAPS).await.expect(200)["metadata"]["resourceVersion"].clone();
+    let exact = format!("&resourceVersionMatch=Exact&resourceVersion={}", revision.as_str().unwrap());
+    for at in ["", exact.as_str()] {
+        for (kind, first, goes_on) in
+            [("a", &["m-0"][..], true), ("b", &["m-1"], true), ("c", &["m-3"], false), ("d", &[], false)]
+        {
+            let path = format!("{MAPS}?limit=1&labelSelector=kind%3D{kind}");
+            let page = get(&client, &format!("{path}{at}")).await.expect(200);
+            assert_eq!(names(&page), first, "{kind}");
+            let token = page["metadata"]["continue"].as_str().unwrap_or_default();
+            assert_eq!(!token.is_empty(), goes_on, "{kind} {page}");
+            assert!(page["metadata"]["remainingItemCount"].is_null());
+            if kind == "a" {
+                let rest = get(&client, &format!("{path}&continue={token}")).await.expect(200);
+                assert!(names(&rest).is_empty() && rest["metadata"]["continue"].is_null(), "{rest}");
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_expired_token_is_gone_and_offers_an_inconsistent_rest() {
     let cluster = Cluster::start().await;

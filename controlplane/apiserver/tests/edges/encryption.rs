@@ -133,3 +133,58 @@ async fn a_wrong_key_names_the_object_that_cannot_be_read() {
         assert_eq!(code, 200, "others are served");
     }
 }
+
+/// Status and body of a page.
+async fn page(cluster: &Cluster, path: &str) -> (u16, String) {
+    let (status, body) = ask(&cluster.admin(), "GET", path, "").await;
+    (status, body.as_str().map_or_else(|| body.to_string(), str::to_owned))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_health_of_plugins_is_a_check_of_its_own() {
+    const PATHS: [&str; 3] = ["/healthz", "/readyz", "/livez"];
+    let plain = Cluster::start().await;
+    for path in PATHS {
+        assert_eq!(page(&plain, &format!("{path}/kms-providers")).await.0, 404, "{path}");
+    }
+    let none = encrypted("[secrets]", "[{identity: {}}]").await.cluster;
+    assert_eq!(page(&none, "/readyz/kms-providers").await, (200, "ok".to_owned()), "a plugin may come any time");
+    assert!(page(&none, "/readyz?verbose").await.1.contains("[+]etcd-readiness ok\n[+]kms-providers ok\n"));
+    assert!(page(&none, "/healthz?verbose").await.1.contains("[+]etcd ok\n[+]kms-providers ok\n"));
+    assert!(page(&none, "/livez?verbose").await.1.contains("start-encryption-provider-config-automatic-reload ok"));
+
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("gone.sock");
+    let gone =
+        format!("[{{kms: {{apiVersion: v2, name: k, timeout: 100ms, endpoint: 'unix://{}'}}}}]", socket.display());
+    let ill = encrypted("[widgets.example.com]", &gone).await.cluster;
+    for path in ["/healthz", "/readyz"] {
+        let (status, why) = page(&ill, &format!("{path}/kms-providers")).await;
+        assert_eq!(status, 500);
+        let begins = "internal server error: kms-provider-0: failed to perform status section of the healthz check for KMS Provider k, error: ";
+        assert!(why.starts_with(begins), "{why}");
+        let (status, report) = page(&ill, path).await;
+        assert_eq!(status, 500);
+        assert!(report.contains("[-]kms-providers failed: reason withheld\n"), "{report}");
+        let (status, report) = page(&ill, &format!("{path}?exclude=kms-providers&verbose")).await;
+        assert_eq!(status, 200);
+        assert!(report.contains("[+]kms-providers excluded: ok\n"), "{report}");
+    }
+    assert_eq!(page(&ill, "/livez").await, (200, "ok".to_owned()), "a restart would mend nothing");
+    assert_eq!(page(&ill, "/livez/kms-providers").await.0, 404);
+}
+
+#[tokio::test]
+async fn a_file_that_is_not_read_again_has_no_plugins_to_come() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("encryption.yaml");
+    write(&file, "[secrets]", "[{identity: {}}]");
+    let cluster = Cluster::start_with(|config| {
+        config.encryption = Some(file.clone());
+        config.encryption_reload = false;
+    })
+    .await;
+    assert_eq!(page(&cluster, "/healthz/kms-providers").await.0, 404);
+    let listed = page(&cluster, "/healthz?verbose").await.1;
+    assert!(!listed.contains("automatic-reload") && listed.contains("[+]etcd ok\n"), "{listed}");
+}

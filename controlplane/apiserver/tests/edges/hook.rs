@@ -30,7 +30,8 @@ impl Drop for Hook {
 }
 
 impl Hook {
-    /// Starts it; the closure gets the review's `request` and gives its `response`, without `uid`.
+    /// Starts it; the closure gets the review's `request`, with the `authorization` that was shown, and
+    /// gives its `response`, without `uid`. Of an `ImageReview` it gets the `spec` and gives the `status`.
     pub async fn start(dir: &Path, answer: impl Fn(&Value) -> Value + Send + Sync + 'static) -> Hook {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let (ca, pem) = authority();
@@ -55,8 +56,14 @@ impl Hook {
                     let service = hyper::service::service_fn(|request: Request<Incoming>| {
                         let answer = answer.clone();
                         async move {
+                            let shown = request.headers().get("authorization").cloned();
                             let body = request.into_body().collect().await.unwrap().to_bytes();
-                            let review: Value = serde_json::from_slice(&body).unwrap();
+                            let mut review: Value = serde_json::from_slice(&body).unwrap();
+                            if review["kind"] == "ImageReview" {
+                                review["status"] = answer(&review["spec"]);
+                                return Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(review.to_string())));
+                            }
+                            review["request"]["authorization"] = shown.map(|shown| shown.to_str().unwrap().to_owned()).into();
                             let mut response = answer(&review["request"]);
                             response["uid"] = review["request"]["uid"].clone();
                             let review = json!({"apiVersion": review["apiVersion"], "kind": review["kind"], "response": response});

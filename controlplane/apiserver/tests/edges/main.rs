@@ -1,6 +1,7 @@
 //! The server's edges: what lies in its store, who it passes requests on to, how it ends.
 #![allow(clippy::unwrap_used)]
 
+mod admission;
 mod aggregation;
 mod connections;
 mod encryption;

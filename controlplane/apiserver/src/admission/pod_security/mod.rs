@@ -1,26 +1,49 @@
 //! `PodSecurity`: the Pod Security Standards, by labels of the namespace.
 //!
 //! `enforce` refuses pods; `warn` and `audit` also look at the templates of workloads.
-//! [`checks`] holds the standards themselves, pure functions of a pod's metadata and spec.
+//! [`checks`] holds the standards themselves, pure functions of a pod's metadata and spec;
+//! [`policy`] what a namespace asks for; [`configuration`] what it asks for if it says nothing, and
+//! who is exempt; [`namespace`] what becomes of the pods of one that changes.
+//!
+//! Upstream: `k8s.io/pod-security-admission/admission`.
 
 mod checks;
+mod configuration;
+mod namespace;
+mod policy;
+mod record;
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use serde_json::Value;
 
-use api::field::{Error, Path};
-
+use super::config::Configuration;
 use crate::admit::{Admission, Attributes, Cluster, Operation};
 use crate::error::{ApiError, Result};
-use crate::kinds::value::{at, label, list, name, text};
-use checks::Level;
+use crate::kinds::value::{at, list, text};
+use configuration::Exemptions;
+use policy::{PREFIX, Policies, Policy, label_errors};
+pub use record::metrics;
+use record::{Mode, Of, error, evaluation, exemption};
 
-const PREFIX: &str = "pod-security.kubernetes.io/";
+/// Subresources of pods through which none changes.
+const IGNORED: [&str; 8] = ["exec", "attach", "binding", "eviction", "log", "portforward", "proxy", "status"];
 
-pub struct PodSecurity;
+#[derive(Default)]
+pub struct PodSecurity {
+    defaults: Policies,
+    exemptions: Exemptions,
+}
+
+impl PodSecurity {
+    /// # Errors
+    ///
+    /// What is wrong with the configuration.
+    pub fn new(given: Option<&Configuration>) -> std::result::Result<Self, String> {
+        given.map_or_else(|| Ok(Self::default()), configuration::read)
+    }
+}
 
 /// Kinds with a pod template and where it is.
 const TEMPLATES: [(&str, &str, &str); 9] = [
@@ -45,46 +68,90 @@ impl Admission for PodSecurity {
         if !matches!(attributes.operation, Operation::Create | Operation::Update) {
             return false;
         }
-        let pods = attributes.is("", "pods");
-        let subresource = attributes.subresource.is_empty() || pods && attributes.subresource == "ephemeralcontainers";
-        subresource && (attributes.is("", "namespaces") || template_path(attributes).is_some())
+        match template_path(attributes) {
+            Some("") => !IGNORED.contains(&attributes.subresource),
+            Some(_) => attributes.subresource.is_empty(),
+            None => attributes.is("", "namespaces") && attributes.subresource.is_empty(),
+        }
     }
 
     async fn validate(&self, attributes: &mut Attributes<'_>, cluster: &dyn Cluster) -> Result<()> {
-        if attributes.is("", "namespaces") {
-            return namespace(attributes, cluster).await;
+        let Some(path) = template_path(attributes) else {
+            return self.namespace(attributes, cluster, Instant::now()).await;
+        };
+        let of = Of::new(attributes, if path.is_empty() { "pod" } else { "controller" });
+        if let Some(why) = self.exemptions.of_request(attributes) {
+            return exempt(attributes, &of, why);
         }
-        let Some(path) = template_path(attributes) else { return Ok(()) };
-        let Some(namespace) = cluster.get("", "namespaces", "", attributes.namespace).await? else { return Ok(()) };
+        let mut found = cluster.get("", "namespaces", "", attributes.namespace).await?;
+        if found.is_none() {
+            // The cache may be a moment behind the client that made the namespace.
+            found = cluster.get_live("", "namespaces", "", attributes.namespace).await?;
+        }
+        let Some(namespace) = found else { return unknown_namespace(attributes, &of, path.is_empty()) };
+        let (policies, errors) = (Policies::of(&namespace, &self.defaults), label_errors(&namespace));
+        if errors.is_empty() && policies.are_privileged() && path.is_empty() {
+            attributes.audit.push((format!("{PREFIX}enforce-policy"), "privileged:latest".to_owned()));
+            evaluation(true, &policies.enforce, Mode::Enforce, &of);
+            return Ok(());
+        }
+        if errors.is_empty() && policies.only_enforce() && !path.is_empty() {
+            return Ok(());
+        }
         let pod = if path.is_empty() { attributes.object.clone() } else { at(&attributes.object, path).clone() };
         if pod.is_null() || path.is_empty() && !significant(attributes) {
             return Ok(());
         }
-        let policies = Policies::of(&namespace);
-        let errors = label_errors(&namespace);
+        if self.exemptions.has_runtime_class(&pod) {
+            return exempt(attributes, &of, "runtimeClass");
+        }
         if !errors.is_empty() {
             let words = format!("Failed to parse policy: {}", api::field::join(&errors));
             attributes.audit.push((format!("{PREFIX}error"), words));
+            error(false, &of);
         }
-        let mut refusal = None;
-        if path.is_empty() {
-            let enforce = &policies.enforce;
-            let shown = if policies.are_privileged() { "privileged:latest".to_owned() } else { enforce.to_string() };
-            attributes.audit.push((format!("{PREFIX}enforce-policy"), shown));
-            let found = enforce.violations(&pod);
-            refusal = (!found.is_empty()).then(|| format!("violates PodSecurity \"{enforce}\": {found}"));
-        }
-        let would = |policy: &Policy| {
-            let found = policy.violations(&pod);
-            (!found.is_empty()).then(|| format!("would violate PodSecurity \"{policy}\": {found}"))
-        };
-        attributes.audit.extend(would(&policies.audit).map(|words| (format!("{PREFIX}audit-violations"), words)));
-        if let Some(why) = refusal {
-            return Err(attributes.forbid(why));
-        }
-        attributes.warnings.extend(would(&policies.warn));
-        Ok(())
+        evaluate(attributes, &policies, &pod, &of, path.is_empty())
     }
+}
+
+/// Looks at a pod, or at a template that it would come from: only pods themselves are refused.
+fn evaluate(attributes: &mut Attributes<'_>, policies: &Policies, pod: &Value, of: &Of, enforces: bool) -> Result<()> {
+    let mut refusal = None;
+    if enforces {
+        let enforce = &policies.enforce;
+        attributes.audit.push((format!("{PREFIX}enforce-policy"), enforce.to_string()));
+        let found = enforce.violations(pod);
+        evaluation(found.is_empty(), enforce, Mode::Enforce, of);
+        refusal = (!found.is_empty()).then(|| format!("violates PodSecurity \"{enforce}\": {found}"));
+    }
+    let would = |policy: &Policy, mode| {
+        let found = policy.violations(pod);
+        (!found.is_empty()).then(|| {
+            evaluation(false, policy, mode, of);
+            format!("would violate PodSecurity \"{policy}\": {found}")
+        })
+    };
+    let audited = would(&policies.audit, Mode::Audit);
+    attributes.audit.extend(audited.map(|words| (format!("{PREFIX}audit-violations"), words)));
+    if let Some(why) = refusal {
+        return Err(attributes.forbid(why));
+    }
+    attributes.warnings.extend(would(&policies.warn, Mode::Warn));
+    Ok(())
+}
+
+fn exempt(attributes: &mut Attributes<'_>, of: &Of, why: &str) -> Result<()> {
+    attributes.audit.push((format!("{PREFIX}exempt"), why.to_owned()));
+    exemption(of);
+    Ok(())
+}
+
+/// Nothing is known about what the namespace asks for: no pod, and a note at templates.
+fn unknown_namespace(attributes: &mut Attributes<'_>, of: &Of, enforces: bool) -> Result<()> {
+    error(true, of);
+    let message = format!("failed to lookup namespace {:?}", attributes.namespace);
+    attributes.audit.push((format!("{PREFIX}error"), format!("{message}: not found")));
+    if enforces { Err(ApiError::internal(message)) } else { Ok(()) }
 }
 
 fn template_path(attributes: &Attributes<'_>) -> Option<&'static str> {
@@ -104,148 +171,9 @@ fn significant(attributes: &Attributes<'_>) -> bool {
         || images(&attributes.object, "spec.ephemeralContainers").iter().any(|added| !debuggers.contains(added))
 }
 
-/// A level and the version it is pinned to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Policy {
-    level: Level,
-    version: String,
-}
-
-impl Policy {
-    /// What a namespace's labels say for a mode; an unknown level counts as `otherwise`.
-    fn of(namespace: &Value, mode: &str, otherwise: Level) -> Self {
-        let level = match label(namespace, &format!("{PREFIX}{mode}")) {
-            None => Level::Privileged,
-            Some(text) => Level::parse(text).unwrap_or(otherwise),
-        };
-        let version = label(namespace, &format!("{PREFIX}{mode}-version")).filter(|version| is_version(version));
-        Self { level, version: version.unwrap_or("latest").to_owned() }
-    }
-
-    /// The minor version of the standards; the newest for `latest`.
-    fn minor(&self) -> u32 {
-        self.version.strip_prefix("v1.").and_then(|minor| minor.parse().ok()).unwrap_or(u32::MAX)
-    }
-
-    fn violations(&self, pod: &Value) -> String {
-        checks::violations(self.level, self.minor(), pod)
-    }
-}
-
-/// What a namespace asks for in the three modes.
-struct Policies {
-    enforce: Policy,
-    audit: Policy,
-    warn: Policy,
-}
-
-impl Policies {
-    /// A mistake in the enforced level closes, one in the others opens. Who enforces is also warned
-    /// about templates, unless the labels say otherwise.
-    fn of(namespace: &Value) -> Self {
-        let enforce = Policy::of(namespace, "enforce", Level::Restricted);
-        let audit = Policy::of(namespace, "audit", Level::Privileged);
-        let mut warn = Policy::of(namespace, "warn", Level::Privileged);
-        let said = |key: &str| label(namespace, &format!("{PREFIX}{key}"));
-        if said("warn").is_none() && said("enforce").is_some_and(|level| Level::parse(level).is_some()) {
-            warn.level = enforce.level;
-            if said("warn-version").is_none() && enforce.level > Level::Privileged {
-                warn.version.clone_from(&enforce.version);
-            }
-        }
-        Self { enforce, audit, warn }
-    }
-
-    fn are_privileged(&self) -> bool {
-        [&self.enforce, &self.audit, &self.warn].iter().all(|policy| policy.level == Level::Privileged)
-    }
-}
-
-impl std::fmt::Display for Policy {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}", self.level.name(), self.version)
-    }
-}
-
-fn is_version(text: &str) -> bool {
-    let number = |part: &str| {
-        !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()) && (part == "0" || !part.starts_with('0'))
-    };
-    text == "latest" || text.strip_prefix("v1.").is_some_and(number)
-}
-
-/// Labels must be well-formed, unless they were as they are before; pods that a stricter level would
-/// refuse are warned about.
-async fn namespace(attributes: &mut Attributes<'_>, cluster: &dyn Cluster) -> Result<()> {
-    let errors = label_errors(&attributes.object);
-    if !errors.is_empty() && attributes.old.is_none_or(|old| label_errors(old) != errors) {
-        return Err(ApiError::invalid("", "Namespace", name(&attributes.object), &errors));
-    }
-    let Some(old) = attributes.old else { return Ok(()) };
-    let (new, was) = (Policies::of(&attributes.object).enforce, Policies::of(old).enforce);
-    let relaxed = new.version == was.version && new.level <= was.level;
-    if new == was || new.level == Level::Privileged || relaxed {
-        return Ok(());
-    }
-    let namespace = name(&attributes.object).to_owned();
-    let pods = cluster.list("", "pods", &namespace).await?;
-    attributes.warnings.extend(namespace_warnings(&namespace, &new, &pods));
-    Ok(())
-}
-
-fn label_errors(namespace: &Value) -> Vec<Error> {
-    let mut errors = Vec::new();
-    let labels = Path::root("metadata").child("labels");
-    for mode in ["enforce", "audit", "warn"] {
-        for (key, fits, detail) in [
-            (
-                format!("{PREFIX}{mode}"),
-                (|level| Level::parse(level).is_some()) as fn(&str) -> bool,
-                "must be one of privileged, baseline, restricted",
-            ),
-            (format!("{PREFIX}{mode}-version"), is_version, "must be \"latest\" or \"v1.x\""),
-        ] {
-            if let Some(value) = label(namespace, &key).filter(|value| !fits(value)) {
-                errors.push(Error::invalid(&labels.key(&key), value, detail));
-            }
-        }
-    }
-    errors
-}
-
-/// Pods with the same faults share a line.
-fn namespace_warnings(namespace: &str, policy: &Policy, pods: &[Arc<Value>]) -> Vec<String> {
-    let mut found: BTreeMap<String, Vec<&str>> = BTreeMap::new();
-    for pod in pods {
-        let reasons = checks::reasons(policy.level, policy.minor(), pod);
-        if !reasons.is_empty() {
-            found.entry(reasons).or_default().push(name(pod));
-        }
-    }
-    let mut lines: Vec<String> = found
-        .into_iter()
-        .map(|(reasons, mut pods)| {
-            pods.sort_unstable();
-            let more = match pods.len() {
-                1 => String::new(),
-                2 => " (and 1 other pod)".to_owned(),
-                count => format!(" (and {} other pods)", count - 1),
-            };
-            format!("{}{more}: {reasons}", pods[0])
-        })
-        .collect();
-    lines.sort();
-    if !lines.is_empty() {
-        let first = format!(
-            "existing pods in namespace \"{namespace}\" violate the new PodSecurity enforce level \"{policy}\""
-        );
-        lines.insert(0, first);
-    }
-    lines
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::config::given;
     use super::super::fake::{Fixed, Request};
     use super::*;
     use serde_json::json;
@@ -262,10 +190,13 @@ mod tests {
     async fn enforced() {
         let strict = cluster(json!({"pod-security.kubernetes.io/enforce": "restricted"}));
         assert_eq!(
-            Request::create("", "pods", pod()).admit(&PodSecurity, &strict).await,
+            Request::create("", "pods", pod()).admit(&PodSecurity::default(), &strict).await,
             Err("pods \"p\" is forbidden: violates PodSecurity \"restricted:latest\": allowPrivilegeEscalation != false (container \"c\" must set securityContext.allowPrivilegeEscalation=false), unrestricted capabilities (container \"c\" must set securityContext.capabilities.drop=[\"ALL\"]), runAsNonRoot != true (pod or container \"c\" must set securityContext.runAsNonRoot=true), seccompProfile (pod or container \"c\" must set securityContext.seccompProfile.type to \"RuntimeDefault\" or \"Localhost\")".to_owned())
         );
-        assert_eq!(Request::create("", "pods", pod()).admit(&PodSecurity, &cluster(json!({}))).await, Ok(()));
+        assert_eq!(
+            Request::create("", "pods", pod()).admit(&PodSecurity::default(), &cluster(json!({}))).await,
+            Ok(())
+        );
     }
 
     #[tokio::test]
@@ -278,7 +209,7 @@ mod tests {
             "deployments",
             json!({"metadata": {"name": "d", "namespace": "n"}, "spec": {"template": {"spec": {"hostNetwork": true, "containers": []}}}}),
         );
-        assert_eq!(request.admit(&PodSecurity, &warns).await, Ok(()));
+        assert_eq!(request.admit(&PodSecurity::default(), &warns).await, Ok(()));
         assert_eq!(
             request.warnings,
             ["would violate PodSecurity \"baseline:v1.30\": host namespaces (hostNetwork=true)"]
@@ -300,7 +231,7 @@ mod tests {
             let prefixed =
                 labels.as_object().unwrap().iter().map(|(key, value)| (format!("{PREFIX}{key}"), value.clone()));
             let mut request = Request::create("apps", "deployments", deployment());
-            request.admit(&PodSecurity, &cluster(prefixed.collect())).await.unwrap();
+            request.admit(&PodSecurity::default(), &cluster(prefixed.collect())).await.unwrap();
             assert_eq!(request.warnings.join(""), expected, "{labels}");
         }
     }
@@ -312,9 +243,9 @@ mod tests {
         let mut request = Request::new("", "pods", Operation::Update, old.clone());
         request.object["spec"]["tolerations"] = json!([{"operator": "Exists"}]);
         request.old = Some(old);
-        assert_eq!(request.admit(&PodSecurity, &strict).await, Ok(()));
+        assert_eq!(request.admit(&PodSecurity::default(), &strict).await, Ok(()));
         request.object["spec"]["containers"][0]["image"] = json!("b");
-        assert!(request.admit(&PodSecurity, &strict).await.unwrap_err().contains("host namespaces"));
+        assert!(request.admit(&PodSecurity::default(), &strict).await.unwrap_err().contains("host namespaces"));
     }
 
     #[tokio::test]
@@ -326,7 +257,7 @@ mod tests {
         );
         assert!(
             request
-                .admit(&PodSecurity, &Fixed::default())
+                .admit(&PodSecurity::default(), &Fixed::default())
                 .await
                 .unwrap_err()
                 .contains("must be one of privileged, baseline, restricted")
@@ -339,10 +270,78 @@ mod tests {
             json!({"metadata": {"name": "n", "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}),
         );
         request.old = Some(json!({"metadata": {"name": "n"}}));
-        request.admit(&PodSecurity, &cluster).await.unwrap();
+        request.admit(&PodSecurity::default(), &cluster).await.unwrap();
         assert_eq!(
             request.warnings[1],
             "p: allowPrivilegeEscalation != false, unrestricted capabilities, runAsNonRoot != true, seccompProfile"
         );
+    }
+
+    #[tokio::test]
+    async fn configured_defaults_and_exemptions() {
+        let config = given(json!({
+            "apiVersion": "pod-security.admission.config.k8s.io/v1",
+            "kind": "PodSecurityConfiguration",
+            "defaults": {"enforce": "baseline", "enforce-version": "v1.30", "warn": "restricted"},
+            "exemptions": {"usernames": ["eve"], "namespaces": ["free"], "runtimeClasses": ["vm"]},
+        }));
+        let plugin = PodSecurity::new(Some(&config)).unwrap();
+        let namespace =
+            |name: &str, labels: Value| ("", "namespaces", json!({"metadata": {"name": name, "labels": labels}}));
+        let cluster = Fixed::with(&[
+            namespace("n", json!({})),
+            namespace("free", json!({"pod-security.kubernetes.io/enforce": "restricted"})),
+            namespace("open", json!({"pod-security.kubernetes.io/enforce": "privileged"})),
+        ]);
+        for (user, place, class, refused, note) in [
+            ("u", "n", "", true, ("enforce-policy", "baseline:v1.30")),
+            ("eve", "n", "", false, ("exempt", "user")),
+            ("u", "free", "", false, ("exempt", "namespace")),
+            ("eve", "free", "", false, ("exempt", "namespace")),
+            ("u", "n", "vm", false, ("exempt", "runtimeClass")),
+            ("u", "open", "", false, ("enforce-policy", "privileged:v1.30")),
+        ] {
+            let pod = json!({"metadata": {"name": "p", "namespace": place},
+                "spec": {"hostPID": true, "runtimeClassName": class, "containers": []}});
+            let mut request = Request::create("", "pods", pod);
+            request.user = crate::authn::UserInfo::new(user, &[]);
+            let outcome = request.admit(&plugin, &cluster).await;
+            assert_eq!(outcome.is_err(), refused, "{user} {place} {class}: {outcome:?}");
+            let (key, value) = &request.audit[0];
+            assert_eq!((key.as_str(), value.as_str()), (format!("{PREFIX}{}", note.0).as_str(), note.1));
+            let warned = request.warnings.len();
+            assert_eq!(warned, usize::from(place == "open"), "the default to warn counts beside labels");
+        }
+        let mut page = String::new();
+        metrics(&mut page);
+        for line in [
+            "pod_security_evaluations_total{decision=\"deny\",mode=\"enforce\",policy_level=\"baseline\",policy_version=\"v1.30\",request_operation=\"create\",resource=\"pod\",subresource=\"\"} ",
+            "pod_security_exemptions_total{request_operation=\"create\",resource=\"pod\",subresource=\"\"} ",
+        ] {
+            assert!(page.contains(line), "{page}");
+        }
+    }
+
+    #[tokio::test]
+    async fn labels_of_exempt_namespaces_are_in_vain() {
+        let config = given(json!({"apiVersion": "pod-security.admission.config.k8s.io/v1",
+            "kind": "PodSecurityConfiguration", "exemptions": {"namespaces": ["n"]}}));
+        let plugin = PodSecurity::new(Some(&config)).unwrap();
+        let namespace = |labels: Value| json!({"metadata": {"name": "n", "labels": labels}});
+        let labels = json!({"pod-security.kubernetes.io/enforce": "baseline", "pod-security.kubernetes.io/audit-version": "v1.30",
+            "pod-security.kubernetes.io/warn": "restricted"});
+        let warning = "namespace \"n\" is exempt from Pod Security, and the policy (enforce=baseline:latest, warn=restricted:latest) will be ignored";
+        for (old, new, expected) in [
+            (None, json!({}), vec![]),
+            (None, labels.clone(), vec![warning]),
+            (Some(json!({})), labels.clone(), vec![warning]),
+            (Some(labels.clone()), labels, vec![]),
+        ] {
+            let operation = if old.is_some() { Operation::Update } else { Operation::Create };
+            let mut request = Request::new("", "namespaces", operation, namespace(new));
+            request.old = old.map(namespace);
+            request.admit(&plugin, &Fixed::default()).await.unwrap();
+            assert_eq!(request.warnings, expected);
+        }
     }
 }

@@ -54,6 +54,11 @@ impl Kms {
         self.plugin.start()
     }
 
+    /// Whether the plugin is well; a plugin that has not been asked for a while is asked.
+    pub async fn health(&self) -> Result<(), String> {
+        self.plugin.health().await
+    }
+
     pub fn prefix(&self) -> &str {
         &self.prefix
     }

@@ -13,8 +13,9 @@ use parking_lot::{Mutex, RwLock};
 use proto::v2::key_management_service_client::KeyManagementServiceClient;
 use proto::v2::{
     DecryptRequest, EncryptRequest, EncryptResponse, EncryptedDekSourceType, EncryptedObject, StatusRequest,
+    StatusResponse,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tonic::transport::Channel;
 
 use super::Settings;
@@ -24,8 +25,10 @@ const WELL: Duration = Duration::from_secs(60);
 const UNWELL: Duration = Duration::from_secs(10);
 /// How long a plugin that does not answer any more lets writes go on.
 const WRITES: Duration = Duration::from_secs(180);
-/// Sources that may wait to be opened; who asks for one more is refused.
+/// Questions that may wait; who asks one more is refused.
 const QUESTIONS: usize = 256;
+/// How long the answer about a plugin's health holds: when it is well, and when not.
+const HEALTH: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(3));
 
 /// What values are written with now.
 #[derive(Debug)]
@@ -51,10 +54,22 @@ impl State {
 type Current = Arc<RwLock<Result<Arc<State>, String>>>;
 type Answer = Result<Vec<u8>, String>;
 
-/// A sealed source to be opened.
-struct Ask {
-    request: DecryptRequest,
-    answer: blocking::SyncSender<Answer>,
+type Health = Result<(), String>;
+
+enum Ask {
+    /// A sealed source to be opened.
+    Open { request: DecryptRequest, answer: blocking::SyncSender<Answer> },
+    /// How the plugin is.
+    Health(oneshot::Sender<Health>),
+}
+
+/// Why a plugin is not well.
+#[derive(Debug, thiserror::Error)]
+enum Unwell {
+    #[error("failed to perform status section of the healthz check for KMS Provider {name}, error: {why}")]
+    Silent { name: String, why: String },
+    #[error("kmsv2 Provider {name} is not healthy, error: {why}")]
+    Ill { name: String, why: String },
 }
 
 #[derive(Debug)]
@@ -98,12 +113,23 @@ impl Plugin {
             annotations: object.annotations.clone(),
         };
         let (answer, answered) = blocking::sync_channel(1);
-        let asks = self.asks.lock().clone().ok_or("the plugin was not started")?;
-        asks.try_send(Ask { request, answer }).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => "the plugin answers more slowly than it is asked",
-            mpsc::error::TrySendError::Closed(_) => "the plugin's thread has ended",
-        })?;
+        self.ask(Ask::Open { request, answer })?;
         waiting(|| answered.recv_timeout(self.settings.timeout * 2)).map_err(|error| error.to_string())?
+    }
+
+    /// How the plugin is now, or was a moment ago.
+    pub async fn health(&self) -> Health {
+        let (answer, answered) = oneshot::channel();
+        self.ask(Ask::Health(answer))?;
+        answered.await.map_err(|_| "the plugin's thread has ended".to_owned())?
+    }
+
+    fn ask(&self, ask: Ask) -> Result<(), String> {
+        let asks = self.asks.lock().clone().ok_or("the plugin was not started")?;
+        asks.try_send(ask).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => "the plugin answers more slowly than it is asked".to_owned(),
+            mpsc::error::TrySendError::Closed(_) => "the plugin's thread has ended".to_owned(),
+        })
     }
 }
 
@@ -123,33 +149,55 @@ async fn talk(
     let channel = proto::unix_channel_lazy(&settings.socket);
     let client = Client { inner: KeyManagementServiceClient::new(channel), timeout: settings.timeout };
     let mut next = tokio::time::Instant::now();
+    let mut known: Option<(tokio::time::Instant, Health)> = None;
     loop {
+        let mut waiting = None;
         tokio::select! {
-            () = tokio::time::sleep_until(next) => {
-                let outcome = refresh(&client, current).await;
-                if let Err(why) = &outcome {
-                    tracing::warn!(provider = settings.name, why, "a KMS plugin is not well");
-                    let mut current = current.write();
-                    if current.is_err() {
-                        *current = Err(why.clone());
-                    }
+            () = tokio::time::sleep_until(next) => {}
+            ask = questions.recv() => match (ask, &known) {
+                (None, _) => return,
+                (Some(Ask::Open { request, answer }), _) => {
+                    let client = client.clone();
+                    tokio::spawn(async move { answer.send(client.decrypt(request).await) });
+                    continue;
                 }
-                next = tokio::time::Instant::now() + if outcome.is_ok() { WELL } else { UNWELL };
-                let _ = first.try_send(());
-            }
-            ask = questions.recv() => {
-                let Some(Ask { request, answer }) = ask else { return };
-                let client = client.clone();
-                tokio::spawn(async move { answer.send(client.decrypt(request).await) });
+                (Some(Ask::Health(answer)), Some((asked, health))) if asked.elapsed() < holds(health) => {
+                    let _ = answer.send(health.clone());
+                    continue;
+                }
+                (Some(Ask::Health(answer)), _) => waiting = Some(answer),
             }
         }
+        let health = refresh(&client, &settings.name, current).await.map_err(|why| why.to_string());
+        let now = tokio::time::Instant::now();
+        if let Err(why) = &health {
+            tracing::warn!(provider = settings.name, why, "a KMS plugin is not well");
+            let mut current = current.write();
+            if current.is_err() {
+                *current = Err(why.clone());
+            }
+        }
+        next = now + if health.is_ok() { WELL } else { UNWELL };
+        if let Some(answer) = waiting {
+            let _ = answer.send(health.clone());
+        }
+        known = Some((now, health));
+        let _ = first.try_send(());
     }
 }
 
+fn holds(health: &Health) -> Duration {
+    if health.is_ok() { HEALTH.0 } else { HEALTH.1 }
+}
+
 /// Asks how the plugin is; a key that is not the one of the current source gets a fresh one.
-async fn refresh(client: &Client, current: &Current) -> Result<(), String> {
+async fn refresh(client: &Client, name: &str, current: &Current) -> Result<(), Unwell> {
     let asked = Instant::now();
-    let status = client.status().await?;
+    let status = client.status().await.map_err(|why| Unwell::Silent { name: name.to_owned(), why })?;
+    keep_up(client, status, current, asked).await.map_err(|why| Unwell::Ill { name: name.to_owned(), why })
+}
+
+async fn keep_up(client: &Client, status: StatusResponse, current: &Current, asked: Instant) -> Result<(), String> {
     if status.healthz != "ok" {
         return Err(format!("got unexpected healthz status: {}", status.healthz));
     }
@@ -199,7 +247,7 @@ impl Client {
         }
     }
 
-    async fn status(&self) -> Result<proto::v2::StatusResponse, String> {
+    async fn status(&self) -> Result<StatusResponse, String> {
         self.call(self.inner.clone().status(StatusRequest {})).await
     }
 

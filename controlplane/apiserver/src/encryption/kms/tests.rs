@@ -12,6 +12,8 @@ use super::*;
 #[derive(Default)]
 struct Fake {
     key: Mutex<String>,
+    /// What is wrong with it; nothing is `ok`.
+    ill: Mutex<String>,
     encrypted: AtomicUsize,
     decrypted: AtomicUsize,
 }
@@ -22,7 +24,9 @@ struct Served(Arc<Fake>);
 impl KeyManagementService for Served {
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let key_id = self.0.key.lock().clone();
-        Ok(Response::new(StatusResponse { version: "v2".to_owned(), healthz: "ok".to_owned(), key_id }))
+        let ill = self.0.ill.lock().clone();
+        let healthz = if ill.is_empty() { "ok".to_owned() } else { ill };
+        Ok(Response::new(StatusResponse { version: "v2".to_owned(), healthz, key_id }))
     }
 
     async fn encrypt(&self, request: Request<EncryptRequest>) -> Result<Response<EncryptResponse>, Status> {
@@ -132,4 +136,24 @@ fn what_other_servers_wrote_opens() {
     assert!(key.open(KEY, &sealed).is_err() && key.seal(KEY, &plain).is_err());
     assert!(Source::new(EncryptedDekSourceType::HkdfSha256XnonceAesGcmSeed, &[7; 31]).is_err());
     assert!(Source::new(EncryptedDekSourceType::AesGcmKey, &[7; 5]).is_err());
+}
+
+#[tokio::test]
+async fn plugins_say_how_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("kms.sock");
+    let fake = Arc::new(Fake::default());
+    *fake.key.lock() = "one".to_owned();
+    serve(fake.clone(), &socket);
+    assert_eq!(started(&socket).health().await, Ok(()));
+    *fake.ill.lock() = "out of paper".to_owned();
+    assert_eq!(
+        started(&socket).health().await,
+        Err("kmsv2 Provider k is not healthy, error: got unexpected healthz status: out of paper".to_owned())
+    );
+    let silent = started(&dir.path().join("none.sock")).health().await.unwrap_err();
+    assert!(
+        silent.starts_with("failed to perform status section of the healthz check for KMS Provider k, error: "),
+        "{silent}"
+    );
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::{keep_conditions, pem, signer_name, transition_times};
 use crate::kinds::check::{Node, Seen};
 use crate::kinds::{table, value};
-use crate::resource::{Column, Context, Hooks};
+use crate::resource::{Column, Context, Hooks, Ownable, Paths};
 
 pub fn columns() -> Vec<Column> {
     vec![
@@ -84,6 +84,18 @@ impl Hooks for SigningRequest {
     }
 
     /// `approval` writes the conditions; `status` all but the decisions among them.
+    fn reset_by_status(&self) -> Paths {
+        &[&["spec"], &["status", "conditions"]]
+    }
+
+    /// Once made a request is changed by way of its subresources alone.
+    fn ownable(&self, subresource: &str) -> Option<Ownable> {
+        Some(Ownable::AllBut(match subresource {
+            "approval" => &[&["spec"], &["status", "certificate"]],
+            _ => &[&["spec"], &["status"]],
+        }))
+    }
+
     fn prepare_subresource_update(&self, ctx: &Context<'_>, new: &mut Value, old: &Value) {
         let approving = ctx.subresource == "approval";
         if !approving {

@@ -9,7 +9,7 @@ use crate::kinds::check::Node;
 use crate::kinds::meta::finalizer_name;
 use crate::kinds::table::{cell, named, row, words};
 use crate::kinds::value::{copy, default_text, ensure_list, ensure_map, has, name, set};
-use crate::resource::{Column, Context, Hooks};
+use crate::resource::{Column, Context, Hooks, Ownable};
 
 pub struct Namespace;
 
@@ -35,6 +35,10 @@ impl Hooks for Namespace {
     fn prepare_update(&self, _ctx: &Context<'_>, new: &mut Value, old: &Value) {
         copy(old, new, "spec.finalizers");
         copy(old, new, "status");
+    }
+
+    fn ownable(&self, subresource: &str) -> Option<Ownable> {
+        (subresource == "finalize").then_some(Ownable::AllBut(&[&["status"]]))
     }
 
     fn prepare_subresource_update(&self, ctx: &Context<'_>, new: &mut Value, old: &Value) {

@@ -98,6 +98,25 @@ impl FieldSet {
         self
     }
 
+    /// The paths of `self` that are at one of these places or below it; `*` is every item of a list.
+    #[must_use]
+    pub fn within(self, places: &[&[&str]]) -> FieldSet {
+        let mut kept = FieldSet::default();
+        for (key, entry) in self {
+            let fits = |part: &str| part == "*" || key.strip_prefix("f:") == Some(part);
+            let below: Vec<&[&str]> = places
+                .iter()
+                .filter_map(|place| place.split_first().filter(|(first, _)| fits(first)).map(|(_, rest)| rest))
+                .collect();
+            let entry = match below.iter().any(|rest| rest.is_empty()) {
+                true => entry,
+                false => Entry { member: false, children: entry.children.within(&below) },
+            };
+            kept.put(key, entry);
+        }
+        kept
+    }
+
     /// The paths of `self` that `other` does not have.
     #[must_use]
     pub fn difference(self, other: &FieldSet) -> FieldSet {

@@ -26,7 +26,7 @@ use parking_lot::RwLock;
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
-use crate::resource::{GroupVersionKind, Paths, split_api_version};
+use crate::resource::{GroupVersionKind, Ownable, split_api_version};
 use crate::schema::table::TypeId;
 use crate::schema::{Schema, normalize};
 use fieldset::FieldSet;
@@ -46,8 +46,8 @@ pub struct Write<'a> {
     pub version: &'a str,
     pub manager: &'a str,
     pub subresource: &'a str,
-    /// What this endpoint does not write.
-    pub reset: Paths,
+    /// What this endpoint writes.
+    pub ownable: Ownable,
     pub now: Timestamp,
 }
 
@@ -67,7 +67,7 @@ impl Write<'_> {
     }
 
     fn ignored(&self) -> Arc<Ignored> {
-        ignored(self.reset)
+        ignored(self.ownable)
     }
 }
 
@@ -190,8 +190,8 @@ fn check(schema: &Schema, config: &mut Value, gvk: &GroupVersionKind) -> Result<
     Err(ApiError::bad_request(why))
 }
 
-/// Identity, what the server sets, and these parts.
-fn nobodys(parts: Paths) -> FieldSet {
+/// Identity, what the server sets, and what an endpoint does not write.
+fn nobodys(ownable: Ownable) -> Ignored {
     let mut ignored = FieldSet::default();
     ignored.insert_fields(&["apiVersion"]);
     ignored.insert_fields(&["kind"]);
@@ -208,15 +208,20 @@ fn nobodys(parts: Paths) -> FieldSet {
     ] {
         ignored.insert_fields(&["metadata", name]);
     }
-    parts.iter().for_each(|path| ignored.insert_fields(path));
-    ignored
+    match ownable {
+        Ownable::AllBut(places) => {
+            places.iter().for_each(|path| ignored.insert_fields(path));
+            Ignored { fields: ignored, only: None }
+        }
+        Ownable::Only(places) => Ignored { fields: ignored, only: Some(places) },
+    }
 }
 
 /// `metadata` as a whole is nobody's either; what is in it may be.
-fn without_identity(fields: FieldSet, ignored: &FieldSet) -> FieldSet {
+fn without_identity(fields: FieldSet, ignored: &Ignored) -> FieldSet {
     let mut metadata = FieldSet::default();
     metadata.insert_fields(&["metadata"]);
-    fields.recursive_difference(ignored).difference(&metadata)
+    ignored.left_of(fields).difference(&metadata)
 }
 
 type Conflicts = BTreeMap<Manager, FieldSet>;

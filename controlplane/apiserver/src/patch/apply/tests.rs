@@ -1,6 +1,7 @@
 use super::client_side::LAST_APPLIED;
 use super::versions::Only;
 use super::*;
+use crate::resource::Paths;
 use crate::schema::{Structural, lookup};
 use futures::executor::block_on;
 use proptest::prelude::*;
@@ -14,8 +15,8 @@ fn schema_of(object: &Value) -> Schema {
 }
 
 fn write<'a>(versions: &'a Only, manager: &'a str, subresource: &'a str) -> Write<'a> {
-    let reset: Paths = if subresource == "status" { &[&["spec"]] } else { &[&["status"]] };
-    Write { versions, version: &versions.version, manager, subresource, reset, now: now() }
+    let ownable = Ownable::AllBut(if subresource == "status" { &[&["spec"]] } else { &[&["status"]] });
+    Write { versions, version: &versions.version, manager, subresource, ownable, now: now() }
 }
 
 fn applied_with(
@@ -385,13 +386,48 @@ fn a_status_that_is_apart_is_not_owned_by_way_of_the_object() {
     let config = json!({"apiVersion": "e.com/v1", "kind": "W", "metadata": {"name": "w", "labels": {"l": "1"}}, "status": {"a": "1"}});
     let versions = Only::of(&config, schema());
     let owned = |reset: Paths, subresource| {
-        let write = Write { reset, ..write(&versions, "m", subresource) };
+        let write = Write { ownable: Ownable::AllBut(reset), ..write(&versions, "m", subresource) };
         let object = block_on(apply(&write, None, &config, false)).unwrap();
         fields(&object, "m")
     };
     assert_eq!(owned(&[&["status"]], ""), json!({"f:metadata": {"f:labels": {"f:l": {}}}}));
     assert_eq!(owned(&[], ""), json!({"f:metadata": {"f:labels": {"f:l": {}}}, "f:status": {"f:a": {}}}));
     assert_eq!(owned(crate::resource::ALL_BUT_STATUS, "status"), json!({"f:status": {"f:a": {}}}));
+}
+
+/// Upstream's filters of `pods/resize` and `pods/ephemeralcontainers`.
+#[test]
+fn some_endpoints_own_only_what_they_write() {
+    let pod = |spec: Value| json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "default", "labels": {"l": "1"}}, "spec": spec});
+    let container = json!({"name": "c", "image": "i", "resources": {"requests": {"cpu": "1"}}});
+    let live = created(pod(json!({"containers": [container], "initContainers": [{"name": "i", "image": "i"}]})), "m");
+    let hooks = crate::kinds::core::pod::Pod;
+    let owned = |subresource: &'static str, spec: Value| {
+        let config = pod(spec);
+        let versions = Only::of(&config, schema_of(&config));
+        let ownable = crate::resource::Hooks::ownable(&hooks, subresource).unwrap();
+        let write = Write { ownable, ..write(&versions, "s", subresource) };
+        let applied = block_on(apply(&write, Some(&live), &config, true)).unwrap();
+        let mut updated = applied.clone();
+        updated["metadata"]["managedFields"] = live["metadata"]["managedFields"].clone();
+        block_on(track_update(&write, Some(&live), &mut updated)).unwrap();
+        (fields(&applied, "s"), fields(&updated, "s"))
+    };
+    let resources = json!({"containers": [{"name": "c", "image": "j", "resources": {"requests": {"cpu": "2"}}}]});
+    let expected =
+        |resources: Value| json!({"f:spec": {"f:containers": {"k:{\"name\":\"c\"}": {"f:resources": resources}}}});
+    let cpu = json!({"f:requests": {"f:cpu": {}}});
+    assert_eq!(owned("resize", resources), (expected(cpu.clone()), expected(cpu)));
+    let debugger = json!({"ephemeralContainers": [{"name": "d", "image": "i"}], "restartPolicy": "Never"});
+    let item = |more: Value| json!({"f:spec": {"f:ephemeralContainers": more}});
+    let named = json!({"k:{\"name\":\"d\"}": {".": {}, "f:image": {}, "f:name": {}}});
+    let (applied, updated) = owned("ephemeralcontainers", debugger);
+    assert_eq!(applied, item(named.clone()));
+    // An update owns what its type adds, too.
+    let mut listed = named;
+    listed["."] = json!({});
+    listed["k:{\"name\":\"d\"}"]["f:resources"] = json!({});
+    assert_eq!(updated, item(listed));
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 use serde_json::{Map, Value};
 
 use super::fieldset::{Entry, FieldSet, field_key, item_key, value_key};
+use super::versions::Ignored;
 use crate::patch::shown::{go_syntax, go_text, go_type};
 use crate::schema::{Expected, Node, Topology};
 
@@ -186,11 +187,11 @@ impl Difference {
         self.added.clone().union(self.modified.clone())
     }
 
-    pub fn without(self, ignored: &FieldSet) -> Difference {
+    pub fn without(self, ignored: &Ignored) -> Difference {
         Difference {
-            added: self.added.recursive_difference(ignored),
-            modified: self.modified.recursive_difference(ignored),
-            removed: self.removed.recursive_difference(ignored),
+            added: ignored.left_of(self.added),
+            modified: ignored.left_of(self.modified),
+            removed: ignored.left_of(self.removed),
         }
     }
 }

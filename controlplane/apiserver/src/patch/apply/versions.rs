@@ -9,11 +9,12 @@ use async_trait::async_trait;
 use parking_lot::RwLock;
 use serde_json::Value;
 
+use super::fieldset::FieldSet;
 use super::managers::Managers;
 use super::typed::{self, Difference};
 use super::{known_empty, nobodys};
 use crate::error::ApiError;
-use crate::resource::Paths;
+use crate::resource::{Ownable, Paths};
 use crate::schema::Schema;
 
 /// The versions of a kind, by `group/version`.
@@ -95,17 +96,34 @@ impl<'a> Comparison<'a> {
     }
 }
 
-/// Fields that nobody owns.
-pub type Ignored = super::fieldset::FieldSet;
+/// Fields that nobody owns by a write.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ignored {
+    /// These, and what is below them.
+    pub fields: FieldSet,
+    /// Everything but what is here.
+    pub only: Option<Paths>,
+}
+
+impl Ignored {
+    /// What may be owned of these fields.
+    pub fn left_of(&self, fields: FieldSet) -> FieldSet {
+        let fields = fields.recursive_difference(&self.fields);
+        match self.only {
+            None => fields,
+            Some(places) => fields.within(places),
+        }
+    }
+}
 
 /// Of writes to an endpoint: identity, what the server sets, and what the endpoint does not write.
-pub fn ignored(reset: Paths) -> Arc<Ignored> {
-    static KNOWN: LazyLock<RwLock<HashMap<Paths, Arc<Ignored>>>> = LazyLock::new(RwLock::default);
-    if let Some(known) = KNOWN.read().get(&reset) {
+pub fn ignored(ownable: Ownable) -> Arc<Ignored> {
+    static KNOWN: LazyLock<RwLock<HashMap<Ownable, Arc<Ignored>>>> = LazyLock::new(RwLock::default);
+    if let Some(known) = KNOWN.read().get(&ownable) {
         return known.clone();
     }
-    let ignored = Arc::new(nobodys(reset));
-    KNOWN.write().insert(reset, ignored.clone());
+    let ignored = Arc::new(nobodys(ownable));
+    KNOWN.write().insert(ownable, ignored.clone());
     ignored
 }
 

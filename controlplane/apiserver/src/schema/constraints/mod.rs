@@ -17,6 +17,7 @@ use api::field::{Error, ErrorList, Path};
 use regex::Regex;
 use serde_json::Value;
 
+use crate::cel::lists::Shape;
 use rules::{Budget, Rule};
 
 /// A compiled schema. A cluster holds some hundred thousand of these, most of which only name a type:
@@ -77,6 +78,12 @@ enum Unique {
     Keys(Box<[Box<str>]>),
 }
 
+fn compiled_rules(schema: &Value) -> Box<[Rule]> {
+    let Some(rules) = schema["x-kubernetes-validations"].as_array() else { return Box::default() };
+    let shape = Shape::of(schema);
+    rules.iter().map(|rule| Rule::compile(rule, shape.as_ref())).collect()
+}
+
 impl Constraints {
     /// Compiles the schema of a part of an object.
     pub fn of_part(schema: &Value) -> Self {
@@ -113,7 +120,7 @@ impl Constraints {
                 Some("map") => Unique::Keys(texts(schema, "x-kubernetes-list-map-keys")),
                 _ => Unique::No,
             },
-            rules: schema["x-kubernetes-validations"].as_array().into_iter().flatten().map(Rule::compile).collect(),
+            rules: compiled_rules(schema),
         }
     }
 

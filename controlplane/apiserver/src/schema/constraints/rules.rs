@@ -1,11 +1,14 @@
 //! `x-kubernetes-validations`: CEL rules of a schema
 //! (`k8s.io/apiextensions-apiserver/pkg/apiserver/schema/cel`).
 
+use std::sync::Arc;
+
 use api::field::{Error, Path};
 use serde_json::Value;
 
 use super::Constraints;
 use crate::cel::decl::identifiers;
+use crate::cel::lists::Shape;
 use crate::cel::{self, CelError, Program};
 use crate::schema::{base64_bytes, go_duration_nanos, parse_timestamp};
 
@@ -50,13 +53,16 @@ impl Budget {
 }
 
 impl Rule {
-    pub fn compile(rule: &Value) -> Rule {
+    /// `shape`: of the value that the rule is about.
+    pub fn compile(rule: &Value, shape: Option<&Arc<Shape>>) -> Rule {
         let text = |key: &str| rule[key].as_str().unwrap_or_default().trim().to_owned();
         Rule {
-            program: cel::compile(&text("rule")),
+            program: cel::compile_shaped(&text("rule"), shape),
             text: text("rule"),
             message: text("message"),
-            message_expression: rule["messageExpression"].as_str().and_then(|text| cel::compile(text).ok()),
+            message_expression: rule["messageExpression"]
+                .as_str()
+                .and_then(|text| cel::compile_shaped(text, shape).ok()),
             reason: text("reason"),
             field_path: text("fieldPath"),
             optional_old_self: rule["optionalOldSelf"].as_bool().unwrap_or_default(),

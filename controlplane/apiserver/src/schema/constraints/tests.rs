@@ -280,3 +280,32 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_order_of_sets_and_keyed_lists_does_not_count() {
+    let schema = json!({"type": "object", "properties": {"spec": {"type": "object",
+    "x-kubernetes-validations": [
+        {"rule": "self.tags == oldSelf.tags && self.hosts == oldSelf.hosts", "message": "immutable"},
+        {"rule": "self == oldSelf", "message": "the same as a whole"},
+        {"rule": "(self.tags + ['x', 'y']).size() <= 3", "message": "at most three"},
+    ],
+    "properties": {
+        "tags": {"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string"}},
+        "hosts": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["namespace"],
+            "items": {"type": "object", "properties": {"namespace": {"type": "string"}, "ip": {"type": "string"}}}},
+    }}}});
+    let constraints = Constraints::new(&schema);
+    let check = |tags: &[&str], hosts: &[(&str, &str)]| -> Vec<String> {
+        let object = |tags: &[&str], hosts: &[(&str, &str)]| {
+            let hosts: Vec<Value> = hosts.iter().map(|(name, ip)| json!({"namespace": name, "ip": ip})).collect();
+            json!({"apiVersion": "e.com/v1", "kind": "C", "metadata": {"name": "c"}, "spec": {"tags": tags, "hosts": hosts}})
+        };
+        let old = object(&["x", "a"], &[("one", "1"), ("two", "2")]);
+        constraints.validate(&object(tags, hosts), Some(&old)).iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(check(&["a", "x"], &[("two", "2"), ("one", "1")]), Vec::<String>::new());
+    let changed = ["spec: Invalid value: immutable", "spec: Invalid value: the same as a whole"];
+    assert_eq!(check(&["a", "x"], &[("two", "2"), ("one", "3")]), changed);
+    assert_eq!(check(&["a", "y"], &[("one", "1"), ("two", "2")]), changed);
+    assert_eq!(check(&["a", "b"], &[("one", "1"), ("two", "2")])[2], "spec: Invalid value: at most three");
+}

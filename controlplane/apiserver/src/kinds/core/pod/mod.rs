@@ -30,6 +30,7 @@ pub mod volume;
 pub mod warn;
 mod windows;
 
+pub use resources::is_extended as is_extended_resource;
 pub use warn::warnings;
 
 use api::field::ErrorList;
@@ -39,7 +40,7 @@ use serde_json::{Value, json};
 
 use crate::kinds::check::Node;
 use crate::kinds::value::{annotation, at, entries, get, has, list, list_mut, map, name, opt_int, set, text};
-use crate::resource::{Context, Hooks, Paths};
+use crate::resource::{Context, Hooks, Ownable, Paths};
 
 /// A quantity as stored: text, or a number from clients that write one.
 pub fn quantity(value: &Value) -> Option<Quantity> {
@@ -74,6 +75,19 @@ impl Hooks for Pod {
     /// Old kubelets spoil owner references.
     fn reset_by_status(&self) -> Paths {
         &[&["spec"], &["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"]]
+    }
+
+    fn ownable(&self, subresource: &str) -> Option<Ownable> {
+        match subresource {
+            "ephemeralcontainers" => Some(Ownable::Only(&[&["spec", "ephemeralContainers"]])),
+            "resize" => Some(Ownable::Only(&[
+                &["spec", "containers", "*", "resources"],
+                &["spec", "containers", "*", "resizePolicy"],
+                &["spec", "initContainers", "*", "resources"],
+                &["spec", "initContainers", "*", "resizePolicy"],
+            ])),
+            _ => None,
+        }
     }
 
     fn prepare_subresource_update(&self, ctx: &Context<'_>, new: &mut Value, old: &Value) {

@@ -33,7 +33,9 @@ pub fn keep_all_but_resources(new: &mut Value, old: &Value) {
         copy(new, &mut kept, "spec.resources");
         defaults::pod_level(&mut kept);
     }
-    copy(new, &mut kept, "metadata.resourceVersion");
+    for own in ["metadata.resourceVersion", "metadata.managedFields"] {
+        copy(new, &mut kept, own);
+    }
     *new = kept;
 }
 

@@ -157,14 +157,14 @@ fn gates(spec: &Node<'_>, was: &Node<'_>, errors: &mut ErrorList) {
 /// `pods/ephemeralcontainers`: of what was sent only the ephemeral containers count.
 pub fn keep_all_but_ephemeral(new: &mut Value, old: &Value) {
     let added = at(new, "spec.ephemeralContainers").clone();
-    let version = at(new, "metadata.resourceVersion").clone();
-    *new = old.clone();
-    if !version.is_null() {
-        set(new, "metadata.resourceVersion", version);
-    }
+    let mut kept = old.clone();
     if !added.is_null() {
-        set(new, "spec.ephemeralContainers", added);
+        set(&mut kept, "spec.ephemeralContainers", added);
     }
+    for own in ["metadata.resourceVersion", "metadata.managedFields"] {
+        copy(new, &mut kept, own);
+    }
+    *new = kept;
 }
 
 pub fn validate_ephemeral(new: &Value, old: &Value) -> ErrorList {

@@ -1,0 +1,268 @@
+//! Which plugins run, and in which order: `--enable-admission-plugins`,
+//! `--disable-admission-plugins` and `--admission-control-config-file`, as kube-apiserver takes
+//! them (`pkg/kubeapiserver/options/plugins.go`, `k8s.io/apiserver/pkg/server/options/admission.go`).
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::config::Configurations;
+use super::{
+    certificates, classes, limit_ranger, namespace, node_restriction, optional, pod_security, priority, quota, resize,
+    runtime_class, service_account, storage, taints, topology,
+};
+use crate::admit::Admission;
+use crate::error::{ApiError, Result};
+use crate::webhook::credentials::Credentials;
+use crate::{policy, webhook};
+
+/// What an operator says about admission.
+#[derive(Debug, Clone, Default)]
+pub struct AdmissionOptions {
+    /// Plugins beside those that are on by default.
+    pub enable: Vec<String>,
+    /// Plugins that are on by default and shall not be.
+    pub disable: Vec<String>,
+    /// An `AdmissionConfiguration`.
+    pub config_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standard {
+    On,
+    Off,
+    /// Upstream has it on; here there is nothing for it to do.
+    Unbuilt,
+}
+use Standard::{Off, On, Unbuilt};
+
+/// Every plugin of Kubernetes v1.37 in the order they run.
+const ORDER: [(&str, Standard); 41] = [
+    ("AlwaysAdmit", Off),
+    ("NamespaceAutoProvision", Off),
+    ("NamespaceLifecycle", On),
+    ("NamespaceExists", Off),
+    ("LimitPodHardAntiAffinityTopology", Off),
+    ("LimitRanger", On),
+    ("ServiceAccount", On),
+    // Upstream leaves it to installers, which all turn it on.
+    ("NodeRestriction", On),
+    ("TaintNodesByCondition", On),
+    ("AlwaysPullImages", Off),
+    ("ImagePolicyWebhook", Off),
+    ("PodSecurity", On),
+    ("PodNodeSelector", Off),
+    ("Priority", On),
+    ("DefaultTolerationSeconds", On),
+    ("PodTolerationRestriction", Off),
+    ("EventRateLimit", Off),
+    ("ExtendedResourceToleration", Off),
+    ("DefaultStorageClass", On),
+    ("StorageObjectInUseProtection", On),
+    ("PodGroupProtection", Unbuilt),
+    ("OwnerReferencesPermissionEnforcement", Off),
+    ("PersistentVolumeClaimResize", On),
+    ("RuntimeClass", On),
+    ("CertificateApproval", On),
+    ("CertificateSigning", On),
+    ("ClusterTrustBundleAttest", On),
+    ("CertificateSubjectRestriction", On),
+    ("DefaultIngressClass", On),
+    ("DenyServiceExternalIPs", Off),
+    ("PodTopologyLabels", On),
+    ("PodGroupWorkloadExists", Unbuilt),
+    ("NodeDeclaredFeatureValidator", Unbuilt),
+    ("JobValidation", Unbuilt),
+    ("PodResizeValidator", On),
+    (MUTATING_POLICY, On),
+    (MUTATING_WEBHOOK, On),
+    ("ValidatingAdmissionPolicy", On),
+    (VALIDATING_WEBHOOK, On),
+    ("ResourceQuota", On),
+    ("AlwaysDeny", Off),
+];
+const MUTATING_POLICY: &str = "MutatingAdmissionPolicy";
+const MUTATING_WEBHOOK: &str = "MutatingAdmissionWebhook";
+const VALIDATING_WEBHOOK: &str = "ValidatingAdmissionWebhook";
+
+/// All names, sorted, as upstream's help shows them.
+fn names() -> Vec<&'static str> {
+    let mut names: Vec<_> = ORDER.iter().map(|(name, _)| *name).collect();
+    names.sort_unstable();
+    names
+}
+
+/// Names of the plugins that run, in order; `Err` says everything that is wrong with the flags.
+fn chosen(options: &AdmissionOptions) -> std::result::Result<Vec<&'static str>, String> {
+    let mut wrong = Vec::new();
+    let mut unknown = false;
+    for (flag, given) in [("enable", &options.enable), ("disable", &options.disable)] {
+        for name in given {
+            match ORDER.iter().find(|(known, _)| known == name) {
+                None => {
+                    unknown = true;
+                    wrong.push(format!("{flag}-admission-plugins plugin {name:?} is unknown"));
+                }
+                Some((_, Unbuilt)) if flag == "enable" => wrong.push(format!(
+                    "enable-admission-plugins plugin {name:?} is not built into skiff: see docs/server.md"
+                )),
+                Some(_) => {}
+            }
+        }
+    }
+    let disabled: BTreeSet<&str> = options.disable.iter().map(String::as_str).collect();
+    let both: BTreeSet<&str> =
+        options.enable.iter().map(String::as_str).filter(|name| disabled.contains(name)).collect();
+    if !both.is_empty() {
+        let both = both.into_iter().collect::<Vec<_>>().join(" ");
+        wrong.push(format!("[{both}] in enable-admission-plugins and disable-admission-plugins overlapped"));
+    }
+    if unknown {
+        wrong.push(format!("known plugins are {}", names().join(", ")));
+    }
+    if !wrong.is_empty() {
+        return Err(wrong.join("; "));
+    }
+    let enabled = |name: &&str| options.enable.iter().any(|given| given == name);
+    let runs =
+        |(name, default): &&(&'static str, Standard)| enabled(name) || *default == On && !disabled.contains(name);
+    Ok(ORDER.iter().filter(runs).map(|(name, _)| *name).collect())
+}
+
+/// The plugins that run, in order, as the flags and files say.
+pub async fn build(options: &AdmissionOptions) -> Result<Vec<Arc<dyn Admission>>> {
+    let wrong = |why: String| ApiError::internal(format!("configuring admission: {why}"));
+    let names = chosen(options).map_err(wrong)?;
+    let known = |name: &str| ORDER.iter().any(|(known, _)| *known == name);
+    let mut given = match &options.config_file {
+        Some(file) => Configurations::read(file, &names, known).map_err(wrong)?,
+        None => Configurations::default(),
+    };
+    let mut plugins = Vec::new();
+    for name in &names {
+        plugins.extend(make(name, &names, &mut given).await.map_err(wrong)?);
+    }
+    given.check_all_used(&names).map_err(wrong)?;
+    Ok(plugins)
+}
+
+/// None: another of `all` does its work too.
+async fn make(
+    name: &str,
+    all: &[&str],
+    given: &mut Configurations,
+) -> std::result::Result<Option<Arc<dyn Admission>>, String> {
+    Ok(Some(match name {
+        "AlwaysAdmit" => Arc::new(optional::always::AlwaysAdmit),
+        "NamespaceAutoProvision" => Arc::new(optional::namespaces::NamespaceAutoProvision),
+        "NamespaceLifecycle" => Arc::new(namespace::NamespaceLifecycle),
+        "NamespaceExists" => Arc::new(optional::namespaces::NamespaceExists),
+        "LimitPodHardAntiAffinityTopology" => Arc::new(optional::anti_affinity::LimitPodHardAntiAffinityTopology),
+        "LimitRanger" => Arc::new(limit_ranger::LimitRanger),
+        "ServiceAccount" => Arc::new(service_account::ServiceAccount),
+        "NodeRestriction" => Arc::new(node_restriction::NodeRestriction),
+        "TaintNodesByCondition" => Arc::new(taints::TaintNodesByCondition),
+        "AlwaysPullImages" => Arc::new(optional::pull_images::AlwaysPullImages),
+        "ImagePolicyWebhook" => Arc::new(optional::image_policy::ImagePolicyWebhook::new(given.of(name)).await?),
+        "PodSecurity" => Arc::new(pod_security::PodSecurity::new(given.of(name))?),
+        "PodNodeSelector" => Arc::new(optional::node_selector::PodNodeSelector::new(given.of(name))?),
+        "Priority" => Arc::new(priority::Priority),
+        "DefaultTolerationSeconds" => Arc::new(taints::DefaultTolerationSeconds),
+        "PodTolerationRestriction" => {
+            Arc::new(optional::toleration_restriction::PodTolerationRestriction::new(given.of(name))?)
+        }
+        "EventRateLimit" => Arc::new(optional::event_rate::EventRateLimit::new(given.of(name))?),
+        "ExtendedResourceToleration" => Arc::new(optional::extended_resources::ExtendedResourceToleration),
+        "DefaultStorageClass" => Arc::new(storage::DefaultStorageClass),
+        "StorageObjectInUseProtection" => Arc::new(storage::StorageObjectInUseProtection),
+        "OwnerReferencesPermissionEnforcement" => Arc::new(optional::owners::OwnerReferencesPermissionEnforcement),
+        "PersistentVolumeClaimResize" => Arc::new(storage::PersistentVolumeClaimResize),
+        "RuntimeClass" => Arc::new(runtime_class::RuntimeClass),
+        "CertificateApproval" => Arc::new(certificates::CertificateApproval),
+        "CertificateSigning" => Arc::new(certificates::CertificateSigning),
+        "ClusterTrustBundleAttest" => Arc::new(certificates::ClusterTrustBundleAttest),
+        "CertificateSubjectRestriction" => Arc::new(certificates::CertificateSubjectRestriction),
+        "DefaultIngressClass" => Arc::new(classes::DefaultIngressClass),
+        "DenyServiceExternalIPs" => Arc::new(optional::external_ips::DenyServiceExternalIps),
+        "PodTopologyLabels" => Arc::new(topology::PodTopologyLabels),
+        "PodResizeValidator" => Arc::new(resize::PodResizeValidator),
+        MUTATING_POLICY if all.contains(&MUTATING_WEBHOOK) => return Ok(None),
+        // Each may call for another run of the other.
+        MUTATING_POLICY | MUTATING_WEBHOOK => Arc::new(webhook::Mutating {
+            policies: all.contains(&MUTATING_POLICY),
+            webhooks: all.contains(&MUTATING_WEBHOOK),
+            credentials: Credentials::new(given.of(MUTATING_WEBHOOK))?,
+        }),
+        "ValidatingAdmissionPolicy" => Arc::new(policy::Validating),
+        VALIDATING_WEBHOOK => Arc::new(webhook::Validating { credentials: Credentials::new(given.of(name))? }),
+        "ResourceQuota" => Arc::new(quota::ResourceQuota::default()),
+        "AlwaysDeny" => Arc::new(optional::always::AlwaysDeny),
+        _ => return Ok(None),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(enable: &[&str], disable: &[&str]) -> AdmissionOptions {
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        AdmissionOptions { enable: owned(enable), disable: owned(disable), config_file: None }
+    }
+
+    async fn built(options: &AdmissionOptions) -> std::result::Result<Vec<&'static str>, String> {
+        build(options)
+            .await
+            .map(|plugins| plugins.iter().map(|plugin| plugin.name()).collect())
+            .map_err(|error| error.message().split_once("configuring admission: ").unwrap_or_default().1.to_owned())
+    }
+
+    #[tokio::test]
+    async fn every_plugin_says_its_own_name() {
+        let all: Vec<&str> = ORDER.iter().filter(|(_, default)| *default != Unbuilt).map(|(name, _)| *name).collect();
+        let configured = |name: &&&str| !["ImagePolicyWebhook", "EventRateLimit"].contains(*name);
+        let names: Vec<&str> = all.iter().filter(configured).copied().collect();
+        // Policies run within the webhooks' plugin.
+        let expected: Vec<&str> = names.iter().filter(|name| **name != MUTATING_POLICY).copied().collect();
+        assert_eq!(built(&options(&names, &[])).await.unwrap(), expected);
+    }
+
+    #[tokio::test]
+    async fn flags_switch_plugins() {
+        let standard = built(&AdmissionOptions::default()).await.unwrap();
+        let on = |name| standard.contains(&name);
+        assert!(on("NamespaceLifecycle") && on("ResourceQuota") && on("NodeRestriction") && on("PodResizeValidator"));
+        assert!(!on("AlwaysPullImages") && !on("AlwaysAdmit") && !on("AlwaysDeny"));
+        let flags = options(&["AlwaysPullImages", "AlwaysDeny", "LimitRanger"], &["PodSecurity", "Priority"]);
+        let changed = built(&flags).await.unwrap();
+        let place = |name: &str| changed.iter().position(|other| *other == name);
+        assert!(place("PodSecurity").is_none() && place("Priority").is_none() && place("NodeRestriction").is_some());
+        assert!(place("TaintNodesByCondition") < place("AlwaysPullImages"), "the flag's order does not count");
+        assert_eq!(changed.last(), Some(&"AlwaysDeny"));
+        let policies = built(&options(&[], &[MUTATING_WEBHOOK])).await.unwrap();
+        assert!(policies.contains(&MUTATING_POLICY), "{policies:?}");
+        assert!(built(&options(&[], &["JobValidation"])).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn mistakes_in_flags_are_named() {
+        for (enable, disable, expected) in [
+            (
+                &["Nope"][..],
+                &[][..],
+                "enable-admission-plugins plugin \"Nope\" is unknown; known plugins are AlwaysAdmit, AlwaysDeny, AlwaysPullImages, ",
+            ),
+            (&[], &["nope"], "disable-admission-plugins plugin \"nope\" is unknown; known plugins are "),
+            (
+                &["PodSecurity", "AlwaysAdmit"],
+                &["PodSecurity", "AlwaysAdmit"],
+                "[AlwaysAdmit PodSecurity] in enable-admission-plugins and disable-admission-plugins overlapped",
+            ),
+            (&["JobValidation"], &[], "enable-admission-plugins plugin \"JobValidation\" is not built into skiff"),
+            (&["EventRateLimit"], &[], "EventRateLimit: it needs a configuration"),
+        ] {
+            let error = built(&options(enable, disable)).await.unwrap_err();
+            assert!(error.starts_with(expected), "{error}");
+        }
+    }
+}
