@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use component::Supervisor;
+use component::{EventRecorder, Informers, Supervisor};
 use futures::StreamExt;
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt, StreamBody};
@@ -20,6 +20,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kubelet::layout::Layout;
 use kubelet::volume_contract::Volumes;
 use kubelet::volumes::NodeVolumes;
+use kubelet::volumes::csi::Csi;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
@@ -155,11 +156,17 @@ struct Node {
     supervisor: Supervisor,
 }
 
+fn start(layout: &Layout, api: &Api, supervisor: &Supervisor) -> Arc<NodeVolumes> {
+    let informers = Informers::new(api.client(), supervisor);
+    let csi = Csi::start(layout.clone(), "node-1", &informers, EventRecorder::discard(), supervisor);
+    NodeVolumes::start(layout.clone(), api.client(), Arc::new(Default::default), csi, supervisor)
+}
+
 impl Node {
     fn new() -> Self {
         let (api, supervisor, root) = (Api::new(), Supervisor::new("test"), tempfile::tempdir().unwrap());
         let layout = Layout::new(root.path(), root.path().join("logs"));
-        let volumes = NodeVolumes::start(layout, api.client(), Arc::new(Default::default), &supervisor);
+        let volumes = start(&layout, &api, &supervisor);
         Self { api, volumes, root, supervisor }
     }
 
@@ -292,7 +299,7 @@ async fn empty_directories_keep_their_content_and_host_paths_stay() {
 
     // another agent tears down what it never made
     let layout = Layout::new(node.root.path(), node.root.path().join("logs"));
-    let other = NodeVolumes::start(layout, node.api.client(), Arc::new(Default::default), &node.supervisor);
+    let other = start(&layout, &node.api, &node.supervisor);
     other.tear_down("u4").await.unwrap();
     assert_eq!(node.mounts(), 0);
     assert!(!node.root.path().join("pods/u4/volumes").exists());
