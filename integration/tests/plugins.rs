@@ -81,7 +81,8 @@ fn mounts(directory: &Path) -> Vec<String> {
 fn csi_node(lab: &Lab, driver: &str, there: bool) -> Value {
     lab.eventually(&format!("the CSINode tells of {driver}"), SOON, || {
         let node = lab.get(&["csinode", "node-1"]);
-        let entry = node["spec"]["drivers"].as_array().into_iter().flatten().find(|entry| entry["name"] == driver).cloned();
+        let entry =
+            node["spec"]["drivers"].as_array().into_iter().flatten().find(|entry| entry["name"] == driver).cloned();
         match (entry, there) {
             (Some(entry), true) => Ok(entry),
             (None, false) => Ok(Value::Null),
@@ -102,7 +103,9 @@ fn with_claim(name: &str, claim: &str) -> String {
         name,
         "sleep 3600",
         ", volumeMounts: [{name: v, mountPath: /v}]",
-        &format!("  securityContext: {{fsGroup: 4242}}\n  volumes: [{{name: v, persistentVolumeClaim: {{claimName: {claim}}}}}]"),
+        &format!(
+            "  securityContext: {{fsGroup: 4242}}\n  volumes: [{{name: v, persistentVolumeClaim: {{claimName: {claim}}}}}]"
+        ),
     )
 }
 
@@ -141,7 +144,10 @@ fn volumes_of_csi_drivers() {
     assert_eq!(entry["topologyKeys"], serde_json::json!(["topology.example.com/zone"]));
     let node = lab.get(&["node", "node-1"]);
     assert_eq!(node["metadata"]["labels"]["topology.example.com/zone"], "z1");
-    assert_eq!(node["metadata"]["annotations"]["csi.volume.kubernetes.io/nodeid"], format!("{{\"{FILES}\":\"the-node\"}}"));
+    assert_eq!(
+        node["metadata"]["annotations"]["csi.volume.kubernetes.io/nodeid"],
+        format!("{{\"{FILES}\":\"the-node\"}}")
+    );
 
     lab.apply(&format!(
         "apiVersion: storage.k8s.io/v1\nkind: CSIDriver\nmetadata: {{name: {FILES}}}\nspec: {{attachRequired: false, podInfoOnMount: true, fsGroupPolicy: File, volumeLifecycleModes: [Persistent, Ephemeral], tokenRequests: [{{audience: vault}}]}}\n---\napiVersion: v1\nkind: Secret\nmetadata: {{name: key}}\nstringData: {{password: s3cret}}\n"
@@ -149,6 +155,7 @@ fn volumes_of_csi_drivers() {
     persistent(&lab, &driver, &root, data.path());
     failing(&lab, &driver);
     ephemeral(&lab, &driver);
+    block(&lab, &driver, &root, data.path());
     let driver = restarts(&lab, driver, &root, data.path(), &options);
     assert!(mounts(&root.join("pods")).is_empty() && mounts(&root.join("plugins")).is_empty());
 
@@ -162,7 +169,8 @@ fn volumes_of_csi_drivers() {
 fn persistent(lab: &Lab, driver: &Csi, root: &Path, data: &Path) {
     std::fs::create_dir_all(data.join("handle-files")).unwrap();
     std::fs::write(data.join("handle-files/hello"), "from the driver\n").unwrap();
-    let secrets = ", nodeStageSecretRef: {namespace: default, name: key}, nodePublishSecretRef: {namespace: default, name: key}";
+    let secrets =
+        ", nodeStageSecretRef: {namespace: default, name: key}, nodePublishSecretRef: {namespace: default, name: key}";
     lab.apply(&claim("files", FILES, "1Gi", secrets));
     lab.wait("pvc/files", "jsonpath={.status.phase}=Bound", 30);
     lab.kubectl(&["patch", "pv", "pv-files", "--type=merge", "-p", r#"{"spec":{"capacity":{"storage":"2Gi"}}}"#]);
@@ -190,13 +198,37 @@ fn persistent(lab: &Lab, driver: &Csi, root: &Path, data: &Path) {
     // it grows to what its volume has
     said(lab, &driver.record, "expand handle-files 2147483648");
     lab.wait("pvc/files", "jsonpath={.status.capacity.storage}=2Gi", 30);
-    event(lab, "files", "FileSystemResizeSuccessful", "MountVolume.NodeExpandVolume succeeded for volume \"pv-files\" node-1");
+    event(
+        lab,
+        "files",
+        "FileSystemResizeSuccessful",
+        "MountVolume.NodeExpandVolume succeeded for volume \"pv-files\" node-1",
+    );
 
     let summary = lab.kubectl(&["get", "--raw", "/api/v1/nodes/node-1/proxy/stats/summary"]);
     let summary: Value = serde_json::from_str(&summary).unwrap();
     let pods = summary["pods"].as_array().unwrap();
     let volumes = &pods.iter().find(|pod| pod["podRef"]["name"] == "reader").unwrap()["volume"];
-    assert_eq!((&volumes[0]["capacityBytes"], &volumes[0]["pvcRef"]["name"]), (&1000.into(), &"files".into()), "{volumes}");
+    assert_eq!(
+        (&volumes[0]["capacityBytes"], &volumes[0]["pvcRef"]["name"]),
+        (&1000.into(), &"files".into()),
+        "{volumes}"
+    );
+
+    let metrics = lab.kubectl(&["get", "--raw", "/api/v1/nodes/node-1/proxy/metrics"]);
+    let sample = "kubelet_volume_stats_capacity_bytes{namespace=\"default\",persistentvolumeclaim=\"files\"} 1000";
+    assert!(metrics.contains(sample), "{metrics}");
+
+    // It grows while it is used: the resizer says that the node has to do its part.
+    lab.kubectl(&["patch", "pv", "pv-files", "--type=merge", "-p", r#"{"spec":{"capacity":{"storage":"3Gi"}}}"#]);
+    let pending = r#"{"status":{"conditions":[{"type":"FileSystemResizePending","status":"True"}]}}"#;
+    lab.kubectl(&["patch", "pvc", "files", "--subresource=status", "--type=merge", "-p", pending]);
+    // The kubelet looks every minute, and when the pod changes.
+    lab.kubectl(&["annotate", "pod", "reader", "look=now"]);
+    said(lab, &driver.record, "expand handle-files 3221225472");
+    lab.wait("pvc/files", "jsonpath={.status.capacity.storage}=3Gi", 30);
+    let claim = lab.get(&["pvc", "files"]);
+    assert!(claim["status"]["conditions"].as_array().is_none_or(Vec::is_empty), "{claim}");
 
     // a second pod shares what is staged; the last one that goes has it unstaged
     lab.apply(&with_claim("second", "files"));
@@ -204,10 +236,20 @@ fn persistent(lab: &Lab, driver: &Csi, root: &Path, data: &Path) {
     assert_eq!(exec(lab, "second", "cat /v/answer"), "back\n");
     delete(lab, "reader");
     gone(lab, "pod/reader");
-    assert_eq!((driver.record.count("unpublish "), driver.record.count("unstage ")), (1, 0), "{:#?}", driver.record.all());
+    assert_eq!(
+        (driver.record.count("unpublish "), driver.record.count("unstage ")),
+        (1, 0),
+        "{:#?}",
+        driver.record.all()
+    );
     delete(lab, "second");
     gone(lab, "pod/second");
-    assert_eq!((driver.record.count("unpublish "), driver.record.count("unstage ")), (2, 1), "{:#?}", driver.record.all());
+    assert_eq!(
+        (driver.record.count("unpublish "), driver.record.count("unstage ")),
+        (2, 1),
+        "{:#?}",
+        driver.record.all()
+    );
     assert!(data.join("handle-files/answer").exists(), "what is on the volume stays");
     let left = std::fs::read_dir(root.join("plugins/kubernetes.io/csi/files.example.com")).unwrap().count();
     assert_eq!(left, 0, "nothing says that it is staged");
@@ -217,14 +259,20 @@ fn persistent(lab: &Lab, driver: &Csi, root: &Path, data: &Path) {
 fn failing(lab: &Lab, driver: &Csi) {
     driver.fail(true);
     lab.apply(&(claim("burning", FILES, "1Gi", "") + &with_claim("waits", "burning")));
-    let words = "MountVolume.SetUp failed for volume \"pv-burning\" : rpc error: code = Internal desc = the disk is on fire";
+    let words =
+        "MountVolume.SetUp failed for volume \"pv-burning\" : rpc error: code = Internal desc = the disk is on fire";
     event(lab, "waits", "FailedMount", words);
     driver.fail(false);
     lab.wait("pod/waits", "condition=Ready", 60);
     delete(lab, "waits");
     gone(lab, "pod/waits");
 
-    let nobody = pod("nobody", "true", ", volumeMounts: [{name: v, mountPath: /v}]", "  volumes: [{name: v, persistentVolumeClaim: {claimName: lost}}]");
+    let nobody = pod(
+        "nobody",
+        "true",
+        ", volumeMounts: [{name: v, mountPath: /v}]",
+        "  volumes: [{name: v, persistentVolumeClaim: {claimName: lost}}]",
+    );
     let driver_object = "apiVersion: storage.k8s.io/v1\nkind: CSIDriver\nmetadata: {name: nobody.example.com}\nspec: {attachRequired: false}\n---\n";
     lab.apply(&(driver_object.to_owned() + &claim("lost", "nobody.example.com", "1Gi", "") + &nobody));
     let words = "MountVolume.MountDevice failed for volume \"pv-lost\" : kubernetes.io/csi: attacher.MountDevice failed to create newCsiDriverClient: driver name nobody.example.com not found in the list of registered CSI drivers";
@@ -246,9 +294,51 @@ fn ephemeral(lab: &Lab, driver: &Csi) {
     assert!(publish.contains("readonly=true") && publish.contains("size=small"), "{publish}");
     let (staged, unpublished) = (driver.record.count("stage csi-"), driver.record.count("unpublish csi-"));
     assert_eq!((staged, unpublished), (0, 0));
+    // A driver may want to hear of it again, to renew tokens.
+    lab.kubectl(&["patch", "csidriver", FILES, "--type=merge", "-p", r#"{"spec":{"requiresRepublish":true}}"#]);
+    lab.apply(&pod("again", "sleep 3600", ", volumeMounts: [{name: scratch, mountPath: /v}]", &volumes));
+    lab.wait("pod/again", "condition=Ready", 60);
+    let before = driver.record.count("publish csi-");
+    lab.kubectl(&["annotate", "pod", "again", "look=now"]);
+    lab.eventually("it is published again", SOON, || {
+        if driver.record.count("publish csi-") > before { Ok(()) } else { Err(format!("{:#?}", driver.record.all())) }
+    });
+    assert_eq!(exec(lab, "again", "ls /v"), "context\n", "it stays mounted");
+    delete(lab, "again");
+    gone(lab, "pod/again");
+    assert_eq!(driver.record.count("unpublish csi-"), 1);
     delete(lab, "inline");
     gone(lab, "pod/inline");
-    assert_eq!(driver.record.count("unpublish csi-"), 1);
+    assert_eq!(driver.record.count("unpublish csi-"), 2);
+}
+
+/// A volume can be a device.
+fn block(lab: &Lab, driver: &Csi, root: &Path, data: &Path) {
+    use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+    std::fs::create_dir_all(data).unwrap();
+    // The first loop device, which need not have a disk.
+    mknod(&data.join("handle-raw"), SFlag::S_IFBLK, Mode::from_bits_truncate(0o660), makedev(7, 0)).unwrap();
+    let raw = claim("raw", FILES, "1Gi", "")
+        .replace("  accessModes: [ReadWriteOnce]\n", "  accessModes: [ReadWriteOnce]\n  volumeMode: Block\n");
+    let volumes = "  volumes: [{name: v, persistentVolumeClaim: {claimName: raw}}]";
+    lab.apply(
+        &(raw.replace("  mountOptions: [noatime]\n", "")
+            + &pod("raw", "sleep 3600", ", volumeDevices: [{name: v, devicePath: /dev/disk}]", volumes)),
+    );
+    lab.wait("pod/raw", "condition=Ready", 60);
+    assert_eq!(exec(lab, "raw", "test -b /dev/disk && stat -c %t:%T /dev/disk"), "7:0\n");
+    let publish = said(lab, &driver.record, "publish handle-raw");
+    assert!(publish.contains("[block]"), "{publish}");
+    let link = std::fs::read_dir(root.join("pods"))
+        .unwrap()
+        .flatten()
+        .any(|pod| pod.path().join("volumeDevices/kubernetes.io~csi/pv-raw").is_symlink());
+    assert!(link, "the pod's directory says where its device is");
+    delete(lab, "raw");
+    gone(lab, "pod/raw");
+    assert_eq!(driver.record.count("unstage handle-raw"), 1);
+    assert!(mounts(&root.join("plugins")).is_empty());
+    assert!(!root.join("plugins/kubernetes.io/csi/volumeDevices/pv-raw").exists());
 }
 
 /// What is mounted is found again by another kubelet, also when its driver comes later.
@@ -275,7 +365,11 @@ fn restarts(lab: &Lab, driver: Csi, root: &Path, data: &Path, options: &CsiOptio
     lab.eventually("both pods' volumes are given back", SOON, || {
         let record = &driver.record;
         let unpublished = (record.count("unpublish handle-files"), record.count("unstage handle-files"));
-        if unpublished.0 >= 2 && unpublished.1 >= 1 && mounts(&root.join("pods")).is_empty() { Ok(()) } else { Err(format!("{:#?}", record.all())) }
+        if unpublished.0 >= 2 && unpublished.1 >= 1 && mounts(&root.join("pods")).is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{:#?}", record.all()))
+        }
     });
     driver
 }
@@ -287,7 +381,11 @@ fn disks_are_attached_first() {
     let lab = Lab::up("disks", &[]);
     let (root, data) = (root(&lab), tempfile::tempdir().unwrap());
     // A driver in a pod sees the kubelet's directory under its usual name.
-    let inside = CsiOptions { abilities: vec![Ability::StageUnstageVolume], root: Some("/var/lib/kubelet".into()), ..Default::default() };
+    let inside = CsiOptions {
+        abilities: vec![Ability::StageUnstageVolume],
+        root: Some("/var/lib/kubelet".into()),
+        ..Default::default()
+    };
     let driver = Csi::start(DISKS, &root, data.path(), inside);
     said(&lab, &driver.record, "registered true");
     lab.apply(&(claim("disk", DISKS, "1Gi", ", fsType: ext4") + &with_claim("writer", "disk")));
@@ -317,6 +415,10 @@ fn disks_are_attached_first() {
     lab.node("start", "node-1").expect_ok();
     lab.wait("node/node-1", "condition=Ready", 60);
     said(&lab, &driver.record, "registered true");
+    lab.eventually("the driver hears of it again", SOON, || {
+        let record = &driver.record;
+        if record.count("publish handle-disk") == 2 { Ok(()) } else { Err(format!("{:#?}", record.all())) }
+    });
     lab.eventually("it is in use still", SOON, || if in_use()[0] == name { Ok(()) } else { Err(in_use().to_string()) });
 
     delete(&lab, "writer");
@@ -342,7 +444,9 @@ fn drivers_in_pods_find_the_kubelets_directory() {
         "  volumes: [{name: k, hostPath: {path: /var/lib/kubelet, type: Directory}}]",
     ));
     let seen = root.join("plugins/mine/m/file");
-    lab.eventually("the host sees what the pod mounts", SOON, || std::fs::read_to_string(&seen).map_err(|error| error.to_string()));
+    lab.eventually("the host sees what the pod mounts", SOON, || {
+        std::fs::read_to_string(&seen).map_err(|error| error.to_string())
+    });
     lab.apply(&pod(
         "looker",
         "sleep 3600",
@@ -391,7 +495,9 @@ fn device_plugins() {
         let status = lab.get(&["pod", "two"])["status"].clone();
         if status["phase"] == "Failed" { Ok(status) } else { Err(status.to_string()) }
     });
-    let why = format!("Allocate failed due to requested number of devices unavailable for {GPU}. Requested: 2, Available: 1, which is unexpected");
+    let why = format!(
+        "Allocate failed due to requested number of devices unavailable for {GPU}. Requested: 2, Available: 1, which is unexpected"
+    );
     assert_eq!(refused["reason"], "UnexpectedAdmissionError");
     assert_eq!(refused["message"], format!("Pod was rejected: {why}"));
     event(&lab, "two", "UnexpectedAdmissionError", &why);
@@ -431,7 +537,8 @@ fn allocate(lab: &Lab, claim: &str, driver: &str, pods: &[&str]) {
     };
     let users: Vec<Value> = pods.iter().map(user).collect();
     let result = serde_json::json!({"request": "one", "driver": driver, "pool": "pool", "device": "device-0"});
-    let status = serde_json::json!({"status": {"allocation": {"devices": {"results": [result]}}, "reservedFor": users}});
+    let status =
+        serde_json::json!({"status": {"allocation": {"devices": {"results": [result]}}, "reservedFor": users}});
     let patch = status.to_string();
     lab.kubectl(&["patch", "resourceclaim", claim, "--subresource=status", "--type=merge", "-p", &patch]);
 }
@@ -456,15 +563,24 @@ fn claimed_resources() {
             "apiVersion: resource.k8s.io/v1\nkind: DeviceClass\nmetadata: {{name: {driver}}}\nspec: {{}}\n---\napiVersion: resource.k8s.io/v1\nkind: ResourceClaim\nmetadata: {{name: {name}}}\nspec: {{devices: {{requests: [{{name: one, exactly: {{deviceClassName: {driver}}}}}]}}}}\n---\n"
         ));
         lab.apply(&(with_resource(&first, &name) + &with_resource(&second, &name)));
-        event(&lab, &first, "FailedPrepareDynamicResources", "Failed to prepare dynamic resources: prepare dynamic resources: ");
+        event(
+            &lab,
+            &first,
+            "FailedPrepareDynamicResources",
+            "Failed to prepare dynamic resources: prepare dynamic resources: ",
+        );
         allocate(&lab, &name, driver, &[&first, &second]);
-        let words = format!("Failed to prepare dynamic resources: prepare dynamic resources: DRA driver {driver} is not registered");
+        let words = format!(
+            "Failed to prepare dynamic resources: prepare dynamic resources: DRA driver {driver} is not registered"
+        );
         event(&lab, &first, "FailedPrepareDynamicResources", &words);
 
         let plugin = Dra::start(driver, &root, version);
         plugin.fail(true);
         said(&lab, &plugin.record, "registered true");
-        let words = format!("prepare dynamic resources: NodePrepareResources failed for ResourceClaim {name}: the device is on fire");
+        let words = format!(
+            "prepare dynamic resources: NodePrepareResources failed for ResourceClaim {name}: the device is on fire"
+        );
         event(&lab, &first, "FailedPrepareDynamicResources", &words);
         plugin.fail(false);
         lab.wait(&format!("pod/{first}"), "condition=Ready", 60);

@@ -57,9 +57,14 @@ impl Layout {
         self.root.join("device-plugins")
     }
 
+    /// Drivers' sockets and files, a directory for each.
+    pub fn plugins(&self) -> PathBuf {
+        self.root.join("plugins")
+    }
+
     /// A plugin's files for the whole node, e.g. `kubernetes.io/csi`.
     pub fn plugin(&self, plugin: &str) -> PathBuf {
-        self.root.join("plugins").join(plugin)
+        self.plugins().join(plugin)
     }
 
     /// A block volume of a pod.

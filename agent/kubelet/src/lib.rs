@@ -8,7 +8,8 @@
 //! - [`server_contract`] and [`volume_contract`]: what the 10250 server and the volumes are to this room.
 //!
 //! Deciding is pure throughout; effects are at the edge of each module. Nothing is kept on disk but
-//! what pods need: everything is found again in the runtime, the API and the kernel.
+//! what pods need and what only plugins' answers said (which device, which mount): everything else is
+//! found again in the runtime, the API and the kernel.
 
 pub mod admission;
 pub mod cgroups;
@@ -16,8 +17,8 @@ pub mod config;
 pub mod context;
 pub mod cri;
 pub mod devices;
-pub mod dra;
 pub mod downward;
+pub mod dra;
 pub mod eviction;
 pub mod images;
 pub mod layout;
@@ -87,16 +88,18 @@ pub fn start(config: Config, informers: Informers, supervisor: &Supervisor) -> R
         &supervisor,
     );
     let dra = dra::Dra::start(&config.layout, informers.client(), &config.node_name, &supervisor);
+    let devices = devices::Devices::start(&config.layout, &supervisor);
     let handlers: plugins::Handlers = [
         ("CSIPlugin", Arc::new(volumes::csi::Registration(csi)) as Arc<dyn plugins::Handler>),
         ("DRAPlugin", Arc::new(dra::Registration(dra.clone()))),
+        ("DevicePlugin", Arc::new(devices::ByRegistry(devices.clone()))),
     ]
     .into();
     let layout = config.layout.clone();
     let watched = layout.plugins_registry();
     let resolve: plugins::Resolve = Arc::new(move |path| layout.own(path));
     let registering = plugins::watch(watched, Arc::new(handlers), resolve, supervisor.child("plugins"));
-    let running = start_with(config, informers, &supervisor, Parts { volumes, dra, allocatable, recorder })?;
+    let running = start_with(config, informers, &supervisor, Parts { volumes, devices, dra, allocatable, recorder })?;
     supervisor.spawn("plugins", registering);
     Ok(running)
 }
@@ -104,6 +107,7 @@ pub fn start(config: Config, informers: Informers, supervisor: &Supervisor) -> R
 /// What is there before the pods' workers.
 struct Parts {
     volumes: Arc<dyn Volumes>,
+    devices: Arc<devices::Devices>,
     dra: Arc<dra::Dra>,
     allocatable: Arc<RwLock<api::resources::Amounts>>,
     recorder: EventRecorder,
@@ -115,8 +119,9 @@ fn start_with(
     supervisor: &Supervisor,
     parts: Parts,
 ) -> Result<Running, StartError> {
-    let Parts { volumes, dra, allocatable, recorder } = parts;
-    for directory in [config.layout.pods(), config.layout.device_plugins(), config.layout.logs.clone()] {
+    let Parts { volumes, devices, dra, allocatable, recorder } = parts;
+    let layout = &config.layout;
+    for directory in [layout.pods(), layout.plugins(), layout.device_plugins(), layout.logs.clone()] {
         std::fs::create_dir_all(&directory)
             .map_err(|source| StartError::Directory { path: directory.display().to_string(), source })?;
     }
@@ -135,7 +140,7 @@ fn start_with(
         images: Images::new(runtime.clone(), config.max_parallel_image_pulls),
         statuses: StatusWriter::new(client.clone(), supervisor),
         recorder,
-        devices: devices::Devices::start(&config.layout, supervisor),
+        devices,
         dra,
         services: informers.of::<Service>(),
         references: References::default(),

@@ -77,6 +77,10 @@ pub trait Volumes: Send + Sync {
     /// the next `set_up` or `tear_down`.
     async fn set_up(&self, pod: &Arc<Pod>) -> Result<VolumePaths, VolumeError>;
 
+    /// The pod runs, with volumes that an earlier process set up: they are kept current from now on.
+    /// Must not block.
+    fn resume(&self, pod: &Arc<Pod>);
+
     /// The pod object changed (labels or annotations that downwardAPI volumes show). Must not block.
     fn refresh(&self, pod: &Arc<Pod>);
 

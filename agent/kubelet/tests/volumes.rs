@@ -240,6 +240,26 @@ async fn files_follow_their_objects_until_the_pod_is_gone() {
 }
 
 #[tokio::test]
+async fn another_agent_follows_what_an_earlier_one_set_up() {
+    let node = Node::new();
+    node.api.put("configmaps/settings", json!({ "data": { "a": "1" } }));
+    let pod = pod("u5", json!([{ "name": "settings", "configMap": { "name": "settings" } }]), None);
+    let path = node.volumes.set_up(&pod).await.unwrap()["settings"].host_path.join("a");
+    node.supervisor.cancel();
+
+    let supervisor = Supervisor::new("another");
+    let layout = Layout::new(node.root.path(), node.root.path().join("logs"));
+    let other = start(&layout, &node.api, &supervisor);
+    node.api.put("configmaps/settings", json!({ "data": { "a": "2" } }));
+    other.resume(&pod);
+    eventually("the change in between did not arrive", || read(&path) == "2").await;
+    node.api.put("configmaps/settings", json!({ "data": { "a": "3" } }));
+    eventually("the change afterwards did not arrive", || read(&path) == "3").await;
+    other.tear_down("u5").await.unwrap();
+    supervisor.cancel();
+}
+
+#[tokio::test]
 async fn tokens_are_renewed_before_they_expire() {
     let node = Node::new();
     let sources = json!([{ "serviceAccountToken": { "path": "token", "expirationSeconds": 600 } }]);

@@ -252,7 +252,8 @@ mod tests {
         assert_eq!(message(Some(&waiting), &attached).as_deref(), Some(success));
         let failure = "FailedAttachVolume AttachVolume.Attach failed for volume \"pv\" : no slot";
         assert_eq!(message(Some(&waiting), &failed).as_deref(), Some(failure));
-        for (old, new) in [(Some(&failed), &failed), (Some(&attached), &attached), (None, &attached), (None, &waiting)] {
+        for (old, new) in [(Some(&failed), &failed), (Some(&attached), &attached), (None, &attached), (None, &waiting)]
+        {
             assert_eq!(message(old, new), None);
         }
     }

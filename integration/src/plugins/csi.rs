@@ -96,12 +96,18 @@ impl Driver {
     /// This host's name of a path, as a container's mount would make of it.
     fn own(&self, path: &str) -> Result<PathBuf, Status> {
         let Some(shown) = &self.options.root else { return Ok(path.into()) };
-        let rest = Path::new(path).strip_prefix(shown).map_err(|_| Status::invalid_argument(format!("{path} is not mounted here")))?;
+        let rest = Path::new(path)
+            .strip_prefix(shown)
+            .map_err(|_| Status::invalid_argument(format!("{path} is not mounted here")))?;
         Ok(self.root.join(rest))
     }
 
+    /// A directory, or the device that a test put there.
     fn volume(&self, handle: &str) -> Result<PathBuf, Status> {
         let directory = self.data.join(handle);
+        if directory.exists() {
+            return Ok(directory);
+        }
         std::fs::create_dir_all(&directory).map_err(internal)?;
         Ok(directory)
     }
@@ -115,17 +121,23 @@ impl Driver {
         if is_mounted {
             return Ok(());
         }
-        std::fs::create_dir_all(to).map_err(internal)?;
+        if from.is_dir() {
+            std::fs::create_dir_all(to).map_err(internal)?;
+        } else {
+            std::fs::write(to, "").map_err(internal)?;
+        }
         mount(Some(from), to, none, MsFlags::MS_BIND, none).map_err(internal)?;
         if read_only {
-            mount(none, to, none, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, none).map_err(internal)?;
+            mount(none, to, none, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, none)
+                .map_err(internal)?;
         }
         Ok(())
     }
 
     fn unmount(path: &Path) -> Result<(), Status> {
         let _ = umount2(path, MntFlags::MNT_DETACH);
-        match std::fs::remove_dir(path) {
+        let removed = if path.is_file() { std::fs::remove_file(path) } else { std::fs::remove_dir(path) };
+        match removed {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(internal(error)),
             _ => Ok(()),
         }
@@ -142,7 +154,10 @@ impl Node for Driver {
             sorted(&request.secrets),
             sorted(&request.publish_context)
         ));
-        Self::bind(&self.volume(&request.volume_id)?, &self.own(&request.staging_target_path)?, false)?;
+        let volume = self.volume(&request.volume_id)?;
+        if volume.is_dir() {
+            Self::bind(&volume, &self.own(&request.staging_target_path)?, false)?;
+        }
         Ok(Response::new(NodeStageVolumeResponse {}))
     }
 
@@ -177,11 +192,12 @@ impl Node for Driver {
         if self.failing.load(Ordering::Relaxed) {
             return Err(Status::internal("the disk is on fire"));
         }
+        let volume = self.volume(&request.volume_id)?;
         let from = match request.staging_target_path.as_str() {
-            "" => self.volume(&request.volume_id)?,
-            staged => self.own(staged)?,
+            staged if !staged.is_empty() && volume.is_dir() => self.own(staged)?,
+            _ => volume.clone(),
         };
-        if !request.volume_context.is_empty() {
+        if volume.is_dir() && !request.volume_context.is_empty() {
             let text = sorted(&request.volume_context);
             std::fs::write(self.volume(&request.volume_id)?.join("context"), text).map_err(internal)?;
         }
@@ -222,7 +238,8 @@ impl Node for Driver {
         &self,
         _: Request<NodeGetCapabilitiesRequest>,
     ) -> Answer<NodeGetCapabilitiesResponse> {
-        let capability = |ability: &Ability| NodeServiceCapability { r#type: Some(Type::Rpc(Rpc { r#type: *ability as i32 })) };
+        let capability =
+            |ability: &Ability| NodeServiceCapability { r#type: Some(Type::Rpc(Rpc { r#type: *ability as i32 })) };
         let capabilities = self.options.abilities.iter().map(capability).collect();
         Ok(Response::new(NodeGetCapabilitiesResponse { capabilities }))
     }

@@ -44,7 +44,8 @@ impl DevicePlugin {
             options: Some(options()),
         };
         let register = async {
-            let channel = proto::unix_channel(&kubelet).await.map_err(|error| Status::unavailable(error.to_string()))?;
+            let channel =
+                proto::unix_channel(&kubelet).await.map_err(|error| Status::unavailable(error.to_string()))?;
             RegistrationClient::new(channel).register(request).await.map(drop)
         };
         match &self.servers.runtime {

@@ -47,7 +47,10 @@ struct Servers {
 impl Servers {
     fn new() -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-        Self { runtime: Some(runtime.unwrap_or_else(|error| panic!("a runtime for a driver: {error}"))), sockets: Vec::new() }
+        Self {
+            runtime: Some(runtime.unwrap_or_else(|error| panic!("a runtime for a driver: {error}"))),
+            sockets: Vec::new(),
+        }
     }
 
     fn serve<S>(&mut self, socket: &Path, service: S)

@@ -121,7 +121,10 @@ impl Ledger {
     }
 
     pub fn resources(&self) -> impl Iterator<Item = (&String, &Ids)> {
-        self.resources.iter().filter(|(_, resource)| !resource.removed).map(|(name, resource)| (name, &resource.healthy))
+        self.resources
+            .iter()
+            .filter(|(_, resource)| !resource.removed)
+            .map(|(name, resource)| (name, &resource.healthy))
     }
 
     pub fn plugin(&self, resource: &str) -> Option<Arc<Plugin>> {
@@ -203,11 +206,14 @@ impl Ledger {
         let of_pod = |ended: &String| self.grants.get(&(uid.clone(), ended.clone(), resource.clone()));
         let reusable: Ids = after.iter().filter_map(of_pod).flat_map(|grant| grant.devices.clone()).collect();
         // Another container of the pod may have it by now.
-        let taken = self.grants.iter().filter(|((pod, name, what), _)| {
-            what == resource && !(pod == uid && after.contains(name))
-        });
+        let taken = self
+            .grants
+            .iter()
+            .filter(|((pod, name, what), _)| what == resource && !(pod == uid && after.contains(name)));
         let taken: Ids = taken.flat_map(|(_, grant)| grant.devices.clone()).collect();
-        let free = |ids: &Ids| ids.iter().filter(|id| known.healthy.contains(*id) && !taken.contains(*id)).cloned().collect::<Ids>();
+        let free = |ids: &Ids| {
+            ids.iter().filter(|id| known.healthy.contains(*id) && !taken.contains(*id)).cloned().collect::<Ids>()
+        };
         let included: Ids = free(&reusable).into_iter().take(*count).collect();
         let available: Ids = free(&known.healthy).difference(&reusable).cloned().collect();
         let missing = count - included.len();

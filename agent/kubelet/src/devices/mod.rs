@@ -33,6 +33,7 @@ use crate::node::status::DeviceCount;
 use crate::plugins::rpc::within;
 use ledger::{Ledger, Wish};
 use plugin::Plugin;
+pub use registration::ByRegistry;
 
 /// A call to a plugin may take this long (`endpoint.go` waits without limit, but for PreStartContainer).
 const LIMIT: Duration = Duration::from_secs(30);
@@ -98,7 +99,9 @@ impl Devices {
         let _choosing = self.choosing.lock().await;
         let wishes = ledger::wishes(pod, &self.ledger.lock());
         for wish in wishes {
-            self.allocate(&wish).await.map_err(|error| format!("Allocate failed due to {error}, which is unexpected"))?;
+            self.allocate(&wish)
+                .await
+                .map_err(|error| format!("Allocate failed due to {error}, which is unexpected"))?;
         }
         Ok(())
     }
@@ -131,7 +134,8 @@ impl Devices {
         };
         let request = PreferredAllocationRequest { container_requests: vec![request] };
         let answer = within(LIMIT, plugin.client().get_preferred_allocation(request)).await;
-        let answer = answer.map_err(|error| format!("device plugin GetPreferredAllocation rpc failed with err: {error}"))?;
+        let answer =
+            answer.map_err(|error| format!("device plugin GetPreferredAllocation rpc failed with err: {error}"))?;
         Ok(answer.container_responses.into_iter().next().map(|first| first.device_i_ds).unwrap_or_default())
     }
 

@@ -1,8 +1,7 @@
 //! One device plugin: its client, and the stream of its devices for as long as it lasts.
 
-use std::path::Path;
-use std::sync::Weak;
-use std::sync::{Arc, OnceLock};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use component::Supervisor;
@@ -19,6 +18,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 pub struct Plugin {
     client: DevicePluginClient<Channel>,
+    socket: PathBuf,
     options: OnceLock<DevicePluginOptions>,
     /// Ends the stream when another plugin takes the resource.
     supervisor: Supervisor,
@@ -27,7 +27,7 @@ pub struct Plugin {
 impl Plugin {
     fn new(socket: &Path, supervisor: Supervisor) -> Self {
         let client = DevicePluginClient::new(proto::unix_channel_lazy(socket));
-        Self { client, options: OnceLock::new(), supervisor }
+        Self { client, socket: socket.to_owned(), options: OnceLock::new(), supervisor }
     }
 
     /// One that nothing stands behind.
@@ -58,17 +58,31 @@ pub fn register(devices: &Arc<Devices>, resource: &str, socket: &Path, options: 
     if let Some(before) = before {
         before.supervisor.cancel();
     }
-    let keeper = devices.supervisor.clone();
-    supervisor.spawn("devices", follow(Arc::downgrade(devices), resource.to_owned(), plugin, keeper));
+    supervisor.spawn("devices", follow(Arc::downgrade(devices), resource.to_owned(), plugin));
 }
 
-async fn follow(devices: Weak<Devices>, resource: String, plugin: Arc<Plugin>, keeper: Supervisor) {
+/// The plugin on this socket is gone.
+pub fn deregister(devices: &Arc<Devices>, resource: &str, socket: &Path) {
+    let plugin = devices.ledger.lock().plugin(resource).filter(|plugin| plugin.socket == socket);
+    if let Some(plugin) = plugin {
+        plugin.supervisor.cancel();
+        lose(devices, resource, &plugin);
+    }
+}
+
+/// Its devices do not work, and are forgotten unless it comes back.
+fn lose(devices: &Arc<Devices>, resource: &str, plugin: &Arc<Plugin>) {
+    if devices.change(|ledger| ledger.lose(resource, plugin)) {
+        devices.supervisor.spawn(resource, forget(Arc::downgrade(devices), resource.to_owned()));
+    }
+}
+
+async fn follow(devices: Weak<Devices>, resource: String, plugin: Arc<Plugin>) {
     if let Err(error) = listen(&devices, &resource, &plugin).await {
         tracing::warn!(resource, error, "a device plugin is gone; its devices cannot be had");
     }
-    let Some(known) = devices.upgrade() else { return };
-    if known.change(|ledger| ledger.lose(&resource, &plugin)) {
-        keeper.spawn(resource.clone(), forget(devices, resource));
+    if let Some(devices) = devices.upgrade() {
+        lose(&devices, &resource, &plugin);
     }
 }
 

@@ -1,7 +1,7 @@
 //! The socket on which device plugins register (`pkg/kubelet/cm/devicemanager/plugin/v1beta1/server.go`).
 
 use std::path::{Component, Path, PathBuf};
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,6 +11,7 @@ use tokio::net::UnixListener;
 use tonic::{Request, Response, Status};
 
 use super::{Devices, checkpoint, plugin};
+use crate::plugins::{Handler, Plugin};
 
 pub const SOCKET: &str = "kubelet.sock";
 /// The version that plugins and kubelet speak.
@@ -72,11 +73,40 @@ impl Registration for Server {
     }
 }
 
+/// Plugins that come in as drivers do, through the registry of sockets.
+pub struct ByRegistry(pub Arc<Devices>);
+
+#[async_trait]
+impl Handler for ByRegistry {
+    fn validate(&self, plugin: &Plugin) -> Result<(), String> {
+        let Plugin { name, versions, .. } = plugin;
+        if !versions.iter().any(|version| version == VERSION) {
+            let versions = versions.join(" ");
+            return Err(format!("manager version, {VERSION}, is not among plugin supported versions [{versions}]"));
+        }
+        if is_extended(name) {
+            return Ok(());
+        }
+        Err(format!("invalid name of device plugin resource: the ResourceName {name:?} is invalid"))
+    }
+
+    async fn register(&self, plugin: &Plugin) -> Result<(), String> {
+        plugin::register(&self.0, &plugin.name, &plugin.socket, None);
+        Ok(())
+    }
+
+    async fn deregister(&self, plugin: &Plugin) {
+        plugin::deregister(&self.0, &plugin.name, &plugin.socket);
+    }
+}
+
 /// The plugin's socket, if its request is in order. Messages are Kubernetes'.
 fn check(request: &RegisterRequest, directory: &Path) -> Result<PathBuf, String> {
     let RegisterRequest { version, resource_name, endpoint, .. } = request;
     if version != VERSION {
-        return Err(format!("requested API version {version:?} is not supported by kubelet. Supported version is [{VERSION:?}]"));
+        return Err(format!(
+            "requested API version {version:?} is not supported by kubelet. Supported version is [{VERSION:?}]"
+        ));
     }
     if !is_extended(resource_name) {
         return Err(format!("the ResourceName {resource_name:?} is invalid"));
@@ -114,7 +144,8 @@ mod tests {
         assert_eq!(checked("v1beta1", "example.com/gpu", "gpu.sock"), Ok("/d/gpu.sock".into()));
         assert_eq!(
             checked("v1alpha1", "example.com/gpu", "gpu.sock"),
-            Err("requested API version \"v1alpha1\" is not supported by kubelet. Supported version is [\"v1beta1\"]".to_owned())
+            Err("requested API version \"v1alpha1\" is not supported by kubelet. Supported version is [\"v1beta1\"]"
+                .to_owned())
         );
         for name in ["gpu", "kubernetes.io/gpu", "requests.example.com/gpu", "example.com/a b"] {
             assert_eq!(checked("v1beta1", name, "s"), Err(format!("the ResourceName {name:?} is invalid")));
@@ -122,6 +153,36 @@ mod tests {
         for endpoint in ["", "../x", "/x", "a/b"] {
             assert!(checked("v1beta1", "example.com/gpu", endpoint).is_err(), "{endpoint}");
         }
+    }
+
+    #[tokio::test]
+    async fn plugins_of_the_registry_come_and_go() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = crate::layout::Layout::new(directory.path(), "/logs");
+        std::fs::create_dir_all(layout.device_plugins()).unwrap();
+        let supervisor = component::Supervisor::new("test");
+        let devices = Devices::start(&layout, &supervisor);
+        let registry = ByRegistry(devices.clone());
+        let plugin = |name: &str, version: &str| Plugin {
+            name: name.to_owned(),
+            endpoint: "/s".into(),
+            socket: "/s".into(),
+            versions: vec![version.to_owned()],
+        };
+        assert_eq!(
+            registry.validate(&plugin("example.com/gpu", "v1alpha1")),
+            Err("manager version, v1beta1, is not among plugin supported versions [v1alpha1]".to_owned())
+        );
+        assert!(registry.validate(&plugin("gpu", "v1beta1")).unwrap_err().starts_with("invalid name of device plugin"));
+        let good = plugin("example.com/gpu", "v1beta1");
+        registry.validate(&good).unwrap();
+        registry.register(&good).await.unwrap();
+        assert_eq!(devices.counts()[0].resource, "example.com/gpu");
+        assert!(devices.ledger.lock().plugin("example.com/gpu").is_some());
+        registry.deregister(&plugin("example.com/other", "v1beta1")).await;
+        registry.deregister(&good).await;
+        assert!(devices.ledger.lock().plugin("example.com/gpu").is_none());
+        supervisor.cancel();
     }
 
     #[tokio::test]

@@ -95,7 +95,9 @@ async fn wipe(client: Client, node: &str, driver: Option<&str>) {
         match slices.delete_collection(&DeleteParams::default(), &selected).await {
             Ok(_) => return,
             Err(kube::Error::Api(answer)) if answer.code == 404 => return,
-            Err(error) => tracing::debug!(%error, node, "resource slices of drivers that are not here could not be deleted; trying again"),
+            Err(error) => {
+                tracing::debug!(%error, node, "resource slices of drivers that are not here could not be deleted; trying again")
+            }
         }
         tokio::time::sleep(delay).await;
         delay = (delay * 2).min(LONGEST_RETRY);
@@ -158,7 +160,10 @@ mod tests {
 
     #[test]
     fn the_first_service_that_both_speak() {
-        assert_eq!(service(&plugin("/s", &["v2.DRAPlugin", "v1beta1.DRAPlugin", "v1.DRAPlugin"])), Ok("v1beta1.DRAPlugin"));
+        assert_eq!(
+            service(&plugin("/s", &["v2.DRAPlugin", "v1beta1.DRAPlugin", "v1.DRAPlugin"])),
+            Ok("v1beta1.DRAPlugin")
+        );
         let invalid = "invalid supported gRPC versions of DRA driver plugin d.example at endpoint /s: ";
         assert_eq!(
             service(&plugin("/s", &[])),
@@ -166,7 +171,9 @@ mod tests {
         );
         assert_eq!(
             service(&plugin("/s", &["v1alpha3"])),
-            Err(format!("{invalid}none of services supported by the plugin ([\"v1alpha3\"]) are supported by the kubelet ([\"v1.DRAPlugin\" \"v1beta1.DRAPlugin\"])"))
+            Err(format!(
+                "{invalid}none of services supported by the plugin ([\"v1alpha3\"]) are supported by the kubelet ([\"v1.DRAPlugin\" \"v1beta1.DRAPlugin\"])"
+            ))
         );
     }
 
@@ -176,7 +183,8 @@ mod tests {
         let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
             let _ = deleted.send(request.uri().to_string());
             async {
-                let body = serde_json::json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"});
+                let body =
+                    serde_json::json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"});
                 Ok::<_, tower::BoxError>(http::Response::new(kube::client::Body::from(body.to_string().into_bytes())))
             }
         });
@@ -200,7 +208,10 @@ mod tests {
         drivers.remove(&plugin("/again", &[]));
         assert_eq!(drivers.get("d.example").err(), unknown);
         let deleted = deletions.recv().await.unwrap();
-        assert!(deleted.contains("/apis/resource.k8s.io/v1/resourceslices") && deleted.contains("d.example"), "{deleted}");
+        assert!(
+            deleted.contains("/apis/resource.k8s.io/v1/resourceslices") && deleted.contains("d.example"),
+            "{deleted}"
+        );
         supervisor.cancel();
     }
 }

@@ -168,11 +168,11 @@ impl Dra {
             let answers = driver.unprepare(&batch).await.map_err(|error| format!("NodeUnprepareResources: {error}"))?;
             for (uid, answer) in &answers {
                 let claim = batch.iter().find(|claim| claim.uid == *uid);
-                let claim =
-                    claim.ok_or_else(|| format!("NodeUnprepareResources returned result for unknown claim UID {uid}"))?;
-                answer
-                    .clone()
-                    .map_err(|error| format!("NodeUnprepareResources failed for ResourceClaim {}: {error}", claim.name))?;
+                let claim = claim
+                    .ok_or_else(|| format!("NodeUnprepareResources returned result for unknown claim UID {uid}"))?;
+                answer.clone().map_err(|error| {
+                    format!("NodeUnprepareResources failed for ResourceClaim {}: {error}", claim.name)
+                })?;
             }
             skipped("NodeUnprepareResources", batch.len(), answers.len())?;
         }

@@ -23,9 +23,7 @@ const LONGEST_RETRY: Duration = Duration::from_secs(122);
 pub enum RegistrationError {
     #[error("RegisterPlugin error -- dial failed at socket {socket}, err: {message}")]
     Dial { socket: String, message: String },
-    #[error(
-        "RegisterPlugin error -- failed to get plugin info using RPC GetInfo at socket {socket}, err: {message}"
-    )]
+    #[error("RegisterPlugin error -- failed to get plugin info using RPC GetInfo at socket {socket}, err: {message}")]
     Info { socket: String, message: String },
     #[error("RegisterPlugin error -- no handler registered for plugin type: {kind} at socket {socket}")]
     Type { kind: String, socket: String },

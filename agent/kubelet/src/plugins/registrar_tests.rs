@@ -78,7 +78,8 @@ impl Stage {
         let handlers: Handlers = [("CSIPlugin", Arc::new(listener) as Arc<dyn Handler>)].into();
         let resolve: Resolve = Arc::new(|path| PathBuf::from("/own").join(path.strip_prefix("/").unwrap()));
         let watched = directory.path().join("registry");
-        supervisor.spawn("watch", super::super::watch(watched, Arc::new(handlers), resolve, supervisor.child("plugins")));
+        supervisor
+            .spawn("watch", super::super::watch(watched, Arc::new(handlers), resolve, supervisor.child("plugins")));
         Self { directory, supervisor, heard: hear, told, tell }
     }
 

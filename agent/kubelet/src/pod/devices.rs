@@ -97,7 +97,8 @@ mod tests {
     #[test]
     fn block_volumes_are_devices() {
         let container: Container =
-            serde_json::from_value(json!({"name": "c", "volumeDevices": [{"name": "v", "devicePath": "/dev/x"}]})).unwrap();
+            serde_json::from_value(json!({"name": "c", "volumeDevices": [{"name": "v", "devicePath": "/dev/x"}]}))
+                .unwrap();
         let volume = |read_only| MountedVolume { host_path: "/p/u".into(), read_only };
         for (read_only, permissions) in [(false, "mrw"), (true, "r")] {
             let volumes = VolumePaths::from([("v".to_owned(), volume(read_only))]);

@@ -165,7 +165,10 @@ mod tests {
             (vec!["run".to_owned(), "1".into()], vec!["$(B)".to_owned(), "$(A)".into()])
         );
         assert_eq!(made.log_path, "c/3.log");
-        assert_eq!((made.cdi_devices[0].name.as_str(), made.annotations["plugin"].as_str()), ("vendor/class=name", "told"));
+        assert_eq!(
+            (made.cdi_devices[0].name.as_str(), made.annotations["plugin"].as_str()),
+            ("vendor/class=name", "told")
+        );
         assert!(made.tty && !made.stdin);
         assert_eq!(made.annotations[labels::CONTAINER_RESTART_COUNT], "3");
         assert_eq!(made.annotations[labels::POD_TERMINATION_GRACE], "9");

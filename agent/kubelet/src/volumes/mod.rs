@@ -271,6 +271,13 @@ impl NodeVolumes {
                 Err(message) => failed.push(format!("{}: {message}", volume.name)),
             }
         }
+        if self.csi.has_forgotten(uid) {
+            for volume in volumes_of(&pod).iter().filter(|volume| may_be_of_driver(volume)) {
+                if let Err(error) = self.set_up_volume(&pod, volume, owner).await {
+                    failed.push(error.to_string());
+                }
+            }
+        }
         if self.csi.refresh(&pod, owner).await {
             next = next.into_iter().chain([LOOK_AGAIN]).min();
         }
@@ -294,9 +301,9 @@ impl Volumes for NodeVolumes {
         let writing = self.enter(pod);
         let _writing = writing.lock().await;
         let owner = Owner::of(pod);
-        let all = volumes_of(pod).iter().map(|volume| async move {
-            self.set_up_volume(pod, volume, owner).await.map(|made| (volume, made))
-        });
+        let all = volumes_of(pod)
+            .iter()
+            .map(|volume| async move { self.set_up_volume(pod, volume, owner).await.map(|made| (volume, made)) });
         let mut paths = VolumePaths::new();
         let mut renew_after: Option<Duration> = None;
         for outcome in futures::future::join_all(all).await {
@@ -308,6 +315,11 @@ impl Volumes for NodeVolumes {
             self.refreshes.add_after(uid_of(pod).to_owned(), delay);
         }
         Ok(paths)
+    }
+
+    fn resume(&self, pod: &Arc<Pod>) {
+        self.enter(pod);
+        self.refreshes.add(uid_of(pod).to_owned());
     }
 
     fn refresh(&self, pod: &Arc<Pod>) {
@@ -346,7 +358,9 @@ impl Volumes for NodeVolumes {
                 return remove(&volumes);
             }
             let plugins = std::fs::read_dir(&volumes).into_iter().flatten().flatten().map(|entry| entry.path());
-            plugins.filter(|plugin| !kept.iter().any(|kept| kept.starts_with(plugin))).try_for_each(|plugin| remove(&plugin))
+            plugins
+                .filter(|plugin| !kept.iter().any(|kept| kept.starts_with(plugin)))
+                .try_for_each(|plugin| remove(&plugin))
         });
         let removed = removed.await.map_err(|message| VolumeError::set_up("*", message));
         of_drivers.and(removed)
@@ -403,7 +417,13 @@ fn memory_size(pod: &Pod, source: &EmptyDirVolumeSource) -> Option<u64> {
     own.into_iter().chain(pod_limit).map(|quantity| quantity.units()).min().and_then(|bytes| u64::try_from(bytes).ok())
 }
 
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
+fn may_be_of_driver(volume: &Volume) -> bool {
+    volume.csi.is_some() || volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some()
+}
+
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(error.to_string()))
 }
 

@@ -44,7 +44,9 @@ fn is_shared(mountinfo: &str, directory: &Path) -> bool {
     let holding = fields.filter(|fields| fields.get(4).is_some_and(|target| directory.starts_with(unescape(target))));
     // Of mounts at one place, the newest counts.
     let nearest = holding.max_by_key(|fields| unescape(fields[4]).components().count());
-    nearest.is_some_and(|fields| fields.iter().skip(6).take_while(|tag| **tag != "-").any(|tag| tag.starts_with("shared:")))
+    nearest.is_some_and(|fields| {
+        fields.iter().skip(6).take_while(|tag| **tag != "-").any(|tag| tag.starts_with("shared:"))
+    })
 }
 
 /// Runs mount(8), which knows helpers such as mount.nfs.
@@ -142,7 +144,9 @@ mod tests {
     #[test]
     fn the_nearest_mount_decides_what_is_shared() {
         let info = "1 0 8:1 / / rw - ext4 a rw\n2 1 8:1 /k /k rw shared:5 master:1 - ext4 a rw\n3 2 8:2 / /k/private rw - ext4 b rw\n";
-        for (directory, shared) in [("/", false), ("/k", true), ("/k/pods", true), ("/k/private/x", false), ("/kk", false)] {
+        for (directory, shared) in
+            [("/", false), ("/k", true), ("/k/pods", true), ("/k/private/x", false), ("/kk", false)]
+        {
             assert_eq!(is_shared(info, Path::new(directory)), shared, "{directory}");
         }
     }

@@ -247,6 +247,9 @@ impl Worker {
             Ok(observed) if changes == self.changes => {
                 if self.blind {
                     self.recall_resources();
+                    if self.stage == Stage::Running && observed.any_running() {
+                        self.node.volumes.resume(self.pod());
+                    }
                 }
                 self.blind = false;
                 observed.runs.iter().for_each(|run| self.note(run));

@@ -43,7 +43,13 @@ impl Attached {
                 changed
             });
         });
-        let this = Self { client, node: node.to_owned(), attached, users: Mutex::default(), in_use: watch::channel(Vec::new()).0 };
+        let this = Self {
+            client,
+            node: node.to_owned(),
+            attached,
+            users: Mutex::default(),
+            in_use: watch::channel(Vec::new()).0,
+        };
         for (uid, _, record) in data::of_all(layout) {
             if record.attached == "true" {
                 this.use_by(&record.unique_name(), &uid);
@@ -99,9 +105,8 @@ impl Attached {
             ));
         }
         let id = attachment_name(&volume.driver, &volume.handle, &self.node);
-        let failed = |error: String| {
-            format!("volume {} has GET error for volume attachment {id}: {error}", volume.handle)
-        };
+        let failed =
+            |error: String| format!("volume {} has GET error for volume attachment {id}: {error}", volume.handle);
         let found = Api::<VolumeAttachment>::all(self.client.clone()).get(&id).await.map_err(|error| match error {
             kube::Error::Api(status) => failed(status.message.clone()),
             other => failed(other.to_string()),
@@ -115,8 +120,8 @@ impl Attached {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use super::super::volume::Lifecycle;
+    use super::*;
 
     #[tokio::test]
     async fn what_is_used_stays_so_until_the_last_pod_is_gone() {

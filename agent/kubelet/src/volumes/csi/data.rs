@@ -187,7 +187,10 @@ mod tests {
         assert!(place.target.ends_with("pods/u1/volumes/kubernetes.io~csi/pv/mount"));
         assert!(place.staging.ends_with("globalmount"));
         let text = std::fs::read_to_string(place.data.join(FILE)).unwrap();
-        assert!(text.contains(r#""specVolID":"pv","volumeHandle":"h","driverName":"d.example","nodeName":"n""#), "{text}");
+        assert!(
+            text.contains(r#""specVolID":"pv","volumeHandle":"h","driverName":"d.example","nodeName":"n""#),
+            "{text}"
+        );
 
         let device = Record { handle: "h".to_owned(), driver: "d.example".to_owned(), ..Default::default() };
         device.write(place.staging.parent().unwrap()).unwrap();

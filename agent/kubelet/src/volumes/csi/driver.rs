@@ -16,6 +16,9 @@ use crate::plugins::rpc::{RpcError, within};
 /// A call to a driver may take this long (`csiTimeout`).
 const LIMIT: Duration = Duration::from_secs(120);
 
+/// How long somebody who asks how full volumes are may have to wait for one.
+const USAGE_LIMIT: Duration = Duration::from_secs(10);
+
 /// What a driver can do besides publishing volumes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Abilities {
@@ -125,7 +128,7 @@ impl Driver {
             volume_path: self.shown(path),
             ..Default::default()
         };
-        within(LIMIT, self.client.clone().node_get_volume_stats(request)).await
+        within(USAGE_LIMIT, self.client.clone().node_get_volume_stats(request)).await
     }
 }
 
@@ -179,7 +182,8 @@ mod tests {
 
     #[test]
     fn the_newest_version_of_1_is_spoken() {
-        let highest = |versions: &[&str]| Version::highest(&versions.iter().map(|v| (*v).to_owned()).collect::<Vec<_>>());
+        let highest =
+            |versions: &[&str]| Version::highest(&versions.iter().map(|v| (*v).to_owned()).collect::<Vec<_>>());
         assert_eq!(highest(&["1.0.0", "v1.5.0", "2.0.0", "0.3.0"]), Ok(Version(1, 5, 0)));
         assert_eq!(highest(&["1.2"]), Ok(Version(1, 2, 0)));
         assert_eq!(

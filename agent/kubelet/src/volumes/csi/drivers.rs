@@ -37,7 +37,8 @@ impl Drivers {
     /// The version to speak with a plugin that wants to register.
     pub fn validate(&self, plugin: &Plugin) -> Result<Version, String> {
         let Plugin { name, versions, .. } = plugin;
-        let failed = |why: String| Err(format!("kubernetes.io/csi: ValidatePlugin for CSI driver {name:?} failed. {why}"));
+        let failed =
+            |why: String| Err(format!("kubernetes.io/csi: ValidatePlugin for CSI driver {name:?} failed. {why}"));
         if versions.is_empty() {
             return failed("Plugin returned an empty list for supported versions".to_owned());
         }
@@ -77,18 +78,23 @@ mod tests {
     #[tokio::test]
     async fn one_driver_of_a_name() {
         let drivers = Drivers::default();
-        let failed = |why: &str| Err(format!("kubernetes.io/csi: ValidatePlugin for CSI driver \"d.example\" failed. {why}"));
+        let failed =
+            |why: &str| Err(format!("kubernetes.io/csi: ValidatePlugin for CSI driver \"d.example\" failed. {why}"));
         assert_eq!(drivers.validate(&plugin(&[])), failed("Plugin returned an empty list for supported versions"));
         assert_eq!(
             drivers.validate(&plugin(&["0.3.0"])),
-            failed("None of the versions specified [\"0.3.0\"] are supported. err=highest supported version reported by driver is 0.3.0, must be v1.x")
+            failed(
+                "None of the versions specified [\"0.3.0\"] are supported. err=highest supported version reported by driver is 0.3.0, must be v1.x"
+            )
         );
         let version = drivers.validate(&plugin(&["1.0.0"])).unwrap();
         let layout = Layout::new("/k", "/l");
         drivers.put(Arc::new(Driver::new("d.example", "/csi.sock".as_ref(), "/csi.sock".as_ref(), version, &layout)));
         assert_eq!(
             drivers.validate(&plugin(&["1.0.0"])),
-            failed("Another driver with the same name is already registered with a higher supported version: \"1.0.0\"")
+            failed(
+                "Another driver with the same name is already registered with a higher supported version: \"1.0.0\""
+            )
         );
         assert!(drivers.validate(&plugin(&["1.1.0"])).is_ok());
         let other = Plugin { endpoint: "/other.sock".into(), ..plugin(&[]) };

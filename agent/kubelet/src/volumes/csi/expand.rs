@@ -62,11 +62,16 @@ impl Csi {
         let api: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), namespace);
         match api.patch_status(name, &PatchParams::default(), &Patch::Merge(status_patch(claim, grown))).await {
             Ok(_) => {
-                let message = format!("MountVolume.NodeExpandVolume succeeded for volume {:?} {}", volume.name, self.node);
+                let message =
+                    format!("MountVolume.NodeExpandVolume succeeded for volume {:?} {}", volume.name, self.node);
                 self.tell(pod, claim, EventType::Normal, "FileSystemResizeSuccessful", &message);
             }
             Err(error) => {
-                tracing::warn!(claim = name, error = said(error), "a claim does not say yet that its volume has grown; trying again");
+                tracing::warn!(
+                    claim = name,
+                    error = said(error),
+                    "a claim does not say yet that its volume has grown; trying again"
+                );
             }
         }
     }
@@ -136,7 +141,8 @@ mod tests {
     #[test]
     fn a_claim_that_has_less_than_its_volume_grows() {
         let claim = |size: &str| -> PersistentVolumeClaim {
-            let conditions = json!([{"type": "FileSystemResizePending", "status": "True"}, {"type": "Other", "status": "True"}]);
+            let conditions =
+                json!([{"type": "FileSystemResizePending", "status": "True"}, {"type": "Other", "status": "True"}]);
             serde_json::from_value(json!({"status": {"capacity": {"storage": size}, "conditions": conditions,
                 "allocatedResourceStatuses": {"storage": "NodeResizePending"}}}))
             .unwrap()

@@ -36,7 +36,7 @@ use tokio::sync::watch;
 use super::tokens::Tokens;
 use crate::layout::Layout;
 use crate::plugins::{Handler, Plugin};
-use crate::volume_contract::MountedVolume;
+use crate::volume_contract::{MountedVolume, VolumeUsage};
 use attached::Attached;
 use driver::Driver;
 use drivers::Drivers;
@@ -75,6 +75,8 @@ struct Published {
     claim: Option<String>,
     /// It is published again every now and then.
     republish: bool,
+    /// How full it was when its driver was last asked.
+    usage: Arc<Mutex<Option<(tokio::time::Instant, VolumeUsage)>>>,
 }
 
 /// The words of a kubelet that got no answer or a refusal from the API.
@@ -136,7 +138,9 @@ impl Csi {
         let Some((namespace, name)) = secret else { return Ok(HashMap::new()) };
         let found = Api::<Secret>::namespaced(self.client.clone(), namespace).get(name).await.map_err(|error| {
             let error = said(error);
-            format!("kubernetes.io/csi: failed to find the secret {name} in the namespace {namespace} with error: {error}")
+            format!(
+                "kubernetes.io/csi: failed to find the secret {name} in the namespace {namespace} with error: {error}"
+            )
         })?;
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         Ok(found.data.into_iter().flatten().map(|(key, value)| (key, text(value.0))).collect())

@@ -62,9 +62,7 @@ impl NodeInfo {
         .await
         .map_err(|error| failed("Node", error))?;
         let entry = entry(driver, info, &topology);
-        self.change_csi_node(|drivers| install(drivers, entry.clone()))
-            .await
-            .map_err(|error| failed("CSINode", error))
+        self.change_csi_node(|drivers| install(drivers, entry.clone())).await.map_err(|error| failed("CSINode", error))
     }
 
     /// Topology labels stay: other drivers and volumes may count on them.

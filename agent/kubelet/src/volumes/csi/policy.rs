@@ -43,8 +43,7 @@ pub fn takes_group(volume: &Volume, owner: Owner, object: Option<&CSIDriver>) ->
         return false;
     }
     let by_one_node = || volume.access_modes.iter().any(|mode| mode == "ReadWriteOnce" || mode == "ReadWriteOncePod");
-    policy == Some("File")
-        || !volume.fs_type.is_empty() && (volume.lifecycle == Lifecycle::Ephemeral || by_one_node())
+    policy == Some("File") || !volume.fs_type.is_empty() && (volume.lifecycle == Lifecycle::Ephemeral || by_one_node())
 }
 
 #[cfg(test)]

@@ -71,6 +71,14 @@ impl Csi {
         self.mounted.lock().get(&key).map(|published| published.mounted.clone())
     }
 
+    /// Whether the pod has volumes that this process did not publish: they are published again, so that
+    /// their drivers and those that follow them know of them.
+    pub fn has_forgotten(&self, uid: &str) -> bool {
+        let on_disk = data::of_pod(&self.layout, uid).len();
+        let known = self.mounted.lock().keys().filter(|(pod, _)| pod == uid).count();
+        on_disk > known
+    }
+
     /// Sets a volume up. If the future is dropped, what was begun is found again on disk.
     pub async fn set_up(&self, order: Order<'_>) -> Result<MountedVolume, VolumeError> {
         let uid = uid_of(order.pod);
@@ -94,6 +102,7 @@ impl Csi {
             mounted: mounted.clone(),
             claim: order.claim.as_ref().and_then(|(claim, _)| claim.metadata.name.clone()),
             republish: policy::republish(facts.object.as_ref()),
+            usage: Arc::default(),
             volume: Arc::new(order.volume),
         };
         self.mounted.lock().insert((uid.to_owned(), order.name.to_owned()), published);
@@ -128,8 +137,9 @@ impl Csi {
                 "MountDevice",
                 format!("kubernetes.io/csi: attacher.MountDevice failed to create newCsiDriverClient: {error}"),
             ),
-            Lifecycle::Ephemeral => order
-                .failed("SetUp", format!("kubernetes.io/csi: mounter.SetUpAt failed to get CSI client: {error}")),
+            Lifecycle::Ephemeral => {
+                order.failed("SetUp", format!("kubernetes.io/csi: mounter.SetUpAt failed to get CSI client: {error}"))
+            }
         })?;
         let abilities = driver.abilities().await.map_err(|error| {
             let what = "mounter.SetUpAt failed to check for STAGE_UNSTAGE_VOLUME capability";
@@ -218,7 +228,11 @@ impl Csi {
         })?;
         facts.driver.publish(request).await.map_err(|error: RpcError| {
             let failed = order.failed("SetUp", error.to_string());
-            if error.is_final() && !facts.abilities.stage { Failure::Before(failed) } else { Failure::Uncertain(failed) }
+            if error.is_final() && !facts.abilities.stage {
+                Failure::Before(failed)
+            } else {
+                Failure::Uncertain(failed)
+            }
         })
     }
 
@@ -238,7 +252,11 @@ impl Csi {
         })?;
         let in_secrets =
             facts.object.as_ref().is_some_and(|object| object.spec.service_account_token_in_secrets == Some(true));
-        if in_secrets { secrets.extend(tokens) } else { context.extend(tokens) }
+        if in_secrets {
+            secrets.extend(tokens)
+        } else {
+            context.extend(tokens)
+        }
         let staging = if staged { facts.place.staging.to_string_lossy().into_owned() } else { String::new() };
         Ok(NodePublishVolumeRequest {
             volume_id: volume.handle.clone(),

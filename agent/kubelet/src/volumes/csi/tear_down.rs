@@ -36,9 +36,10 @@ impl Csi {
         let driver = self.drivers.get(&record.driver).map_err(|error| {
             failed(step, format!("kubernetes.io/csi: Unmounter.TearDownAt failed to get CSI client: {error}"))
         })?;
-        driver.unpublish(&record.handle, &place.target).await.map_err(|error| {
-            failed(step, format!("kubernetes.io/csi: Unmounter.TearDownAt failed: {error}"))
-        })?;
+        driver
+            .unpublish(&record.handle, &place.target)
+            .await
+            .map_err(|error| failed(step, format!("kubernetes.io/csi: Unmounter.TearDownAt failed: {error}")))?;
         let marks = place.clone();
         blocking(move || {
             if mounts::is_mounted(&marks.target) {
@@ -49,7 +50,10 @@ impl Csi {
         .await
         .map_err(|error| {
             let target = place.target.display();
-            failed(step, format!("kubernetes.io/csi: Unmounter.TearDownAt failed to clean mount dir [{target}]: {error}"))
+            failed(
+                step,
+                format!("kubernetes.io/csi: Unmounter.TearDownAt failed to clean mount dir [{target}]: {error}"),
+            )
         })?;
         if record.is_ephemeral() || self.is_used(record) {
             return Ok(());
@@ -91,7 +95,12 @@ impl Csi {
                 continue;
             }
             if let Err(error) = self.unstage(driver, &record.handle, &staging).await {
-                tracing::warn!(volume = record.handle, driver = driver.name, error, "a volume that no pod uses could not be unstaged");
+                tracing::warn!(
+                    volume = record.handle,
+                    driver = driver.name,
+                    error,
+                    "a volume that no pod uses could not be unstaged"
+                );
             }
         }
     }

@@ -1,15 +1,21 @@
 //! How full the pods' volumes are, by their drivers' words (`csi_metrics.go`).
 
+use std::time::Duration;
+
 use k8s_openapi::api::core::v1::Pod;
 use proto::csi::v1::volume_usage::Unit;
 use proto::csi::v1::{NodeGetVolumeStatsResponse, VolumeUsage as Answer};
+use tokio::time::Instant;
 
 use super::{Csi, Published};
 use crate::volume_contract::{Amount, VolumeUsage};
 use crate::volumes::uid_of;
 
+/// How long an answer is good (`volumeStatsAggPeriod`).
+const GOOD_FOR: Duration = Duration::from_secs(60);
+
 impl Csi {
-    /// Of those that this process mounted and whose drivers can tell.
+    /// Of those that this process mounted and whose drivers can tell; asked once a minute at most.
     pub async fn usage(&self, pod: &Pod) -> Vec<VolumeUsage> {
         let uid = uid_of(pod);
         let all: Vec<(String, Published)> = {
@@ -23,9 +29,20 @@ impl Csi {
             if !driver.abilities().await.is_ok_and(|abilities| abilities.usage) {
                 continue;
             }
+            let recent = published.usage.lock().clone().filter(|(at, _)| at.elapsed() < GOOD_FOR);
+            if let Some((_, usage)) = recent {
+                found.push(usage);
+                continue;
+            }
             match driver.usage(&published.volume.handle, &published.mounted.host_path).await {
-                Ok(answer) => found.push(VolumeUsage { name, claim: published.claim, ..read(&answer) }),
-                Err(error) => tracing::debug!(volume = published.volume.name, %error, "a driver does not say how full a volume is"),
+                Ok(answer) => {
+                    let usage = VolumeUsage { name, claim: published.claim, ..read(&answer) };
+                    *published.usage.lock() = Some((Instant::now(), usage.clone()));
+                    found.push(usage);
+                }
+                Err(error) => {
+                    tracing::debug!(volume = published.volume.name, %error, "a driver does not say how full a volume is")
+                }
             }
         }
         found.sort_by(|a, b| a.name.cmp(&b.name));

@@ -122,10 +122,7 @@ impl Volume {
             })
         };
         let mode = access_mode(self.access_modes.first().map(String::as_str), abilities.single_node_multi_writer);
-        VolumeCapability {
-            access_mode: Some(AccessMode { mode: mode as i32 }),
-            access_type: Some(access_type),
-        }
+        VolumeCapability { access_mode: Some(AccessMode { mode: mode as i32 }), access_type: Some(access_type) }
     }
 }
 
@@ -175,7 +172,10 @@ mod tests {
         assert!(persistent.read_only && persistent.block);
         assert_eq!(persistent.unique_name(), "kubernetes.io/csi/d^h");
         assert_eq!(persistent.stage_secret, Some(("n".to_owned(), "s".to_owned())));
-        assert_eq!(persistent.capability(Abilities::default(), None).access_type, Some(AccessType::Block(BlockVolume {})));
+        assert_eq!(
+            persistent.capability(Abilities::default(), None).access_type,
+            Some(AccessType::Block(BlockVolume {}))
+        );
         assert_eq!(Volume::persistent(&PersistentVolume::default(), false), None);
     }
 
