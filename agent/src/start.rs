@@ -162,3 +162,27 @@ pub fn remove_network_objects(data_dir: &std::path::Path) -> Vec<String> {
     problems.extend(dns::cleanup());
     problems
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Directories;
+
+    #[test]
+    fn the_kubelets_directory_is_found_again_where_it_lies_elsewhere() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("agent")).unwrap();
+        let directories = |kubelet: Option<&str>| Directories {
+            data: root.path().join("agent"),
+            kubelet: kubelet.map(PathBuf::from),
+            ..Default::default()
+        };
+        link_kubelet(&directories(None)).unwrap();
+        assert_eq!(kubelet_elsewhere(root.path()), None);
+        assert_eq!(directories(None).kubelet(), root.path().join("agent/kubelet"));
+        for place in ["/var/lib/kubelet", "/srv/kubelet"] {
+            link_kubelet(&directories(Some(place))).unwrap();
+            assert_eq!(kubelet_elsewhere(root.path()), Some(PathBuf::from(place)));
+        }
+    }
+}
