@@ -8,7 +8,7 @@
 //!   for each ConfigMap and Secret that a pod here refers to; `tokens`: ServiceAccount tokens;
 //! - `atomic`: writing a set of files in one step; `owner`: fsGroup;
 //! - `csi`: volumes of drivers that registered with the node;
-//! - `host_path`, `claims`: volumes that exist elsewhere; `mounts`: tmpfs, unmounting, removal.
+//! - `empty_dir`, `host_path`, `claims`: volumes without an object of their own, or that exist elsewhere; `mounts`: tmpfs, unmounting, removal.
 //!
 //! Nothing is remembered across a restart: [`Volumes::set_up`] finds what is there, and
 //! [`Volumes::tear_down`] needs only the pod's directory.
@@ -16,6 +16,7 @@
 mod atomic;
 mod claims;
 pub mod csi;
+mod empty_dir;
 mod gather;
 mod host_path;
 pub(crate) mod mounts;
@@ -25,13 +26,11 @@ mod payload;
 mod tokens;
 
 use std::collections::HashMap;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::quantity::Quantity;
-use api::resources::{self, Amounts, Side};
+use api::resources::Amounts;
 use async_trait::async_trait;
 use component::{Outcome, Supervisor, WorkQueue};
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Pod, Volume};
@@ -184,7 +183,7 @@ impl NodeVolumes {
         let path = self.layout.volume(uid_of(pod), plugin, &volume.name);
         let directory = path.clone();
         blocking(move || {
-            let made = make_directory(&directory, 0o777, in_memory.then_some(None));
+            let made = empty_dir::make_directory(&directory, 0o777, in_memory.then_some(None));
             made.map_err(|error| error.to_string())?;
             atomic::write(&directory, &gathered.payload, |version| owner::give_to_group(version, owner.always(), true))
                 .map_err(|error| error.to_string())
@@ -203,13 +202,13 @@ impl NodeVolumes {
         let path = self.layout.volume(uid_of(pod), "kubernetes.io/empty-dir", &volume.name);
         let in_memory = match source.medium.as_deref().unwrap_or_default() {
             "" => None,
-            "Memory" => Some(memory_size(pod, source)),
+            "Memory" => Some(empty_dir::memory_size(pod, source)),
             other => return Err(format!("storage medium {other:?} is not available on this node")),
         };
         let mode = source.mode.map_or(0o777, payload::mode_bits);
         let directory = path.clone();
         blocking(move || {
-            let fresh = make_directory(&directory, mode, in_memory).map_err(|error| error.to_string())?;
+            let fresh = empty_dir::make_directory(&directory, mode, in_memory).map_err(|error| error.to_string())?;
             // Once: what containers wrote since is theirs.
             if fresh {
                 owner::give_to_group(&directory, owner, false).map_err(|error| error.to_string())
@@ -386,35 +385,6 @@ impl From<PathBuf> for Made {
     fn from(path: PathBuf) -> Self {
         Self { path, read_only: false, renew_after: None }
     }
-}
-
-/// Makes a volume's directory. `in_memory` puts a tmpfs there, limited to so many bytes if given.
-/// Returns whether it is new.
-fn make_directory(path: &Path, mode: u32, in_memory: Option<Option<u64>>) -> std::io::Result<bool> {
-    let existed = path.is_dir();
-    if !existed {
-        std::fs::create_dir_all(path)?;
-    }
-    let mounting = in_memory.filter(|_| !mounts::is_mount_point(path));
-    if let Some(size) = mounting {
-        mounts::mount_tmpfs(path, size)?;
-    }
-    let fresh = !existed || mounting.is_some();
-    if fresh {
-        // Set afterwards: the umask reduces what is given at creation.
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
-    }
-    Ok(fresh)
-}
-
-/// The size of an emptyDir in memory: its own limit, and no more than the pod's memory limit.
-fn memory_size(pod: &Pod, source: &EmptyDirVolumeSource) -> Option<u64> {
-    let own = source.size_limit.as_ref().map(Quantity::from).filter(|limit| !limit.is_zero());
-    let spec = pod.spec.as_ref()?;
-    let every_container_limited =
-        spec.containers.iter().all(|container| resources::of_container(container, Side::Limits).contains_key("memory"));
-    let pod_limit = resources::of_pod(spec, Side::Limits).get("memory").copied().filter(|_| every_container_limited);
-    own.into_iter().chain(pod_limit).map(|quantity| quantity.units()).min().and_then(|bytes| u64::try_from(bytes).ok())
 }
 
 fn may_be_of_driver(volume: &Volume) -> bool {
