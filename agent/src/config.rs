@@ -71,6 +71,9 @@ pub struct Directories {
     pub pod_logs: PathBuf,
     /// Mirrors and credentials of registries: `/etc/skiff/registries.yaml`.
     pub registries: PathBuf,
+    /// The kubelet's, if it does not lie in [`Self::data`]: `/var/lib/kubelet` for drivers that run
+    /// outside of pods.
+    pub kubelet: Option<PathBuf>,
 }
 
 impl Default for Directories {
@@ -80,6 +83,7 @@ impl Default for Directories {
             run: "/run/skiff".into(),
             pod_logs: "/var/log/pods".into(),
             registries: "/etc/skiff/registries.yaml".into(),
+            kubelet: None,
         }
     }
 }
@@ -95,7 +99,12 @@ impl Directories {
     }
 
     pub fn kubelet(&self) -> PathBuf {
-        self.data.join("kubelet")
+        self.kubelet.clone().unwrap_or_else(|| self.data.join("kubelet"))
+    }
+
+    /// A link to the kubelet's directory where that lies elsewhere, so that it is found again.
+    pub fn kubelet_link(&self) -> PathBuf {
+        self.data.join("kubelet-root")
     }
 
     pub fn cni_bin(&self) -> PathBuf {

@@ -27,4 +27,4 @@ mod start;
 
 pub use config::{Config, Directories, ProxyMode};
 pub use kubelet::config::{EvictionThresholds, ImageGc};
-pub use start::{AgentError, Running, follow_pod_routes, remove_network_objects, start};
+pub use start::{AgentError, Running, follow_pod_routes, kubelet_elsewhere, remove_network_objects, start};

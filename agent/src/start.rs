@@ -50,6 +50,7 @@ pub struct Running {
 pub async fn start(config: Config, supervisor: &Supervisor) -> Result<Running, AgentError> {
     let supervisor = supervisor.child("agent");
     private_directory(&config.directories.kubelet())?;
+    link_kubelet(&config.directories)?;
     private_directory(&config.directories.pki())?;
     let executable = cni::locate(config.cni_executable.as_deref())?;
     cni::install(&executable, &config.directories.cni_bin())?;
@@ -135,6 +136,23 @@ fn node_ip(config: &Config) -> Result<IpAddr, AgentError> {
     }
 }
 
+/// Notes where the kubelet's directory is, if it is not among our own.
+fn link_kubelet(directories: &crate::config::Directories) -> Result<(), AgentError> {
+    let Some(root) = &directories.kubelet else { return Ok(()) };
+    let path = directories.kubelet_link();
+    let linked = match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => std::os::unix::fs::symlink(root, &path),
+    };
+    linked.map_err(|error| AgentError::Directory { path, error })
+}
+
+/// The kubelet's directory of the agent with its data under `data_dir`, if it lies elsewhere.
+pub fn kubelet_elsewhere(data_dir: &std::path::Path) -> Option<PathBuf> {
+    let directories = crate::config::Directories { data: data_dir.join("agent"), ..Default::default() };
+    std::fs::read_link(directories.kubelet_link()).ok()
+}
+
 /// Removes what the node's parts, with their data under `data_dir`, made in this network
 /// namespace: links, addresses, routes, tables and chains. Returns what could not be removed.
 pub fn remove_network_objects(data_dir: &std::path::Path) -> Vec<String> {
@@ -143,4 +161,28 @@ pub fn remove_network_objects(data_dir: &std::path::Path) -> Vec<String> {
     problems.extend(network::cleanup(&directories.cni_conf()));
     problems.extend(dns::cleanup());
     problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Directories;
+
+    #[test]
+    fn the_kubelets_directory_is_found_again_where_it_lies_elsewhere() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("agent")).unwrap();
+        let directories = |kubelet: Option<&str>| Directories {
+            data: root.path().join("agent"),
+            kubelet: kubelet.map(PathBuf::from),
+            ..Default::default()
+        };
+        link_kubelet(&directories(None)).unwrap();
+        assert_eq!(kubelet_elsewhere(root.path()), None);
+        assert_eq!(directories(None).kubelet(), root.path().join("agent/kubelet"));
+        for place in ["/var/lib/kubelet", "/srv/kubelet"] {
+            link_kubelet(&directories(Some(place))).unwrap();
+            assert_eq!(kubelet_elsewhere(root.path()), Some(PathBuf::from(place)));
+        }
+    }
 }

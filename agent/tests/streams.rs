@@ -54,6 +54,10 @@ impl NodePods for OnePod {
         self.view.clone()
     }
 
+    async fn volume_usage(&self, _: &Pod) -> Vec<kubelet::volume_contract::VolumeUsage> {
+        Vec::new()
+    }
+
     fn runtime(&self) -> &Runtime {
         &self.runtime
     }

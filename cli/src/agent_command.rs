@@ -51,6 +51,10 @@ pub struct NodeArguments {
     /// Where containers' logs go
     #[arg(long, default_value = "/var/log/pods")]
     pod_log_dir: PathBuf,
+    /// The kubelet's directory (default: <data-dir>/agent/kubelet; pods know it as /var/lib/kubelet
+    /// wherever it is). Drivers that run outside of pods may need /var/lib/kubelet
+    #[arg(long, value_parser = parse_absolute)]
+    kubelet_root_dir: Option<PathBuf>,
     /// The cgroup under which pods run
     #[arg(long, default_value = "/")]
     cgroup_root: String,
@@ -113,6 +117,7 @@ impl NodeArguments {
             run: self.run_dir.clone(),
             pod_logs: self.pod_log_dir.clone(),
             registries: self.registries.clone(),
+            kubelet: self.kubelet_root_dir.clone(),
         };
         config.runtime_endpoint = self.container_runtime_endpoint.clone();
         config.images = self.image.clone();
@@ -156,6 +161,11 @@ fn parse_taint(text: &str) -> Result<Taint, String> {
         effect: effect.to_owned(),
         time_added: None,
     })
+}
+
+fn parse_absolute(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() { Ok(path) } else { Err("an absolute path is needed".to_owned()) }
 }
 
 /// Bytes, as a quantity.

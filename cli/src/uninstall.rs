@@ -28,14 +28,18 @@ pub fn run(arguments: &UninstallArguments) -> anyhow::Result<ExitCode> {
     if !labs.is_empty() {
         anyhow::bail!("there are labs ({}); take them down first: skiff lab down NAME", labs.join(", "));
     }
-    let directories = [&arguments.run_dir, &arguments.data_dir, &arguments.config_dir];
+    let elsewhere = agent::kubelet_elsewhere(&arguments.data_dir);
+    let own = [&arguments.run_dir, &arguments.data_dir, &arguments.config_dir];
+    // Its own link says where it is: it goes first.
+    let directories: Vec<&PathBuf> = elsewhere.iter().chain(own).collect();
     if !arguments.yes && !confirmed(&directories)? {
         eprintln!("nothing was removed");
         return Ok(ExitCode::FAILURE);
     }
     let mut problems = Vec::new();
-    lab::end_processes_naming(&directories, &mut problems);
-    lab::unmount_under(&directories.map(Clone::clone), &mut problems);
+    lab::end_processes_naming(&own, &mut problems);
+    let roots: Vec<PathBuf> = directories.iter().map(|directory| (*directory).clone()).collect();
+    lab::unmount_under(&roots, &mut problems);
     lab::remove_cgroups("skiff", &mut problems);
     problems.extend(agent::remove_network_objects(&arguments.data_dir));
     for directory in directories {

@@ -16,6 +16,7 @@ pub mod figures;
 mod images;
 mod lab;
 mod leftovers;
+pub mod plugins;
 mod run;
 mod server;
 

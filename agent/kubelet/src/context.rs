@@ -13,6 +13,8 @@ use proto::runtime::v1::DnsConfig;
 use crate::cgroups::Cgroups;
 use crate::config::Config;
 use crate::cri::Runtime;
+use crate::devices::Devices;
+use crate::dra::Dra;
 use crate::images::Images;
 use crate::spec::dns::{ClusterDns, parse_resolv_conf};
 use crate::status_writer::StatusWriter;
@@ -24,6 +26,8 @@ pub struct NodeContext {
     pub runtime: Runtime,
     pub images: Images,
     pub volumes: Arc<dyn Volumes>,
+    pub devices: Arc<Devices>,
+    pub dra: Arc<Dra>,
     pub cgroups: Cgroups,
     pub statuses: StatusWriter,
     pub recorder: EventRecorder,

@@ -4,9 +4,16 @@
 //! <root>/pods/<uid>/etc-hosts
 //! <root>/pods/<uid>/containers/<container>/<random>         termination log of one run
 //! <root>/pods/<uid>/volumes/<plugin with ~ for />/<volume>
+//! <root>/pods/<uid>/volumeDevices/<plugin with ~ for />/<volume>   a block volume's device
 //! <root>/pods/<uid>/volume-subpaths/<volume>/<container>/<index>
+//! <root>/plugins/kubernetes.io/csi/...                      what CSI drivers mount once for the node
+//! <root>/plugins_registry/*.sock                            plugins that want to be registered
+//! <root>/device-plugins/kubelet.sock                        where device plugins register
 //! <logs>/<namespace>_<name>_<uid>/<container>/<attempt>.log
 //! ```
+//!
+//! Drivers written for Kubernetes know the root as `/var/lib/kubelet`, which need not be ours:
+//! [`Layout::own`] and [`Layout::shown_to`] translate between the two names of one directory.
 
 use std::path::{Path, PathBuf};
 
@@ -16,11 +23,57 @@ pub struct Layout {
     pub root: PathBuf,
     /// `/var/log/pods`
     pub logs: PathBuf,
+    /// What pods call the root: a hostPath volume there is one of ours.
+    pub shown_root: PathBuf,
 }
+
+/// Where Kubernetes' kubelet keeps its files, and where drivers look for them.
+pub const KUBELET_ROOT: &str = "/var/lib/kubelet";
 
 impl Layout {
     pub fn new(root: impl Into<PathBuf>, logs: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), logs: logs.into() }
+        Self { root: root.into(), logs: logs.into(), shown_root: KUBELET_ROOT.into() }
+    }
+
+    /// The path on this host of what a pod or a driver names.
+    pub fn own(&self, path: &Path) -> PathBuf {
+        path.strip_prefix(&self.shown_root).map_or_else(|_| path.to_owned(), |rest| join(&self.root, rest))
+    }
+
+    /// A path under the root as a driver knows it that calls its own socket `endpoint`: one that lives
+    /// in a pod sees the root under the name it was mounted at.
+    pub fn shown_to(&self, endpoint: &Path, path: &Path) -> PathBuf {
+        if !endpoint.starts_with(&self.shown_root) {
+            return path.to_owned();
+        }
+        path.strip_prefix(&self.root).map_or_else(|_| path.to_owned(), |rest| join(&self.shown_root, rest))
+    }
+
+    pub fn plugins_registry(&self) -> PathBuf {
+        self.root.join("plugins_registry")
+    }
+
+    pub fn device_plugins(&self) -> PathBuf {
+        self.root.join("device-plugins")
+    }
+
+    /// Drivers' sockets and files, a directory for each.
+    pub fn plugins(&self) -> PathBuf {
+        self.root.join("plugins")
+    }
+
+    /// A plugin's files for the whole node, e.g. `kubernetes.io/csi`.
+    pub fn plugin(&self, plugin: &str) -> PathBuf {
+        self.plugins().join(plugin)
+    }
+
+    /// A block volume of a pod.
+    pub fn volume_device(&self, uid: &str, plugin: &str, volume: &str) -> PathBuf {
+        self.volume_devices(uid).join(plugin.replace('/', "~")).join(volume)
+    }
+
+    pub fn volume_devices(&self, uid: &str) -> PathBuf {
+        self.pod(uid).join("volumeDevices")
     }
 
     pub fn pods(&self) -> PathBuf {
@@ -67,10 +120,37 @@ impl Layout {
     }
 }
 
+/// Without a slash at the end where there is nothing to add.
+fn join(root: &Path, rest: &Path) -> PathBuf {
+    if rest.as_os_str().is_empty() { root.to_owned() } else { root.join(rest) }
+}
+
 fn names(directory: &Path) -> std::io::Result<Vec<String>> {
     match std::fs::read_dir(directory) {
         Ok(entries) => Ok(entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_directory_has_two_names() {
+        let layout = Layout::new("/lab/kubelet", "/logs");
+        for (shown, own) in [
+            ("/var/lib/kubelet", "/lab/kubelet"),
+            ("/var/lib/kubelet/plugins/d/csi.sock", "/lab/kubelet/plugins/d/csi.sock"),
+            ("/var/lib/kubelets", "/var/lib/kubelets"),
+            ("/etc", "/etc"),
+        ] {
+            assert_eq!(layout.own(Path::new(shown)), Path::new(own));
+        }
+        let path = Path::new("/lab/kubelet/pods/1");
+        let inside = Path::new("/var/lib/kubelet/plugins/d/csi.sock");
+        assert_eq!(layout.shown_to(inside, path), Path::new("/var/lib/kubelet/pods/1"));
+        assert_eq!(layout.shown_to(Path::new("/lab/kubelet/plugins/d/csi.sock"), path), path);
     }
 }

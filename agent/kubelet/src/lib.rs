@@ -3,24 +3,29 @@
 //! - [`manager`]: which pods there are, one worker each; [`pod`]: a worker, its rules and its steps;
 //! - [`spec`]: a pod's spec as the runtime takes it; [`downward`]: what a pod learns about itself;
 //! - [`cri`]: the container runtime; [`images`], [`cgroups`], [`probes`], [`volumes`];
+//! - [`plugins`]: drivers that register; [`devices`]: device plugins; [`dra`]: claimed resources;
 //! - [`node`]: the Node object; [`status_writer`]: pods' statuses; [`static_pods`], [`admission`];
 //! - [`server_contract`] and [`volume_contract`]: what the 10250 server and the volumes are to this room.
 //!
 //! Deciding is pure throughout; effects are at the edge of each module. Nothing is kept on disk but
-//! what pods need: everything is found again in the runtime, the API and the kernel.
+//! what pods need and what only plugins' answers said (which device, which mount): everything else is
+//! found again in the runtime, the API and the kernel.
 
 pub mod admission;
 pub mod cgroups;
 pub mod config;
 pub mod context;
 pub mod cri;
+pub mod devices;
 pub mod downward;
+pub mod dra;
 pub mod eviction;
 pub mod images;
 pub mod layout;
 pub mod log_rotation;
 pub mod manager;
 pub mod node;
+pub mod plugins;
 pub mod pod;
 pub mod probes;
 pub mod resize;
@@ -72,26 +77,56 @@ pub fn start(config: Config, informers: Informers, supervisor: &Supervisor) -> R
     let supervisor = supervisor.child("kubelet");
     let allocatable = Arc::new(RwLock::new(api::resources::Amounts::new()));
     let shown = allocatable.clone();
+    let recorder = EventRecorder::new(informers.client(), &supervisor, "kubelet", &config.node_name);
+    let csi =
+        volumes::csi::Csi::start(config.layout.clone(), &config.node_name, &informers, recorder.clone(), &supervisor);
     let volumes = volumes::NodeVolumes::start(
         config.layout.clone(),
         informers.client(),
         Arc::new(move || shown.read().clone()),
+        csi.clone(),
         &supervisor,
     );
-    start_with(config, informers, &supervisor, volumes, allocatable)
+    let dra = dra::Dra::start(&config.layout, informers.client(), &config.node_name, &supervisor);
+    let devices = devices::Devices::start(&config.layout, &supervisor);
+    let handlers: plugins::Handlers = [
+        ("CSIPlugin", Arc::new(volumes::csi::Registration(csi)) as Arc<dyn plugins::Handler>),
+        ("DRAPlugin", Arc::new(dra::Registration(dra.clone()))),
+        ("DevicePlugin", Arc::new(devices::ByRegistry(devices.clone()))),
+    ]
+    .into();
+    let layout = config.layout.clone();
+    let watched = layout.plugins_registry();
+    let resolve: plugins::Resolve = Arc::new(move |path| layout.own(path));
+    let registering = plugins::watch(watched, Arc::new(handlers), resolve, supervisor.child("plugins"));
+    let running = start_with(config, informers, &supervisor, Parts { volumes, devices, dra, allocatable, recorder })?;
+    supervisor.spawn("plugins", registering);
+    Ok(running)
 }
 
-/// The same with volumes of the caller's.
-pub fn start_with(
+/// What is there before the pods' workers.
+struct Parts {
+    volumes: Arc<dyn Volumes>,
+    devices: Arc<devices::Devices>,
+    dra: Arc<dra::Dra>,
+    allocatable: Arc<RwLock<api::resources::Amounts>>,
+    recorder: EventRecorder,
+}
+
+fn start_with(
     config: Config,
     informers: Informers,
     supervisor: &Supervisor,
-    volumes: Arc<dyn Volumes>,
-    allocatable: Arc<RwLock<api::resources::Amounts>>,
+    parts: Parts,
 ) -> Result<Running, StartError> {
-    for directory in [config.layout.pods(), config.layout.logs.clone()] {
+    let Parts { volumes, devices, dra, allocatable, recorder } = parts;
+    let layout = &config.layout;
+    for directory in [layout.pods(), layout.plugins(), layout.device_plugins(), layout.logs.clone()] {
         std::fs::create_dir_all(&directory)
             .map_err(|source| StartError::Directory { path: directory.display().to_string(), source })?;
+    }
+    if let Err(error) = volumes::mounts::make_shared(&config.layout.root) {
+        tracing::warn!(%error, directory = %config.layout.root.display(), "mounts that pods make in the kubelet's directory will not be seen outside of them: storage drivers in pods will not work");
     }
     let cgroups = Cgroups::on_host(&config.cgroup_root, config.cgroup_driver)?;
     let client = informers.client();
@@ -104,7 +139,9 @@ pub fn start_with(
     let node = Arc::new(NodeContext {
         images: Images::new(runtime.clone(), config.max_parallel_image_pulls),
         statuses: StatusWriter::new(client.clone(), supervisor),
-        recorder: EventRecorder::new(client.clone(), supervisor, "kubelet", &config.node_name),
+        recorder,
+        devices,
+        dra,
         services: informers.of::<Service>(),
         references: References::default(),
         runtime_features: RwLock::default(),

@@ -4,7 +4,7 @@
 //! Handlers only compute and post; [`crate::pod::worker`] does the work. This is also what the 10250
 //! server reads ([`NodePods`]).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +29,7 @@ use crate::pod::worker::Worker;
 use crate::resize;
 use crate::server_contract::{ContainerRun, NodePods, PodRuntimeView};
 use crate::static_pods;
+use crate::volume_contract::VolumeUsage;
 use api::resources::QosClass;
 
 mod grants;
@@ -141,7 +142,7 @@ impl Manager {
     pub fn static_pods(self: &Arc<Self>, pods: Vec<Arc<Pod>>) {
         let gone: Vec<Arc<Mailbox>> = {
             let state = self.state.lock();
-            let wanted: std::collections::HashSet<String> = pods.iter().map(|pod| uid_of(pod)).collect();
+            let wanted: HashSet<String> = pods.iter().map(|pod| uid_of(pod)).collect();
             let known = state.pods.iter();
             known
                 .filter(|(uid, mailbox)| mailbox.wish.borrow().source == Source::File && !wanted.contains(*uid))
@@ -236,6 +237,23 @@ impl Manager {
         }
         self.remove_stray_cgroups();
         self.remove_stray_directories();
+        self.release_stray_resources();
+    }
+
+    /// Devices and claimed resources of pods that nobody knows are left from a crash.
+    fn release_stray_resources(&self) {
+        let known: HashSet<String> = {
+            let state = self.state.lock();
+            state.pods.keys().chain(state.inherited.keys()).cloned().collect()
+        };
+        self.node.devices.retain(|uid| known.contains(uid));
+        for uid in self.node.dra.strangers(&known) {
+            let node = self.node.clone();
+            self.supervisor.spawn(format!("claims/{uid}"), async move {
+                let unprepare = || node.dra.unprepare(&uid);
+                until_done("resources that were prepared for a pod that is gone", unprepare).await;
+            });
+        }
     }
 
     /// Directories of pods that nobody knows are left from a crash.
@@ -249,12 +267,12 @@ impl Manager {
             let node = self.node.clone();
             self.supervisor.spawn(format!("directory/{uid}"), async move {
                 let directory = node.config.layout.pod(&uid);
-                crate::pod::sub_path::release_all(&directory.join("volume-subpaths"));
-                let torn_down = node.volumes.tear_down(&uid).await.map_err(|error| error.to_string());
-                let removed = torn_down.and_then(|()| crate::pod::cleanup::remove_tree(&directory).map_err(|error| error.to_string()));
-                if let Err(error) = removed {
-                    tracing::warn!(directory = %directory.display(), error, "a pod's directory without a pod could not be removed");
-                }
+                let remove = || async {
+                    crate::pod::sub_path::release_all(&directory.join("volume-subpaths"));
+                    node.volumes.tear_down(&uid).await.map_err(|error| error.to_string())?;
+                    crate::pod::cleanup::remove_tree(&directory).map_err(|error| error.to_string())
+                };
+                until_done("the directory of a pod that is gone", remove).await;
             });
         }
     }
@@ -516,6 +534,21 @@ impl Manager {
     }
 }
 
+/// How soon giving something back is tried again, doubling...
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// ... up to this.
+const LONGEST_RETRY: Duration = Duration::from_secs(120);
+
+/// Gives something back, however often it takes: the driver that has to may not be there yet.
+async fn until_done<F: Future<Output = Result<(), String>>>(what: &str, mut give_back: impl FnMut() -> F) {
+    let mut delay = FIRST_RETRY;
+    while let Err(error) = give_back().await {
+        tracing::warn!(error, "{what} cannot be given back; trying again");
+        tokio::time::sleep(delay).await;
+        delay = (delay * 2).min(LONGEST_RETRY);
+    }
+}
+
 fn container_run(run: &Run) -> ContainerRun {
     ContainerRun {
         name: run.name.clone(),
@@ -559,6 +592,10 @@ impl NodePods for Manager {
             sandbox_id: observed.ready_sandbox().map(|sandbox| sandbox.id.clone()),
             containers: observed.runs.iter().map(container_run).collect(),
         }
+    }
+
+    async fn volume_usage(&self, pod: &Pod) -> Vec<VolumeUsage> {
+        self.node.volumes.usage(pod).await
     }
 
     fn runtime(&self) -> &Runtime {

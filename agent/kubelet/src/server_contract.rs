@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use crate::cgroups::Cgroups;
 use crate::cri::Runtime;
+use crate::volume_contract::VolumeUsage;
 
 /// One run of a container, as the runtime last reported it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +60,9 @@ pub trait NodePods: Send + Sync {
 
     /// What runs for the pod with this UID.
     fn runtime_view(&self, pod_uid: &str) -> PodRuntimeView;
+
+    /// How full the pod's volumes are, as far as their drivers say.
+    async fn volume_usage(&self, pod: &Pod) -> Vec<VolumeUsage>;
 
     /// The CRI client.
     fn runtime(&self) -> &Runtime;

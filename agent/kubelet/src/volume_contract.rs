@@ -12,11 +12,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::watch;
 
 /// A volume that is ready to be bound into containers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountedVolume {
-    /// An existing directory or file on the host.
+    /// An existing directory or file on the host; a device's file for a block volume.
     pub host_path: PathBuf,
     /// The volume itself is read-only, whatever the container's mount says
     /// (configMap, secret, projected, downwardAPI, `readOnly: true` sources).
@@ -29,11 +30,11 @@ pub type VolumePaths = BTreeMap<String, MountedVolume>;
 /// Why volumes could not be made or removed. Shown in the event `FailedMount`, and the set-up is tried
 /// again.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("MountVolume.{step} failed for volume \"{volume}\" : {message}")]
+#[error("{step} failed for volume \"{volume}\" : {message}")]
 pub struct VolumeError {
-    /// As Kubernetes names it: `SetUp` or `NewMounter initialization`.
+    /// As Kubernetes names it, e.g. `MountVolume.SetUp`.
     pub step: &'static str,
-    /// The volume's name in the pod.
+    /// The volume's name in the pod, or its PersistentVolume's.
     pub volume: String,
     /// What came back, e.g. `configmap "settings" not found`.
     pub message: String,
@@ -41,8 +42,32 @@ pub struct VolumeError {
 
 impl VolumeError {
     pub fn set_up(volume: &str, message: String) -> Self {
-        Self { step: "SetUp", volume: volume.to_owned(), message }
+        Self { step: "MountVolume.SetUp", volume: volume.to_owned(), message }
     }
+
+    /// The reason of the event.
+    pub fn reason(&self) -> &'static str {
+        if self.step.starts_with("MapVolume") { "FailedMapVolume" } else { "FailedMount" }
+    }
+}
+
+/// How full a volume is. Bytes and inodes; none where the driver does not say.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VolumeUsage {
+    /// The volume's name in the pod.
+    pub name: String,
+    pub claim: Option<String>,
+    pub bytes: Option<Amount>,
+    pub inodes: Option<Amount>,
+    /// What is wrong with the volume, if its driver says that something is.
+    pub abnormal: Option<bool>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Amount {
+    pub total: u64,
+    pub available: u64,
+    pub used: u64,
 }
 
 #[async_trait]
@@ -51,6 +76,10 @@ pub trait Volumes: Send + Sync {
     /// The caller gives up waiting by dropping the future: what is half made must be found again by
     /// the next `set_up` or `tear_down`.
     async fn set_up(&self, pod: &Arc<Pod>) -> Result<VolumePaths, VolumeError>;
+
+    /// The pod runs, with volumes that an earlier process set up: they are kept current from now on.
+    /// Must not block.
+    fn resume(&self, pod: &Arc<Pod>);
 
     /// The pod object changed (labels or annotations that downwardAPI volumes show). Must not block.
     fn refresh(&self, pod: &Arc<Pod>);
@@ -61,4 +90,10 @@ pub trait Volumes: Send + Sync {
     /// Unmounts and removes everything of the pod. Succeeds when nothing is there.
     /// Collects errors, goes on with the other volumes and reports the first.
     async fn tear_down(&self, pod_uid: &str) -> Result<(), VolumeError>;
+
+    /// The attached volumes that this node uses, as `status.volumesInUse` names them.
+    fn in_use(&self) -> watch::Receiver<Vec<String>>;
+
+    /// How full the pod's volumes are whose drivers can tell.
+    async fn usage(&self, pod: &Pod) -> Vec<VolumeUsage>;
 }

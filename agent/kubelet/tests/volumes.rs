@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use component::Supervisor;
+use component::{EventRecorder, Informers, Supervisor};
 use futures::StreamExt;
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt, StreamBody};
@@ -20,6 +20,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kubelet::layout::Layout;
 use kubelet::volume_contract::Volumes;
 use kubelet::volumes::NodeVolumes;
+use kubelet::volumes::csi::Csi;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
@@ -117,7 +118,9 @@ impl Api {
     }
 
     fn open_watches(&self) -> u32 {
-        self.state.lock().watches.values().sum()
+        // The Node is watched as long as there is a kubelet.
+        let state = self.state.lock();
+        state.watches.iter().filter(|(path, _)| !path.contains("nodes")).map(|(_, count)| count).sum()
     }
 }
 
@@ -155,11 +158,17 @@ struct Node {
     supervisor: Supervisor,
 }
 
+fn start(layout: &Layout, api: &Api, supervisor: &Supervisor) -> Arc<NodeVolumes> {
+    let informers = Informers::new(api.client(), supervisor);
+    let csi = Csi::start(layout.clone(), "node-1", &informers, EventRecorder::discard(), supervisor);
+    NodeVolumes::start(layout.clone(), api.client(), Arc::new(Default::default), csi, supervisor)
+}
+
 impl Node {
     fn new() -> Self {
         let (api, supervisor, root) = (Api::new(), Supervisor::new("test"), tempfile::tempdir().unwrap());
         let layout = Layout::new(root.path(), root.path().join("logs"));
-        let volumes = NodeVolumes::start(layout, api.client(), Arc::new(Default::default), &supervisor);
+        let volumes = start(&layout, &api, &supervisor);
         Self { api, volumes, root, supervisor }
     }
 
@@ -233,6 +242,26 @@ async fn files_follow_their_objects_until_the_pod_is_gone() {
 }
 
 #[tokio::test]
+async fn another_agent_follows_what_an_earlier_one_set_up() {
+    let node = Node::new();
+    node.api.put("configmaps/settings", json!({ "data": { "a": "1" } }));
+    let pod = pod("u5", json!([{ "name": "settings", "configMap": { "name": "settings" } }]), None);
+    let path = node.volumes.set_up(&pod).await.unwrap()["settings"].host_path.join("a");
+    node.supervisor.cancel();
+
+    let supervisor = Supervisor::new("another");
+    let layout = Layout::new(node.root.path(), node.root.path().join("logs"));
+    let other = start(&layout, &node.api, &supervisor);
+    node.api.put("configmaps/settings", json!({ "data": { "a": "2" } }));
+    other.resume(&pod);
+    eventually("the change in between did not arrive", || read(&path) == "2").await;
+    node.api.put("configmaps/settings", json!({ "data": { "a": "3" } }));
+    eventually("the change afterwards did not arrive", || read(&path) == "3").await;
+    other.tear_down("u5").await.unwrap();
+    supervisor.cancel();
+}
+
+#[tokio::test]
 async fn tokens_are_renewed_before_they_expire() {
     let node = Node::new();
     let sources = json!([{ "serviceAccountToken": { "path": "token", "expirationSeconds": 600 } }]);
@@ -292,7 +321,7 @@ async fn empty_directories_keep_their_content_and_host_paths_stay() {
 
     // another agent tears down what it never made
     let layout = Layout::new(node.root.path(), node.root.path().join("logs"));
-    let other = NodeVolumes::start(layout, node.api.client(), Arc::new(Default::default), &node.supervisor);
+    let other = start(&layout, &node.api, &node.supervisor);
     other.tear_down("u4").await.unwrap();
     assert_eq!(node.mounts(), 0);
     assert!(!node.root.path().join("pods/u4/volumes").exists());

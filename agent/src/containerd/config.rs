@@ -90,6 +90,8 @@ fn plugins_v2(settings: &Settings, text: &mut String) {
     line(text, format_args!("sandbox_image = {}", quote(&settings.sandbox_image)));
     streaming(text);
     runtime_keys(settings, text);
+    // Devices of drivers; from 1.7 on, where it is not yet the default.
+    line(text, format_args!("enable_cdi = true"));
     line(text, format_args!("\n[{CRI}.cni]"));
     cni(settings, text);
     line(text, format_args!("\n[{CRI}.containerd]"));

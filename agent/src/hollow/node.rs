@@ -101,6 +101,8 @@ impl Kept {
         let runtime =
             cri::StatusResponse { status: Some(cri::RuntimeStatus { conditions }), ..cri::StatusResponse::default() };
         generate(&View {
+            volumes_in_use: &[],
+            devices: &[],
             config: &self.config,
             machine: &self.machine,
             root: FileSystem { bytes: DISK, available: DISK, inodes: 1 << 24, inodes_free: 1 << 24 },

@@ -6,9 +6,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use component::{Informer, Outcome, WorkQueue};
+use component::{EventType, Informer, Outcome, WorkQueue};
 use k8s_openapi::api::core::v1::{AttachedVolume, Node, PersistentVolume, PersistentVolumeClaim, Pod};
-use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment, VolumeAttachmentSource, VolumeAttachmentSpec};
+use k8s_openapi::api::storage::v1::{
+    CSIDriver, VolumeAttachment, VolumeAttachmentSource, VolumeAttachmentSpec, VolumeAttachmentStatus,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, PostParams};
 use kube::{Api, ResourceExt};
@@ -45,7 +47,20 @@ pub fn start(context: &Context) {
         users.get(&key).iter().for_each(|pod| changed.add(podstate::node_name(pod).to_owned()));
     });
     let changed = queue.clone();
-    attachments.on_change(move |change| changed.add(change.object().spec.node_name.clone()));
+    let (pods, known, events) = (context.pods.clone(), claims.clone(), controller.events.clone());
+    attachments.on_change(move |change| {
+        let attachment = change.object();
+        changed.add(attachment.spec.node_name.clone());
+        let news = change.new.and_then(|new| news(change.old.map(AsRef::as_ref), new));
+        if let Some((kind, reason, message)) = news {
+            let volume = attachment.spec.source.persistent_volume_name.as_deref().unwrap_or_default();
+            for pod in pods.by_node.get(&attachment.spec.node_name) {
+                if uses(&pod, volume, |namespace, claim| known.get(namespace, claim)) {
+                    events.object_event(&*pod, kind, reason, message.clone());
+                }
+            }
+        }
+    });
     let changed = queue.clone();
     nodes.on_change(move |change| {
         let in_use = |node: &Arc<Node>| node.status.as_ref().and_then(|status| status.volumes_in_use.clone());
@@ -68,6 +83,30 @@ pub fn start(context: &Context) {
         let worker = worker.clone();
         async move { worker.reconcile(&node).await }
     });
+}
+
+/// What an attacher says for the first time.
+fn news(old: Option<&VolumeAttachment>, new: &VolumeAttachment) -> Option<(EventType, &'static str, String)> {
+    let volume = new.spec.source.persistent_volume_name.as_deref()?;
+    let (before, now) = (old.and_then(|old| old.status.as_ref()), new.status.as_ref()?);
+    // Those that were there when this process began were told of by another.
+    old?;
+    let attached = before.is_some_and(|before| before.attached);
+    if now.attached && !attached {
+        let message = format!("AttachVolume.Attach succeeded for volume {volume:?}");
+        return Some((EventType::Normal, "SuccessfulAttachVolume", message));
+    }
+    let error = |status: &VolumeAttachmentStatus| status.attach_error.as_ref().and_then(|error| error.message.clone());
+    let failed = error(now).filter(|message| before.and_then(error).as_ref() != Some(message))?;
+    let message = format!("AttachVolume.Attach failed for volume {volume:?} : {failed}");
+    Some((EventType::Warning, "FailedAttachVolume", message))
+}
+
+/// Whether one of the pod's claims is bound to the volume.
+fn uses(pod: &Pod, volume: &str, claim: impl Fn(&str, &str) -> Option<Arc<PersistentVolumeClaim>>) -> bool {
+    let namespace = pod.namespace().unwrap_or_default();
+    let bound = |name: &String| claim(&namespace, name).and_then(|claim| claim.spec.as_ref()?.volume_name.clone());
+    claims_of(pod).iter().any(|name| bound(name).as_deref() == Some(volume))
 }
 
 /// Scheduled and not finished: its volumes must be on its node.
@@ -196,6 +235,28 @@ fn attachment_name(handle: &str, driver: &str, node: &str) -> String {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn what_an_attacher_says_is_told_once() {
+        let attachment = |status: serde_json::Value| -> VolumeAttachment {
+            let value = json!({"metadata": {"name": "a"}, "status": status,
+                "spec": {"attacher": "d", "nodeName": "n", "source": {"persistentVolumeName": "pv"}}});
+            serde_json::from_value(value).expect("an attachment")
+        };
+        let (waiting, attached) = (attachment(json!({"attached": false})), attachment(json!({"attached": true})));
+        let failed = attachment(json!({"attached": false, "attachError": {"message": "no slot"}}));
+        let message = |old: Option<&VolumeAttachment>, new: &VolumeAttachment| {
+            news(old, new).map(|(_, reason, message)| format!("{reason} {message}"))
+        };
+        let success = "SuccessfulAttachVolume AttachVolume.Attach succeeded for volume \"pv\"";
+        assert_eq!(message(Some(&waiting), &attached).as_deref(), Some(success));
+        let failure = "FailedAttachVolume AttachVolume.Attach failed for volume \"pv\" : no slot";
+        assert_eq!(message(Some(&waiting), &failed).as_deref(), Some(failure));
+        for (old, new) in [(Some(&failed), &failed), (Some(&attached), &attached), (None, &attached), (None, &waiting)]
+        {
+            assert_eq!(message(old, new), None);
+        }
+    }
 
     #[test]
     fn volumes_of_running_pods_are_attached() {

@@ -73,6 +73,8 @@ async fn keep_status(node: Arc<NodeContext>, heartbeat: Arc<Heartbeat>) {
     let mut sent_at = Instant::now();
     let started = Instant::now();
     let mut registered = false;
+    let mut in_use = node.volumes.in_use();
+    let mut devices = node.devices.changes();
     loop {
         let (fresh, ready) = fresh_status(&node, &heartbeat).await;
         if !registered {
@@ -115,6 +117,8 @@ async fn keep_status(node: Arc<NodeContext>, heartbeat: Arc<Heartbeat>) {
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = heartbeat.wanted.notified() => {}
+            Ok(()) = in_use.changed() => {}
+            Ok(()) = devices.changed() => {}
         }
     }
 }
@@ -186,6 +190,8 @@ async fn fresh_status(node: &NodeContext, heartbeat: &Heartbeat) -> (NodeStatus,
         runtime_version: &version,
         images: images.as_deref().unwrap_or_default(),
         pressure: heartbeat.pressure(),
+        volumes_in_use: &node.volumes.in_use().borrow().clone(),
+        devices: &node.devices.counts(),
         last: &last,
         now: Timestamp::now(),
     });
@@ -260,6 +266,11 @@ async fn send(node: &NodeContext, sent: Option<&Value>, wanted: &Value) -> Resul
             (_, value) => value.clone(),
         };
         changes.insert(key.clone(), value);
+    }
+    // The only list that can become empty.
+    let used = |status: &Value| status.get("volumesInUse").is_some_and(|list| list != &json!([]));
+    if !used(wanted) && sent.is_some_and(used) {
+        changes.insert("volumesInUse".to_owned(), json!([]));
     }
     let patch = json!({"status": changes});
     let api: Api<Node> = Api::all(node.client.clone());

@@ -24,6 +24,14 @@ pub struct Pressure {
     pub pid: bool,
 }
 
+/// What device plugins have of one resource.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceCount {
+    pub resource: String,
+    pub all: u64,
+    pub healthy: u64,
+}
+
 /// Everything a status is made of.
 pub struct View<'a> {
     pub config: &'a Config,
@@ -35,6 +43,10 @@ pub struct View<'a> {
     pub runtime_version: &'a str,
     pub images: &'a [cri::Image],
     pub pressure: Pressure,
+    /// What pods use of what is attached to the node.
+    pub volumes_in_use: &'a [String],
+    /// What device plugins have to give: all of it, and what of that works.
+    pub devices: &'a [DeviceCount],
     /// The conditions as last sent.
     pub last: &'a [NodeCondition],
     pub now: Timestamp,
@@ -61,8 +73,12 @@ pub const KUBELET_VERSION: &str = concat!("v1.37.0+skiff-", env!("CARGO_PKG_VERS
 const MOST_IMAGES: usize = 50;
 
 pub fn generate(view: &View<'_>) -> NodeStatus {
-    let capacity = capacity(view.config, view.machine, view.root);
-    let allocatable = allocatable(view.config, &capacity);
+    let mut capacity = capacity(view.config, view.machine, view.root);
+    let mut allocatable = allocatable(view.config, &capacity);
+    for device in view.devices {
+        capacity.insert(device.resource.clone(), count(device.all));
+        allocatable.insert(device.resource.clone(), count(device.healthy));
+    }
     NodeStatus {
         addresses: Some(addresses(view.config)),
         capacity: Some(wire(&capacity)),
@@ -78,13 +94,17 @@ pub fn generate(view: &View<'_>) -> NodeStatus {
         images: Some(images(view.images)),
         node_info: Some(info(view)),
         runtime_handlers: view.runtime.ok().and_then(runtime_handlers),
+        volumes_in_use: (!view.volumes_in_use.is_empty()).then(|| view.volumes_in_use.to_vec()),
         ..Default::default()
     }
 }
 
+pub fn count(value: u64) -> Quantity {
+    Quantity::from_units(i64::try_from(value).unwrap_or(i64::MAX), Format::DecimalSi)
+}
+
 pub fn capacity(config: &Config, machine: &Machine, root: FileSystem) -> Amounts {
     let bytes = |value: u64| Quantity::from_units(i64::try_from(value).unwrap_or(i64::MAX), Format::BinarySi);
-    let count = |value: u64| Quantity::from_units(i64::try_from(value).unwrap_or(i64::MAX), Format::DecimalSi);
     let mut capacity = Amounts::from([
         ("cpu".to_owned(), count(machine.cpus)),
         // Kubernetes counts memory in kibibytes.
@@ -323,6 +343,8 @@ mod tests {
                 runtime_version: "containerd://1",
                 images: &[],
                 pressure: Pressure::default(),
+                volumes_in_use: &[],
+                devices: &[],
                 last,
                 now,
             })

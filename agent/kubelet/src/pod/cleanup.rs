@@ -11,11 +11,13 @@ use super::sub_path;
 use crate::context::NodeContext;
 use crate::spec::sandbox::qos;
 
-/// Volumes and cgroup: nothing of the pod runs any more.
+/// Claimed resources, devices, volumes and cgroup: nothing of the pod runs any more.
 pub async fn give_back(node: &NodeContext, pod: &Arc<Pod>) -> Result<(), String> {
     let uid = pod.metadata.uid.clone().unwrap_or_default();
     sub_path::release_all(&node.config.layout.pod(&uid).join("volume-subpaths"));
     let mut problems = Vec::new();
+    problems.extend(node.dra.unprepare(&uid).await.err());
+    node.devices.release(&uid);
     if let Err(error) = node.volumes.tear_down(&uid).await {
         problems.push(error.to_string());
     }

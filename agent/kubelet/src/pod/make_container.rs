@@ -9,7 +9,7 @@ use proto::runtime::v1::{self as cri, Image};
 
 use super::actions::{ContainerKind, Failure, Waiting};
 use super::observed::{Run, Sandbox};
-use super::{hooks, make_sandbox, observe, sub_path};
+use super::{devices, hooks, make_sandbox, observe, sub_path};
 use crate::cgroups::container_resources;
 use crate::context::NodeContext;
 use crate::cri::RuntimeError;
@@ -114,10 +114,13 @@ async fn create(node: &NodeContext, order: &Order) -> Result<String, Failure> {
     let environment =
         env::environment(&pod, &order.container, &sources).map_err(|error| config_error(error.to_string()))?;
     let volumes = node.volumes.set_up(&order.pod).await.map_err(|error| {
-        order.event(node, EventType::Warning, "FailedMount", error.to_string());
+        order.event(node, EventType::Warning, error.reason(), error.to_string());
         failed("CreateContainerConfigError", error.to_string())
     })?;
+    let extras = devices::extras(node, &pod, &order.container, &volumes).await.map_err(config_error)?;
+    let environment = devices::environment(&extras.given, environment);
     let mut mounts = image_mounts(node, order, &environment, &sandbox_config).await?;
+    mounts.extend(devices::mounts(&extras.given, &node.config.layout));
     mounts.extend(all_mounts(node, order, &volumes, &environment).map_err(config_error)?);
     let mut security = container_security(node, order, &image).map_err(config_error)?;
     if let (Some(target), Some(options)) = (&order.target, security.namespace_options.as_mut()) {
@@ -126,7 +129,16 @@ async fn create(node: &NodeContext, order: &Order) -> Result<String, Failure> {
     }
     let resources =
         container_resources(&order.pod, &order.container, node.machine.memory, node.cgroups.hierarchy().is_v2());
-    let resolved = Resolved { image_ref: image.id.clone(), environment, mounts, resources, security };
+    let resolved = Resolved {
+        image_ref: image.id.clone(),
+        environment,
+        mounts,
+        devices: extras.devices,
+        cdi_devices: extras.cdi_devices,
+        annotations: extras.given.annotations,
+        resources,
+        security,
+    };
     let config = config(&order.pod, &order.container, order.restart_count, resolved);
     make_log_directory(node, order).map_err(config_error)?;
     create_anew(node, order, config, sandbox_config)

@@ -10,6 +10,7 @@ use proto::runtime::v1::PodSandboxConfig;
 
 use super::observe;
 use super::observed::Sandbox;
+use super::status::Verdict;
 use crate::cgroups;
 use crate::context::NodeContext;
 use crate::spec::sandbox::{Surroundings, config, qos};
@@ -24,8 +25,13 @@ pub enum SandboxError {
     Cgroup(#[from] cgroups::CgroupError),
     #[error(transparent)]
     Volumes(#[from] crate::volume_contract::VolumeError),
+    #[error("Failed to prepare dynamic resources: {0}")]
+    Claims(String),
     #[error("Failed to create pod sandbox: {0}")]
     Sandbox(String),
+    /// The node cannot have the pod, and never will.
+    #[error("{}: {}", .0.reason, .0.message)]
+    Refused(Verdict),
 }
 
 /// Makes everything a pod's containers need before the first of them.
@@ -59,9 +65,20 @@ async fn prepare(node: &NodeContext, pod: &Arc<Pod>) -> Result<(), SandboxError>
         node.event(pod, EventType::Warning, "FailedCreatePodContainer", message);
         return Err(error.into());
     }
+    if let Err(message) = node.devices.admit(pod).await {
+        const REASON: &str = "UnexpectedAdmissionError";
+        node.event(pod, EventType::Warning, REASON, message.clone());
+        let message = format!("Pod was rejected: {message}");
+        return Err(SandboxError::Refused(Verdict { reason: REASON.to_owned(), message }));
+    }
     if let Err(error) = node.volumes.set_up(pod).await {
-        node.event(pod, EventType::Warning, "FailedMount", error.to_string());
+        node.event(pod, EventType::Warning, error.reason(), error.to_string());
         return Err(error.into());
+    }
+    if let Err(message) = node.dra.prepare(pod).await {
+        let error = SandboxError::Claims(message);
+        node.event(pod, EventType::Warning, "FailedPrepareDynamicResources", error.to_string());
+        return Err(error);
     }
     component::timeline(&format!("{}/{}", text(&meta.namespace), text(&meta.name)), "volumes ready");
     Ok(())

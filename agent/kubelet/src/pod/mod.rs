@@ -2,12 +2,13 @@
 //!
 //! Pure: [`actions`] and [`ending`] decide, [`status`], [`phase`] and [`conditions`] describe,
 //! [`restart`] says what runs again, [`backoff`] waits, [`observed`] is what they look at. Effects: [`observe`], [`make_sandbox`],
-//! [`make_container`], [`stop`], [`cleanup`], [`hooks`], [`sub_path`]. [`worker`] ties them together.
+//! [`make_container`], [`devices`], [`stop`], [`cleanup`], [`hooks`], [`sub_path`]. [`worker`] ties them together.
 
 pub mod actions;
 pub mod backoff;
 pub mod cleanup;
 pub mod conditions;
+pub mod devices;
 pub mod ending;
 pub mod hooks;
 pub mod labels;

@@ -1,6 +1,7 @@
 //! Metrics as Prometheus text: the kubelet's own, resource use (`/metrics/resource`, what
 //! metrics-server reads), and containers under cAdvisor's names.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use http::StatusCode;
@@ -11,6 +12,7 @@ use super::reply::{self, Reply};
 use super::stats::qos_of;
 use crate::cgroups::Usage;
 use crate::server_contract::NodePods;
+use crate::volume_contract::VolumeUsage;
 
 pub fn reply(text: String) -> Reply {
     reply::with_type(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
@@ -19,12 +21,12 @@ pub fn reply(text: String) -> Reply {
 /// A metric's samples, written under one heading.
 struct Family {
     text: String,
-    name: &'static str,
+    name: String,
 }
 
 impl Family {
-    fn new(text: String, name: &'static str, kind: &str, help: &str) -> Self {
-        let mut family = Self { text, name };
+    fn new(text: String, name: &str, kind: &str, help: &str) -> Self {
+        let mut family = Self { text, name: name.to_owned() };
         family.line(format_args!("# HELP {name} {help}"));
         family.line(format_args!("# TYPE {name} {kind}"));
         family
@@ -33,7 +35,7 @@ impl Family {
     fn sample(&mut self, labels: &[(&str, &str)], value: impl std::fmt::Display) {
         let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}=\"{}\"", escape(value))).collect();
         let set = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
-        let name = self.name;
+        let name = self.name.clone();
         self.line(format_args!("{name}{set} {value}"));
     }
 
@@ -236,6 +238,41 @@ pub fn own(pods: &dyn NodePods) -> String {
         family.sample(&[], resident);
     }
     family.text
+}
+
+/// How full claims' volumes are, one sample for each claim.
+pub async fn volumes(pods: &dyn NodePods, text: String) -> String {
+    let mut claims = BTreeMap::new();
+    for pod in pods.pods() {
+        let namespace = pod.metadata.namespace.clone().unwrap_or_default();
+        for usage in pods.volume_usage(&pod).await {
+            if let Some(claim) = usage.claim.clone() {
+                claims.insert((namespace.clone(), claim), usage);
+            }
+        }
+    }
+    type Part = fn(&VolumeUsage) -> Option<u64>;
+    let families: [(&str, &str, Part); 6] = [
+        ("available_bytes", "Number of available bytes in the volume", |usage| {
+            usage.bytes.map(|bytes| bytes.available)
+        }),
+        ("capacity_bytes", "Capacity in bytes of the volume", |usage| usage.bytes.map(|bytes| bytes.total)),
+        ("inodes", "Maximum number of inodes in the volume", |usage| usage.inodes.map(|inodes| inodes.total)),
+        ("inodes_free", "Number of free inodes in the volume", |usage| usage.inodes.map(|inodes| inodes.available)),
+        ("inodes_used", "Number of used inodes in the volume", |usage| usage.inodes.map(|inodes| inodes.used)),
+        ("used_bytes", "Number of used bytes in the volume", |usage| usage.bytes.map(|bytes| bytes.used)),
+    ];
+    families.into_iter().fold(text, |text, (name, help, part)| {
+        let samples: Vec<_> = claims.iter().filter_map(|(key, usage)| Some((key, part(usage)?))).collect();
+        if samples.is_empty() {
+            return text;
+        }
+        let mut family = Family::new(text, &format!("kubelet_volume_stats_{name}"), "gauge", help);
+        for ((namespace, claim), value) in samples {
+            family.sample(&[("namespace", namespace.as_str()), ("persistentvolumeclaim", claim.as_str())], value);
+        }
+        family.text
+    })
 }
 
 /// CPU seconds and resident bytes of this process.

@@ -177,7 +177,7 @@ impl Server {
                 streams::port_forward(&self.pods, pod, request, &self.supervisor).await
             }
             Route::StatsSummary => reply::json(&self.stats.summary(&*self.pods).await),
-            Route::Metrics => metrics::reply(metrics::own(&*self.pods)),
+            Route::Metrics => metrics::reply(metrics::volumes(&*self.pods, metrics::own(&*self.pods)).await),
             Route::MetricsCadvisor => metrics::reply(metrics::cadvisor(&*self.pods)),
             Route::MetricsResource => metrics::reply(metrics::resource(&*self.pods)),
             Route::NodeLogs { path } => files::serve(std::path::Path::new("/var/log"), &path).await,

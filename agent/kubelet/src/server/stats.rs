@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::machine;
 use crate::cgroups::Usage;
 use crate::server_contract::{ContainerRun, NodePods};
+use crate::volume_contract::VolumeUsage;
 
 /// CPU rates are taken over at least this long.
 const RATE_WINDOW: Duration = Duration::from_secs(5);
@@ -43,7 +44,9 @@ impl Stats {
         let node_usage = machine::usage();
         let node_fs = file_system(&self.root);
         let all = pods.pods();
-        let summaries: Vec<Value> = all.iter().map(|pod| self.pod(pods, pod)).collect();
+        let volumes = futures::future::join_all(all.iter().map(|pod| pods.volume_usage(pod))).await;
+        let each = all.iter().zip(volumes);
+        let summaries: Vec<Value> = each.map(|(pod, volumes)| self.pod(pods, pod, &volumes)).collect();
         self.forget_gone(&all);
         json!({
             "node": {
@@ -59,7 +62,7 @@ impl Stats {
         })
     }
 
-    fn pod(&self, pods: &dyn NodePods, pod: &Pod) -> Value {
+    fn pod(&self, pods: &dyn NodePods, pod: &Pod, volumes: &[VolumeUsage]) -> Value {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let class = qos_of(pod);
         let view = pods.runtime_view(uid);
@@ -70,14 +73,18 @@ impl Stats {
             .map(|run| self.container(run, pods.cgroups().container_usage(class, uid, &run.id)))
             .collect();
         let usage = pods.cgroups().pod_usage(class, uid);
-        json!({
+        let mut summary = json!({
             "podRef": { "name": pod.metadata.name, "namespace": pod.metadata.namespace, "uid": uid },
             "startTime": pod.status.as_ref().and_then(|status| status.start_time.clone()),
             "containers": containers,
             "cpu": self.cpu(uid, usage),
             "memory": memory(usage, None),
             "process_stats": { "process_count": usage.map(|usage| usage.processes) },
-        })
+        });
+        if !volumes.is_empty() {
+            summary["volume"] = volumes.iter().map(|volume| volume_stats(pod, volume)).collect();
+        }
+        summary
     }
 
     fn container(&self, run: &ContainerRun, usage: Option<Usage>) -> Value {
@@ -145,6 +152,28 @@ fn memory(usage: Option<Usage>, limit: Option<u64>) -> Value {
         value["availableBytes"] = json!(limit.saturating_sub(usage.memory_working_set));
     }
     value
+}
+
+/// `VolumeStats`.
+fn volume_stats(pod: &Pod, volume: &VolumeUsage) -> Value {
+    let mut stats = json!({ "time": now(), "name": volume.name });
+    if let Some(bytes) = volume.bytes {
+        stats["availableBytes"] = json!(bytes.available);
+        stats["capacityBytes"] = json!(bytes.total);
+        stats["usedBytes"] = json!(bytes.used);
+    }
+    if let Some(inodes) = volume.inodes {
+        stats["inodesFree"] = json!(inodes.available);
+        stats["inodes"] = json!(inodes.total);
+        stats["inodesUsed"] = json!(inodes.used);
+    }
+    if let Some(claim) = &volume.claim {
+        stats["pvcRef"] = json!({ "name": claim, "namespace": pod.metadata.namespace });
+    }
+    if let Some(abnormal) = volume.abnormal {
+        stats["volumeHealthStats"] = json!({ "abnormal": abnormal });
+    }
+    stats
 }
 
 async fn image_fs(pods: &dyn NodePods) -> Value {

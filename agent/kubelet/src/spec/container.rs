@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod};
 use proto::runtime::v1::{
-    ContainerConfig, ContainerMetadata, KeyValue, LinuxContainerConfig, LinuxContainerResources,
+    CdiDevice, ContainerConfig, ContainerMetadata, Device, KeyValue, LinuxContainerConfig, LinuxContainerResources,
     LinuxContainerSecurityContext, Mount,
 };
 
@@ -20,6 +20,11 @@ pub struct Resolved {
     pub image_ref: String,
     pub environment: Vec<(String, String)>,
     pub mounts: Vec<Mount>,
+    pub devices: Vec<Device>,
+    /// Fully qualified CDI names.
+    pub cdi_devices: Vec<String>,
+    /// What device plugins tell the runtime.
+    pub annotations: HashMap<String, String>,
     pub resources: LinuxContainerResources,
     pub security: LinuxContainerSecurityContext,
 }
@@ -38,9 +43,12 @@ pub fn config(pod: &Pod, container: &Container, attempt: u32, resolved: Resolved
         args: expanded(&container.args),
         working_dir: container.working_dir.clone().unwrap_or_default(),
         labels: container_labels(pod, container),
-        annotations: annotations(pod, container, attempt),
+        // The kubelet's own have the last word.
+        annotations: resolved.annotations.into_iter().chain(annotations(pod, container, attempt)).collect(),
         envs: resolved.environment.into_iter().map(|(key, value)| KeyValue { key, value }).collect(),
         mounts: resolved.mounts,
+        devices: resolved.devices,
+        cdi_devices: resolved.cdi_devices.into_iter().map(|name| CdiDevice { name }).collect(),
         log_path: Layout::container_log(&container.name, attempt),
         stdin: container.stdin.unwrap_or(false),
         stdin_once: container.stdin_once.unwrap_or(false),
@@ -145,6 +153,9 @@ mod tests {
             image_ref: "sha256:1".into(),
             environment: vec![("A".into(), "1".into())],
             mounts: Vec::new(),
+            devices: Vec::new(),
+            cdi_devices: vec!["vendor/class=name".into()],
+            annotations: HashMap::from([("plugin".to_owned(), "told".to_owned())]),
             resources: LinuxContainerResources::default(),
             security: LinuxContainerSecurityContext::default(),
         };
@@ -154,6 +165,10 @@ mod tests {
             (vec!["run".to_owned(), "1".into()], vec!["$(B)".to_owned(), "$(A)".into()])
         );
         assert_eq!(made.log_path, "c/3.log");
+        assert_eq!(
+            (made.cdi_devices[0].name.as_str(), made.annotations["plugin"].as_str()),
+            ("vendor/class=name", "told")
+        );
         assert!(made.tty && !made.stdin);
         assert_eq!(made.annotations[labels::CONTAINER_RESTART_COUNT], "3");
         assert_eq!(made.annotations[labels::POD_TERMINATION_GRACE], "9");

@@ -34,13 +34,13 @@ pub fn claim_of(pod: &Pod, volume: &Volume) -> Option<(String, bool)> {
         .map(|_| (format!("{}-{}", pod.metadata.name.as_deref().unwrap_or_default(), volume.name), false))
 }
 
-/// The bound PersistentVolume of a claim. Messages are Kubernetes'.
-pub async fn bound_volume(
+/// A claim and its PersistentVolume, bound to each other. Messages are Kubernetes'.
+pub async fn bound(
     client: &Client,
     pod: &Pod,
     volume: &Volume,
     claim: &str,
-) -> Result<PersistentVolume, String> {
+) -> Result<(PersistentVolumeClaim, PersistentVolume), String> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
     let wrong = |why: String| format!("error processing PVC {namespace}/{claim}: {why}");
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
@@ -64,7 +64,7 @@ pub async fn bound_volume(
     if holder != object.metadata.uid.as_deref() {
         return Err(wrong(format!("PV {volume_name} is bound to another claim")));
     }
-    Ok(bound)
+    Ok((object, bound))
 }
 
 fn is_being_bound(claim: &PersistentVolumeClaim) -> bool {
@@ -117,10 +117,7 @@ pub fn target(volume: &PersistentVolume) -> Result<Target, String> {
     if let Some(source) = &spec.nfs {
         return Ok(nfs(&source.server, &source.path, source.read_only.unwrap_or(false), options));
     }
-    if let Some(source) = &spec.csi {
-        return Err(super::csi::no_driver(&source.driver));
-    }
-    Err(format!("no volume plugin matched PV {name}: this node mounts hostPath, local and nfs volumes"))
+    Err(format!("no volume plugin matched PV {name}: this node mounts hostPath, local, nfs and csi volumes"))
 }
 
 pub fn nfs(server: &str, path: &str, read_only: bool, mut options: Vec<String>) -> Target {
@@ -224,11 +221,5 @@ mod tests {
         let other: PersistentVolume =
             serde_json::from_value(json!({ "metadata": { "name": "v" }, "spec": {} })).unwrap();
         assert!(target(&other).unwrap_err().starts_with("no volume plugin matched PV v"));
-        let csi = json!({"spec": {"csi": {"driver": "d.example", "volumeHandle": "h"}}});
-        let message = target(&serde_json::from_value(csi).unwrap()).unwrap_err();
-        assert!(
-            message.ends_with("driver name d.example not found in the list of registered CSI drivers"),
-            "{message}"
-        );
     }
 }

@@ -7,31 +7,30 @@
 //! - `payload`: objects → files, pure; `gather`: fetching the objects and tokens; `objects`: a watch
 //!   for each ConfigMap and Secret that a pod here refers to; `tokens`: ServiceAccount tokens;
 //! - `atomic`: writing a set of files in one step; `owner`: fsGroup;
-//! - `csi`: what is said of drivers, of which this node has none;
-//! - `host_path`, `claims`: volumes that exist elsewhere; `mounts`: tmpfs, unmounting, removal.
+//! - `csi`: volumes of drivers that registered with the node;
+//! - `empty_dir`, `host_path`, `claims`: volumes without an object of their own, or that exist elsewhere; `mounts`: tmpfs, unmounting, removal.
 //!
 //! Nothing is remembered across a restart: [`Volumes::set_up`] finds what is there, and
 //! [`Volumes::tear_down`] needs only the pod's directory.
 
 mod atomic;
 mod claims;
-mod csi;
+pub mod csi;
+mod empty_dir;
 mod gather;
 mod host_path;
-mod mounts;
+pub(crate) mod mounts;
 mod objects;
 mod owner;
 mod payload;
 mod tokens;
 
 use std::collections::HashMap;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::quantity::Quantity;
-use api::resources::{self, Amounts, Side};
+use api::resources::Amounts;
 use async_trait::async_trait;
 use component::{Outcome, Supervisor, WorkQueue};
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Pod, Volume};
@@ -39,12 +38,15 @@ use kube::Client;
 use parking_lot::Mutex;
 
 use crate::layout::Layout;
-use crate::volume_contract::{MountedVolume, VolumeError, VolumePaths, Volumes};
+use crate::volume_contract::{MountedVolume, VolumeError, VolumePaths, VolumeUsage, Volumes};
+use csi::Csi;
 use gather::Sources;
 use owner::Owner;
 
 /// Pods whose files are refreshed at once.
 const REFRESHERS: usize = 2;
+/// How often volumes are looked at that may have to grow, or that are published again.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// How soon a refresh that failed is tried again, doubling...
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 /// ... up to this, as Kubernetes' operations on volumes.
@@ -55,6 +57,7 @@ pub struct NodeVolumes {
     layout: Layout,
     client: Client,
     sources: Sources,
+    csi: Arc<Csi>,
     pods: Mutex<HashMap<String, Entry>>,
     refreshes: WorkQueue<String>,
 }
@@ -93,6 +96,7 @@ impl NodeVolumes {
         layout: Layout,
         client: Client,
         allocatable: Arc<dyn Fn() -> Amounts + Send + Sync>,
+        csi: Arc<Csi>,
         supervisor: &Supervisor,
     ) -> Arc<Self> {
         let supervisor = supervisor.child("volumes");
@@ -100,7 +104,7 @@ impl NodeVolumes {
         let queue = refreshes.clone();
         let changed = Arc::new(move |uid: &str| queue.add(uid.to_owned()));
         let sources = Sources::new(client.clone(), allocatable, changed, &supervisor);
-        let volumes = Arc::new(Self { layout, client, sources, pods: Mutex::default(), refreshes });
+        let volumes = Arc::new(Self { layout, client, sources, csi, pods: Mutex::default(), refreshes });
         // The workers hold it weakly: they end with their supervisor, not with the last pod.
         let weak = Arc::downgrade(&volumes);
         volumes.refreshes.run(&supervisor, REFRESHERS, move |uid| {
@@ -128,29 +132,47 @@ impl NodeVolumes {
     }
 
     /// One volume: its place, and when its files are due again.
-    async fn set_up_volume(&self, pod: &Pod, volume: &Volume, owner: Owner) -> Result<Option<Made>, String> {
+    async fn set_up_volume(&self, pod: &Arc<Pod>, volume: &Volume, owner: Owner) -> Result<Option<Made>, VolumeError> {
+        let failed = |message| VolumeError::set_up(&volume.name, message);
         if gather::plugin_of(volume).is_some() {
-            return self.set_up_files(pod, volume, owner).await.map(Some);
+            return self.set_up_files(pod, volume, owner).await.map(Some).map_err(failed);
         }
         let made = if let Some(source) = &volume.empty_dir {
-            self.set_up_empty_dir(pod, volume, source, owner).await?
+            self.set_up_empty_dir(pod, volume, source, owner).await.map_err(failed)?
         } else if let Some(source) = &volume.host_path {
-            let path = PathBuf::from(&source.path);
+            // What pods know as the kubelet's directory is ours.
+            let path = self.layout.own(Path::new(&source.path));
             let kind = source.type_.clone().unwrap_or_default();
-            blocking(move || host_path::check(&path, &kind).map(|()| path)).await?.into()
+            blocking(move || host_path::check(&path, &kind).map(|()| path)).await.map_err(failed)?.into()
         } else if let Some(source) = &volume.nfs {
             let target = claims::nfs(&source.server, &source.path, source.read_only.unwrap_or(false), Vec::new());
-            let path = claims::make_available(&target, &self.layout, uid_of(pod), &volume.name).await?;
-            Made { read_only: source.read_only.unwrap_or(false), ..path.into() }
+            let path = claims::make_available(&target, &self.layout, uid_of(pod), &volume.name).await;
+            Made { read_only: source.read_only.unwrap_or(false), ..path.map_err(failed)?.into() }
         } else if let Some((claim, read_only)) = claims::claim_of(pod, volume) {
             self.set_up_claim(pod, volume, &claim, read_only, owner).await?
+        } else if let Some(source) = &volume.csi {
+            let csi = csi::Volume::inline(pod, &volume.name, source);
+            self.set_up_csi(csi::Order { pod, name: &volume.name, volume: csi, owner, claim: None }).await?
         } else if volume.image.is_some() {
             // The runtime mounts images itself.
             return Ok(None);
         } else {
-            return Err("no volume plugin matched: this node has configMap, secret, projected, downwardAPI, emptyDir, hostPath, nfs, persistentVolumeClaim and ephemeral volumes".to_owned());
+            return Err(failed("no volume plugin matched: this node has configMap, secret, projected, downwardAPI, emptyDir, hostPath, nfs, csi, persistentVolumeClaim and ephemeral volumes".to_owned()));
         };
         Ok(Some(made))
+    }
+
+    async fn set_up_csi(&self, order: csi::Order<'_>) -> Result<Made, VolumeError> {
+        let mounted = match self.csi.known(order.pod, order.name) {
+            Some(known) => known,
+            None => {
+                let uid = uid_of(order.pod).to_owned();
+                let mounted = self.csi.set_up(order).await?;
+                self.refreshes.add_after(uid, LOOK_AGAIN);
+                mounted
+            }
+        };
+        Ok(Made { read_only: mounted.read_only, ..mounted.host_path.into() })
     }
 
     async fn set_up_files(&self, pod: &Pod, volume: &Volume, owner: Owner) -> Result<Made, String> {
@@ -161,7 +183,7 @@ impl NodeVolumes {
         let path = self.layout.volume(uid_of(pod), plugin, &volume.name);
         let directory = path.clone();
         blocking(move || {
-            let made = make_directory(&directory, 0o777, in_memory.then_some(None));
+            let made = empty_dir::make_directory(&directory, 0o777, in_memory.then_some(None));
             made.map_err(|error| error.to_string())?;
             atomic::write(&directory, &gathered.payload, |version| owner::give_to_group(version, owner.always(), true))
                 .map_err(|error| error.to_string())
@@ -180,13 +202,13 @@ impl NodeVolumes {
         let path = self.layout.volume(uid_of(pod), "kubernetes.io/empty-dir", &volume.name);
         let in_memory = match source.medium.as_deref().unwrap_or_default() {
             "" => None,
-            "Memory" => Some(memory_size(pod, source)),
+            "Memory" => Some(empty_dir::memory_size(pod, source)),
             other => return Err(format!("storage medium {other:?} is not available on this node")),
         };
         let mode = source.mode.map_or(0o777, payload::mode_bits);
         let directory = path.clone();
         blocking(move || {
-            let fresh = make_directory(&directory, mode, in_memory).map_err(|error| error.to_string())?;
+            let fresh = empty_dir::make_directory(&directory, mode, in_memory).map_err(|error| error.to_string())?;
             // Once: what containers wrote since is theirs.
             if fresh {
                 owner::give_to_group(&directory, owner, false).map_err(|error| error.to_string())
@@ -200,20 +222,30 @@ impl NodeVolumes {
 
     async fn set_up_claim(
         &self,
-        pod: &Pod,
+        pod: &Arc<Pod>,
         volume: &Volume,
         claim: &str,
         read_only: bool,
         owner: Owner,
-    ) -> Result<Made, String> {
-        let bound = claims::bound_volume(&self.client, pod, volume, claim).await?;
-        let target = claims::target(&bound)?;
+    ) -> Result<Made, VolumeError> {
+        let failed = |message| VolumeError::set_up(&volume.name, message);
+        if let Some(known) = self.csi.known(pod, &volume.name) {
+            return Ok(Made { read_only: known.read_only, ..known.host_path.into() });
+        }
+        let (claim, bound) = claims::bound(&self.client, pod, volume, claim).await.map_err(failed)?;
+        if let Some(csi) = csi::Volume::persistent(&bound, read_only) {
+            let order = csi::Order { pod, name: &volume.name, volume: csi, owner, claim: Some((claim, bound)) };
+            return self.set_up_csi(order).await;
+        }
+        let target = claims::target(&bound).map_err(failed)?;
         let name = bound.metadata.name.as_deref().unwrap_or(&volume.name);
-        let path = claims::make_available(&target, &self.layout, uid_of(pod), name).await?;
+        let path = claims::make_available(&target, &self.layout, uid_of(pod), name).await.map_err(failed)?;
         let (claims::Target::Path { takes_group, .. } | claims::Target::Mount { takes_group, .. }) = target;
         if takes_group && !read_only {
             let directory = path.clone();
-            blocking(move || owner::give_to_group(&directory, owner, false).map_err(|error| error.to_string())).await?;
+            let given =
+                blocking(move || owner::give_to_group(&directory, owner, false).map_err(|error| error.to_string()));
+            given.await.map_err(failed)?;
         }
         Ok(Made { read_only, ..path.into() })
     }
@@ -238,6 +270,16 @@ impl NodeVolumes {
                 Err(message) => failed.push(format!("{}: {message}", volume.name)),
             }
         }
+        if self.csi.has_forgotten(uid) {
+            for volume in volumes_of(&pod).iter().filter(|volume| may_be_of_driver(volume)) {
+                if let Err(error) = self.set_up_volume(&pod, volume, owner).await {
+                    failed.push(error.to_string());
+                }
+            }
+        }
+        if self.csi.refresh(&pod, owner).await {
+            next = next.into_iter().chain([LOOK_AGAIN]).min();
+        }
         let mut pods = self.pods.lock();
         let Some(entry) = pods.get_mut(uid).filter(|entry| !entry.frozen) else { return Outcome::Done };
         if failed.is_empty() {
@@ -258,13 +300,9 @@ impl Volumes for NodeVolumes {
         let writing = self.enter(pod);
         let _writing = writing.lock().await;
         let owner = Owner::of(pod);
-        let all = volumes_of(pod).iter().map(|volume| async move {
-            if let Some(source) = &volume.csi {
-                return Err(csi::refuse(&self.client, &volume.name, &source.driver).await);
-            }
-            let made = self.set_up_volume(pod, volume, owner).await;
-            made.map(|made| (volume, made)).map_err(|message| VolumeError::set_up(&volume.name, message))
-        });
+        let all = volumes_of(pod)
+            .iter()
+            .map(|volume| async move { self.set_up_volume(pod, volume, owner).await.map(|made| (volume, made)) });
         let mut paths = VolumePaths::new();
         let mut renew_after: Option<Duration> = None;
         for outcome in futures::future::join_all(all).await {
@@ -276,6 +314,11 @@ impl Volumes for NodeVolumes {
             self.refreshes.add_after(uid_of(pod).to_owned(), delay);
         }
         Ok(paths)
+    }
+
+    fn resume(&self, pod: &Arc<Pod>) {
+        self.enter(pod);
+        self.refreshes.add(uid_of(pod).to_owned());
     }
 
     fn refresh(&self, pod: &Arc<Pod>) {
@@ -299,13 +342,35 @@ impl Volumes for NodeVolumes {
             Some(entry) => Some(entry.writing.lock().await),
             None => None,
         };
+        // Only their driver unmounts them: until it has, they and what holds them stay.
+        let of_drivers = self.csi.tear_down(pod_uid).await;
         let (pod, volumes) = (self.layout.pod(pod_uid), self.layout.volumes(pod_uid));
+        let kept = match of_drivers {
+            Ok(()) => Vec::new(),
+            Err(_) => vec![self.layout.volume(pod_uid, csi::PLUGIN, "")],
+        };
         let removed = blocking(move || {
             // subPath mounts lie beside the volumes they are made from, and keep them busy
-            mounts::unmount_all(&pod).map_err(|error| error.to_string())?;
-            mounts::remove_tree(&volumes).map_err(|error| error.to_string())
+            mounts::unmount_all(&pod, &kept).map_err(|error| error.to_string())?;
+            let remove = |directory: &Path| mounts::remove_tree(directory).map_err(|error| error.to_string());
+            if kept.is_empty() {
+                return remove(&volumes);
+            }
+            let plugins = std::fs::read_dir(&volumes).into_iter().flatten().flatten().map(|entry| entry.path());
+            plugins
+                .filter(|plugin| !kept.iter().any(|kept| kept.starts_with(plugin)))
+                .try_for_each(|plugin| remove(&plugin))
         });
-        removed.await.map_err(|message| VolumeError::set_up("*", message))
+        let removed = removed.await.map_err(|message| VolumeError::set_up("*", message));
+        of_drivers.and(removed)
+    }
+
+    fn in_use(&self) -> tokio::sync::watch::Receiver<Vec<String>> {
+        self.csi.in_use()
+    }
+
+    async fn usage(&self, pod: &Pod) -> Vec<VolumeUsage> {
+        self.csi.usage(pod).await
     }
 }
 
@@ -322,36 +387,13 @@ impl From<PathBuf> for Made {
     }
 }
 
-/// Makes a volume's directory. `in_memory` puts a tmpfs there, limited to so many bytes if given.
-/// Returns whether it is new.
-fn make_directory(path: &Path, mode: u32, in_memory: Option<Option<u64>>) -> std::io::Result<bool> {
-    let existed = path.is_dir();
-    if !existed {
-        std::fs::create_dir_all(path)?;
-    }
-    let mounting = in_memory.filter(|_| !mounts::is_mount_point(path));
-    if let Some(size) = mounting {
-        mounts::mount_tmpfs(path, size)?;
-    }
-    let fresh = !existed || mounting.is_some();
-    if fresh {
-        // Set afterwards: the umask reduces what is given at creation.
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
-    }
-    Ok(fresh)
+fn may_be_of_driver(volume: &Volume) -> bool {
+    volume.csi.is_some() || volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some()
 }
 
-/// The size of an emptyDir in memory: its own limit, and no more than the pod's memory limit.
-fn memory_size(pod: &Pod, source: &EmptyDirVolumeSource) -> Option<u64> {
-    let own = source.size_limit.as_ref().map(Quantity::from).filter(|limit| !limit.is_zero());
-    let spec = pod.spec.as_ref()?;
-    let every_container_limited =
-        spec.containers.iter().all(|container| resources::of_container(container, Side::Limits).contains_key("memory"));
-    let pod_limit = resources::of_pod(spec, Side::Limits).get("memory").copied().filter(|_| every_container_limited);
-    own.into_iter().chain(pod_limit).map(|quantity| quantity.units()).min().and_then(|bytes| u64::try_from(bytes).ok())
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(error.to_string()))
 }
 
@@ -359,7 +401,7 @@ fn volumes_of(pod: &Pod) -> &[Volume] {
     pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default()
 }
 
-fn uid_of(pod: &Pod) -> &str {
+pub(crate) fn uid_of(pod: &Pod) -> &str {
     pod.metadata.uid.as_deref().unwrap_or_default()
 }
 

@@ -12,10 +12,41 @@ pub fn is_mount_point(path: &Path) -> bool {
     path.parent().is_some_and(|parent| device(path).is_some() && device(path) != device(parent))
 }
 
+/// Whether something is mounted at exactly `path`, be it a bind mount.
+pub fn is_mounted(path: &Path) -> bool {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    targets_under(&mounts, path).iter().any(|target| target == path)
+}
+
 /// Mounts a tmpfs of at most `size` bytes (the kernel's default, half of memory, if none).
 pub fn mount_tmpfs(path: &Path, size: Option<u64>) -> io::Result<()> {
     let options = size.map(|size| format!("size={size}"));
     mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::empty(), options.as_deref()).map_err(io::Error::from)
+}
+
+/// Lets mounts that pods make under `directory` be seen by the host and by other pods, as drivers in pods
+/// need: where the directory is not part of a shared mount already, it becomes one of its own. Must
+/// come before anything is mounted under it, and does nothing otherwise.
+pub fn make_shared(directory: &Path) -> io::Result<()> {
+    let directory = directory.canonicalize()?;
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    if is_shared(&mounts, &directory) || !targets_under(&mounts, &directory).is_empty() {
+        return Ok(());
+    }
+    let none = None::<&str>;
+    mount(Some(&directory), &directory, none, MsFlags::MS_BIND, none)?;
+    mount(none, &directory, none, MsFlags::MS_SHARED, none).map_err(io::Error::from)
+}
+
+/// Whether the mount that holds a directory is shared.
+fn is_shared(mountinfo: &str, directory: &Path) -> bool {
+    let fields = mountinfo.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let holding = fields.filter(|fields| fields.get(4).is_some_and(|target| directory.starts_with(unescape(target))));
+    // Of mounts at one place, the newest counts.
+    let nearest = holding.max_by_key(|fields| unescape(fields[4]).components().count());
+    nearest.is_some_and(|fields| {
+        fields.iter().skip(6).take_while(|tag| **tag != "-").any(|tag| tag.starts_with("shared:"))
+    })
 }
 
 /// Runs mount(8), which knows helpers such as mount.nfs.
@@ -40,9 +71,11 @@ pub async fn mount_with_helper(source: &str, path: &Path, kind: &str, options: &
 
 /// Unmounts everything at or under `directory`, the newest first. Busy mounts are detached: they
 /// go when their last user does.
-pub fn unmount_all(directory: &Path) -> io::Result<()> {
+/// What lies under one of `kept` stays.
+pub fn unmount_all(directory: &Path, kept: &[PathBuf]) -> io::Result<()> {
     let mut failure = None;
-    for target in targets_under(&std::fs::read_to_string("/proc/self/mountinfo")?, directory) {
+    let found = targets_under(&std::fs::read_to_string("/proc/self/mountinfo")?, directory);
+    for target in found.into_iter().filter(|target| !kept.iter().any(|kept| target.starts_with(kept))) {
         let outcome = umount2(&target, MntFlags::UMOUNT_NOFOLLOW)
             .or_else(|_| umount2(&target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW));
         if let Err(error) = outcome {
@@ -109,9 +142,19 @@ mod tests {
     }
 
     #[test]
+    fn the_nearest_mount_decides_what_is_shared() {
+        let info = "1 0 8:1 / / rw - ext4 a rw\n2 1 8:1 /k /k rw shared:5 master:1 - ext4 a rw\n3 2 8:2 / /k/private rw - ext4 b rw\n";
+        for (directory, shared) in
+            [("/", false), ("/k", true), ("/k/pods", true), ("/k/private/x", false), ("/kk", false)]
+        {
+            assert_eq!(is_shared(info, Path::new(directory)), shared, "{directory}");
+        }
+    }
+
+    #[test]
     fn removing_what_is_not_there_succeeds() {
         let directory = tempfile::tempdir().unwrap();
         remove_tree(&directory.path().join("none")).unwrap();
-        unmount_all(&directory.path().join("none")).unwrap();
+        unmount_all(&directory.path().join("none"), &[]).unwrap();
     }
 }

@@ -49,6 +49,7 @@ pub struct Tokens {
 /// A token and how long it may be used before the next is asked for.
 pub struct Lent {
     pub value: String,
+    pub expires: Timestamp,
     pub renew_after: Duration,
 }
 
@@ -78,7 +79,7 @@ impl Tokens {
             }
             (Err(error), Some(old)) if now < old.expires => {
                 tracing::warn!(error, "a service account token could not be renewed; the old one is valid still");
-                Ok(Lent { value: old.value, renew_after: RETRY })
+                Ok(Lent { value: old.value, expires: old.expires, renew_after: RETRY })
             }
             (Err(error), _) => Err(error),
         }
@@ -126,7 +127,7 @@ fn lend(token: &Token, now: Timestamp) -> Lent {
     let wait = Duration::try_from(token.renewal().duration_since(now)).unwrap_or(Duration::ZERO);
     // some jitter, so that the tokens of pods that started together are not all renewed at once
     let renew_after = wait + Duration::from_millis(rand::random_range(0..10_000));
-    Lent { value: token.value.clone(), renew_after }
+    Lent { value: token.value.clone(), expires: token.expires, renew_after }
 }
 
 #[cfg(test)]

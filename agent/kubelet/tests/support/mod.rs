@@ -167,6 +167,8 @@ impl Node {
         for controller in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
             let _ = std::fs::remove_dir(controller.path().join(self.cgroup.trim_start_matches('/')));
         }
+        // Where the host's mounts are not shared, the kubelet's directory is a mount of its own.
+        let _ = nix::mount::umount(&self.directory.join("kubelet"));
         kubelet::pod::cleanup::remove_tree(&self.directory).unwrap();
     }
 

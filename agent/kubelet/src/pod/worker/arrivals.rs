@@ -84,6 +84,7 @@ impl Worker {
                 self.tell("sandbox and network ready");
                 self.saw_sandbox(sandbox);
             }
+            Done::Sandbox(Err(SandboxError::Refused(verdict))) => self.begin_ending(1, Some(verdict)),
             Done::Sandbox(Err(error)) => self.sandbox_failed(&error),
             Done::Container { name, outcome } => {
                 // That the hook began must be read before that it ended.
@@ -149,7 +150,7 @@ impl Worker {
     pub(super) fn sandbox_failed(&mut self, error: &SandboxError) {
         tracing::warn!(pod = pod_id(self.pod()), %error, "the pod's sandbox could not be made");
         // 0.5 s doubling to about two minutes for volumes, to 32 s for the rest.
-        let most = if matches!(error, SandboxError::Volumes(_)) { 8 } else { 6 };
+        let most = if matches!(error, SandboxError::Volumes(_) | SandboxError::Claims(_)) { 8 } else { 6 };
         let delay = SignedDuration::from_millis(500 << self.sandbox_failures.min(most));
         self.sandbox_failures += 1;
         self.memory.sandbox_retry_at = Timestamp::now().checked_add(delay).ok();
@@ -246,6 +247,9 @@ impl Worker {
             Ok(observed) if changes == self.changes => {
                 if self.blind {
                     self.recall_resources();
+                    if self.stage == Stage::Running && observed.any_running() {
+                        self.node.volumes.resume(self.pod());
+                    }
                 }
                 self.blind = false;
                 observed.runs.iter().for_each(|run| self.note(run));

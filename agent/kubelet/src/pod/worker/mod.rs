@@ -601,6 +601,7 @@ fn keep_own(own: &PodStatus, theirs: Option<&PodStatus>) -> PodStatus {
     conditions.extend(own.conditions.iter().flatten().filter(|condition| mine(condition)).cloned());
     status.conditions = (!conditions.is_empty()).then_some(conditions);
     status.resource_claim_statuses = theirs.resource_claim_statuses.clone();
+    status.extended_resource_claim_status = theirs.extended_resource_claim_status.clone();
     status
 }
 

@@ -1,0 +1,180 @@
+//! Device plugins: extended resources whose devices a plugin on this node hands out
+//! (`pkg/kubelet/cm/devicemanager`).
+//!
+//! Layer: below the pods' workers, which ask [`Devices::admit`] before a pod's sandbox is made and
+//! [`Devices::for_container`] when a container is; the node's status shows [`Devices::counts`]. Plugins
+//! register on `<root>/device-plugins/kubelet.sock` ([`registration`]) and then stream their devices
+//! ([`plugin`]). Who has what is pure ([`ledger`]), and kept in a file ([`checkpoint`]): nobody else
+//! could say after a restart which device a container has.
+//!
+//! As long as no plugin registers there is one task that waits for a connection.
+
+mod checkpoint;
+mod ledger;
+mod plugin;
+mod registration;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use component::Supervisor;
+use k8s_openapi::api::core::v1::{Container, Pod};
+use parking_lot::Mutex;
+use proto::v1beta1::{
+    AllocateRequest, ContainerAllocateRequest, ContainerAllocateResponse, ContainerPreferredAllocationRequest,
+    PreStartContainerRequest, PreferredAllocationRequest,
+};
+use tokio::sync::watch;
+
+use crate::layout::Layout;
+use crate::node::status::DeviceCount;
+use crate::plugins::rpc::within;
+use ledger::{Ledger, Wish};
+use plugin::Plugin;
+pub use registration::ByRegistry;
+
+/// A call to a plugin may take this long (`endpoint.go` waits without limit, but for PreStartContainer).
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// What containers get of the plugins' devices.
+pub type Given = ContainerAllocateResponse;
+
+/// The devices of this node's plugins.
+pub struct Devices {
+    directory: PathBuf,
+    ledger: Mutex<Ledger>,
+    changed: watch::Sender<()>,
+    /// Held while a pod's devices are chosen: plugins are asked in between.
+    choosing: tokio::sync::Mutex<()>,
+    supervisor: Supervisor,
+}
+
+impl Devices {
+    /// Reads what was given before, and lets plugins register.
+    pub fn start(layout: &Layout, supervisor: &Supervisor) -> Arc<Self> {
+        let supervisor = supervisor.child("devices");
+        let directory = layout.device_plugins();
+        let devices = Arc::new(Self {
+            ledger: Mutex::new(checkpoint::read(&directory)),
+            changed: watch::channel(()).0,
+            choosing: tokio::sync::Mutex::default(),
+            supervisor: supervisor.clone(),
+            directory,
+        });
+        supervisor.spawn("registration", registration::serve(Arc::downgrade(&devices), devices.directory.clone()));
+        devices
+    }
+
+    /// Changes with [`Devices::counts`].
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    pub fn counts(&self) -> Vec<DeviceCount> {
+        self.ledger.lock().counts()
+    }
+
+    /// Changes the ledger and keeps it.
+    fn change<T>(&self, change: impl FnOnce(&mut Ledger) -> T) -> T {
+        let mut ledger = self.ledger.lock();
+        let before = ledger.counts();
+        let result = change(&mut ledger);
+        if let Err(error) = checkpoint::write(&self.directory, &ledger) {
+            tracing::error!(%error, directory = %self.directory.display(), "which container has which device could not be written down; after a restart it would not be known");
+        }
+        if ledger.counts() != before {
+            self.changed.send_replace(());
+        }
+        result
+    }
+
+    /// Gives the pod's containers their devices, unless they have them. A pod that cannot have them is
+    /// refused for good, in the words that are returned.
+    pub async fn admit(&self, pod: &Pod) -> Result<(), String> {
+        if !wishes_any(pod, &self.ledger.lock()) {
+            return Ok(());
+        }
+        let _choosing = self.choosing.lock().await;
+        let wishes = ledger::wishes(pod, &self.ledger.lock());
+        for wish in wishes {
+            self.allocate(&wish)
+                .await
+                .map_err(|error| format!("Allocate failed due to {error}, which is unexpected"))?;
+        }
+        Ok(())
+    }
+
+    async fn allocate(&self, wish: &Wish) -> Result<(), String> {
+        let Some(choice) = self.ledger.lock().choose(wish)? else { return Ok(()) };
+        let plugin = self.ledger.lock().plugin(&wish.resource);
+        let plugin = plugin.ok_or_else(|| format!("unknown Device Plugin {}", wish.resource))?;
+        let preferred = match plugin.options().get_preferred_allocation_available && !choice.is_settled() {
+            true => self.preferred(&plugin, &choice).await?,
+            false => Vec::new(),
+        };
+        let chosen = choice.settle(&preferred);
+        let request = ContainerAllocateRequest { devices_ids: chosen.iter().cloned().collect() };
+        let request = AllocateRequest { container_requests: vec![request] };
+        let answer = within(LIMIT, plugin.client().allocate(request)).await.map_err(|error| error.to_string())?;
+        let Some(given) = answer.container_responses.into_iter().next() else {
+            return Err(format!("no containers return in allocation response of {}", wish.resource));
+        };
+        self.change(|ledger| ledger.give(wish, chosen, given));
+        Ok(())
+    }
+
+    async fn preferred(&self, plugin: &Plugin, choice: &ledger::Choice) -> Result<Vec<String>, String> {
+        let available: BTreeSet<String> = choice.included.union(&choice.available).cloned().collect();
+        let request = ContainerPreferredAllocationRequest {
+            available_device_i_ds: available.into_iter().collect(),
+            must_include_device_i_ds: choice.included.iter().cloned().collect(),
+            allocation_size: i32::try_from(choice.size).unwrap_or(i32::MAX),
+        };
+        let request = PreferredAllocationRequest { container_requests: vec![request] };
+        let answer = within(LIMIT, plugin.client().get_preferred_allocation(request)).await;
+        let answer =
+            answer.map_err(|error| format!("device plugin GetPreferredAllocation rpc failed with err: {error}"))?;
+        Ok(answer.container_responses.into_iter().next().map(|first| first.device_i_ds).unwrap_or_default())
+    }
+
+    /// What the container gets, once its plugins have made the devices ready if they wish to.
+    pub async fn for_container(&self, pod: &Pod, container: &Container) -> Result<Given, String> {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let held = self.ledger.lock().held(uid, &container.name);
+        let mut all = Given::default();
+        for (resource, devices, given) in held {
+            let plugin = self.ledger.lock().plugin(&resource);
+            if let Some(plugin) = plugin.filter(|plugin| plugin.options().pre_start_required) {
+                let request = PreStartContainerRequest { devices_ids: devices.into_iter().collect() };
+                within(LIMIT, plugin.client().pre_start_container(request))
+                    .await
+                    .map_err(|error| format!("device plugin PreStartContainer rpc failed with err: {error}"))?;
+            }
+            ledger::add(&mut all, given);
+        }
+        Ok(all)
+    }
+
+    /// The pod has ended: its devices are free.
+    pub fn release(&self, uid: &str) {
+        let holds = self.ledger.lock().holds(uid);
+        if holds {
+            self.change(|ledger| ledger.release(|pod| pod == uid));
+        }
+    }
+
+    /// Takes back what pods have that are no more.
+    pub fn retain(&self, alive: impl Fn(&str) -> bool) {
+        let stale = self.ledger.lock().pods().any(|uid| !alive(uid));
+        if stale {
+            self.change(|ledger| ledger.release(|uid| !alive(uid)));
+        }
+    }
+}
+
+/// Whether the pod wishes devices at all: most do not, and must not wait for those that do.
+fn wishes_any(pod: &Pod, ledger: &Ledger) -> bool {
+    !ledger.is_empty() && !ledger::wishes(pod, ledger).is_empty()
+}
