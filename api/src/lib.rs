@@ -4,14 +4,17 @@
 //! - [`quantity`]: `100m`, `1Gi`: parse, compare, canonical form;
 //! - [`field`]: field paths and validation errors in Kubernetes' wording;
 //! - [`names`]: DNS-1123 and friends;
+//! - [`scalar`]: canonical forms of times, durations and bytes; [`formats`]: texts of a format;
 //! - [`selector`]: label and field selectors, from text, JSON and typed objects;
 //! - [`resources`]: what a pod asks for, and its QoS class;
 
 pub mod cluster;
 pub mod field;
+pub mod formats;
 pub mod names;
 pub mod quantity;
 pub mod resources;
+pub mod scalar;
 pub mod selector;
 
 /// Domain defaults of a skiff cluster, one place for all rooms.
