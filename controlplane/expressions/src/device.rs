@@ -9,7 +9,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr, LiteralValue, MapExpr, operators};
+use cel::common::ast::{
+    CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedExpr, ListExpr, LiteralValue, MapExpr, operators,
+};
 use k8s_openapi::api::resource::v1::{Device, DeviceAttribute};
 use parking_lot::Mutex;
 
@@ -50,8 +52,11 @@ fn declaration() -> Decl {
 /// Compiles a selector; also gives its type and what it may cost.
 pub fn compile_checked(text: &str) -> Result<(Selector, Checked), CelError> {
     let mut parsed = parse::parse(text)?;
+    parse::with_stack(parsed.depth, || each(&mut parsed.root, &mut bindings));
+    // A binding is a loop around what it is for.
+    parsed.depth += 1;
     let checked = check::check(text, &parsed, &[("device", declaration())])?;
-    parse::with_stack(parsed.depth, || with_defaults(&mut parsed.root));
+    parse::with_stack(parsed.depth, || each(&mut parsed.root, &mut with_default));
     // A default adds two levels.
     parsed.depth *= 3;
     Ok((Selector(crate::program(text, parsed)), checked))
@@ -154,25 +159,62 @@ fn attribute_value(attribute: &DeviceAttribute) -> Result<Value, &'static str> {
     Semver::parse(version).map(opaque).ok_or("parse semantic version: no Major.Minor.Patch elements found")
 }
 
-/// A domain that a device says nothing about is empty, not missing: `device.attributes[domain]` is
-/// read as `device.attributes[?domain].orValue({})`.
-fn with_defaults(node: &mut IdedExpr) {
+/// Changes every node of a tree, the innermost first.
+fn each(node: &mut IdedExpr, change: &mut impl FnMut(&mut IdedExpr)) {
     match &mut node.expr {
         Expr::Call(call) => {
-            call.target.as_deref_mut().into_iter().for_each(with_defaults);
-            call.args.iter_mut().for_each(with_defaults);
+            call.target.as_deref_mut().into_iter().chain(&mut call.args).for_each(|inner| each(inner, change));
         }
-        Expr::List(list) => list.elements.iter_mut().for_each(with_defaults),
-        Expr::Select(select) => with_defaults(&mut select.operand),
-        Expr::Map(map) => map.entries.iter_mut().for_each(|entry| entry_with_defaults(&mut entry.expr)),
-        Expr::Struct(record) => record.entries.iter_mut().for_each(|entry| entry_with_defaults(&mut entry.expr)),
+        Expr::List(list) => list.elements.iter_mut().for_each(|inner| each(inner, change)),
+        Expr::Select(select) => each(&mut select.operand, change),
+        Expr::Map(map) => map.entries.iter_mut().for_each(|entry| each_of(&mut entry.expr, change)),
+        Expr::Struct(record) => record.entries.iter_mut().for_each(|entry| each_of(&mut entry.expr, change)),
         Expr::Comprehension(all) => {
             [&mut all.iter_range, &mut all.accu_init, &mut all.loop_cond, &mut all.loop_step, &mut all.result]
                 .into_iter()
-                .for_each(with_defaults);
+                .for_each(|inner| each(inner, change));
         }
         Expr::Ident(_) | Expr::Literal(_) | Expr::Unspecified => {}
     }
+    change(node);
+}
+
+fn each_of(entry: &mut EntryExpr, change: &mut impl FnMut(&mut IdedExpr)) {
+    match entry {
+        EntryExpr::StructField(field) => each(&mut field.value, change),
+        EntryExpr::MapEntry(entry) => {
+            each(&mut entry.key, change);
+            each(&mut entry.value, change);
+        }
+    }
+}
+
+/// `cel.bind(name, value, expression)`: a loop over nothing whose accumulator is the name.
+fn bindings(node: &mut IdedExpr) {
+    let id = node.id;
+    let Expr::Call(call) = &mut node.expr else { return };
+    let of_cel = call.target.as_ref().is_some_and(|target| matches!(&target.expr, Expr::Ident(name) if name == "cel"));
+    if call.func_name != "bind" || !of_cel {
+        return;
+    }
+    let [IdedExpr { expr: Expr::Ident(name), .. }, value, result] = call.args.as_mut_slice() else { return };
+    let make = |expr| IdedExpr { id, expr };
+    let all = ComprehensionExpr {
+        iter_range: make(Expr::List(ListExpr::new(Vec::new()))),
+        iter_var: "#unused".to_owned(),
+        iter_var2: None,
+        accu_var: name.clone(),
+        accu_init: std::mem::take(value),
+        loop_cond: make(Expr::Literal(LiteralValue::Boolean(false.into()))),
+        loop_step: make(Expr::Ident(name.clone())),
+        result: std::mem::take(result),
+    };
+    node.expr = Expr::Comprehension(Box::new(all));
+}
+
+/// A domain that a device says nothing about is empty, not missing: `device.attributes[domain]` is
+/// read as `device.attributes[?domain].orValue({})`.
+fn with_default(node: &mut IdedExpr) {
     let id = node.id;
     let args = match &mut node.expr {
         Expr::Call(call) if call.func_name == operators::INDEX && call.args.first().is_some_and(is_domains) => {
@@ -188,16 +230,6 @@ fn with_defaults(node: &mut IdedExpr) {
     let found = IdedExpr { id, expr: call(operators::OPT_INDEX, None, args) };
     let empty = IdedExpr { id, expr: Expr::Map(MapExpr { entries: Vec::new() }) };
     node.expr = call("orValue", Some(Box::new(found)), vec![empty]);
-}
-
-fn entry_with_defaults(entry: &mut EntryExpr) {
-    match entry {
-        EntryExpr::StructField(field) => with_defaults(&mut field.value),
-        EntryExpr::MapEntry(entry) => {
-            with_defaults(&mut entry.key);
-            with_defaults(&mut entry.value);
-        }
-    }
 }
 
 /// Whether this is `device.attributes` or `device.capacity`.
