@@ -10,7 +10,7 @@
 //! The rules are those of `k8s.io/dynamic-resource-allocation/structured`.
 //!
 //! ```text
-//! let inventory = Inventory::new(slices, rules, &Taken::by(claims));
+//! let inventory = Inventory::new(slices, rules, &taken);
 //! allocate(&Task { inventory, classes, selectors, node, deadline }, &claims)?
 //!     → Some(one AllocationResult per claim), None: they cannot all be met there
 //! ```
@@ -34,7 +34,8 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClaim};
 
 pub use inventory::Inventory;
-pub use taken::{DeviceId, Taken};
+pub use result::random_uuid;
+pub use taken::{Taken, results};
 
 /// Devices that one claim can get, at most.
 pub const MOST_RESULTS: usize = 32;

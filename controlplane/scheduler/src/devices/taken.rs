@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use api::quantity::Quantity;
-use k8s_openapi::api::resource::v1::{DeviceRequestAllocationResult, ResourceClaim};
+use k8s_openapi::api::resource::v1::{AllocationResult, DeviceRequestAllocationResult, ResourceClaim};
 
 /// A device by its driver, pool and name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -30,15 +30,18 @@ pub struct Taken {
 }
 
 impl Taken {
-    /// What these claims were given. Access as administrator takes nothing.
-    pub fn by<'a>(claims: impl IntoIterator<Item = &'a ResourceClaim>) -> Self {
-        let mut taken = Self::default();
-        for claim in claims {
-            for result in results(claim).iter().filter(|result| result.admin_access != Some(true)) {
-                taken.add(result);
-            }
+    /// What a claim was given.
+    pub fn add_claim(&mut self, claim: &ResourceClaim) {
+        if let Some(allocation) = claim.status.as_ref().and_then(|status| status.allocation.as_ref()) {
+            self.add_allocation(allocation);
         }
-        taken
+    }
+
+    /// Access as administrator takes nothing.
+    pub fn add_allocation(&mut self, allocation: &AllocationResult) {
+        for result in results(allocation).iter().filter(|result| result.admin_access != Some(true)) {
+            self.add(result);
+        }
     }
 
     fn add(&mut self, result: &DeviceRequestAllocationResult) {
@@ -64,9 +67,7 @@ impl Taken {
     }
 }
 
-/// The devices of an allocated claim.
-pub fn results(claim: &ResourceClaim) -> &[DeviceRequestAllocationResult] {
-    let allocation = claim.status.as_ref().and_then(|status| status.allocation.as_ref());
-    let devices = allocation.and_then(|allocation| allocation.devices.as_ref());
-    devices.and_then(|devices| devices.results.as_deref()).unwrap_or_default()
+/// The devices of an allocation.
+pub fn results(allocation: &AllocationResult) -> &[DeviceRequestAllocationResult] {
+    allocation.devices.as_ref().and_then(|devices| devices.results.as_deref()).unwrap_or_default()
 }
