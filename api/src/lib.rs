@@ -1,6 +1,7 @@
 //! The object model that the control plane and the node share. No I/O, no tokio.
 //!
 //! - [`cluster`]: the networks and the domain that all parts of a cluster agree on;
+//! - [`devices`]: taints of devices;
 //! - [`quantity`]: `100m`, `1Gi`: parse, compare, canonical form;
 //! - [`field`]: field paths and validation errors in Kubernetes' wording;
 //! - [`names`]: DNS-1123 and friends;
@@ -9,6 +10,7 @@
 //! - [`resources`]: what a pod asks for, and its QoS class;
 
 pub mod cluster;
+pub mod devices;
 pub mod field;
 pub mod formats;
 pub mod names;

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Cluster, from, until};
+use common::{Cluster, from};
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use api::devices::is_tainted_by;
 use k8s_openapi::api::core::v1::{Node, NodeSelector};
 use k8s_openapi::api::resource::v1::{CounterSet, Device, DeviceTaint, DeviceTaintRule, ResourceSlice};
 
@@ -172,7 +173,7 @@ impl Inventory {
                 share: taken.share(&id).cloned(),
                 rule_taints: rules
                     .iter()
-                    .filter(|rule| is_meant(rule, &id))
+                    .filter(|rule| is_tainted_by(rule, &id.driver, &id.pool, &id.device))
                     .map(|rule| rule.spec.taint.clone())
                     .collect(),
                 id,
@@ -285,11 +286,4 @@ fn counter_fault<'a>(slices: impl Iterator<Item = &'a ResourceSlice> + Clone) ->
         }
     }
     Ok(())
-}
-
-/// Whether a rule taints a device. One that selects nothing taints none.
-fn is_meant(rule: &DeviceTaintRule, id: &DeviceId) -> bool {
-    let Some(selector) = &rule.spec.device_selector else { return false };
-    let fits = |wanted: &Option<String>, is: &str| wanted.as_deref().is_none_or(|wanted| wanted == is);
-    fits(&selector.driver, &id.driver) && fits(&selector.pool, &id.pool) && fits(&selector.device, &id.device)
 }

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use api::devices::tolerates;
 use k8s_openapi::api::resource::v1::{
-    CapacityRequirements, DeviceClass, DeviceConstraint, DeviceRequest, DeviceSelector, DeviceSubRequest, DeviceTaint,
+    CapacityRequirements, DeviceClass, DeviceConstraint, DeviceRequest, DeviceSelector, DeviceSubRequest,
     DeviceToleration, ExactDeviceRequest, ResourceClaim,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
@@ -253,17 +254,4 @@ fn select(
 pub fn is_kept_off(wanted: &Wanted<'_>, offer: &Offer<'_>) -> bool {
     let mut taints = offer.taints().filter(|taint| matches!(taint.effect.as_str(), "NoExecute" | "NoSchedule"));
     taints.any(|taint| !wanted.tolerations.iter().any(|toleration| tolerates(toleration, taint)))
-}
-
-fn tolerates(toleration: &DeviceToleration, taint: &DeviceTaint) -> bool {
-    let text = |value: &Option<String>| value.clone().unwrap_or_default();
-    let (effect, key) = (text(&toleration.effect), text(&toleration.key));
-    if (!effect.is_empty() && effect != taint.effect) || (!key.is_empty() && key != taint.key) {
-        return false;
-    }
-    match toleration.operator.as_deref() {
-        None | Some("" | "Equal") => text(&toleration.value) == text(&taint.value),
-        Some("Exists") => true,
-        _ => false,
-    }
 }
