@@ -112,3 +112,70 @@ async fn a_pod_goes_where_its_device_is_and_the_next_waits_for_it() {
     assert_eq!(bench.cluster.node_of("second").await, "n2");
     assert_eq!(bench.given("second").await, ["n2/gpu-0"]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_share_a_claim_on_its_node() {
+    let bench = Bench::start().await;
+    bench.slice("n1", json!([{"name": "gpu-0"}])).await;
+    bench.claim("shared", one()).await;
+    for name in ["a", "b"] {
+        bench.pod(name, "shared").await;
+        assert_eq!(bench.cluster.node_of(name).await, "n1");
+    }
+    let reserved = bench.claims.get("shared").await.unwrap().status.unwrap().reserved_for.unwrap();
+    assert_eq!(reserved.iter().map(|consumer| consumer.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_node_with_the_better_alternative_is_chosen() {
+    let bench = Bench::start().await;
+    bench.slice("n1", json!([{"name": "slow"}])).await;
+    bench.slice("n2", json!([{"name": "fast", "attributes": {"fast": {"bool": true}}}])).await;
+    let fast = json!([{"cel": {"expression": "device.attributes['gpu.example.com'].?fast.orValue(false)"}}]);
+    let either = json!({"name": "gpu", "firstAvailable": [
+        {"name": "fast", "deviceClassName": "gpu", "selectors": fast}, {"name": "slow", "deviceClassName": "gpu"}]});
+    bench.claim("best", either).await;
+    bench.pod("p", "best").await;
+    assert_eq!(bench.cluster.node_of("p").await, "n2");
+    assert_eq!(bench.given("best").await, ["n2/fast"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_resource_can_be_a_device() {
+    let bench = Bench::start().await;
+    bench.class("extended", json!({"extendedResourceName": "example.com/gpu"})).await;
+    bench.slice("n2", json!([{"name": "gpu-0"}])).await;
+    let amounts = json!({"example.com/gpu": "1"});
+    let asking = || json!({"containers": [{"name": "c", "image": "nginx", "resources": {"requests": amounts, "limits": amounts}}]});
+    bench.cluster.create("p", asking()).await;
+    assert_eq!(bench.cluster.node_of("p").await, "n2");
+    let status = bench.cluster.pods.get("p").await.unwrap().status.unwrap().extended_resource_claim_status.unwrap();
+    let mapping = &status.request_mappings[0];
+    assert_eq!(
+        (mapping.container_name.as_str(), mapping.resource_name.as_str(), mapping.request_name.as_str()),
+        ("c", "example.com/gpu", "container-0-request-0")
+    );
+    let claim = bench.claims.get(&status.resource_claim_name).await.unwrap();
+    assert!(claim.metadata.name.unwrap().starts_with("p-extended-resources-"));
+    assert_eq!(claim.metadata.annotations.unwrap()["resource.kubernetes.io/extended-resource-claim"], "true");
+    assert_eq!(bench.given(&status.resource_claim_name).await, ["n2/gpu-0"]);
+
+    bench.cluster.create("q", asking()).await;
+    let message = bench.cluster.condition("q").await.message.unwrap();
+    assert!(message.starts_with("0/2 nodes are available: 2 cannot allocate all claims."), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_evaluated_is_an_error_of_scheduling() {
+    let bench = Bench::start().await;
+    bench.slice("n1", json!([{"name": "gpu-0"}])).await;
+    let broken = json!([{"cel": {"expression": "device.attributes['gpu.example.com'].none == 1"}}]);
+    bench.claim("broken", json!({"name": "gpu", "exactly": {"deviceClassName": "gpu", "selectors": broken}})).await;
+    bench.pod("p", "broken").await;
+    let condition = bench.cluster.condition("p").await;
+    assert_eq!(condition.reason.as_deref(), Some("SchedulerError"));
+    let message = condition.message.unwrap();
+    let text = "running \"DynamicResources\" filter plugin: claim default/broken: selector #0 on device \
+        gpu.example.com/n1/gpu-0: CEL runtime error: no such key: none.";
+    assert!(message.starts_with(text), "{message}");
+}
