@@ -25,7 +25,7 @@ const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 /// What the one who asks may not change.
 pub async fn check(ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
     let mut errors = ErrorList::new();
-    let status = Path::unnamed().child("status");
+    let status = Path::empty().child("status");
     if !same_at(new, old, "status.allocation") || !same_at(new, old, "status.reservedFor") {
         let access = access(ctx.verb, "binding", "", "");
         if let Some(why) = refusal(ctx, access).await {
