@@ -33,8 +33,8 @@ pub struct FitError {
     pub rejected_by: PluginSet,
     /// What PostFilter could do.
     pub post_filter: Option<PostFilter>,
-    /// A plugin failed: this is not about nodes.
-    pub failure: Option<String>,
+    /// A plugin failed, as `pre_filter` says: this is not about nodes.
+    pub failed: bool,
 }
 
 /// What PostFilter plugins get.
@@ -69,7 +69,7 @@ impl Cycle<'_> {
                 let at = best[pick(best.len()).min(best.len() - 1)];
                 Verdict::Place { node: self.snapshot.nodes[at].name.clone() }
             }
-            Err(error) if error.failure.is_some() => Verdict::Reject(error),
+            Err(error) if error.failed => Verdict::Reject(error),
             Err(mut error) => {
                 let failed = Failed {
                     framework: self.framework,
@@ -93,8 +93,11 @@ impl Cycle<'_> {
         let only = match pre_filter(self.framework, state, pod, self.snapshot) {
             Ok(only) => only,
             Err((plugins, rejection)) => {
-                error.failure = rejection.failed.then(|| self.failure(&plugins, "PreFilter", &rejection));
-                error.pre_filter = Some(rejection.reasons.join(", "));
+                error.failed = rejection.failed;
+                error.pre_filter = Some(match rejection.failed {
+                    true => self.failure(&plugins, "PreFilter", &rejection),
+                    false => rejection.reasons.join(", "),
+                });
                 error.rejected_by = plugins;
                 error.rejections = (0..nodes.len()).map(|at| (at, rejection.clone())).collect();
                 return Err(error);
@@ -120,7 +123,8 @@ impl Cycle<'_> {
                 Err((plugin, rejection)) => {
                     error.rejected_by.insert(plugin);
                     if rejection.failed {
-                        error.failure = Some(self.failure(&error.rejected_by, "filter", &rejection));
+                        error.failed = true;
+                        error.pre_filter = Some(self.failure(&error.rejected_by, "filter", &rejection));
                         return Err(error);
                     }
                     error.rejections.push((at, rejection));

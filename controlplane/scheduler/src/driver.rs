@@ -312,8 +312,8 @@ impl Scheduler {
     }
 
     fn reject(self: &Arc<Self>, pod: Arc<PodInfo>, error: FitError) {
-        if let Some(why) = &error.failure {
-            return self.undo(&pod, why);
+        if error.failed {
+            return self.undo(&pod, error.pre_filter.as_deref().unwrap_or_default());
         }
         let message = error.message();
         let now = Instant::now();

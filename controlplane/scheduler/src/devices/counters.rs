@@ -40,7 +40,7 @@ impl<'a> Counters<'a> {
 }
 
 /// A pool's counters without what allocated devices consume: less than nothing may be left.
-fn left_of<'a>(inventory: &'a Inventory, pool: usize) -> HashMap<(&'a str, &'a str), Quantity> {
+fn left_of(inventory: &Inventory, pool: usize) -> HashMap<(&str, &str), Quantity> {
     let mut left = HashMap::new();
     for set in inventory.counter_sets(pool) {
         for (name, counter) in &set.counters {

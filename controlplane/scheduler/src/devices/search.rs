@@ -107,9 +107,9 @@ impl<'a> Search<'a> {
             };
         };
         let mut all_too_many = true;
-        for option in 0..options.len() {
+        for (option, wanted) in options.iter().enumerate() {
             match self.device(Slot { claim, request, option, nth: 0 }, (0, 0)) {
-                Err(Stop::TooMany) if options[option].is_option() => continue,
+                Err(Stop::TooMany) if wanted.is_option() => {}
                 Err(stop) => return Err(stop),
                 Ok(true) => {
                     self.chosen.insert((claim, request), option);
