@@ -1,17 +1,22 @@
 //! The object model that the control plane and the node share. No I/O, no tokio.
 //!
 //! - [`cluster`]: the networks and the domain that all parts of a cluster agree on;
+//! - [`devices`]: taints of devices;
 //! - [`quantity`]: `100m`, `1Gi`: parse, compare, canonical form;
 //! - [`field`]: field paths and validation errors in Kubernetes' wording;
 //! - [`names`]: DNS-1123 and friends;
+//! - [`scalar`]: canonical forms of times, durations and bytes; [`formats`]: texts of a format;
 //! - [`selector`]: label and field selectors, from text, JSON and typed objects;
 //! - [`resources`]: what a pod asks for, and its QoS class;
 
 pub mod cluster;
+pub mod devices;
 pub mod field;
+pub mod formats;
 pub mod names;
 pub mod quantity;
 pub mod resources;
+pub mod scalar;
 pub mod selector;
 
 /// Domain defaults of a skiff cluster, one place for all rooms.

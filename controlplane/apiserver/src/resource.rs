@@ -416,6 +416,8 @@ impl Descriptor {
 /// What hooks may know of the request beside the object.
 pub struct Context<'a> {
     pub user: &'a UserInfo,
+    /// `create`, `update`, `patch`, ...
+    pub verb: &'a str,
     /// API group of the request: a kind served in two groups may have rules for each.
     pub group: &'a str,
     /// Empty for cluster-scoped resources.

@@ -33,12 +33,16 @@ pub struct FitError {
     pub rejected_by: PluginSet,
     /// What PostFilter could do.
     pub post_filter: Option<PostFilter>,
+    /// A plugin failed, as `pre_filter` says: this is not about nodes.
+    pub failed: bool,
 }
 
 /// What PostFilter plugins get.
 pub struct Failed<'a> {
     pub framework: &'a Framework,
     pub snapshot: &'a Snapshot,
+    /// What plugins left of the cycle.
+    pub state: &'a CycleState,
     pub nominated: &'a Nominated,
     pub pod: &'a PodInfo,
     pub error: &'a FitError,
@@ -65,10 +69,12 @@ impl Cycle<'_> {
                 let at = best[pick(best.len()).min(best.len() - 1)];
                 Verdict::Place { node: self.snapshot.nodes[at].name.clone() }
             }
+            Err(error) if error.failed => Verdict::Reject(error),
             Err(mut error) => {
                 let failed = Failed {
                     framework: self.framework,
                     snapshot: self.snapshot,
+                    state: &state,
                     nominated: self.nominated,
                     pod,
                     error: &error,
@@ -87,7 +93,11 @@ impl Cycle<'_> {
         let only = match pre_filter(self.framework, state, pod, self.snapshot) {
             Ok(only) => only,
             Err((plugins, rejection)) => {
-                error.pre_filter = Some(rejection.reasons.join(", "));
+                error.failed = rejection.failed;
+                error.pre_filter = Some(match rejection.failed {
+                    true => self.failure(&plugins, "PreFilter", &rejection),
+                    false => rejection.reasons.join(", "),
+                });
                 error.rejected_by = plugins;
                 error.rejections = (0..nodes.len()).map(|at| (at, rejection.clone())).collect();
                 return Err(error);
@@ -112,6 +122,11 @@ impl Cycle<'_> {
                 Ok(()) => fitting.push(at),
                 Err((plugin, rejection)) => {
                     error.rejected_by.insert(plugin);
+                    if rejection.failed {
+                        error.failed = true;
+                        error.pre_filter = Some(self.failure(&error.rejected_by, "filter", &rejection));
+                        return Err(error);
+                    }
                     error.rejections.push((at, rejection));
                 }
             }
@@ -123,6 +138,12 @@ impl Cycle<'_> {
             error.rejected_by.insert(plugin);
         }
         if fitting.is_empty() { Err(error) } else { Ok(fitting) }
+    }
+
+    /// Upstream's text of a plugin that failed.
+    fn failure(&self, plugins: &PluginSet, point: &str, rejection: &Rejection) -> String {
+        let name = plugins.iter().last().and_then(|at| self.framework.plugin(at)).map_or("", |plugin| plugin.name());
+        format!("running \"{name}\" {point} plugin: {}", rejection.reasons.join(", "))
     }
 
     /// Filters one node, with the pods nominated to it on it if there are any: they may come before
@@ -180,17 +201,22 @@ fn pre_filter(
     Ok(only)
 }
 
-/// The first plugin that can make room decides; else the last one's reason stands.
+/// The first plugin that can make room decides; else all say why they cannot.
 fn post_filter(framework: &Framework, failed: &Failed<'_>) -> Option<PostFilter> {
-    let mut last = None;
+    let (mut texts, mut waits) = (Vec::new(), false);
     for (_, plugin) in framework.at(Point::PostFilter) {
-        let outcome = plugin.post_filter(failed);
-        if matches!(outcome, PostFilter::Nominate { .. }) {
-            return Some(outcome);
+        match plugin.post_filter(failed) {
+            outcome @ PostFilter::Nominate { .. } => return Some(outcome),
+            PostFilter::Nothing(text) => texts.push(text),
+            PostFilter::Wait(text) => {
+                waits = true;
+                texts.push(text);
+            }
         }
-        last = Some(outcome);
     }
-    last
+    texts.retain(|text| !text.is_empty());
+    let text = texts.join(", ");
+    Some(if waits { PostFilter::Wait(text) } else { PostFilter::Nothing(text) })
 }
 
 fn filter(framework: &Framework, state: &CycleState, pod: &PodInfo, node: &NodeInfo) -> Result<(), (usize, Rejection)> {
@@ -269,7 +295,7 @@ impl FitError {
         }
         match &self.post_filter {
             Some(PostFilter::Nothing(message) | PostFilter::Wait(message)) if !message.is_empty() => {
-                text.push_str(&format!(" preemption: {message}"));
+                text.push_str(&format!(" {message}"));
             }
             _ => {}
         }

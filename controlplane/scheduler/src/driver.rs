@@ -10,6 +10,7 @@ use std::time::Instant;
 use component::{Change, EventRecorder, EventType, Informer, Informers, Supervisor};
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::Client;
 use parking_lot::Mutex;
@@ -24,6 +25,7 @@ use crate::node::NodeInfo;
 use crate::nominations::Nominations;
 use crate::plugins::default_framework;
 use crate::plugins::default_preemption::Budget;
+use crate::plugins::dynamic_resources::caches::Devices;
 use crate::pod::PodInfo;
 use crate::queue::{Queue, Setback};
 use crate::report;
@@ -31,8 +33,10 @@ use crate::report;
 /// Starts scheduling the pods of `default-scheduler`.
 pub fn start(informers: Informers, recorder: EventRecorder, supervisor: &Supervisor) {
     let supervisor = supervisor.child("scheduler");
+    let devices = Arc::new(Devices::new(&informers));
     let scheduler = Arc::new(Scheduler {
-        framework: default_framework(&informers),
+        framework: default_framework(&devices, &informers, &recorder, &supervisor),
+        devices,
         client: informers.client(),
         recorder,
         supervisor: supervisor.clone(),
@@ -52,6 +56,7 @@ pub fn start(informers: Informers, recorder: EventRecorder, supervisor: &Supervi
 
 struct Scheduler {
     framework: Framework,
+    devices: Arc<Devices>,
     client: Client,
     recorder: EventRecorder,
     supervisor: Supervisor,
@@ -97,6 +102,42 @@ impl Scheduler {
         self.announce(self.state.lock(), &ClusterEvent::StorageChanged);
     }
 
+    /// Begins to watch claims, devices and their classes: there is a pod that may need them. Such pods
+    /// wait until all is known.
+    fn follow_devices(self: &Arc<Self>) {
+        let Some(watched) = self.devices.watch() else { return };
+        let scheduler = self.clone();
+        watched.claims.on_change(move |change| scheduler.claim_changed(change));
+        let scheduler = self.clone();
+        watched.slices.on_change(move |change| scheduler.devices_changed(change.new.is_some()));
+        let scheduler = self.clone();
+        watched.classes.on_change(move |change| scheduler.devices_changed(change.new.is_some()));
+        let scheduler = self.clone();
+        watched.rules.on_change(move |_| scheduler.devices_changed(true));
+        let full = (watched.claims.clone(), watched.slices.clone(), watched.classes.clone(), watched.rules.clone());
+        let scheduler = self.clone();
+        self.supervisor.spawn("devices", async move {
+            let (claims, slices, classes, rules) = full;
+            tokio::join!(claims.synced(), slices.synced(), classes.synced(), rules.synced());
+            scheduler.devices_changed(true);
+        });
+    }
+
+    fn claim_changed(&self, change: &Change<'_, ResourceClaim>) {
+        self.devices.seen(change.object(), change.new.is_none());
+        if let Some(new) = change.new {
+            let event = ClusterEvent::ClaimChanged { old: change.old.cloned(), new: new.clone() };
+            self.announce(self.state.lock(), &event);
+        }
+    }
+
+    /// Only more devices help anyone.
+    fn devices_changed(&self, helps: bool) {
+        if helps {
+            self.announce(self.state.lock(), &ClusterEvent::DevicesChanged);
+        }
+    }
+
     fn node_changed(&self, change: &Change<'_, Node>) {
         let info = |node: &Arc<Node>| Arc::new(NodeInfo::new(node.clone()));
         let mut state = self.state.lock();
@@ -126,7 +167,7 @@ impl Scheduler {
         self.announce(state, &ClusterEvent::NamespaceChanged);
     }
 
-    fn pod_changed(&self, change: &Change<'_, Pod>) {
+    fn pod_changed(self: &Arc<Self>, change: &Change<'_, Pod>) {
         let uid = |pod: &&Arc<Pod>| pod.metadata.uid.clone().unwrap_or_default();
         let (old, new) = (change.old.as_ref().map(uid), change.new.as_ref().map(uid));
         // A pod that was deleted and made anew between two looks is another pod.
@@ -140,6 +181,9 @@ impl Scheduler {
         } else if let Some(node) = pod.node_name() {
             self.pod_placed(&pod, node);
         } else if pod.is_ours() {
+            if pod.may_need_devices() {
+                self.follow_devices();
+            }
             let mut state = self.state.lock();
             // An assumed pod is on its way already; this is an older version of it.
             if state.cluster.pod(&pod.uid).is_none() {
@@ -268,6 +312,9 @@ impl Scheduler {
     }
 
     fn reject(self: &Arc<Self>, pod: Arc<PodInfo>, error: FitError) {
+        if error.failed {
+            return self.undo(&pod, error.pre_filter.as_deref().unwrap_or_default());
+        }
         let message = error.message();
         let now = Instant::now();
         let mut state = self.state.lock();

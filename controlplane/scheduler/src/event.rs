@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::api::resource::v1::ResourceClaim;
+
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
 
@@ -27,6 +29,13 @@ pub enum ClusterEvent {
     NamespaceChanged,
     /// A volume claim, volume or storage class appeared or changed.
     StorageChanged,
+    /// A claim for devices appeared or changed.
+    ClaimChanged {
+        old: Option<Arc<ResourceClaim>>,
+        new: Arc<ResourceClaim>,
+    },
+    /// Devices, classes of them or their taints appeared or changed, or are known only now.
+    DevicesChanged,
 }
 
 impl ClusterEvent {

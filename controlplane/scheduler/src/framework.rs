@@ -47,17 +47,24 @@ pub struct Rejection {
     /// Whether taking pods off the node could help.
     pub resolvable: bool,
     pub reasons: Vec<Cow<'static, str>>,
+    /// Something failed that says nothing about nodes: no other is looked at.
+    pub failed: bool,
 }
 
 impl Rejection {
     /// Preemption may help.
     pub fn unschedulable(reason: impl Into<Cow<'static, str>>) -> Self {
-        Self { resolvable: true, reasons: vec![reason.into()] }
+        Self { resolvable: true, reasons: vec![reason.into()], failed: false }
     }
 
     /// Nothing that happens to pods helps.
     pub fn unresolvable(reason: impl Into<Cow<'static, str>>) -> Self {
-        Self { resolvable: false, reasons: vec![reason.into()] }
+        Self { resolvable: false, reasons: vec![reason.into()], failed: false }
+    }
+
+    /// The plugin cannot tell, and will not be able to for any node.
+    pub fn failure(reason: impl Into<Cow<'static, str>>) -> Self {
+        Self { resolvable: false, reasons: vec![reason.into()], failed: true }
     }
 }
 

@@ -9,6 +9,7 @@
 
 mod cluster;
 mod cycle;
+mod devices;
 mod driver;
 mod event;
 mod framework;

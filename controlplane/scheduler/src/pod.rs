@@ -145,6 +145,21 @@ impl PodInfo {
         name.is_none_or(|name| name.is_empty() || name == DEFAULT_SCHEDULER)
     }
 
+    /// Whether it may need devices: it has claims, or asks for resources that may be devices.
+    pub fn may_need_devices(&self) -> bool {
+        self.has_claims() || self.extended_resources().next().is_some()
+    }
+
+    pub fn has_claims(&self) -> bool {
+        self.spec().and_then(|spec| spec.resource_claims.as_ref()).is_some_and(|claims| !claims.is_empty())
+    }
+
+    /// What it asks for that is not Kubernetes' own: name and amount.
+    pub fn extended_resources(&self) -> impl Iterator<Item = (&str, i64)> {
+        let others = self.requests.others.iter().map(|(name, amount)| (name.as_str(), *amount));
+        others.filter(|(name, amount)| *amount != 0 && crate::resource::is_extended(name))
+    }
+
     /// `namespace/name`, as messages have it.
     pub fn full_name(&self) -> String {
         format!("{}/{}", self.namespace, self.name)

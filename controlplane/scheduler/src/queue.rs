@@ -12,7 +12,7 @@
 //!             in flight ──(no node fits)──► unschedulable ────────────────────────┘
 //! ```
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,6 +35,7 @@ pub struct Queue {
     /// Unschedulable ones, by the time since when.
     held: BTreeSet<(Instant, Uid)>,
     in_flight: HashMap<Uid, InFlight>,
+    gated: HashSet<Uid>,
 }
 
 struct Entry {
@@ -49,7 +50,7 @@ enum Place {
     Active,
     Backoff { until: Instant, after_error: bool },
     Unschedulable { since: Instant, rejected_by: PluginSet },
-    Gated,
+    Gated { by: usize },
 }
 
 struct InFlight {
@@ -75,13 +76,13 @@ impl Queue {
         }
         let uid = pod.uid.clone();
         let Some(entry) = self.pods.get_mut(&uid) else {
-            let entry = Entry { pod, tries: 0, last_try: None, place: Place::Gated };
+            let entry = Entry { pod, tries: 0, last_try: None, place: Place::Gated { by: 0 } };
             self.pods.insert(uid.clone(), entry);
             return self.consider(&uid, framework, now);
         };
         let changed = matters(&entry.pod, &pod);
         entry.pod = pod;
-        if changed && matches!(entry.place, Place::Gated | Place::Unschedulable { .. }) {
+        if changed && matches!(entry.place, Place::Gated { .. } | Place::Unschedulable { .. }) {
             self.consider(&uid, framework, now);
         }
     }
@@ -124,7 +125,7 @@ impl Queue {
         match place {
             Place::Backoff { until, .. } => self.backoff.insert((until, uid.clone())),
             Place::Unschedulable { since, .. } => self.held.insert((since, uid.clone())),
-            Place::Active | Place::Gated => false,
+            Place::Active | Place::Gated { .. } => false,
         };
         true
     }
@@ -140,7 +141,14 @@ impl Queue {
             }
             _ => false,
         };
-        let helped: Vec<Uid> = self.held.iter().filter(|(_, uid)| is_helped(uid)).map(|(_, uid)| uid.clone()).collect();
+        let is_opened = |uid: &Uid| match self.pods.get(uid) {
+            Some(Entry { pod, place: Place::Gated { by }, .. }) => {
+                framework.plugin(*by).is_some_and(|plugin| plugin.helps(pod, event))
+            }
+            _ => false,
+        };
+        let helped = self.held.iter().filter(|(_, uid)| is_helped(uid)).map(|(_, uid)| uid);
+        let helped: Vec<Uid> = helped.chain(self.gated.iter().filter(|uid| is_opened(uid))).cloned().collect();
         for uid in helped {
             self.consider(&uid, framework, now);
         }
@@ -157,8 +165,9 @@ impl Queue {
     fn consider(&mut self, uid: &Uid, framework: &Framework, now: Instant) {
         self.unlink(uid);
         let Some(entry) = self.pods.get_mut(uid) else { return };
-        if framework.pre_enqueue(&entry.pod).is_err() {
-            entry.place = Place::Gated;
+        if let Err((by, _)) = framework.pre_enqueue(&entry.pod) {
+            entry.place = Place::Gated { by };
+            self.gated.insert(uid.clone());
             return;
         }
         let until = entry.last_try.map_or(now, |tried| tried + backoff(entry.tries));
@@ -212,6 +221,9 @@ impl Queue {
             Some(Place::Unschedulable { since, .. }) => {
                 self.held.remove(&(since, uid.clone()));
             }
+            Some(Place::Gated { .. }) => {
+                self.gated.remove(uid);
+            }
             _ => {}
         }
     }
@@ -219,7 +231,8 @@ impl Queue {
 
 /// Whether an update of a waiting pod could change where it fits.
 fn matters(old: &PodInfo, new: &PodInfo) -> bool {
-    old.labels != new.labels || old.pod.spec != new.pod.spec
+    let claims = |pod: &PodInfo| pod.pod.status.as_ref().and_then(|status| status.resource_claim_statuses.clone());
+    old.labels != new.labels || old.pod.spec != new.pod.spec || claims(old) != claims(new)
 }
 
 /// 1 s, doubled with each try, 10 s at most.

@@ -67,3 +67,12 @@ impl Resources {
         self.others.get(name).copied().unwrap_or(0)
     }
 }
+
+/// Names of resources that a class of devices has without saying so, by the class's name.
+pub const CLASS_PREFIX: &str = "deviceclass.resource.kubernetes.io/";
+
+/// Whether a resource is not Kubernetes' own: devices may stand behind it.
+pub fn is_extended(name: &str) -> bool {
+    let foreign = name.contains('/') && !name.contains("kubernetes.io/") && !name.starts_with("requests.");
+    foreign || name.starts_with(CLASS_PREFIX)
+}

@@ -20,8 +20,10 @@ pub struct Fixed {
     records: Mutex<BTreeMap<String, Value>>,
     pub allows: bool,
     /// Decides instead, by the user's name.
-    judge: Option<fn(&str, &Access<'_>) -> bool>,
+    judge: Option<Box<Judge>>,
 }
+
+type Judge = dyn Fn(&str, &Access<'_>) -> bool + Send + Sync;
 
 impl Fixed {
     pub fn with(objects: &[(&str, &str, Value)]) -> Self {
@@ -29,8 +31,8 @@ impl Fixed {
         Self { objects: Mutex::new(objects), ..Self::default() }
     }
 
-    pub fn judged_by(judge: fn(&str, &Access<'_>) -> bool) -> Self {
-        Self { judge: Some(judge), ..Self::default() }
+    pub fn judged_by(judge: impl Fn(&str, &Access<'_>) -> bool + Send + Sync + 'static) -> Self {
+        Self { judge: Some(Box::new(judge)), ..Self::default() }
     }
 }
 
@@ -90,7 +92,7 @@ impl Cluster for Fixed {
     }
 
     async fn allowed(&self, user: &UserInfo, access: Access<'_>) -> bool {
-        self.judge.map_or(self.allows, |judge| judge(&user.name, &access))
+        self.judge.as_ref().map_or(self.allows, |judge| judge(&user.name, &access))
     }
 
     fn resource_of(&self, group: &str, kind: &str) -> Option<(String, bool)> {

@@ -14,7 +14,17 @@ pub fn with<T>(object: &Value, subresource: &str, ask: impl FnOnce(&Context<'_>)
     let now = Timestamp::UNIX_EPOCH;
     let (namespace, name) = (super::value::namespace(object), super::value::name(object));
     let (group, _) = crate::resource::split_api_version(super::value::text(object, "apiVersion"));
-    ask(&Context { user: &user, group, namespace, name, subresource, dry_run: false, now, cluster: &cluster })
+    ask(&Context {
+        user: &user,
+        verb: "update",
+        group,
+        namespace,
+        name,
+        subresource,
+        dry_run: false,
+        now,
+        cluster: &cluster,
+    })
 }
 
 /// What creating `object` is refused with, after defaults; `[]` when it is taken.

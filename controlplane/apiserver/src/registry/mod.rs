@@ -109,6 +109,7 @@ impl Call {
     pub fn context<'a>(&'a self, name: &'a str) -> Context<'a> {
         Context {
             user: &self.user,
+            verb: &self.info.verb,
             group: &self.info.group,
             namespace: self.namespace(),
             name,

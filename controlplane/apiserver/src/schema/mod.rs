@@ -13,7 +13,6 @@ pub mod constraints;
 pub mod document;
 pub mod normalize;
 pub mod parse;
-pub mod scalar;
 pub mod structural;
 pub mod table;
 
@@ -26,9 +25,9 @@ pub use parse::{ContentType, Parsed, parse};
 pub use structural::Structural;
 
 use crate::resource::GroupVersionKind;
-pub(crate) use scalar::{
-    base64 as base64_checked, base64_bytes, base64_url, go_duration, go_duration_nanos, go_duration_text,
-    micro_time as micro_time_text, time as time_text, timestamp as parse_timestamp, to_base64,
+pub(crate) use api::scalar::{
+    base64_bytes, base64_url, go_duration, go_duration_nanos, go_duration_text, micro_time as micro_time_text,
+    time as time_text, timestamp as parse_timestamp, to_base64,
 };
 use table::{Base, Element, ListType, Shape, TypeId};
 

@@ -8,9 +8,9 @@
 //!       and "unknown field \"spec.foo\""
 //! ```
 
+use api::scalar;
 use serde_json::{Map, Number, Value};
 
-use super::scalar;
 use super::table::{Base, Element, Field, Shape, TypeId};
 use super::{Schema, Structural, object_meta, schema_props};
 use crate::error::ApiError;

@@ -84,7 +84,10 @@ impl Plugin for DefaultPreemption {
             Some(best) => PostFilter::Nominate { node: best.node, victims: best.victims },
             None => {
                 let all = failed.snapshot.nodes.len();
-                PostFilter::Nothing(format!("0/{all} nodes are available: {}.", histogram(rejections.iter())))
+                PostFilter::Nothing(format!(
+                    "preemption: 0/{all} nodes are available: {}.",
+                    histogram(rejections.iter())
+                ))
             }
         }
     }
@@ -93,13 +96,13 @@ impl Plugin for DefaultPreemption {
 fn not_eligible(failed: &Failed<'_>) -> Option<PostFilter> {
     let pod = failed.pod;
     if pod.spec().and_then(|spec| spec.preemption_policy.as_deref()) == Some("Never") {
-        return Some(PostFilter::Nothing(POLICY_NEVER.to_owned()));
+        return Some(PostFilter::Nothing(format!("preemption: {POLICY_NEVER}")));
     }
     let at = failed.snapshot.nodes.iter().position(|node| Some(node.name.as_str()) == pod.nominated_node())?;
     let hopeless = failed.error.rejections.iter().any(|(node, rejection)| *node == at && !rejection.resolvable);
     let leaving = |other: &Arc<PodInfo>| other.priority < pod.priority && is_preempted(other);
     let waits = !hopeless && failed.snapshot.nodes[at].pods.iter().any(leaving);
-    waits.then(|| PostFilter::Wait(WAITING.to_owned()))
+    waits.then(|| PostFilter::Wait(format!("preemption: {WAITING}")))
 }
 
 /// Whether the pod is going because the scheduler wanted it to.

@@ -6,6 +6,7 @@
 mod balanced_allocation;
 mod default_binder;
 pub mod default_preemption;
+pub mod dynamic_resources;
 mod image_locality;
 mod inter_pod_affinity;
 mod node_affinity;
@@ -19,15 +20,29 @@ mod scheduling_gates;
 mod taint_toleration;
 mod volume_binding;
 
-use component::Informers;
+use std::sync::Arc;
+
+use component::{EventRecorder, Informers, Supervisor};
 
 use crate::framework::{Framework, Plugin};
+use dynamic_resources::DynamicResources;
+use dynamic_resources::caches::Devices;
 
 /// The default profile. Pods are bound through the informers' client.
-pub fn default_framework(informers: &Informers) -> Framework {
+pub fn default_framework(
+    devices: &Arc<Devices>,
+    informers: &Informers,
+    recorder: &EventRecorder,
+    supervisor: &Supervisor,
+) -> Framework {
     let mut plugins = deciding();
-    let spread = plugins.iter().position(|plugin| plugin.name() == "PodTopologySpread").unwrap_or(plugins.len());
-    plugins.insert(spread, Box::new(volume_binding::VolumeBinding::new(informers)));
+    let mut insert = |before: &str, plugin: Box<dyn Plugin>| {
+        let at = plugins.iter().position(|plugin| plugin.name() == before).unwrap_or(plugins.len());
+        plugins.insert(at, plugin);
+    };
+    insert("PodTopologySpread", Box::new(volume_binding::VolumeBinding::new(informers)));
+    let devices = DynamicResources::new(devices.clone(), informers, recorder.clone(), supervisor);
+    insert("DefaultPreemption", Box::new(devices));
     plugins.push(Box::new(default_binder::DefaultBinder::new(informers.client())));
     Framework::new(plugins)
 }

@@ -1,11 +1,14 @@
-//! NodeResourcesFit: requests must fit into what is allocatable; scored LeastAllocated.
+//! NodeResourcesFit: requests must fit into what is allocatable; scored LeastAllocated. What a node
+//! gives as devices (DynamicResources, [`Delegated`]) is not looked at here.
 
 use std::borrow::Cow;
 
 use crate::event::ClusterEvent;
 use crate::framework::{CycleState, MAX_SCORE, Plugin, Point, Rejection};
 use crate::node::NodeInfo;
+use crate::plugins::dynamic_resources::Delegated;
 use crate::pod::PodInfo;
+use crate::resource::is_extended;
 
 pub const TOO_MANY_PODS: &str = "Too many pods";
 pub const INSUFFICIENT_CPU: &str = "Insufficient cpu";
@@ -15,14 +18,16 @@ pub const INSUFFICIENT_EPHEMERAL_STORAGE: &str = "Insufficient ephemeral-storage
 pub struct NodeResourcesFit;
 
 /// One resource of one node, seen from a pod.
-struct Need {
+struct Need<'a> {
+    /// Of one that is not cpu, memory or ephemeral storage.
+    name: Option<&'a str>,
     reason: Cow<'static, str>,
     wanted: i64,
     used: i64,
     allocatable: i64,
 }
 
-impl Need {
+impl Need<'_> {
     fn is_short(&self) -> bool {
         self.wanted > 0 && self.wanted > self.allocatable - self.used
     }
@@ -33,16 +38,22 @@ impl Need {
     }
 }
 
-fn needs<'a>(pod: &'a PodInfo, node: &'a NodeInfo) -> impl Iterator<Item = Need> + 'a {
+fn needs<'a>(pod: &'a PodInfo, node: &'a NodeInfo) -> impl Iterator<Item = Need<'a>> + 'a {
     let (want, used, have) = (&pod.requests, &node.requested, &node.allocatable);
-    let need =
-        |reason: &'static str, wanted, used, allocatable| Need { reason: reason.into(), wanted, used, allocatable };
+    let need = |reason: &'static str, wanted, used, allocatable| Need {
+        name: None,
+        reason: reason.into(),
+        wanted,
+        used,
+        allocatable,
+    };
     let common = [
         need(INSUFFICIENT_CPU, want.milli_cpu, used.milli_cpu, have.milli_cpu),
         need(INSUFFICIENT_MEMORY, want.memory, used.memory, have.memory),
         need(INSUFFICIENT_EPHEMERAL_STORAGE, want.ephemeral_storage, used.ephemeral_storage, have.ephemeral_storage),
     ];
     let others = want.others.iter().map(|(name, wanted)| Need {
+        name: Some(name),
         reason: format!("Insufficient {name}").into(),
         wanted: *wanted,
         used: used.other(name),
@@ -51,9 +62,11 @@ fn needs<'a>(pod: &'a PodInfo, node: &'a NodeInfo) -> impl Iterator<Item = Need>
     common.into_iter().chain(others)
 }
 
-/// Whether the pod would fit on the node if nothing else were there.
+/// Whether the pod would fit on the node if nothing else were there. What the node does not have as a
+/// resource it may have as a device.
 fn fits_empty(pod: &PodInfo, node: &NodeInfo) -> bool {
-    node.allowed_pods > 0 && needs(pod, node).all(|need| !need.is_hopeless())
+    let maybe_device = |need: &Need<'_>| need.allocatable == 0 && need.name.is_some_and(is_extended);
+    node.allowed_pods > 0 && needs(pod, node).all(|need| !need.is_hopeless() || maybe_device(&need))
 }
 
 impl Plugin for NodeResourcesFit {
@@ -65,12 +78,17 @@ impl Plugin for NodeResourcesFit {
         &[Point::Filter, Point::Score]
     }
 
-    fn filter(&self, _state: &CycleState, pod: &PodInfo, node: &NodeInfo) -> Result<(), Rejection> {
-        let mut rejection = Rejection { resolvable: true, reasons: Vec::new() };
+    fn filter(&self, state: &CycleState, pod: &PodInfo, node: &NodeInfo) -> Result<(), Rejection> {
+        let delegated = state.get::<Delegated>();
+        let mut rejection = Rejection { resolvable: true, reasons: Vec::new(), failed: false };
         if node.pods.len() + 1 > node.allowed_pods {
             rejection.reasons.push(TOO_MANY_PODS.into());
         }
-        for need in needs(pod, node).filter(Need::is_short) {
+        let here = |need: &Need| {
+            !delegated
+                .is_some_and(|delegated| need.allocatable == 0 && need.name.is_some_and(|name| delegated.has(name)))
+        };
+        for need in needs(pod, node).filter(here).filter(Need::is_short) {
             rejection.resolvable &= !need.is_hopeless();
             rejection.reasons.push(need.reason);
         }
@@ -119,6 +137,7 @@ mod tests {
         let reject = |resolvable, reasons: &[&str]| Rejection {
             resolvable,
             reasons: reasons.iter().map(|reason| (*reason).to_owned().into()).collect(),
+            failed: false,
         };
         let gpu = named("p", json!({"containers": [{"name": "c", "resources": {"requests": {"x.io/gpu": "1"}}}]}));
         for (pod, want) in [

@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::kinds::value::{ensure_map, entries, list, text};
 use crate::remembered::Remembered;
 use crate::remote::{Remote, RemoteError};
-use crate::schema::scalar::go_duration_text;
+use api::scalar::go_duration_text;
 
 /// Of one question.
 const TIMEOUT: Duration = Duration::from_secs(30);

@@ -1,10 +1,12 @@
 //! The `resource.k8s.io` group: dynamic resource allocation. [`claim`] validates what is asked for,
-//! [`allocation`] what was given, [`slice`] and [`device`] what there is.
+//! [`allocation`] what was given and [`permission`] who may give it, [`slice`] and [`device`] what
+//! there is.
 
 mod allocation;
 mod capacity;
 mod claim;
 mod device;
+mod permission;
 mod report;
 mod selector;
 mod slice;
@@ -277,6 +279,12 @@ impl Hooks for Claim {
         new: &mut Value,
         old: Option<&Value>,
     ) -> Result<Option<Box<dyn Reservation>>> {
+        if let Some(old) = old.filter(|_| ctx.subresource == "status" && !self.is_template()) {
+            let errors = permission::check(ctx, new, old).await;
+            if !errors.is_empty() {
+                return Err(ApiError::invalid(GROUP, "ResourceClaim", name(new), &errors));
+            }
+        }
         const LABEL: &str = "resource.kubernetes.io/admin-access";
         let asks = match old {
             None => self.wants_admin(new),
@@ -428,6 +436,7 @@ mod tests {
             let mut claim = json!({"metadata": {"name": "c", "namespace": namespace}, "spec": {"devices": {"requests": [{"exactly": {"adminAccess": admin}}]}}});
             let ctx = Context {
                 user: &user,
+                verb: "create",
                 group: "",
                 namespace,
                 name: "c",

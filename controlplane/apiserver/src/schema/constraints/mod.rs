@@ -2,10 +2,9 @@
 //! combinations, unique lists and validation rules. Messages are those of upstream's validator.
 //!
 //! [`Constraints::new`] compiles an `openAPIV3Schema` once; [`Constraints::validate`] checks an
-//! object, and its change, without further parsing. [`rules`] are the CEL rules, [`formats`] the
+//! object, and its change, without further parsing. [`rules`] are the CEL rules, [`api::formats`] the
 //! formats that are checked.
 
-pub(crate) mod formats;
 mod rules;
 
 #[cfg(test)]
@@ -14,6 +13,7 @@ mod tests;
 use std::collections::HashSet;
 
 use api::field::{Error, ErrorList, Path};
+use api::formats;
 use regex::Regex;
 use serde_json::Value;
 

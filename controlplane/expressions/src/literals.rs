@@ -4,9 +4,9 @@
 use cel::Value;
 use cel::common::ast::{CallExpr, Expr, IdedExpr, LiteralValue};
 
-use super::comprehensions::UNPAIRS;
-use super::decl::{Decl, Kind};
-use super::library;
+use crate::comprehensions::UNPAIRS;
+use crate::decl::{Decl, Kind};
+use crate::library;
 
 /// Collects problems while types are found out, each with the node that it is about.
 #[derive(Default)]
@@ -74,7 +74,7 @@ fn equivalent(a: &Decl, b: &Decl) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use crate::cel::decl::Decl;
+    use crate::decl::Decl;
 
     #[test]
     fn literals_that_no_call_can_take_and_mixed_types_do_not_compile() {
@@ -88,7 +88,7 @@ mod tests {
             ("[1, x].size() == 2", 5, "expected type 'int' but found 'dyn'"),
             ("x == null ? 'a' == null : true", 17, "found no matching overload for '_==_' applied to '(string, null)'"),
         ] {
-            let error = crate::cel::compile_checked(text, &variables).unwrap_err().to_string();
+            let error = crate::compile_checked(text, &variables).unwrap_err().to_string();
             assert!(
                 error.starts_with(&format!("compilation failed: ERROR: <input>:1:{place}: {problem}\n")),
                 "{error}"
@@ -103,9 +103,9 @@ mod tests {
             "type(x) == google.protobuf.Timestamp || type(x) == net.IP",
             "[3, 1].sortBy(e, -e) == lists.range(2) && string(ip('::1')) == '::1'",
         ] {
-            let outcome = crate::cel::compile_checked(text, &variables);
+            let outcome = crate::compile_checked(text, &variables);
             assert!(outcome.is_ok(), "{text}: {outcome:?}");
         }
-        assert!(crate::cel::compile_checked("math.greatest(1, 2) == 2", &variables).is_err());
+        assert!(crate::compile_checked("math.greatest(1, 2) == 2", &variables).is_err());
     }
 }

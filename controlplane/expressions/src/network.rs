@@ -7,16 +7,16 @@ use cel::extractors::This;
 use cel::objects::Opaque;
 use cel::{ExecutionError, Value};
 
-use super::library::{Outcome, failed, known, opaque, opaque_type};
-use super::{list, map};
+use crate::library::{Outcome, failed, known, opaque, opaque_type};
+use crate::{list, map};
 
 /// `net.IP`
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Ip(pub(super) IpAddr);
+pub(crate) struct Ip(pub(crate) IpAddr);
 opaque_type!(Ip, "net.IP");
 
 /// An address in Go's words; zones and IPv4 in IPv6 are refused.
-pub(super) fn parse_ip(text: &str) -> Result<IpAddr, String> {
+pub(crate) fn parse_ip(text: &str) -> Result<IpAddr, String> {
     let parsed = parse_address(text)
         .map_err(|why| format!("IP Address {text:?} parse error during conversion from string: {why}"))?;
     let Some(ip) = parsed else { return Err(format!("IP address {text:?} with zone value is not allowed")) };
@@ -69,7 +69,7 @@ fn ipv4_problem(text: &str) -> String {
 }
 
 /// `string(ip)` and `string(cidr)`.
-pub(super) fn to_string<'b, 'v>(args: Vec<CowVal<'b, 'v>>) -> Outcome<CowVal<'b, 'v>> {
+pub(crate) fn to_string<'b, 'v>(args: Vec<CowVal<'b, 'v>>) -> Outcome<CowVal<'b, 'v>> {
     let [value] = args.as_slice() else { return Err(ExecutionError::invalid_argument_count(1, args.len())) };
     let value = Value::try_from(value.as_ref())?;
     let text = match known::<Ip>(&value) {
@@ -83,21 +83,21 @@ pub(super) fn to_string<'b, 'v>(args: Vec<CowVal<'b, 'v>>) -> Outcome<CowVal<'b,
 }
 
 /// `ip(text)`, or the address of a network: `cidr.ip()`.
-pub(super) fn ip(This(this): This<Value>) -> Outcome<Value> {
+pub(crate) fn ip(This(this): This<Value>) -> Outcome<Value> {
     match &this {
         Value::String(text) => parse_ip(text).map(|ip| opaque(Ip(ip))).map_err(|why| failed("ip", why)),
         other => Ok(opaque(Ip(known::<Cidr>(other)?.ip))),
     }
 }
 
-pub(super) fn link_local(ip: IpAddr) -> bool {
+pub(crate) fn link_local(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => ip.is_link_local(),
         IpAddr::V6(ip) => ip.is_unicast_link_local(),
     }
 }
 
-pub(super) fn link_local_multicast(ip: IpAddr) -> bool {
+pub(crate) fn link_local_multicast(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => ip.octets()[..3] == [224, 0, 0],
         IpAddr::V6(ip) => ip.segments()[0] & 0xff0f == 0xff02,
@@ -106,14 +106,14 @@ pub(super) fn link_local_multicast(ip: IpAddr) -> bool {
 
 /// `net.CIDR`
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Cidr {
-    pub(super) ip: IpAddr,
-    pub(super) length: u8,
+pub(crate) struct Cidr {
+    pub(crate) ip: IpAddr,
+    pub(crate) length: u8,
 }
 opaque_type!(Cidr, "net.CIDR");
 
 impl Cidr {
-    pub(super) fn parse(text: &str) -> Result<Cidr, String> {
+    pub(crate) fn parse(text: &str) -> Result<Cidr, String> {
         let parsed = Self::prefix(text).map_err(|why| {
             format!("network address parse error during conversion from string: netip.ParsePrefix({text:?}): {why}")
         })?;
@@ -148,28 +148,28 @@ impl Cidr {
         }
     }
 
-    pub(super) fn contains(&self, ip: IpAddr) -> bool {
+    pub(crate) fn contains(&self, ip: IpAddr) -> bool {
         ip.is_ipv4() == self.ip.is_ipv4() && self.mask(ip) == self.mask(self.ip)
     }
 
-    pub(super) fn masked(&self) -> Cidr {
+    pub(crate) fn masked(&self) -> Cidr {
         Cidr { ip: self.mask(self.ip), length: self.length }
     }
 }
 
 /// `kubernetes.URL`
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Url {
-    pub(super) scheme: String,
-    pub(super) host: String,
-    pub(super) path: String,
+pub(crate) struct Url {
+    pub(crate) scheme: String,
+    pub(crate) host: String,
+    pub(crate) path: String,
     query: String,
 }
 opaque_type!(Url, "kubernetes.URL");
 
 impl Url {
     /// An absolute URI or an absolute path, as Go's `url.ParseRequestURI` takes them.
-    pub(super) fn parse(text: &str) -> Option<Url> {
+    pub(crate) fn parse(text: &str) -> Option<Url> {
         if text.bytes().any(|b| b < b' ' || b == 0x7f) {
             return None;
         }
@@ -195,14 +195,14 @@ impl Url {
         (port.bytes().all(|b| b.is_ascii_digit()) && !authority.contains(' ')).then_some(url)
     }
 
-    pub(super) fn split_port(&self) -> (&str, &str) {
+    pub(crate) fn split_port(&self) -> (&str, &str) {
         match self.host.rfind(':') {
             Some(at) if !self.host[at..].contains(']') => (&self.host[..at], &self.host[at + 1..]),
             _ => (&self.host, ""),
         }
     }
 
-    pub(super) fn query_map(&self) -> Value {
+    pub(crate) fn query_map(&self) -> Value {
         let mut values: std::collections::BTreeMap<String, Vec<Value>> = std::collections::BTreeMap::new();
         for pair in self.query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -226,7 +226,7 @@ fn escaped_path(path: &str) -> String {
 }
 
 /// Percent-decoding, with `+` for a space.
-pub(super) fn decoded(text: &str) -> String {
+pub(crate) fn decoded(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {

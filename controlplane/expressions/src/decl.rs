@@ -6,8 +6,6 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::schema::table::{Base, Element, Shape};
-
 /// Bytes of a request, at most: what bounds values that the schema leaves open.
 pub const LARGEST_REQUEST: u64 = 3 << 20;
 
@@ -37,11 +35,25 @@ pub enum Kind {
     Map(Arc<Decl>, Arc<Decl>),
     Optional(Arc<Decl>),
     Object(Arc<Object>),
-    /// A place in the schema of a built-in kind.
-    Native(Element),
+    /// A type that the user of this crate describes: a built-in kind of Kubernetes.
+    Native(Arc<dyn Foreign>),
     Opaque(&'static str),
     /// A parameter in the declaration of a function.
     Any(char),
+}
+
+/// A type described elsewhere. Two of the same name are the same.
+pub trait Foreign: fmt::Debug + Send + Sync {
+    fn name(&self) -> &str;
+
+    /// The type of a field; none if there is no such field.
+    fn member(&self, name: &str) -> Option<Decl>;
+}
+
+impl PartialEq for dyn Foreign {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
 }
 
 #[derive(Debug, PartialEq)]
@@ -82,25 +94,6 @@ impl Decl {
 
     pub fn object(name: &str, fields: impl IntoIterator<Item = (String, Decl)>) -> Decl {
         Decl::new(Kind::Object(Arc::new(Object { name: name.to_owned(), fields: fields.into_iter().collect() })))
-    }
-
-    /// A kind of Kubernetes' own.
-    pub fn native(element: Element) -> Decl {
-        let resolved = element.resolved();
-        let sized = |kind| Decl::sized(kind, LARGEST_REQUEST);
-        match resolved.shape {
-            Shape::List => Decl::list(Decl::native(resolved.item()), LARGEST_REQUEST / 2),
-            Shape::Map => Decl::map(Decl::text(), Decl::native(resolved.item()), LARGEST_REQUEST / 4),
-            Shape::Single => match resolved.base {
-                Base::Type(_) => Decl::new(Kind::Native(resolved)),
-                Base::String | Base::Quantity => sized(Kind::String),
-                Base::Bool => Decl::new(Kind::Bool),
-                Base::Int32 | Base::Int64 => Decl::new(Kind::Int),
-                Base::Float => Decl::new(Kind::Double),
-                Base::Bytes => sized(Kind::Bytes),
-                _ => Decl::dynamic(),
-            },
-        }
     }
 
     /// A custom resource's type from its schema; none for what rules do not see. Sizes are those of
@@ -284,10 +277,7 @@ impl fmt::Display for Decl {
             Kind::Map(key, value) => return write!(f, "map({key}, {value})"),
             Kind::Optional(of) => return write!(f, "optional_type({of})"),
             Kind::Object(object) => &object.name,
-            Kind::Native(element) => match element.base {
-                Base::Type(id) => id.name(),
-                _ => "object",
-            },
+            Kind::Native(of) => of.name(),
             Kind::Opaque(name) => name,
             Kind::Any(letter) => return write!(f, "{letter}"),
         };

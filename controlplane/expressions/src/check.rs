@@ -7,12 +7,11 @@ use cel::common::ast::{
     CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedExpr, ListExpr, LiteralValue, SelectExpr, operators,
 };
 
-use super::decl::{Decl, Kind};
-use super::literals::Literals;
-use super::parse::{self, Parsed};
-use super::signatures::{self, Overload};
-use super::{CelError, cost, library};
-use crate::schema::Node;
+use crate::decl::{Decl, Kind};
+use crate::literals::Literals;
+use crate::parse::{self, Parsed};
+use crate::signatures::{self, Overload};
+use crate::{CelError, cost, library};
 
 /// What an expression gives, and costs at most.
 #[derive(Debug, Clone)]
@@ -291,11 +290,7 @@ fn member(of: &Decl, name: &str) -> Result<Decl, String> {
         Kind::Map(_, value) => Ok((**value).clone()),
         Kind::Object(object) if object.name.starts_with("Object") => Ok(Decl::dynamic()),
         Kind::Object(object) => object.fields.get(name).cloned().ok_or_else(|| format!("undefined field '{name}'")),
-        Kind::Native(element) => match Node::Builtin(*element).member(name) {
-            Some(Node::Builtin(field)) => Ok(Decl::native(field)),
-            Some(_) => Ok(Decl::dynamic()),
-            None => Err(format!("undefined field '{name}'")),
-        },
+        Kind::Native(of) => of.member(name).ok_or_else(|| format!("undefined field '{name}'")),
         _ => Err(format!("type '{of}' does not support field selection")),
     }
 }

@@ -13,13 +13,13 @@ use cel::{Context, Env, ExecutionError, Value, extensions};
 use parking_lot::Mutex;
 use regex::{Regex, RegexBuilder};
 
-use super::authorizer::{Authorizer, Decision};
-use super::formats::NamedFormat;
-use super::network::{Cidr, Ip, Url, ip, link_local, link_local_multicast, parse_ip};
-use super::values::{Amount, Semver, amount, approximate, as_integer, compare, parse_quantity, quantity_of};
-use super::{comprehensions, formats, list, lists, meter, network, optional};
+use crate::authorizer::{Authorizer, Decision};
+use crate::formats::NamedFormat;
+use crate::network::{Cidr, Ip, Url, ip, link_local, link_local_multicast, parse_ip};
+use crate::values::{Amount, Semver, amount, approximate, as_integer, compare, parse_quantity, quantity_of};
+use crate::{comprehensions, formats, list, lists, meter, network, optional};
 
-pub(super) type Outcome<T> = Result<T, ExecutionError>;
+pub(crate) type Outcome<T> = Result<T, ExecutionError>;
 
 /// A compiled regular expression is no larger than this: others are refused.
 const MAX_REGEX: usize = 1 << 20;
@@ -310,15 +310,15 @@ fn unpairs(of: &[Value]) -> Outcome<Value> {
     Ok(Value::Map(cel::objects::Map { map: Arc::new(entries) }))
 }
 
-pub(super) fn failed(function: &str, why: impl ToString) -> ExecutionError {
+pub(crate) fn failed(function: &str, why: impl ToString) -> ExecutionError {
     ExecutionError::function_error(function, why)
 }
 
-pub(super) fn opaque(value: impl Opaque) -> Value {
+pub(crate) fn opaque(value: impl Opaque) -> Value {
     Value::Opaque(Arc::new(value))
 }
 
-pub(super) fn known<T: Opaque + 'static>(value: &Value) -> Outcome<&T> {
+pub(crate) fn known<T: Opaque + 'static>(value: &Value) -> Outcome<&T> {
     let found = match value {
         Value::Opaque(opaque) => opaque.downcast_ref::<T>(),
         _ => None,
@@ -338,7 +338,7 @@ macro_rules! opaque_type {
         }
     };
 }
-pub(super) use opaque_type;
+pub(crate) use opaque_type;
 
 /// A compiled pattern, about to be searched for in `text`.
 fn regex(pattern: &str, text: &str) -> Outcome<Arc<Regex>> {
@@ -358,7 +358,7 @@ fn regex(pattern: &str, text: &str) -> Outcome<Arc<Regex>> {
 }
 
 /// A regular expression; `Err` says in a line what is wrong with it.
-pub(super) fn compiled(pattern: &str) -> Result<Regex, String> {
+pub(crate) fn compiled(pattern: &str) -> Result<Regex, String> {
     RegexBuilder::new(pattern).size_limit(MAX_REGEX).build().map_err(|error| {
         let text = error.to_string();
         text.rsplit("error: ").next().unwrap_or_default().to_owned()

@@ -12,7 +12,7 @@ use cel::common::types::{CelBytes, CelInt, CelList, CelMap, CelString, DYN_TYPE,
 use cel::common::value::{CowVal, Val};
 use cel::{Env, ExecutionError};
 
-use super::{parse, signatures};
+use crate::{parse, signatures};
 
 /// Of one expression.
 pub const PER_CALL_LIMIT: u64 = 1_000_000;

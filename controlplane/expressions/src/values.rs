@@ -4,30 +4,30 @@ use api::quantity::{Format, Quantity};
 use cel::Value;
 use cel::objects::Opaque;
 
-use super::library::{Outcome, failed, known, opaque_type};
+use crate::library::{Outcome, failed, known, opaque_type};
 
 /// `kubernetes.Quantity`
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Amount(pub(super) Quantity);
+pub(crate) struct Amount(pub(crate) Quantity);
 opaque_type!(Amount, "kubernetes.Quantity");
 
-pub(super) fn parse_quantity(text: &str) -> Outcome<Amount> {
+pub(crate) fn parse_quantity(text: &str) -> Outcome<Amount> {
     text.parse().map(Amount).map_err(|error: api::quantity::QuantityError| failed("quantity", error))
 }
 
-pub(super) fn quantity_of(value: &Value) -> Outcome<&Amount> {
+pub(crate) fn quantity_of(value: &Value) -> Outcome<&Amount> {
     known(value)
 }
 
 /// A quantity, or a whole number.
-pub(super) fn amount(value: &Value) -> Outcome<Quantity> {
+pub(crate) fn amount(value: &Value) -> Outcome<Quantity> {
     match value {
         Value::Int(number) => Ok(Quantity::from_units(*number, Format::DecimalSi)),
         other => Ok(quantity_of(other)?.0),
     }
 }
 
-pub(super) fn as_integer(value: &Value) -> Outcome<i64> {
+pub(crate) fn as_integer(value: &Value) -> Outcome<i64> {
     let quantity = quantity_of(value)?.0;
     if quantity.is_integer() {
         Ok(quantity.units())
@@ -36,11 +36,11 @@ pub(super) fn as_integer(value: &Value) -> Outcome<i64> {
     }
 }
 
-pub(super) fn approximate(quantity: Quantity) -> f64 {
+pub(crate) fn approximate(quantity: Quantity) -> f64 {
     if quantity.is_integer() { quantity.units() as f64 } else { quantity.milli() as f64 / 1000.0 }
 }
 
-pub(super) fn compare(this: &Value, other: &Value) -> Outcome<i64> {
+pub(crate) fn compare(this: &Value, other: &Value) -> Outcome<i64> {
     let order = match known::<Semver>(this) {
         Ok(version) => version.order(known::<Semver>(other)?),
         Err(_) => quantity_of(this)?.0.cmp(&quantity_of(other)?.0),
@@ -50,14 +50,14 @@ pub(super) fn compare(this: &Value, other: &Value) -> Outcome<i64> {
 
 /// `kubernetes.Semver`
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Semver {
-    pub(super) numbers: [i64; 3],
+pub(crate) struct Semver {
+    pub(crate) numbers: [i64; 3],
     pre: Vec<String>,
 }
 opaque_type!(Semver, "kubernetes.Semver");
 
 impl Semver {
-    pub(super) fn parse(text: &str) -> Option<Semver> {
+    pub(crate) fn parse(text: &str) -> Option<Semver> {
         let (text, build) = text.split_once('+').map_or((text, None), |(text, build)| (text, Some(build)));
         let (core, pre) = text.split_once('-').map_or((text, None), |(core, pre)| (core, Some(pre)));
         let part = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
@@ -73,7 +73,7 @@ impl Semver {
     }
 
     /// A version from text that lacks parts of one, or has more: `v1.2`, `01.2.3`.
-    pub(super) fn normalized(text: &str) -> Option<Semver> {
+    pub(crate) fn normalized(text: &str) -> Option<Semver> {
         let text = text.strip_prefix('v').unwrap_or(text);
         let core = text.find(['-', '+']).unwrap_or(text.len());
         let (core, rest) = text.split_at(core);
@@ -90,7 +90,7 @@ impl Semver {
         Semver::parse(&format!("{}{rest}", parts.join(".")))
     }
 
-    pub(super) fn order(&self, other: &Semver) -> std::cmp::Ordering {
+    pub(crate) fn order(&self, other: &Semver) -> std::cmp::Ordering {
         let pre = || match (self.pre.is_empty(), other.pre.is_empty()) {
             (true, true) => std::cmp::Ordering::Equal,
             (true, false) => std::cmp::Ordering::Greater,
@@ -103,7 +103,7 @@ impl Semver {
 
 /// Numbers come before words, by value.
 #[derive(PartialEq, Eq)]
-pub(super) struct PreRelease<'a>(&'a str);
+pub(crate) struct PreRelease<'a>(&'a str);
 
 impl PartialOrd for PreRelease<'_> {
     fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {

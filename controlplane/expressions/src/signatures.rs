@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use super::decl::{Decl, Kind};
+use crate::decl::{Decl, Kind};
 
 pub struct Overload {
     /// The receiver first, if it is a method.

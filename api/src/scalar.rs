@@ -5,7 +5,7 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use jiff::Timestamp;
 use jiff::fmt::temporal::DateTimePrinter;
 
-use api::quantity::Quantity;
+use crate::quantity::Quantity;
 
 /// Parses RFC 3339 as Go's `time.Parse(time.RFC3339, …)` does; the error has Go's wording.
 pub fn timestamp(text: &str) -> Result<Timestamp, String> {

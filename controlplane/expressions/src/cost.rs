@@ -3,8 +3,8 @@
 
 use cel::common::ast::operators;
 
-use super::check::Checked;
-use super::decl::{Decl, Kind};
+use crate::check::Checked;
+use crate::decl::{Decl, Kind};
 
 /// Of one rule with everything it may be applied to.
 pub const RULE_LIMIT: u64 = 10_000_000;

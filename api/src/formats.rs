@@ -3,9 +3,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use api::names;
-
-use crate::schema::{go_duration, parse_timestamp, to_base64};
+use crate::names;
+use crate::scalar::{base64, go_duration, timestamp, to_base64};
 
 pub fn fits(format: &str, text: &str) -> bool {
     let hex = |groups: &[usize], text: &str| {
@@ -33,10 +32,10 @@ pub fn fits(format: &str, text: &str) -> bool {
         "uuid" | "uuid3" | "uuid4" | "uuid5" => {
             hex(&[8, 4, 4, 4, 12], text) || (text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit()))
         }
-        "date-time" => parse_timestamp(text).is_ok(),
+        "date-time" => timestamp(text).is_ok(),
         "date" => text.parse::<jiff::civil::Date>().is_ok() && text.len() == 10,
         "duration" => go_duration(text).is_ok(),
-        "byte" => crate::schema::base64_checked(text).is_ok_and(|bytes| to_base64(&bytes) == text),
+        "byte" => base64(text).is_ok_and(|bytes| to_base64(&bytes) == text),
         "email" => {
             text.split_once('@').is_some_and(|(user, host)| !user.is_empty() && !host.is_empty() && !text.contains(' '))
         }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use cel::common::ast::{EntryExpr, Expr, IdedExpr, SourceInfo};
 
-use super::{CelError, library};
+use crate::{CelError, library};
 
 /// Code points of an expression, at most (cel-go's default).
 const LONGEST: usize = 100_000;

@@ -1,10 +1,8 @@
 //! Named formats (`format.dns1123Label().validate(text)`;
 //! `k8s.io/apiserver/pkg/cel/library/format.go`).
 
-use api::names;
+use api::{formats, names};
 use cel::objects::Opaque;
-
-use crate::schema::constraints::formats;
 
 pub const NAMES: [&str; 13] = [
     "dns1123Label",
