@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes, BytesMut};
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::Value;
 
 use super::body::{Body, BoxError};
@@ -233,22 +233,11 @@ fn streamed(
     if !gzip {
         return empty.map(|_| Body::stream(futures::stream::iter(pieces.map(Ok))));
     }
-    mark_gzipped(empty.headers_mut());
-    let pieces = Gzip { pieces, encoder: Some(GzEncoder::new(Vec::new(), Compression::fast())) };
-    empty.map(|_| Body::stream(futures::stream::iter(pieces)))
-}
-
-/// Says of an answer that its body is compressed.
-pub fn mark_gzipped(headers: &mut HeaderMap) {
+    let headers = empty.headers_mut();
     headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     headers.append(header::VARY, HeaderValue::from_static("Accept-Encoding"));
-}
-
-/// One member of a gzip file, which may be followed by others.
-pub fn gzipped(bytes: &[u8]) -> Result<Bytes, BoxError> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-    encoder.write_all(bytes)?;
-    Ok(encoder.finish()?.into())
+    let pieces = Gzip { pieces, encoder: Some(GzEncoder::new(Vec::new(), Compression::fast())) };
+    empty.map(|_| Body::stream(futures::stream::iter(pieces)))
 }
 
 struct Gzip<I> {

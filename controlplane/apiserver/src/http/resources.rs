@@ -14,7 +14,6 @@ use super::options::{WriteKind, WriteOptions, check_list};
 use super::pipeline::Asked;
 use super::render;
 use crate::error::{ApiError, Result};
-use crate::proxy::watch_socket;
 use crate::registry::delete::DeleteOptions;
 use crate::registry::patch::{Patch, PatchType};
 use crate::registry::write::{Replace, Written};
@@ -151,10 +150,7 @@ async fn route(asked: &Asked, call: Arc<Call>, body: Bytes) -> Result<Response<B
             let listing = call.list().await?;
             render::list(call, listing, output, asked.accepts_gzip())
         }
-        "watch" => {
-            let gzip = asked.accepts_gzip() && !watch_socket::is_asked_for(asked);
-            Box::pin(call.watch(output, gzip)).await
-        }
+        "watch" => Box::pin(call.watch(output)).await,
         "create" => {
             let object = decode(asked, &call, &body)?;
             let written = Box::pin(call.create(object)).await?;

@@ -47,9 +47,8 @@ struct Watching {
 }
 
 impl Call {
-    /// Answers a watch request. `gzip`: whether the client can decompress; as upstream, only watches
-    /// that are asked to begin with a list are compressed.
-    pub async fn watch(self: Arc<Self>, output: Output, gzip: bool) -> Result<Response<Body>> {
+    /// Answers a watch request.
+    pub async fn watch(self: Arc<Self>, output: Output) -> Result<Response<Body>> {
         let content_type = match output.media {
             Media::Json => "application/json",
             Media::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
@@ -90,18 +89,11 @@ impl Call {
             output,
             call: self,
         };
-        let gzip = gzip && bookmarks && watching.call.query.flag("sendInitialEvents");
-        let events = futures::stream::unfold(watching, move |mut watching| async move {
+        let events = futures::stream::unfold(watching, |mut watching| async move {
             let bytes = watching.next().await?;
-            // Each by itself: a watch at rest holds no compressor.
-            let bytes = if gzip { render::gzipped(&bytes) } else { Ok(bytes) };
-            Some((bytes, watching))
+            Some((Ok(bytes), watching))
         });
-        let mut response = render::response(StatusCode::OK, content_type, Body::stream(events));
-        if gzip {
-            render::mark_gzipped(response.headers_mut());
-        }
-        Ok(response)
+        Ok(render::response(StatusCode::OK, content_type, Body::stream(events)))
     }
 
     fn watch_version(&self) -> Result<Version> {

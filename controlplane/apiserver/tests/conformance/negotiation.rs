@@ -300,16 +300,10 @@ async fn people_get_indented_json_and_large_answers_come_compressed() {
         assert_eq!((answer.header("content-encoding"), answer.header("vary")), ("gzip", "Accept-Encoding"), "{path}");
         assert!(answer.bytes.len() < 10_000);
     }
+    // A compressor would keep events back, or readers wait for the next before they show the last.
     let watch = format!("{MAPS}?watch=1&timeoutSeconds=1&allowWatchBookmarks=true&resourceVersionMatch=NotOlderThan");
     let answer = zipped(&format!("{watch}&sendInitialEvents=true")).await;
-    assert_eq!((answer.header("content-encoding"), answer.header("vary")), ("gzip", "Accept-Encoding"));
-    let mut text = String::new();
-    std::io::Read::read_to_string(&mut flate2::read::MultiGzDecoder::new(&answer.bytes[..]), &mut text).unwrap();
-    let kinds: Vec<Value> =
-        text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["type"].take()).collect();
-    assert_eq!(kinds[..3], ["ADDED", "ADDED", "BOOKMARK"], "each piece is whole by itself");
-    let plain = zipped(&format!("{MAPS}?watch=1&timeoutSeconds=1&resourceVersion=0")).await;
-    assert_eq!(plain.header("content-encoding"), "", "only watches that are asked to begin with a list");
+    assert_eq!(answer.header("content-encoding"), "", "watches are not compressed");
     let head = request(&client, "HEAD", MAPS, &[], b"").await;
     assert_eq!((head.code, head.bytes.len(), head.header("content-type")), (200, 0, JSON));
     let options = request(&client, "OPTIONS", MAPS, &[], b"").await;

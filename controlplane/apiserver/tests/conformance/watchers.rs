@@ -175,3 +175,23 @@ async fn a_watch_of_an_old_or_future_version_ends_with_an_error_event() {
     }
     let _ = made;
 }
+
+/// What was not read for so long that the server's memory no longer holds it comes from the store.
+#[tokio::test]
+async fn a_watcher_that_was_left_far_behind_misses_nothing() {
+    const UPDATES: usize = 120;
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let mut events = watch(&client, "fieldSelector=metadata.name%3Dx").await;
+    post(&client, MAPS, &map("x", json!({}))).await.expect(201);
+    let blob = "x".repeat(300 << 10);
+    for index in 0..UPDATES {
+        let change = json!({"data": {"mutation": index.to_string(), "blob": format!("{index}{blob}")}});
+        patch(&client, &format!("{MAPS}/x"), MERGE, &change).await.expect(200);
+    }
+    assert_eq!(next(&mut events).await, event("ADDED", "x", Value::Null));
+    for index in 0..UPDATES {
+        assert_eq!(next(&mut events).await, event("MODIFIED", "x", json!(index.to_string())));
+    }
+    quiet(&mut events).await;
+}
