@@ -13,6 +13,8 @@ use crate::error::{ApiError, Result};
 
 /// Events taken from the window at once.
 const BATCH: usize = 128;
+/// How often a watcher that was left behind tries to get back into the window, which may move on meanwhile.
+const REACHES: usize = 4;
 
 /// Which objects a list or watch is about.
 #[derive(Debug, Clone, Default)]
@@ -109,20 +111,24 @@ impl Watcher {
     pub async fn next(&mut self) -> Option<Vec<Seen>> {
         loop {
             self.changed.borrow_and_update();
-            let seen = match self.take() {
-                Some(seen) => seen,
-                // The store remembers longer than the window.
-                None if self.cache.read().epoch == self.epoch => {
-                    self.cache.reach_back(self.position).await;
-                    self.take()?
-                }
-                None => return None,
-            };
+            let seen = self.take_or_reach_back().await?;
             if !seen.is_empty() {
                 return Some(seen);
             }
             self.changed.changed().await.ok()?;
         }
+    }
+
+    /// What comes next, from the store where the window has left this watcher behind.
+    async fn take_or_reach_back(&mut self) -> Option<Vec<Seen>> {
+        for _ in 0..REACHES {
+            let seen = self.take();
+            if seen.is_some() || self.cache.read().epoch != self.epoch {
+                return seen;
+            }
+            self.cache.reach_back(self.position).await;
+        }
+        self.take()
     }
 
     fn take(&mut self) -> Option<Vec<Seen>> {
