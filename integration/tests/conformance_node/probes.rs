@@ -65,6 +65,10 @@ fn probes() {
 
 /// 10 s before the second restart, 20 s before the third: the message says so.
 fn crashes(lab: &Lab) {
+    let container =
+        json!({"name": "main", "image": BUSYBOX, "imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", "exit 3"]});
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "crashes"}, "spec": {"containers": [container]}});
+    lab.apply(&pod.to_string());
     let uid = lab.get(&["pod", "crashes"])["metadata"]["uid"].clone();
     for (delay, restarts) in [("10s", 1), ("20s", 2)] {
         let message = format!(
