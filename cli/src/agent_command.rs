@@ -182,7 +182,7 @@ pub fn run(arguments: &AgentArguments) -> anyhow::Result<ExitCode> {
         }
         (None, None) => String::new(),
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    let runtime = component::memory::runtime().build().context("starting the runtime")?;
     runtime.block_on(async {
         let supervisor = Supervisor::new("skiff");
         let configuration = arguments.node.configuration(&arguments.server, token, &arguments.data_dir)?;

@@ -29,7 +29,7 @@ pub struct HollowArguments {
 }
 
 pub fn run(arguments: &HollowArguments) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    let runtime = component::memory::runtime().build().context("starting the runtime")?;
     runtime.block_on(async {
         let supervisor = Supervisor::new("skiff");
         let config = agent::hollow::Config {

@@ -113,7 +113,7 @@ impl ServerArguments {
 }
 
 pub fn run(arguments: &ServerArguments) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    let runtime = component::memory::runtime().build().context("starting the runtime")?;
     runtime.block_on(serve(arguments))?;
     Ok(ExitCode::SUCCESS)
 }

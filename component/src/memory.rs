@@ -8,9 +8,13 @@
 //! timer, ever more text. That comes back from the page cache at the next touch: about a thousand
 //! faults a minute.
 
-use std::ffi::c_char;
+use std::cell::Cell;
+use std::ffi::{CStr, c_char};
 use std::ptr::null_mut;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+
+use tokio::runtime;
 
 use crate::Supervisor;
 
@@ -37,8 +41,38 @@ static OPTIONS: Option<&'static c_char> =
     // SAFETY: points to the first byte of a literal, which ends with zero and lives as long as the program.
     Some(unsafe { &*c"narenas:2,dirty_decay_ms:1000,muzzy_decay_ms:0".as_ptr() });
 
+const THREAD_FLUSH: &CStr = c"thread.tcache.flush";
+
+/// How often memory was given back so far.
+static GIVEN_BACK: AtomicU32 = AtomicU32::new(0);
+
+/// The runtime of a process that rests lightly: a worker that goes to sleep gives back what the
+/// allocator kept ready for it, once after each time that the process as a whole gave memory back.
+/// Only a thread itself can do that.
+pub fn runtime() -> runtime::Builder {
+    thread_local! { static SEEN: Cell<u32> = const { Cell::new(0) } }
+    let mut builder = runtime::Builder::new_multi_thread();
+    builder.enable_all().on_thread_park(|| {
+        let given_back = GIVEN_BACK.load(Ordering::Relaxed);
+        if SEEN.replace(given_back) != given_back {
+            command(THREAD_FLUSH);
+        }
+    });
+    builder
+}
+
+/// Has jemalloc do something that takes and returns nothing.
+fn command(name: &CStr) {
+    // SAFETY: the name ends with zero; without a place for a result or an argument none is touched. May
+    // be called at any time, from any thread.
+    let refused = unsafe { tikv_jemalloc_sys::mallctl(name.as_ptr(), null_mut(), null_mut(), null_mut(), 0) };
+    debug_assert_eq!(refused, 0, "{name:?}");
+}
+
 /// Starts the task that gives memory back when work has ended, and while there is none.
 pub fn rest_lightly(supervisor: &Supervisor) {
+    // The thread that started everything only waits from here on.
+    command(THREAD_FLUSH);
     supervisor.spawn("memory", async {
         let programs = programs();
         programs.iter().filter(|program| program.text).for_each(map_finely);
@@ -70,11 +104,9 @@ fn processor_time() -> Duration {
 }
 
 fn give_back(programs: &[Program]) {
-    // SAFETY: releases unused pages of all arenas (4096 stands for all), which takes no argument; may be
-    // called at any time, from any thread.
-    unsafe {
-        tikv_jemalloc_sys::mallctl(c"arena.4096.purge".as_ptr(), null_mut(), null_mut(), null_mut(), 0);
-    }
+    GIVEN_BACK.fetch_add(1, Ordering::Relaxed);
+    // The unused pages of all arenas: 4096 stands for all.
+    command(c"arena.4096.purge");
     for program in programs {
         // SAFETY: the range is a mapping of a file that nothing writes to. Its pages are unmodified
         // copies of that file's, so dropping them changes nothing: the next touch maps them again.
@@ -162,7 +194,13 @@ mod tests {
         programs.iter().filter(|program| program.text).for_each(map_finely);
         assert!(mappings() > before, "text is mapped in pieces");
         give_back(&programs);
-        assert_eq!(kept.iter().map(String::len).sum::<usize>(), 2890);
+        let workers = runtime().build().unwrap();
+        let lengths: usize = workers.block_on(async {
+            let tasks = kept.chunks(100).map(|part| part.to_vec());
+            let tasks = tasks.map(|part| tokio::spawn(async move { part.iter().map(String::len).sum::<usize>() }));
+            futures::future::join_all(tasks).await.into_iter().map(Result::unwrap).sum()
+        });
+        assert_eq!(lengths, 2890);
         assert!(processor_time() > Duration::ZERO);
     }
 }
