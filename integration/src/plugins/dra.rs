@@ -3,10 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 
-use proto::k8s::io::kubelet::pkg::apis::dra::{v1, v1beta1};
+use proto::k8s::io::kubelet::pkg::apis::dra::v1;
+use proto::k8s::io::kubelet::pkg::apis::dra::v1::dra_plugin_server::{DraPlugin, DraPluginServer};
 use proto::pluginregistration::PluginInfo;
+use tonic::body::Body;
 use tonic::{Request, Response, Status};
+use tower::Service;
 
 use super::{Record, Servers};
 
@@ -26,8 +30,8 @@ impl Dra {
         let mut servers = Servers::new();
         let endpoint = root.join("plugins").join(name).join("dra.sock");
         match version {
-            "v1beta1" => servers.serve(&endpoint, v1beta1::dra_plugin_server::DraPluginServer::new(driver)),
-            _ => servers.serve(&endpoint, v1::dra_plugin_server::DraPluginServer::new(driver)),
+            "v1beta1" => servers.serve(&endpoint, Older(DraPluginServer::new(driver))),
+            _ => servers.serve(&endpoint, DraPluginServer::new(driver)),
         }
         let info = PluginInfo {
             r#type: "DRAPlugin".to_owned(),
@@ -50,45 +54,63 @@ struct Driver {
     failing: Arc<AtomicBool>,
 }
 
-macro_rules! serves {
-    ($version:ident) => {
-        #[tonic::async_trait]
-        impl $version::dra_plugin_server::DraPlugin for Driver {
-            async fn node_prepare_resources(
-                &self,
-                request: Request<$version::NodePrepareResourcesRequest>,
-            ) -> Result<Response<$version::NodePrepareResourcesResponse>, Status> {
-                let answer = |claim: $version::Claim| {
-                    self.record.note(format!("prepare {}/{}", claim.namespace, claim.name));
-                    let failing = self.failing.load(Ordering::Relaxed);
-                    let device = $version::Device {
-                        request_names: vec!["one".to_owned()],
-                        pool_name: "pool".to_owned(),
-                        device_name: "device-0".to_owned(),
-                        cdi_device_ids: vec![format!("test.example.com/device={}", claim.name)],
-                        share_id: None,
-                    };
-                    let error = if failing { "the device is on fire".to_owned() } else { String::new() };
-                    (claim.uid, $version::NodePrepareResourceResponse { devices: vec![device], error })
-                };
-                let claims = request.into_inner().claims.into_iter().map(answer).collect();
-                Ok(Response::new($version::NodePrepareResourcesResponse { claims }))
-            }
+#[tonic::async_trait]
+impl DraPlugin for Driver {
+    async fn node_prepare_resources(
+        &self,
+        request: Request<v1::NodePrepareResourcesRequest>,
+    ) -> Result<Response<v1::NodePrepareResourcesResponse>, Status> {
+        let answer = |claim: v1::Claim| {
+            self.record.note(format!("prepare {}/{}", claim.namespace, claim.name));
+            let failing = self.failing.load(Ordering::Relaxed);
+            let device = v1::Device {
+                request_names: vec!["one".to_owned()],
+                pool_name: "pool".to_owned(),
+                device_name: "device-0".to_owned(),
+                cdi_device_ids: vec![format!("test.example.com/device={}", claim.name)],
+                share_id: None,
+            };
+            let error = if failing { "the device is on fire".to_owned() } else { String::new() };
+            (claim.uid, v1::NodePrepareResourceResponse { devices: vec![device], error })
+        };
+        let claims = request.into_inner().claims.into_iter().map(answer).collect();
+        Ok(Response::new(v1::NodePrepareResourcesResponse { claims }))
+    }
 
-            async fn node_unprepare_resources(
-                &self,
-                request: Request<$version::NodeUnprepareResourcesRequest>,
-            ) -> Result<Response<$version::NodeUnprepareResourcesResponse>, Status> {
-                let answer = |claim: $version::Claim| {
-                    self.record.note(format!("unprepare {}/{}", claim.namespace, claim.name));
-                    (claim.uid, $version::NodeUnprepareResourceResponse { error: String::new() })
-                };
-                let claims = request.into_inner().claims.into_iter().map(answer).collect();
-                Ok(Response::new($version::NodeUnprepareResourcesResponse { claims }))
-            }
-        }
-    };
+    async fn node_unprepare_resources(
+        &self,
+        request: Request<v1::NodeUnprepareResourcesRequest>,
+    ) -> Result<Response<v1::NodeUnprepareResourcesResponse>, Status> {
+        let answer = |claim: v1::Claim| {
+            self.record.note(format!("unprepare {}/{}", claim.namespace, claim.name));
+            (claim.uid, v1::NodeUnprepareResourceResponse { error: String::new() })
+        };
+        let claims = request.into_inner().claims.into_iter().map(answer).collect();
+        Ok(Response::new(v1::NodeUnprepareResourcesResponse { claims }))
+    }
 }
 
-serves!(v1);
-serves!(v1beta1);
+/// The service under its older name, with the same messages.
+#[derive(Clone)]
+struct Older(DraPluginServer<Driver>);
+
+impl tonic::server::NamedService for Older {
+    const NAME: &'static str = "k8s.io.kubelet.pkg.apis.dra.v1beta1.DRAPlugin";
+}
+
+impl Service<http::Request<Body>> for Older {
+    type Response = http::Response<Body>;
+    type Error = std::convert::Infallible;
+    type Future = <DraPluginServer<Driver> as Service<http::Request<Body>>>::Future;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let (mut parts, body) = request.into_parts();
+        let path = parts.uri.path().replacen(".v1beta1.", ".v1.", 1);
+        parts.uri = path.parse().unwrap_or_else(|error| panic!("{path}: {error}"));
+        self.0.call(http::Request::from_parts(parts, body))
+    }
+}

@@ -4,9 +4,13 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use proto::k8s::io::kubelet::pkg::apis::dra::{v1, v1beta1};
+use http::{Request, Uri};
+use proto::k8s::io::kubelet::pkg::apis::dra::v1;
+use proto::k8s::io::kubelet::pkg::apis::dra::v1::dra_plugin_client::DraPluginClient;
 use serde::{Deserialize, Serialize};
 use tonic::transport::Channel;
+use tower::ServiceExt;
+use tower::util::MapRequest;
 
 use super::ledger::Device;
 use crate::plugins::rpc::{RpcError, within};
@@ -32,11 +36,8 @@ pub type Answers<T> = HashMap<String, Result<T, String>>;
 /// The interface's versions, by the names that drivers register with; the newest first.
 pub const SERVICES: [&str; 2] = ["v1.DRAPlugin", "v1beta1.DRAPlugin"];
 
-#[derive(Clone)]
-enum Client {
-    V1(v1::dra_plugin_client::DraPluginClient<Channel>),
-    V1Beta1(v1beta1::dra_plugin_client::DraPluginClient<Channel>),
-}
+type Body = Request<tonic::body::Body>;
+type Client = DraPluginClient<MapRequest<Channel, fn(Body) -> Body>>;
 
 pub struct Driver {
     pub name: String,
@@ -48,11 +49,8 @@ impl Driver {
     /// `service` is one of [`SERVICES`]. Connects with the first call.
     pub fn new(name: &str, endpoint: &Path, socket: &Path, service: &str) -> Self {
         let channel = proto::unix_channel_lazy(socket);
-        let client = if service == SERVICES[0] {
-            Client::V1(v1::dra_plugin_client::DraPluginClient::new(channel))
-        } else {
-            Client::V1Beta1(v1beta1::dra_plugin_client::DraPluginClient::new(channel))
-        };
+        let version = if service == SERVICES[0] { |request| request } else { in_v1beta1 };
+        let client = DraPluginClient::new(channel.map_request(version));
         Self { name: name.to_owned(), endpoint: endpoint.to_owned(), client }
     }
 }
@@ -61,63 +59,48 @@ fn outcome<T>(error: String, value: T) -> Result<T, String> {
     if error.is_empty() { Ok(value) } else { Err(error) }
 }
 
-/// The calls in one version: the messages of both have the same fields.
-macro_rules! calls {
-    ($version:ident, $prepare:ident, $unprepare:ident) => {
-        async fn $prepare(
-            mut client: $version::dra_plugin_client::DraPluginClient<Channel>,
-            claims: &[Claim],
-        ) -> Result<Answers<Vec<Device>>, RpcError> {
-            let claims = claims.iter().map(|claim| $version::Claim {
-                namespace: claim.namespace.clone(),
-                uid: claim.uid.clone(),
-                name: claim.name.clone(),
-            });
-            let request = $version::NodePrepareResourcesRequest { claims: claims.collect() };
-            let answer = within(LIMIT, client.node_prepare_resources(request)).await?;
-            let of_claim = |(uid, answer): (String, $version::NodePrepareResourceResponse)| {
-                let devices = answer.devices.into_iter().map(|device| Device {
-                    pool_name: device.pool_name,
-                    device_name: device.device_name,
-                    request_names: device.request_names,
-                    cdi_device_ids: device.cdi_device_ids,
-                });
-                (uid, outcome(answer.error, devices.collect()))
-            };
-            Ok(answer.claims.into_iter().map(of_claim).collect())
-        }
-
-        async fn $unprepare(
-            mut client: $version::dra_plugin_client::DraPluginClient<Channel>,
-            claims: &[Claim],
-        ) -> Result<Answers<()>, RpcError> {
-            let claims = claims.iter().map(|claim| $version::Claim {
-                namespace: claim.namespace.clone(),
-                uid: claim.uid.clone(),
-                name: claim.name.clone(),
-            });
-            let request = $version::NodeUnprepareResourcesRequest { claims: claims.collect() };
-            let answer = within(LIMIT, client.node_unprepare_resources(request)).await?;
-            Ok(answer.claims.into_iter().map(|(uid, answer)| (uid, outcome(answer.error, ()))).collect())
-        }
-    };
+/// The same call of the older interface: its messages are those of v1, the service has another name.
+fn in_v1beta1(mut request: Body) -> Body {
+    let path = request.uri().path().replacen(".v1.", ".v1beta1.", 1);
+    let mut parts = request.uri().clone().into_parts();
+    // What was a path of ASCII letters still is one.
+    if let Ok(path) = path.parse() {
+        parts.path_and_query = Some(path);
+    }
+    if let Ok(uri) = Uri::from_parts(parts) {
+        *request.uri_mut() = uri;
+    }
+    request
 }
 
-calls!(v1, prepare_v1, unprepare_v1);
-calls!(v1beta1, prepare_v1beta1, unprepare_v1beta1);
+fn told(claims: &[Claim]) -> Vec<v1::Claim> {
+    let told = |claim: &Claim| v1::Claim {
+        namespace: claim.namespace.clone(),
+        uid: claim.uid.clone(),
+        name: claim.name.clone(),
+    };
+    claims.iter().map(told).collect()
+}
 
 impl Driver {
     pub async fn prepare(&self, claims: &[Claim]) -> Result<Answers<Vec<Device>>, RpcError> {
-        match self.client.clone() {
-            Client::V1(client) => prepare_v1(client, claims).await,
-            Client::V1Beta1(client) => prepare_v1beta1(client, claims).await,
-        }
+        let request = v1::NodePrepareResourcesRequest { claims: told(claims) };
+        let answer = within(LIMIT, self.client.clone().node_prepare_resources(request)).await?;
+        let of_claim = |(uid, answer): (String, v1::NodePrepareResourceResponse)| {
+            let devices = answer.devices.into_iter().map(|device| Device {
+                pool_name: device.pool_name,
+                device_name: device.device_name,
+                request_names: device.request_names,
+                cdi_device_ids: device.cdi_device_ids,
+            });
+            (uid, outcome(answer.error, devices.collect()))
+        };
+        Ok(answer.claims.into_iter().map(of_claim).collect())
     }
 
     pub async fn unprepare(&self, claims: &[Claim]) -> Result<Answers<()>, RpcError> {
-        match self.client.clone() {
-            Client::V1(client) => unprepare_v1(client, claims).await,
-            Client::V1Beta1(client) => unprepare_v1beta1(client, claims).await,
-        }
+        let request = v1::NodeUnprepareResourcesRequest { claims: told(claims) };
+        let answer = within(LIMIT, self.client.clone().node_unprepare_resources(request)).await?;
+        Ok(answer.claims.into_iter().map(|(uid, answer)| (uid, outcome(answer.error, ()))).collect())
     }
 }
