@@ -54,18 +54,18 @@ impl Cluster {
         Self::start_with(|_| {}).await
     }
 
-    /// With its store in `data/db`, which stays.
-    pub async fn start_in(data: &Path) -> Self {
-        Self::start_at(&data.join("db"), tempfile::tempdir().unwrap(), |_| {}).await
+    /// Over this store.
+    pub async fn start_over(store: store::Embedded) -> Self {
+        Self::start_at(store, tempfile::tempdir().unwrap(), |_| {}).await
     }
 
     /// `adjust` may change the configuration before the server starts.
     pub async fn start_with(adjust: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        Self::start_at(&dir.path().join("db"), dir, adjust).await
+        Self::start_at(store::Embedded::open(&dir.path().join("db")).unwrap(), dir, adjust).await
     }
 
-    async fn start_at(db: &Path, dir: TempDir, adjust: impl FnOnce(&mut Config)) -> Self {
+    async fn start_at(store: store::Embedded, dir: TempDir, adjust: impl FnOnce(&mut Config)) -> Self {
         // A second install in one process fails, which is as good.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let (ca, ca_pem) = authority();
@@ -76,7 +76,7 @@ impl Cluster {
         let mut config = Config::new(IpAddr::V4(Ipv4Addr::LOCALHOST), serving, dir.path().join("ca.crt"), account_key);
         adjust(&mut config);
         let supervisor = Supervisor::new("test");
-        let store = Arc::new(store::Embedded::open(db).unwrap());
+        let store = Arc::new(store);
         let server = ApiServer::start(config, store.clone(), &supervisor).await.unwrap();
         Self { server, supervisor, store, ca, ca_pem, dir, address: Mutex::default() }
     }

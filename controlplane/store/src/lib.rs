@@ -26,7 +26,7 @@ mod model;
 mod watch;
 
 #[doc(hidden)]
-pub use embedded::{Disk, DiskFile};
+pub use embedded::{Directory, Disk, DiskFile};
 pub use embedded::{Embedded, Options, SnapshotInfo, read_snapshot};
 pub use error::StoreError;
 pub use etcd::{Etcd, EtcdOptions, EtcdTls};

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -14,8 +15,10 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::Value;
-use store::{Embedded, Store, Txn, TxnOutcome};
+use store::{Store, Txn, TxnOutcome};
 use tokio_rustls::TlsAcceptor;
+
+use crate::disk;
 
 /// Answers everything with the bytes in `dir/answer`.
 pub async fn floor(dir: &Path) -> anyhow::Result<Value> {
@@ -29,8 +32,8 @@ pub async fn floor(dir: &Path) -> anyhow::Result<Value> {
 
 /// Keeps the body of every request durably in a store in `dir`, under a key of its own, and answers
 /// with it: what an API server would do that neither knew nor checked what it is given.
-pub async fn keeper(dir: &Path) -> anyhow::Result<Value> {
-    let store = Arc::new(Embedded::open(&dir.join("store"))?);
+pub async fn keeper(dir: &Path, delay: Duration) -> anyhow::Result<Value> {
+    let store = Arc::new(disk::open(&dir.join("store"), delay)?);
     let next = Arc::new(AtomicU64::new(0));
     listen(dir, move |request: Request<Incoming>| {
         let (store, next) = (store.clone(), next.clone());

@@ -3,14 +3,15 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::Context;
 use apiserver::testing::Cluster;
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 
-use crate::bare;
 use crate::client::Target;
+use crate::{bare, disk};
 
 /// A server in a process of its own; ended when dropped.
 pub struct Server {
@@ -23,7 +24,12 @@ pub struct Server {
 impl Server {
     /// An API server, its store in `dir`.
     pub fn api(dir: &Path) -> anyhow::Result<Self> {
-        Self::start("serve", dir)
+        Self::api_on(dir, Duration::ZERO)
+    }
+
+    /// The same; a sync of its disk takes `delay` longer.
+    pub fn api_on(dir: &Path, delay: Duration) -> anyhow::Result<Self> {
+        Self::start("serve", dir, delay)
     }
 
     /// A server that answers everything with `bytes`, with the certificate of `like`.
@@ -31,20 +37,21 @@ impl Server {
         let dir = tempfile::tempdir()?;
         std::fs::write(dir.path().join("answer"), bytes)?;
         std::fs::write(dir.path().join("server.json"), like.described.to_string())?;
-        Self::start("floor", dir.path())
+        Self::start("floor", dir.path(), Duration::ZERO)
     }
 
     /// A server that keeps what it gets in an embedded store in `dir`, with the certificate of `like`.
-    pub fn keeper(like: &Server, dir: &Path) -> anyhow::Result<Self> {
+    pub fn keeper(like: &Server, dir: &Path, delay: Duration) -> anyhow::Result<Self> {
         std::fs::create_dir_all(dir)?;
         std::fs::write(dir.join("server.json"), like.described.to_string())?;
-        Self::start("keeper", dir)
+        Self::start("keeper", dir, delay)
     }
 
-    fn start(role: &str, dir: &Path) -> anyhow::Result<Self> {
+    fn start(role: &str, dir: &Path, delay: Duration) -> anyhow::Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
             .arg(role)
             .arg(dir)
+            .arg(delay.as_micros().to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -70,11 +77,11 @@ impl Drop for Server {
 }
 
 /// The child's side: serves until its standard input ends.
-pub async fn run(role: &str, dir: &Path) -> anyhow::Result<()> {
+pub async fn run(role: &str, dir: &Path, delay: Duration) -> anyhow::Result<()> {
     let (described, _keep) = match role {
         "floor" => (bare::floor(dir).await?, None),
-        "keeper" => (bare::keeper(dir).await?, None),
-        _ => api(dir).await?,
+        "keeper" => (bare::keeper(dir, delay).await?, None),
+        _ => api(dir, delay).await?,
     };
     println!("{described}");
     std::io::stdout().flush()?;
@@ -82,8 +89,8 @@ pub async fn run(role: &str, dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn api(dir: &Path) -> anyhow::Result<(Value, Option<Cluster>)> {
-    let cluster = Cluster::start_in(dir).await;
+async fn api(dir: &Path, delay: Duration) -> anyhow::Result<(Value, Option<Cluster>)> {
+    let cluster = Cluster::start_over(disk::open(&dir.join("db"), delay)?).await;
     let address = cluster.listen().await;
     let admin = cluster.key_pair("admin", &["system:masters"]);
     let at = |name: &str| cluster.dir().join(name).display().to_string();

@@ -1,21 +1,26 @@
-//! Durable creates beside the engine (behind a bare server, and alone) and beside etcd alone; contended
-//! updates.
+//! Durable creates beside the engine (behind a bare server, and alone) and beside etcd alone, and on a disk
+//! that takes longer to sync; contended updates.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::future::OptionFuture;
 use http::Method;
 use integration::etcd::Member;
 use integration::figures::Figure;
 use serde_json::json;
-use store::{Embedded, Etcd, EtcdOptions, Store, Txn, TxnOutcome};
+use store::{Etcd, EtcdOptions, Store, Txn, TxnOutcome};
 
 use crate::child::Server;
 use crate::client::{Ask, middle, ratio};
+use crate::disk;
 
 const ROUNDS: usize = 5;
 const WINDOW: Duration = Duration::from_secs(2);
 const CLIENTS: [usize; 3] = [1, 32, 256];
+/// What a sync of the slower disk takes longer.
+const DELAY: Duration = Duration::from_millis(2);
 
 /// A ConfigMap of about 1 KiB.
 pub fn config_map(name: &str) -> String {
@@ -25,11 +30,19 @@ pub fn config_map(name: &str) -> String {
 
 pub async fn measure() -> anyhow::Result<Vec<Figure>> {
     let dir = tempfile::tempdir()?;
-    let server = Server::api(&dir.path().join("api"))?;
-    let keeper = Server::keeper(&server, &dir.path().join("keeper"))?;
-    let engine: Arc<dyn Store> = Arc::new(Embedded::open(&dir.path().join("engine"))?);
     let member = Member::cluster(dir.path(), 1);
     let etcd: Arc<dyn Store> = Arc::new(connect(&member[0].url).await?);
+    let mut figures = on_a_disk(&dir.path().join("fast"), Duration::ZERO, Some(&etcd)).await?;
+    figures.extend(on_a_disk(&dir.path().join("slow"), DELAY, None).await?);
+    Ok(figures)
+}
+
+/// Beside etcd only where it has the same disk.
+async fn on_a_disk(dir: &Path, delay: Duration, etcd: Option<&Arc<dyn Store>>) -> anyhow::Result<Vec<Figure>> {
+    let server = Server::api_on(&dir.join("api"), delay)?;
+    let keeper = Server::keeper(&server, &dir.join("keeper"), delay)?;
+    let engine: Arc<dyn Store> = Arc::new(disk::open(&dir.join("engine"), delay)?);
+    let disk = if delay.is_zero() { String::new() } else { format!(", a sync takes {delay:?} longer") };
     let mut figures = Vec::new();
     for clients in CLIENTS {
         let (mut ours, mut bare, mut alone, mut theirs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -41,26 +54,26 @@ pub async fn measure() -> anyhow::Result<Vec<Figure>> {
             };
             let load = server.target.load(clients, WINDOW, ask).await?;
             let floor = keeper.target.load(clients, WINDOW, ask).await?;
-            let (engine, etcd) = (fill(&engine, clients, round).await?, fill(&etcd, clients, round).await?);
+            let engine = fill(&engine, clients, round).await?;
+            let etcd = OptionFuture::from(etcd.map(|etcd| fill(etcd, clients, round))).await.transpose()?;
             if round > 0 {
                 ours.push(load.rate());
                 bare.push(floor.rate());
                 alone.push(engine);
-                theirs.push(etcd);
+                theirs.extend(etcd);
             }
         }
         let beside = |name: &str, floor: Vec<f64>, digits: usize| {
             format!("{name} {:.0}/s: ratio {:.digits$}", middle(floor.clone()), ratio(&ours, &floor))
         };
+        let mut floors = vec![beside("engine behind bare hyper and rustls", bare, 2), beside("engine alone", alone, 2)];
+        if etcd.is_some() {
+            floors.push(beside("etcd alone", theirs, 1));
+        }
         figures.push(Figure::new(
-            format!("durable 1 KiB creates, {clients} clients"),
+            format!("durable 1 KiB creates, {clients} clients{disk}"),
             format!("{:.0}/s", middle(ours.clone())),
-            [
-                beside("engine behind bare hyper and rustls", bare, 2),
-                beside("engine alone", alone, 2),
-                beside("etcd alone", theirs, 1),
-            ]
-            .join("; "),
+            floors.join("; "),
         ));
     }
     Ok(figures)

@@ -2,17 +2,21 @@
 //! same run, the two by turns. Everything is asked for over TLS on loopback.
 //!
 //! Sections: creates, reads, watches, memory, contended, store; all of them when none is named.
-//! The program is also its own server: `bench-api serve DIR` is an API server without controllers,
-//! `bench-api floor DIR` and `bench-api keeper DIR` are bare hyper and rustls servers (see [`bare`]).
+//! The program is also its own server: `bench-api serve DIR DELAY` is an API server without controllers,
+//! `bench-api floor DIR DELAY` and `bench-api keeper DIR DELAY` are bare hyper and rustls servers (see
+//! [`bare`]); a sync of their stores takes so many microseconds longer (see [`disk`]).
 
 mod bare;
 mod child;
 mod client;
 mod creates;
+mod disk;
 mod engine;
 mod memory;
 mod reads;
 mod watches;
+
+use std::time::Duration;
 
 use integration::figures::{Figure, print};
 
@@ -23,10 +27,10 @@ fn main() -> anyhow::Result<()> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let [role, dir] = arguments.as_slice()
+    if let [role, dir, delay] = arguments.as_slice()
         && matches!(role.as_str(), "serve" | "floor" | "keeper")
     {
-        return runtime.block_on(child::run(role, dir.as_ref()));
+        return runtime.block_on(child::run(role, dir.as_ref(), Duration::from_micros(delay.parse()?)));
     }
     if let Some(unknown) = arguments.iter().find(|section| !SECTIONS.contains(&section.as_str())) {
         anyhow::bail!("there is no section {unknown:?}; there are: {}", SECTIONS.join(", "));

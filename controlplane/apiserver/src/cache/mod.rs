@@ -22,11 +22,11 @@ use component::Supervisor;
 use futures::StreamExt;
 use futures::future::OptionFuture;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
-use store::{Progress, Range, Store, StoreError};
+use store::{Progress, Range, Store, StoreError, Watch};
 use tokio::sync::watch as signal;
 
 use self::item::Item;
-use self::state::State;
+use self::state::{Event, State};
 use crate::error::{ApiError, Result};
 use crate::resource::Descriptor;
 
@@ -178,51 +178,37 @@ impl Cache {
         }
     }
 
-    /// Lets watches begin after `revision`, if the store still knows what happened since: a client
-    /// may go on here where another server, or this one before a restart, left off.
-    pub async fn reach_back(&self, revision: u64) {
-        let (oldest, epoch) = {
-            let state = self.read();
-            (state.oldest(), state.epoch)
-        };
-        // What has to be converted is not: such a client lists again.
-        if revision == 0 || revision >= oldest || epoch == 0 || self.decoder.is_some() {
-            return;
-        }
-        match self.past(revision, oldest).await {
-            Ok(Some(events)) => self.state.write().reach_back(revision..oldest, events, epoch),
-            Ok(None) => {}
-            // The watch is then refused, and the client lists again.
-            Err(error) => tracing::debug!(prefix = self.root, revision, %error, "the store does not reach back"),
-        }
-    }
-
-    /// All that happened after `revision` up to `to`; none when that is too much for a window.
-    async fn past(&self, revision: u64, to: u64) -> Result<Option<Vec<state::PastEvent>>, StoreError> {
-        let mut watch = self.store.watch(&self.root, revision).await?;
+    /// The store's own watch of this resource, for what the window no longer holds.
+    async fn history(&self, after: u64) -> Result<Watch, StoreError> {
+        let watch = self.store.watch(&self.root, after).await?;
         watch.progress().request();
-        let mut events = Vec::new();
-        while let Some(batch) = watch.next().await {
-            let batch = batch?;
-            events.extend(batch.events.iter().filter(|event| event.revision <= to).filter_map(|e| self.past_event(e)));
-            if batch.revision >= to {
-                return Ok(Some(events));
-            }
-            if events.len() > PAGE {
-                break;
-            }
-        }
-        Ok(None)
+        Ok(watch)
     }
 
-    fn past_event(&self, event: &store::Event) -> Option<state::PastEvent> {
-        let previous = event.previous.as_ref().and_then(|kv| self.item(&kv.key, &kv.value, kv.mod_revision));
-        let item = match &event.value {
-            Some(value) => self.item(&event.key, value, event.revision)?,
-            None => previous.as_ref()?.deleted_at(event.revision),
+    /// Events of the store as the window would hold them.
+    async fn past(&self, batch: &store::Batch) -> Result<Vec<Event>> {
+        let stored = |event: &store::Event| [event.value.clone(), event.previous.as_ref().map(|kv| kv.value.clone())];
+        let stored = batch.events.iter().flat_map(stored).flatten().collect();
+        let mut values = self.decoded(stored).await?.into_iter();
+        // In the order they were put in.
+        let mut next = |key: &str, revision| -> Result<Option<Arc<Item>>> {
+            let Some(value) = values.next() else { return Ok(None) };
+            Ok(self.decode_at(key, &value, revision)?.map(Arc::new))
         };
-        let deleted = event.value.is_none();
-        Some(state::PastEvent { item: Arc::new(item), previous: previous.map(Arc::new), deleted })
+        let mut events = Vec::with_capacity(batch.events.len());
+        for store::Event { key, revision, value, previous } in &batch.events {
+            let item = if value.is_some() { next(key, *revision)? } else { None };
+            let before = previous.as_ref().map_or(Ok(None), |kv| next(key, kv.mod_revision))?;
+            let (item, deleted) = match (item, &before) {
+                (Some(item), _) => (item, false),
+                (None, Some(last)) => (Arc::new(last.deleted_at(*revision)), true),
+                (None, None) => {
+                    return Err(ApiError::internal(format!("what {key} was before revision {revision} is not known")));
+                }
+            };
+            events.push(Event::new(*revision, item, before, deleted));
+        }
+        Ok(events)
     }
 
     /// A resource of very many objects takes a while to be read for the first time: clients come
@@ -334,9 +320,13 @@ impl Cache {
     /// A stored object of this resource, as a read at an old revision finds it; `value` is what
     /// [`Cache::decoded`] made of it.
     pub fn decode(&self, kv: &store::KeyValue, value: &[u8]) -> Result<Option<Item>> {
-        let Some(suffix) = kv.key.strip_prefix(&self.root) else { return Ok(None) };
-        let item = Item::new(&self.descriptor, &self.parts, suffix.into(), value, kv.mod_revision);
-        item.map(Some).map_err(|error| ApiError::internal(format!("decoding {}: {error}", kv.key)))
+        self.decode_at(&kv.key, value, kv.mod_revision)
+    }
+
+    fn decode_at(&self, key: &str, value: &[u8], revision: u64) -> Result<Option<Item>> {
+        let Some(suffix) = key.strip_prefix(&self.root) else { return Ok(None) };
+        let item = Item::new(&self.descriptor, &self.parts, suffix.into(), value, revision);
+        item.map(Some).map_err(|error| ApiError::internal(format!("decoding {key}: {error}")))
     }
 
     async fn apply(&self, batch: store::Batch) -> Result<(), FeedError> {

@@ -1,7 +1,7 @@
 //! The cached objects of one resource and a window of recent events: synchronous, no I/O.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::{Bound, Range};
+use std::ops::Bound;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::item::Item;
 
 /// Events older than this are forgotten: as long as Kubernetes' own cache keeps them. Who comes from
-/// further back gets them from the store ([`State::reach_back`]), which remembers more.
+/// further back gets them from the store, which remembers more (`cache::watch`).
 const WINDOW: Duration = Duration::from_secs(75);
 /// Where superseded objects weigh more than those that live, and than [`LIGHT`]: older than this.
 const HEAVY_WINDOW: Duration = Duration::from_secs(10);
@@ -36,19 +36,16 @@ pub struct Event {
 }
 
 impl Event {
+    pub fn new(revision: u64, item: Arc<Item>, previous: Option<Arc<Item>>, deleted: bool) -> Self {
+        Self { revision, item, previous, deleted, at: Instant::now(), left: OnceLock::new() }
+    }
+
     /// The state before, at this event's revision: what a watcher gets whose selector the object
     /// no longer matches.
     pub fn left(&self) -> Bytes {
         let previous = self.previous.as_ref().unwrap_or(&self.item);
         self.left.get_or_init(|| previous.bytes_at(self.revision)).clone()
     }
-}
-
-/// What the store remembers of one change.
-pub struct PastEvent {
-    pub item: Arc<Item>,
-    pub previous: Option<Arc<Item>>,
-    pub deleted: bool,
 }
 
 #[derive(Default)]
@@ -99,7 +96,6 @@ impl State {
     }
 
     fn push(&mut self, item: Arc<Item>, previous: Option<Arc<Item>>, deleted: bool) {
-        let now = Instant::now();
         if let Some(previous) = &previous {
             previous.superseded();
             self.bytes -= previous.bytes.len();
@@ -107,34 +103,8 @@ impl State {
         self.revision = self.revision.max(item.revision);
         self.changed += 1;
         self.window_bytes += item.bytes.len();
-        self.window.push_back(Arc::new(Event {
-            revision: item.revision,
-            item,
-            previous,
-            deleted,
-            at: now,
-            left: OnceLock::new(),
-        }));
-        self.trim(now);
-    }
-
-    /// Takes the events after `range.start` up to `range.end`, where the window began, in front of
-    /// it; not when it has moved on or begun anew since, or when that would be more than it holds.
-    pub fn reach_back(&mut self, range: Range<u64>, events: Vec<PastEvent>, epoch: u64) {
-        let fits = self.window.len() + events.len() <= KEEP_AT_MOST;
-        if self.epoch != epoch || self.complete_after != range.end || range.is_empty() || !fits {
-            return;
-        }
-        let at = Instant::now();
-        for PastEvent { item, previous, deleted } in events.into_iter().rev() {
-            let revision = item.revision;
-            if revision <= range.start || revision > range.end {
-                continue;
-            }
-            self.window_bytes += item.bytes.len();
-            self.window.push_front(Arc::new(Event { revision, item, previous, deleted, at, left: OnceLock::new() }));
-        }
-        self.complete_after = range.start;
+        self.window.push_back(Arc::new(Event::new(item.revision, item, previous, deleted)));
+        self.trim(Instant::now());
     }
 
     /// How old an event gets.
@@ -236,21 +206,6 @@ mod tests {
         assert_eq!(events[2].item.decode()["metadata"]["resourceVersion"], "9");
         assert_eq!(state.events_after(9, 10).unwrap().len(), 0);
         assert_eq!(state.revision, 9);
-    }
-
-    #[test]
-    fn a_window_reaches_back_without_a_gap() {
-        let past = |revision| PastEvent { item: Arc::new(item("a/x", revision)), previous: None, deleted: false };
-        let mut state = State::default();
-        state.reset(vec![Arc::new(item("a/x", 9))], 10);
-        state.put(item("a/x", 12));
-        state.reach_back(5..10, vec![past(7), past(9), past(12)], 1);
-        let events = state.events_after(5, 10).unwrap();
-        assert_eq!(events.iter().map(|event| event.revision).collect::<Vec<_>>(), [7, 9, 12]);
-        assert!(state.events_after(4, 10).is_none());
-        state.reach_back(6..10, vec![past(7)], 1);
-        state.reach_back(3..5, vec![past(4)], 0);
-        assert_eq!((state.oldest(), state.events_after(5, 10).unwrap().len()), (5, 3), "nothing to add, or too late");
     }
 
     #[test]

@@ -4,17 +4,17 @@ use std::sync::Arc;
 
 use api::selector::Selector;
 use bytes::Bytes;
+use futures::StreamExt;
+use store::{StoreError, Watch};
 use tokio::sync::watch as signal;
 
-use super::Cache;
 use super::item::Item;
 use super::state::Event;
+use super::{Cache, store_error};
 use crate::error::{ApiError, Result};
 
 /// Events taken from the window at once.
 const BATCH: usize = 128;
-/// How often a watcher that was left behind tries to get back into the window, which may move on meanwhile.
-const REACHES: usize = 4;
 
 /// Which objects a list or watch is about.
 #[derive(Debug, Clone, Default)]
@@ -71,19 +71,31 @@ pub struct Watcher {
     pub selection: Selection,
     position: u64,
     epoch: u64,
+    /// Where the window has left this watcher behind: what the store remembers, from its position on.
+    history: Option<Watch>,
+    /// Taken from there already.
+    held: Vec<Seen>,
 }
 
 impl Watcher {
-    /// Watches everything after `revision`.
-    pub fn after(cache: &Arc<Cache>, selection: Selection, revision: u64) -> Result<Self> {
+    /// Watches everything after `revision`: from the store as long as the window does not reach back so far,
+    /// as when the client goes on here where another server, or this one before a restart, left off.
+    pub async fn after(cache: &Arc<Cache>, selection: Selection, revision: u64) -> Result<Self> {
         let changed = cache.subscribe();
-        let state = cache.read();
-        if revision < state.oldest() {
-            return Err(ApiError::expired(format!("too old resource version: {revision} ({})", state.oldest())));
+        let (oldest, epoch) = {
+            let state = cache.read();
+            (state.oldest(), state.epoch)
+        };
+        let (history, held) = (None, Vec::new());
+        let mut watcher = Self { cache: cache.clone(), changed, selection, position: revision, epoch, history, held };
+        if revision < oldest {
+            // Whether the store remembers has to be known before the watch is answered.
+            watcher.held = watcher.catch_up().await.map_err(|error| {
+                tracing::debug!(root = cache.root, revision, %error, "the store does not reach back");
+                ApiError::expired(format!("too old resource version: {revision} ({oldest})"))
+            })?;
         }
-        let epoch = state.epoch;
-        drop(state);
-        Ok(Self { cache: cache.clone(), changed, selection, position: revision, epoch })
+        Ok(watcher)
     }
 
     /// Watches everything after what is held now, and gives that.
@@ -94,7 +106,8 @@ impl Watcher {
             state.scan(&selection.namespace).filter(|item| selection.matches(cache, item)).cloned().collect::<Vec<_>>();
         let (position, epoch) = (state.revision, state.epoch);
         drop(state);
-        (Self { cache: cache.clone(), changed, selection, position, epoch }, items)
+        let (history, held) = (None, Vec::new());
+        (Self { cache: cache.clone(), changed, selection, position, epoch, history, held }, items)
     }
 
     /// Every event up to here has been seen: what a bookmark says.
@@ -106,12 +119,27 @@ impl Watcher {
         &self.cache
     }
 
-    /// The next events, at least one; none when the watch cannot go on (the client was far too slow,
-    /// or the cache was rebuilt) and the client has to list or watch anew.
+    /// The next events, at least one; none when the watch cannot go on (the client was slower than the
+    /// store remembers, or the cache was rebuilt) and the client has to list or watch anew. May be dropped
+    /// and called again.
     pub async fn next(&mut self) -> Option<Vec<Seen>> {
         loop {
+            if !self.held.is_empty() {
+                return Some(std::mem::take(&mut self.held));
+            }
             self.changed.borrow_and_update();
-            let seen = self.take_or_reach_back().await?;
+            if self.is_behind() {
+                match self.catch_up().await {
+                    Ok(seen) => self.held = seen,
+                    Err(error) => {
+                        tracing::debug!(root = self.cache.root, %error, "a watcher was left behind");
+                        return None;
+                    }
+                }
+                continue;
+            }
+            self.history = None;
+            let seen = self.take()?;
             if !seen.is_empty() {
                 return Some(seen);
             }
@@ -119,16 +147,33 @@ impl Watcher {
         }
     }
 
-    /// What comes next, from the store where the window has left this watcher behind.
-    async fn take_or_reach_back(&mut self) -> Option<Vec<Seen>> {
-        for _ in 0..REACHES {
-            let seen = self.take();
-            if seen.is_some() || self.cache.read().epoch != self.epoch {
-                return seen;
-            }
-            self.cache.reach_back(self.position).await;
-        }
-        self.take()
+    fn is_behind(&self) -> bool {
+        let state = self.cache.read();
+        state.epoch == self.epoch && self.position < state.oldest()
+    }
+
+    /// A step of what the store remembers; it moves the position.
+    async fn catch_up(&mut self) -> Result<Vec<Seen>> {
+        let history = match &mut self.history {
+            Some(history) => history,
+            none => none.insert(self.cache.history(self.position).await.map_err(store_error)?),
+        };
+        let next = history.next().await;
+        // If this ends here, the same is asked for again.
+        let history = self.history.take();
+        let batch = match next {
+            Some(Ok(batch)) => batch,
+            // It waited for the client: the next step begins anew.
+            Some(Err(StoreError::WatchTooSlow { .. })) => return Ok(Vec::new()),
+            Some(Err(error)) => return Err(store_error(error)),
+            None => return Err(ApiError::unavailable("the store ended the watch")),
+        };
+        let events = self.cache.past(&batch).await?;
+        let seen = events.iter().filter(|event| event.revision > self.position).filter_map(|event| self.seen(event));
+        let seen = seen.collect();
+        self.position = self.position.max(batch.revision);
+        self.history = history;
+        Ok(seen)
     }
 
     fn take(&mut self) -> Option<Vec<Seen>> {

@@ -13,6 +13,7 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use serde_json::Value;
+use tokio::time::MissedTickBehavior;
 
 use super::names::{self, Taken};
 use super::served::ServedDefinition;
@@ -78,6 +79,9 @@ impl Follower {
     }
 
     pub async fn follow(mut self) {
+        // Other changes that come in between do not put it off.
+        let mut retry = tokio::time::interval(RETRY);
+        retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let (mut watcher, items) = Watcher::from_now(&self.definitions.cache, Selection::default());
             self.compare(&items);
@@ -91,7 +95,7 @@ impl Follower {
                         None => break,
                     },
                     Some(uid) = self.cleanups.next(), if !self.cleanups.is_empty() => drop(self.cleaning.remove(&uid)),
-                    () = tokio::time::sleep(RETRY), if !self.failed.is_empty() => self.due.extend(self.failed.drain(..)),
+                    _ = retry.tick(), if !self.failed.is_empty() => self.due.extend(self.failed.drain(..)),
                 }
             }
         }

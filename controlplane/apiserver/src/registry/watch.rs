@@ -115,8 +115,7 @@ impl Call {
         match version {
             Version::NotOlderThan(revision) if !sends_initial => {
                 cache.ready().await?;
-                cache.reach_back(revision).await;
-                return Ok((Watcher::after(cache, selection, revision)?, Vec::new()));
+                return Ok((Watcher::after(cache, selection, revision).await?, Vec::new()));
             }
             version => self.await_version(version).await?,
         }

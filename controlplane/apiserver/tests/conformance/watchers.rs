@@ -195,3 +195,49 @@ async fn a_watcher_that_was_left_far_behind_misses_nothing() {
     }
     quiet(&mut events).await;
 }
+
+/// The same where writes go on meanwhile, objects go and come, and a second client goes on from a version
+/// that the server's memory has left behind.
+#[tokio::test]
+async fn a_watcher_catches_up_while_writes_go_on() {
+    const UPDATES: usize = 240;
+    const BEFORE: usize = 130;
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let path = format!("{MAPS}/x");
+    let mut slow = watch(&client, "fieldSelector=metadata.name%3Dx").await;
+    let made = post(&client, MAPS, &map("x", json!({}))).await.expect(201);
+    let first = made["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    let blob = "x".repeat(300 << 10);
+    let mut expected = Vec::new();
+    let write = async |index: usize, expected: &mut Vec<_>| {
+        let change = json!({"data": {"mutation": index.to_string(), "blob": format!("{index}{blob}")}});
+        patch(&client, &path, MERGE, &change).await.expect(200);
+        expected.push(event("MODIFIED", "x", json!(index.to_string())));
+        if index % 10 == 9 {
+            delete(&client, &path).await.expect(200);
+            expected.push(event("DELETED", "x", json!(index.to_string())));
+            post(&client, MAPS, &map("x", json!({}))).await.expect(201);
+            expected.push(event("ADDED", "x", Value::Null));
+        }
+    };
+    for index in 0..BEFORE {
+        write(index, &mut expected).await;
+    }
+    let mut late = watch(&client, &format!("fieldSelector=metadata.name%3Dx&resourceVersion={first}")).await;
+    assert_eq!(next(&mut slow).await, event("ADDED", "x", Value::Null));
+    let (mut from_slow, mut from_late) = (Vec::new(), Vec::new());
+    for index in BEFORE..UPDATES {
+        write(index, &mut expected).await;
+        from_slow.push(next(&mut slow).await);
+        from_late.push(next(&mut late).await);
+    }
+    while from_slow.len() < expected.len() {
+        from_slow.push(next(&mut slow).await);
+        from_late.push(next(&mut late).await);
+    }
+    assert_eq!(from_slow, expected);
+    assert_eq!(from_late, expected);
+    quiet(&mut slow).await;
+    quiet(&mut late).await;
+}

@@ -50,7 +50,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, oneshot};
 
 #[doc(hidden)]
-pub use disk::{Disk, DiskFile};
+pub use disk::{Directory, Disk, DiskFile};
 pub use open::Options;
 pub use snapshot::{SnapshotInfo, read_snapshot};
 
@@ -93,7 +93,7 @@ impl Embedded {
         Self::start(open::open(dir, options)?)
     }
 
-    /// Opens over another disk: for tests that simulate power cuts.
+    /// Opens over another disk: for tests that simulate power cuts, and slower disks.
     #[doc(hidden)]
     pub fn open_disk(disk: Arc<dyn Disk>, options: &Options) -> Result<Self, StoreError> {
         Self::start(open::open_disk(disk, options)?)
