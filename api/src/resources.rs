@@ -116,7 +116,12 @@ pub fn qos_class(pod: &Pod) -> QosClass {
     };
     let mut sets: Vec<(Amounts, Amounts)> = Vec::new();
     match &spec.resources {
-        Some(pod_level) if pod_level.requests.is_some() || pod_level.limits.is_some() => {
+        // They count once they say something (`PodLevelResourcesFixKubeletQOSClass`).
+        Some(pod_level)
+            if [&pod_level.requests, &pod_level.limits]
+                .iter()
+                .any(|side| side.as_ref().is_some_and(|side| !side.is_empty())) =>
+        {
             sets.push((counted(read(pod_level.requests.as_ref())), counted(read(pod_level.limits.as_ref()))));
         }
         _ => {
@@ -173,7 +178,10 @@ mod tests {
             (json!({}), both.clone(), QosClass::Guaranteed),
             (json!({"cpu": "500m"}), both, QosClass::Burstable),
         ] {
-            assert_eq!(qos_class(&pod(json!({"containers": [container(requests, limits)]}))), class);
+            assert_eq!(qos_class(&pod(json!({"containers": [container(requests.clone(), limits.clone())]}))), class);
+            let empty =
+                json!({"containers": [container(requests, limits)], "resources": {"requests": {}, "limits": {}}});
+            assert_eq!(qos_class(&pod(empty)), class);
         }
     }
 }

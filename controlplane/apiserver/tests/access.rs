@@ -176,3 +176,34 @@ async fn a_request_for_which_there_is_no_seat_is_429() {
     }
     panic!("the flow schema had no effect");
 }
+
+/// The URL of a create does not say what is made; its record does, whatever the level.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_record_of_a_create_names_the_object() {
+    let dir = tempfile::tempdir().unwrap();
+    let (policy, log) = (dir.path().join("policy.yaml"), dir.path().join("audit.log"));
+    let text = "
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules: [{level: Metadata, verbs: [create, update], resources: [{resources: [configmaps]}], namespaces: [default]}]
+";
+    std::fs::write(&policy, text).unwrap();
+    let cluster = Cluster::start_with(|config| {
+        config.options.audit = AuditConfig {
+            policy_file: Some(policy.clone()),
+            log: Some(LogConfig { path: log.clone(), ..LogConfig::default() }),
+            ..AuditConfig::default()
+        };
+    })
+    .await;
+    let maps: Api<ConfigMap> = Api::default_namespaced(cluster.admin());
+    let made = maps.create(&PostParams::default(), &config_map("a")).await.unwrap();
+    maps.replace("a", &PostParams::default(), &made).await.unwrap();
+    let events = events(&log, |events| events.len() >= 2).await;
+    let reference = json!({"resource": "configmaps", "namespace": "default", "name": "a", "apiVersion": "v1"});
+    assert_eq!(events[0]["objectRef"], reference);
+    assert_eq!(events[1]["objectRef"]["uid"], json!(made.metadata.uid));
+    assert_eq!(events[1]["objectRef"]["resourceVersion"], json!(made.metadata.resource_version));
+    assert!(events[0].get("requestObject").is_none());
+}

@@ -387,3 +387,24 @@ async fn impersonation_is_a_right_on_each_part_of_an_identity() {
     );
     assert_eq!(act(&[("impersonate-group", "ops")]).await.0, 400);
 }
+
+/// An account that took the name of a deleted one gets no tokens that were asked for the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_for_the_account_of_the_uid_that_the_request_names() {
+    let cluster = Cluster::start().await;
+    let accounts = "/api/v1/namespaces/default/serviceaccounts";
+    let account = json!({"kind": "ServiceAccount", "apiVersion": "v1", "metadata": {"name": "bot"}});
+    let uid = post(&cluster, accounts, account).await["metadata"]["uid"].clone();
+    let asked = async |uid: &Value| {
+        let request = json!({"kind": "TokenRequest", "apiVersion": "authentication.k8s.io/v1", "metadata": {"uid": uid}, "spec": {}});
+        let call = http::Request::post(format!("{accounts}/bot/token")).header("content-type", "application/json");
+        cluster.admin().request::<Value>(call.body(request.to_string().into_bytes()).unwrap()).await
+    };
+    assert!(asked(&uid).await.unwrap()["status"]["token"].is_string());
+    let refused = asked(&json!("other")).await.unwrap_err().to_string();
+    let why = format!(
+        "Operation cannot be fulfilled on TokenRequest.authentication.k8s.io \"bot\": the UID in the token request (other) does not match the UID of the service account ({})",
+        uid.as_str().unwrap()
+    );
+    assert!(refused.contains(&why), "{refused}");
+}

@@ -37,6 +37,8 @@ struct Known {
     request: Option<Value>,
     response: Option<Value>,
     status: Option<Value>,
+    /// Parts of `objectRef` that are in the body only.
+    about: Map<String, Value>,
 }
 
 /// The addresses a request came through, the closest last.
@@ -121,6 +123,13 @@ impl Record {
         known.constraint = constraint.map(str::to_owned);
     }
 
+    /// The object in the body of a create or an update: its URL may not name it.
+    pub fn about(&self, object: &Value) {
+        let part = |key: &str| Some((key.to_owned(), object["metadata"].get(key).filter(|part| *part != "")?.clone()));
+        self.known.lock().about =
+            ["name", "namespace", "uid", "resourceVersion"].into_iter().filter_map(part).collect();
+    }
+
     pub fn request_object(&self, object: Value) {
         self.known.lock().request = Some(self.trimmed(object));
     }
@@ -180,6 +189,11 @@ impl Record {
         event.insert("requestReceivedTimestamp".into(), time(self.received));
         event.insert("stageTimestamp".into(), time(at));
         let known = self.known.lock();
+        if let Some(Value::Object(reference)) = event.get_mut("objectRef") {
+            for (key, value) in &known.about {
+                reference.entry(key).or_insert_with(|| value.clone());
+            }
+        }
         let optional = [
             ("impersonatedUser", known.impersonated.clone()),
             ("authenticationMetadata", known.constraint.as_ref().map(|verb| json!({"impersonationConstraint": verb}))),

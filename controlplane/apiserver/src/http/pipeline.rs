@@ -417,17 +417,29 @@ where
         return Box::pin(crate::proxy::connect(asked, body)).await;
     }
     let body = collect(&asked.parts, body).await?;
-    if let Some(record) = asked.record.as_ref().filter(|record| record.wants_request() && !body.is_empty())
-        && asked.info.is_resource
-        && let Some(object) = resources::parse_any(&asked, &body)
-    {
-        record.request_object(object);
+    if let Some(record) = asked.record.as_ref().filter(|_| asked.info.is_resource && !body.is_empty()) {
+        audit_body(&asked, record, &body);
     }
     if asked.info.is_resource {
         let answer = resources::handle(&asked, body).await?;
         if watch_socket::is_asked_for(&asked) { watch_socket::answer(&mut asked, answer) } else { Ok(answer) }
     } else {
         Box::pin(paths::handle(asked, body)).await
+    }
+}
+
+/// Notes what an audited request carries; at every level, which object it makes or changes.
+fn audit_body(asked: &Asked, record: &Record, body: &Bytes) {
+    let names = matches!(asked.info.verb.as_str(), "create" | "update");
+    if (names || record.wants_request())
+        && let Some(object) = resources::parse_any(asked, body)
+    {
+        if names {
+            record.about(&object);
+        }
+        if record.wants_request() {
+            record.request_object(object);
+        }
     }
 }
 

@@ -114,7 +114,7 @@ fn list_value(call: &Call, listing: &Listing, view: View) -> Result<Value> {
     if let View::Table { version } = view {
         let mut objects: Vec<Value> = listing.items.iter().map(|item| item.decode()).collect();
         objects.sort_by(|one, other| call.endpoint.hooks().row_order(one, other));
-        let rows = objects.into_iter().map(|object| call.row(object, version)).collect::<Result<Vec<_>>>()?;
+        let rows = objects.into_iter().map(|object| call.row(object, version, call.now)).collect::<Result<Vec<_>>>()?;
         return Ok(call.table(rows, &metadata, version));
     }
     let items = listing.items.iter().map(|item| match view {

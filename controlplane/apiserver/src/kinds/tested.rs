@@ -33,6 +33,7 @@ pub fn created(hooks: &dyn Hooks, object: &Value) -> String {
     hooks.defaults(&mut object);
     with(&object.clone(), "", |ctx| {
         hooks.prepare_create(ctx, &mut object);
+        hooks.switched_off().drop_from(&mut object, None);
         join(&hooks.validate_create(ctx, &object))
     })
 }
@@ -44,6 +45,7 @@ pub fn updated(hooks: &dyn Hooks, old: &Value, new: &Value) -> String {
     hooks.defaults(&mut new);
     with(&new.clone(), "", |ctx| {
         hooks.prepare_update(ctx, &mut new, &old);
+        hooks.switched_off().drop_from(&mut new, Some(&old));
         join(&hooks.validate_update(ctx, &new, &old))
     })
 }
@@ -51,6 +53,7 @@ pub fn updated(hooks: &dyn Hooks, old: &Value, new: &Value) -> String {
 /// `new` as the kind's own preparation leaves it.
 pub fn prepared(hooks: &dyn Hooks, new: &mut Value, old: &Value) {
     with(&new.clone(), "", |ctx| hooks.prepare_update(ctx, new, old));
+    hooks.switched_off().drop_from(new, Some(old));
 }
 
 /// As [`updated`], of a write to a subresource.

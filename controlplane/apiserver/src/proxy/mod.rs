@@ -24,6 +24,7 @@ use serde_json::Value;
 use self::target::Target;
 pub use self::target::resolve;
 use crate::admit::{Attributes, Operation};
+use crate::authz;
 use crate::error::{ApiError, Result};
 use crate::http::body::{Body, BoxError};
 use crate::http::pipeline::Asked;
@@ -40,6 +41,7 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
+    may_create(&asked).await?;
     let target = target::of(&asked).await?;
     admit(&asked, &target).await?;
     let upgrades = asked.parts.headers.contains_key(header::UPGRADE);
@@ -62,9 +64,25 @@ where
         "exec" | "attach" | "portforward" if !upgrades => Err(ApiError::bad_request("Upgrade request required")),
         _ => {
             let answer = pass(asked, &target, body).await?;
-            answer.map_err(|why| ApiError::internal(format!("error dialing backend: {why}")))
+            let unreached = |why| {
+                let why = format!("error dialing backend: {why}");
+                ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "", why)
+            };
+            answer.map_err(unreached)
         }
     }
+}
+
+/// Who may only read pods may not run commands in them by way of a WebSocket, which begins as a GET
+/// (`AuthorizePodWebsocketUpgradeCreatePermission`).
+async fn may_create(asked: &Asked) -> Result<()> {
+    let runs = matches!(asked.info.subresource.as_str(), "exec" | "attach" | "portforward");
+    if !runs || asked.info.verb == "create" {
+        return Ok(());
+    }
+    let request = authz::Request { verb: "create", ..authz::Request::from(&*asked.info) };
+    let decision = asked.api.authz.decide(&asked.api, &asked.user, &request).await;
+    decision.map(drop).map_err(|refused| request.refusal(&asked.user, &refused.reason))
 }
 
 /// Relative links of a server's first page need the slash at the end of its path.
@@ -132,7 +150,8 @@ where
     if upgrades && response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return tunnel(&mut asked, response).map(Ok);
     }
-    if target.is_kubelet_call && response.status().as_u16() >= 400 {
+    // What a kubelet says of a stream that it does not begin reaches the client as it is.
+    if target.is_kubelet_call && response.status().as_u16() >= 400 && !upgrades {
         return Err(complaint(&asked, response).await);
     }
     if log_socket && response.status().is_success() {

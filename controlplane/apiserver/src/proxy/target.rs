@@ -185,8 +185,13 @@ fn kubelet_path(subresource: &str, namespace: &str, pod: &str, container: &str, 
                     "PodLogOptions \"{pod}\" is invalid: : Forbidden: at most one of `sinceTime` or `sinceSeconds` may be specified"
                 )));
             }
-            let keys =
-                ["follow", "previous", "sinceSeconds", "sinceTime", "timestamps", "tailLines", "limitBytes", "stream"];
+            // `PodLogsQuerySplitStreams` is off.
+            if query.get("stream").is_some() {
+                return Err(ApiError::unprocessable(format!(
+                    "PodLogOptions \"{pod}\" is invalid: stream: Forbidden: may not be specified"
+                )));
+            }
+            let keys = ["follow", "previous", "sinceSeconds", "sinceTime", "timestamps", "tailLines", "limitBytes"];
             for key in ["sinceSeconds", "tailLines", "limitBytes"] {
                 if query.number(key)?.is_some_and(|number| number < 0 || (number == 0 && key != "tailLines")) {
                     let least = if key == "tailLines" {
@@ -386,6 +391,7 @@ mod tests {
             "/containerLogs/ns/p/c?follow=true&tailLines=0"
         );
         assert!(kubelet_path("log", "ns", "p", "c", &Query::parse("tailLines=-1")).is_err());
+        assert!(kubelet_path("log", "ns", "p", "c", &Query::parse("stream=Stdout")).is_err());
         assert_eq!(
             kubelet_path("portforward", "ns", "p", "", &Query::parse("ports=80")).unwrap(),
             "/portForward/ns/p?port=80"

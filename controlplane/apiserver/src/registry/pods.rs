@@ -121,6 +121,8 @@ fn bound(pod: &Value, binding: &Value, now: &str) -> Result<Value> {
         }
     }
     set_scheduled(&mut pod, now);
+    // Where it was to go is where it is now, or does not matter any more (`ClearingNominatedNodeNameAfterBinding`).
+    crate::kinds::value::remove(&mut pod, "status.nominatedNodeName");
     Ok(pod)
 }
 

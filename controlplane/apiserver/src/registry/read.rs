@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use api::selector::Selector;
 use bytes::{BufMut, Bytes, BytesMut};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use store::Range;
 
@@ -219,7 +220,7 @@ impl Call {
             View::Metadata { version, .. } => table::partial(object, version),
             View::Table { version } => {
                 let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
-                let row = self.row(object, version)?;
+                let row = self.row(object, version, self.now)?;
                 self.table(vec![row], &metadata, version)
             }
         };
@@ -242,14 +243,15 @@ impl Call {
         })
     }
 
-    pub fn row(&self, object: Value, version: &str) -> Result<Value> {
+    /// One row of a table, ages as of `now`.
+    pub fn row(&self, object: Value, version: &str, now: Timestamp) -> Result<Value> {
         let shown = self.served(object.clone())?;
         if self.descriptor().custom {
             let columns = table::columns(self.descriptor(), &self.info.group, &self.info.version);
-            let cells = crate::crd::resource::cells(columns, &shown, self.now);
+            let cells = crate::crd::resource::cells(columns, &shown, now);
             return Ok(table::row_of(cells, shown, self.include()?, version));
         }
-        Ok(table::row(self.endpoint.hooks(), &object, shown, self.include()?, self.now, version))
+        Ok(table::row(self.endpoint.hooks(), &object, shown, self.include()?, now, version))
     }
 
     pub fn table(&self, rows: Vec<Value>, metadata: &Value, version: &str) -> Value {

@@ -204,7 +204,7 @@ pub async fn component_statuses(asked: &Asked, call: &Call) -> Result<Response<B
     } else {
         let list = match output.view {
             View::Table { version } => {
-                let rows = all.into_iter().map(|one| call.row(one, version)).collect::<Result<Vec<_>>>()?;
+                let rows = all.into_iter().map(|one| call.row(one, version, call.now)).collect::<Result<Vec<_>>>()?;
                 call.table(rows, &json!({}), version)
             }
             view => render::list_of(call, view, all, json!({})),

@@ -22,6 +22,7 @@ pub async fn issue(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response<
     let mut request = subresource::decode(asked, call, body, &kind)?;
     check_home(&mut request, call, &kind)?;
     let account = call.current().await?.ok_or_else(|| call.not_found())?.value;
+    check_account(&request, call, &account)?;
     let issuer = &call.api.config.issuer;
     if request["spec"]["audiences"].as_array().is_none_or(Vec::is_empty) {
         request["spec"]["audiences"] = vec![issuer.clone()].into();
@@ -75,6 +76,16 @@ fn check_home(request: &mut Value, call: &Call, kind: &GroupVersionKind) -> Resu
     }
     metadata::check_namespace(request, &call.info.namespace)?;
     metadata::check_name(request, &call.info.name)
+}
+
+/// A request that names a uid is for that account alone, and not for another that took its name since.
+fn check_account(request: &Value, call: &Call, account: &Value) -> Result<()> {
+    let (asked, found) = (metadata::text(request, "uid"), metadata::text(account, "uid"));
+    if asked.is_empty() || asked == found {
+        return Ok(());
+    }
+    let why = format!("the UID in the token request ({asked}) does not match the UID of the service account ({found})");
+    Err(ApiError::conflict("authentication.k8s.io", "TokenRequest", &call.info.name, why))
 }
 
 fn problems(request: &Value) -> Vec<Error> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{Response, StatusCode};
+use jiff::Timestamp;
 use rand::Rng;
 use serde_json::{Value, json};
 use tokio::time::{Instant, Sleep};
@@ -228,7 +229,8 @@ impl Watching {
             View::Metadata { version, .. } => crate::table::partial(object, version),
             View::Table { version } => {
                 let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
-                let row = self.call.row(object, version)?;
+                // Ages are those of the moment: a watch may last for hours.
+                let row = self.call.row(object, version, Timestamp::now())?;
                 let mut table = self.call.table(vec![row], &metadata, version);
                 // The columns come with the first event only.
                 if std::mem::replace(&mut self.header_sent, true) {

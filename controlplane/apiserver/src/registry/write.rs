@@ -95,6 +95,7 @@ impl Call {
         metadata::prepare_create(descriptor, &mut object, self.now)?;
         let asked = metadata::text(&object, "name").to_owned();
         hooks.prepare_create(&self.context(&asked), &mut object);
+        hooks.switched_off().drop_from(&mut object, None);
         let name = metadata::text(&object, "name").to_owned();
         let context = self.context(&name);
         let mut errors = meta::validate_create(&object, descriptor.namespaced, descriptor.name_rule);
@@ -358,6 +359,7 @@ impl Call {
                 metadata::keep_status(&mut new, old);
             }
             hooks.prepare_update(&context, &mut new, old);
+            hooks.switched_off().drop_from(&mut new, Some(old));
             metadata::bump_generation(descriptor, &mut new, old);
             errors = meta::validate_update(&new, old);
             errors.extend(hooks.validate_update(&context, &new, old));
@@ -366,6 +368,7 @@ impl Call {
                 metadata::only_status(hooks.reset_by_status(), &mut new, old)?;
             }
             hooks.prepare_subresource_update(&context, &mut new, old);
+            hooks.switched_off().drop_from(&mut new, Some(old));
             // A pod that is bound is still the first generation of its spec.
             if self.info.subresource != "binding" {
                 metadata::bump_generation(descriptor, &mut new, old);

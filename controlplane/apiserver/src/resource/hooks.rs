@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{Ownable, Paths, age};
+use super::{Ownable, Paths, SwitchedOff, age};
 use crate::admit::Cluster;
 use crate::authn::UserInfo;
 use crate::error::Result;
@@ -58,6 +58,11 @@ pub trait Hooks: Send + Sync + 'static {
     /// has already put `new`'s part for the subresource into a copy of `old` for `status`; for
     /// others (`approval`, `resize`, `ephemeralcontainers`, `finalize`) this does all of it.
     fn prepare_subresource_update(&self, _ctx: &Context<'_>, _new: &mut Value, _old: &Value) {}
+
+    /// Fields that are dropped because their feature is off.
+    fn switched_off(&self) -> SwitchedOff {
+        SwitchedOff::default()
+    }
 
     fn validate_create(&self, _ctx: &Context<'_>, _obj: &Value) -> ErrorList {
         ErrorList::new()

@@ -17,13 +17,14 @@
 //! - names are checked with [`Descriptor::name_rule`].
 //!
 //! Order of a create: decode → `convert` to the hub → schema normalisation → `defaults` →
-//! mutating admission → `defaults` again → `prepare_create` → `validate_create` (+ metadata) →
-//! validating admission → `reserve` → store. Of an update: the same with `prepare_update`,
+//! mutating admission → `defaults` again → `prepare_create` → fields of features that are off go
+//! ([`Hooks::switched_off`]) → `validate_create` (+ metadata) → validating admission → `reserve` → store. Of an update: the same with `prepare_update`,
 //! `validate_update`.
 
 mod column;
 mod descriptor;
 mod hooks;
+mod switched_off;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -34,6 +35,7 @@ pub use crate::selectable::{FieldAlias, FieldLabels, SelectableField};
 pub use column::{Column, age, human_duration, since};
 pub use descriptor::{ALL_VERBS, Descriptor};
 pub use hooks::{Context, Hooks, Plain, Reservation};
+pub use switched_off::{Feature, SwitchedOff};
 
 pub type Text = Cow<'static, str>;
 

@@ -241,3 +241,25 @@ async fn a_watcher_catches_up_while_writes_go_on() {
     quiet(&mut slow).await;
     quiet(&mut late).await;
 }
+
+/// Ages in the rows of a watch are those of the moment: what is made while it lasts is no "<invalid>" old.
+#[tokio::test]
+async fn the_rows_of_a_watch_do_not_stand_still() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let request = http::Request::get(format!("{MAPS}?watch=1&fieldSelector=metadata.name%3Dx"))
+        .header("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")
+        .body(Vec::new())
+        .unwrap();
+    let mut lines = client.request_stream(request).await.unwrap().lines();
+    let second = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let begun = second();
+    // Creation times are whole seconds: only in the next one is an object younger than the watch.
+    while second() == begun {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    post(&client, MAPS, &map("x", json!({}))).await.expect(201);
+    let line = tokio::time::timeout(Duration::from_secs(10), lines.next()).await.expect("an event").unwrap().unwrap();
+    let event: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(event["object"]["rows"][0]["cells"], json!(["x", 0, "0s"]), "{event}");
+}

@@ -150,3 +150,27 @@ async fn a_proxied_server_seems_to_be_below_the_path_of_the_proxy() {
         assert_eq!((found, answer["message"].as_str().unwrap()), (code, why), "{subresource}");
     }
 }
+
+/// WebSockets begin as a GET, which who may read pods may send; to run commands takes the right to create.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_only_get_an_exec_may_not_run_anything() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let role = json!({"metadata": {"name": "reader"}, "rules": [
+        {"apiGroups": [""], "resources": ["pods/exec", "pods/attach", "pods/portforward", "pods/log"], "verbs": ["get"]}]});
+    ask(&admin, "POST", "/apis/rbac.authorization.k8s.io/v1/clusterroles", &role.to_string()).await;
+    let binding = json!({"metadata": {"name": "reader"}, "subjects": [{"kind": "User", "name": "jane"}],
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "reader"}});
+    ask(&admin, "POST", "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", &binding.to_string()).await;
+    let jane = cluster.client("jane");
+    let pod = "/api/v1/namespaces/default/pods/p";
+    for subresource in ["exec", "attach", "portforward"] {
+        let (code, answer) = ask(&jane, "GET", &format!("{pod}/{subresource}"), "").await;
+        let why = format!(
+            "pods \"p\" is forbidden: User \"jane\" cannot create resource \"pods/{subresource}\" in API group \"\" in the namespace \"default\""
+        );
+        assert_eq!((code, answer["message"].as_str().unwrap()), (403, why.as_str()));
+    }
+    assert_eq!(ask(&jane, "GET", &format!("{pod}/log"), "").await.0, 404, "logs are read");
+    assert_eq!(ask(&jane, "GET", &format!("{pod}/log?stream=Stdout"), "").await.0, 404);
+}

@@ -12,9 +12,10 @@ use super::{
 use crate::kinds::check::{
     Node, label_selector, not_more_than_hundred_percent, positive_int_or_percent, selector_is_empty,
 };
+use crate::kinds::core::pod::gated;
 use crate::kinds::table::{count, labels, named_wide, number, row_wide, selector, template_columns, words};
 use crate::kinds::value::{at, default, default_text, get, map, set, text};
-use crate::resource::{Column, Context, Hooks};
+use crate::resource::{Column, Context, Hooks, SwitchedOff};
 
 const COUNTS: Counts = Counts {
     fields: &[
@@ -43,6 +44,10 @@ impl Hooks for DaemonSet {
         }
         default(set, "spec.revisionHistoryLimit", 10);
         template_defaults(set);
+    }
+
+    fn switched_off(&self) -> SwitchedOff {
+        gated::fields("spec.template")
     }
 
     fn prepare_create(&self, _ctx: &Context<'_>, object: &mut Value) {

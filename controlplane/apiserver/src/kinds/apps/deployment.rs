@@ -9,9 +9,10 @@ use super::{
     validate_counts, validate_selector, validate_template, validate_template_labels,
 };
 use crate::kinds::check::{Node, not_more_than_hundred_percent, positive_int_or_percent};
+use crate::kinds::core::pod::gated;
 use crate::kinds::table::{count, named_wide, row_wide, selector_or, template_columns, words};
 use crate::kinds::value::{at, default, default_text, int, same_at, set, text};
-use crate::resource::{Column, Context, Hooks, Paths};
+use crate::resource::{Column, Context, Hooks, Paths, SwitchedOff};
 
 const COUNTS: Counts = Counts {
     fields: &[
@@ -40,6 +41,10 @@ impl Hooks for Deployment {
         default(deployment, "spec.revisionHistoryLimit", 10);
         default(deployment, "spec.progressDeadlineSeconds", 600);
         template_defaults(deployment);
+    }
+
+    fn switched_off(&self) -> SwitchedOff {
+        gated::fields("spec.template")
     }
 
     fn prepare_create(&self, _ctx: &Context<'_>, deployment: &mut Value) {

@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 pub use replicas::{ReplicationController, controller_columns};
 
 use crate::kinds::check::{Node, label_selector, selector_is_empty};
-use crate::kinds::core::pod::{defaults, spec};
+use crate::kinds::core::pod::{defaults, gated, spec};
 use crate::kinds::table::{NONE, containers, labels, named, row, template_columns, words};
 use crate::kinds::value::{at, default, get, get_mut, int, list, map, opt_int, same_at, text};
-use crate::resource::{Column, Context, Descriptor, Hooks, NameRule, Resource};
+use crate::resource::{Column, Context, Descriptor, Hooks, NameRule, Resource, SwitchedOff};
 
 pub fn resources() -> Vec<Resource> {
     vec![
@@ -239,6 +239,10 @@ impl Hooks for PodTemplate {
         if let Some(template) = get_mut(object, "template") {
             defaults::template(template);
         }
+    }
+
+    fn switched_off(&self) -> SwitchedOff {
+        gated::fields("template")
     }
 
     fn validate_create(&self, _ctx: &Context<'_>, object: &Value) -> ErrorList {

@@ -9,10 +9,11 @@ use super::{
     validate_selector, validate_template, validate_template_labels,
 };
 use crate::kinds::check::Node;
+use crate::kinds::core::pod::gated;
 use crate::kinds::table::{count, labels, named_wide, number, row_wide, selector, template_columns};
 use crate::kinds::value::{at, default, get, has, map, set};
 use crate::registry::delete::Propagation;
-use crate::resource::{Column, Context, Hooks};
+use crate::resource::{Column, Context, Hooks, SwitchedOff};
 
 const COUNTS: Counts = Counts {
     fields: &["replicas", "fullyLabeledReplicas", "readyReplicas", "availableReplicas", "observedGeneration"],
@@ -26,6 +27,10 @@ impl Hooks for ReplicaSet {
     fn defaults(&self, set: &mut Value) {
         default(set, "spec.replicas", 1);
         template_defaults(set);
+    }
+
+    fn switched_off(&self) -> SwitchedOff {
+        gated::fields("spec.template")
     }
 
     fn prepare_create(&self, _ctx: &Context<'_>, object: &mut Value) {
@@ -82,6 +87,10 @@ impl Hooks for ReplicationController {
                 }
             }
         }
+    }
+
+    fn switched_off(&self) -> SwitchedOff {
+        gated::fields("spec.template")
     }
 
     fn prepare_create(&self, _ctx: &Context<'_>, controller: &mut Value) {

@@ -10,10 +10,11 @@ use super::{
 };
 use crate::kinds::check::{Node, not_more_than_hundred_percent, positive_int_or_percent};
 use crate::kinds::core::claim::fractional_sizes;
+use crate::kinds::core::pod::gated;
 use crate::kinds::core::pod::spec::validate_template as pod_template;
 use crate::kinds::table::{named_wide, row_wide, template_columns, words};
 use crate::kinds::value::{at, copy, default, default_text, ensure_list, int, list, list_mut, same_at, set, text};
-use crate::resource::{Column, Context, Hooks};
+use crate::resource::{Column, Context, Hooks, SwitchedOff};
 
 /// What may change, in the order upstream says it.
 const MUTABLE: [&str; 7] = [
@@ -70,6 +71,10 @@ impl Hooks for StatefulSet {
             default_text(claim, "status.phase", "Pending");
         }
         template_defaults(set);
+    }
+
+    fn switched_off(&self) -> SwitchedOff {
+        gated::fields("spec.template")
     }
 
     fn prepare_create(&self, _ctx: &Context<'_>, object: &mut Value) {

@@ -7,12 +7,13 @@ use serde_json::{Value, json};
 use super::{job, schedule};
 use crate::kinds::apps::template_defaults;
 use crate::kinds::check::Node;
+use crate::kinds::core::pod::gated;
 use crate::kinds::table::{
     NONE, UNSET, ago_or_none, boolean, cell, containers, named_wide, number, row_wide, selector, size,
     template_columns, words,
 };
 use crate::kinds::value::{at, default, default_text, get_mut, name, opt_flag, opt_text, same_at, set, text};
-use crate::resource::{Column, Context, Hooks};
+use crate::resource::{Column, Context, Hooks, SwitchedOff};
 
 /// Generated Jobs add eleven characters, and a pod's name is at most 63.
 const MAX_NAME: usize = 52;
@@ -29,6 +30,10 @@ impl Hooks for CronJob {
         if let Some(template) = get_mut(cron, "spec.jobTemplate") {
             template_defaults(template);
         }
+    }
+
+    fn switched_off(&self) -> SwitchedOff {
+        gated::fields("spec.jobTemplate.spec.template")
     }
 
     fn prepare_create(&self, _ctx: &Context<'_>, cron: &mut Value) {

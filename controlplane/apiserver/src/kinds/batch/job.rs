@@ -7,13 +7,14 @@ use serde_json::{Value, json};
 use super::{policies, status};
 use crate::kinds::apps::{named_template_warnings, template_cells, template_defaults};
 use crate::kinds::check::{Node, domain_prefixed_path, label_selector};
+use crate::kinds::core::pod::gated;
 use crate::kinds::core::pod::spec::validate_template;
 use crate::kinds::table::{named_wide, row_wide, selector, template_columns, words};
 use crate::kinds::value::{
     at, copy, default, ensure_map, flag, get, has, int, list, map, name, opt_int, remove, set, text,
 };
 use crate::registry::delete::Propagation;
-use crate::resource::{Column, Context, Hooks, human_duration};
+use crate::resource::{Column, Context, Hooks, SwitchedOff, human_duration};
 
 const UID_LABEL: &str = "batch.kubernetes.io/controller-uid";
 const NAME_LABEL: &str = "batch.kubernetes.io/job-name";
@@ -24,6 +25,10 @@ impl Hooks for Job {
     fn defaults(&self, job: &mut Value) {
         defaults(job);
         labels_of_template(job);
+    }
+
+    fn switched_off(&self) -> SwitchedOff {
+        gated::fields("spec.template")
     }
 
     fn prepare_create(&self, _ctx: &Context<'_>, job: &mut Value) {

@@ -25,7 +25,9 @@ use super::value::{
     at, default, default_int, default_text, flag, has, label, list, list_mut, name, namespace, opt_text, same_at, text,
 };
 use crate::error::{ApiError, Result};
-use crate::resource::{ALL_BUT_STATUS, Column, Context, Descriptor, Hooks, Paths, Reservation, Resource, since};
+use crate::resource::{
+    ALL_BUT_STATUS, Column, Context, Descriptor, Feature, Hooks, Paths, Reservation, Resource, SwitchedOff, since,
+};
 use report::Report;
 
 const GROUP: &str = "resource.k8s.io";
@@ -223,6 +225,10 @@ fn is_given_as_admin(claim: &Value) -> bool {
     list(claim, "status.allocation.devices.results").iter().any(|result| flag(result, "adminAccess"))
 }
 
+/// `DRADerivedAttributes` is off.
+const DERIVED_ATTRIBUTES: Feature =
+    &["devices.requests.*.exactly.derivedAttributes", "devices.requests.*.firstAvailable.*.derivedAttributes"];
+
 #[async_trait]
 impl Hooks for Claim {
     fn defaults(&self, claim: &mut Value) {
@@ -234,6 +240,10 @@ impl Hooks for Claim {
                 count_defaults(option);
             }
         }
+    }
+
+    fn switched_off(&self) -> SwitchedOff {
+        SwitchedOff { at: self.spec, features: &[DERIVED_ATTRIBUTES] }
     }
 
     fn reset_by_status(&self) -> Paths {

@@ -13,8 +13,8 @@ use crate::kinds::core::pod::placement::node_selector;
 use crate::kinds::core::pod::timestamp;
 use crate::kinds::core::pod::volume::csi_driver_name;
 use crate::kinds::table::{cell, named, row, words};
-use crate::kinds::value::{self, default, has, list, list_mut, remove, text};
-use crate::resource::{Column, Context, Hooks};
+use crate::kinds::value::{self, default, has, list, list_mut, text};
+use crate::resource::{Column, Context, Feature, Hooks, SwitchedOff};
 
 const MAX_DEVICES: usize = 128;
 /// With taints, counters or lists of attributes.
@@ -25,15 +25,34 @@ pub const LISTS: [&str; 4] = ["bools", "ints", "strings", "versions"];
 /// Ways to say where the devices of a slice are.
 pub const PLACEMENTS: [&str; 4] = ["nodeName", "nodeSelector", "allNodes", "perDeviceNodeSelection"];
 
+/// Features that are off: `DRAPartitionableDevicesType`, `DRAOptionalNodeOperations`,
+/// `DRADeviceCompatibilityGroups`, `DRANodeAllocatableResources`, `DRAListTypeAttributes`.
+const OFF: &[Feature] = &[
+    &["spec.partitionTypeAttribute"],
+    &["spec.skipNodeOperations"],
+    &["spec.devices.*.consumesCounters.*.compatibilityGroups"],
+    &["spec.devices.*.nodeAllocatableResources"],
+    &[
+        "spec.devices.*.attributes.*.bools",
+        "spec.devices.*.attributes.*.ints",
+        "spec.devices.*.attributes.*.strings",
+        "spec.devices.*.attributes.*.versions",
+    ],
+];
+
 pub struct Slice;
 
 impl Hooks for Slice {
-    fn prepare_create(&self, ctx: &Context<'_>, slice: &mut Value) {
-        prepare(slice, None, ctx.now);
+    fn switched_off(&self) -> SwitchedOff {
+        SwitchedOff { at: "", features: OFF }
     }
 
-    fn prepare_update(&self, ctx: &Context<'_>, new: &mut Value, old: &Value) {
-        prepare(new, Some(old), ctx.now);
+    fn prepare_create(&self, ctx: &Context<'_>, slice: &mut Value) {
+        date_taints(slice, ctx.now);
+    }
+
+    fn prepare_update(&self, ctx: &Context<'_>, new: &mut Value, _old: &Value) {
+        date_taints(new, ctx.now);
     }
 
     fn validate_create(&self, _ctx: &Context<'_>, slice: &Value) -> ErrorList {
@@ -53,27 +72,9 @@ impl Hooks for Slice {
     }
 }
 
-/// Fields of features that are off go, unless they were there; taints get their time.
-fn prepare(slice: &mut Value, old: Option<&Value>, now: Timestamp) {
-    let devices = |path: &'static str| old.map_or(&[][..], |old| list(old, path));
-    for field in ["spec.partitionTypeAttribute", "spec.skipNodeOperations"] {
-        if !old.is_some_and(|old| has(old, field)) {
-            remove(slice, field);
-        }
-    }
-    let before = devices("spec.devices");
-    let allocatable = before.iter().any(|device| has(device, "nodeAllocatableResources"));
-    let lists = before.iter().any(has_lists);
+/// Taints get their time.
+fn date_taints(slice: &mut Value, now: Timestamp) {
     for device in list_mut(slice, "spec.devices") {
-        if !allocatable {
-            remove(device, "nodeAllocatableResources");
-        }
-        let attributes = device.get_mut("attributes").and_then(Value::as_object_mut).filter(|_| !lists);
-        for attribute in attributes.into_iter().flat_map(|attributes| attributes.values_mut()) {
-            for field in LISTS {
-                remove(attribute, field);
-            }
-        }
         for taint in list_mut(device, "taints") {
             default(taint, "timeAdded", timestamp(now));
         }

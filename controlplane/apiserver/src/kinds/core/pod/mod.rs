@@ -2,6 +2,7 @@
 //!
 //! - [`defaults`]: defaults of pods and templates;
 //! - [`spec`] and the modules of its parts: validation; [`internal`]: structures in messages;
+//! - [`gated`]: fields of features that are off;
 //! - [`update`], `resize`, `status`: what may change afterwards; `warn`: what is doubtful but allowed;
 //! - [`row`]: what `kubectl get` shows.
 
@@ -10,6 +11,7 @@ pub mod container;
 pub mod defaults;
 mod env;
 pub mod eviction;
+pub mod gated;
 pub mod internal;
 mod mounts;
 mod overlap;
@@ -40,7 +42,7 @@ use serde_json::{Value, json};
 
 use crate::kinds::check::Node;
 use crate::kinds::value::{annotation, at, entries, get, has, list, list_mut, map, name, opt_int, set, text};
-use crate::resource::{Context, Hooks, Ownable, Paths};
+use crate::resource::{Context, Hooks, Ownable, Paths, SwitchedOff};
 
 /// A quantity as stored: text, or a number from clients that write one.
 pub fn quantity(value: &Value) -> Option<Quantity> {
@@ -70,6 +72,10 @@ impl Hooks for Pod {
         set(pod, "status", status);
         label_keys(pod);
         profiles_from_annotations(pod);
+    }
+
+    fn switched_off(&self) -> SwitchedOff {
+        gated::fields("")
     }
 
     /// Old kubelets spoil owner references.
@@ -228,7 +234,9 @@ pub fn qos_class(pod: &Value) -> &'static str {
     let positive = |amount: &Value| quantity(amount).is_some_and(|amount| amount > Quantity::ZERO);
     let relevant = |name: &str| matches!(name, "cpu" | "memory");
     let spec = at(pod, "spec");
-    let owners: Vec<&Value> = if has(spec, "resources") {
+    // A pod's own resources count once they say something (`PodLevelResourcesFixKubeletQOSClass`).
+    let says = |side: &str| entries(spec, side).next().is_some();
+    let owners: Vec<&Value> = if says("resources.requests") || says("resources.limits") {
         vec![spec]
     } else {
         ["initContainers", "containers"].iter().flat_map(|field| list(spec, field)).collect()
