@@ -21,24 +21,30 @@ use crate::cgroups::{self, Cgroups};
 use crate::context::NodeContext;
 use crate::cri::Runtime;
 use crate::cri::events::RuntimeEvent;
+use crate::locks::Locks;
 use crate::pod::labels;
 use crate::pod::mailbox::{Mailbox, Snapshot, Source, Wish};
 use crate::pod::observed::{Fingerprint, Run};
 use crate::pod::status::Verdict;
 use crate::pod::worker::Worker;
 use crate::resize;
+use crate::retry::Delays;
 use crate::server_contract::{ContainerRun, NodePods, PodRuntimeView};
 use crate::static_pods;
 use crate::volume_contract::VolumeUsage;
 use api::resources::QosClass;
 
 mod grants;
+mod strays;
 
 pub struct Manager {
     node: Arc<NodeContext>,
     nodes: Informer<Node>,
     supervisor: Supervisor,
     state: Mutex<State>,
+    /// By pod UID: held while something of a pod that nobody knows is removed, so that one that comes
+    /// (a static pod has the same UID again) waits for it.
+    removing: Locks,
     audit_wanted: tokio::sync::Notify,
 }
 
@@ -72,13 +78,14 @@ impl Manager {
             nodes,
             supervisor: supervisor.child("pods"),
             state: Mutex::default(),
+            removing: Locks::default(),
             audit_wanted: tokio::sync::Notify::new(),
         })
     }
 
     /// What the runtime has from before this process; no worker starts until it is known.
     pub async fn inherit(&self) {
-        let mut delay = Duration::from_millis(10);
+        let mut delays = Delays::new(Duration::from_millis(10), Duration::from_secs(1));
         loop {
             match self.runtime_lists().await {
                 Ok(found) => {
@@ -87,8 +94,7 @@ impl Manager {
                 }
                 Err(error) => {
                     tracing::debug!(%error, "the container runtime does not answer yet");
-                    tokio::time::sleep(delay).await;
-                    delay = (delay * 2).min(Duration::from_secs(1));
+                    tokio::time::sleep(delays.take()).await;
                 }
             }
         }
@@ -235,46 +241,7 @@ impl Manager {
             let manager = self.clone();
             self.supervisor.spawn(format!("orphan/{uid}"), async move { manager.end_orphan(&uid).await });
         }
-        self.remove_stray_cgroups();
-        self.remove_stray_directories();
-        self.release_stray_resources();
-    }
-
-    /// Devices and claimed resources of pods that nobody knows are left from a crash.
-    fn release_stray_resources(&self) {
-        let known: HashSet<String> = {
-            let state = self.state.lock();
-            state.pods.keys().chain(state.inherited.keys()).cloned().collect()
-        };
-        self.node.devices.retain(|uid| known.contains(uid));
-        for uid in self.node.dra.strangers(&known) {
-            let node = self.node.clone();
-            self.supervisor.spawn(format!("claims/{uid}"), async move {
-                let unprepare = || node.dra.unprepare(&uid);
-                until_done("resources that were prepared for a pod that is gone", unprepare).await;
-            });
-        }
-    }
-
-    /// Directories of pods that nobody knows are left from a crash.
-    fn remove_stray_directories(&self) {
-        let uids = self.node.config.layout.pod_uids().unwrap_or_default();
-        let strays: Vec<String> = {
-            let state = self.state.lock();
-            uids.into_iter().filter(|uid| !state.pods.contains_key(uid) && !state.inherited.contains_key(uid)).collect()
-        };
-        for uid in strays {
-            let node = self.node.clone();
-            self.supervisor.spawn(format!("directory/{uid}"), async move {
-                let directory = node.config.layout.pod(&uid);
-                let remove = || async {
-                    crate::pod::sub_path::release_all(&directory.join("volume-subpaths"));
-                    node.volumes.tear_down(&uid).await.map_err(|error| error.to_string())?;
-                    crate::pod::cleanup::remove_tree(&directory).map_err(|error| error.to_string())
-                };
-                until_done("the directory of a pod that is gone", remove).await;
-            });
-        }
+        self.remove_strays();
     }
 
     /// Ends a pod that no source names any more.
@@ -315,24 +282,6 @@ impl Manager {
             resize_pending: None,
         };
         self.add_worker(uid.to_owned(), wish, true);
-    }
-
-    /// Cgroups of pods that nobody knows are left from a crash.
-    fn remove_stray_cgroups(&self) {
-        for (class, uid) in self.node.cgroups.pods() {
-            let known = {
-                let state = self.state.lock();
-                state.pods.contains_key(&uid) || state.inherited.contains_key(&uid)
-            };
-            if !known {
-                let node = self.node.clone();
-                self.supervisor.spawn(format!("cgroup/{uid}"), async move {
-                    if let Err(error) = node.cgroups.remove(&node.cgroups.pod(class, &uid)).await {
-                        tracing::warn!(%error, "a cgroup without a pod could not be removed");
-                    }
-                });
-            }
-        }
     }
 
     // ---- workers
@@ -404,6 +353,7 @@ impl Manager {
         }
         let manager = self.clone();
         self.supervisor.spawn(uid.clone(), async move {
+            drop(manager.removing.hold(&uid).await);
             manager.clone().drive(mailbox, known).await;
             let mut state = manager.state.lock();
             state.pods.remove(&uid);
@@ -531,21 +481,6 @@ impl Manager {
             let uid = uid.clone();
             self.supervisor.spawn(format!("orphan/{uid}"), async move { manager.end_orphan(&uid).await });
         }
-    }
-}
-
-/// How soon giving something back is tried again, doubling...
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-/// ... up to this.
-const LONGEST_RETRY: Duration = Duration::from_secs(120);
-
-/// Gives something back, however often it takes: the driver that has to may not be there yet.
-async fn until_done<F: Future<Output = Result<(), String>>>(what: &str, mut give_back: impl FnMut() -> F) {
-    let mut delay = FIRST_RETRY;
-    while let Err(error) = give_back().await {
-        tracing::warn!(error, "{what} cannot be given back; trying again");
-        tokio::time::sleep(delay).await;
-        delay = (delay * 2).min(LONGEST_RETRY);
     }
 }
 

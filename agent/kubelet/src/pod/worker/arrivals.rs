@@ -136,9 +136,8 @@ impl Worker {
             Done::Cleaned(result) => self.cleaned(result),
             Done::Purged(Ok(())) => self.stage = Stage::Gone,
             Done::Purged(Err(message)) => {
-                tracing::warn!(pod = pod_id(self.pod()), message, "removing what is left of the pod; trying again");
                 self.stage = Stage::Ended { verdict: None };
-                self.pause(SignedDuration::from_secs(2));
+                self.left_behind(message, "what is left of the pod could not be removed; trying again");
             }
         }
     }
@@ -169,12 +168,22 @@ impl Worker {
             Ok(()) => {
                 let verdict = if let Stage::Cleaning { verdict } = &self.stage { verdict.clone() } else { None };
                 self.stage = Stage::Ended { verdict };
+                self.leaving.clear();
             }
             Err(message) => {
-                tracing::warn!(pod = pod_id(self.pod()), message, "giving back the pod's resources; trying again");
-                self.pause(SignedDuration::from_secs(2));
+                self.left_behind(message, "the pod's resources could not be given back; trying again");
             }
         }
+    }
+
+    /// Something of the pod is still there. A driver that has to take it back may be away for long.
+    fn left_behind(&mut self, message: String, what: &'static str) {
+        let (new, delay) = self.leaving.take([message]);
+        for message in new {
+            tracing::warn!(pod = pod_id(self.pod()), message, "{what}");
+        }
+        // No delay is longer than what a duration with a sign holds.
+        self.pause(SignedDuration::try_from(delay).unwrap_or(SignedDuration::MAX));
     }
 
     pub(super) fn container_done(&mut self, name: String, outcome: make_container::Outcome) {
@@ -249,6 +258,7 @@ impl Worker {
                     self.recall_resources();
                     if self.stage == Stage::Running && observed.any_running() {
                         self.node.volumes.resume(self.pod());
+                        self.node.devices.resume(&self.uid());
                     }
                 }
                 self.blind = false;

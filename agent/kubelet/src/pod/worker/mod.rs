@@ -13,6 +13,7 @@ mod resizing;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use component::{EventType, Supervisor};
 use futures::future::BoxFuture;
@@ -30,6 +31,12 @@ use super::status::{self, Verdict};
 use super::{cleanup, ending, make_container, make_sandbox, observe, stop};
 use crate::context::NodeContext;
 use crate::cri::RuntimeError;
+use crate::retry::Failures;
+
+/// How soon giving back what a pod had is tried again, doubling...
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// ... up to this, as Kubernetes' operations on volumes.
+const LONGEST_RETRY: Duration = Duration::from_secs(122);
 
 /// How far a pod is. Only ever goes down this list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,6 +130,8 @@ pub struct Worker {
     /// Changes of containers that were not known yet.
     early: HashMap<String, bool>,
     sandbox_failures: u32,
+    /// Of giving back what the pod had.
+    leaving: Failures,
     /// Not to be tried again before.
     pause_until: Option<Timestamp>,
     /// Runs whose back-off was told as an event.
@@ -159,6 +168,7 @@ impl Worker {
             running: watch::Sender::default(),
             early: HashMap::new(),
             sandbox_failures: 0,
+            leaving: Failures::new(FIRST_RETRY, LONGEST_RETRY),
             pause_until: None,
             backoff_told: HashSet::new(),
             wake_at: None,
