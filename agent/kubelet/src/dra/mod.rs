@@ -10,6 +10,8 @@ mod claims;
 mod driver;
 mod drivers;
 mod ledger;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;

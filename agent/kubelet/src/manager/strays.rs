@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::{Manager, State};
 use crate::retry::Failures;
+use crate::volumes::mounts;
 
 /// How soon giving something back is tried again, doubling...
 const FIRST_RETRY: Duration = Duration::from_secs(1);
@@ -52,7 +53,7 @@ impl Manager {
                     let directory = node.config.layout.pod(&uid);
                     crate::pod::sub_path::release_all(&directory.join("volume-subpaths"));
                     node.volumes.tear_down(&uid).await.map_err(|error| error.to_string())?;
-                    crate::pod::cleanup::remove_tree(&directory).map_err(|error| error.to_string())
+                    mounts::remove_tree(&directory).map_err(|error| error.to_string())
                 }
             });
         }

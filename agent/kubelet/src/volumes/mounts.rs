@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use crate::files::gone;
+
 /// Whether a file system of its own is mounted at `path` (not a bind mount of the same one).
 pub fn is_mount_point(path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
@@ -114,10 +116,7 @@ pub fn remove_tree(directory: &Path) -> io::Result<()> {
             directory.display()
         )));
     }
-    match std::fs::remove_dir_all(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        outcome => outcome,
-    }
+    gone(std::fs::remove_dir_all(directory))
 }
 
 /// Mount points at or under a directory in the kernel's list, the newest first.

@@ -2,11 +2,11 @@
 
 use std::collections::HashSet;
 
-use component::EventType;
 use futures::FutureExt;
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Done, Stage, Worker, keep_own};
+use super::telling::keep_own;
+use super::{Done, Stage, Worker};
 use crate::cri::RuntimeError;
 use crate::pod::actions::pod_id;
 use crate::pod::mailbox::{Mail, Wish};
@@ -153,37 +153,6 @@ impl Worker {
         let delay = SignedDuration::from_millis(500 << self.sandbox_failures.min(most));
         self.sandbox_failures += 1;
         self.memory.sandbox_retry_at = Timestamp::now().checked_add(delay).ok();
-    }
-
-    pub(super) fn stop_failed(&mut self, id: &str, error: &RuntimeError) {
-        tracing::warn!(pod = pod_id(self.pod()), id, %error, "stopping failed; trying again");
-        let message = format!("error killing pod: {}", error.runtime_message());
-        self.node.event(self.pod(), EventType::Warning, "FailedKillPod", message);
-        self.pause(SignedDuration::from_secs(1));
-        self.look_at_everything();
-    }
-
-    pub(super) fn cleaned(&mut self, result: Result<(), String>) {
-        match result {
-            Ok(()) => {
-                let verdict = if let Stage::Cleaning { verdict } = &self.stage { verdict.clone() } else { None };
-                self.stage = Stage::Ended { verdict };
-                self.leaving.clear();
-            }
-            Err(message) => {
-                self.left_behind(message, "the pod's resources could not be given back; trying again");
-            }
-        }
-    }
-
-    /// Something of the pod is still there. A driver that has to take it back may be away for long.
-    fn left_behind(&mut self, message: String, what: &'static str) {
-        let (new, delay) = self.leaving.take([message]);
-        for message in new {
-            tracing::warn!(pod = pod_id(self.pod()), message, "{what}");
-        }
-        // No delay is longer than what a duration with a sign holds.
-        self.pause(SignedDuration::try_from(delay).unwrap_or(SignedDuration::MAX));
     }
 
     pub(super) fn container_done(&mut self, name: String, outcome: make_container::Outcome) {
