@@ -27,4 +27,6 @@ mod start;
 
 pub use config::{Config, Directories, ProxyMode};
 pub use kubelet::config::{EvictionThresholds, ImageGc};
-pub use start::{AgentError, Running, follow_pod_routes, kubelet_elsewhere, remove_network_objects, start};
+pub use start::{
+    AgentError, Running, follow_pod_routes, kubelet_elsewhere, kubelet_entries, remove_network_objects, start,
+};

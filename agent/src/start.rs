@@ -136,13 +136,15 @@ fn node_ip(config: &Config) -> Result<IpAddr, AgentError> {
     }
 }
 
-/// Notes where the kubelet's directory is, if it is not among our own.
+/// Notes where the kubelet's directory is, if it is not among our own; and not where it was.
 fn link_kubelet(directories: &crate::config::Directories) -> Result<(), AgentError> {
-    let Some(root) = &directories.kubelet else { return Ok(()) };
     let path = directories.kubelet_link();
     let linked = match std::fs::remove_file(&path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => std::os::unix::fs::symlink(root, &path),
+        // Under the name that the kernel has for what is mounted in it.
+        _ => {
+            directories.kubelet.as_ref().map_or(Ok(()), |root| std::os::unix::fs::symlink(root.canonicalize()?, &path))
+        }
     };
     linked.map_err(|error| AgentError::Directory { path, error })
 }
@@ -151,6 +153,11 @@ fn link_kubelet(directories: &crate::config::Directories) -> Result<(), AgentErr
 pub fn kubelet_elsewhere(data_dir: &std::path::Path) -> Option<PathBuf> {
     let directories = crate::config::Directories { data: data_dir.join("agent"), ..Default::default() };
     std::fs::read_link(directories.kubelet_link()).ok()
+}
+
+/// What the kubelet has in its directory. The rest of one that lies elsewhere is not ours.
+pub fn kubelet_entries(root: &std::path::Path) -> Vec<PathBuf> {
+    kubelet::layout::Layout::new(root, "").entries()
 }
 
 /// Removes what the node's parts, with their data under `data_dir`, made in this network
@@ -172,17 +179,31 @@ mod tests {
     fn the_kubelets_directory_is_found_again_where_it_lies_elsewhere() {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir(root.path().join("agent")).unwrap();
-        let directories = |kubelet: Option<&str>| Directories {
+        let directories = |kubelet: Option<&Path>| Directories {
             data: root.path().join("agent"),
-            kubelet: kubelet.map(PathBuf::from),
+            kubelet: kubelet.map(Path::to_owned),
             ..Default::default()
         };
         link_kubelet(&directories(None)).unwrap();
         assert_eq!(kubelet_elsewhere(root.path()), None);
         assert_eq!(directories(None).kubelet(), root.path().join("agent/kubelet"));
-        for place in ["/var/lib/kubelet", "/srv/kubelet"] {
-            link_kubelet(&directories(Some(place))).unwrap();
-            assert_eq!(kubelet_elsewhere(root.path()), Some(PathBuf::from(place)));
+        let place = root.path().canonicalize().unwrap().join("place");
+        let link = root.path().join("link");
+        std::fs::create_dir(&place).unwrap();
+        std::os::unix::fs::symlink(&place, &link).unwrap();
+        for named in [&place, &link] {
+            link_kubelet(&directories(Some(named))).unwrap();
+            assert_eq!(kubelet_elsewhere(root.path()).as_ref(), Some(&place));
         }
+    }
+
+    #[test]
+    fn where_the_kubelets_directory_was_once_is_forgotten() {
+        let root = tempfile::tempdir().unwrap();
+        let directories = Directories { data: root.path().join("agent"), ..Default::default() };
+        std::fs::create_dir(&directories.data).unwrap();
+        std::os::unix::fs::symlink("/somebody/elses", directories.kubelet_link()).unwrap();
+        link_kubelet(&directories).unwrap();
+        assert_eq!(kubelet_elsewhere(root.path()), None);
     }
 }

@@ -27,12 +27,29 @@ pub struct Layout {
     pub shown_root: PathBuf,
 }
 
+/// Which resource claims are prepared, in the root.
+pub const CLAIMS: &str = "dra_manager_state";
+
 /// Where Kubernetes' kubelet keeps its files, and where drivers look for them.
 pub const KUBELET_ROOT: &str = "/var/lib/kubelet";
 
 impl Layout {
     pub fn new(root: impl Into<PathBuf>, logs: impl Into<PathBuf>) -> Self {
         Self { root: root.into(), logs: logs.into(), shown_root: KUBELET_ROOT.into() }
+    }
+
+    /// Makes the root, and calls it as the kernel does: a link on the way to it would make the names of
+    /// what is mounted below other ones than those in the kernel's list.
+    pub fn settle(self) -> std::io::Result<Self> {
+        std::fs::create_dir_all(&self.root)?;
+        Ok(Self { root: self.root.canonicalize()?, ..self })
+    }
+
+    /// Everything that the kubelet has in its root.
+    pub fn entries(&self) -> Vec<PathBuf> {
+        let claims = self.root.join(CLAIMS);
+        let draft = crate::files::draft(&claims);
+        vec![self.pods(), self.plugins(), self.plugins_registry(), self.device_plugins(), claims, draft]
     }
 
     /// The path on this host of what a pod or a driver names.
@@ -125,7 +142,8 @@ fn join(root: &Path, rest: &Path) -> PathBuf {
     if rest.as_os_str().is_empty() { root.to_owned() } else { root.join(rest) }
 }
 
-fn names(directory: &Path) -> std::io::Result<Vec<String>> {
+/// What a directory holds; nothing if it is not there.
+pub fn names(directory: &Path) -> std::io::Result<Vec<String>> {
     match std::fs::read_dir(directory) {
         Ok(entries) => Ok(entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
@@ -152,5 +170,16 @@ mod tests {
         let inside = Path::new("/var/lib/kubelet/plugins/d/csi.sock");
         assert_eq!(layout.shown_to(inside, path), Path::new("/var/lib/kubelet/pods/1"));
         assert_eq!(layout.shown_to(Path::new("/lab/kubelet/plugins/d/csi.sock"), path), path);
+    }
+
+    #[test]
+    fn the_root_is_called_as_the_kernel_calls_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let (link, real) = (directory.path().join("link"), directory.path().join("real"));
+        std::fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let layout = Layout::new(link.join("kubelet"), "/logs").settle().unwrap();
+        assert_eq!(layout.root, real.canonicalize().unwrap().join("kubelet"));
+        assert!(layout.root.is_dir());
     }
 }

@@ -5,6 +5,7 @@
 //! - [`cri`]: the container runtime; [`images`], [`cgroups`], [`probes`], [`volumes`];
 //! - [`plugins`]: drivers that register; [`devices`]: device plugins; [`dra`]: claimed resources;
 //! - [`node`]: the Node object; [`status_writer`]: pods' statuses; [`static_pods`], [`admission`];
+//! - `retry`, `locks`, `files`: what several of these need to try again, to take turns, to remember;
 //! - [`server_contract`] and [`volume_contract`]: what the 10250 server and the volumes are to this room.
 //!
 //! Deciding is pure throughout; effects are at the edge of each module. Nothing is kept on disk but
@@ -20,8 +21,10 @@ pub mod devices;
 pub mod downward;
 pub mod dra;
 pub mod eviction;
+mod files;
 pub mod images;
 pub mod layout;
+mod locks;
 pub mod log_rotation;
 pub mod manager;
 pub mod node;
@@ -29,6 +32,7 @@ pub mod plugins;
 pub mod pod;
 pub mod probes;
 pub mod resize;
+mod retry;
 pub mod server;
 pub mod server_contract;
 pub mod spec;
@@ -75,6 +79,9 @@ pub struct Running {
 /// the pods' containers outlive it.
 pub fn start(config: Config, informers: Informers, supervisor: &Supervisor) -> Result<Running, StartError> {
     let supervisor = supervisor.child("kubelet");
+    let path = config.layout.root.display().to_string();
+    let layout = config.layout.settle().map_err(|source| StartError::Directory { path, source })?;
+    let config = Config { layout, ..config };
     let allocatable = Arc::new(RwLock::new(api::resources::Amounts::new()));
     let shown = allocatable.clone();
     let recorder = EventRecorder::new(informers.client(), &supervisor, "kubelet", &config.node_name);

@@ -1,44 +1,46 @@
 //! Every pod of the node: which there are, where they come from, one worker each.
 //!
 //! The API's pods (an informer), the manifests' static pods and what the runtime still has meet here.
-//! Handlers only compute and post; [`crate::pod::worker`] does the work. This is also what the 10250
-//! server reads ([`NodePods`]).
+//! Handlers only compute and post; [`crate::pod::worker`] does the work. `news`: what the runtime says;
+//! `strays`: what is left of pods that nobody knows; `grants`: who may grow; `view`: what the 10250 server
+//! reads.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use component::{EventType, Informer, Supervisor};
 use futures::FutureExt;
-use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use parking_lot::Mutex;
 
 use crate::admission;
-use crate::cgroups::{self, Cgroups};
+use crate::cgroups;
 use crate::context::NodeContext;
-use crate::cri::Runtime;
-use crate::cri::events::RuntimeEvent;
-use crate::pod::labels;
+use crate::locks::Locks;
 use crate::pod::mailbox::{Mailbox, Snapshot, Source, Wish};
-use crate::pod::observed::{Fingerprint, Run};
+use crate::pod::observed::Fingerprint;
 use crate::pod::status::Verdict;
 use crate::pod::worker::Worker;
 use crate::resize;
-use crate::server_contract::{ContainerRun, NodePods, PodRuntimeView};
+use crate::retry::Delays;
 use crate::static_pods;
-use crate::volume_contract::VolumeUsage;
 use api::resources::QosClass;
 
 mod grants;
+mod news;
+mod strays;
+mod view;
 
 pub struct Manager {
     node: Arc<NodeContext>,
     nodes: Informer<Node>,
     supervisor: Supervisor,
     state: Mutex<State>,
+    /// By pod UID: held while something of a pod that nobody knows is removed, so that one that comes
+    /// (a static pod has the same UID again) waits for it.
+    removing: Locks,
     audit_wanted: tokio::sync::Notify,
 }
 
@@ -72,13 +74,14 @@ impl Manager {
             nodes,
             supervisor: supervisor.child("pods"),
             state: Mutex::default(),
+            removing: Locks::default(),
             audit_wanted: tokio::sync::Notify::new(),
         })
     }
 
     /// What the runtime has from before this process; no worker starts until it is known.
     pub async fn inherit(&self) {
-        let mut delay = Duration::from_millis(10);
+        let mut delays = Delays::new(Duration::from_millis(10), Duration::from_secs(1));
         loop {
             match self.runtime_lists().await {
                 Ok(found) => {
@@ -87,8 +90,7 @@ impl Manager {
                 }
                 Err(error) => {
                     tracing::debug!(%error, "the container runtime does not answer yet");
-                    tokio::time::sleep(delay).await;
-                    delay = (delay * 2).min(Duration::from_secs(1));
+                    tokio::time::sleep(delays.take()).await;
                 }
             }
         }
@@ -235,104 +237,7 @@ impl Manager {
             let manager = self.clone();
             self.supervisor.spawn(format!("orphan/{uid}"), async move { manager.end_orphan(&uid).await });
         }
-        self.remove_stray_cgroups();
-        self.remove_stray_directories();
-        self.release_stray_resources();
-    }
-
-    /// Devices and claimed resources of pods that nobody knows are left from a crash.
-    fn release_stray_resources(&self) {
-        let known: HashSet<String> = {
-            let state = self.state.lock();
-            state.pods.keys().chain(state.inherited.keys()).cloned().collect()
-        };
-        self.node.devices.retain(|uid| known.contains(uid));
-        for uid in self.node.dra.strangers(&known) {
-            let node = self.node.clone();
-            self.supervisor.spawn(format!("claims/{uid}"), async move {
-                let unprepare = || node.dra.unprepare(&uid);
-                until_done("resources that were prepared for a pod that is gone", unprepare).await;
-            });
-        }
-    }
-
-    /// Directories of pods that nobody knows are left from a crash.
-    fn remove_stray_directories(&self) {
-        let uids = self.node.config.layout.pod_uids().unwrap_or_default();
-        let strays: Vec<String> = {
-            let state = self.state.lock();
-            uids.into_iter().filter(|uid| !state.pods.contains_key(uid) && !state.inherited.contains_key(uid)).collect()
-        };
-        for uid in strays {
-            let node = self.node.clone();
-            self.supervisor.spawn(format!("directory/{uid}"), async move {
-                let directory = node.config.layout.pod(&uid);
-                let remove = || async {
-                    crate::pod::sub_path::release_all(&directory.join("volume-subpaths"));
-                    node.volumes.tear_down(&uid).await.map_err(|error| error.to_string())?;
-                    crate::pod::cleanup::remove_tree(&directory).map_err(|error| error.to_string())
-                };
-                until_done("the directory of a pod that is gone", remove).await;
-            });
-        }
-    }
-
-    /// Ends a pod that no source names any more.
-    async fn end_orphan(self: Arc<Self>, uid: &str) {
-        let Ok(sandboxes) = self.node.runtime.list_sandboxes(Some(uid)).await else { return };
-        let Ok(containers) = self.node.runtime.list_containers(Some(uid)).await else { return };
-        let labels_of =
-            sandboxes.first().map(|sandbox| &sandbox.labels).or(containers.first().map(|container| &container.labels));
-        let Some(found) = labels_of else { return };
-        let label = |key: &str| found.get(key).cloned();
-        let grace = containers
-            .iter()
-            .find_map(|container| container.annotations.get(labels::POD_TERMINATION_GRACE)?.parse().ok());
-        let pod = Pod {
-            metadata: ObjectMeta {
-                name: label(labels::POD_NAME),
-                namespace: label(labels::POD_NAMESPACE),
-                uid: Some(uid.to_owned()),
-                ..Default::default()
-            },
-            spec: Some(PodSpec { termination_grace_period_seconds: grace, ..Default::default() }),
-            ..Default::default()
-        };
-        tracing::info!(
-            pod = format!(
-                "{}/{}",
-                label(labels::POD_NAMESPACE).unwrap_or_default(),
-                label(labels::POD_NAME).unwrap_or_default()
-            ),
-            "ending a pod that is no longer wanted here"
-        );
-        let wish = Wish {
-            pod: Arc::new(pod),
-            source: Source::Runtime,
-            api_uid: None,
-            removed: true,
-            verdict: None,
-            resize_pending: None,
-        };
-        self.add_worker(uid.to_owned(), wish, true);
-    }
-
-    /// Cgroups of pods that nobody knows are left from a crash.
-    fn remove_stray_cgroups(&self) {
-        for (class, uid) in self.node.cgroups.pods() {
-            let known = {
-                let state = self.state.lock();
-                state.pods.contains_key(&uid) || state.inherited.contains_key(&uid)
-            };
-            if !known {
-                let node = self.node.clone();
-                self.supervisor.spawn(format!("cgroup/{uid}"), async move {
-                    if let Err(error) = node.cgroups.remove(&node.cgroups.pod(class, &uid)).await {
-                        tracing::warn!(%error, "a cgroup without a pod could not be removed");
-                    }
-                });
-            }
-        }
+        self.remove_strays();
     }
 
     // ---- workers
@@ -404,6 +309,7 @@ impl Manager {
         }
         let manager = self.clone();
         self.supervisor.spawn(uid.clone(), async move {
+            drop(manager.removing.hold(&uid).await);
             manager.clone().drive(mailbox, known).await;
             let mut state = manager.state.lock();
             state.pods.remove(&uid);
@@ -471,142 +377,5 @@ impl Manager {
         if let Some(mailbox) = mailbox {
             mailbox.wish.send_modify(|wish| wish.verdict = Some((verdict, grace)));
         }
-    }
-
-    // ---- the runtime's news
-
-    pub fn runtime_event(&self, event: RuntimeEvent) {
-        match event {
-            RuntimeEvent::Resync => self.audit_wanted.notify_one(),
-            RuntimeEvent::Changed { id } => self.post_change(&id, false),
-            RuntimeEvent::Ended { id } => self.post_change(&id, true),
-        }
-    }
-
-    /// Tells the pod that has a container or sandbox; if none is known to have it, those that are
-    /// starting something: one of them knows the id in a moment.
-    fn post_change(&self, id: &str, ended: bool) {
-        let mailboxes = self.mailboxes();
-        let holds = |mailbox: &&Arc<Mailbox>| {
-            let observed = mailbox.snapshot().observed;
-            observed.runs.iter().any(|run| run.id == id) || observed.sandboxes.iter().any(|sandbox| sandbox.id == id)
-        };
-        let tell =
-            |mailbox: &Arc<Mailbox>| mailbox.post(|mail| *mail.changed.entry(id.to_owned()).or_default() |= ended);
-        match mailboxes.iter().find(holds) {
-            Some(mailbox) => tell(mailbox),
-            None => mailboxes.iter().filter(|mailbox| mailbox.snapshot().busy).for_each(tell),
-        }
-    }
-
-    /// Compares every pod with the runtime, regularly and when asked.
-    pub async fn audit(self: Arc<Self>) {
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(self.node.config.audit_period) => {}
-                () = self.audit_wanted.notified() => {}
-            }
-            match self.runtime_lists().await {
-                Ok(found) => self.compare(&found),
-                Err(error) => tracing::debug!(%error, "the audit could not list what the runtime has"),
-            }
-        }
-    }
-
-    fn compare(self: &Arc<Self>, found: &HashMap<String, Fingerprint>) {
-        let empty = Fingerprint::default();
-        let known: BTreeMap<String, Arc<Mailbox>> =
-            self.state.lock().pods.iter().map(|(uid, mailbox)| (uid.clone(), mailbox.clone())).collect();
-        for (uid, mailbox) in &known {
-            let snapshot = mailbox.snapshot();
-            if snapshot.observed.fingerprint() != *found.get(uid).unwrap_or(&empty) {
-                mailbox.post(|mail| mail.resync = true);
-            }
-        }
-        if !self.state.lock().complete {
-            return;
-        }
-        for uid in found.keys().filter(|uid| !known.contains_key(*uid)) {
-            let manager = self.clone();
-            let uid = uid.clone();
-            self.supervisor.spawn(format!("orphan/{uid}"), async move { manager.end_orphan(&uid).await });
-        }
-    }
-}
-
-/// How soon giving something back is tried again, doubling...
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-/// ... up to this.
-const LONGEST_RETRY: Duration = Duration::from_secs(120);
-
-/// Gives something back, however often it takes: the driver that has to may not be there yet.
-async fn until_done<F: Future<Output = Result<(), String>>>(what: &str, mut give_back: impl FnMut() -> F) {
-    let mut delay = FIRST_RETRY;
-    while let Err(error) = give_back().await {
-        tracing::warn!(error, "{what} cannot be given back; trying again");
-        tokio::time::sleep(delay).await;
-        delay = (delay * 2).min(LONGEST_RETRY);
-    }
-}
-
-fn container_run(run: &Run) -> ContainerRun {
-    ContainerRun {
-        name: run.name.clone(),
-        id: run.id.clone(),
-        attempt: run.restart_count,
-        running: run.is_running(),
-        started_at: run.started_at,
-        finished_at: run.finished_at,
-        log_path: run.log_path.clone().into(),
-    }
-}
-
-#[async_trait]
-impl NodePods for Manager {
-    fn pods(&self) -> Vec<Arc<Pod>> {
-        self.snapshots().into_iter().map(|snapshot| snapshot.pod).collect()
-    }
-
-    fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
-        let named = |pod: &Pod| {
-            pod.metadata.namespace.as_deref() == Some(namespace) && pod.metadata.name.as_deref() == Some(name)
-        };
-        let mut found: Vec<Snapshot> = self.snapshots().into_iter().filter(|snapshot| named(&snapshot.pod)).collect();
-        // Of two with one name, the one that still lives.
-        found.sort_by_key(|snapshot| snapshot.ended);
-        found.into_iter().next().map(|snapshot| snapshot.pod)
-    }
-
-    fn runtime_view(&self, pod_uid: &str) -> PodRuntimeView {
-        let mailbox = {
-            let state = self.state.lock();
-            let by_mirror = || {
-                let found = state.mirrors.iter().find(|(_, mirror)| mirror.metadata.uid.as_deref() == Some(pod_uid));
-                found.and_then(|(uid, _)| state.pods.get(uid)).cloned()
-            };
-            state.pods.get(pod_uid).cloned().or_else(by_mirror)
-        };
-        let Some(mailbox) = mailbox else { return PodRuntimeView::default() };
-        let observed = mailbox.snapshot().observed;
-        PodRuntimeView {
-            sandbox_id: observed.ready_sandbox().map(|sandbox| sandbox.id.clone()),
-            containers: observed.runs.iter().map(container_run).collect(),
-        }
-    }
-
-    async fn volume_usage(&self, pod: &Pod) -> Vec<VolumeUsage> {
-        self.node.volumes.usage(pod).await
-    }
-
-    fn runtime(&self) -> &Runtime {
-        &self.node.runtime
-    }
-
-    fn cgroups(&self) -> &Cgroups {
-        &self.node.cgroups
-    }
-
-    async fn healthy(&self) -> Result<(), String> {
-        self.node.runtime.version().await.map(|_| ()).map_err(|error| error.to_string())
     }
 }

@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::context::NodeContext;
 use crate::manager::Manager;
 use crate::pod::labels;
+use crate::retry::Delays;
 
 /// The directory is read on each change, and this often besides (kubelet's `fileCheckFrequency`): it may not
 /// exist yet, or lie on a file system that tells of no changes.
@@ -159,7 +160,7 @@ pub fn create_mirror(node: &Arc<NodeContext>, pod: Arc<Pod>, supervisor: &Superv
     supervisor.spawn("mirror", async move {
         let namespace = pod.metadata.namespace.clone().unwrap_or_default();
         let api: Api<Pod> = Api::namespaced(node.client.clone(), &namespace);
-        let mut delay = Duration::from_millis(100);
+        let mut delays = Delays::new(Duration::from_millis(100), Duration::from_secs(10));
         for _ in 0..20 {
             let owner = Api::<Node>::all(node.client.clone()).get_opt(&node.config.node_name).await.ok().flatten();
             match api.create(&PostParams::default(), &mirror(&pod, owner.as_ref())).await {
@@ -167,8 +168,7 @@ pub fn create_mirror(node: &Arc<NodeContext>, pod: Arc<Pod>, supervisor: &Superv
                 Err(kube::Error::Api(answer)) if answer.code == 409 => return,
                 Err(error) => tracing::debug!(%error, pod = pod.metadata.name, "the mirror of a static pod could not be made; trying again"),
             }
-            tokio::time::sleep(delay).await;
-            delay = (delay * 2).min(Duration::from_secs(10));
+            tokio::time::sleep(delays.take()).await;
         }
     });
 }

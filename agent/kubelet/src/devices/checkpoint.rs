@@ -12,7 +12,8 @@ use prost::Message;
 use serde::{Deserialize, Serialize};
 
 use super::Given;
-use super::ledger::{Grant, Ledger};
+use super::ledger::Ledger;
+use crate::files;
 
 pub const FILE: &str = "kubelet_internal_checkpoint";
 
@@ -67,14 +68,14 @@ pub fn read(directory: &Path) -> Ledger {
     }
     for entry in file.data.pod_device_entries {
         let given = STANDARD.decode(&entry.alloc_resp).ok().and_then(|bytes| Given::decode(bytes.as_slice()).ok());
-        let grant =
-            Grant { devices: entry.device_ids.into_values().flatten().collect(), given: given.unwrap_or_default() };
-        ledger.restore((entry.pod_uid, entry.container_name, entry.resource_name), grant);
+        let devices = entry.device_ids.into_values().flatten().collect();
+        ledger.restore((entry.pod_uid, entry.container_name, entry.resource_name), devices, given.unwrap_or_default());
     }
     ledger
 }
 
-pub fn write(directory: &Path, ledger: &Ledger) -> io::Result<()> {
+/// The file's content.
+pub fn content(ledger: &Ledger) -> io::Result<Vec<u8>> {
     let entries = ledger.grants().map(|((uid, container, resource), grant)| Entry {
         pod_uid: uid.clone(),
         container_name: container.clone(),
@@ -84,9 +85,11 @@ pub fn write(directory: &Path, ledger: &Ledger) -> io::Result<()> {
     });
     let registered = ledger.resources().map(|(name, healthy)| (name.clone(), healthy.iter().cloned().collect()));
     let data = Data { pod_device_entries: entries.collect(), registered_devices: registered.collect() };
-    let draft = directory.join(format!(".{FILE}"));
-    std::fs::write(&draft, serde_json::to_vec(&File { data, checksum: 0 })?)?;
-    std::fs::rename(draft, directory.join(FILE))
+    Ok(serde_json::to_vec(&File { data, checksum: 0 })?)
+}
+
+pub fn write(directory: &Path, content: &[u8]) -> io::Result<()> {
+    files::replace(&directory.join(FILE), content)
 }
 
 #[cfg(test)]
@@ -100,8 +103,8 @@ mod tests {
         ledger.expect("example.com/gpu");
         let given = Given { envs: [("GPU".to_owned(), "a".to_owned())].into(), ..Default::default() };
         let key = ("u".to_owned(), "c".to_owned(), "example.com/gpu".to_owned());
-        ledger.restore(key, Grant { devices: ["a".to_owned()].into(), given: given.clone() });
-        write(directory.path(), &ledger).unwrap();
+        ledger.restore(key, ["a".to_owned()].into(), given.clone());
+        write(directory.path(), &content(&ledger).unwrap()).unwrap();
         let again = read(directory.path());
         assert_eq!(again.held("u", "c"), [("example.com/gpu".to_owned(), ["a".to_owned()].into(), given)]);
         assert_eq!(again.counts()[0].healthy, 0, "nothing is there until its plugin is");

@@ -28,12 +28,16 @@ struct Resource {
     unhealthy: Ids,
     /// Its plugin did not come back: it is shown as none, and no pod can have it.
     removed: bool,
+    /// How often its plugin went.
+    losses: u64,
 }
 
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Grant {
     pub devices: Ids,
     pub given: Given,
+    /// By a process before this one: the machine may have been started anew since.
+    inherited: bool,
 }
 
 /// So many devices for one container.
@@ -152,19 +156,21 @@ impl Ledger {
         (known.healthy, known.unhealthy) = (ids(healthy), ids(unhealthy));
     }
 
-    /// The plugin is gone. Returns whether it was the resource's.
-    pub fn lose(&mut self, resource: &str, plugin: &Arc<Plugin>) -> bool {
-        let Some(known) = self.own(resource, plugin) else { return false };
+    /// The plugin is gone. Returns which loss of the resource that is, if the plugin had it.
+    pub fn lose(&mut self, resource: &str, plugin: &Arc<Plugin>) -> Option<u64> {
+        let known = self.own(resource, plugin)?;
         known.plugin = None;
+        known.losses += 1;
         let lost = std::mem::take(&mut known.healthy);
         known.unhealthy.extend(lost);
-        true
+        Some(known.losses)
     }
 
-    /// Nobody came back for a resource.
-    pub fn remove(&mut self, resource: &str) {
-        if let Some(known) = self.resources.get_mut(resource).filter(|known| known.plugin.is_none()) {
-            *known = Resource { removed: true, ..Resource::default() };
+    /// Nobody came back for a resource after this loss.
+    pub fn remove(&mut self, resource: &str, loss: u64) {
+        let known = self.resources.get_mut(resource);
+        if let Some(known) = known.filter(|known| known.plugin.is_none() && known.losses == loss) {
+            *known = Resource { removed: true, losses: loss, ..Resource::default() };
         }
     }
 
@@ -188,6 +194,10 @@ impl Ledger {
                 "pod {uid:?} container {container:?} changed request for resource {resource:?} from {} to {count}",
                 held.devices.len()
             ));
+        }
+        // It was admitted with them: what became of them since is for its containers to find out.
+        if held.is_some_and(|held| !held.inherited) {
+            return Ok(None);
         }
         let Some(known) = self.resources.get(resource).filter(|known| !known.removed) else {
             return Err(format!("cannot allocate unregistered device {resource}"));
@@ -228,15 +238,27 @@ impl Ledger {
 
     pub fn give(&mut self, wish: &Wish, devices: Ids, given: Given) {
         let key = (wish.uid.clone(), wish.container.clone(), wish.resource.clone());
-        self.grants.insert(key, Grant { devices, given });
+        self.grants.insert(key, Grant { devices, given, inherited: false });
+    }
+
+    /// Takes one grant back.
+    pub fn take_back(&mut self, wish: &Wish) {
+        self.grants.remove(&(wish.uid.clone(), wish.container.clone(), wish.resource.clone()));
+    }
+
+    /// What the pod has of before is its own in this process too.
+    pub fn confirm(&mut self, uid: &str) {
+        let own = self.grants.iter_mut().filter(|((pod, _, _), _)| pod == uid);
+        own.for_each(|(_, grant)| grant.inherited = false);
     }
 
     pub fn grants(&self) -> impl Iterator<Item = (&(String, String, String), &Grant)> {
         self.grants.iter()
     }
 
-    pub fn restore(&mut self, key: (String, String, String), grant: Grant) {
-        self.grants.insert(key, grant);
+    /// What a process before this one gave.
+    pub fn restore(&mut self, key: (String, String, String), devices: Ids, given: Given) {
+        self.grants.insert(key, Grant { devices, given, inherited: true });
     }
 
     pub fn held(&self, uid: &str, container: &str) -> Vec<(String, Ids, Given)> {

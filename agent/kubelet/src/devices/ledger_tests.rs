@@ -73,7 +73,7 @@ async fn a_plugin_that_is_gone_leaves_devices_that_do_not_work() {
     let (mut ledger, plugin) = ledger();
     take(&mut ledger, &wish("p", "c", 1, &[])).unwrap();
     assert_eq!(count(&ledger), (3, 2));
-    assert!(ledger.lose(GPU, &plugin));
+    let first_loss = ledger.lose(GPU, &plugin).unwrap();
     assert_eq!(count(&ledger), (3, 0));
     let none = "no healthy devices present; cannot allocate unhealthy devices example.com/gpu";
     assert_eq!(ledger.choose(&wish("q", "c", 1, &[])), Err(none.to_owned()));
@@ -82,17 +82,38 @@ async fn a_plugin_that_is_gone_leaves_devices_that_do_not_work() {
     ledger.register(GPU, second.clone());
     ledger.update(GPU, &second, &[device("b", "Healthy")]);
     ledger.update(GPU, &plugin, &[]);
-    assert!(!ledger.lose(GPU, &plugin), "the first was replaced: its word does not count");
+    assert_eq!(ledger.lose(GPU, &plugin), None, "the first was replaced: its word does not count");
     assert_eq!(count(&ledger), (1, 1));
-    let sick = "previously allocated devices are no longer healthy; cannot allocate unhealthy devices example.com/gpu";
-    assert_eq!(ledger.choose(&wish("p", "c", 1, &[])), Err(sick.to_owned()));
-    ledger.lose(GPU, &second);
-    ledger.remove(GPU);
+    let loss = ledger.lose(GPU, &second).unwrap();
+    ledger.remove(GPU, first_loss);
+    assert_eq!(count(&ledger), (1, 0), "it came back after that loss, and went anew");
+    ledger.remove(GPU, loss);
     assert_eq!(count(&ledger), (0, 0));
     ledger.register(GPU, second.clone());
-    ledger.remove(GPU);
+    ledger.remove(GPU, loss);
     ledger.update(GPU, &second, &[device("b", "Healthy")]);
     assert_eq!(count(&ledger), (1, 1), "it came back in time");
+}
+
+#[tokio::test]
+async fn a_pod_that_was_admitted_keeps_its_devices_whatever_becomes_of_them() {
+    let (mut ledger, plugin) = ledger();
+    let key = |uid: &str| (uid.to_owned(), "c".to_owned(), GPU.to_owned());
+    let own = wish("own", "c", 1, &[]);
+    assert_eq!(take(&mut ledger, &own), Ok(ids(&["a"])));
+    ledger.restore(key("before"), ids(&["b"]), Given::default());
+    ledger.restore(key("sick"), ids(&["c"]), Given::default());
+    assert_eq!(ledger.choose(&wish("before", "c", 1, &[])), Ok(None));
+    let sick = "previously allocated devices are no longer healthy; cannot allocate unhealthy devices example.com/gpu";
+    assert_eq!(ledger.choose(&wish("sick", "c", 1, &[])), Err(sick.to_owned()));
+    ledger.confirm("before");
+    ledger.update(GPU, &plugin, &[device("a", "Unhealthy"), device("b", "Unhealthy"), device("d", "Healthy")]);
+    assert_eq!(ledger.choose(&own), Ok(None), "its sandbox is only made anew");
+    assert_eq!(ledger.choose(&wish("before", "c", 1, &[])), Ok(None));
+    ledger.lose(GPU, &plugin);
+    assert_eq!(ledger.choose(&own), Ok(None));
+    ledger.take_back(&own);
+    assert!(ledger.choose(&own).is_err());
 }
 
 #[test]

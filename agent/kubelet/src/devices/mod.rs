@@ -45,6 +45,8 @@ pub type Given = ContainerAllocateResponse;
 pub struct Devices {
     directory: PathBuf,
     ledger: Mutex<Ledger>,
+    /// The checkpoint's content as it was last written.
+    written: Mutex<Vec<u8>>,
     changed: watch::Sender<()>,
     /// Held while a pod's devices are chosen: plugins are asked in between.
     choosing: tokio::sync::Mutex<()>,
@@ -58,6 +60,7 @@ impl Devices {
         let directory = layout.device_plugins();
         let devices = Arc::new(Self {
             ledger: Mutex::new(checkpoint::read(&directory)),
+            written: Mutex::default(),
             changed: watch::channel(()).0,
             choosing: tokio::sync::Mutex::default(),
             supervisor: supervisor.clone(),
@@ -81,13 +84,35 @@ impl Devices {
         let mut ledger = self.ledger.lock();
         let before = ledger.counts();
         let result = change(&mut ledger);
-        if let Err(error) = checkpoint::write(&self.directory, &ledger) {
+        if let Err(error) = self.keep(&ledger) {
             tracing::error!(%error, directory = %self.directory.display(), "which container has which device could not be written down; after a restart it would not be known");
         }
         if ledger.counts() != before {
             self.changed.send_replace(());
         }
         result
+    }
+
+    /// Gives the devices to the container, if that can be written down: others would get them after a
+    /// restart.
+    fn give(&self, wish: &Wish, devices: BTreeSet<String>, given: Given) -> Result<(), String> {
+        let mut ledger = self.ledger.lock();
+        ledger.give(wish, devices, given);
+        self.keep(&ledger).map_err(|error| {
+            ledger.take_back(wish);
+            format!("failed to write checkpoint file {:?}: {error}", checkpoint::FILE)
+        })
+    }
+
+    /// Writes the ledger down, unless it is there already: plugins say the same things again and again.
+    fn keep(&self, ledger: &Ledger) -> std::io::Result<()> {
+        let content = checkpoint::content(ledger)?;
+        let mut written = self.written.lock();
+        if *written != content {
+            checkpoint::write(&self.directory, &content)?;
+            *written = content;
+        }
+        Ok(())
     }
 
     /// Gives the pod's containers their devices, unless they have them. A pod that cannot have them is
@@ -103,7 +128,13 @@ impl Devices {
                 .await
                 .map_err(|error| format!("Allocate failed due to {error}, which is unexpected"))?;
         }
+        self.ledger.lock().confirm(pod.metadata.uid.as_deref().unwrap_or_default());
         Ok(())
+    }
+
+    /// The pod runs, with devices that an earlier process gave it: it need not be admitted again.
+    pub fn resume(&self, uid: &str) {
+        self.ledger.lock().confirm(uid);
     }
 
     async fn allocate(&self, wish: &Wish) -> Result<(), String> {
@@ -121,8 +152,7 @@ impl Devices {
         let Some(given) = answer.container_responses.into_iter().next() else {
             return Err(format!("no containers return in allocation response of {}", wish.resource));
         };
-        self.change(|ledger| ledger.give(wish, chosen, given));
-        Ok(())
+        self.give(wish, chosen, given)
     }
 
     async fn preferred(&self, plugin: &Plugin, choice: &ledger::Choice) -> Result<Vec<String>, String> {
@@ -177,4 +207,40 @@ impl Devices {
 /// Whether the pod wishes devices at all: most do not, and must not wait for those that do.
 fn wishes_any(pod: &Pod, ledger: &Ledger) -> bool {
     !ledger.is_empty() && !ledger::wishes(pod, ledger).is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn devices_that_cannot_be_noted_are_not_given_and_what_is_noted_is_not_written_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::new(directory.path(), "/logs");
+        let supervisor = Supervisor::new("test");
+        let devices = Devices::start(&layout, &supervisor);
+        let wish = Wish {
+            uid: "p".to_owned(),
+            container: "c".to_owned(),
+            resource: "example.com/gpu".to_owned(),
+            count: 1,
+            after: Vec::new(),
+        };
+        let give = || devices.give(&wish, ["a".to_owned()].into(), Given::default());
+        // A directory in the file's place cannot be replaced by it.
+        let file = layout.device_plugins().join(checkpoint::FILE);
+        std::fs::create_dir_all(file.join("x")).unwrap();
+        let error = give().unwrap_err();
+        assert!(error.starts_with("failed to write checkpoint file"), "{error}");
+        assert!(!devices.ledger.lock().holds("p"), "nobody would know of it after a restart");
+
+        std::fs::remove_dir_all(&file).unwrap();
+        give().unwrap();
+        std::fs::remove_file(&file).unwrap();
+        give().unwrap();
+        assert!(!file.exists(), "there was nothing to write");
+        devices.release("p");
+        assert!(file.exists());
+        supervisor.cancel();
+    }
 }

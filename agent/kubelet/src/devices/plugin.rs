@@ -72,8 +72,8 @@ pub fn deregister(devices: &Arc<Devices>, resource: &str, socket: &Path) {
 
 /// Its devices do not work, and are forgotten unless it comes back.
 fn lose(devices: &Arc<Devices>, resource: &str, plugin: &Arc<Plugin>) {
-    if devices.change(|ledger| ledger.lose(resource, plugin)) {
-        devices.supervisor.spawn(resource, forget(Arc::downgrade(devices), resource.to_owned()));
+    if let Some(loss) = devices.change(|ledger| ledger.lose(resource, plugin)) {
+        devices.supervisor.spawn(resource, forget(Arc::downgrade(devices), resource.to_owned(), loss));
     }
 }
 
@@ -100,10 +100,11 @@ async fn listen(devices: &Weak<Devices>, resource: &str, plugin: &Arc<Plugin>) -
     Err("its stream of devices ended".to_owned())
 }
 
-/// A resource that no plugin comes back for is shown no longer.
-async fn forget(devices: Weak<Devices>, resource: String) {
+/// A resource that no plugin comes back for is shown no longer. One that came back and went again has
+/// its time from then on.
+async fn forget(devices: Weak<Devices>, resource: String, loss: u64) {
     tokio::time::sleep(GRACE).await;
     if let Some(devices) = devices.upgrade() {
-        devices.change(|ledger| ledger.remove(&resource));
+        devices.change(|ledger| ledger.remove(&resource, loss));
     }
 }

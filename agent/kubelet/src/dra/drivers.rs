@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use super::Dra;
 use super::driver::{Driver, SERVICES};
 use crate::plugins::{Handler, Plugin};
+use crate::retry::Delays;
 
 /// How long a driver may be away before what it offers is taken back.
 const AWAY: Duration = Duration::from_secs(30);
@@ -90,7 +91,7 @@ async fn wipe(client: Client, node: &str, driver: Option<&str>) {
     let slices: Api<ResourceSlice> = Api::all(client);
     let of_driver = driver.map(|driver| format!(",spec.driver={driver}")).unwrap_or_default();
     let selected = ListParams::default().fields(&format!("spec.nodeName={node}{of_driver}"));
-    let mut delay = FIRST_RETRY;
+    let mut delays = Delays::new(FIRST_RETRY, LONGEST_RETRY);
     loop {
         match slices.delete_collection(&DeleteParams::default(), &selected).await {
             Ok(_) => return,
@@ -99,8 +100,7 @@ async fn wipe(client: Client, node: &str, driver: Option<&str>) {
                 tracing::debug!(%error, node, "resource slices of drivers that are not here could not be deleted; trying again")
             }
         }
-        tokio::time::sleep(delay).await;
-        delay = (delay * 2).min(LONGEST_RETRY);
+        tokio::time::sleep(delays.take()).await;
     }
 }
 

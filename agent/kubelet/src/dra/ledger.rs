@@ -9,8 +9,8 @@ use k8s_openapi::api::resource::v1::ResourceClaim;
 use serde::{Deserialize, Serialize};
 
 use super::driver::Claim;
-
-const FILE: &str = "dra_manager_state";
+use crate::files;
+use crate::layout::CLAIMS;
 
 /// What a driver prepared of a claim.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,7 +72,7 @@ pub struct Ledger {
 impl Ledger {
     /// A file that is missing or cannot be read gives an empty ledger.
     pub fn read(directory: &Path) -> Self {
-        match std::fs::read(directory.join(FILE)) {
+        match std::fs::read(directory.join(CLAIMS)) {
             Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| {
                 tracing::error!(%error, "which resource claims are prepared cannot be understood");
                 Self::default()
@@ -87,9 +87,7 @@ impl Ledger {
 
     /// In one step, so that a crash leaves the file of before or this one.
     pub fn write(&self, directory: &Path) -> io::Result<()> {
-        let draft = directory.join(format!(".{FILE}"));
-        std::fs::write(&draft, serde_json::to_vec(self)?)?;
-        std::fs::rename(draft, directory.join(FILE))
+        files::replace_json(&directory.join(CLAIMS), self)
     }
 
     pub fn get(&self, namespace: &str, name: &str) -> Option<&Entry> {
@@ -131,8 +129,9 @@ impl Ledger {
         }
     }
 
-    pub fn is_used_by(&self, uid: &str) -> bool {
-        self.entries.iter().any(|entry| entry.pods.contains(uid))
+    pub fn used_by(&self, uid: &str) -> Vec<Claim> {
+        let used = self.entries.iter().filter(|entry| entry.pods.contains(uid));
+        used.map(|entry| entry.claim.clone()).collect()
     }
 
     pub fn only_used_by(&self, uid: &str) -> Vec<Entry> {
@@ -140,8 +139,9 @@ impl Ledger {
         only.cloned().collect()
     }
 
-    pub fn release(&mut self, uid: &str) {
-        for entry in &mut self.entries {
+    /// The pod uses its claims no longer, but for `kept`.
+    pub fn release(&mut self, uid: &str, kept: &[Claim]) {
+        for entry in self.entries.iter_mut().filter(|entry| !kept.contains(&entry.claim)) {
             entry.pods.remove(uid);
         }
         self.entries.retain(|entry| !entry.pods.is_empty());
@@ -191,11 +191,13 @@ mod tests {
         assert_eq!(known.cdi_devices("r/sub"), ["v/x=1", "v/x=2"]);
         assert_eq!(known.cdi_devices("s"), ["v/x=2"]);
         assert!(again.only_used_by("p").is_empty());
-        again.release("p");
+        again.release("p", std::slice::from_ref(&claim_1));
+        assert!(again.used_by("p").len() == 1, "a driver did not give it back");
+        again.release("p", &[]);
         assert_eq!(again.only_used_by("q").len(), 1);
         assert_eq!(again.reserve(entry, "r"), Ok(false), "drivers are asked again after a restart");
-        again.release("q");
-        again.release("r");
+        again.release("q", &[]);
+        again.release("r", &[]);
         assert!(again.get("ns", "c").is_none());
         assert_eq!(Entry::of(&ResourceClaim::default()), Err("not allocated"));
     }

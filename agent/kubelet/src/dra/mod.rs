@@ -10,18 +10,21 @@ mod claims;
 mod driver;
 mod drivers;
 mod ledger;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use component::Supervisor;
+use component::{Supervisor, brief};
 use k8s_openapi::api::core::v1::{Container, Pod};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::{Api, Client};
 use parking_lot::Mutex;
 
 use crate::layout::Layout;
+use crate::locks::Locks;
 use claims::Wanted;
 use driver::{Claim, Driver};
 use drivers::Drivers;
@@ -34,8 +37,8 @@ pub struct Dra {
     directory: PathBuf,
     drivers: Drivers,
     ledger: Mutex<Ledger>,
-    /// Held while drivers are called: what one pod prepares another may share.
-    working: tokio::sync::Mutex<()>,
+    /// By claim: held while its drivers are called. What one pod prepares another may share.
+    working: Locks,
 }
 
 impl Dra {
@@ -46,7 +49,7 @@ impl Dra {
             drivers: Drivers::new(client.clone(), node, supervisor),
             ledger: Mutex::new(Ledger::read(&layout.root)),
             directory: layout.root.clone(),
-            working: tokio::sync::Mutex::default(),
+            working: Locks::default(),
             client,
         };
         dra.drivers.wipe_all();
@@ -67,7 +70,9 @@ impl Dra {
         if wanted.is_empty() {
             return Ok(());
         }
-        let _working = self.working.lock().await;
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let names = wanted.iter().filter_map(|claim| claim.name.as_ref().ok()?.as_deref());
+        let _working = self.working.hold_all(names.map(|name| format!("{namespace}/{name}")).collect()).await;
         self.prepare_all(pod, &wanted).await.map_err(|error| format!("prepare dynamic resources: {error}"))
     }
 
@@ -108,10 +113,7 @@ impl Dra {
     async fn claim(&self, pod: &Pod, name: &str) -> Result<ResourceClaim, String> {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let found = Api::<ResourceClaim>::namespaced(self.client.clone(), namespace).get(name).await;
-        found.map_err(|error| match error {
-            kube::Error::Api(status) => format!("fetch ResourceClaim {name}: {}", status.message),
-            other => format!("fetch ResourceClaim {name}: {other}"),
-        })
+        found.map_err(|error| format!("fetch ResourceClaim {name}: {}", brief(&error)))
     }
 
     async fn prepare_with(&self, driver: &Driver, batch: &[Claim]) -> Result<(), String> {
@@ -146,12 +148,15 @@ impl Dra {
         Ok(devices)
     }
 
-    /// The pod uses its claims no longer: what no other pod uses is taken back.
+    /// The pod uses its claims no longer: what no other pod uses is taken back. Goes on after errors: what
+    /// one driver does not give back does not keep the rest.
     pub async fn unprepare(&self, uid: &str) -> Result<(), String> {
-        if !self.ledger.lock().is_used_by(uid) {
+        let used = self.ledger.lock().used_by(uid);
+        if used.is_empty() {
             return Ok(());
         }
-        let _working = self.working.lock().await;
+        let names = used.iter().map(|claim| format!("{}/{}", claim.namespace, claim.name));
+        let _working = self.working.hold_all(names.collect()).await;
         self.unprepare_all(uid).await.map_err(|error| format!("unprepare dynamic resources: {error}"))
     }
 
@@ -163,20 +168,44 @@ impl Dra {
                 due.entry(driver.clone()).or_default().push(entry.claim.clone());
             }
         }
-        for (name, batch) in due {
-            let driver = self.drivers.get(&name)?;
-            let answers = driver.unprepare(&batch).await.map_err(|error| format!("NodeUnprepareResources: {error}"))?;
-            for (uid, answer) in &answers {
-                let claim = batch.iter().find(|claim| claim.uid == *uid);
-                let claim = claim
-                    .ok_or_else(|| format!("NodeUnprepareResources returned result for unknown claim UID {uid}"))?;
-                answer.clone().map_err(|error| {
-                    format!("NodeUnprepareResources failed for ResourceClaim {}: {error}", claim.name)
-                })?;
+        let asked = due.iter().map(|(driver, batch)| self.unprepare_with(driver, batch));
+        let (mut kept, mut problems) = (Vec::new(), Vec::new());
+        for refused in futures::future::join_all(asked).await {
+            for (claim, problem) in refused {
+                kept.push(claim);
+                if !problems.contains(&problem) {
+                    problems.push(problem);
+                }
             }
-            skipped("NodeUnprepareResources", batch.len(), answers.len())?;
         }
-        self.change(|ledger| ledger.release(uid))
+        self.change(|ledger| ledger.release(uid, &kept))?;
+        if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) }
+    }
+
+    /// Returns the claims that the driver did not take back, and why.
+    async fn unprepare_with(&self, driver: &str, batch: &[Claim]) -> Vec<(Claim, String)> {
+        let answers = match self.drivers.get(driver) {
+            Ok(driver) => driver.unprepare(batch).await.map_err(|error| format!("NodeUnprepareResources: {error}")),
+            Err(error) => Err(error),
+        };
+        let known = |uid: &String| batch.iter().any(|claim| claim.uid == *uid);
+        let answers = answers.and_then(|answers| match answers.keys().find(|uid| !known(uid)) {
+            Some(uid) => Err(format!("NodeUnprepareResources returned result for unknown claim UID {uid}")),
+            None => Ok(answers),
+        });
+        let answers = match answers {
+            Ok(answers) => answers,
+            Err(error) => return batch.iter().map(|claim| (claim.clone(), error.clone())).collect(),
+        };
+        let missing = skipped("NodeUnprepareResources", batch.len(), answers.len()).err().unwrap_or_default();
+        let refused = |claim: &Claim| match answers.get(&claim.uid) {
+            Some(Ok(())) => None,
+            Some(Err(error)) => {
+                Some(format!("NodeUnprepareResources failed for ResourceClaim {}: {error}", claim.name))
+            }
+            None => Some(missing.clone()),
+        };
+        batch.iter().filter_map(|claim| Some((claim.clone(), refused(claim)?))).collect()
     }
 
     /// Pods that claims are prepared for, but for these.

@@ -248,8 +248,16 @@ async fn register(node: &NodeContext, status: &NodeStatus) -> Result<Option<Valu
     }
 }
 
-/// Sends what changed. Conditions and addresses merge by type, so those of others stay.
+/// Sends what changed.
 async fn send(node: &NodeContext, sent: Option<&Value>, wanted: &Value) -> Result<(), kube::Error> {
+    let patch = Patch::Strategic(changes(sent, wanted));
+    let api: Api<Node> = Api::all(node.client.clone());
+    api.patch_status(&node.config.node_name, &PatchParams::default(), &patch).await.map(drop)
+}
+
+/// What has to be sent, after `sent` if that is known. Conditions and addresses merge by type, so those
+/// of others stay.
+fn changes(sent: Option<&Value>, wanted: &Value) -> Value {
     let mut changes = serde_json::Map::new();
     for (key, value) in wanted.as_object().into_iter().flatten() {
         let unchanged = sent.is_some_and(|sent| sent.get(key) == Some(value));
@@ -267,14 +275,12 @@ async fn send(node: &NodeContext, sent: Option<&Value>, wanted: &Value) -> Resul
         };
         changes.insert(key.clone(), value);
     }
-    // The only list that can become empty.
+    // The only list that can become empty. What the API has may be unknown.
     let used = |status: &Value| status.get("volumesInUse").is_some_and(|list| list != &json!([]));
-    if !used(wanted) && sent.is_some_and(used) {
+    if !used(wanted) && sent.is_none_or(used) {
         changes.insert("volumesInUse".to_owned(), json!([]));
     }
-    let patch = json!({"status": changes});
-    let api: Api<Node> = Api::all(node.client.clone());
-    api.patch_status(&node.config.node_name, &PatchParams::default(), &Patch::Strategic(patch)).await.map(|_| ())
+    json!({"status": changes})
 }
 
 #[cfg(test)]
@@ -286,5 +292,19 @@ mod tests {
         let status = |heartbeat: &str, ready: &str| json!({"conditions": [{"type": "Ready", "status": ready, "lastHeartbeatTime": heartbeat}]});
         assert!(same(&status("1", "True"), &status("2", "True")));
         assert!(!same(&status("1", "True"), &status("1", "False")));
+    }
+
+    #[test]
+    fn volumes_that_are_used_no_longer_are_taken_back_also_from_what_is_unknown() {
+        let used = json!({"volumesInUse": ["v"]});
+        for (sent, wanted, said) in [
+            (Some(&used), json!({}), Some(json!([]))),
+            (None, json!({}), Some(json!([]))),
+            (Some(&json!({})), json!({}), None),
+            (None, used.clone(), Some(json!(["v"]))),
+            (Some(&used), used.clone(), None),
+        ] {
+            assert_eq!(changes(sent, &wanted)["status"].get("volumesInUse"), said.as_ref(), "{sent:?} {wanted}");
+        }
     }
 }

@@ -39,9 +39,11 @@ pub struct Plugin {
 pub trait Handler: Send + Sync {
     fn validate(&self, plugin: &Plugin) -> Result<(), String>;
 
+    /// One that fails has taken back what it did.
     async fn register(&self, plugin: &Plugin) -> Result<(), String>;
 
-    /// The plugin's socket is gone. Called for every plugin that [`Handler::register`] was called for.
+    /// The plugin's socket is gone. Called for what was registered, and for what was cut off while it was
+    /// being registered.
     async fn deregister(&self, plugin: &Plugin);
 }
 

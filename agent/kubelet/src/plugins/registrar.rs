@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 use super::{Handler, Handlers, Plugin, Resolve};
+use crate::retry::Failures;
 
 /// A call to a registrar may take this long.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -44,15 +45,16 @@ impl RegistrationError {
 
 /// Registers the plugin, however often it takes, and deregisters it once `gone`.
 pub async fn attend(socket: &Path, handlers: &Handlers, resolve: &Resolve, gone: &CancellationToken) {
-    let mut delay = FIRST_RETRY;
+    let mut failures = Failures::new(FIRST_RETRY, LONGEST_RETRY);
     let mut registered = None;
     while !gone.is_cancelled() {
-        match register(socket, handlers, resolve, gone, &mut registered).await {
-            Ok(()) => break,
-            Err(error) => tracing::warn!(%error, "a plugin is not registered; trying again"),
+        let Err(error) = register(socket, handlers, resolve, gone, &mut registered).await else { break };
+        let (new, delay) = failures.take([error.to_string()]);
+        for error in new {
+            tracing::warn!(error, "a plugin is not registered; trying again");
         }
         tokio::select! {
-            () = tokio::time::sleep(delay) => delay = (delay * 2).min(LONGEST_RETRY),
+            () = tokio::time::sleep(delay) => {}
             () = gone.cancelled() => {}
         }
     }
@@ -111,20 +113,17 @@ async fn admit(
     let endpoint = if info.endpoint.is_empty() { socket.to_owned() } else { info.endpoint.into() };
     let plugin = Plugin { name: info.name, socket: resolve(&endpoint), endpoint, versions: info.supported_versions };
     handler.validate(&plugin).map_err(RegistrationError::Validation)?;
-    let taken = tokio::select! {
-        taken = handler.register(&plugin) => taken,
-        () = gone.cancelled() => Err("its socket is gone".to_owned()),
-    };
-    match taken {
-        Ok(()) => {
-            *registered = Some((handler.clone(), plugin));
-            Ok(())
-        }
-        Err(message) => {
+    tokio::select! {
+        // What is cut off has begun: only then is there something to take back.
+        biased;
+        taken = handler.register(&plugin) => taken.map_err(RegistrationError::Registration)?,
+        () = gone.cancelled() => {
             handler.deregister(&plugin).await;
-            Err(RegistrationError::Registration(message))
+            return Err(RegistrationError::Registration("its socket is gone".to_owned()));
         }
     }
+    *registered = Some((handler.clone(), plugin));
+    Ok(())
 }
 
 async fn notify(client: &mut RegistrationClient<Channel>, error: Option<&RegistrationError>) -> Result<(), String> {

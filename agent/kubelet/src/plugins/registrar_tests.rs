@@ -161,7 +161,7 @@ async fn a_registration_that_fails_is_tried_again() {
     let _plugin = stage.registrar("d.sock", "CSIPlugin", "1");
     let said = stage.told.recv().await.unwrap();
     assert_eq!(said.error, "RegisterPlugin error -- plugin registration failed with err: not yet");
-    assert_eq!(stage.heard.recv().await.unwrap(), "-d.example", "what was half made is given back");
+    // What was half made the handler has taken back itself: there may be another plugin of that name.
     assert_eq!(stage.heard.recv().await.unwrap(), "+d.example /own/csi.sock");
     assert!(stage.told.recv().await.unwrap().plugin_registered);
 }

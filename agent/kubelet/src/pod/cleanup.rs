@@ -10,6 +10,7 @@ use super::observed::{Observed, Run};
 use super::sub_path;
 use crate::context::NodeContext;
 use crate::spec::sandbox::qos;
+use crate::volumes::mounts::remove_tree;
 
 /// Claimed resources, devices, volumes and cgroup: nothing of the pod runs any more.
 pub async fn give_back(node: &NodeContext, pod: &Arc<Pod>) -> Result<(), String> {
@@ -82,32 +83,5 @@ fn remove_log(log: &Path) {
         if entry.file_name().to_string_lossy().starts_with(&prefix) {
             let _ = std::fs::remove_file(entry.path());
         }
-    }
-}
-
-/// Removes a directory unless something is still mounted in it: never the contents of a mount.
-pub fn remove_tree(directory: &Path) -> std::io::Result<()> {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
-    if let Some(mount) = mount_points(&mounts).find(|mount| Path::new(mount).starts_with(directory)) {
-        return Err(std::io::Error::other(format!("{mount} is still mounted")));
-    }
-    match std::fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
-fn mount_points(mountinfo: &str) -> impl Iterator<Item = String> + '_ {
-    mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).map(|path| path.replace("\\040", " "))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mount_points_are_the_fifth_field() {
-        let text = "36 35 98:0 /mnt1 /mnt/a\\040b rw - ext3 /dev/root rw\n37 35 0:5 / /proc rw - proc proc rw\n";
-        assert_eq!(mount_points(text).collect::<Vec<_>>(), ["/mnt/a b", "/proc"]);
     }
 }

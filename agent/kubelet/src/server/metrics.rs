@@ -243,9 +243,11 @@ pub fn own(pods: &dyn NodePods) -> String {
 /// How full claims' volumes are, one sample for each claim.
 pub async fn volumes(pods: &dyn NodePods, text: String) -> String {
     let mut claims = BTreeMap::new();
-    for pod in pods.pods() {
+    let all = pods.pods();
+    let usages = futures::future::join_all(all.iter().map(|pod| pods.volume_usage(pod))).await;
+    for (pod, usages) in all.iter().zip(usages) {
         let namespace = pod.metadata.namespace.clone().unwrap_or_default();
-        for usage in pods.volume_usage(&pod).await {
+        for usage in usages {
             if let Some(claim) = usage.claim.clone() {
                 claims.insert((namespace.clone(), claim), usage);
             }

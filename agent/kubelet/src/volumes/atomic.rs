@@ -14,6 +14,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::path::{Component, Path, PathBuf};
 
 use super::payload::Payload;
+use crate::files::gone;
 
 const DATA: &str = "..data";
 const NEW_DATA: &str = "..data_tmp";
@@ -164,10 +165,7 @@ fn link_top_levels(volume: &Path, payload: &Payload) -> io::Result<()> {
 fn unlink_gone(volume: &Path, old_paths: &BTreeSet<String>, payload: &Payload) -> io::Result<()> {
     let now = top_levels(payload.keys());
     for name in top_levels(old_paths.iter()).difference(&now) {
-        match fs::remove_file(volume.join(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        gone(fs::remove_file(volume.join(name)))?;
     }
     Ok(())
 }

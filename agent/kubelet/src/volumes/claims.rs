@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use component::brief;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, Volume};
 use kube::{Api, Client};
 
@@ -44,7 +45,7 @@ pub async fn bound(
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
     let wrong = |why: String| format!("error processing PVC {namespace}/{claim}: {why}");
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
-    let unread = |error| wrong(format!("failed to fetch PVC from API server: {}", said(error)));
+    let unread = |error| wrong(format!("failed to fetch PVC from API server: {}", brief(&error)));
     let mut object = claims.get(claim).await.map_err(unread)?;
     // The scheduler is content when the claim names its volume; a moment later its phase says so too.
     for _ in 0..LOOKS {
@@ -59,7 +60,7 @@ pub async fn bound(
     let bound = volumes
         .get(&volume_name)
         .await
-        .map_err(|error| wrong(format!("failed to fetch PV {volume_name:?} from API server: {}", said(error))))?;
+        .map_err(|error| wrong(format!("failed to fetch PV {volume_name:?} from API server: {}", brief(&error))))?;
     let holder = bound.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref()).and_then(|claim| claim.uid.as_deref());
     if holder != object.metadata.uid.as_deref() {
         return Err(wrong(format!("PV {volume_name} is bound to another claim")));
@@ -156,13 +157,6 @@ pub async fn make_available(target: &Target, layout: &Layout, uid: &str, name: &
 fn is_block_device(path: &Path) -> bool {
     use std::os::unix::fs::FileTypeExt;
     std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device())
-}
-
-fn said(error: kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => status.message.clone(),
-        other => other.to_string(),
-    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::resources::Amounts;
-use component::Supervisor;
+use component::{Supervisor, brief};
 use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{
     ClusterTrustBundleProjection, ConfigMap, KeyToPath, Pod, ProjectedVolumeSource, Secret,
@@ -191,7 +191,7 @@ impl Sources {
     ) -> Result<Payload, String> {
         let api: Api<ClusterTrustBundle> = Api::all(self.client.clone());
         let bundles = match (&source.name, &source.signer_name) {
-            (Some(name), _) => api.get_opt(name).await.map_err(api_message)?.into_iter().collect(),
+            (Some(name), _) => api.get_opt(name).await.map_err(|error| brief(&error))?.into_iter().collect(),
             (None, Some(signer)) => {
                 // As the API documents: no selector selects nothing, an empty one everything.
                 match &source.label_selector {
@@ -200,7 +200,7 @@ impl Sources {
                         let selector = kube::core::Selector::try_from(selector.clone())
                             .map_err(|error| format!("clusterTrustBundle label selector: {error}"))?;
                         let params = ListParams::default().fields(&format!("spec.signerName={signer}"));
-                        api.list(&params.labels_from(&selector)).await.map_err(api_message)?.items
+                        api.list(&params.labels_from(&selector)).await.map_err(|error| brief(&error))?.items
                     }
                 }
             }
@@ -224,13 +224,6 @@ fn trust_payload(
     let user = source.user.or(default_user).and_then(payload::user_id);
     let file = File { data: text.into_bytes(), mode: payload::mode_bits(mode), user };
     Ok(Payload::from([(payload::clean(&source.path), file)]))
-}
-
-fn api_message(error: kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => status.message.clone(),
-        other => other.to_string(),
-    }
 }
 
 fn selection(

@@ -7,6 +7,7 @@
 //! - `payload`: objects → files, pure; `gather`: fetching the objects and tokens; `objects`: a watch
 //!   for each ConfigMap and Secret that a pod here refers to; `tokens`: ServiceAccount tokens;
 //! - `atomic`: writing a set of files in one step; `owner`: fsGroup;
+//! - `refresh`: keeping both current, each in a queue of its own;
 //! - `csi`: volumes of drivers that registered with the node;
 //! - `empty_dir`, `host_path`, `claims`: volumes without an object of their own, or that exist elsewhere; `mounts`: tmpfs, unmounting, removal.
 //!
@@ -23,6 +24,7 @@ pub(crate) mod mounts;
 mod objects;
 mod owner;
 mod payload;
+mod refresh;
 mod tokens;
 
 use std::collections::HashMap;
@@ -32,25 +34,18 @@ use std::time::Duration;
 
 use api::resources::Amounts;
 use async_trait::async_trait;
-use component::{Outcome, Supervisor, WorkQueue};
+use component::Supervisor;
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Pod, Volume};
 use kube::Client;
 use parking_lot::Mutex;
 
 use crate::layout::Layout;
+use crate::retry::Failures;
 use crate::volume_contract::{MountedVolume, VolumeError, VolumePaths, VolumeUsage, Volumes};
 use csi::Csi;
 use gather::Sources;
 use owner::Owner;
-
-/// Pods whose files are refreshed at once.
-const REFRESHERS: usize = 2;
-/// How often volumes are looked at that may have to grow, or that are published again.
-const LOOK_AGAIN: Duration = Duration::from_secs(60);
-/// How soon a refresh that failed is tried again, doubling...
-const FIRST_RETRY: Duration = Duration::from_millis(500);
-/// ... up to this, as Kubernetes' operations on volumes.
-const LONGEST_RETRY: Duration = Duration::from_secs(122);
+use refresh::{LOOK_AGAIN, Refreshes};
 
 /// Every pod's volumes on this node.
 pub struct NodeVolumes {
@@ -59,34 +54,25 @@ pub struct NodeVolumes {
     sources: Sources,
     csi: Arc<Csi>,
     pods: Mutex<HashMap<String, Entry>>,
-    refreshes: WorkQueue<String>,
+    refreshes: Refreshes,
 }
 
 struct Entry {
     pod: Arc<Pod>,
-    /// Held while the pod's files are written: by a set-up or by a refresh.
-    writing: Arc<tokio::sync::Mutex<()>>,
-    /// The pod is ending: its files stay as they are.
+    files: Part,
+    /// Everything that is no files of ours: a driver that does not answer must not keep those waiting.
+    others: Part,
+    /// The pod is ending: its volumes stay as they are.
     frozen: bool,
-    failures: Failures,
 }
 
-/// Refreshes of one pod that failed in a row.
-#[derive(Default)]
-struct Failures {
-    count: u32,
-    /// What was said of them; the same is not said again.
-    said: Vec<String>,
-}
-
-impl Failures {
-    /// Another refresh failed for these reasons: those that are new, and when to try again.
-    fn take(&mut self, messages: Vec<String>) -> (Vec<String>, Duration) {
-        let new = messages.iter().filter(|message| !self.said.contains(message)).cloned().collect();
-        let delay = FIRST_RETRY.saturating_mul(1 << self.count.min(8)).min(LONGEST_RETRY);
-        *self = Self { count: self.count.saturating_add(1), said: messages };
-        (new, delay)
-    }
+/// Volumes of a pod that are looked after together.
+#[derive(Clone)]
+struct Part {
+    /// Held while they are made, refreshed or removed.
+    working: Arc<tokio::sync::Mutex<()>>,
+    /// Of refreshes.
+    failures: Arc<Mutex<Failures>>,
 }
 
 impl NodeVolumes {
@@ -100,35 +86,39 @@ impl NodeVolumes {
         supervisor: &Supervisor,
     ) -> Arc<Self> {
         let supervisor = supervisor.child("volumes");
-        let refreshes = WorkQueue::new();
-        let queue = refreshes.clone();
+        let refreshes = Refreshes::default();
+        let queue = refreshes.files.clone();
         let changed = Arc::new(move |uid: &str| queue.add(uid.to_owned()));
         let sources = Sources::new(client.clone(), allocatable, changed, &supervisor);
         let volumes = Arc::new(Self { layout, client, sources, csi, pods: Mutex::default(), refreshes });
-        // The workers hold it weakly: they end with their supervisor, not with the last pod.
-        let weak = Arc::downgrade(&volumes);
-        volumes.refreshes.run(&supervisor, REFRESHERS, move |uid| {
-            let volumes = weak.upgrade();
-            async move {
-                match volumes {
-                    Some(volumes) => volumes.refresh_files(&uid).await,
-                    None => Outcome::Done,
-                }
-            }
-        });
+        refresh::run(&volumes, &supervisor);
         volumes
     }
 
-    fn enter(&self, pod: &Arc<Pod>) -> Arc<tokio::sync::Mutex<()>> {
+    fn enter(&self, pod: &Arc<Pod>) -> (Part, Part) {
         let mut pods = self.pods.lock();
         let entry = pods.entry(uid_of(pod).to_owned()).or_insert_with(|| Entry {
             pod: pod.clone(),
-            writing: Arc::default(),
+            files: Part::new(),
+            others: Part::new(),
             frozen: false,
-            failures: Failures::default(),
         });
         entry.pod = pod.clone();
-        entry.writing.clone()
+        (entry.files.clone(), entry.others.clone())
+    }
+
+    async fn set_up_all<'a>(
+        &self,
+        pod: &Arc<Pod>,
+        volumes: Vec<&'a Volume>,
+        part: &Part,
+    ) -> Vec<Result<(&'a Volume, Option<Made>), VolumeError>> {
+        let _working = part.working.lock().await;
+        let owner = Owner::of(pod);
+        let all = volumes
+            .into_iter()
+            .map(|volume| async move { self.set_up_volume(pod, volume, owner).await.map(|made| (volume, made)) });
+        futures::future::join_all(all).await
     }
 
     /// One volume: its place, and when its files are due again.
@@ -168,7 +158,7 @@ impl NodeVolumes {
             None => {
                 let uid = uid_of(order.pod).to_owned();
                 let mounted = self.csi.set_up(order).await?;
-                self.refreshes.add_after(uid, LOOK_AGAIN);
+                self.refreshes.drivers.add_after(uid, LOOK_AGAIN);
                 mounted
             }
         };
@@ -249,83 +239,39 @@ impl NodeVolumes {
         }
         Ok(Made { read_only, ..path.into() })
     }
-
-    /// Writes a pod's volumes of files again, because an object changed or a token is due.
-    async fn refresh_files(&self, uid: &str) -> Outcome {
-        let known = self.pods.lock().get(uid).filter(|entry| !entry.frozen).map(|e| (e.pod.clone(), e.writing.clone()));
-        let Some((pod, writing)) = known else { return Outcome::Done };
-        let _writing = writing.lock().await;
-        let owner = Owner::of(&pod);
-        let mut next: Option<Duration> = None;
-        let mut failed = Vec::new();
-        for volume in volumes_of(&pod) {
-            let Some((plugin, _)) = gather::plugin_of(volume) else { continue };
-            // Not set up yet: the worker will do it.
-            if !self.layout.volume(uid, plugin, &volume.name).join("..data").exists() {
-                continue;
-            }
-            match self.set_up_files(&pod, volume, owner).await {
-                Ok(made) => next = next.into_iter().chain(made.renew_after).min(),
-                // The files stay as they are, as Kubernetes leaves them.
-                Err(message) => failed.push(format!("{}: {message}", volume.name)),
-            }
-        }
-        if self.csi.has_forgotten(uid) {
-            for volume in volumes_of(&pod).iter().filter(|volume| may_be_of_driver(volume)) {
-                if let Err(error) = self.set_up_volume(&pod, volume, owner).await {
-                    failed.push(error.to_string());
-                }
-            }
-        }
-        if self.csi.refresh(&pod, owner).await {
-            next = next.into_iter().chain([LOOK_AGAIN]).min();
-        }
-        let mut pods = self.pods.lock();
-        let Some(entry) = pods.get_mut(uid).filter(|entry| !entry.frozen) else { return Outcome::Done };
-        if failed.is_empty() {
-            entry.failures = Failures::default();
-            return next.map_or(Outcome::Done, Outcome::After);
-        }
-        let (new, delay) = entry.failures.take(failed);
-        for message in new {
-            tracing::warn!(pod = %name_of(&pod), message, "a volume could not be refreshed; trying again");
-        }
-        Outcome::After(delay)
-    }
 }
 
 #[async_trait]
 impl Volumes for NodeVolumes {
     async fn set_up(&self, pod: &Arc<Pod>) -> Result<VolumePaths, VolumeError> {
-        let writing = self.enter(pod);
-        let _writing = writing.lock().await;
-        let owner = Owner::of(pod);
-        let all = volumes_of(pod)
-            .iter()
-            .map(|volume| async move { self.set_up_volume(pod, volume, owner).await.map(|made| (volume, made)) });
+        let (files, others) = self.enter(pod);
+        let is_files = |volume: &&Volume| gather::plugin_of(volume).is_some();
+        let (of_files, of_others): (Vec<&Volume>, Vec<&Volume>) = volumes_of(pod).iter().partition(is_files);
+        let (of_files, of_others) =
+            tokio::join!(self.set_up_all(pod, of_files, &files), self.set_up_all(pod, of_others, &others));
         let mut paths = VolumePaths::new();
         let mut renew_after: Option<Duration> = None;
-        for outcome in futures::future::join_all(all).await {
+        for outcome in of_files.into_iter().chain(of_others) {
             let (volume, Some(made)) = outcome? else { continue };
             renew_after = renew_after.into_iter().chain(made.renew_after).min();
             paths.insert(volume.name.clone(), MountedVolume { host_path: made.path, read_only: made.read_only });
         }
         if let Some(delay) = renew_after {
-            self.refreshes.add_after(uid_of(pod).to_owned(), delay);
+            self.refreshes.files.add_after(uid_of(pod).to_owned(), delay);
         }
         Ok(paths)
     }
 
     fn resume(&self, pod: &Arc<Pod>) {
         self.enter(pod);
-        self.refreshes.add(uid_of(pod).to_owned());
+        self.refreshes.add(uid_of(pod));
     }
 
     fn refresh(&self, pod: &Arc<Pod>) {
         let uid = uid_of(pod);
         if let Some(entry) = self.pods.lock().get_mut(uid) {
             entry.pod = pod.clone();
-            self.refreshes.add(uid.to_owned());
+            self.refreshes.add(uid);
         }
     }
 
@@ -338,8 +284,8 @@ impl Volumes for NodeVolumes {
     async fn tear_down(&self, pod_uid: &str) -> Result<(), VolumeError> {
         let entry = self.pods.lock().remove(pod_uid);
         self.sources.release(pod_uid);
-        let _writing = match &entry {
-            Some(entry) => Some(entry.writing.lock().await),
+        let _working = match &entry {
+            Some(entry) => Some(tokio::join!(entry.files.working.lock(), entry.others.working.lock())),
             None => None,
         };
         // Only their driver unmounts them: until it has, they and what holds them stay.
@@ -374,6 +320,13 @@ impl Volumes for NodeVolumes {
     }
 }
 
+impl Part {
+    fn new() -> Self {
+        let failures = Failures::new(refresh::FIRST_RETRY, refresh::LONGEST_RETRY);
+        Self { working: Arc::default(), failures: Arc::new(Mutex::new(failures)) }
+    }
+}
+
 /// A volume that is in place.
 struct Made {
     path: PathBuf,
@@ -385,10 +338,6 @@ impl From<PathBuf> for Made {
     fn from(path: PathBuf) -> Self {
         Self { path, read_only: false, renew_after: None }
     }
-}
-
-fn may_be_of_driver(volume: &Volume) -> bool {
-    volume.csi.is_some() || volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some()
 }
 
 pub(crate) async fn blocking<T: Send + 'static>(
@@ -403,30 +352,4 @@ fn volumes_of(pod: &Pod) -> &[Volume] {
 
 pub(crate) fn uid_of(pod: &Pod) -> &str {
     pod.metadata.uid.as_deref().unwrap_or_default()
-}
-
-fn name_of(pod: &Pod) -> String {
-    let part = |text: &Option<String>| text.clone().unwrap_or_default();
-    format!("{}/{}", part(&pod.metadata.namespace), part(&pod.metadata.name))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_failure_is_said_once_and_tried_again_ever_later() {
-        let mut failures = Failures::default();
-        let mut take = |messages: &[&str]| {
-            let (new, delay) = failures.take(messages.iter().map(|message| (*message).to_owned()).collect());
-            (new.join(","), delay.as_millis())
-        };
-        assert_eq!(take(&["a"]), ("a".to_owned(), 500));
-        assert_eq!(take(&["a"]), (String::new(), 1000));
-        assert_eq!(take(&["a", "b"]), ("b".to_owned(), 2000));
-        assert_eq!(take(&["b"]), (String::new(), 4000));
-        let delays: Vec<u128> = (0..5).map(|_| take(&["b"]).1).collect();
-        assert_eq!(delays, [8000, 16_000, 32_000, 64_000, 122_000]);
-        assert_eq!(take(&["a"]), ("a".to_owned(), 122_000), "it had gone");
-    }
 }

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use crate::files::gone;
+
 /// Whether a file system of its own is mounted at `path` (not a bind mount of the same one).
 pub fn is_mount_point(path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
@@ -18,6 +20,13 @@ pub fn is_mounted(path: &Path) -> bool {
     targets_under(&mounts, path).iter().any(|target| target == path)
 }
 
+/// Whether something is at `path`, also a dead mount (`ENOTCONN`, `ESTALE`) that cannot be looked at.
+/// May block: a file system may not answer.
+pub fn is_there(path: &Path) -> bool {
+    let missing = |outcome: io::Result<_>| matches!(outcome, Err(error) if error.kind() == io::ErrorKind::NotFound);
+    is_mounted(path) || !missing(std::fs::symlink_metadata(path))
+}
+
 /// Mounts a tmpfs of at most `size` bytes (the kernel's default, half of memory, if none).
 pub fn mount_tmpfs(path: &Path, size: Option<u64>) -> io::Result<()> {
     let options = size.map(|size| format!("size={size}"));
@@ -26,16 +35,28 @@ pub fn mount_tmpfs(path: &Path, size: Option<u64>) -> io::Result<()> {
 
 /// Lets mounts that pods make under `directory` be seen by the host and by other pods, as drivers in pods
 /// need: where the directory is not part of a shared mount already, it becomes one of its own. Must
-/// come before anything is mounted under it, and does nothing otherwise.
+/// come before anything is mounted under it: that would be hidden.
 pub fn make_shared(directory: &Path) -> io::Result<()> {
     let directory = directory.canonicalize()?;
     let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
-    if is_shared(&mounts, &directory) || !targets_under(&mounts, &directory).is_empty() {
+    if is_shared(&mounts, &directory) {
         return Ok(());
     }
+    if let Some(target) = targets_under(&mounts, &directory).first() {
+        let why = format!("it is in no shared mount and cannot become one: {} is mounted in it", target.display());
+        return Err(io::Error::other(why));
+    }
     let none = None::<&str>;
-    mount(Some(&directory), &directory, none, MsFlags::MS_BIND, none)?;
-    mount(none, &directory, none, MsFlags::MS_SHARED, none).map_err(io::Error::from)
+    let failed = |what: &str, error: nix::Error| io::Error::other(format!("{what}: {error}"));
+    mount(Some(&directory), &directory, none, MsFlags::MS_BIND, none)
+        .map_err(|error| failed("binding it to itself", error))?;
+    mount(none, &directory, none, MsFlags::MS_SHARED, none).map_err(|error| {
+        // A mount that is not shared would keep another attempt from being made.
+        match umount2(&directory, MntFlags::MNT_DETACH) {
+            Ok(()) => failed("sharing its mount", error),
+            Err(left) => failed(&format!("sharing its mount (which could not be undone: {left})"), error),
+        }
+    })
 }
 
 /// Whether the mount that holds a directory is shared.
@@ -95,10 +116,7 @@ pub fn remove_tree(directory: &Path) -> io::Result<()> {
             directory.display()
         )));
     }
-    match std::fs::remove_dir_all(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        outcome => outcome,
-    }
+    gone(std::fs::remove_dir_all(directory))
 }
 
 /// Mount points at or under a directory in the kernel's list, the newest first.
@@ -149,6 +167,17 @@ mod tests {
         {
             assert_eq!(is_shared(info, Path::new(directory)), shared, "{directory}");
         }
+    }
+
+    #[test]
+    fn what_cannot_be_looked_at_is_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        // A loop of links answers with an error, as a dead mount does.
+        std::os::unix::fs::symlink(at("loop"), at("loop")).unwrap();
+        assert!(!at("loop/staging").exists() && is_there(&at("loop/staging")));
+        assert!(is_there(&at("loop")) && !is_there(&at("none")) && !is_there(&at("none/staging")));
+        assert!(is_there(Path::new("/proc")));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use component::brief;
 use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
@@ -111,10 +112,7 @@ impl Tokens {
         let issued = Timestamp::now();
         let answer: Result<TokenRequest, kube::Error> =
             api.create_subresource("token", account, &PostParams::default(), &request).await;
-        let answer = answer.map_err(|error| match error {
-            kube::Error::Api(status) => format!("failed to fetch token: {}", status.message),
-            other => format!("failed to fetch token: {other}"),
-        })?;
+        let answer = answer.map_err(|error| format!("failed to fetch token: {}", brief(&error)))?;
         let status = answer.status.unwrap_or_default();
         let value =
             status.token.filter(|token| !token.is_empty()).ok_or("failed to fetch token: the answer holds none")?;

@@ -2,11 +2,11 @@
 
 use std::collections::HashSet;
 
-use component::EventType;
 use futures::FutureExt;
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Done, Stage, Worker, keep_own};
+use super::telling::keep_own;
+use super::{Done, Stage, Worker};
 use crate::cri::RuntimeError;
 use crate::pod::actions::pod_id;
 use crate::pod::mailbox::{Mail, Wish};
@@ -136,9 +136,8 @@ impl Worker {
             Done::Cleaned(result) => self.cleaned(result),
             Done::Purged(Ok(())) => self.stage = Stage::Gone,
             Done::Purged(Err(message)) => {
-                tracing::warn!(pod = pod_id(self.pod()), message, "removing what is left of the pod; trying again");
                 self.stage = Stage::Ended { verdict: None };
-                self.pause(SignedDuration::from_secs(2));
+                self.left_behind(message, "what is left of the pod could not be removed; trying again");
             }
         }
     }
@@ -154,27 +153,6 @@ impl Worker {
         let delay = SignedDuration::from_millis(500 << self.sandbox_failures.min(most));
         self.sandbox_failures += 1;
         self.memory.sandbox_retry_at = Timestamp::now().checked_add(delay).ok();
-    }
-
-    pub(super) fn stop_failed(&mut self, id: &str, error: &RuntimeError) {
-        tracing::warn!(pod = pod_id(self.pod()), id, %error, "stopping failed; trying again");
-        let message = format!("error killing pod: {}", error.runtime_message());
-        self.node.event(self.pod(), EventType::Warning, "FailedKillPod", message);
-        self.pause(SignedDuration::from_secs(1));
-        self.look_at_everything();
-    }
-
-    pub(super) fn cleaned(&mut self, result: Result<(), String>) {
-        match result {
-            Ok(()) => {
-                let verdict = if let Stage::Cleaning { verdict } = &self.stage { verdict.clone() } else { None };
-                self.stage = Stage::Ended { verdict };
-            }
-            Err(message) => {
-                tracing::warn!(pod = pod_id(self.pod()), message, "giving back the pod's resources; trying again");
-                self.pause(SignedDuration::from_secs(2));
-            }
-        }
     }
 
     pub(super) fn container_done(&mut self, name: String, outcome: make_container::Outcome) {
@@ -249,6 +227,7 @@ impl Worker {
                     self.recall_resources();
                     if self.stage == Stage::Running && observed.any_running() {
                         self.node.volumes.resume(self.pod());
+                        self.node.devices.resume(&self.uid());
                     }
                 }
                 self.blind = false;

@@ -5,31 +5,42 @@
 //! comes first: a new wish, mail, the end of something under way, or a time. Whatever is under way
 //! belongs to the worker and is dropped with it, so one stuck call to the runtime stalls only the
 //! step it belongs to, and no other pod.
+//!
+//! `arrivals`: what reaches it; `leaving`: its way down; `telling`: what others see of it.
 
 mod arrivals;
+mod leaving;
 mod probing;
 mod resizing;
+mod telling;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use component::{EventType, Supervisor};
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus, ResourceRequirements};
+use k8s_openapi::api::core::v1::{Pod, PodStatus, ResourceRequirements};
 use tokio::sync::watch;
 
 use super::actions::{self, Decision, Memory, Setup, Waiting, pod_id};
-use super::mailbox::{Mailbox, Snapshot, Source, Wish};
+use super::mailbox::{Mailbox, Wish};
 use super::make_sandbox::SandboxError;
 use super::observed::{Observed, Run, RunState, Sandbox};
 use super::status::{self, Verdict};
-use super::{cleanup, ending, make_container, make_sandbox, observe, stop};
+use super::{ending, make_container, make_sandbox};
 use crate::context::NodeContext;
 use crate::cri::RuntimeError;
+use crate::retry::Failures;
+
+/// How soon giving back what a pod had is tried again, doubling...
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// ... up to this, as Kubernetes' operations on volumes.
+const LONGEST_RETRY: Duration = Duration::from_secs(122);
 
 /// How far a pod is. Only ever goes down this list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,6 +134,8 @@ pub struct Worker {
     /// Changes of containers that were not known yet.
     early: HashMap<String, bool>,
     sandbox_failures: u32,
+    /// Of giving back what the pod had.
+    leaving: Failures,
     /// Not to be tried again before.
     pause_until: Option<Timestamp>,
     /// Runs whose back-off was told as an event.
@@ -159,6 +172,7 @@ impl Worker {
             running: watch::Sender::default(),
             early: HashMap::new(),
             sandbox_failures: 0,
+            leaving: Failures::new(FIRST_RETRY, LONGEST_RETRY),
             pause_until: None,
             backoff_told: HashSet::new(),
             wake_at: None,
@@ -386,223 +400,11 @@ impl Worker {
         let target = ephemeral.target_container_name.as_deref().filter(|target| !target.is_empty())?;
         self.observed.newest(target).map(|run| run.id.clone())
     }
-
-    // ---- Ending
-
-    fn begin_ending(&mut self, grace: i64, verdict: Option<Verdict>) {
-        self.ending.store(true, Ordering::Relaxed);
-        // Pulls, creations and hooks under way are given up; what they half made is seen by looking again.
-        if self.setup.take().is_some() {
-            self.blind = true;
-            self.look_at_everything();
-        }
-        self.waiting.clear();
-        self.memory.failures.clear();
-        self.node.volumes.freeze(&self.uid());
-        self.stage = Stage::Ending { grace, verdict };
-    }
-
-    fn keep_ending(&mut self, grace: i64, verdict: Option<Verdict>) {
-        if self.blind || self.pause_until.is_some() {
-            return;
-        }
-        let next = ending::decide(&self.observed, &self.memory.stopping, &self.stopped_sandboxes);
-        for id in next.stop {
-            if let Some(run) = self.observed.runs.iter().find(|run| run.id == id).cloned() {
-                let message = format!("Stopping container {}", run.name);
-                self.stop_run(run, message, grace);
-            }
-        }
-        for id in next.stop_sandboxes {
-            self.stop_sandbox(id);
-        }
-        if next.done {
-            self.stage = Stage::Cleaning { verdict };
-        }
-    }
-
-    /// A second deletion may leave less time: what still runs is stopped with the new grace too.
-    fn shorten(&mut self, seconds: i64) {
-        let Stage::Ending { grace, .. } = &mut self.stage else { return };
-        if seconds >= *grace {
-            return;
-        }
-        *grace = seconds;
-        let running: Vec<String> =
-            self.observed.runs.iter().filter(|run| run.is_running()).map(|run| run.id.clone()).collect();
-        for id in running {
-            let node = self.node.clone();
-            let sandbox = self
-                .observed
-                .runs
-                .iter()
-                .find(|run| run.id == id)
-                .map(|run| run.sandbox_id.clone())
-                .unwrap_or_default();
-            let stop = async move {
-                let result = match node.runtime.stop_container(&id, seconds).await {
-                    Ok(()) => observe::run(&node.runtime, &id, &sandbox).await,
-                    Err(error) => Err(error),
-                };
-                Done::Stopped { id, result }
-            };
-            self.tasks.push(stop.boxed());
-        }
-    }
-
-    fn stop_run(&mut self, run: Run, message: String, grace: i64) {
-        if !self.memory.stopping.insert(run.id.clone()) {
-            return;
-        }
-        let id = run.id.clone();
-        let sandbox = self.observed.sandboxes.iter().find(|sandbox| sandbox.id == run.sandbox_id);
-        let first = match self.stage {
-            Stage::Ending { .. } => ending::before(self.pod(), &self.observed, &run),
-            _ => Vec::new(),
-        };
-        let turn = stop::Turn { first, running: self.running.subscribe() };
-        let order = stop::Order {
-            pod: self.wish.pod.clone(),
-            container: make_container::container_of(self.pod(), &run.name),
-            pod_ip: sandbox.and_then(|sandbox| sandbox.ips.first().cloned()),
-            run,
-            message,
-            grace,
-            turn,
-        };
-        let node = self.node.clone();
-        self.tasks.push(async move { Done::Stopped { id, result: stop::stop(&node, order).await } }.boxed());
-    }
-
-    fn stop_sandbox(&mut self, id: String) {
-        self.memory.stopping.insert(id.clone());
-        let node = self.node.clone();
-        self.tasks.push(
-            async move {
-                let result = node.runtime.stop_sandbox(&id).await;
-                Done::SandboxStopped { id, result }
-            }
-            .boxed(),
-        );
-    }
-
-    fn keep_cleaning(&mut self) {
-        if self.setup.is_some() || self.pause_until.is_some() {
-            return;
-        }
-        for (_, tasks) in self.probes.drain() {
-            tasks.supervisor.cancel();
-        }
-        let (node, pod) = (self.node.clone(), self.wish.pod.clone());
-        self.setup = Some(async move { Done::Cleaned(cleanup::give_back(&node, &pod).await) }.boxed());
-    }
-
-    fn stay_ended(&mut self) {
-        if self.setup.is_some() || self.pause_until.is_some() {
-            return;
-        }
-        if self.wish.removed {
-            let (node, pod, observed) = (self.node.clone(), self.wish.pod.clone(), self.observed.clone());
-            self.setup = Some(async move { Done::Purged(cleanup::purge(&node, &pod, &observed).await) }.boxed());
-            self.stage = Stage::Purging;
-        }
-    }
-
-    // ---- what others see
-
-    /// Whether a container that was killed to be made anew has ended and its next run is on its way. Nobody
-    /// is told of the moment in between, as the status of Kubernetes' kubelet waits for the end of a sync: a
-    /// container that is changed stays ready if its next run is at once.
-    fn is_replacing(&self) -> bool {
-        let starting = self.setup.as_ref().and(self.starting.as_ref());
-        let between =
-            |run: &Run| self.memory.stopping.contains(&run.id) || starting.is_some_and(|(name, _)| *name == run.name);
-        self.stage == Stage::Running
-            && self.memory.killed.iter().filter_map(|id| self.observed.runs.iter().find(|run| run.id == *id)).any(
-                |run| {
-                    let newest = self.observed.newest(&run.name).is_some_and(|newest| newest.id == run.id);
-                    newest && run.state == RunState::Exited && between(run)
-                },
-            )
-    }
-
-    fn publish(&mut self, now: Timestamp) {
-        if !self.blind && self.wish.source != Source::Runtime {
-            let verdict = match &self.stage {
-                Stage::Ending { verdict, .. } | Stage::Cleaning { verdict } | Stage::Ended { verdict } => {
-                    verdict.as_ref()
-                }
-                _ => None,
-            };
-            let generated = status::generate(&status::View {
-                pod: &self.wish.pod,
-                last: &self.status,
-                observed: &self.observed,
-                memory: &self.memory,
-                waiting: &self.waiting,
-                ending: self.stage != Stage::Running,
-                verdict,
-                host_ips: &self.node.config.node_ips,
-                recursive_read_only_works: self.node.runtime_features.read().recursive_read_only_mounts,
-                resize: status::Resize {
-                    pending: self.wish.resize_pending.as_ref(),
-                    in_progress: self.resizing.in_progress(),
-                    error: self.resizing.error.as_deref(),
-                },
-                now,
-            });
-            let may_delete =
-                matches!(self.stage, Stage::Ended { .. }) && self.pod().metadata.deletion_timestamp.is_some();
-            let kept_quiet = self.wish.removed || (self.is_replacing() && !restarts_all(&generated));
-            if !kept_quiet && let Some(uid) = self.wish.api_uid.clone() {
-                self.node.statuses.set(&self.wish.pod, uid, &generated, may_delete);
-            }
-            if !is_ready(&self.status) && is_ready(&generated) {
-                self.tell("ready");
-            }
-            self.status = generated;
-        }
-        let mut pod = Pod::clone(&self.wish.pod);
-        pod.status = Some(self.status.clone());
-        self.mailbox.publish(Snapshot {
-            pod: Arc::new(pod),
-            observed: Arc::new(self.observed.clone()),
-            busy: self.setup.is_some(),
-            ended: matches!(self.stage, Stage::Ended { .. } | Stage::Purging | Stage::Gone),
-        });
-    }
 }
 
 fn full_name(pod: &Pod) -> String {
     let text = |field: &Option<String>| field.clone().unwrap_or_default();
     format!("{}/{}", text(&pod.metadata.namespace), text(&pod.metadata.name))
-}
-
-fn is_ready(status: &PodStatus) -> bool {
-    is_true(status, "Ready")
-}
-
-/// Whether everything in the pod is being made anew, which is told.
-fn restarts_all(status: &PodStatus) -> bool {
-    is_true(status, super::conditions::ALL_RESTARTING)
-}
-
-fn is_true(status: &PodStatus, name: &str) -> bool {
-    status.conditions.iter().flatten().any(|condition| condition.type_ == name && condition.status == "True")
-}
-
-/// The kubelet's own status with the conditions of others as the API has them now.
-fn keep_own(own: &PodStatus, theirs: Option<&PodStatus>) -> PodStatus {
-    let Some(theirs) = theirs else { return own.clone() };
-    let mine = |condition: &PodCondition| super::conditions::is_ours(&condition.type_, condition.reason.as_deref());
-    let mut status = own.clone();
-    let mut conditions: Vec<_> =
-        theirs.conditions.iter().flatten().filter(|condition| !mine(condition)).cloned().collect();
-    conditions.extend(own.conditions.iter().flatten().filter(|condition| mine(condition)).cloned());
-    status.conditions = (!conditions.is_empty()).then_some(conditions);
-    status.resource_claim_statuses = theirs.resource_claim_statuses.clone();
-    status.extended_resource_claim_status = theirs.extended_resource_claim_status.clone();
-    status
 }
 
 async fn under_way(setup: &mut Option<BoxFuture<'static, Done>>) -> Done {

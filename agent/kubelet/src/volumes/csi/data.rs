@@ -18,7 +18,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::volume::{self, Lifecycle, Volume};
-use crate::layout::Layout;
+use crate::files::{self, gone};
+use crate::layout::{self, Layout};
+use crate::volumes::mounts;
 
 pub const PLUGIN: &str = "kubernetes.io/csi";
 const FILE: &str = "vol_data.json";
@@ -73,9 +75,7 @@ impl Record {
     /// In one step, so that a crash leaves none or all of it.
     pub fn write(&self, directory: &Path) -> io::Result<()> {
         make_directory(directory)?;
-        let draft = directory.join(".vol_data.json");
-        std::fs::write(&draft, serde_json::to_vec(self)?)?;
-        std::fs::rename(draft, directory.join(FILE))
+        files::replace_json(&directory.join(FILE), self)
     }
 }
 
@@ -117,30 +117,49 @@ impl Place {
     }
 }
 
-/// A pod's CSI volumes by what is on disk. Directories whose record cannot be read are passed over.
-pub fn of_pod(layout: &Layout, uid: &str) -> Vec<(Place, Record)> {
-    let names = |directory: PathBuf| {
-        let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect::<Vec<String>>()
-    };
-    let mounted = names(layout.volume(uid, PLUGIN, "")).into_iter().map(|name| (name, false));
-    let devices = names(layout.volume_device(uid, PLUGIN, "")).into_iter().map(|name| (name, true));
-    let found = mounted.chain(devices).filter_map(|(name, block)| {
-        let data = Place::of(layout, uid, &name, "", "", block).data;
-        let record = Record::read(&data).ok()?;
-        Some((Place::of(layout, uid, &name, &record.driver, &record.handle, block), record))
-    });
-    found.collect()
+/// A volume that is there, but not its record: nobody can say which one it is.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to load volume data file [{}]: {error}", .directory.display())]
+pub struct Unread {
+    /// The volume's name, where that is known.
+    pub name: Option<String>,
+    pub directory: PathBuf,
+    pub error: io::Error,
+}
+
+pub type Found = Result<(Place, Record), Unread>;
+
+/// A pod's CSI volumes by what is on disk.
+pub fn of_pod(layout: &Layout, uid: &str) -> Vec<Found> {
+    let mut found = Vec::new();
+    for (directory, block) in [(layout.volume(uid, PLUGIN, ""), false), (layout.volume_device(uid, PLUGIN, ""), true)] {
+        match layout::names(&directory) {
+            Ok(names) => found.extend(names.iter().filter_map(|name| read(layout, uid, name, block))),
+            Err(error) => found.push(Err(Unread { name: None, directory, error })),
+        }
+    }
+    found
+}
+
+/// None for a directory that a crash left before its record was in it: nothing was mounted then.
+fn read(layout: &Layout, uid: &str, name: &str, block: bool) -> Option<Found> {
+    let place = Place::of(layout, uid, name, "", "", block);
+    match Record::read(&place.data) {
+        Ok(record) => Some(Ok((Place::of(layout, uid, name, &record.driver, &record.handle, block), record))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !mounts::is_mounted(&place.target) => None,
+        Err(error) => Some(Err(Unread { name: Some(name.to_owned()), directory: place.data, error })),
+    }
 }
 
 /// Every pod's.
-pub fn of_all(layout: &Layout) -> Vec<(String, Place, Record)> {
-    let uids = layout.pod_uids().unwrap_or_default();
-    let of_one = |uid: &String| {
-        let uid = uid.clone();
-        of_pod(layout, &uid).into_iter().map(move |(place, record)| (uid.clone(), place, record)).collect::<Vec<_>>()
-    };
-    uids.iter().flat_map(of_one).collect()
+pub fn of_all(layout: &Layout) -> Vec<(String, Found)> {
+    match layout.pod_uids() {
+        Ok(uids) => {
+            let of_one = |uid: String| of_pod(layout, &uid).into_iter().map(move |found| (uid.clone(), found));
+            uids.into_iter().flat_map(of_one).collect()
+        }
+        Err(error) => vec![(String::new(), Err(Unread { name: None, directory: layout.pods(), error }))],
+    }
 }
 
 /// What is staged for a driver: where, and the handle.
@@ -161,18 +180,18 @@ pub fn make_directory(path: &Path) -> io::Result<()> {
 
 /// Removes a record and the empty directories that hold it.
 pub fn forget(data: &Path) -> io::Result<()> {
-    let gone = |outcome: io::Result<()>| match outcome {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    };
     gone(std::fs::remove_file(data.join(FILE)))?;
-    gone(std::fs::remove_file(data.join(".vol_data.json")))?;
+    gone(std::fs::remove_file(files::draft(&data.join(FILE))))?;
     gone(std::fs::remove_dir(data))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn read_all(layout: &Layout, uid: &str) -> Vec<(Place, Record)> {
+        of_pod(layout, uid).into_iter().map(Result::unwrap).collect()
+    }
 
     #[test]
     fn what_was_written_is_found_again() {
@@ -182,7 +201,7 @@ mod tests {
         let place = Place::of(&layout, "u1", "pv", "d.example", "h", false);
         let record = Record::of(&volume, "n", true);
         record.write(&place.data).unwrap();
-        assert_eq!(of_pod(&layout, "u1"), [(place.clone(), record.clone())]);
+        assert_eq!(read_all(&layout, "u1"), [(place.clone(), record.clone())]);
         assert_eq!(of_all(&layout).len(), 1);
         assert!(place.target.ends_with("pods/u1/volumes/kubernetes.io~csi/pv/mount"));
         assert!(place.staging.ends_with("globalmount"));
@@ -210,8 +229,26 @@ mod tests {
         assert!(of_pod(&layout, "u1").is_empty());
         std::fs::create_dir_all(place.mark.parent().unwrap()).unwrap();
         std::os::unix::fs::symlink(&place.target, &place.mark).unwrap();
-        let found = of_pod(&layout, "u1");
+        let found = read_all(&layout, "u1");
         assert_eq!(found[0].0, place);
         assert_eq!(found[0].1.attached, "");
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_is_no_missing_volume() {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout::new(root.path(), "/logs");
+        let data = layout.volume("u1", PLUGIN, "pv");
+        make_directory(&data).unwrap();
+        assert!(of_pod(&layout, "u1").is_empty(), "a crash came before the record, and before any mount");
+        std::fs::write(data.join(FILE), "").unwrap();
+        let found = of_pod(&layout, "u1").remove(0).unwrap_err();
+        assert_eq!(found.name.as_deref(), Some("pv"));
+        let message = found.to_string();
+        assert!(message.contains("/pods/u1/volumes/kubernetes.io~csi/pv]: EOF while parsing"), "{message}");
+
+        std::fs::remove_dir_all(layout.pods()).unwrap();
+        std::fs::write(layout.pods(), "no directory").unwrap();
+        assert!(matches!(&of_all(&layout)[..], [(_, Err(Unread { name: None, .. }))]));
     }
 }

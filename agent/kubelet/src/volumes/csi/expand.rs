@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use api::quantity::Quantity;
-use component::EventType;
+use component::{EventType, brief};
 use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Resource};
@@ -14,9 +14,12 @@ use serde_json::{Value, json};
 use super::data::Place;
 use super::driver::Driver;
 use super::volume::Volume;
-use super::{Csi, Published, said};
+use super::{Csi, Published};
 use crate::context::pod_reference;
 use crate::volumes::uid_of;
+
+/// How often a write that met another one is tried.
+const TRIES: usize = 4;
 
 impl Csi {
     /// Grows the volume if its claim does not have all of it yet.
@@ -58,22 +61,39 @@ impl Csi {
 
     /// Says so in the claim's status.
     async fn expanded(&self, pod: &Pod, volume: &Volume, claim: &PersistentVolumeClaim, grown: &PersistentVolume) {
-        let (Some(namespace), Some(name)) = (&claim.metadata.namespace, &claim.metadata.name) else { return };
-        let api: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), namespace);
-        match api.patch_status(name, &PatchParams::default(), &Patch::Merge(status_patch(claim, grown))).await {
-            Ok(_) => {
+        match self.write_size(claim, grown).await {
+            Ok(()) => {
                 let message =
                     format!("MountVolume.NodeExpandVolume succeeded for volume {:?} {}", volume.name, self.node);
                 self.tell(pod, claim, EventType::Normal, "FileSystemResizeSuccessful", &message);
             }
             Err(error) => {
                 tracing::warn!(
-                    claim = name,
-                    error = said(error),
+                    claim = claim.metadata.name,
+                    error = brief(&error),
                     "a claim does not say yet that its volume has grown; trying again"
                 );
             }
         }
+    }
+
+    async fn write_size(&self, asked: &PersistentVolumeClaim, grown: &PersistentVolume) -> Result<(), kube::Error> {
+        let (Some(namespace), Some(name)) = (&asked.metadata.namespace, &asked.metadata.name) else { return Ok(()) };
+        let api: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), namespace);
+        let mut claim = asked.clone();
+        for _ in 1..TRIES {
+            let patch = Patch::Merge(status_patch(&claim, grown));
+            match api.patch_status(name, &PatchParams::default(), &patch).await {
+                Err(kube::Error::Api(answer)) if answer.code == 409 => claim = api.get(name).await?,
+                outcome => return outcome.map(drop),
+            }
+            // Another has said it, or it is another claim by now.
+            let is_said = due(&claim, grown).is_none() && !waits_for_node(&claim);
+            if is_said || claim.metadata.uid != asked.metadata.uid {
+                return Ok(());
+            }
+        }
+        api.patch_status(name, &PatchParams::default(), &Patch::Merge(status_patch(&claim, grown))).await.map(drop)
     }
 
     fn tell(&self, pod: &Pod, claim: &PersistentVolumeClaim, kind: EventType, reason: &str, message: &str) {
@@ -99,8 +119,7 @@ impl Csi {
             return true;
         };
         let place = Place::of(&self.layout, uid_of(pod), &volume.name, &volume.driver, &volume.handle, volume.block);
-        let lock = self.lock(&volume.unique_name());
-        let _growing = lock.lock().await;
+        let _growing = self.locks.hold(&volume.unique_name()).await;
         self.expand_if_due(pod, volume, &driver, &place, (&claim, &persistent)).await;
         true
     }
@@ -121,13 +140,16 @@ fn due(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> Option<i64> 
     (grown > has).then(|| grown.units())
 }
 
-/// The claim has what the volume has, and waits for nothing.
+/// The claim has what the volume has, and waits for nothing. Nobody may have written its status since:
+/// its conditions are replaced.
 fn status_patch(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> Value {
     let size = volume.spec.as_ref().and_then(|spec| spec.capacity.as_ref()?.get("storage").cloned());
     let status = claim.status.clone().unwrap_or_default();
     let mut conditions = status.conditions.unwrap_or_default();
     conditions.retain(|condition| condition.type_ != "FileSystemResizePending" && condition.type_ != "Resizing");
-    let mut patch = json!({"status": {"capacity": {"storage": size}, "conditions": conditions}});
+    let version = claim.metadata.resource_version.clone();
+    let mut patch = json!({"metadata": {"resourceVersion": version},
+        "status": {"capacity": {"storage": size}, "conditions": conditions}});
     if status.allocated_resource_statuses.is_some_and(|statuses| statuses.contains_key("storage")) {
         patch["status"]["allocatedResourceStatuses"] = json!({"storage": null});
     }
@@ -143,7 +165,7 @@ mod tests {
         let claim = |size: &str| -> PersistentVolumeClaim {
             let conditions =
                 json!([{"type": "FileSystemResizePending", "status": "True"}, {"type": "Other", "status": "True"}]);
-            serde_json::from_value(json!({"status": {"capacity": {"storage": size}, "conditions": conditions,
+            serde_json::from_value(json!({"metadata": {"resourceVersion": "7"}, "status": {"capacity": {"storage": size}, "conditions": conditions,
                 "allocatedResourceStatuses": {"storage": "NodeResizePending"}}}))
             .unwrap()
         };
@@ -155,6 +177,7 @@ mod tests {
         assert!(waits_for_node(&claim("1Gi")) && !waits_for_node(&PersistentVolumeClaim::default()));
         let patch = status_patch(&claim("1Gi"), &volume);
         assert_eq!(patch["status"]["capacity"]["storage"], "2Gi");
+        assert_eq!(patch["metadata"]["resourceVersion"], "7", "a newer status is not written over");
         assert_eq!(patch["status"]["conditions"].as_array().unwrap().len(), 1);
         assert!(patch["status"]["allocatedResourceStatuses"]["storage"].is_null());
     }

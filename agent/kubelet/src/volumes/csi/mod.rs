@@ -18,15 +18,17 @@ mod node_info;
 mod policy;
 mod set_up;
 mod tear_down;
+#[cfg(test)]
+mod tests;
 mod usage;
 mod volume;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use component::{EventRecorder, Informers, Supervisor};
+use component::{EventRecorder, Informers, Supervisor, brief};
 use k8s_openapi::api::core::v1::{Node, Secret};
 use k8s_openapi::api::storage::v1::CSIDriver;
 use kube::{Api, Client};
@@ -35,8 +37,10 @@ use tokio::sync::watch;
 
 use super::tokens::Tokens;
 use crate::layout::Layout;
+use crate::locks::Locks;
 use crate::plugins::{Handler, Plugin};
-use crate::volume_contract::{MountedVolume, VolumeUsage};
+use crate::retry::Delays;
+use crate::volume_contract::MountedVolume;
 use attached::Attached;
 use driver::Driver;
 use drivers::Drivers;
@@ -64,7 +68,8 @@ pub struct Csi {
     supervisor: Supervisor,
     /// What this process published, by the pod's UID and the volume's name in the pod.
     mounted: Mutex<HashMap<(String, String), Published>>,
-    locks: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
+    /// By volume: held while it is mounted or unmounted, for whichever pod.
+    locks: Locks,
 }
 
 #[derive(Clone)]
@@ -75,16 +80,7 @@ struct Published {
     claim: Option<String>,
     /// It is published again every now and then.
     republish: bool,
-    /// How full it was when its driver was last asked.
-    usage: Arc<Mutex<Option<(tokio::time::Instant, VolumeUsage)>>>,
-}
-
-/// The words of a kubelet that got no answer or a refusal from the API.
-fn said(error: kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => status.message.clone(),
-        other => other.to_string(),
-    }
+    usage: Arc<Mutex<Option<usage::Known>>>,
 }
 
 impl Csi {
@@ -104,7 +100,7 @@ impl Csi {
             supervisor: supervisor.child("csi"),
             node: node.to_owned(),
             mounted: Mutex::default(),
-            locks: Mutex::default(),
+            locks: Locks::default(),
             layout,
             client,
             recorder,
@@ -117,27 +113,15 @@ impl Csi {
         self.attached.in_use()
     }
 
-    /// Held while a volume is mounted or unmounted, for whichever pod.
-    fn lock(&self, name: &str) -> Arc<tokio::sync::Mutex<()>> {
-        let mut locks = self.locks.lock();
-        locks.retain(|_, lock| lock.strong_count() > 0);
-        if let Some(lock) = locks.get(name).and_then(Weak::upgrade) {
-            return lock;
-        }
-        let lock = Arc::<tokio::sync::Mutex<()>>::default();
-        locks.insert(name.to_owned(), Arc::downgrade(&lock));
-        lock
-    }
-
     async fn object(&self, driver: &str) -> Result<Option<CSIDriver>, String> {
-        Api::<CSIDriver>::all(self.client.clone()).get_opt(driver).await.map_err(said)
+        Api::<CSIDriver>::all(self.client.clone()).get_opt(driver).await.map_err(|error| brief(&error))
     }
 
     /// A Secret's content as drivers take it.
     async fn secret(&self, secret: Option<&SecretName>) -> Result<HashMap<String, String>, String> {
         let Some((namespace, name)) = secret else { return Ok(HashMap::new()) };
         let found = Api::<Secret>::namespaced(self.client.clone(), namespace).get(name).await.map_err(|error| {
-            let error = said(error);
+            let error = brief(&error);
             format!(
                 "kubernetes.io/csi: failed to find the secret {name} in the namespace {namespace} with error: {error}"
             )
@@ -149,11 +133,10 @@ impl Csi {
 
 /// Makes the node's CSINode, which others look for also while it is empty.
 async fn initialize(csi: Arc<Csi>) {
-    let mut delay = INITIALIZE_AGAIN;
+    let mut delays = Delays::new(INITIALIZE_AGAIN, INITIALIZE_LATEST);
     while let Err(error) = csi.info.csi_node().await {
         tracing::debug!(%error, "the node's CSINode could not be made; trying again");
-        tokio::time::sleep(delay).await;
-        delay = (delay * 2).min(INITIALIZE_LATEST);
+        tokio::time::sleep(delays.take()).await;
     }
 }
 
@@ -174,8 +157,10 @@ impl Handler for Registration {
         let version = csi.drivers.validate(plugin)?;
         let driver = Driver::new(&plugin.name, &plugin.endpoint, &plugin.socket, version, &csi.layout);
         let driver = Arc::new(driver);
-        let info = driver.info().await.map_err(|error| error.to_string())?;
-        csi.info.install(&plugin.name, &info).await?;
+        if let Err(error) = csi.tell_of(&driver).await {
+            self.deregister(plugin).await;
+            return Err(error);
+        }
         csi.drivers.put(driver.clone());
         let cleaning = csi.clone();
         csi.supervisor.spawn(&plugin.name, async move { cleaning.unstage_forgotten(&driver).await });
@@ -183,12 +168,22 @@ impl Handler for Registration {
     }
 
     async fn deregister(&self, plugin: &Plugin) {
-        if !self.0.drivers.remove(plugin) {
+        let csi = &self.0;
+        // What was told of it may stand also if it never came as far as to be used.
+        if !csi.drivers.remove(plugin) && csi.drivers.get(&plugin.name).is_ok() {
             return;
         }
-        if let Err(error) = self.0.info.uninstall(&plugin.name).await {
+        if let Err(error) = csi.info.uninstall(&plugin.name).await {
             tracing::warn!(driver = plugin.name, error, "the API still names a CSI driver that is gone from this node");
         }
+    }
+}
+
+impl Csi {
+    /// Writes into the API what the driver says of the node.
+    async fn tell_of(&self, driver: &Driver) -> Result<(), String> {
+        let info = driver.info().await.map_err(|error| error.to_string())?;
+        self.info.install(&driver.name, &info).await
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use component::brief;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::storage::v1::{CSINode, CSINodeDriver, CSINodeSpec, VolumeNodeResources};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -83,9 +84,11 @@ impl NodeInfo {
 
     async fn change_ids(&self, topology: &BTreeMap<String, String>, change: impl Fn(&mut Ids)) -> Result<(), String> {
         let api: Api<Node> = Api::all(self.client.clone());
-        let node = api.get(&self.node).await.map_err(said)?;
+        let node = api.get(&self.node).await.map_err(|error| brief(&error))?;
         if let Some(patch) = node_patch(&node, topology, change)? {
-            api.patch(&self.node, &PatchParams::default(), &Patch::Merge(patch)).await.map_err(said)?;
+            api.patch(&self.node, &PatchParams::default(), &Patch::Merge(patch))
+                .await
+                .map_err(|error| brief(&error))?;
         }
         Ok(())
     }
@@ -95,14 +98,14 @@ impl NodeInfo {
         let api: Api<CSINode> = Api::all(self.client.clone());
         let mut tries = 0;
         loop {
-            let mut object = self.csi_node().await.map_err(said)?;
+            let mut object = self.csi_node().await.map_err(|error| brief(&error))?;
             if !change(&mut object.spec.drivers) {
                 return Ok(());
             }
             tries += 1;
             match api.replace(&self.node, &PostParams::default(), &object).await {
                 Err(kube::Error::Api(answer)) if answer.code == 409 && tries < TRIES => {}
-                outcome => return outcome.map(drop).map_err(said),
+                outcome => return outcome.map(drop).map_err(|error| brief(&error)),
             }
         }
     }
@@ -179,13 +182,6 @@ fn node_patch(
     // Nobody may have written the annotation in between.
     let version = node.metadata.resource_version.clone();
     Ok(Some(json!({"metadata": {"resourceVersion": version, "annotations": {NODE_IDS: text}, "labels": topology}})))
-}
-
-fn said(error: kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => status.message.clone(),
-        other => other.to_string(),
-    }
 }
 
 #[cfg(test)]

@@ -30,6 +30,14 @@ pub struct Order<'a> {
     pub claim: Option<(PersistentVolumeClaim, PersistentVolume)>,
 }
 
+/// What became of a look at a pod's volumes.
+#[derive(Default)]
+pub struct Refreshed {
+    /// Some have to be looked at every now and then.
+    pub again: bool,
+    pub failed: Vec<String>,
+}
+
 /// What the steps of one set-up share.
 struct Facts {
     driver: Arc<Driver>,
@@ -82,13 +90,15 @@ impl Csi {
     /// Sets a volume up. If the future is dropped, what was begun is found again on disk.
     pub async fn set_up(&self, order: Order<'_>) -> Result<MountedVolume, VolumeError> {
         let uid = uid_of(order.pod);
-        let lock = self.lock(&order.volume.unique_name());
-        let _mounting = lock.lock().await;
+        let _mounting = self.locks.hold(&order.volume.unique_name()).await;
         let facts = self.prepare(&order).await?;
         let record = Record::of(&order.volume, &self.node, policy_attaches(&order.volume, facts.object.as_ref()));
+        let is_first = std::fs::symlink_metadata(&facts.place.mark).is_err();
         self.mark(&order, &facts.place, &record)?;
         match self.mount(&order, &facts).await {
             Ok(()) => {}
+            // What an earlier attempt may have staged or mounted is for a teardown to give back.
+            Err(Failure::Before(error)) if !is_first => return Err(error),
             Err(Failure::Before(error)) => {
                 if let Err(error) = self.tear_marks(&facts.place, &record) {
                     tracing::debug!(%error, volume = order.volume.name, "what a failed mount left could not be removed");
@@ -115,7 +125,7 @@ impl Csi {
             return Ok(());
         }
         super::tear_down::remove_marks(place)?;
-        if mounts::is_mounted(&place.staging) || self.is_used(record) {
+        if mounts::is_mounted(&place.staging) || self.is_used(record, None) {
             return Ok(());
         }
         super::tear_down::remove_staging(&place.staging)
@@ -285,36 +295,30 @@ impl Csi {
     }
 
     /// Publishes the pod's volumes again whose drivers want that, and grows those that wait for it.
-    /// Returns whether any has to be looked at again.
-    pub async fn refresh(&self, pod: &Arc<Pod>, owner: Owner) -> bool {
+    pub async fn refresh(&self, pod: &Arc<Pod>, owner: Owner) -> Refreshed {
         let uid = uid_of(pod);
         let all: Vec<(String, Published)> = {
             let mounted = self.mounted.lock();
             let own = mounted.iter().filter(|((known, _), _)| known == uid);
             own.map(|((_, name), published)| (name.clone(), published.clone())).collect()
         };
-        let mut again = false;
+        let mut refreshed = Refreshed::default();
         for (name, published) in all {
             if published.republish {
-                again = true;
+                refreshed.again = true;
                 let volume = Volume::clone(&published.volume);
-                self.mounted.lock().remove(&(uid.to_owned(), name.clone()));
                 let order = Order { pod, name: &name, volume, owner, claim: None };
-                if let Err(error) = self.republish(order, &published).await {
-                    tracing::warn!(pod = uid, %error, "a volume could not be published again");
-                }
+                // It stays mounted whatever comes of this.
+                refreshed.failed.extend(self.republish(order).await.err().map(|error| error.to_string()));
             }
-            again |= self.expand_later(pod, &published).await;
+            refreshed.again |= self.expand_later(pod, &published).await;
         }
-        again
+        refreshed
     }
 
-    async fn republish(&self, order: Order<'_>, published: &Published) -> Result<(), VolumeError> {
-        let key = (uid_of(order.pod).to_owned(), order.name.to_owned());
-        let facts = self.prepare(&order).await;
-        // It stays mounted whatever comes of this.
-        self.mounted.lock().insert(key, published.clone());
-        let facts = facts?;
+    async fn republish(&self, order: Order<'_>) -> Result<(), VolumeError> {
+        let _mounting = self.locks.hold(&order.volume.unique_name()).await;
+        let facts = self.prepare(&order).await?;
         match self.publish(&order, &facts).await {
             Ok(()) => Ok(()),
             Err(Failure::Before(error) | Failure::Uncertain(error)) => Err(error),

@@ -7,6 +7,7 @@ use std::path::Path;
 use super::data::{self, Place, Record};
 use super::driver::Driver;
 use super::{Csi, Names};
+use crate::files::gone;
 use crate::volume_contract::VolumeError;
 use crate::volumes::{blocking, mounts};
 
@@ -16,23 +17,36 @@ impl Csi {
     pub async fn tear_down(&self, uid: &str) -> Result<(), VolumeError> {
         let mut first = None;
         let mut still = Names::new();
-        for (place, record) in data::of_pod(&self.layout, uid) {
-            if let Err(error) = self.give_back(&place, &record).await {
-                still.insert(record.unique_name());
+        let mut all_known = true;
+        for found in data::of_pod(&self.layout, uid) {
+            let outcome = match found {
+                Ok((place, record)) => self.give_back(&place, &record).await.inspect_err(|_| {
+                    still.insert(record.unique_name());
+                }),
+                Err(unread) => {
+                    all_known = false;
+                    let volume = unread.name.clone().unwrap_or_else(|| "*".to_owned());
+                    let message = format!("kubernetes.io/csi: unmounter {unread}");
+                    Err(VolumeError { step: "UnmountVolume.NewUnmounter", volume, message })
+                }
+            };
+            if let Err(error) = outcome {
                 first.get_or_insert(error);
             }
         }
         self.mounted.lock().retain(|(known, _), _| known != uid);
         self.tokens.release(uid);
-        self.attached.release(uid, &still);
+        // What cannot be named may be any of those that the pod uses.
+        if all_known {
+            self.attached.release(uid, &still);
+        }
         first.map_or(Ok(()), Err)
     }
 
     async fn give_back(&self, place: &Place, record: &Record) -> Result<(), VolumeError> {
         let failed = |step, message| VolumeError { step, volume: record.volume.clone(), message };
         let step = if place.block { "UnmapVolume.UnmapPodDevice" } else { "UnmountVolume.TearDown" };
-        let lock = self.lock(&record.unique_name());
-        let _unmounting = lock.lock().await;
+        let _unmounting = self.locks.hold(&record.unique_name()).await;
         let driver = self.drivers.get(&record.driver).map_err(|error| {
             failed(step, format!("kubernetes.io/csi: Unmounter.TearDownAt failed to get CSI client: {error}"))
         })?;
@@ -40,36 +54,39 @@ impl Csi {
             .unpublish(&record.handle, &place.target)
             .await
             .map_err(|error| failed(step, format!("kubernetes.io/csi: Unmounter.TearDownAt failed: {error}")))?;
-        let marks = place.clone();
-        blocking(move || {
-            if mounts::is_mounted(&marks.target) {
-                return Err(format!("{} is still mounted", marks.target.display()));
-            }
-            remove_marks(&marks).map_err(|error| error.to_string())
-        })
-        .await
-        .map_err(|error| {
+        let unclean = |error: String| {
             let target = place.target.display();
             failed(
                 step,
                 format!("kubernetes.io/csi: Unmounter.TearDownAt failed to clean mount dir [{target}]: {error}"),
             )
-        })?;
-        if record.is_ephemeral() || self.is_used(record) {
-            return Ok(());
+        };
+        if mounts::is_mounted(&place.target) {
+            return Err(unclean(format!("{} is still mounted", place.target.display())));
         }
-        let step = if place.block { "UnmapDevice" } else { "UnmountDevice" };
-        self.unstage(&driver, &record.handle, &place.staging).await.map_err(|error| failed(step, error))
+        // The marks say that there is something to unstage: they go when nothing is left of it.
+        if !record.is_ephemeral() && !self.is_used(record, Some(place)) {
+            let step = if place.block { "UnmapDevice" } else { "UnmountDevice" };
+            self.unstage(&driver, &record.handle, &place.staging).await.map_err(|error| failed(step, error))?;
+        }
+        let marks = place.clone();
+        blocking(move || remove_marks(&marks).map_err(|error| error.to_string())).await.map_err(unclean)
     }
 
-    /// Whether some pod here has the volume.
-    pub(super) fn is_used(&self, record: &Record) -> bool {
-        let all = data::of_all(&self.layout);
-        all.iter().any(|(_, _, other)| other.driver == record.driver && other.handle == record.handle)
+    /// Whether some pod here has the volume, but for the one whose place `own` is. A record that cannot
+    /// be read may be the volume's.
+    pub(super) fn is_used(&self, record: &Record, own: Option<&Place>) -> bool {
+        let is_other = |place: &Place| own.is_none_or(|own| own.mark != place.mark);
+        data::of_all(&self.layout).iter().any(|(_, found)| match found {
+            Ok((place, other)) => is_other(place) && other.driver == record.driver && other.handle == record.handle,
+            // What is staged is noted without the volume's name.
+            Err(unread) => record.volume.is_empty() || unread.name.as_ref().is_none_or(|name| *name == record.volume),
+        })
     }
 
     async fn unstage(&self, driver: &Driver, handle: &str, staging: &Path) -> Result<(), String> {
-        if !staging.exists() {
+        let at = staging.to_owned();
+        if !blocking(move || Ok(mounts::is_there(&at))).await? {
             return Ok(());
         }
         if driver.abilities().await.map_err(|error| error.to_string())?.stage {
@@ -89,9 +106,8 @@ impl Csi {
     /// Unstages what is left of a crash between a pod's last unmount and the node's.
     pub(super) async fn unstage_forgotten(&self, driver: &Driver) {
         for (staging, record) in data::staged(&self.layout, &driver.name) {
-            let lock = self.lock(&record.unique_name());
-            let _unmounting = lock.lock().await;
-            if self.is_used(&record) {
+            let _unmounting = self.locks.hold(&record.unique_name()).await;
+            if self.is_used(&record, None) {
                 continue;
             }
             if let Err(error) = self.unstage(driver, &record.handle, &staging).await {
@@ -103,13 +119,6 @@ impl Csi {
                 );
             }
         }
-    }
-}
-
-fn gone(outcome: io::Result<()>) -> io::Result<()> {
-    match outcome {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
     }
 }
 

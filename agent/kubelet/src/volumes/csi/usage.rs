@@ -2,20 +2,31 @@
 
 use std::time::Duration;
 
+use futures::future::join_all;
 use k8s_openapi::api::core::v1::Pod;
 use proto::csi::v1::volume_usage::Unit;
 use proto::csi::v1::{NodeGetVolumeStatsResponse, VolumeUsage as Answer};
 use tokio::time::Instant;
 
+use super::driver::Driver;
 use super::{Csi, Published};
+use crate::plugins::rpc::RpcError;
 use crate::volume_contract::{Amount, VolumeUsage};
 use crate::volumes::uid_of;
 
 /// How long an answer is good (`volumeStatsAggPeriod`).
 const GOOD_FOR: Duration = Duration::from_secs(60);
 
+/// How full a volume was when its driver was last asked; none if it did not say.
+#[derive(Clone)]
+pub(super) struct Known {
+    at: Instant,
+    usage: Option<VolumeUsage>,
+}
+
 impl Csi {
-    /// Of those that this process mounted and whose drivers can tell; asked once a minute at most.
+    /// Of those that this process mounted and whose drivers can tell; asked all at once, and each once a
+    /// minute at most, whatever it answered.
     pub async fn usage(&self, pod: &Pod) -> Vec<VolumeUsage> {
         let uid = uid_of(pod);
         let all: Vec<(String, Published)> = {
@@ -23,31 +34,36 @@ impl Csi {
             let own = mounted.iter().filter(|((known, _), published)| known == uid && !published.volume.block);
             own.map(|((_, name), published)| (name.clone(), published.clone())).collect()
         };
-        let mut found = Vec::new();
-        for (name, published) in all {
-            let Ok(driver) = self.drivers.get(&published.volume.driver) else { continue };
-            if !driver.abilities().await.is_ok_and(|abilities| abilities.usage) {
-                continue;
-            }
-            let recent = published.usage.lock().clone().filter(|(at, _)| at.elapsed() < GOOD_FOR);
-            if let Some((_, usage)) = recent {
-                found.push(usage);
-                continue;
-            }
-            match driver.usage(&published.volume.handle, &published.mounted.host_path).await {
-                Ok(answer) => {
-                    let usage = VolumeUsage { name, claim: published.claim, ..read(&answer) };
-                    *published.usage.lock() = Some((Instant::now(), usage.clone()));
-                    found.push(usage);
-                }
-                Err(error) => {
-                    tracing::debug!(volume = published.volume.name, %error, "a driver does not say how full a volume is")
-                }
-            }
-        }
+        let asked = all.into_iter().map(|(name, published)| self.usage_of(name, published));
+        let mut found: Vec<VolumeUsage> = join_all(asked).await.into_iter().flatten().collect();
         found.sort_by(|a, b| a.name.cmp(&b.name));
         found
     }
+
+    async fn usage_of(&self, name: String, published: Published) -> Option<VolumeUsage> {
+        let driver = self.drivers.get(&published.volume.driver).ok()?;
+        let recent = published.usage.lock().clone().filter(|known| known.at.elapsed() < GOOD_FOR);
+        if let Some(known) = recent {
+            return known.usage;
+        }
+        let usage = match ask(&driver, &published).await {
+            Ok(answer) => answer.map(|answer| VolumeUsage { name, claim: published.claim, ..read(&answer) }),
+            Err(error) => {
+                tracing::debug!(volume = published.volume.name, %error, "a driver does not say how full a volume is");
+                None
+            }
+        };
+        *published.usage.lock() = Some(Known { at: Instant::now(), usage: usage.clone() });
+        usage
+    }
+}
+
+/// None if the driver cannot tell.
+async fn ask(driver: &Driver, published: &Published) -> Result<Option<NodeGetVolumeStatsResponse>, RpcError> {
+    if !driver.abilities().await?.usage {
+        return Ok(None);
+    }
+    driver.usage(&published.volume.handle, &published.mounted.host_path).await.map(Some)
 }
 
 fn read(answer: &NodeGetVolumeStatsResponse) -> VolumeUsage {
