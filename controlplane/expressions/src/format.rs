@@ -305,7 +305,6 @@ mod tests {
             let variables: [(&str, Value); 0] = [];
             assert_eq!(program.evaluate(&variables).unwrap(), Value::from(want), "{text}");
         }
-        let _ = map(std::iter::empty());
     }
 
     #[test]

@@ -46,18 +46,12 @@ pub fn start(context: &Context) {
     context.pods.informer.on_change(move |change| {
         let pod = change.object();
         if plan::uses_claims(pod) {
-            on_pod.begin();
+            on_pod.clone().begin_elsewhere();
             on_pod.pod_changed(pod, change.new.is_none());
         }
     });
     let on_rule = starter.clone();
-    context.informers.of::<DeviceTaintRule>().on_change(move |_| {
-        if !on_rule.begun.load(Ordering::SeqCst) {
-            let starter = on_rule.clone();
-            // Elsewhere: it watches rules too, which cannot be begun from here.
-            on_rule.controller.supervisor.spawn("begin", async move { starter.begin() });
-        }
-    });
+    context.informers.of::<DeviceTaintRule>().on_change(move |_| on_rule.clone().begin_elsewhere());
     let at_first = starter.clone();
     starter.controller.supervisor.spawn("look for claims", async move { at_first.look().await });
 }
@@ -94,6 +88,14 @@ impl Starter {
         }
         if !is_gone {
             self.queue.add(Item::Pod(meta::key(&pod.metadata)));
+        }
+    }
+
+    /// Not where a change is handled: beginning adds handlers for the same kinds.
+    fn begin_elsewhere(self: Arc<Self>) {
+        if !self.begun.load(Ordering::SeqCst) {
+            let starter = self.clone();
+            self.controller.supervisor.spawn("begin", async move { starter.begin() });
         }
     }
 
