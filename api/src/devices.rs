@@ -1,6 +1,9 @@
-//! Taints of devices (`resource.k8s.io`), as scheduling and eviction read them.
+//! Claims and taints of devices (`resource.k8s.io`), as scheduling and the controllers read them.
 
 use k8s_openapi::api::resource::v1::{DeviceTaint, DeviceTaintRule, DeviceToleration};
+
+/// Of an allocated claim: it is not gone before its devices are taken back.
+pub const FINALIZER: &str = "resource.kubernetes.io/delete-protection";
 
 /// Whether a toleration covers a taint. No effect and no key cover all of them; the caller looks at
 /// what the effect is.

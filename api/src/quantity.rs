@@ -56,6 +56,10 @@ impl Quantity {
         clamp(ceil_div(self.nanos, NANO))
     }
 
+    pub fn nanos(&self) -> i128 {
+        self.nanos
+    }
+
     /// Thousandths, rounded up (millicores).
     pub fn milli(&self) -> i64 {
         clamp(ceil_div(self.nanos, NANO / 1000))
@@ -135,6 +139,27 @@ impl FromStr for Quantity {
     type Err = QuantityError;
 
     fn from_str(text: &str) -> Result<Self, QuantityError> {
+        let Parts { negative, whole, fraction, scale, format } = Parts::of(text)?;
+        let nanos = scaled(whole, fraction, scale)?;
+        if nanos > i128::from(i64::MAX) * NANO {
+            return Err(QuantityError::TooLarge);
+        }
+        Ok(Self { nanos: if negative { -nanos } else { nanos }, format })
+    }
+}
+
+/// A quantity as it is written.
+pub struct Parts<'a> {
+    pub negative: bool,
+    /// Digits before and after the point: one at least.
+    pub whole: &'a str,
+    pub fraction: &'a str,
+    pub scale: Scale,
+    pub format: Format,
+}
+
+impl<'a> Parts<'a> {
+    pub fn of(text: &'a str) -> Result<Self, QuantityError> {
         let (negative, rest) = match text.as_bytes().first() {
             Some(b'-') => (true, &text[1..]),
             Some(b'+') => (false, &text[1..]),
@@ -147,17 +172,13 @@ impl FromStr for Quantity {
             return Err(QuantityError::Format);
         }
         let (scale, format) = parse_suffix(suffix)?;
-        let nanos = scaled(whole, fraction, scale)?;
-        if nanos > i128::from(i64::MAX) * NANO {
-            return Err(QuantityError::TooLarge);
-        }
-        Ok(Self { nanos: if negative { -nanos } else { nanos }, format })
+        Ok(Self { negative, whole, fraction, scale, format })
     }
 }
 
 /// What one unit of the number is worth.
-#[derive(Clone, Copy)]
-enum Scale {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scale {
     /// 10^n
     Ten(i32),
     /// 2^n

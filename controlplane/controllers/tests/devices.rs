@@ -180,6 +180,43 @@ async fn a_tainted_device_is_taken_from_its_pod() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rule_says_whom_it_evicts() {
+    let bench = Bench::start().await;
+    let rules: Api<DeviceTaintRule> = Api::all(bench.cluster.client.clone());
+    let rule = async |name: &str, effect: &str| {
+        let rule = json!({"metadata": {"name": name}, "spec": {"deviceSelector": {"pool": "rich"},
+            "taint": {"key": "example.com/broken", "effect": effect}}});
+        rules.create(&PostParams::default(), &from(rule)).await.unwrap();
+    };
+    let says = async |name: &str, message: &str| {
+        let said = async || {
+            let conditions = rules.get(name).await.ok()?.status?.conditions?;
+            let said = conditions.into_iter().find(|condition| condition.type_ == "EvictionInProgress")?;
+            said.message.starts_with(message).then_some(said.status)
+        };
+        eventually(&format!("{name} says: {message}"), said).await
+    };
+    // Also where nobody ever claimed a device.
+    rule("dry-run", "None").await;
+    let nobody = "1 published device selected. 0 allocated devices selected. \
+        0 pods would be evicted in 0 different namespaces if the effect was NoExecute.";
+    assert_eq!(says("dry-run", nobody).await, "False");
+
+    let patient = json!([{"operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 3600}]);
+    let claim = json!({"metadata": {"name": "patient"}, "spec": {"devices": {"requests": [
+        {"name": "gpu", "exactly": {"deviceClassName": "gpu", "tolerations": patient}}]}}});
+    bench.claims.create(&PostParams::default(), &from(claim)).await.unwrap();
+    rule("broken", "NoExecute").await;
+    assert_eq!(says("broken", "").await, "False");
+    let pod = json!({"metadata": {"name": "patient"}, "spec": {"containers": [{"name": "c", "image": "nginx"}],
+        "resourceClaims": [{"name": "device", "resourceClaimName": "patient"}]}});
+    bench.pods.create(&PostParams::default(), &from(pod)).await.unwrap();
+    assert_eq!(bench.node_of("patient").await, "rich");
+    assert_eq!(says("broken", "1 pod needs to be evicted in 1 namespace.").await, "True");
+    bench.cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_missing_template_is_reported_and_waited_for() {
     let bench = Bench::start().await;
     let pod = json!({"metadata": {"name": "early"}, "spec": {"containers": [{"name": "c", "image": "nginx"}],

@@ -17,7 +17,8 @@ use parking_lot::Mutex;
 
 use crate::decl::{Decl, Kind};
 use crate::library::opaque;
-use crate::values::{Semver, parse_quantity};
+use crate::quantity::Amount;
+use crate::values::Semver;
 use crate::{CelError, Checked, Program, Value, check, map, parse};
 
 /// What one selector may cost for one device, in the units of CEL.
@@ -90,21 +91,45 @@ fn with_hint(error: String) -> String {
 /// Selectors that were compiled before. Empty until the first is used.
 #[derive(Debug, Default)]
 pub struct Cache {
-    known: Mutex<HashMap<String, Result<Arc<Selector>, CelError>>>,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    selectors: HashMap<String, Kept>,
+    uses: u64,
+}
+
+#[derive(Debug)]
+struct Kept {
+    selector: Result<Arc<Selector>, CelError>,
+    /// Which use of the cache was the last of this one.
+    used: u64,
 }
 
 impl Cache {
     pub fn get(&self, text: &str) -> Result<Arc<Selector>, CelError> {
         let mut known = self.known.lock();
-        if let Some(selector) = known.get(text) {
-            return selector.clone();
+        known.uses += 1;
+        let used = known.uses;
+        if let Some(kept) = known.selectors.get_mut(text) {
+            kept.used = used;
+            return kept.selector.clone();
         }
-        if known.len() >= KEPT {
-            known.clear();
+        let selector = compile_checked(text).map(|(selector, _)| Arc::new(selector));
+        known.keep(text, Kept { selector: selector.clone(), used });
+        selector
+    }
+}
+
+impl Known {
+    /// The one that was not used for longest makes room.
+    fn keep(&mut self, text: &str, kept: Kept) {
+        if self.selectors.len() >= KEPT {
+            let oldest = self.selectors.iter().min_by_key(|(_, kept)| kept.used).map(|(text, _)| text.clone());
+            oldest.map(|text| self.selectors.remove(&text));
         }
-        let compiled = compile_checked(text).map(|(selector, _)| Arc::new(selector));
-        known.insert(text.to_owned(), compiled.clone());
-        compiled
+        self.selectors.insert(text.to_owned(), kept);
     }
 }
 
@@ -117,7 +142,7 @@ fn value_of(driver: &str, device: &Device) -> Result<Value, String> {
     }
     let mut capacity = Domains::default();
     for (name, amount) in device.capacity.iter().flatten() {
-        let value = parse_quantity(&amount.value.0).map_err(|why| format!("capacity {name}: {why}"))?;
+        let value = Amount::parse(&amount.value.0).map_err(|why| format!("capacity {name}: {why}"))?;
         capacity.insert(driver, name, opaque(value));
     }
     let fields = [
@@ -304,8 +329,11 @@ mod tests {
         let cache = Cache::default();
         for n in 0..=KEPT {
             cache.get(&format!("{n} == {n}")).unwrap();
+            cache.get("0 == 0").unwrap();
         }
-        assert_eq!(cache.known.lock().len(), 1);
+        let kept = |text: &str| cache.known.lock().selectors.contains_key(text);
+        assert_eq!(cache.known.lock().selectors.len(), KEPT);
+        assert!(kept("0 == 0") && !kept("1 == 1") && kept("2 == 2"), "only the one unused for longest is gone");
         assert!(cache.get("?!").is_err() && cache.get("?!").is_err());
     }
 }

@@ -16,6 +16,7 @@ mod comprehensions;
 mod cost;
 pub mod decl;
 pub mod device;
+mod format;
 mod formats;
 mod library;
 pub mod lists;
@@ -23,6 +24,7 @@ mod literals;
 pub mod meter;
 mod network;
 mod parse;
+mod quantity;
 mod signatures;
 mod values;
 

@@ -16,8 +16,9 @@ use regex::{Regex, RegexBuilder};
 use crate::authorizer::{Authorizer, Decision};
 use crate::formats::NamedFormat;
 use crate::network::{Cidr, Ip, Url, ip, link_local, link_local_multicast, parse_ip};
-use crate::values::{Amount, Semver, amount, approximate, as_integer, compare, parse_quantity, quantity_of};
-use crate::{comprehensions, formats, list, lists, meter, network, optional};
+use crate::quantity::{Amount, amount, as_integer, quantity_of};
+use crate::values::{Semver, compare};
+use crate::{comprehensions, format, formats, list, lists, meter, network, optional};
 
 pub(crate) type Outcome<T> = Result<T, ExecutionError>;
 
@@ -101,17 +102,14 @@ macro_rules! functions {
 fn build_context() -> Context<'static, 'static> {
     let mut context = Context::with_env(ENVIRONMENT.clone());
     functions! { context:
-        "quantity" => |text: Arc<String>| parse_quantity(&text).map(opaque),
-        "isQuantity" => |text: Arc<String>| parse_quantity(&text).is_ok(),
-        "isInteger" => |This(this): This<Value>| Ok::<_, ExecutionError>(quantity_of(&this)?.0.is_integer()),
+        "quantity" => |text: Arc<String>| Amount::parse(&text).map(opaque),
+        "isQuantity" => |text: Arc<String>| Amount::parse(&text).is_ok(),
+        "isInteger" => |This(this): This<Value>| Ok::<_, ExecutionError>(quantity_of(&this)?.is_integer()),
         "asInteger" => |This(this): This<Value>| as_integer(&this),
-        "asApproximateFloat" => |This(this): This<Value>| Ok::<_, ExecutionError>(approximate(quantity_of(&this)?.0)),
-        "sign" => |This(this): This<Value>| {
-            let quantity = quantity_of(&this)?.0;
-            Ok::<_, ExecutionError>(if quantity.is_zero() { 0_i64 } else if quantity.is_negative() { -1 } else { 1 })
-        },
-        "add" => |This(this): This<Value>, other: Value| Ok::<_, ExecutionError>(opaque(Amount(quantity_of(&this)?.0 + amount(&other)?))),
-        "sub" => |This(this): This<Value>, other: Value| Ok::<_, ExecutionError>(opaque(Amount(quantity_of(&this)?.0 - amount(&other)?))),
+        "asApproximateFloat" => |This(this): This<Value>| Ok::<_, ExecutionError>(quantity_of(&this)?.approximate()),
+        "sign" => |This(this): This<Value>| Ok::<_, ExecutionError>(quantity_of(&this)?.sign()),
+        "add" => |This(this): This<Value>, other: Value| Ok::<_, ExecutionError>(opaque(quantity_of(&this)?.plus(&amount(&other)?))),
+        "sub" => |This(this): This<Value>, other: Value| Ok::<_, ExecutionError>(opaque(quantity_of(&this)?.minus(&amount(&other)?))),
         "compareTo" => |This(this): This<Value>, other: Value| compare(&this, &other),
         "isGreaterThan" => |This(this): This<Value>, other: Value| compare(&this, &other).map(|order| order > 0),
         "isLessThan" => |This(this): This<Value>, other: Value| compare(&this, &other).map(|order| order < 0),
@@ -186,6 +184,7 @@ fn build_context() -> Context<'static, 'static> {
         },
         "@replace" => replace,
         "@join" => join,
+        "@format" => format::format,
         "@pairs" => |of: Value| pairs(&of),
         "@unpairs" => |of: Arc<Vec<Value>>| unpairs(&of),
         "@same" => |a: Value, b: Value, shape: i64| lists::same(&a, &b, shape),

@@ -158,7 +158,7 @@ const WALKING: &[&str] = &[
     "trim",
     "split",
     "substring",
-    "format",
+    "@format",
     "sort",
     "distinct",
     "flatten",
@@ -179,7 +179,8 @@ const WALKING: &[&str] = &[
 ];
 
 /// Functions that are replaced by others which know beforehand what they will cost.
-const REPLACED: &[(&str, &str)] = &[("matches", "@matches"), ("replace", "@replace"), ("join", "@join")];
+const REPLACED: &[(&str, &str)] =
+    &[("matches", "@matches"), ("replace", "@replace"), ("join", "@join"), ("format", "@format")];
 
 fn rewritten_call(mut call: CallExpr) -> Expr {
     if let Some((_, other)) = REPLACED.iter().find(|(name, _)| *name == call.func_name) {

@@ -1,49 +1,15 @@
-//! Quantities and semantic versions as values of expressions.
+//! Semantic versions as values of expressions, and the order of what has one.
 
-use api::quantity::{Format, Quantity};
 use cel::Value;
 use cel::objects::Opaque;
 
-use crate::library::{Outcome, failed, known, opaque_type};
-
-/// `kubernetes.Quantity`
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Amount(pub(crate) Quantity);
-opaque_type!(Amount, "kubernetes.Quantity");
-
-pub(crate) fn parse_quantity(text: &str) -> Outcome<Amount> {
-    text.parse().map(Amount).map_err(|error: api::quantity::QuantityError| failed("quantity", error))
-}
-
-pub(crate) fn quantity_of(value: &Value) -> Outcome<&Amount> {
-    known(value)
-}
-
-/// A quantity, or a whole number.
-pub(crate) fn amount(value: &Value) -> Outcome<Quantity> {
-    match value {
-        Value::Int(number) => Ok(Quantity::from_units(*number, Format::DecimalSi)),
-        other => Ok(quantity_of(other)?.0),
-    }
-}
-
-pub(crate) fn as_integer(value: &Value) -> Outcome<i64> {
-    let quantity = quantity_of(value)?.0;
-    if quantity.is_integer() {
-        Ok(quantity.units())
-    } else {
-        Err(failed("asInteger", "cannot convert value to integer"))
-    }
-}
-
-pub(crate) fn approximate(quantity: Quantity) -> f64 {
-    if quantity.is_integer() { quantity.units() as f64 } else { quantity.milli() as f64 / 1000.0 }
-}
+use crate::library::{Outcome, known, opaque_type};
+use crate::quantity::quantity_of;
 
 pub(crate) fn compare(this: &Value, other: &Value) -> Outcome<i64> {
     let order = match known::<Semver>(this) {
         Ok(version) => version.order(known::<Semver>(other)?),
-        Err(_) => quantity_of(this)?.0.cmp(&quantity_of(other)?.0),
+        Err(_) => quantity_of(this)?.cmp(quantity_of(other)?),
     };
     Ok(order as i64)
 }

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Instant;
 
 use k8s_openapi::api::core::v1::Node;
 
@@ -36,6 +37,8 @@ pub struct Snapshot {
     pub nodes: Arc<Vec<Arc<NodeInfo>>>,
     /// Labels by namespace.
     pub namespaces: Arc<HashMap<String, Labels>>,
+    /// When, if that matters: a long search ends so long after it.
+    pub taken: Option<Instant>,
 }
 
 impl Snapshot {
@@ -53,7 +56,7 @@ impl Snapshot {
 
 impl Cluster {
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot { nodes: self.nodes.clone(), namespaces: self.namespaces.clone() }
+        Snapshot { nodes: self.nodes.clone(), namespaces: self.namespaces.clone(), taken: None }
     }
 
     /// A node appeared or changed. Pods seen before their node are on it from now on.

@@ -92,13 +92,13 @@ impl Cycle<'_> {
         let mut error = FitError { all_nodes: nodes.len(), ..FitError::default() };
         let only = match pre_filter(self.framework, state, pod, self.snapshot) {
             Ok(only) => only,
-            Err((plugins, rejection)) => {
+            Err((plugin, rejection)) => {
                 error.failed = rejection.failed;
                 error.pre_filter = Some(match rejection.failed {
-                    true => self.failure(&plugins, "PreFilter", &rejection),
+                    true => self.failure(plugin, "PreFilter", &rejection),
                     false => rejection.reasons.join(", "),
                 });
-                error.rejected_by = plugins;
+                error.rejected_by.insert(plugin);
                 error.rejections = (0..nodes.len()).map(|at| (at, rejection.clone())).collect();
                 return Err(error);
             }
@@ -124,7 +124,7 @@ impl Cycle<'_> {
                     error.rejected_by.insert(plugin);
                     if rejection.failed {
                         error.failed = true;
-                        error.pre_filter = Some(self.failure(&error.rejected_by, "filter", &rejection));
+                        error.pre_filter = Some(self.failure(plugin, "filter", &rejection));
                         return Err(error);
                     }
                     error.rejections.push((at, rejection));
@@ -141,8 +141,8 @@ impl Cycle<'_> {
     }
 
     /// Upstream's text of a plugin that failed.
-    fn failure(&self, plugins: &PluginSet, point: &str, rejection: &Rejection) -> String {
-        let name = plugins.iter().last().and_then(|at| self.framework.plugin(at)).map_or("", |plugin| plugin.name());
+    fn failure(&self, plugin: usize, point: &str, rejection: &Rejection) -> String {
+        let name = self.framework.plugin(plugin).map_or("", |plugin| plugin.name());
         format!("running \"{name}\" {point} plugin: {}", rejection.reasons.join(", "))
     }
 
@@ -179,7 +179,7 @@ fn pre_filter(
     state: &mut CycleState,
     pod: &PodInfo,
     snapshot: &Snapshot,
-) -> Result<Limits, (PluginSet, Rejection)> {
+) -> Result<Limits, (usize, Rejection)> {
     let mut only: Limits = None;
     for (at, plugin) in framework.at(Point::PreFilter) {
         match plugin.pre_filter(state, pod, snapshot) {
@@ -191,11 +191,7 @@ fn pre_filter(
                     Some((by, before)) => (by, before.into_iter().filter(|name| names.contains(name)).collect()),
                 });
             }
-            PreFilter::Reject(rejection) => {
-                let mut by = PluginSet::default();
-                by.insert(at);
-                return Err((by, rejection));
-            }
+            PreFilter::Reject(rejection) => return Err((at, rejection)),
         }
     }
     Ok(only)
@@ -237,9 +233,7 @@ pub fn fits_with(
 ) -> Result<(), (usize, Rejection)> {
     let snapshot = snapshot.with_node(at, changed);
     let mut state = CycleState::default();
-    if let Err((by, rejection)) = pre_filter(framework, &mut state, pod, &snapshot) {
-        return Err((by.iter().next().unwrap_or(0), rejection));
-    }
+    pre_filter(framework, &mut state, pod, &snapshot)?;
     filter(framework, &state, pod, &snapshot.nodes[at])
 }
 
@@ -448,6 +442,50 @@ mod tests {
         let mine = object(json!({"metadata": {"name": "first"}, "status": {"nominatedNodeName": "n"},
             "spec": {"priority": 10, "containers": [{"name": "c", "resources": {"requests": {"cpu": "3"}}}]}}));
         assert_eq!(placed(run_with(&mine, node(), &nominated)), "n");
+    }
+
+    /// Rejects every node, and cannot tell about one.
+    struct Stub {
+        name: &'static str,
+        rejects: &'static str,
+        fails_at: &'static str,
+    }
+
+    impl crate::framework::Plugin for Stub {
+        fn name(&self) -> &'static str {
+            self.name
+        }
+
+        fn points(&self) -> &'static [Point] {
+            &[Point::Filter]
+        }
+
+        fn filter(&self, _state: &CycleState, _pod: &PodInfo, node: &NodeInfo) -> Result<(), Rejection> {
+            match node.name.as_str() {
+                name if name == self.fails_at => Err(Rejection::failure("no idea")),
+                name if name == self.rejects => Err(Rejection::unresolvable("no")),
+                _ => Ok(()),
+            }
+        }
+    }
+
+    #[test]
+    fn the_plugin_that_failed_is_named() {
+        let framework = Framework::new(vec![
+            Box::new(Stub { name: "Failing", rejects: "", fails_at: "b" }),
+            Box::new(Stub { name: "Rejecting", rejects: "a", fails_at: "" }),
+        ]);
+        let nodes = ["a", "b"].map(|name| Arc::new(node(name, json!({}))));
+        let snapshot = Snapshot { nodes: Arc::new(nodes.into()), ..Snapshot::default() };
+        let nominated = Nominated::new();
+        let cycle = Cycle { framework: &framework, snapshot: &snapshot, nominated: &nominated, budgets: &[], start: 0 };
+        match cycle.run(&asking("p", "1", "1Gi"), |_| 0) {
+            Verdict::Reject(error) => {
+                assert_eq!(error.pre_filter.as_deref(), Some("running \"Failing\" filter plugin: no idea"));
+                assert!(error.failed);
+            }
+            Verdict::Place { node } => panic!("placed on {node}"),
+        }
     }
 
     #[test]

@@ -10,14 +10,15 @@ use std::time::Instant;
 use component::{Change, EventRecorder, EventType, Informer, Informers, Supervisor};
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use k8s_openapi::api::resource::v1::ResourceClaim;
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::Client;
 use parking_lot::Mutex;
 use rand::Rng;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Notify;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Snapshot};
 use crate::cycle::{Cycle, FitError, Verdict};
 use crate::event::ClusterEvent;
 use crate::framework::{Framework, PostFilter};
@@ -109,11 +110,17 @@ impl Scheduler {
         let scheduler = self.clone();
         watched.claims.on_change(move |change| scheduler.claim_changed(change));
         let scheduler = self.clone();
-        watched.slices.on_change(move |change| scheduler.devices_changed(change.new.is_some()));
+        watched.slices.on_change(move |change| {
+            scheduler.devices.stock_changed();
+            scheduler.devices_changed(change.new.is_some());
+        });
         let scheduler = self.clone();
-        watched.classes.on_change(move |change| scheduler.devices_changed(change.new.is_some()));
+        watched.classes.on_change(move |change| scheduler.class_changed(change));
         let scheduler = self.clone();
-        watched.rules.on_change(move |_| scheduler.devices_changed(true));
+        watched.rules.on_change(move |_| {
+            scheduler.devices.stock_changed();
+            scheduler.devices_changed(true);
+        });
         let full = (watched.claims.clone(), watched.slices.clone(), watched.classes.clone(), watched.rules.clone());
         let scheduler = self.clone();
         self.supervisor.spawn("devices", async move {
@@ -124,10 +131,26 @@ impl Scheduler {
     }
 
     fn claim_changed(&self, change: &Change<'_, ResourceClaim>) {
-        self.devices.seen(change.object(), change.new.is_none());
+        let uid = |claim: &Arc<ResourceClaim>| claim.metadata.uid.clone();
+        // A claim that was deleted and made anew between two looks is another claim.
+        let (gone, old) = match change.old {
+            Some(old) if change.new.map(uid) != Some(uid(old)) => (Some(old), None),
+            old => (None, old),
+        };
+        if let Some(gone) = gone {
+            self.devices.seen(gone, true);
+            self.announce(self.state.lock(), &ClusterEvent::ClaimGone(gone.clone()));
+        }
         if let Some(new) = change.new {
-            let event = ClusterEvent::ClaimChanged { old: change.old.cloned(), new: new.clone() };
+            self.devices.seen(new, false);
+            let event = ClusterEvent::ClaimChanged { old: old.cloned(), new: new.clone() };
             self.announce(self.state.lock(), &event);
+        }
+    }
+
+    fn class_changed(&self, change: &Change<'_, DeviceClass>) {
+        if let Some(new) = change.new {
+            self.announce(self.state.lock(), &ClusterEvent::ClassChanged(new.clone()));
         }
     }
 
@@ -254,10 +277,14 @@ impl Scheduler {
             self.recorder.object_event(pod.pod.as_ref(), EventType::Warning, report::FAILED, message);
             return;
         }
-        match self.decide(&pod) {
-            Verdict::Place { node } => self.place(pod, node),
-            Verdict::Reject(error) => self.reject(pod, error),
-        }
+        let decide = || match self.decide(&pod) {
+            Verdict::Place { node } => self.place(pod.clone(), node),
+            Verdict::Reject(error) => self.reject(pod.clone(), error),
+        };
+        // Choosing devices can take seconds: other tasks of this thread do not wait for that.
+        let may_move =
+            || Handle::try_current().is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread);
+        if pod.may_need_devices() && may_move() { tokio::task::block_in_place(decide) } else { decide() }
     }
 
     /// Runs a cycle on a snapshot, without holding the lock.
@@ -265,7 +292,8 @@ impl Scheduler {
         let (snapshot, nominated, start) = {
             let mut state = self.state.lock();
             state.start = state.start.wrapping_add(1);
-            (state.cluster.snapshot(), state.nominations.by_node(), state.start)
+            let snapshot = Snapshot { taken: Some(Instant::now()), ..state.cluster.snapshot() };
+            (snapshot, state.nominations.by_node(), state.start)
         };
         let budgets: Vec<Budget> = self.budgets.list().iter().map(|budget| Budget::of(budget)).collect();
         let cycle =
@@ -292,7 +320,7 @@ impl Scheduler {
                     scheduler.recorder.object_event(pod.pod.as_ref(), EventType::Normal, report::SCHEDULED, message);
                 }
                 Err(why) => {
-                    scheduler.framework.unreserve(&pod, &node);
+                    scheduler.framework.unbind(&pod, &node).await;
                     scheduler.undo(&pod, &why);
                 }
             }
@@ -301,11 +329,15 @@ impl Scheduler {
 
     /// A placed pod could not be bound: what it took is free again, and it is tried later.
     fn undo(self: &Arc<Self>, pod: &Arc<PodInfo>, why: &str) {
+        self.state.lock().cluster.forget(&pod.uid);
+        self.fail(pod, why);
+        self.announce(self.state.lock(), &ClusterEvent::PodGone(pod.clone()));
+    }
+
+    /// Something failed that says nothing about nodes: the pod is tried again later.
+    fn fail(&self, pod: &Arc<PodInfo>, why: &str) {
         let now = Instant::now();
-        let mut state = self.state.lock();
-        state.cluster.forget(&pod.uid);
-        let waits = state.queue.set_back(&pod.uid, Setback::Error, &self.framework, now);
-        self.announce(state, &ClusterEvent::PodGone(pod.clone()));
+        let waits = self.state.lock().queue.set_back(&pod.uid, Setback::Error, &self.framework, now);
         if waits {
             self.report_failure(pod, report::SCHEDULER_ERROR, why.to_owned(), None);
         }
@@ -313,7 +345,8 @@ impl Scheduler {
 
     fn reject(self: &Arc<Self>, pod: Arc<PodInfo>, error: FitError) {
         if error.failed {
-            return self.undo(&pod, error.pre_filter.as_deref().unwrap_or_default());
+            // It was not placed: nothing is free now that was not free before.
+            return self.fail(&pod, error.pre_filter.as_deref().unwrap_or_default());
         }
         let message = error.message();
         let now = Instant::now();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::resource::v1::ResourceClaim;
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim};
 
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
@@ -34,7 +34,11 @@ pub enum ClusterEvent {
         old: Option<Arc<ResourceClaim>>,
         new: Arc<ResourceClaim>,
     },
-    /// Devices, classes of them or their taints appeared or changed, or are known only now.
+    /// A claim for devices was deleted.
+    ClaimGone(Arc<ResourceClaim>),
+    /// A class of devices appeared or changed.
+    ClassChanged(Arc<DeviceClass>),
+    /// Devices or their taints appeared or changed, or are known only now.
     DevicesChanged,
 }
 

@@ -225,6 +225,12 @@ pub trait Effects: Send + Sync {
         Box::pin(std::future::ready(Ok(())))
     }
 
+    /// Takes back what [`Effects::pre_bind`] wrote for a pod that is not bound after all. Must not
+    /// fail, also if nothing was written.
+    fn take_back<'a>(&'a self, _pod: &'a PodInfo, _node: &'a str) -> BoxFuture<'a, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
     /// None: another plugin binds this pod.
     fn bind<'a>(&'a self, _pod: &'a PodInfo, _node: &'a str) -> BoxFuture<'a, Option<Result<(), String>>> {
         Box::pin(std::future::ready(None))
@@ -311,6 +317,17 @@ impl Framework {
             effects.post_bind(pod, node).await;
         }
         Ok(())
+    }
+
+    /// Undoes a failed [`Framework::bind`]: what was written first, so that nobody finds free what is
+    /// still held, then what was reserved.
+    pub async fn unbind(&self, pod: &PodInfo, node: &str) {
+        let mut wrote = self.effects(Point::PreBind);
+        wrote.reverse();
+        for (effects, _) in wrote {
+            effects.take_back(pod, node).await;
+        }
+        self.unreserve(pod, node);
     }
 
     fn effects(&self, point: Point) -> Vec<(&dyn Effects, &'static str)> {

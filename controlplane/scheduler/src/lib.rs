@@ -19,6 +19,7 @@ mod nominations;
 mod plugins;
 mod pod;
 mod queue;
+mod refusal;
 mod report;
 mod resource;
 #[cfg(test)]

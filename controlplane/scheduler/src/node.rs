@@ -61,8 +61,8 @@ impl NodeInfo {
 
     pub fn add_pod(&mut self, pod: Arc<PodInfo>) {
         self.requested.add(&pod.requests);
-        self.scored_milli_cpu += pod.scored_milli_cpu;
-        self.scored_memory += pod.scored_memory;
+        self.scored_milli_cpu = self.scored_milli_cpu.saturating_add(pod.scored_milli_cpu);
+        self.scored_memory = self.scored_memory.saturating_add(pod.scored_memory);
         self.with_affinity += usize::from(has_affinity(&pod));
         self.with_required_anti_affinity += usize::from(!pod.anti_affinity.required.is_empty());
         self.used_ports.extend(pod.host_ports.iter().cloned());
@@ -74,8 +74,8 @@ impl NodeInfo {
         let Some(at) = self.pods.iter().position(|pod| &*pod.uid == uid) else { return };
         let pod = self.pods.swap_remove(at);
         self.requested.subtract(&pod.requests);
-        self.scored_milli_cpu -= pod.scored_milli_cpu;
-        self.scored_memory -= pod.scored_memory;
+        self.scored_milli_cpu = self.scored_milli_cpu.saturating_sub(pod.scored_milli_cpu);
+        self.scored_memory = self.scored_memory.saturating_sub(pod.scored_memory);
         self.with_affinity -= usize::from(has_affinity(&pod));
         self.with_required_anti_affinity -= usize::from(!pod.anti_affinity.required.is_empty());
         for port in &pod.host_ports {

@@ -179,7 +179,10 @@ fn scored(spec: &PodSpec, requests: &Resources) -> (i64, i64) {
         let without = spec.containers.iter().filter(|c| !asks(c.resources.as_ref().and_then(|r| r.requests.as_ref())));
         without.count() as i64
     };
-    (requests.milli_cpu + missing("cpu") * DEFAULT_MILLI_CPU, requests.memory + missing("memory") * DEFAULT_MEMORY)
+    (
+        requests.milli_cpu.saturating_add(missing("cpu") * DEFAULT_MILLI_CPU),
+        requests.memory.saturating_add(missing("memory") * DEFAULT_MEMORY),
+    )
 }
 
 fn host_ports(spec: &PodSpec) -> Vec<HostPort> {

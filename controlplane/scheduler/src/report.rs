@@ -9,6 +9,7 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 
 use crate::pod::{DEFAULT_SCHEDULER, PodInfo};
+use crate::refusal;
 
 /// Event reasons.
 pub const SCHEDULED: &str = "Scheduled";
@@ -74,7 +75,7 @@ async fn patch_status(client: &Client, pod: &PodInfo, status: Value) {
 
 /// Deleted, or deleted and made anew.
 fn is_gone(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == 404 || status.code == 409)
+    refusal::is_missing(error) || refusal::is_conflict(error)
 }
 
 /// The condition to write; none if the pod has it just so.

@@ -45,21 +45,22 @@ impl Resources {
         }
     }
 
+    /// Sums stay at the limits of what can be counted.
     pub fn add(&mut self, more: &Self) {
-        self.milli_cpu += more.milli_cpu;
-        self.memory += more.memory;
-        self.ephemeral_storage += more.ephemeral_storage;
-        for (name, amount) in &more.others {
-            *self.others.entry(name.clone()).or_default() += amount;
-        }
+        self.combine(more, i64::saturating_add);
     }
 
     pub fn subtract(&mut self, less: &Self) {
-        self.milli_cpu -= less.milli_cpu;
-        self.memory -= less.memory;
-        self.ephemeral_storage -= less.ephemeral_storage;
-        for (name, amount) in &less.others {
-            *self.others.entry(name.clone()).or_default() -= amount;
+        self.combine(less, i64::saturating_sub);
+    }
+
+    fn combine(&mut self, other: &Self, how: fn(i64, i64) -> i64) {
+        self.milli_cpu = how(self.milli_cpu, other.milli_cpu);
+        self.memory = how(self.memory, other.memory);
+        self.ephemeral_storage = how(self.ephemeral_storage, other.ephemeral_storage);
+        for (name, amount) in &other.others {
+            let sum = self.others.entry(name.clone()).or_default();
+            *sum = how(*sum, *amount);
         }
     }
 

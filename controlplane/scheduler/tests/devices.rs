@@ -3,10 +3,11 @@
 
 mod common;
 
-use common::{Cluster, from};
+use common::{Cluster, from, until};
+use k8s_openapi::api::core::v1::Event;
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
 use kube::Api;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
 struct Bench {
@@ -73,6 +74,34 @@ impl Bench {
     async fn free(&self, claim: &str) {
         let freed = Patch::Merge(json!({"status": {"allocation": null, "reservedFor": null}}));
         self.claims.patch_status(claim, &PatchParams::default(), &freed).await.unwrap();
+    }
+
+    /// How often the pod was not placed so far, for a reason that contains `text`.
+    async fn failures(&self, pod: &str, text: &str) -> i32 {
+        let events: Api<Event> = Api::default_namespaced(self.cluster.client.clone());
+        let events = events.list(&ListParams::default()).await.unwrap().items;
+        let about = |event: &&Event| {
+            event.involved_object.name.as_deref() == Some(pod)
+                && event.reason.as_deref() == Some("FailedScheduling")
+                && event.message.as_deref().is_some_and(|message| message.contains(text))
+        };
+        events.iter().filter(about).map(|event| event.count.unwrap_or(1)).sum()
+    }
+
+    async fn until_failed(&self, pod: &str, text: &str, times: i32) {
+        let often = async || (self.failures(pod, text).await >= times).then_some(());
+        until(&format!("{times} failures of {pod}: {text}"), often).await;
+    }
+
+    /// Says of the device of a claim that it could not be attached.
+    async fn break_device(&self, claim: &str, device: &str) {
+        let condition = json!({"type": "Broken", "status": "True", "reason": "Cable", "message": "no link",
+            "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        let (pool, _) = device.split_once('/').unwrap();
+        let status = json!({"devices": [{"driver": "gpu.example.com", "pool": pool, "device": "gpu-0",
+            "conditions": [condition]}]});
+        let patch = Patch::Merge(json!({ "status": status }));
+        self.claims.patch_status(claim, &PatchParams::default(), &patch).await.unwrap();
     }
 
     async fn delete(&self, pod: &str) {
@@ -178,4 +207,90 @@ async fn what_cannot_be_evaluated_is_an_error_of_scheduling() {
     let text = "running \"DynamicResources\" filter plugin: claim default/broken: selector #0 on device \
         gpu.example.com/n1/gpu-0: CEL runtime error: no such key: none.";
     assert!(message.starts_with(text), "{message}");
+}
+
+/// A device that has to be attached before it can be used.
+fn to_be_attached() -> Value {
+    json!([{"name": "gpu-0", "bindingConditions": ["Attached"], "bindingFailureConditions": ["Broken"]}])
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_that_cannot_be_attached_is_given_back_for_another() {
+    let bench = Bench::start().await;
+    bench.slice("n1", to_be_attached()).await;
+    bench.claim("c", one()).await;
+    bench.pod("p", "c").await;
+    let text = "waiting for binding conditions for device on node n1";
+    assert_eq!(bench.cluster.event("p", "BindingConditionsPending").await, text);
+    assert_eq!(bench.given("c").await, ["n1/gpu-0"]);
+
+    bench.slices.delete("n1", &DeleteParams::default()).await.unwrap();
+    bench.break_device("c", "n1/gpu-0").await;
+    let why = "running PreBind plugin \"DynamicResources\": claim c binding failed: reason=Cable, message=\"no link\"";
+    bench.until_failed("p", why, 1).await;
+    bench.until_failed("p", "deallocation of ResourceClaim completed", 1).await;
+    let freed = async || bench.given("c").await.is_empty().then_some(());
+    until("the claim to be freed", freed).await;
+    assert_eq!(bench.claims.get("c").await.unwrap().status.unwrap_or_default().reserved_for, None);
+
+    bench.slice("n2", json!([{"name": "gpu-1"}])).await;
+    assert_eq!(bench.cluster.node_of("p").await, "n2");
+    assert_eq!(bench.given("c").await, ["n2/gpu-1"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_that_is_taken_away_while_it_is_waited_for_fails_the_binding() {
+    let bench = Bench::start().await;
+    bench.slice("n1", to_be_attached()).await;
+    bench.claim("c", one()).await;
+    bench.pod("p", "c").await;
+    bench.cluster.event("p", "BindingConditionsPending").await;
+    bench.free("c").await;
+    bench.until_failed("p", "claim default/c got deallocated in the meantime", 1).await;
+    assert_eq!(bench.cluster.pods.get("p").await.unwrap().spec.unwrap().node_name, None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_deletion_of_a_claim_frees_its_devices() {
+    let bench = Bench::start().await;
+    bench.slice("n1", json!([{"name": "gpu-0"}])).await;
+    bench.claim("first", one()).await;
+    bench.pod("first", "first").await;
+    assert_eq!(bench.cluster.node_of("first").await, "n1");
+    bench.claim("second", one()).await;
+    bench.pod("second", "second").await;
+    bench.until_failed("second", "cannot allocate all claims", 1).await;
+    // Its pod goes in a way that helps nobody: what wakes the other is that the claim goes.
+    bench.delete("first").await;
+    bench.until_failed("second", "cannot allocate all claims", 2).await;
+    let unprotected = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+    bench.claims.patch("first", &PatchParams::default(), &unprotected).await.unwrap();
+    bench.claims.delete("first", &DeleteParams::default()).await.unwrap();
+    assert_eq!(bench.cluster.node_of("second").await, "n1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_class_that_offers_a_resource_wakes_who_asks_for_it() {
+    let bench = Bench::start().await;
+    bench.slice("n2", json!([{"name": "gpu-0"}])).await;
+    let amounts = json!({"example.com/gpu": "1"});
+    let spec =
+        json!({"containers": [{"name": "c", "image": "nginx", "resources": {"requests": amounts, "limits": amounts}}]});
+    bench.cluster.create("p", spec).await;
+    bench.until_failed("p", "2 Insufficient example.com/gpu", 1).await;
+    bench.class("extended", json!({"extendedResourceName": "example.com/gpu"})).await;
+    assert_eq!(bench.cluster.node_of("p").await, "n2");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failure_wakes_no_other_pod() {
+    let bench = Bench::start().await;
+    bench.cluster.create("large", common::asking("99")).await;
+    bench.until_failed("large", "Insufficient cpu", 1).await;
+    bench.slice("n1", json!([{"name": "gpu-0"}])).await;
+    let broken = json!([{"cel": {"expression": "device.attributes['gpu.example.com'].none == 1"}}]);
+    bench.claim("broken", json!({"name": "gpu", "exactly": {"deviceClassName": "gpu", "selectors": broken}})).await;
+    bench.pod("p", "broken").await;
+    bench.until_failed("p", "CEL runtime error", 3).await;
+    assert_eq!(bench.failures("large", "").await, 1);
 }

@@ -1,8 +1,8 @@
 //! Claims for devices: makes those that pods have templates for, ends reservations of pods that are
 //! gone or done, and takes devices back when nobody has a claim reserved any more.
 //!
-//! [`plan`] decides. Nothing is watched, and no worker runs, before the first pod with a claim, unless
-//! claims were there already.
+//! [`plan`] decides. Nothing but rules of device taints, whose status is due without a claim too, is
+//! watched, and no worker runs, before the first pod with a claim, unless claims were there already.
 
 mod plan;
 
@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use component::{EventRecorder, EventType, Informer, Informers, Outcome, WorkQueue};
 use k8s_openapi::api::core::v1::{Pod, PodResourceClaim, PodResourceClaimStatus};
-use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceClaimConsumerReference, ResourceClaimTemplate};
+use k8s_openapi::api::resource::v1::{
+    DeviceTaintRule, ResourceClaim, ResourceClaimConsumerReference, ResourceClaimTemplate,
+};
 use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use serde_json::json;
@@ -20,7 +22,8 @@ use crate::context::{Context, Controller, Key, Pods, synced};
 use crate::error::{During, Error, Result, is_namespace_terminating, message};
 use crate::index::Index;
 use crate::{device_taint_eviction, meta, podstate};
-use plan::{Consumer, FINALIZER};
+use plan::Consumer;
+pub use plan::uses_claims;
 
 const WORKERS: usize = 10;
 
@@ -43,10 +46,12 @@ pub fn start(context: &Context) {
     context.pods.informer.on_change(move |change| {
         let pod = change.object();
         if plan::uses_claims(pod) {
-            on_pod.begin();
+            on_pod.clone().begin_elsewhere();
             on_pod.pod_changed(pod, change.new.is_none());
         }
     });
+    let on_rule = starter.clone();
+    context.informers.of::<DeviceTaintRule>().on_change(move |_| on_rule.clone().begin_elsewhere());
     let at_first = starter.clone();
     starter.controller.supervisor.spawn("look for claims", async move { at_first.look().await });
 }
@@ -83,6 +88,14 @@ impl Starter {
         }
         if !is_gone {
             self.queue.add(Item::Pod(meta::key(&pod.metadata)));
+        }
+    }
+
+    /// Not where a change is handled: beginning adds handlers for the same kinds.
+    fn begin_elsewhere(self: Arc<Self>) {
+        if !self.begun.load(Ordering::SeqCst) {
+            let starter = self.clone();
+            self.controller.supervisor.spawn("begin", async move { starter.begin() });
         }
     }
 
@@ -304,7 +317,11 @@ impl Worker {
             current = written;
         }
         if plan.release {
-            current.metadata.finalizers.iter_mut().for_each(|all| all.retain(|finalizer| finalizer != FINALIZER));
+            current
+                .metadata
+                .finalizers
+                .iter_mut()
+                .for_each(|all| all.retain(|finalizer| finalizer != api::devices::FINALIZER));
             let written = api.replace(&name, &PostParams::default(), &current).await;
             if written.unless_gone("removing the finalizer of claim", &shown)?.is_none() {
                 return Ok(());

@@ -1,5 +1,6 @@
 //! What is to be done about claims. Pure (`pkg/controller/resourceclaim/controller.go`).
 
+use api::devices::FINALIZER;
 use k8s_openapi::api::core::v1::{Pod, PodResourceClaim, PodResourceClaimStatus};
 use k8s_openapi::api::resource::v1::{
     ResourceClaim, ResourceClaimConsumerReference, ResourceClaimStatus, ResourceClaimTemplate,
@@ -9,7 +10,6 @@ use kube::ResourceExt;
 
 use crate::{meta, podstate};
 
-pub const FINALIZER: &str = "resource.kubernetes.io/delete-protection";
 /// Of a generated claim: the entry of the pod that it is for.
 const ENTRY: &str = "resource.kubernetes.io/pod-claim-name";
 /// Leaves room for a hyphen and five random characters in a name of 63.

@@ -69,7 +69,7 @@ fn in_range(requested: Quantity, range: &CapacityRequestPolicyRange) -> Quantity
     }
 }
 
-/// Thousandths, at least one.
+/// Thousandths, rounded away from zero: a step that is not zero is never none of them.
 fn steps(quantity: Quantity) -> i64 {
     quantity.milli()
 }

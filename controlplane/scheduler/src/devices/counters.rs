@@ -47,7 +47,7 @@ fn left_of(inventory: &Inventory, pool: usize) -> HashMap<(&str, &str), Quantity
             left.insert((set.name.as_str(), name.as_str()), Quantity::from(&counter.value));
         }
     }
-    for offer in inventory.pool_offers(pool).filter(|offer| offer.entry.taken || offer.entry.share.is_some()) {
+    for offer in inventory.pool_offers(pool).filter(|offer| offer.taken || offer.share.is_some()) {
         for (counter, amount) in consumed(&offer) {
             left.entry(counter).and_modify(|left| *left = *left - amount);
         }

@@ -1,7 +1,7 @@
 //! Allocation of devices to claims (dynamic resource allocation). Pure.
 //!
-//! - [`inventory`]: what drivers offer (ResourceSlices by pool), what of it is taken, and what of it
-//!   a node can reach;
+//! - [`stock`]: what drivers offer (ResourceSlices by pool); [`inventory`]: what of it is taken, and
+//!   what of it a node can reach;
 //! - [`request`]: what claims ask for; [`constraint`], [`capacity`], [`counters`]: what limits the
 //!   choice;
 //! - [`search`]: tries devices until all of a pod's claims are met on one node;
@@ -10,7 +10,7 @@
 //! The rules are those of `k8s.io/dynamic-resource-allocation/structured`.
 //!
 //! ```text
-//! let inventory = Inventory::new(slices, rules, &taken);
+//! let inventory = Inventory::new(Arc::new(Stock::new(slices, rules)), &taken);
 //! allocate(&Task { inventory, classes, selectors, node, deadline }, &claims)?
 //!     → Some(one AllocationResult per claim), None: they cannot all be met there
 //! ```
@@ -22,6 +22,7 @@ pub mod inventory;
 mod request;
 mod result;
 mod search;
+mod stock;
 mod taken;
 #[cfg(test)]
 mod tests;
@@ -34,7 +35,9 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClaim};
 
 pub use inventory::Inventory;
+pub use request::shown;
 pub use result::random_uuid;
+pub use stock::Stock;
 pub use taken::{Taken, results};
 
 /// Devices that one claim can get, at most.
@@ -48,6 +51,15 @@ pub struct Task<'a> {
     pub node: &'a Node,
     /// When to give up.
     pub deadline: Option<Instant>,
+}
+
+impl Task<'_> {
+    fn look_at_the_clock(&self) -> Result<(), Failure> {
+        match self.deadline {
+            Some(deadline) if Instant::now() >= deadline => Err(Failure::Timeout),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Why the claims were not even tried, or not to the end.

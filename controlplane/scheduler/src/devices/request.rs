@@ -104,7 +104,7 @@ fn parse_claim<'a>(task: &Task<'a>, pools: &[Pool<'a>], claim: &'a ResourceClaim
     let requests = requests.iter().map(|request| alternatives(task, pools, claim, request));
     let requests: Vec<Vec<Wanted<'a>>> = requests.collect::<Result<_, _>>()?;
     let least = |options: &Vec<Wanted<'_>>| options.iter().map(|option| option.count).min().unwrap_or(0);
-    let least: usize = requests.iter().map(least).sum();
+    let least = requests.iter().map(least).fold(0, usize::saturating_add);
     if least > MOST_RESULTS {
         return Err(Failure::Broken(format!(
             "claim {}: number of requested devices {least} exceeds the claim limit of {MOST_RESULTS}",
@@ -198,6 +198,7 @@ fn all_of<'a>(
             return Err(Failure::Broken(why));
         }
         for offer in &pool.offers {
+            task.look_at_the_clock()?;
             if matches(task, claim, wanted, offer)? && has_room(wanted, offer, None) {
                 all.push(*offer);
             }
@@ -209,7 +210,7 @@ fn all_of<'a>(
 /// Whether a device's capacity suffices; `taken` is what this search gave of it.
 pub fn has_room(wanted: &Wanted<'_>, offer: &Offer<'_>, taken: Option<&super::taken::Amounts>) -> bool {
     let none = BTreeMap::new();
-    let used: Vec<_> = offer.entry.share.as_ref().into_iter().chain(taken).collect();
+    let used: Vec<_> = offer.share.into_iter().chain(taken).collect();
     capacity::fits(offer.device.capacity.as_ref().unwrap_or(&none), wanted.capacity, &used)
 }
 

@@ -4,7 +4,6 @@
 //! Within a request devices are only tried in their order, so that sets are tried, not sequences.
 
 use std::collections::{BTreeSet, HashMap};
-use std::time::Instant;
 
 use super::constraint::Constraint;
 use super::counters::Counters;
@@ -12,9 +11,6 @@ use super::inventory::{Offer, Pool, State};
 use super::request::{Asked, Wanted, has_room, is_kept_off, matches, shown};
 use super::taken::Amounts;
 use super::{Failure, MOST_RESULTS, Task, capacity};
-
-/// Steps between two looks at the clock.
-const STEPS_PER_LOOK: u32 = 64;
 
 /// A device given for a request.
 #[derive(Clone)]
@@ -61,7 +57,6 @@ pub struct Search<'a> {
     counters: Counters<'a>,
     given: Vec<Vec<Given<'a>>>,
     chosen: Chosen,
-    steps: u32,
 }
 
 impl<'a> Search<'a> {
@@ -78,7 +73,6 @@ impl<'a> Search<'a> {
             counters: Counters::default(),
             given: asked.iter().map(|_| Vec::new()).collect(),
             chosen: Chosen::new(),
-            steps: 0,
         }
     }
 
@@ -123,7 +117,7 @@ impl<'a> Search<'a> {
 
     /// Finds one more device for a request, and then all the rest.
     fn device(&mut self, slot: Slot, from: From) -> Result<bool, Stop> {
-        self.look_at_the_clock()?;
+        self.task.look_at_the_clock().map_err(Stop::Failed)?;
         let (asked, pools) = (self.asked, self.pools);
         let wanted = &asked[slot.claim].requests[slot.request][slot.option];
         if wanted.all.as_ref().is_some_and(Vec::is_empty) {
@@ -132,7 +126,7 @@ impl<'a> Search<'a> {
         if slot.nth >= wanted.count {
             return self.request(slot.claim, slot.request + 1);
         }
-        if self.given[slot.claim].len() + wanted.count - slot.nth > MOST_RESULTS {
+        if self.given[slot.claim].len().saturating_add(wanted.count - slot.nth) > MOST_RESULTS {
             return Err(Stop::TooMany);
         }
         let next = Slot { nth: slot.nth + 1, ..slot };
@@ -149,6 +143,8 @@ impl<'a> Search<'a> {
             }
             let first = if pool == from.0 { from.1 } else { 0 };
             for (at, offer) in place.offers.iter().enumerate().skip(first) {
+                // One look costs far less than a selector.
+                self.task.look_at_the_clock().map_err(Stop::Failed)?;
                 if !self.is_free(slot, wanted, offer)
                     || !self.matches(slot, wanted, offer)?
                     || !self.give(slot, wanted, offer, false)?
@@ -161,15 +157,6 @@ impl<'a> Search<'a> {
             }
         }
         Ok(false)
-    }
-
-    fn look_at_the_clock(&mut self) -> Result<(), Stop> {
-        self.steps = self.steps.wrapping_add(1);
-        let late = |deadline: Instant| Instant::now() >= deadline;
-        if self.steps.is_multiple_of(STEPS_PER_LOOK) && self.task.deadline.is_some_and(late) {
-            return Err(Stop::Failed(Failure::Timeout));
-        }
-        Ok(())
     }
 
     /// Goes on; if that leads nowhere the device given last is taken back.
@@ -202,7 +189,7 @@ impl<'a> Search<'a> {
         if wanted.admin {
             return !holders.is_some_and(|holders| holders.contains(&slot.claim));
         }
-        !offer.entry.taken && holders.is_none_or(BTreeSet::is_empty)
+        !offer.taken && holders.is_none_or(BTreeSet::is_empty)
     }
 
     /// Gives a device, if nothing speaks against it. `must`: this one or none.
@@ -249,7 +236,7 @@ impl<'a> Search<'a> {
     /// Whether a device takes counters: of one that can be shared only the first share does.
     fn counts(&self, offer: &Offer<'_>) -> bool {
         let consumes = offer.device.consumes_counters.as_ref().is_some_and(|consumed| !consumed.is_empty());
-        let in_use = offer.entry.share.is_some() || self.shares.contains_key(&offer.key);
+        let in_use = offer.share.is_some() || self.shares.contains_key(&offer.key);
         consumes && !(offer.may_be_shared() && in_use)
     }
 

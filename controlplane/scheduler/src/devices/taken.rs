@@ -57,13 +57,14 @@ impl Taken {
         }
     }
 
-    pub fn is_wholly(&self, id: &DeviceId) -> bool {
-        self.wholly.contains(id)
+    /// Devices that somebody has for himself.
+    pub fn wholly(&self) -> impl Iterator<Item = &DeviceId> {
+        self.wholly.iter()
     }
 
-    /// What is taken of a device that several claims may have; none if nobody has a part of it.
-    pub fn share(&self, id: &DeviceId) -> Option<&Amounts> {
-        self.shared.get(id)
+    /// What is taken of devices that several claims may have.
+    pub fn shares(&self) -> impl Iterator<Item = (&DeviceId, &Amounts)> {
+        self.shared.iter()
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use expressions::device::Cache;
 use k8s_openapi::api::core::v1::Node;
@@ -9,7 +10,7 @@ use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, DeviceTaintR
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::{Failure, Inventory, Taken, Task, allocate, results};
+use super::{Failure, Inventory, Stock, Taken, Task, allocate, results};
 
 fn from<K: DeserializeOwned>(value: Value) -> K {
     serde_json::from_value(value).unwrap()
@@ -21,6 +22,7 @@ struct Bench {
     slices: Vec<Arc<ResourceSlice>>,
     rules: Vec<Arc<DeviceTaintRule>>,
     taken: Taken,
+    deadline: Option<Instant>,
 }
 
 impl Bench {
@@ -52,13 +54,13 @@ impl Bench {
         .map(|(name, class)| (name, Arc::new(from(class))))
         .into();
         let node: Node = from(json!({"metadata": {"name": "n1", "labels": {"zone": "a"}}}));
-        let inventory = Inventory::new(self.slices.clone(), &self.rules, &self.taken);
+        let inventory = Inventory::new(Arc::new(Stock::new(self.slices.clone(), &self.rules)), &self.taken);
         let task = Task {
             inventory: &inventory,
             classes: &|name| classes.get(name).cloned(),
             selectors: &Cache::default(),
             node: &node,
-            deadline: None,
+            deadline: self.deadline,
         };
         let claims: Vec<Arc<ResourceClaim>> = claims.iter().cloned().map(|claim| Arc::new(from(claim))).collect();
         allocate(&task, &claims)
@@ -413,4 +415,21 @@ fn results_carry_configuration_and_nodes() {
     );
     let everywhere = Bench::new(&[slice("p", json!({"devices": devices(&["a"]), "nodeName": null, "allNodes": true}))]);
     assert_eq!(everywhere.allocate(&[one()]).unwrap().unwrap()[0].node_selector, None);
+}
+
+#[test]
+fn a_search_ends_at_its_deadline() {
+    let bench =
+        Bench { deadline: Some(Instant::now()), ..Bench::new(&[slice("p", json!({"devices": devices(&["x"])}))]) };
+    for wanted in [request("r", json!({})), request("r", json!({"allocationMode": "All"}))] {
+        assert_eq!(bench.given(&[claim(json!({"requests": [wanted]}))]), "timeout");
+    }
+}
+
+#[test]
+fn counts_of_devices_stay_at_their_limit() {
+    let bench = Bench::new(&[slice("p", json!({"devices": devices(&["x"])}))]);
+    let each = ["a", "b", "c"].map(|name| request(name, json!({"count": i64::MAX})));
+    let given = bench.given(&[claim(json!({"requests": each}))]);
+    assert!(given.contains("exceeds the claim limit of 32"), "{given}");
 }

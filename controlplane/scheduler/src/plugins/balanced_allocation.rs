@@ -23,8 +23,8 @@ impl Plugin for NodeResourcesBalancedAllocation {
 
     fn score(&self, _state: &CycleState, pod: &PodInfo, node: &NodeInfo) -> i64 {
         let used = [
-            (node.requested.milli_cpu + pod.requests.milli_cpu, node.allocatable.milli_cpu),
-            (node.requested.memory + pod.requests.memory, node.allocatable.memory),
+            (node.requested.milli_cpu.saturating_add(pod.requests.milli_cpu), node.allocatable.milli_cpu),
+            (node.requested.memory.saturating_add(pod.requests.memory), node.allocatable.memory),
         ];
         let shares: Vec<f64> = used
             .into_iter()

@@ -7,6 +7,7 @@ use crate::event::ClusterEvent;
 use crate::framework::{CycleState, MAX_SCORE, Plugin, Point, Rejection};
 use crate::node::NodeInfo;
 use crate::plugins::dynamic_resources::Delegated;
+use crate::plugins::dynamic_resources::extended::is_offered;
 use crate::pod::PodInfo;
 use crate::resource::is_extended;
 
@@ -29,7 +30,7 @@ struct Need<'a> {
 
 impl Need<'_> {
     fn is_short(&self) -> bool {
-        self.wanted > 0 && self.wanted > self.allocatable - self.used
+        self.wanted > 0 && self.wanted > self.allocatable.saturating_sub(self.used)
     }
 
     /// More than the node has altogether.
@@ -60,6 +61,12 @@ fn needs<'a>(pod: &'a PodInfo, node: &'a NodeInfo) -> impl Iterator<Item = Need<
         allocatable: have.other(name),
     });
     common.into_iter().chain(others)
+}
+
+/// How much of what a node has is free, of [`MAX_SCORE`].
+fn free_share(free: i64, allocatable: i64) -> i64 {
+    let share = i128::from(free) * i128::from(MAX_SCORE) / i128::from(allocatable);
+    i64::try_from(share).unwrap_or(MAX_SCORE)
 }
 
 /// Whether the pod would fit on the node if nothing else were there. What the node does not have as a
@@ -98,13 +105,13 @@ impl Plugin for NodeResourcesFit {
     /// LeastAllocated: the mean share of cpu and memory that stays free.
     fn score(&self, _state: &CycleState, pod: &PodInfo, node: &NodeInfo) -> i64 {
         let free = [
-            (node.scored_milli_cpu + pod.scored_milli_cpu, node.allocatable.milli_cpu),
-            (node.scored_memory + pod.scored_memory, node.allocatable.memory),
+            (node.scored_milli_cpu.saturating_add(pod.scored_milli_cpu), node.allocatable.milli_cpu),
+            (node.scored_memory.saturating_add(pod.scored_memory), node.allocatable.memory),
         ];
         let known: Vec<i64> = free
             .into_iter()
             .filter(|(_, allocatable)| *allocatable > 0)
-            .map(|(taken, allocatable)| (allocatable - taken).max(0) * MAX_SCORE / allocatable)
+            .map(|(taken, allocatable)| free_share(allocatable.saturating_sub(taken).max(0), allocatable))
             .collect();
         if known.is_empty() { 0 } else { known.iter().sum::<i64>() / known.len() as i64 }
     }
@@ -118,6 +125,8 @@ impl Plugin for NodeResourcesFit {
             // Also one without requests: its place among the node's pods is free.
             ClusterEvent::PodGone(_) => true,
             ClusterEvent::PodUpdated { old, new } => old.requests != new.requests,
+            // What was no node's resource is devices now.
+            ClusterEvent::ClassChanged(class) => is_offered(class, pod),
             _ => false,
         }
     }
@@ -150,6 +159,31 @@ mod tests {
         }
         let roomy = node("n", json!({}));
         assert_eq!(NodeResourcesFit.filter(&CycleState::default(), &asking("p", "4", "8Gi"), &roomy), Ok(()));
+    }
+
+    #[test]
+    fn a_class_helps_who_asks_for_what_it_offers() {
+        let class = |offers: &str| {
+            let class = json!({"metadata": {"name": "c"}, "spec": {"extendedResourceName": offers}});
+            ClusterEvent::ClassChanged(Arc::new(serde_json::from_value(class).unwrap()))
+        };
+        let gpu = named("p", json!({"containers": [{"name": "c", "resources": {"requests": {"x.io/gpu": "1"}}}]}));
+        assert!(NodeResourcesFit.helps(&gpu, &class("x.io/gpu")));
+        assert!(!NodeResourcesFit.helps(&gpu, &class("x.io/nic")));
+        assert!(!NodeResourcesFit.helps(&asking("p", "1", "1Gi"), &class("x.io/gpu")));
+    }
+
+    #[test]
+    fn amounts_stay_at_what_can_be_counted() {
+        let exa = |amount: &str| json!({"status": {"allocatable": {"memory": amount}}});
+        let mut full = node("n", exa("7Ei"));
+        full.add_pod(Arc::new(asking("q", "1", "7Ei")));
+        full.add_pod(Arc::new(asking("r", "1", "7Ei")));
+        let pod = asking("p", "1", "7Ei");
+        let rejection = NodeResourcesFit.filter(&CycleState::default(), &pod, &full).unwrap_err();
+        assert_eq!(rejection.reasons, [INSUFFICIENT_MEMORY]);
+        let score = NodeResourcesFit.score(&CycleState::default(), &asking("p", "4", "0"), &node("n", exa("7Ei")));
+        assert_eq!(score, 50);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::devices::FINALIZER;
 use component::EventType;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
@@ -17,25 +18,13 @@ use serde_json::json;
 
 use super::caches::{Promise, uid};
 use super::{DynamicResources, claims, extended, readiness};
+use crate::devices::shown;
 use crate::framework::Effects;
-use crate::pod::PodInfo;
+use crate::pod::{PodInfo, Uid};
+use crate::refusal::{is_conflict, is_missing};
 
-pub const FINALIZER: &str = "resource.kubernetes.io/delete-protection";
 /// Times that a write is tried when somebody else was faster.
 const TRIES: usize = 5;
-
-fn is_conflict(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == 409)
-}
-
-fn is_gone(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == 404)
-}
-
-fn shown(claim: &ResourceClaim) -> String {
-    let part = |part: &Option<String>| part.clone().unwrap_or_default();
-    format!("{}/{}", part(&claim.metadata.namespace), part(&claim.metadata.name))
-}
 
 /// Why one try to write did not do.
 enum Trouble {
@@ -72,10 +61,14 @@ impl Effects for DynamicResources {
             if bound.iter().any(|claim| readiness::has_conditions(claim)) {
                 let text = format!("waiting for binding conditions for device on node {node}");
                 self.recorder.object_event(pod.pod.as_ref(), EventType::Normal, "BindingConditionsPending", text);
-                self.until_ready(&bound).await?;
+                self.until_ready(pod, &bound).await?;
             }
             Ok(())
         })
+    }
+
+    fn take_back<'a>(&'a self, pod: &'a PodInfo, _node: &'a str) -> BoxFuture<'a, ()> {
+        Box::pin(self.give_back(pod))
     }
 
     fn post_bind<'a>(&'a self, pod: &'a PodInfo, _node: &'a str) -> BoxFuture<'a, ()> {
@@ -116,6 +109,9 @@ impl DynamicResources {
             let newest = api.get(name).await;
             let failed = |error| format!("get updated claim {} after conflict: {error}", shown(&claim));
             current = newest.map_err(failed)?;
+            if uid(&current) != uid(&claim) {
+                return Err(format!("claim {} got deleted and made anew in the meantime", shown(&claim)));
+            }
         }
         unreachable!("the last try returns")
     }
@@ -178,14 +174,14 @@ impl DynamicResources {
     }
 
     /// Returns once every device is ready.
-    async fn until_ready(&self, bound: &[Arc<ResourceClaim>]) -> Result<(), String> {
+    async fn until_ready(&self, pod: &PodInfo, bound: &[Arc<ResourceClaim>]) -> Result<(), String> {
         let longest = Duration::try_from(readiness::LONGEST_WAIT).unwrap_or_default();
         let waited = tokio::time::timeout(longest, async {
             loop {
                 let mut changed = std::pin::pin!(self.devices.changed.notified());
                 // From here on no change is missed.
                 changed.as_mut().enable();
-                if self.are_ready(bound)? {
+                if self.are_ready(pod, bound)? {
                     return Ok(());
                 }
                 changed.await;
@@ -194,81 +190,106 @@ impl DynamicResources {
         waited.await.unwrap_or_else(|_| Err("device binding timeout".to_owned()))
     }
 
-    fn are_ready(&self, bound: &[Arc<ResourceClaim>]) -> Result<bool, String> {
+    fn are_ready(&self, pod: &PodInfo, bound: &[Arc<ResourceClaim>]) -> Result<bool, String> {
         let Some(watched) = self.devices.known() else { return Ok(false) };
         for claim in bound {
-            let (namespace, name) = (claim.metadata.namespace.as_deref(), claim.metadata.name.as_deref());
-            let (namespace, name) = (namespace.unwrap_or_default(), name.unwrap_or_default());
-            // A claim that was created just now may not be seen yet.
-            let claim = self.devices.claim(watched, namespace, name).unwrap_or_else(|| claim.clone());
-            if !readiness::is_ready(&claim)? {
+            let now = self.devices.current(watched, claim);
+            let now = now.ok_or_else(|| format!("claim {} got deleted in the meantime", shown(claim)))?;
+            readiness::is_held(claim, &now, pod)?;
+            if !readiness::is_ready(&now)? {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    fn later(
-        &self,
-        what: &str,
-        claim: &ResourceClaim,
-        task: impl Future<Output = Result<(), kube::Error>> + Send + 'static,
-    ) {
-        let what = format!("{what} {}", shown(claim));
-        self.supervisor.spawn(what.clone(), async move {
-            if let Err(error) = task.await
-                && !is_gone(&error)
-            {
-                // The pod is tried again, and this with it.
-                tracing::warn!(what, %error, "could not write a claim");
-            }
-        });
-    }
-
     /// The pod is not bound after all: others may have what was reserved for it.
-    pub(super) fn give_back(&self, pod: &PodInfo, reserved: Vec<Arc<ResourceClaim>>) {
-        for claim in reserved {
+    async fn give_back(&self, pod: &PodInfo) {
+        for claim in self.devices.reserved(&pod.uid) {
             if extended::is_claim_of(&claim, pod) {
-                self.delete(&claim);
-                continue;
+                done("delete", &claim, delete(self.api(&pod.namespace), claim.clone()).await);
+            } else {
+                done("unreserve", &claim, self.unreserve_claim(pod, &claim).await);
             }
-            let patch = json!({"metadata": {"uid": claim.metadata.uid},
-                "status": {"reservedFor": [{"$patch": "delete", "uid": &*pod.uid}]}});
-            let (api, name) = (self.api(&pod.namespace), claim.metadata.name.clone().unwrap_or_default());
-            self.later("unreserve", &claim, async move {
-                api.patch_status(&name, &PatchParams::default(), &Patch::Strategic(patch)).await.map(drop)
-            });
         }
     }
 
-    /// Takes back an allocation that keeps a pod from every node.
-    pub(super) fn deallocate(&self, claim: &Arc<ResourceClaim>) {
-        let mut freed = ResourceClaim::clone(claim);
-        freed.status = None;
-        let api = self.api(claim.metadata.namespace.as_deref().unwrap_or_default());
-        self.later("deallocate", claim, async move {
-            let name = freed.metadata.name.clone().unwrap_or_default();
-            api.replace_status(&name, &PostParams::default(), &freed).await.map(drop)
-        });
+    async fn unreserve_claim(&self, pod: &PodInfo, claim: &ResourceClaim) -> Result<(), kube::Error> {
+        let patch = json!({"metadata": {"uid": claim.metadata.uid},
+            "status": {"reservedFor": [{"$patch": "delete", "uid": &*pod.uid}]}});
+        let name = claim.metadata.name.as_deref().unwrap_or_default();
+        let api = self.api(&pod.namespace);
+        let written = api.patch_status(name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
+        // The next try must not take it for reserved because the cache lags behind.
+        self.devices.wrote(&Arc::new(written));
+        Ok(())
     }
 
-    /// Deletes a claim for extended resources, of which the finalizer has to go first.
-    pub(super) fn delete(&self, claim: &Arc<ResourceClaim>) {
-        let name = claim.metadata.name.clone().unwrap_or_default();
-        let api = self.api(claim.metadata.namespace.as_deref().unwrap_or_default());
-        self.later("delete", claim, async move {
-            for tried in 1.. {
-                let mut newest = api.get(&name).await?;
-                newest.metadata.finalizers.iter_mut().for_each(|all| all.retain(|finalizer| finalizer != FINALIZER));
-                match api.replace(&name, &PostParams::default(), &newest).await {
-                    Err(error) if is_conflict(&error) && tried < TRIES => {}
-                    outcome => {
-                        outcome?;
-                        break;
-                    }
-                }
-            }
-            api.delete(&name, &DeleteParams::default()).await.map(drop)
-        });
+    fn later(
+        &self,
+        what: &'static str,
+        claim: &Arc<ResourceClaim>,
+        task: impl Future<Output = Result<(), kube::Error>> + Send + 'static,
+    ) {
+        let claim = claim.clone();
+        self.supervisor.spawn(format_args!("{what} {}", shown(&claim)), async move { done(what, &claim, task.await) });
     }
+
+    /// Takes back an allocation that keeps a pod from every node.
+    pub(super) fn deallocate_later(&self, claim: &Arc<ResourceClaim>, pod: &PodInfo) {
+        let api = self.api(claim.metadata.namespace.as_deref().unwrap_or_default());
+        self.later("deallocate", claim, deallocate(api, claim.clone(), pod.uid.clone()));
+    }
+
+    /// Deletes a claim for extended resources that an earlier try left.
+    pub(super) fn delete_later(&self, claim: &Arc<ResourceClaim>) {
+        let api = self.api(claim.metadata.namespace.as_deref().unwrap_or_default());
+        self.later("delete", claim, delete(api, claim.clone()));
+    }
+}
+
+/// Says what went wrong, unless it is what others did: that wakes the pod, and this is tried again.
+fn done(what: &str, claim: &ResourceClaim, outcome: Result<(), kube::Error>) {
+    if let Err(error) = outcome
+        && !is_missing(&error)
+        && !is_conflict(&error)
+    {
+        tracing::warn!(what, claim = shown(claim), %error, "could not write a claim");
+    }
+}
+
+/// Unless somebody else uses the claim by now, or it was freed.
+async fn deallocate(api: Api<ResourceClaim>, held: Arc<ResourceClaim>, pod: Uid) -> Result<(), kube::Error> {
+    let name = held.metadata.name.as_deref().unwrap_or_default();
+    let mut freed = ResourceClaim::clone(&held);
+    for tried in 1.. {
+        freed.status = None;
+        match api.replace_status(name, &PostParams::default(), &freed).await {
+            Err(error) if is_conflict(&error) && tried < TRIES => {}
+            outcome => return outcome.map(drop),
+        }
+        freed = api.get(name).await?;
+        let same = uid(&freed) == uid(&held) && claims::allocation(&freed) == claims::allocation(&held);
+        if !same || !claims::is_only_for(&freed, &pod) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The finalizer has to go first.
+async fn delete(api: Api<ResourceClaim>, claim: Arc<ResourceClaim>) -> Result<(), kube::Error> {
+    let name = claim.metadata.name.as_deref().unwrap_or_default();
+    for tried in 1.. {
+        let mut newest = api.get(name).await?;
+        newest.metadata.finalizers.iter_mut().for_each(|all| all.retain(|finalizer| finalizer != FINALIZER));
+        match api.replace(name, &PostParams::default(), &newest).await {
+            Err(error) if is_conflict(&error) && tried < TRIES => {}
+            outcome => {
+                outcome?;
+                break;
+            }
+        }
+    }
+    api.delete(name, &DeleteParams::default()).await.map(drop)
 }

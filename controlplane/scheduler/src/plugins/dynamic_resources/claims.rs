@@ -3,10 +3,13 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::PodResourceClaim;
-use k8s_openapi::api::resource::v1::ResourceClaim;
+use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim};
 
 use super::caches::{Devices, Watched};
 use crate::pod::PodInfo;
+
+/// Pods that can share a claim.
+const MOST_CONSUMERS: usize = 256;
 
 /// The claims that the pod names, as they are. The error says what the pod waits for.
 pub fn of_pod(devices: &Devices, watched: &Watched, pod: &PodInfo) -> Result<Vec<Arc<ResourceClaim>>, String> {
@@ -55,6 +58,17 @@ fn is_for(claim: &ResourceClaim, pod: &PodInfo) -> bool {
     owners.filter(|owner| owner.controller == Some(true)).any(|owner| owner.uid == *pod.uid)
 }
 
+/// The devices that it was given.
+pub fn allocation(claim: &ResourceClaim) -> Option<&AllocationResult> {
+    claim.status.as_ref().and_then(|status| status.allocation.as_ref())
+}
+
+/// Whether it can be had by no more pods.
+pub fn is_full(claim: &ResourceClaim) -> bool {
+    let reserved = claim.status.as_ref().and_then(|status| status.reserved_for.as_ref());
+    reserved.is_some_and(|reserved| reserved.len() >= MOST_CONSUMERS)
+}
+
 pub fn is_reserved_for(claim: &ResourceClaim, pod: &PodInfo) -> bool {
     let reserved = claim.status.iter().flat_map(|status| status.reserved_for.iter().flatten());
     reserved.into_iter().any(|consumer| consumer.uid == *pod.uid)
@@ -77,11 +91,11 @@ pub fn classes(claim: &ResourceClaim) -> Vec<(String, &str)> {
 }
 
 /// Whether nobody but the pod has the claim reserved.
-pub fn is_only_for(claim: &ResourceClaim, pod: &PodInfo) -> bool {
+pub fn is_only_for(claim: &ResourceClaim, pod: &str) -> bool {
     let reserved = claim.status.as_ref().and_then(|status| status.reserved_for.as_deref()).unwrap_or_default();
     match reserved {
         [] => true,
-        [one] => one.uid == *pod.uid,
+        [one] => one.uid == pod,
         _ => false,
     }
 }

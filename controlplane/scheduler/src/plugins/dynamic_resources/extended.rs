@@ -50,12 +50,21 @@ pub fn classes(mut all: Vec<Arc<DeviceClass>>) -> Classes {
     let mut classes = Classes::new();
     for class in all {
         let name = class.metadata.name.clone().unwrap_or_default();
-        if let Some(resource) = class.spec.as_ref().and_then(|spec| spec.extended_resource_name.clone()) {
-            classes.insert(resource, name.clone());
-        }
-        classes.insert(format!("{CLASS_PREFIX}{name}"), name);
+        classes.extend(names(&class).map(|resource| (resource, name.clone())));
     }
     classes
+}
+
+/// The resources that a class offers its devices as.
+fn names(class: &DeviceClass) -> impl Iterator<Item = String> {
+    let given = class.spec.as_ref().and_then(|spec| spec.extended_resource_name.clone());
+    let own = format!("{CLASS_PREFIX}{}", class.metadata.name.as_deref().unwrap_or_default());
+    given.into_iter().chain([own])
+}
+
+/// Whether a class offers something that the pod asks for as a resource.
+pub fn is_offered(class: &DeviceClass, pod: &PodInfo) -> bool {
+    names(class).any(|offered| pod.extended_resources().any(|(asked, _)| asked == offered))
 }
 
 /// Whether this is the pod's claim for its extended resources.
@@ -72,13 +81,14 @@ pub fn is_in_memory(claim: &ResourceClaim) -> bool {
 }
 
 impl Extended {
-    /// None: no device stands behind anything that the pod asks for.
-    pub fn of(pod: &PodInfo, classes: Classes, left: Option<Arc<ResourceClaim>>) -> Option<Self> {
+    /// None: no device stands behind anything that the pod asks for. `left` finds the claim that an
+    /// earlier try left.
+    pub fn of(pod: &PodInfo, classes: Classes, left: impl FnOnce() -> Option<Arc<ResourceClaim>>) -> Option<Self> {
         let asked: Vec<_> = pod.extended_resources().map(|(name, amount)| (name.to_owned(), amount)).collect();
         if !asked.iter().any(|(name, _)| classes.contains_key(name)) {
             return None;
         }
-        Some(Self { asked, classes, claim: left.unwrap_or_else(|| Arc::new(in_memory(pod))) })
+        Some(Self { asked, classes, claim: left().unwrap_or_else(|| Arc::new(in_memory(pod))) })
     }
 
     pub fn resources(&self) -> impl Iterator<Item = &str> {
@@ -209,7 +219,7 @@ fn request(
         if found >= wanted {
             break;
         }
-        found += count(request);
+        found = count(request).saturating_add(found);
         mappings.push(mapping(&request.name));
     }
     if wanted <= found {
@@ -226,4 +236,106 @@ fn request(
         ..ExactDeviceRequest::default()
     };
     (Some(DeviceRequest { name, exactly: Some(exactly), first_available: None }), mappings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{node, pod};
+    use serde_json::{Value, json};
+
+    fn asking(amount: i64) -> Value {
+        json!({"requests": {"cpu": "1", "x.io/gpu": amount.to_string()}})
+    }
+
+    /// `name=count` of each request, and `container→request` of each mapping.
+    fn asked(spec: Value) -> (Vec<String>, Vec<String>) {
+        let (requests, mappings) = requests(&pod(spec), &[("x.io/gpu", "gpu")]);
+        let requests = requests.iter().map(|request| format!("{}={}", request.name, count(request)));
+        let mappings = mappings.iter().map(|used| format!("{}→{}", used.container_name, used.request_name));
+        (requests.collect(), mappings.collect())
+    }
+
+    #[test]
+    fn each_container_asks_for_its_own() {
+        let spec = json!({"containers": [
+            {"name": "a", "resources": asking(2)}, {"name": "b"}, {"name": "c", "resources": asking(1)}]});
+        let (requests, mappings) = asked(spec);
+        assert_eq!(requests, ["container-0-request-1=2", "container-2-request-1=1"]);
+        assert_eq!(mappings, ["a→container-0-request-1", "c→container-2-request-1"]);
+    }
+
+    #[test]
+    fn init_containers_use_the_devices_of_those_that_come_later() {
+        let init = |amounts: &[i64]| {
+            let init = amounts.iter().enumerate();
+            let init = init.map(|(at, amount)| json!({"name": format!("i{at}"), "resources": asking(*amount)}));
+            json!({"initContainers": init.collect::<Vec<_>>(), "containers": [{"name": "c", "resources": asking(2)}]})
+        };
+        let (requests, mappings) = asked(init(&[1]));
+        assert_eq!(requests, ["container-1-request-1=2"]);
+        assert_eq!(mappings, ["c→container-1-request-1", "i0→container-1-request-1"]);
+        // What is more is asked for once, for the one that needs most.
+        let (requests, mappings) = asked(init(&[3, 5]));
+        assert_eq!(requests, ["container-1-request-1=3", "container-2-request-1=2"]);
+        assert_eq!(
+            mappings,
+            [
+                "c→container-2-request-1",
+                "i0→container-2-request-1",
+                "i0→container-1-request-1",
+                "i1→container-2-request-1",
+                "i1→container-1-request-1",
+            ]
+        );
+    }
+
+    #[test]
+    fn counts_stay_at_their_limit() {
+        let huge = || json!({"requests": {"x.io/gpu": i64::MAX.to_string()}});
+        let spec = json!({"initContainers": [{"name": "i", "resources": huge()}],
+            "containers": [{"name": "a", "resources": huge()}, {"name": "b", "resources": huge()}]});
+        assert_eq!(asked(spec).0.len(), 2);
+    }
+
+    fn class(name: &str, created: &str, resource: Option<&str>) -> Arc<DeviceClass> {
+        let class = json!({"metadata": {"name": name, "creationTimestamp": created},
+            "spec": {"extendedResourceName": resource}});
+        Arc::new(serde_json::from_value(class).unwrap())
+    }
+
+    #[test]
+    fn the_newest_class_offers_a_resource() {
+        let (old, new) = ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z");
+        let offered = classes(vec![
+            class("late", new, Some("x.io/gpu")),
+            class("early", old, Some("x.io/gpu")),
+            class("b", old, Some("x.io/nic")),
+            class("a", old, Some("x.io/nic")),
+        ]);
+        assert_eq!((offered["x.io/gpu"].as_str(), offered["x.io/nic"].as_str()), ("late", "a"));
+        assert_eq!(offered["deviceclass.resource.kubernetes.io/early"], "early");
+        let pod = pod(json!({"containers": [{"name": "c", "resources": asking(1)}]}));
+        assert!(is_offered(&class("c", new, Some("x.io/gpu")), &pod) && !is_offered(&class("c", new, None), &pod));
+    }
+
+    #[test]
+    fn a_node_gives_by_itself_what_it_has() {
+        let pod = pod(json!({"containers": [{"name": "c", "resources": asking(1)}]}));
+        let class = class("gpu", "2026-01-01T00:00:00Z", Some("x.io/gpu"));
+        let extended = Extended::of(&pod, classes(vec![class]), || None).unwrap();
+        let has = |amount: &str| node("n", json!({"status": {"allocatable": {"x.io/gpu": amount}}}));
+        assert!(matches!(extended.on_node(&pod, &has("4")), OnNode::Nothing));
+        for node in [has("0"), node("n", json!({}))] {
+            assert!(matches!(extended.on_node(&pod, &node), OnNode::Claim(_, mappings) if mappings.len() == 1));
+        }
+        let left = || {
+            Some(Arc::new(ResourceClaim {
+                metadata: ObjectMeta { name: Some("p-1".into()), ..ObjectMeta::default() },
+                ..ResourceClaim::default()
+            }))
+        };
+        let extended = Extended::of(&pod, extended.classes, left).unwrap();
+        assert!(matches!(extended.on_node(&pod, &node("n", json!({}))), OnNode::Refused(_)), "it has to go first");
+    }
 }

@@ -7,7 +7,8 @@
 mod binding;
 pub mod caches;
 mod claims;
-mod extended;
+pub mod extended;
+mod hints;
 mod readiness;
 
 use std::collections::{BTreeSet, HashMap};
@@ -41,8 +42,9 @@ pub const DEALLOCATED: &str = "deallocation of ResourceClaim completed";
 pub const DELETED: &str = "deletion of ResourceClaim completed";
 pub const STILL_NOT: &str = "still not schedulable";
 
-/// How long one node is tried.
-const LONGEST_FILTER: Duration = Duration::from_secs(10);
+/// How long devices are looked for in one cycle. Upstream gives each node as long, but tries many at
+/// once; here one pod would hold up all others for that long times the nodes.
+const LONGEST_SEARCH: Duration = Duration::from_secs(10);
 /// Alternatives of a request, at most.
 const MOST_OPTIONS: usize = 8;
 
@@ -72,6 +74,8 @@ struct Wanted {
     extended: Option<Extended>,
     /// None: nothing has to be allocated.
     inventory: Option<Inventory>,
+    /// When to stop looking for devices, on whatever node.
+    deadline: Instant,
     /// How good the alternatives are that a node got, by its name.
     scores: Mutex<HashMap<String, i64>>,
     /// Positions of claims that kept a node from being used.
@@ -92,12 +96,18 @@ impl DynamicResources {
     }
 
     /// None: the pod needs no devices. The error says what it waits for.
-    fn wanted(&self, pod: &PodInfo) -> Result<Option<Wanted>, String> {
+    fn wanted(&self, pod: &PodInfo, since: Instant) -> Result<Option<Wanted>, String> {
         let watched = self.devices.known().ok_or_else(|| NOT_WATCHED.to_owned())?;
         let claims = claims::of_pod(&self.devices, watched, pod)?;
         let extended = self.extended(watched, pod);
         if claims.is_empty() && extended.is_none() {
             return Ok(None);
+        }
+        if claims
+            .iter()
+            .any(|claim| is_allocated(claim) && claims::is_full(claim) && !claims::is_reserved_for(claim, pod))
+        {
+            return Err("resourceclaim in use".to_owned());
         }
         for claim in claims.iter().filter(|claim| !is_allocated(claim)) {
             if self.devices.is_promised(claim) {
@@ -111,17 +121,17 @@ impl DynamicResources {
             }
         }
         let allocates = extended.is_some() || claims.iter().any(|claim| !is_allocated(claim));
-        let inventory = allocates
-            .then(|| Inventory::new(watched.slices.list(), &watched.rules.list(), &self.devices.taken(watched)));
+        let inventory = allocates.then(|| Inventory::new(self.devices.stock(watched), &self.devices.taken(watched)));
         let places = claims.iter().map(|claim| place(claim)).collect();
         let (scores, unavailable) = (Mutex::default(), Mutex::default());
-        Ok(Some(Wanted { claims, places, extended, inventory, scores, unavailable }))
+        let deadline = since + LONGEST_SEARCH;
+        Ok(Some(Wanted { claims, places, extended, inventory, deadline, scores, unavailable }))
     }
 
     fn extended(&self, watched: &Watched, pod: &PodInfo) -> Option<Extended> {
         pod.extended_resources().next()?;
         let left = || watched.claims.list().into_iter().find(|claim| extended::is_claim_of(claim, pod));
-        Extended::of(pod, extended::classes(watched.classes.list()), left())
+        Extended::of(pod, extended::classes(watched.classes.list()), left)
     }
 
     /// What a node would give.
@@ -149,7 +159,7 @@ impl DynamicResources {
             classes: &|name| watched.classes.get("", name),
             selectors: &self.devices.selectors,
             node: &node.node,
-            deadline: Some(Instant::now() + LONGEST_FILTER),
+            deadline: Some(wanted.deadline),
         };
         let allocations = allocate(&task, &claims).map_err(|failure| match failure {
             Failure::Timeout => Rejection::unresolvable(TIMED_OUT),
@@ -226,11 +236,11 @@ impl Plugin for DynamicResources {
         claims::of_pod(&self.devices, watched, pod).map(drop)
     }
 
-    fn pre_filter(&self, state: &mut CycleState, pod: &PodInfo, _snapshot: &Snapshot) -> PreFilter {
+    fn pre_filter(&self, state: &mut CycleState, pod: &PodInfo, snapshot: &Snapshot) -> PreFilter {
         if !pod.may_need_devices() {
             return PreFilter::Skip;
         }
-        match self.wanted(pod) {
+        match self.wanted(pod, snapshot.taken.unwrap_or_else(Instant::now)) {
             Ok(None) => PreFilter::Skip,
             Ok(Some(wanted)) => {
                 if let Some(extended) = &wanted.extended {
@@ -261,11 +271,11 @@ impl Plugin for DynamicResources {
         let Some(wanted) = failed.state.get::<Wanted>() else { return PostFilter::Nothing(NO_CLAIMS.to_owned()) };
         let unavailable = wanted.unavailable.lock();
         let mut unavailable = unavailable.iter().filter_map(|at| wanted.claims.get(*at));
-        let text = if let Some(claim) = unavailable.find(|claim| claims::is_only_for(claim, failed.pod)) {
-            self.deallocate(claim);
+        let text = if let Some(claim) = unavailable.find(|claim| claims::is_only_for(claim, &failed.pod.uid)) {
+            self.deallocate_later(claim, failed.pod);
             DEALLOCATED
         } else if let Some(left) = wanted.extended.as_ref().filter(|left| !extended::is_in_memory(&left.claim)) {
-            self.delete(&left.claim);
+            self.delete_later(&left.claim);
             DELETED
         } else {
             STILL_NOT
@@ -289,7 +299,7 @@ impl Plugin for DynamicResources {
         if !pod.may_need_devices() {
             return Ok(());
         }
-        let Some(wanted) = self.wanted(pod)? else { return Ok(()) };
+        let Some(wanted) = self.wanted(pod, Instant::now())? else { return Ok(()) };
         let node = self.nodes.get("", node).ok_or_else(|| format!("node \"{node}\" is gone"))?;
         let found = self.find(&wanted, pod, &NodeInfo::new(node)).map_err(|rejection| rejection.reasons.join(", "))?;
         let Found { allocated, mappings } = found;
@@ -302,39 +312,14 @@ impl Plugin for DynamicResources {
     }
 
     fn unreserve(&self, pod: &PodInfo, _node: &str) {
-        let reserved = self.devices.forget(&pod.uid);
-        if !reserved.is_empty() {
-            self.give_back(pod, reserved);
-        }
+        self.devices.forget(&pod.uid);
     }
 
     fn helps(&self, pod: &PodInfo, event: &ClusterEvent) -> bool {
-        match event {
-            ClusterEvent::DevicesChanged => pod.may_need_devices(),
-            ClusterEvent::ClaimChanged { old, new } => {
-                pod.may_need_devices() && self.claim_helps(pod, old.as_deref(), new)
-            }
-            ClusterEvent::NodeAdded(_) => true,
-            ClusterEvent::NodeUpdated { old, new } => old.node.metadata.labels != new.node.metadata.labels,
-            // What was promised to it may be free again.
-            ClusterEvent::PodGone(other) => pod.may_need_devices() && other.may_need_devices(),
-            _ => false,
-        }
+        hints::helps(&self.devices, pod, event)
     }
 
     fn effects(&self) -> Option<&dyn Effects> {
         Some(self)
-    }
-}
-
-impl DynamicResources {
-    fn claim_helps(&self, pod: &PodInfo, old: Option<&ResourceClaim>, new: &ResourceClaim) -> bool {
-        let Some(watched) = self.devices.known() else { return false };
-        let Ok(claims) = claims::of_pod(&self.devices, watched, pod) else { return false };
-        if old.is_some_and(is_allocated) && !is_allocated(new) {
-            return true;
-        }
-        let uses = claims.iter().any(|claim| claim.metadata.uid == new.metadata.uid);
-        uses && old.is_none_or(|old| old.status != new.status)
     }
 }
