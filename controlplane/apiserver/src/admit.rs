@@ -134,6 +134,10 @@ pub trait Cluster: Send + Sync {
     /// Creates as the server itself, without admission.
     async fn create(&self, group: &str, plural: &str, object: Value) -> Result<Arc<Value>>;
 
+    /// Creates as a client of the server's own would: with admission, validation and a record of its
+    /// own in the audit log.
+    async fn submit(&self, group: &str, plural: &str, object: Value) -> Result<Arc<Value>>;
+
     /// Deletes as the server itself, at once and without admission, if `object` is still what is
     /// stored: else 409.
     async fn delete(&self, group: &str, plural: &str, object: &Value) -> Result<()>;
