@@ -157,6 +157,7 @@ impl Request {
             old: self.old.as_ref(),
             options,
             dry_run: false,
+            deadline: None,
             patched: false,
             warnings: Vec::new(),
             audit: Vec::new(),
