@@ -109,17 +109,13 @@ impl Plugin {
         let wanted = Arc::new(Notify::new());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let name = format!("kms-{}", self.settings.name);
-        let client = Client::lazy(&self.settings);
-        let prober = Prober {
-            client: client.clone(),
-            name: self.settings.name.clone(),
-            current: self.current.clone(),
-            wanted: wanted.clone(),
-            publish,
-            first,
-        };
+        let (settings, current, due) = (self.settings.clone(), self.current.clone(), wanted.clone());
         std::thread::Builder::new().name(name).spawn(move || {
             runtime.block_on(async {
+                // Its connection lives on this thread.
+                let client = Client::lazy(&settings);
+                let name = settings.name;
+                let prober = Prober { client: client.clone(), name, current, wanted: due, publish, first };
                 tokio::select! {
                     () = carry(&client, asked) => {}
                     () = prober.run() => {}
