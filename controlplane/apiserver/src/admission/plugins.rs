@@ -135,14 +135,14 @@ pub async fn build(options: &AdmissionOptions) -> Result<Vec<Arc<dyn Admission>>
     let names = chosen(options).map_err(wrong)?;
     let known = |name: &str| ORDER.iter().any(|(known, _)| *known == name);
     let mut given = match &options.config_file {
-        Some(file) => Configurations::read(file, &names, known).map_err(wrong)?,
+        Some(file) => Configurations::read(file, &names, known).await.map_err(wrong)?,
         None => Configurations::default(),
     };
     let mut plugins = Vec::new();
     for name in &names {
         plugins.extend(make(name, &names, &mut given).await.map_err(wrong)?);
     }
-    given.check_all_used(&names).map_err(wrong)?;
+    given.check_all_taken(&names).map_err(wrong)?;
     Ok(plugins)
 }
 
@@ -163,15 +163,17 @@ async fn make(
         "NodeRestriction" => Arc::new(node_restriction::NodeRestriction),
         "TaintNodesByCondition" => Arc::new(taints::TaintNodesByCondition),
         "AlwaysPullImages" => Arc::new(optional::pull_images::AlwaysPullImages),
-        "ImagePolicyWebhook" => Arc::new(optional::image_policy::ImagePolicyWebhook::new(given.of(name)).await?),
-        "PodSecurity" => Arc::new(pod_security::PodSecurity::new(given.of(name))?),
-        "PodNodeSelector" => Arc::new(optional::node_selector::PodNodeSelector::new(given.of(name))?),
+        "ImagePolicyWebhook" => {
+            Arc::new(optional::image_policy::ImagePolicyWebhook::new(given.take(name).as_ref()).await?)
+        }
+        "PodSecurity" => Arc::new(pod_security::PodSecurity::new(given.take(name).as_ref())?),
+        "PodNodeSelector" => Arc::new(optional::node_selector::PodNodeSelector::new(given.take(name).as_ref())?),
         "Priority" => Arc::new(priority::Priority),
         "DefaultTolerationSeconds" => Arc::new(taints::DefaultTolerationSeconds),
         "PodTolerationRestriction" => {
-            Arc::new(optional::toleration_restriction::PodTolerationRestriction::new(given.of(name))?)
+            Arc::new(optional::toleration_restriction::PodTolerationRestriction::new(given.take(name).as_ref())?)
         }
-        "EventRateLimit" => Arc::new(optional::event_rate::EventRateLimit::new(given.of(name))?),
+        "EventRateLimit" => Arc::new(optional::event_rate::EventRateLimit::new(given.take(name).as_ref())?),
         "ExtendedResourceToleration" => Arc::new(optional::extended_resources::ExtendedResourceToleration),
         "DefaultStorageClass" => Arc::new(storage::DefaultStorageClass),
         "StorageObjectInUseProtection" => Arc::new(storage::StorageObjectInUseProtection),
@@ -191,13 +193,16 @@ async fn make(
         MUTATING_POLICY | MUTATING_WEBHOOK => Arc::new(webhook::Mutating {
             policies: all.contains(&MUTATING_POLICY),
             webhooks: all.contains(&MUTATING_WEBHOOK),
-            credentials: Credentials::new(given.of(MUTATING_WEBHOOK))?,
+            credentials: Credentials::new(given.take(MUTATING_WEBHOOK).as_ref()).await?,
         }),
         "ValidatingAdmissionPolicy" => Arc::new(policy::Validating),
-        VALIDATING_WEBHOOK => Arc::new(webhook::Validating { credentials: Credentials::new(given.of(name))? }),
+        VALIDATING_WEBHOOK => {
+            let credentials = Credentials::new(given.take(name).as_ref()).await?;
+            Arc::new(webhook::Validating { credentials })
+        }
         "ResourceQuota" => Arc::new(quota::ResourceQuota::default()),
         "AlwaysDeny" => Arc::new(optional::always::AlwaysDeny),
-        _ => return Ok(None),
+        other => return Err(format!("{other}: the plugin is listed, and there is nothing that makes it")),
     }))
 }
 
