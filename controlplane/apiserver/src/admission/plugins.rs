@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use super::config::Configurations;
 use super::{
-    certificates, classes, limit_ranger, namespace, node_restriction, optional, pod_security, priority, quota, resize,
-    runtime_class, service_account, storage, taints, topology,
+    certificates, classes, declared_features, limit_ranger, namespace, node_restriction, optional, pod_security,
+    priority, quota, resize, runtime_class, service_account, storage, taints, topology,
 };
 use crate::admit::Admission;
 use crate::error::{ApiError, Result};
@@ -31,10 +31,11 @@ pub struct AdmissionOptions {
 enum Standard {
     On,
     Off,
-    /// Upstream has it on; here there is nothing for it to do.
-    Unbuilt,
+    /// On, and without anything to do: what it is about is off by default (`GenericWorkload` and
+    /// `WorkloadWithJob`), and there is no switching that on here.
+    Idle,
 }
-use Standard::{Off, On, Unbuilt};
+use Standard::{Idle, Off, On};
 
 /// Every plugin of Kubernetes v1.37 in the order they run.
 const ORDER: [(&str, Standard); 41] = [
@@ -59,7 +60,7 @@ const ORDER: [(&str, Standard); 41] = [
     ("ExtendedResourceToleration", Off),
     ("DefaultStorageClass", On),
     ("StorageObjectInUseProtection", On),
-    ("PodGroupProtection", Unbuilt),
+    ("PodGroupProtection", Idle),
     ("OwnerReferencesPermissionEnforcement", Off),
     ("PersistentVolumeClaimResize", On),
     ("RuntimeClass", On),
@@ -70,9 +71,9 @@ const ORDER: [(&str, Standard); 41] = [
     ("DefaultIngressClass", On),
     ("DenyServiceExternalIPs", Off),
     ("PodTopologyLabels", On),
-    ("PodGroupWorkloadExists", Unbuilt),
-    ("NodeDeclaredFeatureValidator", Unbuilt),
-    ("JobValidation", Unbuilt),
+    ("PodGroupWorkloadExists", Idle),
+    ("NodeDeclaredFeatureValidator", On),
+    ("JobValidation", Idle),
     ("PodResizeValidator", On),
     (MUTATING_POLICY, On),
     (MUTATING_WEBHOOK, On),
@@ -103,9 +104,6 @@ fn chosen(options: &AdmissionOptions) -> std::result::Result<Vec<&'static str>, 
                     unknown = true;
                     wrong.push(format!("{flag}-admission-plugins plugin {name:?} is unknown"));
                 }
-                Some((_, Unbuilt)) if flag == "enable" => wrong.push(format!(
-                    "enable-admission-plugins plugin {name:?} is not built into skiff: see docs/server.md"
-                )),
                 Some(_) => {}
             }
         }
@@ -124,8 +122,11 @@ fn chosen(options: &AdmissionOptions) -> std::result::Result<Vec<&'static str>, 
         return Err(wrong.join("; "));
     }
     let enabled = |name: &&str| options.enable.iter().any(|given| given == name);
-    let runs =
-        |(name, default): &&(&'static str, Standard)| enabled(name) || *default == On && !disabled.contains(name);
+    let runs = |(name, default): &&(&'static str, Standard)| match default {
+        On => !disabled.contains(name),
+        Off => enabled(name),
+        Idle => false,
+    };
     Ok(ORDER.iter().filter(runs).map(|(name, _)| *name).collect())
 }
 
@@ -187,6 +188,7 @@ async fn make(
         "DefaultIngressClass" => Arc::new(classes::DefaultIngressClass),
         "DenyServiceExternalIPs" => Arc::new(optional::external_ips::DenyServiceExternalIps),
         "PodTopologyLabels" => Arc::new(topology::PodTopologyLabels),
+        "NodeDeclaredFeatureValidator" => Arc::new(declared_features::NodeDeclaredFeatureValidator),
         "PodResizeValidator" => Arc::new(resize::PodResizeValidator),
         MUTATING_POLICY if all.contains(&MUTATING_WEBHOOK) => return Ok(None),
         // Each may call for another run of the other.
@@ -224,7 +226,7 @@ mod tests {
 
     #[tokio::test]
     async fn every_plugin_says_its_own_name() {
-        let all: Vec<&str> = ORDER.iter().filter(|(_, default)| *default != Unbuilt).map(|(name, _)| *name).collect();
+        let all: Vec<&str> = ORDER.iter().filter(|(_, default)| *default != Idle).map(|(name, _)| *name).collect();
         let configured = |name: &&&str| !["ImagePolicyWebhook", "EventRateLimit"].contains(*name);
         let names: Vec<&str> = all.iter().filter(configured).copied().collect();
         // Policies run within the webhooks' plugin.
@@ -246,7 +248,8 @@ mod tests {
         assert_eq!(changed.last(), Some(&"AlwaysDeny"));
         let policies = built(&options(&[], &[MUTATING_WEBHOOK])).await.unwrap();
         assert!(policies.contains(&MUTATING_POLICY), "{policies:?}");
-        assert!(built(&options(&[], &["JobValidation"])).await.is_ok());
+        let idle = built(&options(&["JobValidation"], &["PodGroupProtection"])).await.unwrap();
+        assert_eq!(idle, standard, "on and off are the same");
     }
 
     #[tokio::test]
@@ -263,7 +266,6 @@ mod tests {
                 &["PodSecurity", "AlwaysAdmit"],
                 "[AlwaysAdmit PodSecurity] in enable-admission-plugins and disable-admission-plugins overlapped",
             ),
-            (&["JobValidation"], &[], "enable-admission-plugins plugin \"JobValidation\" is not built into skiff"),
             (&["EventRateLimit"], &[], "EventRateLimit: it needs a configuration"),
         ] {
             let error = built(&options(enable, disable)).await.unwrap_err();
