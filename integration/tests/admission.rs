@@ -123,11 +123,17 @@ plugins:
     let objects = write(
         "objects.yaml",
         r#"
-{apiVersion: v1, kind: Node, metadata: {name: n, labels: {kubernetes.io/os: linux}}}
+apiVersion: v1
+kind: Node
+metadata: {name: edge-1, labels: {kubernetes.io/os: linux}}
 ---
-{apiVersion: v1, kind: Namespace, metadata: {name: broken, annotations: {scheduler.alpha.kubernetes.io/tolerationsWhitelist: "[x]"}}}
+apiVersion: v1
+kind: Namespace
+metadata: {name: broken, annotations: {scheduler.alpha.kubernetes.io/tolerationsWhitelist: "[x]"}}
 ---
-{apiVersion: v1, kind: ConfigMap, metadata: {name: owned, namespace: default}}
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: owned, namespace: default}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: Role
@@ -144,13 +150,13 @@ subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: alice}]
     server.kubectl(&["apply", "-f", &objects]);
     let size =
         r#"{"status": {"capacity": {"cpu": "4", "memory": "8Gi"}, "allocatable": {"cpu": "4", "memory": "8Gi"}}}"#;
-    server.kubectl(&["patch", "node", "n", "--subresource=status", "-p", size]);
+    server.kubectl(&["patch", "node", "edge-1", "--subresource=status", "-p", size]);
 
     let pod = |name: &str, namespace: &str, key: &str| {
         let text = format!(
-            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: {namespace}}}, spec: {{nodeName: n,
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{nodeName: edge-1,
                tolerations: [{{key: {key}, operator: Exists, effect: NoExecute}}],
-               containers: [{{name: c, image: 'i:1', resources: {{requests: {{cpu: '1'}}}}}}]}}}}"
+               containers: [{{name: c, image: 'i:1', resources: {{requests: {{cpu: '1'}}}}}}]}}"
         );
         server.try_kubectl(&["create", "-o", "json", "-f", &write("pod.yaml", &text)])
     };
@@ -183,8 +189,7 @@ subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: alice}]
     server.try_kubectl(&alice).expect_failure("cannot set an ownerRef on a resource you can't delete");
     let create = |block: bool| {
         let (name, owner) = (if block { "blocks" } else { "lets-go" }, owner(block));
-        let text =
-            format!("{{apiVersion: v1, kind: ConfigMap, metadata: {{name: {name}, ownerReferences: [{owner}]}}}}");
+        let text = format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}, ownerReferences: [{owner}]}}");
         server.try_kubectl(&["create", "--as", "alice", "-f", &write("owned.yaml", &text)])
     };
     create(true).expect_failure(
