@@ -99,12 +99,9 @@ fn chosen(options: &AdmissionOptions) -> std::result::Result<Vec<&'static str>, 
     let mut unknown = false;
     for (flag, given) in [("enable", &options.enable), ("disable", &options.disable)] {
         for name in given {
-            match ORDER.iter().find(|(known, _)| known == name) {
-                None => {
-                    unknown = true;
-                    wrong.push(format!("{flag}-admission-plugins plugin {name:?} is unknown"));
-                }
-                Some(_) => {}
+            if !ORDER.iter().any(|(known, _)| known == name) {
+                unknown = true;
+                wrong.push(format!("{flag}-admission-plugins plugin {name:?} is unknown"));
             }
         }
     }
