@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde_json::Value;
+use tokio::time::Instant;
 
 use crate::authn::UserInfo;
 use crate::error::{ApiError, Result};
@@ -54,6 +55,8 @@ pub struct Attributes<'a> {
     /// `CreateOptions`, `UpdateOptions`, `PatchOptions` or `DeleteOptions`.
     pub options: &'a Value,
     pub dry_run: bool,
+    /// When the request is given up; none for what the server does by itself.
+    pub deadline: Option<Instant>,
     /// Whether a webhook or a policy patched the object, which may then hold anything.
     pub patched: bool,
     /// Texts for `Warning` headers.
@@ -133,6 +136,10 @@ pub trait Cluster: Send + Sync {
 
     /// Creates as the server itself, without admission.
     async fn create(&self, group: &str, plural: &str, object: Value) -> Result<Arc<Value>>;
+
+    /// Creates as a client of the server's own would: with admission, validation and a record of its
+    /// own in the audit log.
+    async fn submit(&self, group: &str, plural: &str, object: Value) -> Result<Arc<Value>>;
 
     /// Deletes as the server itself, at once and without admission, if `object` is still what is
     /// stored: else 409.

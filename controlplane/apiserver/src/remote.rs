@@ -21,6 +21,8 @@ const MOST: usize = 3 << 20;
 pub enum RemoteError {
     #[error("{url}: {why}")]
     Unreachable { url: String, why: String },
+    #[error("{url}: context deadline exceeded")]
+    TimedOut { url: String },
     #[error("{url} answered {code}: {text}")]
     Refused { url: String, code: StatusCode, text: String },
     #[error("{url} answered what is no JSON: {why}")]
@@ -31,11 +33,18 @@ impl RemoteError {
     /// Whether the same may succeed a little later.
     pub fn is_worth_retrying(&self) -> bool {
         match self {
-            RemoteError::Unreachable { .. } => true,
+            RemoteError::Unreachable { .. } | RemoteError::TimedOut { .. } => true,
             RemoteError::Refused { code, .. } => code.is_server_error() || *code == StatusCode::TOO_MANY_REQUESTS,
             RemoteError::Garbled { .. } => false,
         }
     }
+}
+
+/// Reads a kubeconfig file; the paths that it names are absolute afterwards.
+pub async fn kubeconfig(file: &Path) -> Result<Kubeconfig, String> {
+    let file = file.to_owned();
+    let read = tokio::task::spawn_blocking(move || Kubeconfig::read_from(file)).await;
+    read.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
 }
 
 /// One URL of another server.
@@ -55,7 +64,7 @@ impl Remote {
                 file.display()
             ))
         };
-        let kubeconfig = Kubeconfig::read_from(file).map_err(|error| unusable(&error))?;
+        let kubeconfig = kubeconfig(file).await.map_err(|why| unusable(&why))?;
         let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
         Self::new(config.map_err(|error| unusable(&error))?).map_err(|why| unusable(&why))
     }
@@ -106,7 +115,7 @@ impl Remote {
         };
         let (code, body) = match tokio::time::timeout(timeout, exchange).await {
             Ok(answer) => answer.map_err(unreachable)?,
-            Err(_) => return Err(unreachable("context deadline exceeded".to_owned())),
+            Err(_) => return Err(RemoteError::TimedOut { url: self.url.clone() }),
         };
         if !code.is_success() {
             let text: String = String::from_utf8_lossy(&body).trim().chars().take(500).collect();

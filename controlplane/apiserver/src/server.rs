@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use component::Supervisor;
@@ -134,6 +134,8 @@ impl Config {
 
 /// What every part of the server shares.
 pub struct Api {
+    /// Itself, for what takes a request on from where it is only borrowed.
+    this: OnceLock<Weak<Api>>,
     pub config: Config,
     pub store: Arc<dyn Store>,
     /// The same, as what encrypts.
@@ -161,6 +163,14 @@ pub struct Api {
 }
 
 impl Api {
+    /// # Errors
+    ///
+    /// The server is not there yet, or not any more.
+    pub fn this(&self) -> Result<Arc<Api>> {
+        let this = self.this.get().and_then(Weak::upgrade);
+        this.ok_or_else(|| ApiError::unavailable("the server is starting or shutting down"))
+    }
+
     pub fn resources(&self) -> Arc<Resources> {
         self.resources.borrow().clone()
     }
@@ -218,6 +228,7 @@ impl ApiServer {
         let endpoints =
             resources.into_iter().map(|resource| Endpoint::new(resource, store.clone(), &supervisor)).collect();
         let api = Arc::new(Api {
+            this: OnceLock::new(),
             authn: Authenticator::new(&config, &supervisor).await?,
             authz: Authorizer::new(&config.options.authorization, &supervisor).await?,
             metrics: crate::http::metrics::Metrics::default(),
@@ -239,6 +250,8 @@ impl ApiServer {
             sealed,
             config,
         });
+        // The first time, since nobody else has it yet.
+        let _ = api.this.set(Arc::downgrade(&api));
         crate::bootstrap::start(&api).await?;
         // After that: what bootstrap's own objects hold is then noted.
         repair(&api).await?;

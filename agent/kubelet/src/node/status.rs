@@ -69,6 +69,9 @@ pub fn labels(config: &Config, machine: &Machine) -> BTreeMap<String, String> {
 
 /// What Kubernetes version the node behaves as.
 pub const KUBELET_VERSION: &str = concat!("v1.37.0+skiff-", env!("CARGO_PKG_VERSION"));
+/// What not every node of this version can do and this one can, sorted: without it the API server
+/// refuses changes to pods that need it. No processors are given to pods for themselves here.
+const DECLARED_FEATURES: [&str; 1] = ["GuaranteedQoSPodCPUResize"];
 /// The most images that a status names.
 const MOST_IMAGES: usize = 50;
 
@@ -94,6 +97,7 @@ pub fn generate(view: &View<'_>) -> NodeStatus {
         images: Some(images(view.images)),
         node_info: Some(info(view)),
         runtime_handlers: view.runtime.ok().and_then(runtime_handlers),
+        declared_features: Some(DECLARED_FEATURES.map(str::to_owned).to_vec()),
         volumes_in_use: (!view.volumes_in_use.is_empty()).then(|| view.volumes_in_use.to_vec()),
         ..Default::default()
     }

@@ -13,17 +13,6 @@ const GROUP: &str = "apiserver.config.k8s.io";
 /// What these plugins take without an `AdmissionConfiguration` around it, by their first field.
 const LEGACY: [(&str, &str); 2] =
     [("ImagePolicyWebhook", "imagePolicy"), ("PodNodeSelector", "podNodeSelectorPluginConfig")];
-/// Those that take one at all.
-const CONFIGURABLE: [&str; 7] = [
-    "EventRateLimit",
-    "ImagePolicyWebhook",
-    "MutatingAdmissionWebhook",
-    "PodNodeSelector",
-    "PodSecurity",
-    "PodTolerationRestriction",
-    "ValidatingAdmissionWebhook",
-];
-
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct File {
@@ -99,12 +88,12 @@ pub struct Configurations(Vec<(String, Configuration)>);
 
 impl Configurations {
     /// Reads the file; `running` are the plugins that run, `is_known` tells names of plugins.
-    pub fn read(file: &Path, running: &[&str], is_known: impl Fn(&str) -> bool) -> Result<Self, String> {
+    pub async fn read(file: &Path, running: &[&str], is_known: impl Fn(&str) -> bool) -> Result<Self, String> {
         let shown = file.display();
         let unreadable = |why: &dyn std::fmt::Display| {
             format!("unable to read admission control configuration from \"{shown}\" [{why}]")
         };
-        let text = std::fs::read_to_string(file).map_err(|error| unreadable(&error))?;
+        let text = tokio::fs::read_to_string(file).await.map_err(|error| unreadable(&error))?;
         let document: Value = serde_saphyr::from_str(&text).map_err(|error| unreadable(&error))?;
         let version = document["apiVersion"].as_str().and_then(|version| version.strip_prefix(GROUP));
         if document["kind"] != "AdmissionConfiguration" || !matches!(version, Some("/v1" | "/v1alpha1")) {
@@ -119,7 +108,7 @@ impl Configurations {
                 return Err(unreadable(&format!("plugins[{at}].name: {name:?} is no admission plugin")));
             }
             // As upstream, the first of a name counts.
-            if let Some(configuration) = entry.configuration(file, base)?
+            if let Some(configuration) = entry.configuration(file, base).await?
                 && all.iter().all(|(other, _)| *other != name)
             {
                 all.push((name, configuration));
@@ -147,17 +136,15 @@ impl Configurations {
         Ok(Self(given.collect()))
     }
 
-    /// Of a plugin.
-    pub fn of(&self, name: &str) -> Option<&Configuration> {
-        self.0.iter().find(|(other, _)| other == name).map(|(_, configuration)| configuration)
+    /// Hands a plugin its own.
+    pub fn take(&mut self, name: &str) -> Option<Configuration> {
+        let at = self.0.iter().position(|(other, _)| other == name)?;
+        Some(self.0.remove(at).1)
     }
 
-    /// Refuses what would be read by nobody although its plugin runs: it is not built.
-    pub fn check_all_used(&self, running: &[&str]) -> Result<(), String> {
-        let unused = |(name, _): &&(String, Configuration)| {
-            running.contains(&name.as_str()) && !CONFIGURABLE.contains(&name.as_str())
-        };
-        match self.0.iter().find(unused) {
+    /// Refuses what no plugin took although the one that it is for runs.
+    pub fn check_all_taken(&self, running: &[&str]) -> Result<(), String> {
+        match self.0.iter().find(|(name, _)| running.contains(&name.as_str())) {
             Some((_, configuration)) => Err(configuration.wrong("this plugin takes no configuration")),
             None => Ok(()),
         }
@@ -165,7 +152,7 @@ impl Configurations {
 }
 
 impl Entry {
-    fn configuration(self, file: &Path, base: &Path) -> Result<Option<Configuration>, String> {
+    async fn configuration(self, file: &Path, base: &Path) -> Result<Option<Configuration>, String> {
         let source = |path: &Path| format!("{}: {}", self.name, path.display());
         if !self.configuration.is_null() {
             return Ok(Some(Configuration { source: source(file), value: self.configuration }));
@@ -174,7 +161,7 @@ impl Entry {
             return Ok(None);
         }
         let path = base.join(&self.path);
-        let text = std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", source(&path)))?;
+        let text = tokio::fs::read_to_string(&path).await.map_err(|error| format!("{}: {error}", source(&path)))?;
         let value = serde_saphyr::from_str(&text).map_err(|error| format!("{}: {error}", source(&path)))?;
         Ok(Some(Configuration { source: source(&path), value }))
     }
@@ -192,39 +179,41 @@ mod tests {
 
     const RUNNING: [&str; 3] = ["PodNodeSelector", "PodSecurity", "LimitRanger"];
 
-    fn read(dir: &Path, text: &str) -> Result<Configurations, String> {
+    async fn read(dir: &Path, text: &str) -> Result<Configurations, String> {
         let file = dir.join("admission.yaml");
         std::fs::write(&file, text).unwrap();
         Configurations::read(&file, &RUNNING, |name| name != "Nope")
+            .await
             .map_err(|why| why.replace(dir.to_str().unwrap(), "DIR"))
     }
 
-    #[test]
-    fn inline_or_by_path() {
+    #[tokio::test]
+    async fn inline_or_by_path() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("own.yaml"), "a: 1").unwrap();
         for version in ["v1", "v1alpha1"] {
             let text = format!(
                 "apiVersion: {GROUP}/{version}\nkind: AdmissionConfiguration\nplugins:\n- name: A\n  path: own.yaml\n- name: B\n  configuration: {{kind: X}}\n  path: nowhere\n- name: C\n- name: A\n  configuration: {{}}\n"
             );
-            let found = read(dir.path(), &text).unwrap();
-            assert_eq!(found.of("A").unwrap().value, json!({"a": 1}), "relative to the file; the first counts");
-            assert!(found.of("A").unwrap().source.ends_with("/own.yaml"));
-            assert_eq!(found.of("B").unwrap().value, json!({"kind": "X"}), "inline goes first");
-            assert_eq!(found.of("C"), None);
+            let mut found = read(dir.path(), &text).await.unwrap();
+            let own = found.take("A").unwrap();
+            assert_eq!(own.value, json!({"a": 1}), "relative to the file; the first counts");
+            assert!(own.source.ends_with("/own.yaml"));
+            assert_eq!(found.take("B").unwrap().value, json!({"kind": "X"}), "inline goes first");
+            assert_eq!(found.take("C"), None);
         }
     }
 
-    #[test]
-    fn old_files_still_count() {
+    #[tokio::test]
+    async fn old_files_still_count() {
         let dir = tempfile::tempdir().unwrap();
-        let found = read(dir.path(), "podNodeSelectorPluginConfig: {a: b=c}").unwrap();
-        assert_eq!(found.of("PodNodeSelector").unwrap().value["podNodeSelectorPluginConfig"]["a"], "b=c");
-        assert_eq!(found.of("ImagePolicyWebhook"), None, "it does not run");
+        let mut found = read(dir.path(), "podNodeSelectorPluginConfig: {a: b=c}").await.unwrap();
+        assert_eq!(found.take("PodNodeSelector").unwrap().value["podNodeSelectorPluginConfig"]["a"], "b=c");
+        assert_eq!(found.take("ImagePolicyWebhook"), None, "it does not run");
     }
 
-    #[test]
-    fn mistakes_are_named() {
+    #[tokio::test]
+    async fn mistakes_are_named() {
         let dir = tempfile::tempdir().unwrap();
         let head = format!("apiVersion: {GROUP}/v1\nkind: AdmissionConfiguration\n");
         for (text, expected) in [
@@ -237,14 +226,18 @@ mod tests {
             (format!("{head}plugin: []\n"), "unknown field `plugin`"),
             (format!("{head}plugins: [{{name: A, path: gone.yaml}}]\n"), "A: DIR/gone.yaml: No such file"),
         ] {
-            let error = read(dir.path(), &text).unwrap_err();
+            let error = read(dir.path(), &text).await.unwrap_err();
             assert!(error.contains(expected), "{error}");
         }
-        let missing = Configurations::read(Path::new("/nowhere"), &[], |_| true).unwrap_err();
+        let missing = Configurations::read(Path::new("/nowhere"), &[], |_| true).await.unwrap_err();
         assert!(missing.starts_with("unable to read admission control configuration from \"/nowhere\" ["), "{missing}");
         let text = format!("{head}plugins: [{{name: LimitRanger, configuration: {{}}}}]\n");
-        let unused = read(dir.path(), &text).unwrap().check_all_used(&RUNNING).unwrap_err();
-        assert!(unused.ends_with("this plugin takes no configuration"), "{unused}");
+        let mut found = read(dir.path(), &text).await.unwrap();
+        let left = found.check_all_taken(&RUNNING).unwrap_err();
+        assert!(left.ends_with("this plugin takes no configuration"), "{left}");
+        assert_eq!(found.check_all_taken(&["PodSecurity"]), Ok(()), "it does not run");
+        assert!(found.take("LimitRanger").is_some());
+        assert_eq!(found.check_all_taken(&RUNNING), Ok(()));
     }
 
     #[test]

@@ -78,6 +78,10 @@ impl Cluster for Fixed {
         Ok(object)
     }
 
+    async fn submit(&self, group: &str, plural: &str, object: Value) -> Result<Arc<Value>> {
+        self.create(group, plural, object).await
+    }
+
     async fn delete(&self, group: &str, plural: &str, object: &Value) -> Result<()> {
         self.objects.lock().retain(|(g, p, held)| g != group || p != plural || **held != *object);
         Ok(())
@@ -153,6 +157,7 @@ impl Request {
             old: self.old.as_ref(),
             options,
             dry_run: false,
+            deadline: None,
             patched: false,
             warnings: Vec::new(),
             audit: Vec::new(),

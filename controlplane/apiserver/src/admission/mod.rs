@@ -8,6 +8,7 @@
 mod certificates;
 mod classes;
 pub mod config;
+mod declared_features;
 mod limit_ranger;
 mod mountable;
 mod namespace;
@@ -39,6 +40,12 @@ fn creates(attributes: &Attributes<'_>, group: &str, plural: &str) -> bool {
 /// An update of the resource itself.
 fn updates(attributes: &Attributes<'_>, group: &str, plural: &str) -> bool {
     attributes.operation == Operation::Update && attributes.subresource.is_empty() && attributes.is(group, plural)
+}
+
+/// Whether an update changes what is wished of the object: its generation counts that.
+fn changes_generation(attributes: &Attributes<'_>) -> bool {
+    let generation = |object: &serde_json::Value| crate::kinds::value::int(object, "metadata.generation");
+    attributes.old.is_some_and(|old| generation(old) != generation(&attributes.object))
 }
 
 /// Pods that the kubelet mirrors from static manifests.

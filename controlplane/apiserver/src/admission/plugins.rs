@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use super::config::Configurations;
 use super::{
-    certificates, classes, limit_ranger, namespace, node_restriction, optional, pod_security, priority, quota, resize,
-    runtime_class, service_account, storage, taints, topology,
+    certificates, classes, declared_features, limit_ranger, namespace, node_restriction, optional, pod_security,
+    priority, quota, resize, runtime_class, service_account, storage, taints, topology,
 };
 use crate::admit::Admission;
 use crate::error::{ApiError, Result};
@@ -31,10 +31,11 @@ pub struct AdmissionOptions {
 enum Standard {
     On,
     Off,
-    /// Upstream has it on; here there is nothing for it to do.
-    Unbuilt,
+    /// On, and without anything to do: what it is about is off by default (`GenericWorkload` and
+    /// `WorkloadWithJob`), and there is no switching that on here.
+    Idle,
 }
-use Standard::{Off, On, Unbuilt};
+use Standard::{Idle, Off, On};
 
 /// Every plugin of Kubernetes v1.37 in the order they run.
 const ORDER: [(&str, Standard); 41] = [
@@ -59,7 +60,7 @@ const ORDER: [(&str, Standard); 41] = [
     ("ExtendedResourceToleration", Off),
     ("DefaultStorageClass", On),
     ("StorageObjectInUseProtection", On),
-    ("PodGroupProtection", Unbuilt),
+    ("PodGroupProtection", Idle),
     ("OwnerReferencesPermissionEnforcement", Off),
     ("PersistentVolumeClaimResize", On),
     ("RuntimeClass", On),
@@ -70,9 +71,9 @@ const ORDER: [(&str, Standard); 41] = [
     ("DefaultIngressClass", On),
     ("DenyServiceExternalIPs", Off),
     ("PodTopologyLabels", On),
-    ("PodGroupWorkloadExists", Unbuilt),
-    ("NodeDeclaredFeatureValidator", Unbuilt),
-    ("JobValidation", Unbuilt),
+    ("PodGroupWorkloadExists", Idle),
+    ("NodeDeclaredFeatureValidator", On),
+    ("JobValidation", Idle),
     ("PodResizeValidator", On),
     (MUTATING_POLICY, On),
     (MUTATING_WEBHOOK, On),
@@ -98,15 +99,9 @@ fn chosen(options: &AdmissionOptions) -> std::result::Result<Vec<&'static str>, 
     let mut unknown = false;
     for (flag, given) in [("enable", &options.enable), ("disable", &options.disable)] {
         for name in given {
-            match ORDER.iter().find(|(known, _)| known == name) {
-                None => {
-                    unknown = true;
-                    wrong.push(format!("{flag}-admission-plugins plugin {name:?} is unknown"));
-                }
-                Some((_, Unbuilt)) if flag == "enable" => wrong.push(format!(
-                    "enable-admission-plugins plugin {name:?} is not built into skiff: see docs/server.md"
-                )),
-                Some(_) => {}
+            if !ORDER.iter().any(|(known, _)| known == name) {
+                unknown = true;
+                wrong.push(format!("{flag}-admission-plugins plugin {name:?} is unknown"));
             }
         }
     }
@@ -124,8 +119,11 @@ fn chosen(options: &AdmissionOptions) -> std::result::Result<Vec<&'static str>, 
         return Err(wrong.join("; "));
     }
     let enabled = |name: &&str| options.enable.iter().any(|given| given == name);
-    let runs =
-        |(name, default): &&(&'static str, Standard)| enabled(name) || *default == On && !disabled.contains(name);
+    let runs = |(name, default): &&(&'static str, Standard)| match default {
+        On => !disabled.contains(name),
+        Off => enabled(name),
+        Idle => false,
+    };
     Ok(ORDER.iter().filter(runs).map(|(name, _)| *name).collect())
 }
 
@@ -135,14 +133,14 @@ pub async fn build(options: &AdmissionOptions) -> Result<Vec<Arc<dyn Admission>>
     let names = chosen(options).map_err(wrong)?;
     let known = |name: &str| ORDER.iter().any(|(known, _)| *known == name);
     let mut given = match &options.config_file {
-        Some(file) => Configurations::read(file, &names, known).map_err(wrong)?,
+        Some(file) => Configurations::read(file, &names, known).await.map_err(wrong)?,
         None => Configurations::default(),
     };
     let mut plugins = Vec::new();
     for name in &names {
         plugins.extend(make(name, &names, &mut given).await.map_err(wrong)?);
     }
-    given.check_all_used(&names).map_err(wrong)?;
+    given.check_all_taken(&names).map_err(wrong)?;
     Ok(plugins)
 }
 
@@ -163,15 +161,17 @@ async fn make(
         "NodeRestriction" => Arc::new(node_restriction::NodeRestriction),
         "TaintNodesByCondition" => Arc::new(taints::TaintNodesByCondition),
         "AlwaysPullImages" => Arc::new(optional::pull_images::AlwaysPullImages),
-        "ImagePolicyWebhook" => Arc::new(optional::image_policy::ImagePolicyWebhook::new(given.of(name)).await?),
-        "PodSecurity" => Arc::new(pod_security::PodSecurity::new(given.of(name))?),
-        "PodNodeSelector" => Arc::new(optional::node_selector::PodNodeSelector::new(given.of(name))?),
+        "ImagePolicyWebhook" => {
+            Arc::new(optional::image_policy::ImagePolicyWebhook::new(given.take(name).as_ref()).await?)
+        }
+        "PodSecurity" => Arc::new(pod_security::PodSecurity::new(given.take(name).as_ref())?),
+        "PodNodeSelector" => Arc::new(optional::node_selector::PodNodeSelector::new(given.take(name).as_ref())?),
         "Priority" => Arc::new(priority::Priority),
         "DefaultTolerationSeconds" => Arc::new(taints::DefaultTolerationSeconds),
         "PodTolerationRestriction" => {
-            Arc::new(optional::toleration_restriction::PodTolerationRestriction::new(given.of(name))?)
+            Arc::new(optional::toleration_restriction::PodTolerationRestriction::new(given.take(name).as_ref())?)
         }
-        "EventRateLimit" => Arc::new(optional::event_rate::EventRateLimit::new(given.of(name))?),
+        "EventRateLimit" => Arc::new(optional::event_rate::EventRateLimit::new(given.take(name).as_ref())?),
         "ExtendedResourceToleration" => Arc::new(optional::extended_resources::ExtendedResourceToleration),
         "DefaultStorageClass" => Arc::new(storage::DefaultStorageClass),
         "StorageObjectInUseProtection" => Arc::new(storage::StorageObjectInUseProtection),
@@ -185,19 +185,23 @@ async fn make(
         "DefaultIngressClass" => Arc::new(classes::DefaultIngressClass),
         "DenyServiceExternalIPs" => Arc::new(optional::external_ips::DenyServiceExternalIps),
         "PodTopologyLabels" => Arc::new(topology::PodTopologyLabels),
+        "NodeDeclaredFeatureValidator" => Arc::new(declared_features::NodeDeclaredFeatureValidator),
         "PodResizeValidator" => Arc::new(resize::PodResizeValidator),
         MUTATING_POLICY if all.contains(&MUTATING_WEBHOOK) => return Ok(None),
         // Each may call for another run of the other.
         MUTATING_POLICY | MUTATING_WEBHOOK => Arc::new(webhook::Mutating {
             policies: all.contains(&MUTATING_POLICY),
             webhooks: all.contains(&MUTATING_WEBHOOK),
-            credentials: Credentials::new(given.of(MUTATING_WEBHOOK))?,
+            credentials: Credentials::new(given.take(MUTATING_WEBHOOK).as_ref()).await?,
         }),
         "ValidatingAdmissionPolicy" => Arc::new(policy::Validating),
-        VALIDATING_WEBHOOK => Arc::new(webhook::Validating { credentials: Credentials::new(given.of(name))? }),
+        VALIDATING_WEBHOOK => {
+            let credentials = Credentials::new(given.take(name).as_ref()).await?;
+            Arc::new(webhook::Validating { credentials })
+        }
         "ResourceQuota" => Arc::new(quota::ResourceQuota::default()),
         "AlwaysDeny" => Arc::new(optional::always::AlwaysDeny),
-        _ => return Ok(None),
+        other => return Err(format!("{other}: the plugin is listed, and there is nothing that makes it")),
     }))
 }
 
@@ -219,7 +223,7 @@ mod tests {
 
     #[tokio::test]
     async fn every_plugin_says_its_own_name() {
-        let all: Vec<&str> = ORDER.iter().filter(|(_, default)| *default != Unbuilt).map(|(name, _)| *name).collect();
+        let all: Vec<&str> = ORDER.iter().filter(|(_, default)| *default != Idle).map(|(name, _)| *name).collect();
         let configured = |name: &&&str| !["ImagePolicyWebhook", "EventRateLimit"].contains(*name);
         let names: Vec<&str> = all.iter().filter(configured).copied().collect();
         // Policies run within the webhooks' plugin.
@@ -241,7 +245,8 @@ mod tests {
         assert_eq!(changed.last(), Some(&"AlwaysDeny"));
         let policies = built(&options(&[], &[MUTATING_WEBHOOK])).await.unwrap();
         assert!(policies.contains(&MUTATING_POLICY), "{policies:?}");
-        assert!(built(&options(&[], &["JobValidation"])).await.is_ok());
+        let idle = built(&options(&["JobValidation"], &["PodGroupProtection"])).await.unwrap();
+        assert_eq!(idle, standard, "on and off are the same");
     }
 
     #[tokio::test]
@@ -258,7 +263,6 @@ mod tests {
                 &["PodSecurity", "AlwaysAdmit"],
                 "[AlwaysAdmit PodSecurity] in enable-admission-plugins and disable-admission-plugins overlapped",
             ),
-            (&["JobValidation"], &[], "enable-admission-plugins plugin \"JobValidation\" is not built into skiff"),
             (&["EventRateLimit"], &[], "EventRateLimit: it needs a configuration"),
         ] {
             let error = built(&options(enable, disable)).await.unwrap_err();

@@ -5,10 +5,11 @@ use api::resources::{Side, of_pod};
 use async_trait::async_trait;
 use serde_json::Value;
 
+use super::changes_generation;
 use crate::admit::{Admission, Attributes, Cluster, Operation};
-use crate::error::Result;
+use crate::error::{ApiError, Result};
 use crate::kinds::core::pod::quantity;
-use crate::kinds::value::{at, int, label, text};
+use crate::kinds::value::{at, label, text};
 
 const OS: &str = "kubernetes.io/os";
 
@@ -21,12 +22,11 @@ impl Admission for PodResizeValidator {
     }
 
     fn handles(&self, attributes: &Attributes<'_>) -> bool {
-        let generation = |pod: &Value| int(pod, "metadata.generation");
         attributes.is("", "pods")
             && attributes.subresource == "resize"
             && attributes.operation == Operation::Update
             && !text(&attributes.object, "spec.nodeName").is_empty()
-            && attributes.old.is_some_and(|old| generation(old) != generation(&attributes.object))
+            && changes_generation(attributes)
     }
 
     async fn validate(&self, attributes: &mut Attributes<'_>, cluster: &dyn Cluster) -> Result<()> {
@@ -34,7 +34,7 @@ impl Admission for PodResizeValidator {
         let Some(node) = cluster.get("", "nodes", "", wanted).await? else {
             return Err(attributes.forbid(format!("node {wanted:?} not found")));
         };
-        if let Some(why) = too_large(&attributes.object, &node) {
+        if let Some(why) = too_large(&attributes.object, &node)? {
             return Err(attributes.forbid(why));
         }
         match label(&node, OS).unwrap_or_default() {
@@ -47,8 +47,10 @@ impl Admission for PodResizeValidator {
     }
 }
 
-fn too_large(pod: &Value, node: &Value) -> Option<String> {
-    let spec = serde_json::from_value(at(pod, "spec").clone()).ok()?;
+fn too_large(pod: &Value, node: &Value) -> Result<Option<String>> {
+    // Validation has let it through: what cannot be read is this server's fault, and not let through.
+    let spec = serde_json::from_value(at(pod, "spec").clone());
+    let spec = spec.map_err(|error| ApiError::internal(format!("reading the spec of the resized pod: {error}")))?;
     let asked = of_pod(&spec, Side::Requests);
     let over = ["cpu", "memory"].into_iter().filter_map(|name| {
         let count = |amount: &Quantity| if name == "cpu" { amount.milli() } else { amount.units() };
@@ -57,7 +59,7 @@ fn too_large(pod: &Value, node: &Value) -> Option<String> {
         (asked > there).then(|| format!("{name}, requested: {asked}, allocatable: {there}"))
     });
     let over: Vec<String> = over.collect();
-    (!over.is_empty()).then(|| format!("Node didn't have enough allocatable resources: {}", over.join("; ")))
+    Ok((!over.is_empty()).then(|| format!("Node didn't have enough allocatable resources: {}", over.join("; "))))
 }
 
 #[cfg(test)]
@@ -117,5 +119,12 @@ mod tests {
             let expected = refused.map_or(Ok(()), |why| Err(format!("pods \"p\" is forbidden: {why}")));
             assert_eq!(request.admit(&PodResizeValidator, &cluster).await, expected, "{subresource} {node} {cpu}");
         }
+    }
+
+    #[test]
+    fn a_pod_that_cannot_be_read_is_not_let_through() {
+        let pod = json!({"spec": {"containers": [{"name": 1}]}});
+        let error = too_large(&pod, &json!({})).unwrap_err();
+        assert!(error.message().contains("reading the spec of the resized pod: "), "{}", error.message());
     }
 }

@@ -21,6 +21,11 @@ impl UserInfo {
         Self::new("system:admin", &["system:masters", "system:authenticated"])
     }
 
+    /// The server itself, where it is a client of its own.
+    pub fn server() -> Self {
+        Self::new("system:apiserver", &["system:authenticated", "system:masters"])
+    }
+
     /// `system:serviceaccount:<namespace>:<name>` with its groups.
     pub fn service_account(namespace: &str, name: &str) -> Self {
         Self::new(

@@ -76,12 +76,10 @@ impl Sealed {
     /// Whether every KMS plugin is well; `Err` names those that are not.
     pub async fn health(&self) -> std::result::Result<(), String> {
         let rules = self.rules.current.read().clone();
-        let mut ill = Vec::new();
-        for (at, plugin) in rules.iter().flat_map(plugins).enumerate() {
-            if let Err(why) = plugin.health().await {
-                ill.push(format!("kms-provider-{at}: {why}"));
-            }
-        }
+        // Together: one that does not answer is not to be waited for by the others' turn.
+        let answers = futures::future::join_all(rules.iter().flat_map(plugins).map(kms::Kms::health)).await;
+        let ill = answers.into_iter().enumerate().filter_map(|(at, answer)| Some((at, answer.err()?)));
+        let ill: Vec<String> = ill.map(|(at, why)| format!("kms-provider-{at}: {why}")).collect();
         match ill.as_slice() {
             [] => Ok(()),
             [one] => Err(one.clone()),
@@ -223,11 +221,9 @@ impl Store for Sealed {
             if let Some(value) = &mut event.value {
                 *value = rules.open(&event.key, value)?;
             }
-            // What was replaced may be what cannot be read any more: that is no reason to stop.
-            if let Some(previous) = &mut event.previous {
-                let _ = rules.open_value(previous);
-            }
-            Ok(())
+            // Of what was deleted a watcher is shown what was there: without it the event would be
+            // lost. Who listens is to list again, as after a value that cannot be opened.
+            event.previous.as_mut().map_or(Ok(()), |previous| rules.open_value(previous))
         })))
     }
 
@@ -248,6 +244,39 @@ impl Store for Sealed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::StreamExt;
+
+    /// Secrets under an AES-GCM key of a name.
+    fn rules(key: &str) -> Arc<[Rule]> {
+        let text = format!(
+            "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n- resources: [secrets]\n  providers: [{{aesgcm: {{keys: [{{name: {key}, secret: MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=}}]}}}}]\n"
+        );
+        config::parse(&text).unwrap().into()
+    }
+
+    #[tokio::test]
+    async fn a_deletion_of_what_cannot_be_opened_ends_the_watch_and_is_not_lost() {
+        const KEY: &str = "/registry/secrets/n/a";
+        let dir = tempfile::tempdir().unwrap();
+        let inner = Arc::new(store::Embedded::open(dir.path()).unwrap());
+        let resources = HashMap::from([("secrets".to_owned(), "secrets".to_owned())]);
+        let held = Arc::new(Rules { current: RwLock::new(rules("one")), resources });
+        let sealed = Sealed { inner: inner.clone(), rules: held.clone(), reloads: false };
+        let TxnOutcome::Done { revision } = sealed.txn(Txn::create(KEY, "{}")).await.unwrap() else {
+            panic!("nobody else writes");
+        };
+        let mut watch = sealed.watch("/registry/secrets/", revision).await.unwrap();
+        *held.current.write() = rules("two");
+        inner.txn(Txn::delete(KEY, revision)).await.unwrap();
+        let error = loop {
+            match watch.next().await.expect("the watch ends with an error") {
+                Ok(batch) => assert!(batch.events.is_empty(), "{:?}", batch.events),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(&error, StoreError::Sealed { key, .. } if key == KEY), "{error}");
+        inner.close();
+    }
 
     #[test]
     fn keys_belong_to_resources() {

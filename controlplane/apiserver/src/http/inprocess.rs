@@ -7,12 +7,16 @@ use std::task::{Context, Poll};
 
 use futures::future::BoxFuture;
 use http::{HeaderValue, Request, Response, header};
+use http_body_util::BodyExt;
 use kube::client::Body as ClientBody;
+use serde_json::Value;
 
 use super::body::Body;
 use super::pipeline;
 use crate::authn::UserInfo;
+use crate::error::{ApiError, Result};
 use crate::server::Api;
+use crate::version::kubernetes;
 
 #[derive(Clone)]
 pub struct Service {
@@ -30,20 +34,21 @@ impl Service {
 
 /// What the user's component calls itself; `managedFields` name it as the writer.
 fn agent(user: &str) -> &'static str {
+    const CONTROLLERS: &str = concat!("kube-controller-manager/", kubernetes!());
     match user {
-        "system:kube-scheduler" => "kube-scheduler/v1.37.0",
-        "system:kube-controller-manager" => "kube-controller-manager/v1.37.0",
-        controller if controller.starts_with("system:serviceaccount:kube-system:") => "kube-controller-manager/v1.37.0",
-        _ => "kube-apiserver/v1.37.0",
+        "system:kube-scheduler" => concat!("kube-scheduler/", kubernetes!()),
+        "system:kube-controller-manager" => CONTROLLERS,
+        controller if controller.starts_with("system:serviceaccount:kube-system:") => CONTROLLERS,
+        _ => concat!("kube-apiserver/", kubernetes!()),
     }
 }
 
 impl tower::Service<Request<ClientBody>> for Service {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+    type Future = BoxFuture<'static, std::result::Result<Response<Body>, Infallible>>;
 
-    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<std::result::Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
@@ -52,4 +57,23 @@ impl tower::Service<Request<ClientBody>> for Service {
         let (api, user) = (self.api.clone(), self.user.clone());
         Box::pin(async move { Ok(pipeline::handle(api, request, pipeline::Caller::Trusted(user)).await) })
     }
+}
+
+/// Creates an object as the server's own client would: every step of a request, and a record of its
+/// own in the audit log. `path` is that of the collection.
+pub async fn create(api: Arc<Api>, path: &str, object: &Value) -> Result<Value> {
+    let failed = |why: &dyn std::fmt::Display| ApiError::internal(format!("creating at {path}: {why}"));
+    let request = Request::post(path)
+        .header(header::CONTENT_TYPE, "application/json")
+        .header(header::ACCEPT, "application/json")
+        .body(ClientBody::from(object.to_string().into_bytes()))
+        .map_err(|error| failed(&error))?;
+    let mut service = Service::new(api, UserInfo::server());
+    let (parts, body) = match tower::Service::call(&mut service, request).await {
+        Ok(response) => response.into_parts(),
+        Err(never) => match never {},
+    };
+    let bytes = body.collect().await.map_err(|error| failed(&error))?.to_bytes();
+    let answer: Value = serde_json::from_slice(&bytes).map_err(|error| failed(&error))?;
+    if parts.status.is_success() { Ok(answer) } else { Err(ApiError::from_status(answer, parts.status)) }
 }

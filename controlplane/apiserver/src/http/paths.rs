@@ -9,6 +9,7 @@ use super::pipeline::Asked;
 use super::{health, render, stored, zpages};
 use crate::discovery;
 use crate::error::{ApiError, Result};
+use crate::version;
 
 pub async fn handle(asked: Asked, body: Bytes) -> Result<Response<Body>> {
     let path = asked.info.path.trim_end_matches('/').to_owned();
@@ -101,10 +102,11 @@ pub fn listed(asked: &Asked) -> Vec<String> {
 
 /// `/version`: the Kubernetes version whose API this is.
 pub fn version() -> serde_json::Value {
+    let minor = version::MINOR.to_string();
     json!({
-        "major": "1", "minor": "37", "emulationMajor": "1", "emulationMinor": "37",
-        "minCompatibilityMajor": "1", "minCompatibilityMinor": "36",
-        "gitVersion": "v1.37.0+skiff", "gitCommit": "", "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z",
+        "major": "1", "minor": minor, "emulationMajor": "1", "emulationMinor": minor,
+        "minCompatibilityMajor": "1", "minCompatibilityMinor": (version::MINOR - 1).to_string(),
+        "gitVersion": concat!(version::kubernetes!(), "+skiff"), "gitCommit": "", "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z",
         "goVersion": "none", "compiler": "rustc",
         "platform": format!("{}/{}", std::env::consts::OS, match std::env::consts::ARCH { "x86_64" => "amd64", "aarch64" => "arm64", other => other }),
     })

@@ -9,6 +9,7 @@ use futures::FutureExt;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
+use tokio::time::Instant;
 
 use super::body::{Body, BoxError};
 use super::info::RequestInfo;
@@ -78,6 +79,8 @@ pub struct Asked {
     pub endpoint: Option<Arc<Endpoint>>,
     pub parts: Parts,
     pub peer: Option<SocketAddr>,
+    /// When it is given up; none for what goes on until the client leaves.
+    pub deadline: Option<Instant>,
     /// Where it is noted for the audit log.
     pub record: Option<Arc<Record>>,
 }
@@ -331,12 +334,12 @@ where
     authorize(&api, &user, &info, &query, journey.record.as_deref()).await?;
     let record = journey.record.clone();
     let query = Arc::new(query);
-    let asked = Asked { api, user, info, query, endpoint, parts, peer, record };
-    if long {
-        return dispatch(asked, body).await;
-    }
+    // No deadline: none, and one that is further than the clock goes.
+    let deadline = if long { None } else { Instant::now().checked_add(limit) };
+    let asked = Asked { api, user, info, query, endpoint, parts, peer, deadline, record };
+    let Some(deadline) = deadline else { return dispatch(asked, body).await };
     let answer = std::pin::pin!(dispatch(asked, body));
-    match tokio::time::timeout(limit, answer).await {
+    match tokio::time::timeout_at(deadline, answer).await {
         Ok(answer) => answer,
         Err(_) => Err(ApiError::timeout("request did not complete within the allotted timeout")),
     }

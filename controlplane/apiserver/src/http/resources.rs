@@ -101,6 +101,7 @@ fn call(asked: &Asked, endpoint: Arc<Endpoint>) -> Result<Call> {
         manager,
         applies: is_apply(asked),
         now: Timestamp::now(),
+        deadline: asked.deadline,
         warnings: Mutex::default(),
         record: asked.record.clone(),
     })

@@ -253,7 +253,7 @@ fn finish(hash: String, content_type: &'static str, write: impl FnOnce(&mut Out)
 }
 
 fn info() -> Value {
-    json!({"title": "Kubernetes", "version": "v1.37.0"})
+    json!({"title": "Kubernetes", "version": crate::version::KUBERNETES})
 }
 
 /// The schema names of kinds, built-in or custom.

@@ -198,6 +198,7 @@ async fn admit(asked: &Asked, target: &Target) -> Result<()> {
         old: None,
         options: &Value::Null,
         dry_run: false,
+        deadline: asked.deadline,
         patched: false,
         warnings: Vec::new(),
         audit: Vec::new(),

@@ -14,6 +14,7 @@ use crate::authn::UserInfo;
 use crate::cache::item::{Item, encode, remove_version};
 use crate::cache::store_error;
 use crate::error::{ApiError, Result};
+use crate::http::inprocess;
 use crate::resource::{Descriptor, GroupVersionKind, api_version, split_api_version};
 use crate::resources::Endpoint;
 use crate::schema::Schema;
@@ -119,6 +120,20 @@ impl Cluster for Api {
             TxnOutcome::Done { revision } => Ok(Arc::new(super::write::written(object, &stored, revision, true).value)),
             TxnOutcome::Conflict { .. } => Err(ApiError::already_exists(group, plural, &name)),
         }
+    }
+
+    async fn submit(&self, group: &str, plural: &str, mut object: Value) -> Result<Arc<Value>> {
+        let endpoint = self.endpoint(group, plural)?;
+        let descriptor = endpoint.descriptor();
+        let kind = descriptor.hub_kind();
+        metadata::check_type(&mut object, &kind.api_version(), &kind.kind, false)?;
+        let root = if kind.group.is_empty() { "api" } else { "apis" };
+        let namespace = match metadata::text(&object, "namespace") {
+            namespace if descriptor.namespaced => format!("namespaces/{namespace}/"),
+            _ => String::new(),
+        };
+        let path = format!("/{root}/{}/{namespace}{plural}", kind.api_version());
+        inprocess::create(self.this()?, &path, &object).await.map(Arc::new)
     }
 
     async fn delete(&self, group: &str, plural: &str, object: &Value) -> Result<()> {

@@ -54,6 +54,8 @@ pub struct Call {
     /// A server-side apply, which tracks the owners of fields itself.
     pub applies: bool,
     pub now: Timestamp,
+    /// When the request is given up.
+    pub deadline: Option<tokio::time::Instant>,
     /// Texts of `Warning` headers.
     pub warnings: Mutex<Vec<String>>,
     /// Where the request is noted for the audit log.
@@ -246,6 +248,7 @@ impl Call {
             old,
             options,
             dry_run: self.options.dry_run,
+            deadline: self.deadline,
             patched: false,
             warnings: Vec::new(),
             audit: Vec::new(),

@@ -70,6 +70,7 @@ fn on_pod(call: &Call, name: &str, subresource: &str) -> Result<Call> {
         manager: call.manager.clone(),
         applies: false,
         now: call.now,
+        deadline: call.deadline,
         warnings: parking_lot::Mutex::default(),
         record: call.record.clone(),
     })

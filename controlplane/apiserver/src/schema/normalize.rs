@@ -31,6 +31,14 @@ pub fn normalize_literal(schema: &Schema, value: &mut Value, gvk: &GroupVersionK
     run(schema, value, gvk, Walk { literal: true, ..Walk::default() })
 }
 
+/// A value of a built-in type that is no kind of its own, as `encoding/json` would decode it; what is
+/// returned are the fields that it does not have.
+pub fn decode(id: TypeId, value: &mut Value) -> Result<Vec<String>, DecodeError> {
+    let mut walk = Walk::default();
+    walk.element(Element::of_type(id), value)?;
+    Ok(walk.unknown)
+}
+
 fn run(schema: &Schema, value: &mut Value, gvk: &GroupVersionKind, mut walk: Walk) -> Result<Vec<String>, ApiError> {
     let outcome = match schema {
         Schema::Builtin(id) => walk.element(Element::of_type(*id), value).map(|_| ()),

@@ -9,13 +9,15 @@ use std::path::{Path, PathBuf};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
+use kube::config::{AuthInfo, Kubeconfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
-use serde_json::Value;
 
 use crate::admission::config::Configuration;
 use crate::proxy::dial::Identity;
+use crate::remote;
 
 const GROUP: &str = "apiserver.config.k8s.io";
 
@@ -28,58 +30,12 @@ struct File {
     static_manifests_dir: String,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct Kubeconfig {
-    #[serde(default)]
-    users: Vec<Named<User>>,
-    #[serde(default)]
-    contexts: Vec<Named<Context>>,
-    #[serde(default)]
-    current_context: String,
-}
-
-#[derive(Deserialize)]
-struct Named<T> {
-    name: String,
-    #[serde(alias = "user", alias = "context")]
-    value: T,
-}
-
-#[derive(Deserialize)]
-struct Context {
-    #[serde(default)]
-    user: String,
-}
-
-/// What a user of a kubeconfig may show.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", default)]
-struct User {
-    token: String,
-    #[serde(rename = "tokenFile")]
-    token_file: PathBuf,
-    username: String,
-    password: String,
-    client_certificate: PathBuf,
-    client_certificate_data: String,
-    client_key: PathBuf,
-    client_key_data: String,
-    #[serde(rename = "as")]
-    impersonate: String,
-    as_groups: Vec<String>,
-    exec: Value,
-    auth_provider: Value,
-}
-
 /// Users by the hosts that they are for; the default has none.
 #[derive(Debug, Default)]
 pub struct Credentials {
-    users: BTreeMap<String, User>,
+    users: BTreeMap<String, AuthInfo>,
     /// Of the kubeconfig's current context: for hosts that no user is named after.
-    current: Option<User>,
-    /// What files in the kubeconfig are relative to.
-    base: PathBuf,
+    current: Option<AuthInfo>,
 }
 
 /// What one webhook is shown.
@@ -93,7 +49,7 @@ impl Credentials {
     /// # Errors
     ///
     /// What is wrong with the configuration, or with its kubeconfig.
-    pub fn new(given: Option<&Configuration>) -> Result<Self, String> {
+    pub async fn new(given: Option<&Configuration>) -> Result<Self, String> {
         let Some(given) = given else { return Ok(Self::default()) };
         let file: File = given.typed(GROUP, &["v1"], "WebhookAdmissionConfiguration")?;
         if !file.static_manifests_dir.is_empty() {
@@ -108,27 +64,33 @@ impl Credentials {
             let at = api::field::Path::root("kubeConfigFile");
             return Err(given.wrong(api::field::Error::invalid(&at, path.display().to_string(), why)));
         }
-        Self::read(path).map_err(|why| given.wrong(format!("{}: {why}", path.display())))
+        let read = remote::kubeconfig(path).await.and_then(Self::of);
+        read.map_err(|why| given.wrong(format!("{}: {why}", path.display())))
     }
 
-    fn read(path: &Path) -> Result<Self, String> {
-        let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
-        let read: Kubeconfig = serde_saphyr::from_str(&text).map_err(|error| error.to_string())?;
-        let users: BTreeMap<String, User> = read.users.into_iter().map(|user| (user.name, user.value)).collect();
-        for (name, user) in &users {
-            if !user.exec.is_null() || !user.auth_provider.is_null() {
+    /// Paths in it are absolute.
+    fn of(kubeconfig: Kubeconfig) -> Result<Self, String> {
+        let mut users = BTreeMap::new();
+        for named in kubeconfig.auth_infos {
+            let (name, user) = (named.name, named.auth_info.unwrap_or_default());
+            if user.exec.is_some() || user.auth_provider.is_some() {
                 return Err(format!("user {name:?}: exec and auth-provider are not built into skiff"));
             }
+            if users.contains_key(&name) {
+                return Err(format!("duplicate name {name:?} in users"));
+            }
+            users.insert(name, user);
         }
-        let context = read.contexts.into_iter().find(|context| context.name == read.current_context);
-        let current = context.and_then(|context| users.get(&context.value.user).cloned());
-        let base = path.parent().unwrap_or(Path::new("/")).to_owned();
-        Ok(Self { users, current, base })
+        let name = kubeconfig.current_context.unwrap_or_default();
+        let context = kubeconfig.contexts.into_iter().find(|context| context.name == name);
+        let user = context.and_then(|context| context.context?.user);
+        let current = user.and_then(|user| users.get(&user).cloned());
+        Ok(Self { users, current })
     }
 
     /// The user for a host: named exactly, or by `*.` and a domain of it, with the port or (for 443)
     /// without; else `*`; else that of the current context.
-    fn find(&self, host: &str, port: u16) -> Option<&User> {
+    fn find(&self, host: &str, port: u16) -> Option<&AuthInfo> {
         let bracketed = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
         let with_port = format!("{bracketed}:{port}");
         let without = (port == 443).then_some(host);
@@ -140,58 +102,97 @@ impl Credentials {
         named.or_else(|| self.users.get("*")).or(self.current.as_ref())
     }
 
+    /// `port` is the one that the webhook is named with: a Service's, not its endpoint's.
+    ///
     /// # Errors
     ///
-    /// A file that cannot be read or is not PEM.
-    pub fn shown_to(&self, host: &str, port: u16) -> Result<Shown, String> {
-        self.find(host, port).map_or_else(|| Ok(Shown::default()), |user| user.shown(&self.base))
+    /// A file that cannot be read or is not PEM; what cannot be shown together.
+    pub async fn shown_to(&self, host: &str, port: u16) -> Result<Shown, String> {
+        match self.find(host, port) {
+            Some(user) => shown(user).await,
+            None => Ok(Shown::default()),
+        }
     }
 }
 
-impl User {
-    fn shown(&self, base: &Path) -> Result<Shown, String> {
-        let read = |path: &Path| {
-            let path = base.join(path);
-            std::fs::read(&path).map_err(|error| format!("reading {}: {error}", path.display()))
-        };
-        let mut headers = HeaderMap::new();
-        let mut add = |name: HeaderName, value: String| {
-            let value = HeaderValue::from_str(&value).map_err(|error| format!("the {name} header: {error}"))?;
-            headers.append(name, value);
-            Ok::<_, String>(())
-        };
-        // A token file is read each time: it may be rotated.
-        let token = match self.token_file.as_os_str().is_empty() {
-            true => self.token.clone(),
-            false => String::from_utf8_lossy(&read(&self.token_file)?).trim().to_owned(),
-        };
-        if !token.is_empty() {
-            add(header::AUTHORIZATION, format!("Bearer {token}"))?;
-        } else if !self.username.is_empty() || !self.password.is_empty() {
-            let pair = BASE64_STANDARD.encode(format!("{}:{}", self.username, self.password));
-            add(header::AUTHORIZATION, format!("Basic {pair}"))?;
+async fn shown(user: &AuthInfo) -> Result<Shown, String> {
+    let mut headers = HeaderMap::new();
+    let mut add = |name: HeaderName, value: &str| {
+        let value = HeaderValue::from_str(value).map_err(|error| format!("the {name} header: {error}"))?;
+        headers.append(name, value);
+        Ok::<_, String>(())
+    };
+    let token = token(user).await?;
+    let (name, password) = (user.username.as_deref().unwrap_or_default(), exposed(user.password.as_ref()));
+    let has_password = !name.is_empty() || !password.is_empty();
+    match (token.is_empty(), has_password) {
+        (false, true) => return Err("username/password or bearer token may be set, but not both".to_owned()),
+        (false, false) => add(header::AUTHORIZATION, &format!("Bearer {token}"))?,
+        (true, true) => {
+            let pair = BASE64_STANDARD.encode(format!("{name}:{password}"));
+            add(header::AUTHORIZATION, &format!("Basic {pair}"))?;
         }
-        if !self.impersonate.is_empty() {
-            add(HeaderName::from_static("impersonate-user"), self.impersonate.clone())?;
-            for group in &self.as_groups {
-                add(HeaderName::from_static("impersonate-group"), group.clone())?;
-            }
-        }
-        let pem = |data: &str, file: &Path| match (data.is_empty(), file.as_os_str().is_empty()) {
-            (false, _) => BASE64_STANDARD.decode(data).map(Some).map_err(|error| format!("not base64: {error}")),
-            (true, false) => read(file).map(Some),
-            (true, true) => Ok(None),
-        };
-        let certificate = pem(&self.client_certificate_data, &self.client_certificate)?;
-        let key = pem(&self.client_key_data, &self.client_key)?;
-        let certificate = match certificate.zip(key) {
-            Some((chain, key)) => {
-                Some(identity(&chain, &key).map_err(|error| format!("a client certificate: {error}"))?)
-            }
-            None => None,
-        };
-        Ok(Shown { headers, certificate })
+        (true, false) => {}
     }
+    if let Some(other) = user.impersonate.as_deref().filter(|other| !other.is_empty()) {
+        add(HeaderName::from_static("impersonate-user"), other)?;
+        if let Some(uid) = user.impersonate_uid.as_deref().filter(|uid| !uid.is_empty()) {
+            add(HeaderName::from_static("impersonate-uid"), uid)?;
+        }
+        for group in user.impersonate_groups.iter().flatten() {
+            add(HeaderName::from_static("impersonate-group"), group)?;
+        }
+        for (key, values) in user.impersonate_user_extra.iter().flatten() {
+            let name = HeaderName::from_bytes(format!("impersonate-extra-{}", escaped(key)).as_bytes());
+            let name = name.map_err(|error| format!("as-user-extra {key:?}: {error}"))?;
+            values.iter().try_for_each(|value| add(name.clone(), value))?;
+        }
+    }
+    let data = user.client_certificate_data.as_deref().unwrap_or_default();
+    let chain = pem(data, user.client_certificate.as_deref()).await?;
+    let key = pem(exposed(user.client_key_data.as_ref()), user.client_key.as_deref()).await?;
+    let certificate = match chain.zip(key) {
+        Some((chain, key)) => Some(identity(&chain, &key).map_err(|error| format!("a client certificate: {error}"))?),
+        None => None,
+    };
+    Ok(Shown { headers, certificate })
+}
+
+fn exposed(secret: Option<&SecretString>) -> &str {
+    secret.map_or("", |secret| secret.expose_secret())
+}
+
+/// A token file is read each time, since it may be rotated; while it cannot be read the token beside
+/// it serves, if there is one.
+async fn token(user: &AuthInfo) -> Result<String, String> {
+    let given = exposed(user.token.as_ref());
+    let Some(file) = user.token_file.as_deref().filter(|file| !file.is_empty()) else { return Ok(given.to_owned()) };
+    match read(file).await {
+        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).trim().to_owned()),
+        Err(_) if !given.is_empty() => Ok(given.to_owned()),
+        Err(why) => Err(why),
+    }
+}
+
+/// From base64 beside it, else from a file.
+async fn pem(data: &str, file: Option<&str>) -> Result<Option<Vec<u8>>, String> {
+    match file {
+        _ if !data.is_empty() => {
+            BASE64_STANDARD.decode(data).map(Some).map_err(|error| format!("a client certificate: not base64: {error}"))
+        }
+        Some(file) if !file.is_empty() => read(file).await.map(Some),
+        _ => Ok(None),
+    }
+}
+
+async fn read(path: &str) -> Result<Vec<u8>, String> {
+    tokio::fs::read(Path::new(path)).await.map_err(|error| format!("reading {path}: {error}"))
+}
+
+/// A key as a part of a header's name (`headerKeyEscape` of client-go).
+fn escaped(key: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$&'*+-.^_`|~".contains(&byte);
+    key.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
 fn identity(chain: &[u8], key: &[u8]) -> Result<Identity, rustls_pki_types::pem::Error> {
@@ -203,14 +204,13 @@ fn identity(chain: &[u8], key: &[u8]) -> Result<Identity, rustls_pki_types::pem:
 mod tests {
     use super::*;
     use crate::admission::config::given;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     fn credentials(users: &[&str], current: &str) -> Credentials {
-        let user = |name: &str| User { token: format!("of {name}"), ..User::default() };
+        let user = |name: &str| AuthInfo { token: Some(format!("of {name}").into()), ..AuthInfo::default() };
         Credentials {
             users: users.iter().map(|name| ((*name).to_owned(), user(name))).collect(),
             current: (!current.is_empty()).then(|| user(current)),
-            base: PathBuf::new(),
         }
     }
 
@@ -235,61 +235,85 @@ mod tests {
             (&[], "", "foo.com", 443, ""),
         ] {
             let held = credentials(users, current);
-            let token = held.find(host, port).map_or(String::new(), |user| user.token.clone());
+            let token = held.find(host, port).map_or("", |user| exposed(user.token.as_ref()));
             let expected = if expected.is_empty() { String::new() } else { format!("of {expected}") };
             assert_eq!(token, expected, "{users:?} {host}:{port}");
         }
     }
 
-    #[test]
-    fn what_is_shown() {
+    #[tokio::test]
+    async fn what_is_shown() {
         let dir = tempfile::tempdir().unwrap();
         let key = rcgen::KeyPair::generate().unwrap();
         let certificate = rcgen::CertificateParams::default().self_signed(&key).unwrap();
         std::fs::write(dir.path().join("key.pem"), key.serialize_pem()).unwrap();
         std::fs::write(dir.path().join("token"), "secret\n").unwrap();
         let data = BASE64_STANDARD.encode(certificate.pem());
-        let text = format!(
-            "users:\n- name: a\n  user: {{client-certificate-data: {data}, client-key: key.pem}}\n- name: b\n  user: {{token: old, tokenFile: token}}\n- name: c\n  user: {{username: u, password: p, as: other, as-groups: [g, h]}}\n- name: d\n  user: {{tokenFile: gone}}\ncontexts:\n- name: x\n  context: {{cluster: c, user: b}}\ncurrent-context: x\n"
-        );
+        let users = [
+            format!("a\n  user: {{client-certificate-data: {data}, client-key: key.pem}}"),
+            "b\n  user: {token: old, tokenFile: token}".to_owned(),
+            "c\n  user: {username: u, password: p, as: other, as-uid: '7', as-groups: [g, h], as-user-extra: {Why/not: [x, y]}}"
+                .to_owned(),
+            "d\n  user: {tokenFile: gone}".to_owned(),
+            "e\n  user: {token: old, tokenFile: gone}".to_owned(),
+            "f\n  user: {token: t, username: u}".to_owned(),
+        ];
+        let users: String = users.iter().map(|user| format!("- name: {user}\n")).collect();
+        let contexts = "contexts:\n- name: x\n  context: {cluster: c, user: b}\ncurrent-context: x\n";
         let file = dir.path().join("kubeconfig");
-        std::fs::write(&file, text).unwrap();
+        std::fs::write(&file, format!("users:\n{users}{contexts}")).unwrap();
         let config = given(json!({"apiVersion": "apiserver.config.k8s.io/v1", "kind": "WebhookAdmissionConfiguration",
             "kubeConfigFile": file}));
-        let credentials = Credentials::new(Some(&config)).unwrap();
-        let shown = |host: &str| credentials.shown_to(host, 443).unwrap();
-        assert_eq!(shown("a").certificate.unwrap().0.len(), 1);
-        assert_eq!(shown("b").headers["authorization"], "Bearer secret");
-        assert_eq!(shown("other").headers["authorization"], "Bearer secret", "of the current context");
-        let headers = shown("c").headers;
+        let credentials = Credentials::new(Some(&config)).await.unwrap();
+        let shown = async |host: &str| credentials.shown_to(host, 443).await;
+        assert_eq!(shown("a").await.unwrap().certificate.unwrap().0.len(), 1);
+        assert_eq!(shown("b").await.unwrap().headers["authorization"], "Bearer secret");
+        assert_eq!(shown("other").await.unwrap().headers["authorization"], "Bearer secret", "of the current context");
+        let headers = shown("c").await.unwrap().headers;
         assert_eq!(headers["authorization"], "Basic dTpw");
-        assert_eq!(headers["impersonate-user"], "other");
+        assert_eq!(
+            (&headers["impersonate-user"], &headers["impersonate-uid"]),
+            (&"other".parse().unwrap(), &"7".parse().unwrap())
+        );
         assert_eq!(headers.get_all("impersonate-group").iter().count(), 2);
-        assert!(credentials.shown_to("d", 443).unwrap_err().contains("gone"));
+        assert_eq!(headers.get_all("impersonate-extra-why%2fnot").iter().count(), 2);
+        assert!(shown("d").await.unwrap_err().contains("gone"));
+        assert_eq!(shown("e").await.unwrap().headers["authorization"], "Bearer old", "the file cannot be read");
+        let both = shown("f").await.unwrap_err();
+        assert_eq!(both, "username/password or bearer token may be set, but not both");
     }
 
-    #[test]
-    fn mistakes_are_named() {
+    #[tokio::test]
+    async fn mistakes_are_named() {
         let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("kubeconfig");
-        std::fs::write(&file, "users: [{name: a, user: {exec: {command: x}}}]").unwrap();
-        let read = |fields: Value| {
+        let written = |name: &str, text: &str| {
+            let file = dir.path().join(name);
+            std::fs::write(&file, text).unwrap();
+            json!({"kubeConfigFile": file})
+        };
+        let read = async |fields: Value| {
             let mut config =
                 json!({"apiVersion": "apiserver.config.k8s.io/v1", "kind": "WebhookAdmissionConfiguration"});
             config.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-            Credentials::new(Some(&given(config))).map(drop)
+            Credentials::new(Some(&given(config))).await.map(drop)
         };
         for (fields, expected) in [
             (json!({"kubeConfigFile": "rel"}), "kubeConfigFile: Invalid value: \"rel\": must be an absolute file path"),
-            (json!({"kubeConfigFile": "/nowhere"}), "plugin: file: /nowhere: No such file"),
-            (json!({"kubeConfigFile": file}), "user \"a\": exec and auth-provider are not built into skiff"),
+            (json!({"kubeConfigFile": "/nowhere"}), "plugin: file: /nowhere: "),
+            (json!({"kubeConfigFile": "/nowhere"}), "No such file"),
+            (
+                written("exec", "users: [{name: a, user: {exec: {command: x}}}]"),
+                "user \"a\": exec and auth-provider are not built into skiff",
+            ),
+            (written("twice", "users: [{name: a, user: {}}, {name: a, user: {}}]"), "duplicate name \"a\" in users"),
+            (written("text", "users: 1"), "failed to parse kubeconfig YAML"),
             (json!({"staticManifestsDir": "/x"}), "staticManifestsDir is not built into skiff"),
             (json!({"kubeconfig": "/x"}), "unknown field `kubeconfig`"),
             (json!({"kind": "Other"}), "\"WebhookAdmissionConfiguration\" of \"apiserver.config.k8s.io/v1\" is needed"),
         ] {
-            let error = read(fields).unwrap_err();
+            let error = read(fields).await.unwrap_err();
             assert!(error.contains(expected), "{error}");
         }
-        assert_eq!(read(json!({})), Ok(()));
+        assert_eq!(read(json!({})).await, Ok(()));
     }
 }

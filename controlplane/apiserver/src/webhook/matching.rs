@@ -288,6 +288,7 @@ mod tests {
             old: None,
             options: &options,
             dry_run: false,
+            deadline: None,
             patched: false,
             warnings: Vec::new(),
             audit: Vec::new(),

@@ -1,9 +1,12 @@
 //! Admission plugins as an operator switches and configures them.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use apiserver::testing::Cluster;
 use serde_json::{Value, json};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::ask;
 use super::hook::Hook;
@@ -138,6 +141,79 @@ async fn images_are_for_another_server_to_judge() {
     let (code, made) = ask(&open.admin(), "POST", &path, &with("bad")).await;
     assert_eq!(code, 201, "{made}");
     assert_eq!(made["metadata"]["annotations"]["alpha.image-policy.k8s.io/failed-open"], "true");
+}
+
+/// A server that takes connections and says nothing; how many it took.
+async fn silent() -> (std::net::SocketAddr, Arc<AtomicUsize>, AbortOnDropHandle<()>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, count) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+    let taken = count.clone();
+    let task = tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            taken.fetch_add(1, Ordering::SeqCst);
+            held.push(stream);
+        }
+    });
+    (address, count, AbortOnDropHandle::new(task))
+}
+
+#[tokio::test]
+async fn a_judge_of_images_that_says_nothing_is_asked_once_and_within_the_requests_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let (address, asked, _task) = silent().await;
+    let kubeconfig = dir.path().join("images.kubeconfig");
+    let config = json!({"apiVersion": "v1", "kind": "Config", "current-context": "x",
+        "clusters": [{"name": "x", "cluster": {"server": format!("http://{address}")}}],
+        "users": [{"name": "x", "user": {}}], "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}]});
+    std::fs::write(&kubeconfig, config.to_string()).unwrap();
+    for (open, expected) in [(true, 201), (false, 403)] {
+        let policy = json!({"kubeConfigFile": kubeconfig, "retryBackoff": 1, "defaultAllow": open});
+        let plugins = json!([{"name": "ImagePolicyWebhook", "configuration": {"imagePolicy": policy}}]);
+        let cluster = cluster(dir.path(), &["ImagePolicyWebhook"], &["ServiceAccount"], plugins).await;
+        let before = asked.load(Ordering::SeqCst);
+        let path = format!("{}?dryRun=All&timeout=2s", pods("default"));
+        let (code, answer) = ask(&cluster.admin(), "POST", &path, &pod("p", json!({}))).await;
+        assert_eq!(code, expected, "{answer}");
+        assert_eq!(asked.load(Ordering::SeqCst), before + 1, "who was silent once is not asked again");
+    }
+}
+
+#[tokio::test]
+async fn a_provided_namespace_is_made_as_a_client_would_make_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let hook = Hook::start(dir.path(), |request| {
+        let message = format!("not for {}", request["userInfo"]["username"].as_str().unwrap());
+        json!({"allowed": request["name"] != "kept-out", "status": {"message": message}})
+    })
+    .await;
+    let cluster = cluster(dir.path(), &["NamespaceAutoProvision"], &["ServiceAccount"], json!([])).await;
+    let client = cluster.admin();
+    let webhook = json!({"name": "w.example.com", "clientConfig": hook.config(), "sideEffects": "None",
+        "admissionReviewVersions": ["v1"],
+        "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["namespaces"]}]});
+    let object = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
+        "metadata": {"name": "w"}, "webhooks": [webhook]});
+    let registered = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
+    assert_eq!(ask(&client, "POST", registered, &object.to_string()).await.0, 201);
+    for (namespace, why) in [
+        (
+            "No.Label",
+            "Namespace \"No.Label\" is invalid: metadata.name: Invalid value: \"No.Label\": a lowercase RFC 1123 label",
+        ),
+        ("kept-out", "admission webhook \"w.example.com\" denied the request: not for system:apiserver"),
+    ] {
+        let (code, refused) = ask(&client, "POST", &pods(namespace), &pod("p", json!({}))).await;
+        assert_eq!(code, 403, "{refused}");
+        let message = refused["message"].as_str().unwrap();
+        assert!(message.starts_with(&format!("pods \"p\" is forbidden: {why}")), "{message}");
+        assert_eq!(ask(&client, "GET", &format!("/api/v1/namespaces/{namespace}"), "").await.0, 404);
+    }
+    let (code, made) = ask(&client, "POST", &pods("let-in"), &pod("p", json!({}))).await;
+    assert_eq!(code, 201, "{made}");
+    let (_, namespace) = ask(&client, "GET", "/api/v1/namespaces/let-in", "").await;
+    assert_eq!(namespace["metadata"]["labels"]["kubernetes.io/metadata.name"], "let-in");
+    assert_eq!(namespace["metadata"]["managedFields"][0]["manager"], "kube-apiserver", "{namespace}");
 }
 
 #[tokio::test]

@@ -3,7 +3,8 @@
 //!
 //! Upstream: `plugin/pkg/admission/eventratelimit`. As there only core/v1 events count.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::Instant;
 
 use api::field::{Error, Path};
@@ -123,7 +124,9 @@ fn key(kind: &str, attributes: &Attributes<'_>) -> String {
 /// Buckets by key; when there are too many the one goes that was not asked for longest.
 #[derive(Default)]
 struct Buckets {
-    held: HashMap<String, Bucket>,
+    held: HashMap<Arc<str>, Bucket>,
+    /// Their keys by `used`: the first is the one to go.
+    order: BTreeMap<u64, Arc<str>>,
     asked: u64,
 }
 
@@ -139,15 +142,17 @@ impl Buckets {
         self.asked += 1;
         let burst = f64::from(limit.burst);
         let most = usize::try_from(limit.cache_size).ok().filter(|most| *most > 0).unwrap_or(KEPT);
-        if !self.held.contains_key(key) {
+        let known = self.held.get(key).and_then(|bucket| self.order.remove(&bucket.used));
+        let key = known.unwrap_or_else(|| {
             if self.held.len() >= most
-                && let Some(oldest) = self.held.iter().min_by_key(|(_, bucket)| bucket.used).map(|(key, _)| key.clone())
+                && let Some((_, oldest)) = self.order.pop_first()
             {
                 self.held.remove(&oldest);
             }
-            self.held.insert(key.to_owned(), Bucket { tokens: burst, filled: now, used: 0 });
-        }
-        let Some(bucket) = self.held.get_mut(key) else { return true };
+            key.into()
+        });
+        self.order.insert(self.asked, key.clone());
+        let bucket = self.held.entry(key).or_insert(Bucket { tokens: burst, filled: now, used: 0 });
         bucket.used = self.asked;
         let since = now.saturating_duration_since(bucket.filled).as_secs_f64();
         bucket.tokens = (bucket.tokens + since * f64::from(limit.qps)).min(burst);
@@ -232,6 +237,20 @@ mod tests {
                 run(json!([server(100), own]), requests);
             }
         }
+    }
+
+    #[test]
+    fn no_more_buckets_are_kept_than_said_and_the_coldest_goes() {
+        let limit: Limit =
+            serde_json::from_value(json!({"type": "User", "qps": 1, "burst": 1, "cacheSize": 3})).unwrap();
+        let (mut buckets, now) = (Buckets::default(), Instant::now());
+        for key in ["a", "b", "c", "a", "d", "e", "d"] {
+            buckets.take(key, &limit, now);
+            assert_eq!(buckets.held.len(), buckets.order.len());
+        }
+        let order: Vec<&str> = buckets.order.values().map(|key| &**key).collect();
+        assert_eq!(order, ["a", "e", "d"], "from the coldest");
+        assert!(order.iter().all(|key| buckets.held.contains_key(*key)));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use tokio::time::Instant;
 
 use super::super::config::Configuration;
 use crate::admit::{Admission, Attributes, Cluster, Operation};
@@ -18,6 +19,8 @@ use api::scalar::go_duration_text;
 
 /// Of one question.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// Of all attempts at one, where the request has no time limit of its own.
+const ALL: Duration = Duration::from_secs(60);
 /// Attempts at one question, each after a longer pause.
 const ATTEMPTS: i32 = 5;
 const AUDIT_PREFIX: &str = "imagepolicywebhook.image-policy.k8s.io/";
@@ -115,27 +118,41 @@ impl ImagePolicyWebhook {
         Ok(Self { remote, times, default_allow: policy.default_allow, known: Remembered::default() })
     }
 
-    /// The `status` of the answer about `spec`.
-    async fn ask(&self, spec: Value) -> std::result::Result<Value, RemoteError> {
+    /// The `status` of the answer about `spec`, or why there was none before `ends`.
+    async fn ask(&self, spec: Value, ends: Instant) -> std::result::Result<Value, RemoteError> {
         let question = spec.to_string();
         if let Some(status) = self.known.get(&question) {
             return Ok(status);
         }
         let review = json!({"kind": "ImageReview", "apiVersion": "imagepolicy.k8s.io/v1alpha1",
             "metadata": {"creationTimestamp": null}, "spec": spec, "status": {"allowed": false}});
-        let mut answer = self.remote.post(review.to_string(), TIMEOUT).await;
+        let left = || ends.saturating_duration_since(Instant::now());
+        let mut answer = self.remote.post(review.to_string(), TIMEOUT.min(left())).await;
         for attempt in 1..ATTEMPTS {
-            if !answer.as_ref().is_err_and(RemoteError::is_worth_retrying) {
+            let pause = self.times.backoff.mul_f64(1.5_f64.powi(attempt - 1));
+            if !answer.as_ref().is_err_and(is_transient) || pause >= left() {
                 break;
             }
-            tokio::time::sleep(self.times.backoff.mul_f64(1.5_f64.powi(attempt - 1))).await;
-            answer = self.remote.post(review.to_string(), TIMEOUT).await;
+            tokio::time::sleep(pause).await;
+            answer = self.remote.post(review.to_string(), TIMEOUT.min(left())).await;
         }
         let status = answer?["status"].clone();
         let time = if status["allowed"] == true { self.times.allow } else { self.times.deny };
         self.known.put(&question, status.clone(), time);
         Ok(status)
     }
+}
+
+/// Who was silent for as long as one question may take is not asked again: the client waits.
+fn is_transient(error: &RemoteError) -> bool {
+    error.is_worth_retrying() && !matches!(error, RemoteError::TimedOut { .. })
+}
+
+/// When all attempts have to be over: a tenth of the request's time is kept for what comes after
+/// them, so that a policy that lets pods through, or says why not, is heard.
+fn end_of_attempts(deadline: Option<Instant>, now: Instant) -> Instant {
+    let whole = deadline.map_or(ALL, |deadline| deadline.saturating_duration_since(now));
+    now + whole.mul_f64(0.9)
 }
 
 /// `ImageReviewSpec`. Pure.
@@ -168,7 +185,8 @@ impl Admission for ImagePolicyWebhook {
     }
 
     async fn validate(&self, attributes: &mut Attributes<'_>, _cluster: &dyn Cluster) -> Result<()> {
-        let status = match self.ask(spec(&attributes.object, attributes.subresource, attributes.namespace)).await {
+        let spec = spec(&attributes.object, attributes.subresource, attributes.namespace);
+        let status = match self.ask(spec, end_of_attempts(attributes.deadline, Instant::now())).await {
             Ok(status) => status,
             Err(error) if self.default_allow => {
                 tracing::warn!(%error, "asking the image policy webhook; the pod is let through");
@@ -231,6 +249,14 @@ mod tests {
             let error = ImagePolicyWebhook::new(Some(&given(config))).await.err().unwrap();
             assert!(error.contains(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn attempts_end_before_their_request() {
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        assert_eq!(end_of_attempts(Some(now + 10 * second), now), now + 9 * second);
+        assert_eq!(end_of_attempts(Some(now), now + second), now + second, "too late already");
+        assert_eq!(end_of_attempts(None, now), now + 54 * second);
     }
 
     #[test]

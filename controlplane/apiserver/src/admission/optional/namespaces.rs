@@ -2,10 +2,10 @@
 //! insists on it for every write.
 
 use async_trait::async_trait;
+use serde_json::json;
 
 use super::namespace_of;
 use crate::admit::{Admission, Attributes, Cluster, Operation};
-use crate::bootstrap;
 use crate::error::Result;
 
 pub struct NamespaceAutoProvision;
@@ -25,7 +25,9 @@ impl Admission for NamespaceAutoProvision {
         if attributes.dry_run || cluster.get("", "namespaces", "", attributes.namespace).await?.is_some() {
             return Ok(());
         }
-        match cluster.create("", "namespaces", bootstrap::namespace(attributes.namespace)).await {
+        // As a client would make it: what may not be a namespace is refused, others have their say, and
+        // it is written down whence it came.
+        match cluster.submit("", "namespaces", json!({"metadata": {"name": attributes.namespace}})).await {
             Err(error) if !error.is_already_exists() => Err(attributes.forbid(error.message())),
             _ => Ok(()),
         }
@@ -58,7 +60,6 @@ mod tests {
     use super::super::super::fake::{Fixed, Request};
     use super::*;
     use crate::kinds::value::name;
-    use serde_json::json;
 
     fn cluster() -> Fixed {
         Fixed::with(&[("", "namespaces", json!({"metadata": {"name": "there"}}))])
@@ -82,7 +83,7 @@ mod tests {
             assert_eq!(namespaces.len(), expected, "{operation:?} in {namespace}");
         }
         let made = cluster.list("", "namespaces", "").await.unwrap()[1].clone();
-        assert_eq!((name(&made), &made["spec"]["finalizers"]), ("new", &json!(["kubernetes"])));
+        assert_eq!(name(&made), "new");
     }
 
     #[tokio::test]

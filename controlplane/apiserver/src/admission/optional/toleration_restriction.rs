@@ -14,6 +14,9 @@ use crate::error::{ApiError, Result};
 use crate::kinds::check::Node;
 use crate::kinds::core::pod::{placement, qos_class};
 use crate::kinds::value::{annotation, list, opt_int, same, set, text};
+use crate::schema::document::syntax_error;
+use crate::schema::normalize;
+use crate::schema::table::TypeId;
 
 const GROUP: &str = "podtolerationrestriction.admission.k8s.io";
 const DEFAULTS: &str = "scheduler.alpha.kubernetes.io/defaultTolerations";
@@ -34,16 +37,33 @@ impl PodTolerationRestriction {
     /// What is wrong with the configuration.
     pub fn new(given: Option<&Configuration>) -> std::result::Result<Self, String> {
         let Some(given) = given else { return Ok(Self::default()) };
-        let plugin: Self = given.typed(GROUP, &["v1alpha1"], "Configuration")?;
+        let mut plugin: Self = given.typed(GROUP, &["v1alpha1"], "Configuration")?;
         let mut errors = Vec::new();
-        for (field, tolerations) in [("default", &plugin.default), ("whitelist", &plugin.whitelist)] {
+        for (field, tolerations) in [("default", &mut plugin.default), ("whitelist", &mut plugin.whitelist)] {
             let path = Path::root("podtolerationrestriction").child(field);
-            for (at, toleration) in tolerations.iter().enumerate() {
-                placement::validate_toleration(&Node::new(toleration, path.index(at)), &mut errors);
+            for (at, toleration) in tolerations.iter_mut().enumerate() {
+                let path = path.index(at);
+                let unknown = decoded(toleration).map_err(|why| given.wrong(format!("{path}: {why}")))?;
+                if let Some(first) = unknown.first() {
+                    return Err(given.wrong(format!("{path}: {first}")));
+                }
+                placement::validate_toleration(&Node::new(toleration, path), &mut errors);
             }
         }
         if errors.is_empty() { Ok(plugin) } else { Err(given.wrong(api::field::join(&errors))) }
     }
+}
+
+/// Makes of it what Go would decode; the fields that it does not have are returned.
+fn decoded(toleration: &mut Value) -> std::result::Result<Vec<String>, String> {
+    const TYPE: &str = "io.k8s.api.core.v1.Toleration";
+    let id = TypeId::named(TYPE).ok_or_else(|| format!("{TYPE} is not in the table of types"))?;
+    let unknown = normalize::decode(id, toleration).map_err(|error| error.0)?;
+    // An empty one in a list is one with nothing in it.
+    if toleration.is_null() {
+        *toleration = json!({});
+    }
+    Ok(unknown)
 }
 
 #[async_trait]
@@ -101,10 +121,26 @@ fn of_namespace(namespace: &Value, key: &str) -> Result<Option<Vec<Value>>> {
     match annotation(namespace, key) {
         None => Ok(None),
         Some("") => Ok(Some(Vec::new())),
-        Some(text) => serde_json::from_str(text)
-            .map(Some)
-            .map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "", error.to_string())),
+        Some(text) => read(text).map(Some).map_err(|why| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "", why)),
     }
+}
+
+/// A list of tolerations; the error is in the words of `encoding/json`.
+fn read(text: &str) -> std::result::Result<Vec<Value>, String> {
+    let parsed = serde_json::from_str(text);
+    let parsed = parsed.map_err(|error| syntax_error(text.as_bytes()).unwrap_or_else(|| error.to_string()))?;
+    let mut tolerations = match parsed {
+        Value::Null => Vec::new(),
+        Value::Array(tolerations) => tolerations,
+        other => {
+            let found = normalize::json_type(&other);
+            return Err(format!("json: cannot unmarshal {found} into Go value of type []v1.Toleration"));
+        }
+    };
+    for toleration in &mut tolerations {
+        decoded(toleration)?;
+    }
+    Ok(tolerations)
 }
 
 /// Both lists without what others in them cover; of equals the first stays.
@@ -336,5 +372,35 @@ mod tests {
         };
         assert!(read(json!({"default": [{"operator": "Other"}]})).contains("podtolerationrestriction.default[0]"));
         assert!(read(json!({"whiteList": []})).contains("unknown field `whiteList`"));
+        for (toleration, expected) in [
+            (
+                json!({"key": 5}),
+                "whitelist[0]: json: cannot unmarshal number into Go struct field Toleration.key of type string",
+            ),
+            (json!("key"), "whitelist[0]: json: cannot unmarshal string into Go value of type v1.Toleration"),
+            (json!({"kye": "a"}), "whitelist[0]: unknown field \"kye\""),
+        ] {
+            let error = read(json!({"whitelist": [toleration]}));
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn annotations_are_decoded_as_go_would() {
+        for (text, expected) in [
+            ("{", "unexpected end of JSON input"),
+            ("[x]", "invalid character 'x' looking for beginning of value"),
+            ("{}", "json: cannot unmarshal object into Go value of type []v1.Toleration"),
+            ("[1]", "json: cannot unmarshal number into Go value of type v1.Toleration"),
+            (
+                r#"[{"tolerationSeconds": "9"}]"#,
+                "json: cannot unmarshal string into Go struct field Toleration.tolerationSeconds of type int64",
+            ),
+        ] {
+            assert_eq!(super::read(text), Err(expected.to_owned()), "{text}");
+        }
+        assert_eq!(super::read("null"), Ok(Vec::new()));
+        let read = super::read(r#"[{"key": "a", "value": "", "unknown": 1}, null]"#);
+        assert_eq!(read, Ok(vec![json!({"key": "a"}), json!({})]));
     }
 }

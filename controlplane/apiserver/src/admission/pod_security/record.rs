@@ -9,9 +9,7 @@ use super::checks::Level;
 use super::policy::Policy;
 use crate::admit::{Attributes, Operation};
 use crate::http::metrics::head;
-
-/// The minor version of the standards that is known; later ones are of the future.
-const NEWEST: u32 = 37;
+use crate::version;
 
 /// One for the process, as upstream's: plugins have no place of their own to be asked.
 static COUNTS: Mutex<BTreeMap<(Counter, String), u64>> = Mutex::new(BTreeMap::new());
@@ -50,7 +48,8 @@ pub fn evaluation(allowed: bool, policy: &Policy, mode: Mode, of: &Of) {
     let decision = if allowed { "allow" } else { "deny" };
     let version = match policy.minor() {
         _ if policy.level == Level::Privileged || policy.version == "latest" => "latest",
-        minor if minor <= NEWEST => &policy.version,
+        minor if minor <= version::MINOR => &policy.version,
+        // Standards that are not known yet.
         _ => "future",
     };
     let mode = match mode {

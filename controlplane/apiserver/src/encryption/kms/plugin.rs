@@ -1,5 +1,7 @@
-//! Talking with a plugin: a thread of its own asks for its status once a minute, has a fresh seed
-//! sealed when its key changes, and carries the questions of readers.
+//! Talking with a plugin: a thread of its own asks for its status once a minute, or when somebody
+//! wants to know, has a fresh seed sealed when its key changes, and carries the questions of readers.
+//! The two do not wait for each other: a plugin that is slow to say how it is still opens values, and
+//! one with many questions before it can still be asked how it is.
 //!
 //! A thread, since values are opened where nothing can be awaited (events of a watch): who asks
 //! waits for the thread's answer, once for each source that it has not seen yet.
@@ -15,7 +17,8 @@ use proto::v2::{
     DecryptRequest, EncryptRequest, EncryptResponse, EncryptedDekSourceType, EncryptedObject, StatusRequest,
     StatusResponse,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant as Moment;
 use tonic::transport::Channel;
 
 use super::Settings;
@@ -26,9 +29,11 @@ const UNWELL: Duration = Duration::from_secs(10);
 /// How long a plugin that does not answer any more lets writes go on.
 const WRITES: Duration = Duration::from_secs(180);
 /// Questions that may wait; who asks one more is refused.
-const QUESTIONS: usize = 256;
+pub const QUESTIONS: usize = 256;
 /// How long the answer about a plugin's health holds: when it is well, and when not.
 const HEALTH: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(3));
+
+const ENDED: &str = "the plugin's thread has ended";
 
 /// What values are written with now.
 #[derive(Debug)]
@@ -56,11 +61,22 @@ type Answer = Result<Vec<u8>, String>;
 
 type Health = Result<(), String>;
 
-enum Ask {
-    /// A sealed source to be opened.
-    Open { request: DecryptRequest, answer: blocking::SyncSender<Answer> },
-    /// How the plugin is.
-    Health(oneshot::Sender<Health>),
+/// A sealed source to be opened.
+struct Question {
+    request: DecryptRequest,
+    answer: blocking::SyncSender<Answer>,
+}
+
+/// How the plugin was, and when it was asked; none before its first answer.
+type Known = Option<(Moment, Health)>;
+
+/// The ways to the thread.
+#[derive(Debug, Clone)]
+struct Running {
+    questions: mpsc::Sender<Question>,
+    /// Somebody wants to know how the plugin is. However many do, it is asked once.
+    wanted: Arc<Notify>,
+    known: watch::Receiver<Known>,
 }
 
 /// Why a plugin is not well.
@@ -76,26 +92,37 @@ enum Unwell {
 pub struct Plugin {
     settings: Settings,
     current: Current,
-    asks: Mutex<Option<mpsc::Sender<Ask>>>,
+    running: Mutex<Option<Running>>,
 }
 
 impl Plugin {
     pub fn new(settings: Settings) -> Self {
         let current = Arc::new(RwLock::new(Err("the plugin has not answered yet".to_owned())));
-        Self { settings, current, asks: Mutex::default() }
+        Self { settings, current, running: Mutex::default() }
     }
 
     /// The thread ends when this is dropped.
     pub fn start(&self) -> std::io::Result<()> {
-        let (asks, questions) = mpsc::channel(QUESTIONS);
+        let (questions, asked) = mpsc::channel(QUESTIONS);
+        let (publish, known) = watch::channel(None);
         let (first, answered) = blocking::sync_channel(1);
-        let (settings, current) = (self.settings.clone(), self.current.clone());
+        let wanted = Arc::new(Notify::new());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let name = format!("kms-{}", settings.name);
+        let name = format!("kms-{}", self.settings.name);
+        let (settings, current, due) = (self.settings.clone(), self.current.clone(), wanted.clone());
         std::thread::Builder::new().name(name).spawn(move || {
-            runtime.block_on(talk(settings, &current, questions, first));
+            runtime.block_on(async {
+                // Its connection lives on this thread.
+                let client = Client::lazy(&settings);
+                let name = settings.name;
+                let prober = Prober { client: client.clone(), name, current, wanted: due, publish, first };
+                tokio::select! {
+                    () = carry(&client, asked) => {}
+                    () = prober.run() => {}
+                }
+            });
         })?;
-        *self.asks.lock() = Some(asks);
+        *self.running.lock() = Some(Running { questions, wanted, known });
         // A plugin that is not there yet holds nothing up but writes.
         let _ = waiting(|| answered.recv_timeout(self.settings.timeout * 2));
         Ok(())
@@ -113,23 +140,29 @@ impl Plugin {
             annotations: object.annotations.clone(),
         };
         let (answer, answered) = blocking::sync_channel(1);
-        self.ask(Ask::Open { request, answer })?;
+        let asked = self.running()?.questions.try_send(Question { request, answer });
+        asked.map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => "the plugin answers more slowly than it is asked".to_owned(),
+            mpsc::error::TrySendError::Closed(_) => ENDED.to_owned(),
+        })?;
         waiting(|| answered.recv_timeout(self.settings.timeout * 2)).map_err(|error| error.to_string())?
     }
 
     /// How the plugin is now, or was a moment ago.
     pub async fn health(&self) -> Health {
-        let (answer, answered) = oneshot::channel();
-        self.ask(Ask::Health(answer))?;
-        answered.await.map_err(|_| "the plugin's thread has ended".to_owned())?
+        let Running { wanted, mut known, .. } = self.running()?;
+        // What is published from here on is news.
+        if let Some(health) = still_holding(&known.borrow_and_update()) {
+            return health;
+        }
+        wanted.notify_one();
+        known.changed().await.map_err(|_| ENDED.to_owned())?;
+        let news = known.borrow();
+        news.as_ref().map_or_else(|| Err(ENDED.to_owned()), |(_, health)| health.clone())
     }
 
-    fn ask(&self, ask: Ask) -> Result<(), String> {
-        let asks = self.asks.lock().clone().ok_or("the plugin was not started")?;
-        asks.try_send(ask).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => "the plugin answers more slowly than it is asked".to_owned(),
-            mpsc::error::TrySendError::Closed(_) => "the plugin's thread has ended".to_owned(),
-        })
+    fn running(&self) -> Result<Running, String> {
+        self.running.lock().clone().ok_or_else(|| "the plugin was not started".to_owned())
     }
 }
 
@@ -140,54 +173,56 @@ fn waiting<T>(wait: impl FnOnce() -> T) -> T {
     if several { tokio::task::block_in_place(wait) } else { wait() }
 }
 
-async fn talk(
-    settings: Settings,
-    current: &Current,
-    mut questions: mpsc::Receiver<Ask>,
-    first: blocking::SyncSender<()>,
-) {
-    let channel = proto::unix_channel_lazy(&settings.socket);
-    let client = Client { inner: KeyManagementServiceClient::new(channel), timeout: settings.timeout };
-    let mut next = tokio::time::Instant::now();
-    let mut known: Option<(tokio::time::Instant, Health)> = None;
-    loop {
-        let mut waiting = None;
-        tokio::select! {
-            () = tokio::time::sleep_until(next) => {}
-            ask = questions.recv() => match (ask, &known) {
-                (None, _) => return,
-                (Some(Ask::Open { request, answer }), _) => {
-                    let client = client.clone();
-                    tokio::spawn(async move { answer.send(client.decrypt(request).await) });
-                    continue;
-                }
-                (Some(Ask::Health(answer)), Some((asked, health))) if asked.elapsed() < holds(health) => {
-                    let _ = answer.send(health.clone());
-                    continue;
-                }
-                (Some(Ask::Health(answer)), _) => waiting = Some(answer),
-            }
-        }
-        let health = refresh(&client, &settings.name, current).await.map_err(|why| why.to_string());
-        let now = tokio::time::Instant::now();
-        if let Err(why) = &health {
-            tracing::warn!(provider = settings.name, why, "a KMS plugin is not well");
-            let mut current = current.write();
-            if current.is_err() {
-                *current = Err(why.clone());
-            }
-        }
-        next = now + if health.is_ok() { WELL } else { UNWELL };
-        if let Some(answer) = waiting {
-            let _ = answer.send(health.clone());
-        }
-        known = Some((now, health));
-        let _ = first.try_send(());
+/// Carries questions to the plugin until nobody can ask any more.
+async fn carry(client: &Client, mut questions: mpsc::Receiver<Question>) {
+    while let Some(Question { request, answer }) = questions.recv().await {
+        let client = client.clone();
+        tokio::spawn(async move { answer.send(client.decrypt(request).await) });
     }
 }
 
-fn holds(health: &Health) -> Duration {
-    if health.is_ok() { HEALTH.0 } else { HEALTH.1 }
+/// Asks how the plugin is, once at a time.
+struct Prober {
+    client: Client,
+    name: String,
+    current: Current,
+    wanted: Arc<Notify>,
+    publish: watch::Sender<Known>,
+    first: blocking::SyncSender<()>,
+}
+
+impl Prober {
+    async fn run(self) {
+        let mut next = Moment::now();
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(next) => {}
+                // Who asked while the last answer was under way has that.
+                () = self.wanted.notified() => if still_holding(&self.publish.borrow()).is_some() {
+                    continue;
+                },
+            }
+            let health = refresh(&self.client, &self.name, &self.current).await.map_err(|why| why.to_string());
+            let now = Moment::now();
+            if let Err(why) = &health {
+                tracing::warn!(provider = self.name, why, "a KMS plugin is not well");
+                let mut current = self.current.write();
+                if current.is_err() {
+                    *current = Err(why.clone());
+                }
+            }
+            next = now + if health.is_ok() { WELL } else { UNWELL };
+            self.publish.send_replace(Some((now, health)));
+            let _ = self.first.try_send(());
+        }
+    }
+}
+
+/// What is known, if it is not too old to be said again.
+fn still_holding(known: &Known) -> Option<Health> {
+    let (asked, health) = known.as_ref()?;
+    let holds = if health.is_ok() { HEALTH.0 } else { HEALTH.1 };
+    (asked.elapsed() < holds).then(|| health.clone())
 }
 
 /// Asks how the plugin is; a key that is not the one of the current source gets a fresh one.
@@ -236,6 +271,12 @@ struct Client {
 }
 
 impl Client {
+    /// Connects when it is first asked.
+    fn lazy(settings: &Settings) -> Self {
+        let channel = proto::unix_channel_lazy(&settings.socket);
+        Self { inner: KeyManagementServiceClient::new(channel), timeout: settings.timeout }
+    }
+
     async fn call<T>(
         &self,
         call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,

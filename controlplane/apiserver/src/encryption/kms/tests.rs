@@ -14,8 +14,11 @@ struct Fake {
     key: Mutex<String>,
     /// What is wrong with it; nothing is `ok`.
     ill: Mutex<String>,
+    asked: AtomicUsize,
     encrypted: AtomicUsize,
     decrypted: AtomicUsize,
+    /// While somebody holds it, it does not say how it is.
+    silence: tokio::sync::Mutex<()>,
 }
 
 struct Served(Arc<Fake>);
@@ -23,6 +26,8 @@ struct Served(Arc<Fake>);
 #[tonic::async_trait]
 impl KeyManagementService for Served {
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        self.0.asked.fetch_add(1, Ordering::SeqCst);
+        drop(self.0.silence.lock().await);
         let key_id = self.0.key.lock().clone();
         let ill = self.0.ill.lock().clone();
         let healthz = if ill.is_empty() { "ok".to_owned() } else { ill };
@@ -156,4 +161,35 @@ async fn plugins_say_how_they_are() {
         silent.starts_with("failed to perform status section of the healthz check for KMS Provider k, error: "),
         "{silent}"
     );
+}
+
+#[tokio::test]
+async fn a_plugin_that_does_not_say_how_it_is_is_asked_once_and_still_opens_values() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("kms.sock");
+    let fake = Arc::new(Fake::default());
+    *fake.key.lock() = "one".to_owned();
+    serve(fake.clone(), &socket);
+    let sealed = started(&socket).seal(KEY, b"{}").unwrap();
+    let before = fake.asked.load(Ordering::SeqCst);
+    let silence = fake.silence.lock().await;
+    let timeout = Duration::from_secs(20);
+    let kms = Arc::new(Kms::new(Settings { name: "k".to_owned(), socket, timeout }));
+    let starting = std::thread::spawn({
+        let kms = kms.clone();
+        move || kms.start()
+    });
+    let opened = async {
+        // Its thread may not be there yet.
+        while kms.open(KEY, &sealed).is_err() || fake.asked.load(Ordering::SeqCst) == before {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(timeout, opened).await.expect("opening does not wait for the status");
+    let mut everybody = std::pin::pin!(futures::future::join_all((0..plugin::QUESTIONS * 2).map(|_| kms.health())));
+    assert!(futures::poll!(&mut everybody).is_pending(), "nobody is refused");
+    drop(silence);
+    assert!(everybody.await.iter().all(Result::is_ok));
+    assert_eq!(fake.asked.load(Ordering::SeqCst), before + 1, "one question for all of them");
+    starting.join().unwrap().unwrap();
 }
