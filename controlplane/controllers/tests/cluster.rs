@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use apiserver::UserInfo;
 use common::{Cluster, eventually};
-use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, ClusterTrustBundle};
 use k8s_openapi::api::core::v1::{
     ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, ResourceQuota, Secret, ServiceAccount,
 };
@@ -147,6 +147,29 @@ async fn a_claim_is_bound_and_its_volume_released() {
     assert_eq!(bound.spec.and_then(|spec| spec.volume_name).as_deref(), Some("fit"));
     phase("fit", "Bound").await;
     phase("small", "Available").await;
+    let unused = |wanted: &'static str| {
+        let claims = claims.clone();
+        async move {
+            eventually("the claim says whether a pod names it", || async {
+                let conditions = claims.get("data").await.ok()?.status?.conditions?;
+                conditions.into_iter().find(|known| known.type_ == "Unused" && known.status == wanted)
+            })
+            .await
+        }
+    };
+    assert_eq!(unused("True").await.reason.as_deref(), Some("NoPodsUsingPVC"));
+    let pods: Api<Pod> = cluster.api("default");
+    let pod: Pod = parse(json!({
+        "metadata": {"name": "user"},
+        "spec": {
+            "containers": [{"name": "c", "image": "i"}],
+            "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}],
+        },
+    }));
+    eventually("the pod is accepted", || async { pods.create(&PostParams::default(), &pod).await.ok() }).await;
+    unused("False").await;
+    pods.delete("user", &DeleteParams::default().grace_period(0)).await.expect("deleted");
+    unused("True").await;
     claims.delete("data", &DeleteParams::default()).await.expect("deleted");
     phase("fit", "Released").await;
     cluster.stop().await;
@@ -204,5 +227,21 @@ async fn quotas_count_down_and_budgets_follow_readiness() {
     let count = maps.list(&ListParams::default()).await.expect("listed").items.len();
     assert_eq!(count, 1, "the root CA");
     used("count/configmaps", "1").await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cluster_ca_is_a_trust_bundle() {
+    let cluster = Cluster::start().await;
+    let bundles: Api<ClusterTrustBundle> = Api::all(cluster.client.clone());
+    let only = || async {
+        let list = bundles.list(&ListParams::default()).await.ok()?.items;
+        list.into_iter().next()
+    };
+    let bundle = eventually("the bundle is published", only).await;
+    assert!(bundle.name_any().starts_with("kubernetes.io:kube-apiserver-serving:"), "{}", bundle.name_any());
+    bundles.delete(&bundle.name_any(), &DeleteParams::default()).await.expect("deleted");
+    let again = eventually("it is published again", only).await;
+    assert_eq!(again.spec, bundle.spec);
     cluster.stop().await;
 }
