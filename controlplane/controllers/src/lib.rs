@@ -53,6 +53,7 @@ mod resource_quota;
 mod service_account_tokens;
 mod service_cidr;
 mod statefulset;
+mod storage_migration;
 mod taint_eviction;
 mod trust_bundle_publisher;
 mod ttl_after_finished;
@@ -101,6 +102,7 @@ pub fn start(config: Config, supervisor: &Supervisor) {
     resource_quota::start(&context);
     autoscaler::start(&context);
     attach_detach::start(&context);
+    storage_migration::start(&context);
     service_account_tokens::start(&context);
     legacy_token_cleaner::start(&context);
     trust_bundle_publisher::start(&context);
