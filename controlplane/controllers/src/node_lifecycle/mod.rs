@@ -7,6 +7,8 @@
 
 mod health;
 
+pub use health::is_ready;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
