@@ -29,6 +29,7 @@ mod attach_detach;
 mod autoscaler;
 mod bootstrap;
 mod certificates;
+mod cluster_dns;
 mod cronjob;
 mod daemonset;
 mod deployment;
@@ -110,6 +111,7 @@ pub fn start(config: Config, supervisor: &Supervisor) {
     endpointslice_mirroring::start(&context);
     endpointslice::start(&context);
     endpoints::start(&context);
+    cluster_dns::start(&context);
     namespace_defaults::start(&context);
     namespace::start(&context);
     garbage_collector::start(&context);
