@@ -255,6 +255,9 @@ fn networks_and_domain_reach_every_node() {
     let pod = lab.get(&["pod", "asks"]);
     assert!(pod["status"]["podIP"].as_str().unwrap().starts_with("10.244."), "{}", pod["status"]);
     assert_eq!(lab.get(&["service", "-n", "kube-system", "kube-dns"])["spec"]["clusterIP"], "10.96.0.53");
+    let of_dns = ["endpointslices", "-n", "kube-system", "-l", "kubernetes.io/service-name=kube-dns"];
+    let slices = lab.get(&of_dns);
+    assert_eq!(slices["items"][0]["endpoints"][0]["conditions"]["ready"], true, "{slices}");
 }
 
 #[test]

@@ -3,8 +3,9 @@
 //!
 //! One key per node. [`wanted`] is pure: from the node's pods through their claims to volumes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use component::{EventType, Informer, Outcome, WorkQueue};
 use k8s_openapi::api::core::v1::{AttachedVolume, Node, PersistentVolume, PersistentVolumeClaim, Pod};
@@ -14,15 +15,20 @@ use k8s_openapi::api::storage::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, PostParams};
 use kube::{Api, ResourceExt};
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
 use crate::context::{Context, Controller, Pods, synced};
 use crate::error::{During, Result, is_already_exists};
 use crate::index::Index;
+use crate::node_lifecycle::is_ready;
 use crate::volume_protection::{by_claim, claims_of};
 use crate::{meta, podstate};
 
 const WORKERS: usize = 4;
+const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
+/// How long a node that is not ready may keep a volume mounted that nobody there needs.
+const PATIENCE: Duration = Duration::from_secs(6 * 60);
 
 pub fn start(context: &Context) {
     let queue = WorkQueue::<String>::new();
@@ -63,7 +69,10 @@ pub fn start(context: &Context) {
     });
     let changed = queue.clone();
     nodes.on_change(move |change| {
-        let in_use = |node: &Arc<Node>| node.status.as_ref().and_then(|status| status.volumes_in_use.clone());
+        let in_use = |node: &Arc<Node>| {
+            let in_use = node.status.as_ref().and_then(|status| status.volumes_in_use.clone());
+            (in_use, is_out_of_service(node), is_ready(node))
+        };
         if change.old.map(in_use) != change.new.map(in_use) {
             changed.add(change.object().name_any());
         }
@@ -77,6 +86,7 @@ pub fn start(context: &Context) {
         drivers,
         attachments: by_node,
         pods: context.pods.clone(),
+        waiting: Mutex::default(),
     };
     let worker = Arc::new(worker);
     controller.run(&queue, WORKERS, ready, move |node: String| {
@@ -114,6 +124,22 @@ fn needs_volumes(pod: &Pod) -> bool {
     !podstate::node_name(pod).is_empty() && !podstate::is_finished(pod)
 }
 
+fn is_out_of_service(node: &Node) -> bool {
+    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
+    taints.into_iter().flatten().any(|taint| taint.key == OUT_OF_SERVICE)
+}
+
+/// Whether a volume that no pod needs any more may leave its node; else how long to wait for the
+/// kubelet to say that it has unmounted it. `waited` is since nobody needed it.
+fn may_leave(node: Option<&Node>, mounted: bool, waited: Duration) -> std::result::Result<(), Duration> {
+    // a node that is gone says nothing, nor does one that a person has declared dead
+    let Some(node) = node.filter(|node| mounted && !is_out_of_service(node)) else { return Ok(()) };
+    match PATIENCE.checked_sub(waited) {
+        None if !is_ready(node) => Ok(()),
+        left => Err(left.filter(|left| !left.is_zero()).unwrap_or(PATIENCE)),
+    }
+}
+
 struct Worker {
     controller: Controller,
     nodes: Informer<Node>,
@@ -122,6 +148,8 @@ struct Worker {
     drivers: Informer<CSIDriver>,
     attachments: Index<VolumeAttachment>,
     pods: Pods,
+    /// Attachments that wait for their kubelet, and since when.
+    waiting: Mutex<HashMap<String, Instant>>,
 }
 
 impl Worker {
@@ -150,21 +178,29 @@ impl Worker {
         }
         let object = self.nodes.get("", node);
         let in_use = object.as_ref().and_then(|node| node.status.as_ref()?.volumes_in_use.clone()).unwrap_or_default();
-        for known in existing.iter().filter(|known| !wanted.contains_key(&known.name_any())) {
-            let unique = self.unique_name(known);
-            // the kubelet says when it has unmounted; a node that is gone says nothing
-            let mounted = unique.is_some_and(|unique| in_use.contains(&unique)) && object.is_some();
-            if known.name_any().starts_with("csi-") && !mounted && !meta::is_deleting(&known.metadata) {
-                let name = known.name_any();
-                api.delete(&name, &DeleteParams::default())
-                    .await
-                    .unless_gone("detaching by VolumeAttachment", &name)?;
+        let mut outcome = Outcome::Done;
+        for known in &existing {
+            let name = known.name_any();
+            if wanted.contains_key(&name) || !name.starts_with("csi-") || meta::is_deleting(&known.metadata) {
+                self.waiting.lock().remove(&name);
+                continue;
+            }
+            let mounted = self.unique_name(known).is_some_and(|unique| in_use.contains(&unique));
+            let since = *self.waiting.lock().entry(name.clone()).or_insert_with(Instant::now);
+            match may_leave(object.as_deref(), mounted, since.elapsed()) {
+                Ok(()) => {
+                    api.delete(&name, &DeleteParams::default())
+                        .await
+                        .unless_gone("detaching by VolumeAttachment", &name)?;
+                    self.waiting.lock().remove(&name);
+                }
+                Err(wait) => outcome = Outcome::After(wait),
             }
         }
         if let Some(object) = object {
             self.report(&object, &existing).await?;
         }
-        Ok(Outcome::Done)
+        Ok(outcome)
     }
 
     /// The volume's name as kubelets use it: `kubernetes.io/csi/<driver>^<handle>`.
@@ -255,6 +291,27 @@ mod tests {
         for (old, new) in [(Some(&failed), &failed), (Some(&attached), &attached), (None, &attached), (None, &waiting)]
         {
             assert_eq!(message(old, new), None);
+        }
+    }
+
+    #[test]
+    fn a_dead_node_gives_its_volumes_back() {
+        let node = |ready: &str, taint: &str| -> Node {
+            let value = json!({"spec": {"taints": [{"key": taint, "effect": "NoExecute"}]},
+                "status": {"conditions": [{"type": "Ready", "status": ready}]}});
+            serde_json::from_value(value).expect("a node")
+        };
+        let (well, lost, dead) = (node("True", "x"), node("Unknown", "x"), node("Unknown", OUT_OF_SERVICE));
+        let (minute, long) = (Duration::from_secs(60), Duration::from_secs(361));
+        for (node, mounted, waited, expected) in [
+            (None, true, minute, Ok(())),
+            (Some(&well), false, minute, Ok(())),
+            (Some(&dead), true, Duration::ZERO, Ok(())),
+            (Some(&lost), true, minute, Err(PATIENCE - minute)),
+            (Some(&lost), true, long, Ok(())),
+            (Some(&well), true, long, Err(PATIENCE)),
+        ] {
+            assert_eq!(may_leave(node, mounted, waited), expected, "{node:?} after {waited:?}");
         }
     }
 

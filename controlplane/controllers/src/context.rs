@@ -104,8 +104,25 @@ impl Context {
     pub fn controller(&self, name: &str) -> Controller {
         let supervisor = self.supervisor.child(name);
         let client = (self.config.client)(name);
-        let events = EventRecorder::new(client.clone(), &supervisor, name, "");
+        let events = EventRecorder::new(client.clone(), &supervisor, event_source(name), "");
         Controller { client, events, supervisor, name: name.to_owned() }
+    }
+}
+
+/// What a controller's events say they come from. Most say the controller's name; some have kept an
+/// older one, which people filter by.
+fn event_source(controller: &str) -> &str {
+    match controller {
+        "daemon-set-controller" => "daemonset-controller",
+        "disruption-controller" => "controllermanager",
+        "endpointslice-controller" => "endpoint-slice-controller",
+        "endpointslicemirroring-controller" => "endpoint-slice-mirroring-controller",
+        "ephemeral-volume-controller" => "ephemeral_volume",
+        "generic-garbage-collector" => "garbage-collector-controller",
+        "persistent-volume-binder" => "persistentvolume-controller",
+        "resource-claim-controller" => "resource_claim",
+        "service-cidrs-controller" => "service-cidr-controller",
+        same => same,
     }
 }
 

@@ -14,7 +14,7 @@ use crate::error::{During, Result, is_already_exists, is_namespace_terminating};
 use crate::service_pods::{self, HEADLESS, TRIGGER_TIME};
 use crate::{meta, podstate};
 
-const MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
+pub const MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
 const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
 /// More addresses than this are cut off.
 const CAPACITY: usize = 1000;

@@ -1,10 +1,12 @@
 //! Claims in use by a pod, and volumes bound to a claim, stay until they are not: finalizers
-//! `kubernetes.io/pvc-protection` and `kubernetes.io/pv-protection`.
+//! `kubernetes.io/pvc-protection` and `kubernetes.io/pv-protection`. A bound claim's condition
+//! `Unused` says since when no pod names it.
 
 use std::sync::Arc;
 
 use component::{Outcome, WorkQueue};
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimCondition, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 use kube::api::PostParams;
@@ -16,6 +18,7 @@ use crate::{meta, podstate};
 
 const CLAIM: &str = "kubernetes.io/pvc-protection";
 const VOLUME: &str = "kubernetes.io/pv-protection";
+const UNUSED: &str = "Unused";
 
 pub fn start(context: &Context) {
     start_claims(context);
@@ -64,6 +67,36 @@ fn apply(meta: &mut ObjectMeta, finalizer: &str, change: &Change) {
     }
 }
 
+/// The conditions of a claim with `Unused` as it should be; none when it is so.
+fn usage(claim: &PersistentVolumeClaim, used: bool, now: Timestamp) -> Option<Vec<PersistentVolumeClaimCondition>> {
+    let status = claim.status.as_ref()?;
+    if status.phase.as_deref() != Some("Bound") || meta::is_deleting(&claim.metadata) {
+        return None;
+    }
+    let (value, reason, text) = match used {
+        true => ("False", "PodUsingPVC", "A pod is currently referencing this PVC"),
+        false => ("True", "NoPodsUsingPVC", "No pods are currently referencing this PVC"),
+    };
+    let mut conditions = status.conditions.clone().unwrap_or_default();
+    let known = conditions.iter().position(|condition| condition.type_ == UNUSED);
+    if known.is_some_and(|index| conditions[index].status == value) {
+        return None;
+    }
+    let condition = PersistentVolumeClaimCondition {
+        type_: UNUSED.to_owned(),
+        status: value.to_owned(),
+        reason: Some(reason.to_owned()),
+        message: Some(text.to_owned()),
+        last_transition_time: meta::stamp(now),
+        ..Default::default()
+    };
+    match known {
+        Some(index) => conditions[index] = condition,
+        None => conditions.push(condition),
+    }
+    Some(conditions)
+}
+
 fn start_claims(context: &Context) {
     let queue = WorkQueue::<Key>::new();
     let controller = context.controller("pvc-protection-controller");
@@ -72,7 +105,11 @@ fn start_claims(context: &Context) {
     context::enqueue_changes(&claims, &queue);
     let changed = queue.clone();
     context.pods.informer.on_change(move |change| {
-        let Some(pod) = change.old.filter(|_| change.new.is_none()) else { return };
+        let (before, pod) = (change.old, change.object());
+        let ended = before.is_some_and(|old| !podstate::is_finished(old)) && podstate::is_finished(pod);
+        if before.is_some() && change.new.is_some() && !ended {
+            return;
+        }
         let namespace = pod.namespace().unwrap_or_default();
         claims_of(pod).into_iter().for_each(|claim| changed.add((namespace.clone(), claim)));
     });
@@ -83,7 +120,8 @@ fn start_claims(context: &Context) {
             let Some(claim) = cached.get(&key.0, &key.1) else { return Ok(Outcome::Done) };
             // kubelets see pods only when they are scheduled
             let scheduled = |pod: &Arc<Pod>| !podstate::node_name(pod).is_empty();
-            let in_use = users.get(&format!("{}/{}", key.0, key.1)).iter().any(scheduled);
+            let users = users.get(&format!("{}/{}", key.0, key.1));
+            let in_use = users.iter().any(scheduled);
             let change = change(&claim.metadata, CLAIM, in_use);
             if change != Change::None {
                 let mut changed = (*claim).clone();
@@ -91,6 +129,16 @@ fn start_claims(context: &Context) {
                 let api = writer.namespaced::<PersistentVolumeClaim>(&key.0);
                 let written = api.replace(&key.1, &PostParams::default(), &changed).await;
                 written.unless_gone("protecting claim", &meta::display(&claim.metadata))?;
+                // what was written comes back, with the resourceVersion that the status needs
+                return Ok(Outcome::Done);
+            }
+            let used = users.iter().any(|pod| !podstate::is_finished(pod));
+            if let Some(conditions) = usage(&claim, used, meta::now()) {
+                let mut changed = (*claim).clone();
+                changed.status.get_or_insert_default().conditions = Some(conditions);
+                let api = writer.namespaced::<PersistentVolumeClaim>(&key.0);
+                let written = api.replace_status(&key.1, &PostParams::default(), &changed).await;
+                written.unless_gone("telling the use of claim", &meta::display(&claim.metadata))?;
             }
             Ok(Outcome::Done)
         }
@@ -126,6 +174,25 @@ mod tests {
     use super::*;
     use crate::podstate::testing::at;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+    #[test]
+    fn a_bound_claim_says_since_when_it_is_unused() {
+        let mut claim = PersistentVolumeClaim::default();
+        claim.status.get_or_insert_default().phase = Some("Pending".into());
+        assert_eq!(usage(&claim, false, at(1)), None);
+        claim.status.get_or_insert_default().phase = Some("Bound".into());
+        let mut told = Vec::new();
+        for (second, used) in [(1, false), (2, false), (3, true), (4, true), (5, false)] {
+            if let Some(conditions) = usage(&claim, used, at(second)) {
+                let Some(unused) = conditions.first() else { panic!("no condition") };
+                told.push((second, unused.status.clone(), unused.reason.clone().unwrap_or_default()));
+                assert_eq!((conditions.len(), &unused.last_transition_time), (1, &Some(Time(at(second)))));
+                claim.status.get_or_insert_default().conditions = Some(conditions);
+            }
+        }
+        let expected = [(1, "True", "NoPodsUsingPVC"), (3, "False", "PodUsingPVC"), (5, "True", "NoPodsUsingPVC")];
+        assert_eq!(told, expected.map(|(second, status, reason)| (second, status.to_owned(), reason.to_owned())));
+    }
 
     #[test]
     fn protection_comes_at_once_and_goes_when_unused() {

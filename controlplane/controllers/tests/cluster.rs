@@ -6,12 +6,16 @@ use std::collections::BTreeMap;
 
 use apiserver::UserInfo;
 use common::{Cluster, eventually};
-use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, ClusterTrustBundle};
 use k8s_openapi::api::core::v1::{
     ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, ResourceQuota, Secret, ServiceAccount,
 };
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::api::{DeleteParams, ListParams, PostParams};
+use k8s_openapi::api::storagemigration::v1::StorageVersionMigration;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{
+    ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams,
+};
 use kube::{Api, ResourceExt};
 use rcgen::{CertificateParams, DnType, KeyPair};
 use serde::de::DeserializeOwned;
@@ -147,6 +151,29 @@ async fn a_claim_is_bound_and_its_volume_released() {
     assert_eq!(bound.spec.and_then(|spec| spec.volume_name).as_deref(), Some("fit"));
     phase("fit", "Bound").await;
     phase("small", "Available").await;
+    let unused = |wanted: &'static str| {
+        let claims = claims.clone();
+        async move {
+            eventually("the claim says whether a pod names it", || async {
+                let conditions = claims.get("data").await.ok()?.status?.conditions?;
+                conditions.into_iter().find(|known| known.type_ == "Unused" && known.status == wanted)
+            })
+            .await
+        }
+    };
+    assert_eq!(unused("True").await.reason.as_deref(), Some("NoPodsUsingPVC"));
+    let pods: Api<Pod> = cluster.api("default");
+    let pod: Pod = parse(json!({
+        "metadata": {"name": "user"},
+        "spec": {
+            "containers": [{"name": "c", "image": "i"}],
+            "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}],
+        },
+    }));
+    eventually("the pod is accepted", || async { pods.create(&PostParams::default(), &pod).await.ok() }).await;
+    unused("False").await;
+    pods.delete("user", &DeleteParams::default().grace_period(0)).await.expect("deleted");
+    unused("True").await;
     claims.delete("data", &DeleteParams::default()).await.expect("deleted");
     phase("fit", "Released").await;
     cluster.stop().await;
@@ -204,5 +231,81 @@ async fn quotas_count_down_and_budgets_follow_readiness() {
     let count = maps.list(&ListParams::default()).await.expect("listed").items.len();
     assert_eq!(count, 1, "the root CA");
     used("count/configmaps", "1").await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_are_written_again_in_a_new_storage_version() {
+    let cluster = Cluster::start().await;
+    let definitions: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
+    let version = |name: &str, stored: bool| {
+        let schema = json!({"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}});
+        json!({"name": name, "served": true, "storage": stored, "schema": schema})
+    };
+    let definition: CustomResourceDefinition = parse(json!({
+        "metadata": {"name": "crons.example.com"},
+        "spec": {
+            "group": "example.com", "scope": "Namespaced", "names": {"plural": "crons", "kind": "Cron"},
+            "versions": [version("v1beta1", true), version("v1", false)],
+        },
+    }));
+    definitions.create(&PostParams::default(), &definition).await.expect("created");
+    let kind = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("example.com", "v1", "Cron"), "crons");
+    let crons: Api<DynamicObject> = Api::namespaced_with(cluster.client.clone(), "default", &kind);
+    let cron: DynamicObject =
+        parse(json!({"apiVersion": "example.com/v1", "kind": "Cron", "metadata": {"name": "c"}, "spec": {"a": 1}}));
+    let before =
+        eventually("the kind is served", || async { crons.create(&PostParams::default(), &cron).await.ok() }).await;
+    let patch = json!({"spec": {"versions": [version("v1beta1", false), version("v1", true)]}});
+    let patch = Patch::Merge(patch);
+    definitions.patch("crons.example.com", &PatchParams::default(), &patch).await.expect("patched");
+    let stored = || async {
+        let status = definitions.get("crons.example.com").await.ok()?.status?;
+        Some((status.stored_versions?, status.conditions?))
+    };
+    assert_eq!(stored().await.map(|stored| stored.0), Some(vec!["v1beta1".to_owned(), "v1".to_owned()]));
+
+    let migrations: Api<StorageVersionMigration> = Api::all(cluster.client.clone());
+    for (name, resource) in [("crons", "crons"), ("nothing", "nothing")] {
+        let migration: StorageVersionMigration = parse(json!({
+            "metadata": {"name": name}, "spec": {"resource": {"group": "example.com", "resource": resource}},
+        }));
+        migrations.create(&PostParams::default(), &migration).await.expect("created");
+    }
+    let end = |name: &'static str, end: &'static str| {
+        let migrations = migrations.clone();
+        async move {
+            eventually("the migration ends", || async {
+                let conditions = migrations.get(name).await.ok()?.status?.conditions?;
+                conditions.into_iter().find(|known| known.type_ == end && known.status == "True")
+            })
+            .await
+        }
+    };
+    end("crons", "Succeeded").await;
+    assert_eq!(end("nothing", "Failed").await.message, "resource does not exist in discovery");
+    let (versions, conditions) = stored().await.expect("the definition is there");
+    assert_eq!(versions, ["v1"]);
+    let told = conditions.into_iter().find(|known| known.type_ == "StorageMigrating").expect("it was told");
+    assert_eq!((told.status.as_str(), told.reason.as_deref()), ("False", Some("MigrationSucceeded")));
+    let after = crons.get("c").await.expect("there");
+    assert_ne!(after.metadata.resource_version, before.metadata.resource_version, "it was written");
+    assert_eq!((after.metadata.uid, after.data), (before.metadata.uid, before.data));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cluster_ca_is_a_trust_bundle() {
+    let cluster = Cluster::start().await;
+    let bundles: Api<ClusterTrustBundle> = Api::all(cluster.client.clone());
+    let only = || async {
+        let list = bundles.list(&ListParams::default()).await.ok()?.items;
+        list.into_iter().next()
+    };
+    let bundle = eventually("the bundle is published", only).await;
+    assert!(bundle.name_any().starts_with("kubernetes.io:kube-apiserver-serving:"), "{}", bundle.name_any());
+    bundles.delete(&bundle.name_any(), &DeleteParams::default()).await.expect("deleted");
+    let again = eventually("it is published again", only).await;
+    assert_eq!(again.spec, bundle.spec);
     cluster.stop().await;
 }

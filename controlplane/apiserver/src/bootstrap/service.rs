@@ -56,7 +56,8 @@ async fn ensure_network(api: &Api) -> Result<()> {
 }
 
 /// `kube-system/kube-dns`, where people and charts look for the cluster's DNS address. Every node
-/// answers on it itself, so it leads to no pods; having it keeps the address from being given away.
+/// answers on it itself, so it leads to no pods, and the controllers list the nodes as its endpoints;
+/// having it keeps the address from being given away.
 async fn ensure_dns(api: &Api) -> Result<()> {
     let cluster_ip = api.config.dns_address.to_string();
     let port = |name: &str, protocol: &str| json!({"name": name, "port": 53, "protocol": protocol, "targetPort": 53});

@@ -214,6 +214,10 @@ impl Hooks for SchemaHooks {
         one(self.decoder.converter.convert(vec![object], &self.stored).await?)
     }
 
+    fn stored_version(&self) -> Option<&str> {
+        Some(&self.stored)
+    }
+
     async fn as_served(&self, object: Value) -> Result<Value> {
         one(self.decoder.values(vec![object]).await?)
     }

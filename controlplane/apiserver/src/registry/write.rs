@@ -389,10 +389,16 @@ impl Call {
         Ok(new)
     }
 
-    /// Whether the object lies in the store encrypted by a key that writes no more.
+    /// Whether the object lies in the store in another form than a write would give it now: encrypted
+    /// by a key that writes no more, or in a version that is stored no more.
     async fn is_stale(&self) -> Result<bool> {
         let key = self.descriptor().key(self.namespace(), &self.info.name);
-        self.api.sealed.is_stale(&key).await.map_err(store_error)
+        if self.api.sealed.is_stale(&key).await.map_err(store_error)? {
+            return Ok(true);
+        }
+        let Some(version) = self.endpoint.hooks().stored_version() else { return Ok(false) };
+        let Some(stored) = self.api.store.get(&key).await.map_err(store_error)?.kv else { return Ok(false) };
+        Ok(Current::from_stored(&stored)?.value["apiVersion"] != version)
     }
 
     /// What goes into the store for an object (hub version) that is shown as `shown`.

@@ -113,6 +113,11 @@ pub trait Hooks: Send + Sync + 'static {
         Ok(obj)
     }
 
+    /// The `group/version` that a write stores, where objects may lie in the store in others.
+    fn stored_version(&self) -> Option<&str> {
+        None
+    }
+
     /// A stored object in the hub version.
     async fn as_served(&self, obj: Value) -> Result<Value> {
         Ok(obj)

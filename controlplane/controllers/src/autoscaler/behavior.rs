@@ -219,5 +219,8 @@ mod tests {
         assert_eq!((held.replicas, held.stabilized.map(|told| told.0)), (5, Some("ScaleDownStabilized")));
         assert_eq!(limit(&spec(1, 10), &mut history, 5, 2, at(10_301)).replicas, 2);
         assert_eq!(limit(&spec(3, 10), &mut History::default(), 5, 1, at(1)).replicas, 3);
+        let zero = limit(&spec(0, 10), &mut History::default(), 1, 0, at(1));
+        assert_eq!((zero.replicas, zero.reason), (0, "DesiredWithinRange"));
+        assert_eq!(limit(&spec(0, 10), &mut History::default(), 0, 7, at(1)).replicas, 4, "4 pods in 15 s");
     }
 }

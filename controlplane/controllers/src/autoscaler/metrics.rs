@@ -21,14 +21,30 @@ use super::replicas::{self, Groups, Input, Values};
 use crate::context::Pods;
 use crate::{discovery, meta};
 
+#[derive(Debug)]
 pub struct Problem {
     pub reason: &'static str,
+    /// As the metric's own event and the condition say it.
     pub text: String,
+    /// What goes before it where several metrics are summed up, e.g. `failed to get pods metric value`.
+    frame: String,
 }
 
 impl Problem {
+    fn new(reason: &'static str, text: impl Into<String>) -> Self {
+        Self { reason, text: text.into(), frame: String::new() }
+    }
+
     pub fn nothing_to_measure() -> Self {
-        Self { reason: "InvalidMetricSourceType", text: "no metrics are specified".to_owned() }
+        Self::new("InvalidMetricSourceType", "no metrics are specified")
+    }
+
+    fn framed(self, frame: String) -> Self {
+        Self { frame, ..self }
+    }
+
+    pub fn whole(&self) -> String {
+        if self.frame.is_empty() { self.text.clone() } else { format!("{}: {}", self.frame, self.text) }
     }
 }
 
@@ -83,39 +99,58 @@ impl<'a> Reader<'a> {
     }
 
     pub async fn propose(&self, spec: &MetricSpec) -> Result<Proposal, Problem> {
-        let missing = |what: &str| Problem {
-            reason: "InvalidMetricSourceType",
-            text: format!("metric source of type {:?} has no {what}", spec.type_),
+        let missing = |what: &str| {
+            let text = format!("metric source of type {:?} has no {what}", spec.type_);
+            Problem::new("InvalidMetricSourceType", text)
         };
         match spec.type_.as_str() {
             "Resource" => {
                 let source = spec.resource.as_ref().ok_or_else(|| missing("resource"))?;
-                self.resource(&source.name, None, &source.target).await
+                let found = self.resource(&source.name, None, &source.target).await;
+                found.map_err(|problem| problem.framed(format!("failed to get {} resource metric value", source.name)))
             }
             "ContainerResource" => {
                 let source = spec.container_resource.as_ref().ok_or_else(|| missing("containerResource"))?;
-                self.resource(&source.name, Some(&source.container), &source.target).await
+                let found = self.resource(&source.name, Some(&source.container), &source.target).await;
+                let frame = format!("failed to get {} container metric value", source.container);
+                found.map_err(|problem| problem.framed(frame))
             }
             "Pods" => {
                 let source = spec.pods.as_ref().ok_or_else(|| missing("pods"))?;
-                self.of_pods(&source.metric, &source.target).await
+                let found = self.of_pods(&source.metric, &source.target).await;
+                found.map_err(|problem| problem.framed("failed to get pods metric value".to_owned()))
             }
             "Object" => {
                 let source = spec.object.as_ref().ok_or_else(|| missing("object"))?;
-                self.of_object(&source.metric, &source.described_object, &source.target).await
+                let found = self.of_object(&source.metric, &source.described_object, &source.target).await;
+                found.map_err(|problem| problem.framed("failed to get object metric value".to_owned()))
             }
             "External" => {
                 let source = spec.external.as_ref().ok_or_else(|| missing("external"))?;
-                self.external(&source.metric, &source.target).await
+                let found = self.external(&source.metric, &source.target).await;
+                let frame = format!("failed to get {} external metric value", source.metric.name);
+                found.map_err(|problem| problem.framed(frame))
             }
             _ => Err(missing("known type")),
         }
     }
 
-    async fn get(&self, path: &str, reason: &'static str, what: &str) -> Result<Value, Problem> {
-        let problem = |why: String| Problem { reason, text: format!("failed to get {what}: {why}") };
+    /// `api` is which of the metrics APIs is asked: `resource`, `custom` or `external`.
+    async fn get(&self, path: &str, api: &str) -> Result<Value, String> {
+        let problem = |why: String| format!("unable to fetch metrics from {api} metrics API: {why}");
         let request = http_get(path).map_err(&problem)?;
         self.client.request(request).await.map_err(|error| problem(crate::error::message(&error)))
+    }
+
+    /// Whether anything can be told from these values at all.
+    fn check(&self, groups: &Groups) -> Result<(), &'static str> {
+        if self.pods.is_empty() {
+            return Err("no pods returned by selector while calculating replica count");
+        }
+        if groups.measured.is_empty() {
+            return Err("did not receive metrics for targeted pods (pods might be unready)");
+        }
+        Ok(())
     }
 
     fn input<'i>(&self, values: &'i Values, groups: &'i Groups) -> Input<'i> {
@@ -128,51 +163,40 @@ impl<'a> Reader<'a> {
 
     async fn resource(&self, name: &str, container: Option<&str>, target: &MetricTarget) -> Result<Proposal, Problem> {
         let reason = if container.is_some() { "FailedGetContainerResourceMetric" } else { "FailedGetResourceMetric" };
-        let path = format!(
-            "/apis/metrics.k8s.io/v1beta1/namespaces/{}/pods?labelSelector={}",
-            self.namespace,
-            encode(self.selector)
-        );
-        let answer =
-            self.get(&path, reason, &format!("{name} utilization: unable to get metrics for resource {name}")).await?;
-        let mut values = Values::new();
-        for item in answer["items"].as_array().into_iter().flatten() {
-            let containers = item["containers"].as_array().into_iter().flatten();
-            let chosen = containers.filter(|c| container.is_none_or(|wanted| c["name"] == wanted));
-            let amounts: Option<Vec<i64>> = chosen.map(|c| milli(c["usage"].get(name))).collect();
-            if let (Some(pod), Some(amounts)) = (item["metadata"]["name"].as_str(), amounts.filter(|a| !a.is_empty())) {
-                values.insert(pod.to_owned(), amounts.iter().sum());
+        let problem = |text: String| Problem::new(reason, text);
+        let (replicas, metric, shown) = match (target.average_value.as_ref(), target.average_utilization) {
+            (Some(_), _) => {
+                let failed = |why: String| problem(format!("failed to get {name} usage: {why}"));
+                let values = self.usage(name, container).await.map_err(failed)?;
+                let groups = replicas::group(&self.pods, &values, name == "cpu", self.now);
+                self.check(&groups).map_err(|why| failed(why.to_owned()))?;
+                let average = target_milli(target.average_value.as_ref()).unwrap_or(1);
+                let (replicas, shown) = replicas::by_average(&self.input(&values, &groups), average);
+                let status = MetricValueStatus { average_value: quantity(shown), ..Default::default() };
+                (replicas, format!("{name} resource"), status)
             }
-        }
-        if values.is_empty() {
-            let text =
-                format!("unable to get metrics for resource {name}: no metrics returned from resource metrics API");
-            return Err(Problem { reason, text });
-        }
-        let groups = replicas::group(&self.pods, &values, name == "cpu", self.now);
-        let input = self.input(&values, &groups);
-        let (replicas, metric, shown) = match (target.average_utilization, target_milli(target.average_value.as_ref()))
-        {
-            (Some(percent), _) => {
-                let requests = self.requests(name, container, reason)?;
-                let (replicas, shown) = replicas::by_utilization(&input, &requests, percent);
+            (None, Some(percent)) => {
+                let failed = |why: String| problem(format!("failed to get {name} utilization: {why}"));
+                let values = self.usage(name, container).await.map_err(failed)?;
+                let groups = replicas::group(&self.pods, &values, name == "cpu", self.now);
+                self.check(&groups).map_err(|why| failed(why.to_owned()))?;
+                let requests = self.requests(name, container).map_err(failed)?;
+                let (replicas, shown) = replicas::by_utilization(&self.input(&values, &groups), &requests, percent);
                 let average = values.values().sum::<i64>() / values.len() as i64;
                 let status = MetricValueStatus {
                     average_utilization: Some(shown),
                     average_value: quantity(average),
                     value: None,
                 };
-                (replicas, format!("{name} resource utilization (percentage of request)"), status)
-            }
-            (None, Some(average)) => {
-                let (replicas, shown) = replicas::by_average(&input, average);
-                let status = MetricValueStatus { average_value: quantity(shown), ..Default::default() };
-                (replicas, format!("{name} resource"), status)
+                let of = if container.is_some() { " container" } else { "" };
+                (replicas, format!("{name}{of} resource utilization (percentage of request)"), status)
             }
             (None, None) => {
-                let text = "invalid resource metric source: neither an average utilization target nor an average value \
-                            (usage) target was set";
-                return Err(Problem { reason, text: text.to_owned() });
+                return Err(problem(
+                    "invalid resource metric source: neither an average utilization target nor an average value \
+                     (usage) target was set"
+                        .to_owned(),
+                ));
             }
         };
         let status = match container {
@@ -194,12 +218,31 @@ impl<'a> Reader<'a> {
         Ok(Proposal { replicas, metric, status })
     }
 
-    fn requests(
-        &self,
-        name: &str,
-        container: Option<&str>,
-        reason: &'static str,
-    ) -> Result<BTreeMap<String, i64>, Problem> {
+    /// What each pod (or its `container`) uses of a resource; never empty.
+    async fn usage(&self, name: &str, container: Option<&str>) -> Result<Values, String> {
+        let path = format!(
+            "/apis/metrics.k8s.io/v1beta1/namespaces/{}/pods?labelSelector={}",
+            self.namespace,
+            encode(self.selector)
+        );
+        let problem = |why: &str| format!("unable to get metrics for resource {name}: {why}");
+        let answer = self.get(&path, "resource").await.map_err(|why| problem(&why))?;
+        let mut values = Values::new();
+        for item in answer["items"].as_array().into_iter().flatten() {
+            let containers = item["containers"].as_array().into_iter().flatten();
+            let chosen = containers.filter(|c| container.is_none_or(|wanted| c["name"] == wanted));
+            let amounts: Option<Vec<i64>> = chosen.map(|c| milli(c["usage"].get(name))).collect();
+            if let (Some(pod), Some(amounts)) = (item["metadata"]["name"].as_str(), amounts.filter(|a| !a.is_empty())) {
+                values.insert(pod.to_owned(), amounts.iter().sum());
+            }
+        }
+        if values.is_empty() {
+            return Err(problem("no metrics returned from resource metrics API"));
+        }
+        Ok(values)
+    }
+
+    fn requests(&self, name: &str, container: Option<&str>) -> Result<BTreeMap<String, i64>, String> {
         let mut requests = BTreeMap::new();
         for pod in &self.pods {
             let spec = pod.spec.clone().unwrap_or_default();
@@ -210,12 +253,8 @@ impl<'a> Reader<'a> {
             for c in chosen {
                 let amounts = resources::of_container(c, Side::Requests);
                 let Some(amount) = amounts.get(name) else {
-                    let text = format!(
-                        "failed to get {name} utilization: missing request for {name} in container {} of Pod {}",
-                        c.name,
-                        pod.name_any()
-                    );
-                    return Err(Problem { reason, text });
+                    let pod = pod.name_any();
+                    return Err(format!("missing request for {name} in container {} of Pod {pod}", c.name));
                 };
                 sum += amount.milli();
             }
@@ -231,14 +270,18 @@ impl<'a> Reader<'a> {
             encode(&metric.name),
             encode(self.selector)
         );
-        let answer = self
-            .get(&path, "FailedGetPodsMetric", &format!("pods metric value: unable to get metric {}", metric.name))
-            .await?;
+        let problem = |text: String| Problem::new("FailedGetPodsMetric", text);
+        let unable = |why: &str| problem(format!("unable to get metric {}: {why}", metric.name));
+        let answer = self.get(&path, "custom").await.map_err(|why| unable(&why))?;
         let items = answer["items"].as_array().into_iter().flatten();
         let values: Values = items
             .filter_map(|item| Some((item["describedObject"]["name"].as_str()?.to_owned(), milli(item.get("value"))?)))
             .collect();
+        if values.is_empty() {
+            return Err(unable("no metrics returned from custom metrics API"));
+        }
         let groups = replicas::group(&self.pods, &values, false, self.now);
+        self.check(&groups).map_err(|why| problem(why.to_owned()))?;
         let (replicas, shown) = replicas::by_average(
             &self.input(&values, &groups),
             target_milli(target.average_value.as_ref()).unwrap_or(1),
@@ -260,8 +303,7 @@ impl<'a> Reader<'a> {
         object: &CrossVersionObjectReference,
         target: &MetricTarget,
     ) -> Result<Proposal, Problem> {
-        const REASON: &str = "FailedGetObjectMetric";
-        let problem = |text: String| Problem { reason: REASON, text };
+        let problem = |text: String| Problem::new("FailedGetObjectMetric", text);
         let version = object.api_version.as_deref().unwrap_or("v1");
         let served = discovery::version(self.client, version).await.map_err(|e| problem(crate::error::message(&e)))?;
         let served = served.into_iter().find(|served| served.api.kind == object.kind);
@@ -274,10 +316,13 @@ impl<'a> Reader<'a> {
             encode(&object.name),
             encode(&metric.name)
         );
-        let answer =
-            self.get(&path, REASON, &format!("object metric value: unable to get metric {}", metric.name)).await?;
+        let unable = |why: String| {
+            let object = format!("{} {}/{}", object.kind, self.namespace, object.name);
+            problem(format!("unable to get metric {}: {why} on {object}", metric.name))
+        };
+        let answer = self.get(&path, "custom").await.map_err(unable)?;
         let value = milli(answer["items"][0].get("value"))
-            .ok_or_else(|| problem(format!("no value was returned for metric {}", metric.name)))?;
+            .ok_or_else(|| unable("no metrics returned from custom metrics API".to_owned()))?;
         let (replicas, shown) = self.by_targets(value, target);
         let name = format!("{} metric {}", object.kind, metric.name);
         let status = MetricStatus {
@@ -293,7 +338,6 @@ impl<'a> Reader<'a> {
     }
 
     async fn external(&self, metric: &MetricIdentifier, target: &MetricTarget) -> Result<Proposal, Problem> {
-        const REASON: &str = "FailedGetExternalMetric";
         let selector = match Selector::from_label_selector(metric.selector.as_ref()) {
             Ok(selector) if metric.selector.is_some() => selector.to_string(),
             _ => String::new(),
@@ -304,12 +348,13 @@ impl<'a> Reader<'a> {
             encode(&metric.name),
             encode(&selector)
         );
-        let answer = self.get(&path, REASON, &format!("external metric {}", metric.name)).await?;
-        let items = answer["items"].as_array().filter(|items| !items.is_empty());
-        let Some(items) = items else {
-            let text = format!("no metrics returned from external metrics API for {}", metric.name);
-            return Err(Problem { reason: REASON, text });
+        let unable = |why: String| {
+            let text = format!("unable to get external metric {}/{}/{selector}: {why}", self.namespace, metric.name);
+            Problem::new("FailedGetExternalMetric", text)
         };
+        let answer = self.get(&path, "external").await.map_err(unable)?;
+        let items = answer["items"].as_array().filter(|items| !items.is_empty());
+        let items = items.ok_or_else(|| unable("no metrics returned from external metrics API".to_owned()))?;
         let value = items.iter().filter_map(|item| milli(item.get("value"))).sum();
         let (replicas, shown) = self.by_targets(value, target);
         let status = MetricStatus {

@@ -17,7 +17,8 @@ use component::{EventType, Informer, Outcome, WorkQueue};
 use jiff::Timestamp;
 use k8s_openapi::api::autoscaling::v1::Scale;
 use k8s_openapi::api::autoscaling::v2::{
-    HorizontalPodAutoscaler, HorizontalPodAutoscalerCondition, HorizontalPodAutoscalerStatus, MetricStatus,
+    HorizontalPodAutoscaler, HorizontalPodAutoscalerCondition, HorizontalPodAutoscalerSpec,
+    HorizontalPodAutoscalerStatus, MetricStatus,
 };
 use kube::api::{DynamicObject, PostParams};
 use kube::{Api, ResourceExt};
@@ -58,6 +59,37 @@ struct Worker {
     autoscalers: Informer<HorizontalPodAutoscaler>,
     pods: Pods,
     histories: Mutex<HashMap<Key, History>>,
+}
+
+/// The condition, and its reason, that tells this controller's zero from one that a person set.
+const SCALED_TO_ZERO: &str = "ScaledToZero";
+
+/// Where a look begins: metrics are asked only when their answer may be followed.
+#[derive(Debug, PartialEq)]
+enum Course {
+    /// Somebody else set zero: that pauses scaling.
+    Paused,
+    /// The bounds alone decide, for this reason.
+    Bounded(i32, &'static str),
+    Measured,
+}
+
+/// `slept`: the last change that this controller made was to zero. `outlives_pods`: some metric is
+/// there when no pod is, so that it can say when to wake up.
+fn course(current: i32, least: i32, most: i32, slept: bool, outlives_pods: bool) -> Course {
+    if current == 0 && !(slept && (least != 0 || outlives_pods)) {
+        Course::Paused
+    } else if current > most {
+        Course::Bounded(most, "Current number of replicas above Spec.MaxReplicas")
+    } else if current < least {
+        Course::Bounded(least, "Current number of replicas below Spec.MinReplicas")
+    } else {
+        Course::Measured
+    }
+}
+
+fn scales_without_pods(spec: &HorizontalPodAutoscalerSpec) -> bool {
+    spec.metrics.iter().flatten().any(|metric| matches!(metric.type_.as_str(), "Object" | "External"))
 }
 
 /// What one look found, as it goes into the status.
@@ -135,17 +167,17 @@ impl Worker {
         let current = target.scale.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(0);
         let (least, most) = (scaler.spec.min_replicas.unwrap_or(1), scaler.spec.max_replicas);
         look.current = current;
-        let wish = if current == 0 && least != 0 {
-            let text = "scaling is disabled since the replica count of the target is zero";
-            set(&mut look.conditions, "ScalingActive", "False", "ScalingDisabled", text, now);
-            look.desired = 0;
-            return;
-        } else if current > most {
-            Some((most, "Current number of replicas above Spec.MaxReplicas".to_owned()))
-        } else if current < least {
-            Some((least, "Current number of replicas below Spec.MinReplicas".to_owned()))
-        } else {
-            self.measured(key, scaler, &target, look, now).await
+        let outlives_pods = scales_without_pods(&scaler.spec);
+        let slept = look.conditions.iter().any(|c| c.type_ == SCALED_TO_ZERO && c.status == "True");
+        let wish = match course(current, least, most, slept, outlives_pods) {
+            Course::Paused => {
+                let text = "scaling is disabled since the replica count of the target is zero";
+                set(&mut look.conditions, "ScalingActive", "False", "ScalingDisabled", text, now);
+                look.desired = 0;
+                return;
+            }
+            Course::Bounded(replicas, reason) => Some((replicas, reason.to_owned())),
+            Course::Measured => self.measured(key, scaler, &target, look, now).await,
         };
         let Some((desired, reason)) = wish else { return };
         look.desired = desired;
@@ -163,6 +195,12 @@ impl Worker {
                 self.controller.events.object_event(scaler, EventType::Normal, "SuccessfulRescale", text);
                 let text = format!("the HPA controller was able to update the target scale to {desired}");
                 set(&mut look.conditions, "AbleToScale", "True", "SucceededRescale", &text, now);
+                let to_zero = current > 0 && desired == 0 && least == 0 && outlives_pods;
+                let (status, reason, text) = match to_zero {
+                    true => ("True", SCALED_TO_ZERO, "the HPA controller scaled the workload to zero"),
+                    false => ("False", "NotScaledToZero", "the HPA controller did not scale the workload to zero"),
+                };
+                set(&mut look.conditions, SCALED_TO_ZERO, status, reason, text, now);
                 self.histories.lock().entry(key.clone()).or_default().scaled(current, desired, now);
                 look.scaled = true;
             }
@@ -189,12 +227,13 @@ impl Worker {
         if selector.is_empty() {
             let text = "the HPA target's scale is missing a selector";
             self.warn(scaler, "SelectorRequired", "selector is required");
+            self.warn(scaler, "FailedComputeMetricsReplicas", "selector is required");
             set(&mut look.conditions, "ScalingActive", "False", "InvalidSelector", text, now);
             return None;
         }
         let reader = metrics::Reader::new(&self.controller.client, &self.pods, scaler, &selector, look.current, now);
         let mut best: Option<metrics::Proposal> = None;
-        let (mut statuses, mut failure) = (Vec::new(), None);
+        let (mut statuses, mut failures) = (Vec::new(), Vec::new());
         for spec in scaler.spec.metrics.iter().flatten() {
             match reader.propose(spec).await {
                 Ok(proposal) => {
@@ -203,22 +242,28 @@ impl Worker {
                         best = Some(proposal);
                     }
                 }
-                Err(problem) => failure = failure.or(Some(problem)),
+                Err(problem) => {
+                    // the place stays: clients read these by the index of the metric
+                    statuses.push(MetricStatus::default());
+                    self.warn(scaler, problem.reason, &problem.text);
+                    failures.push(problem);
+                }
             }
         }
-        if let Some(problem) = &failure {
-            self.warn(scaler, problem.reason, &problem.text);
-        }
-        // with a metric missing, only growing is safe
-        let usable = best.filter(|best| failure.is_none() || best.replicas > look.current);
+        let measures = statuses.len();
+        look.metrics = Some(statuses);
+        // with a metric missing, shrinking is not safe
+        let usable = best.filter(|best| failures.is_empty() || best.replicas >= look.current);
         let Some(best) = usable else {
-            let problem = failure.unwrap_or_else(metrics::Problem::nothing_to_measure);
-            let text = format!("the HPA was unable to compute the replica count: {}", problem.text);
-            set(&mut look.conditions, "ScalingActive", "False", problem.reason, &text, now);
-            self.warn(scaler, "FailedComputeMetricsReplicas", &format!("invalid metrics: {}", problem.text));
+            let invalid = failures.len();
+            let first = failures.into_iter().next().unwrap_or_else(metrics::Problem::nothing_to_measure);
+            let text = format!("the HPA was unable to compute the replica count: {}", first.text);
+            set(&mut look.conditions, "ScalingActive", "False", first.reason, &text, now);
+            let text =
+                format!("invalid metrics ({invalid} invalid out of {measures}), first error is: {}", first.whole());
+            self.warn(scaler, "FailedComputeMetricsReplicas", &text);
             return None;
         };
-        look.metrics = Some(statuses);
         let text = format!("the HPA was able to successfully calculate a replica count from {}", best.metric);
         set(&mut look.conditions, "ScalingActive", "True", "ValidMetricFound", &text, now);
         let mut histories = self.histories.lock();
@@ -288,6 +333,27 @@ fn set(
                 next.last_transition_time = known.last_transition_time.clone();
             }
             *known = next;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_its_own_zero_is_left_again() {
+        for (current, least, slept, outlives_pods, expected) in [
+            (0, 1, false, false, Course::Paused),
+            (0, 0, false, true, Course::Paused),
+            (0, 0, true, false, Course::Paused),
+            (0, 0, true, true, Course::Measured),
+            (0, 2, true, false, Course::Bounded(2, "Current number of replicas below Spec.MinReplicas")),
+            (1, 2, false, false, Course::Bounded(2, "Current number of replicas below Spec.MinReplicas")),
+            (9, 2, true, true, Course::Bounded(5, "Current number of replicas above Spec.MaxReplicas")),
+            (3, 0, false, true, Course::Measured),
+        ] {
+            assert_eq!(course(current, least, 5, slept, outlives_pods), expected, "{current} {least} {slept}");
         }
     }
 }

@@ -144,12 +144,19 @@ pub fn by_average(input: &Input<'_>, target: i64) -> (i32, i64) {
 /// One value for all pods: against a value for the object.
 pub fn by_value(value: i64, target: i64, ready: i32, current: i32, tolerance: (f64, f64)) -> i32 {
     let ratio = value as f64 / target.max(1) as f64;
+    if current == 0 {
+        // no pod to multiply, none to keep: whatever there is to do asks for the first ones
+        return ceil(ratio);
+    }
     if within(ratio, tolerance) { current } else { ceil(ratio * f64::from(ready)) }
 }
 
 /// One value for all pods: against a value per pod.
 pub fn by_value_per_pod(value: i64, target: i64, current: i32, tolerance: (f64, f64)) -> i32 {
-    let ratio = value as f64 / (target.max(1) as f64 * f64::from(current.max(1)));
+    if current == 0 {
+        return ceil(value as f64 / target.max(1) as f64);
+    }
+    let ratio = value as f64 / (target.max(1) as f64 * f64::from(current));
     if within(ratio, tolerance) { current } else { ceil(value as f64 / target.max(1) as f64) }
 }
 
@@ -197,5 +204,12 @@ mod tests {
         assert_eq!(by_value(50, 10, 2, 2, TOLERANCE), 10);
         assert_eq!(by_value_per_pod(50, 10, 2, TOLERANCE), 5);
         assert_eq!(by_value_per_pod(21, 10, 2, TOLERANCE), 2);
+    }
+
+    #[test]
+    fn without_pods_any_load_asks_for_the_first() {
+        assert_eq!([0, 1, 10, 25].map(|value| by_value(value, 10, 0, 0, TOLERANCE)), [0, 1, 1, 3]);
+        assert_eq!([0, 1, 10, 25].map(|value| by_value_per_pod(value, 10, 0, TOLERANCE)), [0, 1, 1, 3]);
+        assert_eq!(by_value(0, 10, 3, 3, TOLERANCE), 0);
     }
 }

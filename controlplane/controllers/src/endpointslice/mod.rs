@@ -1,11 +1,13 @@
 //! EndpointSlices: the addresses behind each Service with a selector.
 //!
-//! [`desired`] computes the endpoints, [`pack`] lays them into slices with the fewest writes; this
-//! module watches and writes. Readers: kube-proxy and cluster DNS on every node.
+//! [`desired`] computes the endpoints, [`topology`] which zone each serves where the Service asks for
+//! that, [`pack`] lays them into slices with the fewest writes; this module watches and writes. Readers: kube-proxy and cluster DNS on every node.
 
 mod desired;
 mod pack;
+mod topology;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use component::{EventType, Informer, Outcome, WorkQueue};
@@ -13,6 +15,7 @@ use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{DeleteParams, PostParams};
 use kube::{Api, ResourceExt};
+use parking_lot::Mutex;
 
 use crate::context::{Context, Controller, Key, Pods, synced};
 use crate::error::{During, Result, is_namespace_terminating};
@@ -44,6 +47,7 @@ pub fn start(context: &Context) {
         nodes,
         pods: context.pods.clone(),
         lag,
+        hinted: Mutex::default(),
     });
     controller.run(&queue, WORKERS, ready, move |key| {
         let worker = worker.clone();
@@ -79,13 +83,16 @@ fn watch_slices(slices: &Informer<EndpointSlice>, lag: &Lag, queue: &WorkQueue<K
     });
 }
 
-/// A node's zone shows in every endpoint on it.
+/// A node's zone shows in every endpoint on it; its CPU decides how many its zone gets.
 fn watch_zones(nodes: &Informer<Node>, services: &Informer<Service>, queue: &WorkQueue<Key>) {
     let (services, queue) = (services.clone(), queue.clone());
     nodes.on_change(move |change| {
         let zone = |node: Option<&Arc<Node>>| node.and_then(|node| desired::zone(node));
-        if zone(change.old) != zone(change.new) {
-            services.list().iter().for_each(|service| queue.add(meta::key(&service.metadata)));
+        let weight = |node: Option<&Arc<Node>>| node.and_then(|node| topology::weight(node));
+        let moved = zone(change.old) != zone(change.new);
+        if moved || weight(change.old) != weight(change.new) {
+            let services = services.list().into_iter().filter(|service| moved || topology::is_wanted(service));
+            services.for_each(|service| queue.add(meta::key(&service.metadata)));
         }
     });
 }
@@ -97,6 +104,8 @@ struct Worker {
     nodes: Informer<Node>,
     pods: Pods,
     lag: Lag,
+    /// Services whose endpoints were given to zones by CPU.
+    hinted: Mutex<HashSet<Key>>,
 }
 
 impl Worker {
@@ -104,6 +113,7 @@ impl Worker {
         let Some(service) = self.services.get(&key.0, &key.1) else {
             // the garbage collector removes the slices of a Service that is gone
             self.lag.forget(&key);
+            self.hinted.lock().remove(&key);
             return Ok(Outcome::Done);
         };
         let Some(selector) = service_pods::selector(&service) else { return Ok(Outcome::Done) };
@@ -113,7 +123,8 @@ impl Worker {
         let mut pods = self.pods.by_namespace.get(&key.0);
         pods.retain(|pod| selector.matches(meta::labels(&pod.metadata)));
         let zone = |node: &str| self.nodes.get("", node).and_then(|node| desired::zone(&node));
-        let wanted = desired::groups(&service, &pods, zone);
+        let mut wanted = desired::groups(&service, &pods, zone);
+        self.hint(&key, &service, &mut wanted);
         let existing = self.slices.get(&index_key(key.clone()));
         let mut changes = pack::pack(&service, wanted, &existing);
         if changes.is_empty() {
@@ -132,6 +143,37 @@ impl Worker {
             self.controller.events.object_event(&*service, EventType::Warning, "FailedToUpdateEndpointSlices", text);
         }
         result.map(|()| Outcome::Done)
+    }
+
+    /// Hints by the zones' CPU, in place of those of `trafficDistribution`.
+    fn hint(&self, key: &Key, service: &Service, groups: &mut [desired::Group]) {
+        let warn = |text: String| {
+            self.controller.events.object_event(service, EventType::Warning, "TopologyAwareHintsDisabled", text);
+        };
+        if !topology::is_wanted(service) {
+            if self.hinted.lock().remove(key) {
+                warn("Topology Aware Hints has been disabled".to_owned());
+            }
+            return;
+        }
+        let shares = topology::shares(&self.nodes.list());
+        let mut families: Vec<String> = groups.iter().map(|group| group.address_type.clone()).collect();
+        families.dedup();
+        for family in families {
+            let own = groups.iter_mut().filter(|group| group.address_type == family);
+            let mut endpoints: Vec<_> = own.flat_map(|group| &mut group.endpoints).collect();
+            match topology::hint(&mut endpoints, shares.as_ref()) {
+                Err(why) => {
+                    self.hinted.lock().remove(key);
+                    warn(format!("{why}, addressType: {family}"));
+                }
+                Ok(()) if self.hinted.lock().insert(key.clone()) => {
+                    let text = format!("Topology Aware Hints has been enabled, addressType: {family}");
+                    self.controller.events.object_event(service, EventType::Normal, "TopologyAwareHintsEnabled", text);
+                }
+                Ok(()) => {}
+            }
+        }
     }
 
     async fn write(&self, key: &Key, changes: pack::Changes, existing: &[Arc<EndpointSlice>]) -> Result<()> {

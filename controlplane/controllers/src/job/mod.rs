@@ -174,8 +174,7 @@ impl Worker {
         })
         .await;
         self.expectations.creations_off(key, untried);
-        let active = plan.status.active.unwrap_or(0) + made as i32 - plan.delete.len() as i32;
-        plan.status.active = (active > 0).then_some(active);
+        plan.recount(made);
         failed.or(error)
     }
 

@@ -7,6 +7,8 @@
 
 mod health;
 
+pub use health::is_ready;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,8 +27,9 @@ use crate::{meta, podstate};
 
 const LEASES: &str = "kube-node-lease";
 const WORKERS: usize = 4;
-/// A node silent for this long is marked unknown: four missed renewals of its lease.
-const GRACE: Duration = Duration::from_secs(40);
+/// A node silent for this long is marked unknown: its lease is over (40 s) and a connection that
+/// hangs has had the time to be noticed and made anew.
+const GRACE: Duration = Duration::from_secs(50);
 
 pub fn start(context: &Context) {
     let queue = WorkQueue::<String>::new();

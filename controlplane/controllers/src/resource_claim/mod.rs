@@ -9,7 +9,7 @@ mod plan;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use component::{EventRecorder, EventType, Informer, Informers, Outcome, WorkQueue};
+use component::{EventType, Informer, Informers, Outcome, WorkQueue};
 use k8s_openapi::api::core::v1::{Pod, PodResourceClaim, PodResourceClaimStatus};
 use k8s_openapi::api::resource::v1::{
     DeviceTaintRule, ResourceClaim, ResourceClaimConsumerReference, ResourceClaimTemplate,
@@ -123,14 +123,13 @@ impl Starter {
             }
         });
         let controller = &self.controller;
-        let events = EventRecorder::new(controller.client.clone(), &controller.supervisor, "resource_claim", "");
         let templates = self.informers.of::<ResourceClaimTemplate>();
         self.retry_with(&templates);
         let ready = synced!(claims, templates, self.pods.informer);
         let pods = self.pods.clone();
         device_taint_eviction::start(&self.evictions, &self.informers, &claims, &pods);
         let controller = controller.clone();
-        let worker = Arc::new(Worker { controller: controller.clone(), templates, events, claims, by_owner, pods });
+        let worker = Arc::new(Worker { controller: controller.clone(), templates, claims, by_owner, pods });
         controller.run(&self.queue, WORKERS, ready, move |item| {
             let worker = worker.clone();
             async move {
@@ -165,7 +164,6 @@ impl Starter {
 struct Worker {
     controller: Controller,
     templates: Informer<ResourceClaimTemplate>,
-    events: EventRecorder,
     claims: Informer<ResourceClaim>,
     /// By the UID of the controlling owner.
     by_owner: Index<ResourceClaim>,
@@ -185,7 +183,7 @@ impl Worker {
                 Err(Failed { terminating: true, .. }) => return Ok(Outcome::Done),
                 Err(Failed { problem, .. }) => {
                     let problem = format!("PodResourceClaim {}: {problem}", entry.name);
-                    let (events, reason) = (&self.events, "FailedResourceClaimCreation");
+                    let (events, reason) = (&self.controller.events, "FailedResourceClaimCreation");
                     events.object_event(&*pod, EventType::Warning, reason, problem.clone());
                     let object = meta::display(&pod.metadata);
                     tracing::debug!(object, problem, "no claim for a pod; it will be retried");

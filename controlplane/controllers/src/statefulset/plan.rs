@@ -1,8 +1,8 @@
 //! Pure: a StatefulSet's next steps and its status.
 //!
 //! `OrderedReady` takes one step at a time: pod n+1 is made when pod n is available, pods go from
-//! the highest number down, an update waits for each pod. `Parallel` takes the steps that make and
-//! remove pods at once; updates stay ordered.
+//! the highest number down, an update waits for as many pods as may be missing. `Parallel` takes the
+//! steps that make and remove pods at once; updates stay ordered, after the pods that are broken.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -126,7 +126,7 @@ pub fn steps(set: &StatefulSet, pods: &[Arc<Pod>], versions: &Versions, now: Tim
         }
     }
     if (settled || !ordered) && !is_on_delete(set) {
-        steps.extend(roll(set, &members, wanted, versions));
+        steps.extend(roll(set, &members, wanted, versions, now));
     }
     steps
 }
@@ -160,36 +160,35 @@ fn keep(set: &StatefulSet, pod: Option<&Arc<Pod>>, ordinal: i32, now: Timestamp,
     false
 }
 
-/// Replaces pods of other versions from the highest number down to the partition.
+/// Replaces pods of other versions from the highest number down to the partition, as many at once as
+/// may be missing. `Parallel` first replaces those that are not available, whatever their number:
+/// they cost no further availability, and might never mend.
 fn roll(
     set: &StatefulSet,
     members: &BTreeMap<i32, Arc<Pod>>,
     wanted: std::ops::Range<i32>,
     versions: &Versions,
+    now: Timestamp,
 ) -> Vec<Action> {
     let rolling = set.spec.update_strategy.as_ref().and_then(|strategy| strategy.rolling_update.as_ref());
     let most = rolling.and_then(|rolling| rolling.max_unavailable.as_ref());
     let most = most.map_or(1, |value| meta::scaled(value, set.spec.replicas.unwrap_or(1), true)).max(1);
-    let down = members.iter().filter(|(ordinal, pod)| wanted.contains(ordinal) && !is_healthy(pod)).count() as i32;
-    let mut room = most - down;
+    let seconds = set.spec.min_ready_seconds.unwrap_or(0);
+    let is_up = |pod: &Arc<Pod>| is_healthy(pod) && podstate::is_available(pod, seconds, now);
+    let down = wanted.clone().filter(|ordinal| !members.get(ordinal).is_some_and(is_up)).count();
+    let room = usize::try_from(most).unwrap_or(1).saturating_sub(down);
     let lowest = wanted.start + partition(set).unwrap_or(0);
-    let mut steps = Vec::new();
-    for (_, pod) in members.range(wanted).rev().filter(|(ordinal, _)| **ordinal >= lowest) {
-        let outdated = revision_of(pod) != Some(versions.update.name.as_str());
-        if !outdated || meta::is_deleting(&pod.metadata) {
-            continue;
-        }
-        // one that is down already costs no further availability
-        if room <= 0 && is_healthy(pod) {
-            break;
-        }
-        room -= i32::from(is_healthy(pod));
-        steps.push(Action::Delete(pod.clone(), None));
-        if room <= 0 {
-            break;
-        }
-    }
-    steps
+    let is_due = |pod: &Arc<Pod>| {
+        // those that ended are made again already
+        revision_of(pod) != Some(versions.update.name.as_str()) && podstate::is_active(pod)
+    };
+    let above = members.range(wanted).rev().filter(|(ordinal, _)| **ordinal >= lowest);
+    let due = above.map(|(_, pod)| pod).filter(|pod| is_due(pod));
+    let (broken, up): (Vec<_>, Vec<_>) = match set.spec.pod_management_policy.as_deref() {
+        Some("Parallel") => due.partition(|pod| !is_up(pod)),
+        _ => (Vec::new(), due.collect()),
+    };
+    broken.into_iter().chain(up.into_iter().take(room)).map(|pod| Action::Delete(pod.clone(), None)).collect()
 }
 
 pub fn status(set: &StatefulSet, pods: &[Arc<Pod>], versions: &Versions, now: Timestamp) -> StatefulSetStatus {
@@ -226,6 +225,7 @@ mod tests {
     use crate::podstate::testing::{at, pod, ready};
     use k8s_openapi::api::apps::v1::{RollingUpdateStatefulSetStrategy, StatefulSetUpdateStrategy};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
     fn set(replicas: i32, policy: &str, partition: i32) -> StatefulSet {
         let mut set = StatefulSet::default();
@@ -306,6 +306,36 @@ mod tests {
         let missing = [old[0].clone(), old[1].clone()];
         assert_eq!(told(&set(3, "OrderedReady", 3), &missing), ["create 2 Current"]);
         assert_eq!(told(&set(3, "OrderedReady", 2), &missing), ["create 2 Update"]);
+    }
+
+    #[test]
+    fn as_many_are_updated_at_once_as_may_be_missing() {
+        let at_once = |policy, most: i32| {
+            let mut set = set(4, policy, 0);
+            let rolling = set.spec.update_strategy.get_or_insert_default().rolling_update.get_or_insert_default();
+            rolling.max_unavailable = Some(IntOrString::Int(most));
+            set
+        };
+        let pods = |which: [(&str, bool); 4]| -> Vec<_> {
+            (0..).zip(which).map(|(ordinal, (revision, ready))| member(ordinal, revision, ready)).collect()
+        };
+        let all = pods([("old", true); 4]);
+        assert_eq!(told(&at_once("OrderedReady", 2), &all), ["delete web-3", "delete web-2"]);
+        assert_eq!(told(&at_once("Parallel", 3), &all), ["delete web-3", "delete web-2", "delete web-1"]);
+        // a missing pod is an unavailable one
+        assert_eq!(told(&at_once("Parallel", 2), &all[..3]), ["create 3 Update", "delete web-2"]);
+        // broken ones of the old version go first, beyond the budget
+        let broken = pods([("old", false), ("old", true), ("old", false), ("old", true)]);
+        assert_eq!(told(&at_once("Parallel", 1), &broken), ["delete web-2", "delete web-0"]);
+        assert_eq!(told(&at_once("Parallel", 3), &broken), ["delete web-2", "delete web-0", "delete web-3"]);
+        // broken ones of the new version use it up
+        let bad = pods([("old", true), ("old", true), ("old", true), ("new", false)]);
+        assert!(told(&at_once("Parallel", 1), &bad).is_empty());
+        // ready at second 0, so not available at 100
+        let mut slow = at_once("Parallel", 1);
+        slow.spec.min_ready_seconds = Some(200);
+        let young = pods([("old", true), ("old", true), ("old", true), ("new", true)]);
+        assert_eq!(told(&slow, &young), ["delete web-2", "delete web-1", "delete web-0"]);
     }
 
     #[test]

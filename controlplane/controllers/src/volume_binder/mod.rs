@@ -11,7 +11,7 @@ use std::sync::Arc;
 use component::{EventType, Informer, Outcome, WorkQueue};
 use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
-use kube::api::PostParams;
+use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt};
 
 use crate::context::{Context, Controller, Key, synced};
@@ -25,6 +25,8 @@ const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 const PROVISIONER: &str = "volume.kubernetes.io/storage-provisioner";
 const BETA_PROVISIONER: &str = "volume.beta.kubernetes.io/storage-provisioner";
 const CLASS_ANNOTATION: &str = "volume.beta.kubernetes.io/storage-class";
+const DEFAULT_CLASS: [&str; 2] =
+    ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"];
 const NO_PROVISIONER: &str = "kubernetes.io/no-provisioner";
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -83,6 +85,10 @@ fn volume_name(claim: &PersistentVolumeClaim) -> Option<&str> {
     claim.spec.as_ref()?.volume_name.as_deref().filter(|name| !name.is_empty())
 }
 
+fn volume_phase(volume: &PersistentVolume) -> Option<&str> {
+    volume.status.as_ref().and_then(|status| status.phase.as_deref())
+}
+
 fn claim_ref(volume: &PersistentVolume) -> Option<&ObjectReference> {
     volume.spec.as_ref()?.claim_ref.as_ref()
 }
@@ -99,6 +105,38 @@ fn is_for(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
 fn class_of(claim: &PersistentVolumeClaim) -> &str {
     let spec = claim.spec.as_ref().and_then(|spec| spec.storage_class_name.as_deref());
     meta::annotation(&claim.metadata, CLASS_ANNOTATION).or(spec).unwrap_or_default()
+}
+
+/// The default class, for a claim that names none; `""` names none on purpose. Of several the newest.
+fn late_default<'a>(claim: &PersistentVolumeClaim, classes: &'a [Arc<StorageClass>]) -> Option<&'a Arc<StorageClass>> {
+    let named = claim.spec.as_ref().is_some_and(|spec| spec.storage_class_name.is_some())
+        || meta::annotation(&claim.metadata, CLASS_ANNOTATION).is_some();
+    if named {
+        return None;
+    }
+    let is_default = |class: &&Arc<StorageClass>| {
+        DEFAULT_CLASS.iter().any(|name| meta::annotation(&class.metadata, name) == Some("true"))
+    };
+    let age = |class: &&Arc<StorageClass>| (std::cmp::Reverse(meta::created(&class.metadata)), class.name_any());
+    classes.iter().filter(is_default).min_by_key(age)
+}
+
+/// Deletes what a hostPath volume under `/tmp` holds, on this machine: a plugin for trying things
+/// out. What else it names might be anything.
+async fn delete_host_path(path: &str) -> std::result::Result<(), String> {
+    let relative = path.strip_prefix("/tmp/").unwrap_or_default();
+    if relative.is_empty() || relative.split('/').any(|part| part == "..") {
+        return Err(format!("host_path deleter only supports /tmp/.+ but received provided {path}"));
+    }
+    let removed = match tokio::fs::symlink_metadata(path).await {
+        Ok(found) if found.is_dir() => tokio::fs::remove_dir_all(path).await,
+        Ok(_) => tokio::fs::remove_file(path).await,
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(format!("removing {path}: {error}")),
+        _ => Ok(()),
+    }
 }
 
 struct Worker {
@@ -159,6 +197,12 @@ impl Worker {
         let found = matching::find(claim, class_of(claim), &volumes, waits);
         if let Some(volume) = found {
             return self.bind(&volume, claim).await;
+        }
+        // a claim from before there was a default class takes it; its change brings it here again
+        if let Some(class) = late_default(claim, &self.classes.list()) {
+            let mut changed = claim.clone();
+            changed.spec.get_or_insert_default().storage_class_name = Some(class.name_any());
+            return self.write_claim(&changed).await.map(drop);
         }
         if waits {
             let text = "waiting for first consumer to be created before binding";
@@ -243,24 +287,52 @@ impl Worker {
     /// The claim is gone. `Retain` leaves the volume to its administrator, `Delete` to its external
     /// provisioner.
     async fn release(&self, volume: &PersistentVolume) -> Result<()> {
-        self.set_volume_phase(volume, "Released").await?;
-        let policy = volume.spec.as_ref().and_then(|spec| spec.persistent_volume_reclaim_policy.as_deref());
-        let external = meta::annotation(&volume.metadata, PROVISIONED_BY).is_some()
-            || volume.spec.as_ref().is_some_and(|spec| spec.csi.is_some());
-        let events = &self.controller.events;
-        match policy {
-            Some("Delete") if !external => {
-                let text = "error getting deleter volume plugin for volume: no deletable volume plugin matched";
-                events.object_event(volume, EventType::Warning, "VolumeFailedDelete", text);
-                self.set_volume_phase(volume, "Failed").await
+        if volume_phase(volume) != Some("Failed") && volume_phase(volume) != Some("Released") {
+            // its change brings it here again, as new as what follows needs
+            return self.set_volume_phase(volume, "Released").await;
+        }
+        if meta::is_deleting(&volume.metadata) {
+            return Ok(());
+        }
+        let spec = volume.spec.clone().unwrap_or_default();
+        let external = meta::annotation(&volume.metadata, PROVISIONED_BY).is_some() || spec.csi.is_some();
+        match (spec.persistent_volume_reclaim_policy.as_deref(), &spec.host_path) {
+            (Some("Delete"), Some(host_path)) if !external => match delete_host_path(&host_path.path).await {
+                Ok(()) => self.delete_volume(volume).await,
+                Err(text) => self.fail(volume, "VolumeFailedDelete", &text).await,
+            },
+            (Some("Delete"), None) if !external => {
+                let name = volume.name_any();
+                let text = format!(
+                    "error getting deleter volume plugin for volume \"{name}\": no deletable volume plugin matched"
+                );
+                self.fail(volume, "VolumeFailedDelete", &text).await
             }
-            Some("Recycle") => {
-                let text = "No recycler plugin found for the volume!";
-                events.object_event(volume, EventType::Warning, "VolumeFailedRecycle", text);
-                self.set_volume_phase(volume, "Failed").await
+            (Some("Recycle"), _) => {
+                self.fail(volume, "VolumeFailedRecycle", "No recycler plugin found for the volume!").await
             }
             _ => Ok(()),
         }
+    }
+
+    /// Told once, when the phase changes.
+    async fn fail(&self, volume: &PersistentVolume, reason: &str, text: &str) -> Result<()> {
+        if volume_phase(volume) == Some("Failed") {
+            return Ok(());
+        }
+        self.set_volume_phase(volume, "Failed").await?;
+        self.controller.events.object_event(volume, EventType::Warning, reason, text);
+        Ok(())
+    }
+
+    async fn delete_volume(&self, volume: &PersistentVolume) -> Result<()> {
+        let (name, api) = (volume.name_any(), self.controller.cluster::<PersistentVolume>());
+        let uid = volume.metadata.uid.clone();
+        let only = DeleteParams {
+            preconditions: Some(Preconditions { uid, resource_version: None }),
+            ..DeleteParams::default()
+        };
+        api.delete(&name, &only).await.unless_gone("deleting volume", &name).map(drop)
     }
 
     /// The claim took another volume: this one is free again if it was this controller's choice.
@@ -287,7 +359,7 @@ impl Worker {
     }
 
     async fn set_volume_phase(&self, volume: &PersistentVolume, phase: &str) -> Result<()> {
-        let before = volume.status.as_ref().and_then(|status| status.phase.as_deref());
+        let before = volume_phase(volume);
         // a volume that failed stays failed until someone looks at it
         if before == Some(phase) || (before == Some("Failed") && phase == "Released") {
             return Ok(());
@@ -324,5 +396,50 @@ impl Worker {
         let api: Api<PersistentVolumeClaim> = self.controller.namespaced(&claim.namespace().unwrap_or_default());
         let written = api.replace_status(&claim.name_any(), &PostParams::default(), &changed).await;
         written.during("updating the status of claim", &meta::display(&claim.metadata)).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::podstate::testing::at;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+    fn class(name: &str, default: bool, created: i64) -> Arc<StorageClass> {
+        let mut class = StorageClass::default();
+        class.metadata.name = Some(name.into());
+        class.metadata.creation_timestamp = Some(Time(at(created)));
+        class.metadata.annotations = Some([(DEFAULT_CLASS[0].to_owned(), default.to_string())].into());
+        Arc::new(class)
+    }
+
+    #[test]
+    fn a_claim_without_a_class_takes_a_later_default() {
+        let classes = [class("plain", false, 9), class("b", true, 2), class("c", true, 3), class("a", true, 3)];
+        let chosen = |class: Option<&str>| {
+            let mut claim = PersistentVolumeClaim::default();
+            claim.spec.get_or_insert_default().storage_class_name = class.map(str::to_owned);
+            late_default(&claim, &classes).map(|class| class.name_any())
+        };
+        assert_eq!(chosen(None).as_deref(), Some("a"), "the newest, then by name");
+        assert_eq!((chosen(Some("")), chosen(Some("plain"))), (None, None));
+        let mut old = PersistentVolumeClaim::default();
+        old.metadata.annotations = Some([(CLASS_ANNOTATION.to_owned(), String::new())].into());
+        assert!(late_default(&old, &classes).is_none());
+    }
+
+    #[tokio::test]
+    async fn only_host_paths_under_tmp_are_deleted() {
+        for path in ["/srv/data", "/tmp/", "/tmp", "/tmp/../srv", "/var/tmp/x"] {
+            let text = format!("host_path deleter only supports /tmp/.+ but received provided {path}");
+            assert_eq!(delete_host_path(path).await, Err(text));
+        }
+        let parent = tempfile::Builder::new().tempdir_in("/tmp").expect("a directory can be made in /tmp");
+        let path = parent.path().join("volume");
+        std::fs::create_dir_all(path.join("deep")).expect("the directory is this test's");
+        let text = path.to_str().expect("the name has ASCII letters only");
+        assert_eq!(delete_host_path(text).await, Ok(()));
+        assert!(!path.exists());
+        assert_eq!(delete_host_path(text).await, Ok(()), "what is gone is deleted");
     }
 }

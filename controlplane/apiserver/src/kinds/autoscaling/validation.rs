@@ -24,6 +24,11 @@ pub fn validate(scaler: &Value) -> ErrorList {
     for metric in spec.items("metrics") {
         validate_metric(&metric, &mut errors);
     }
+    let outlives_pods = |metric: Node<'_>| matches!(metric.child("type").text(), "Object" | "External");
+    if least.exists() && least.int() == 0 && !spec.items("metrics").into_iter().any(outlives_pods) {
+        let text = "must specify at least one Object or External metric to support scaling to zero replicas";
+        spec.child("metrics").forbidden(&mut errors, text);
+    }
     for direction in ["scaleUp", "scaleDown"] {
         let rules = spec.child("behavior").child(direction);
         if rules.exists() {
@@ -31,8 +36,8 @@ pub fn validate(scaler: &Value) -> ErrorList {
         }
     }
     // Declared rules speak last.
-    if least.exists() && least.int() < 1 {
-        least.invalid(&mut errors, "must be greater than or equal to 1");
+    if least.exists() && least.int() < 0 {
+        least.invalid(&mut errors, "must be greater than or equal to 0");
     }
     if most.int() == 0 {
         most.missing(&mut errors, "");
@@ -207,7 +212,16 @@ mod tests {
     fn refused() {
         for (extra, expected) in [
             (json!({}), "[]"),
-            (json!({"minReplicas": 0}), "spec.minReplicas: Invalid value: 0: must be greater than or equal to 1"),
+            (json!({"minReplicas": -1}), "spec.minReplicas: Invalid value: -1: must be greater than or equal to 0"),
+            (
+                json!({"minReplicas": 0}),
+                "spec.metrics: Forbidden: must specify at least one Object or External metric to support scaling to zero replicas",
+            ),
+            (
+                json!({"minReplicas": 0, "metrics": [{"type": "External", "external": {
+                    "metric": {"name": "q"}, "target": {"type": "Value", "value": "1"}}}]}),
+                "[]",
+            ),
             (
                 json!({"maxReplicas": 0}),
                 "[spec.maxReplicas: Invalid value: 0: must be greater than or equal to `minReplicas`, spec.maxReplicas: Required value]",

@@ -39,7 +39,7 @@ pub struct NewPod {
 
 #[derive(Debug, Default)]
 pub struct Plan {
-    /// `active` counts what is there before `create` and `delete`.
+    /// `active` and `ready` count what is there before `create` and `delete`.
     pub status: JobStatus,
     pub create: Vec<NewPod>,
     pub delete: Vec<Arc<Pod>>,
@@ -52,6 +52,16 @@ pub struct Plan {
 impl Plan {
     fn wake_at(&mut self, moment: Timestamp) {
         self.wake = Some(self.wake.map_or(moment, |known| known.min(moment)));
+    }
+}
+
+impl Plan {
+    /// The status after `made` pods of `create` were made and those of `delete` were deleted.
+    pub fn recount(&mut self, made: usize) {
+        let active = self.status.active.unwrap_or(0) + made as i32 - self.delete.len() as i32;
+        self.status.active = (active > 0).then_some(active);
+        let gone = self.delete.iter().filter(|pod| podstate::is_ready(pod)).count() as i32;
+        self.status.ready = self.status.ready.map(|ready| ready - gone);
     }
 }
 
@@ -146,6 +156,17 @@ mod tests {
     fn reasons(plan: &Plan) -> Vec<(String, String)> {
         let conditions = plan.status.conditions.clone().unwrap_or_default().into_iter();
         conditions.map(|condition| (condition.type_, condition.reason.unwrap_or_default())).collect()
+    }
+
+    #[test]
+    fn pods_that_a_finished_job_stops_are_neither_active_nor_ready() {
+        let mut job = job(Some(2), 2);
+        job.spec.get_or_insert_default().suspend = Some(true);
+        let running = Arc::new(crate::podstate::testing::ready((*worker("a", "Running", None)).clone(), 0));
+        let mut plan = plan(&job, &[running, worker("b", "Running", None)], at(1000));
+        assert_eq!((plan.status.active, plan.status.ready, plan.delete.len()), (Some(2), Some(1), 2));
+        plan.recount(0);
+        assert_eq!((plan.status.active, plan.status.ready), (None, Some(0)));
     }
 
     #[test]
