@@ -8,9 +8,9 @@ use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 
-use super::matching::{bound_volume, claim_names};
 use super::{Promise, VolumeBinding};
 use crate::framework::Effects;
+use crate::plugins::storage::{bound_volume, claim_names};
 use crate::pod::PodInfo;
 
 /// As long as Kubernetes waits; then the pod is scheduled anew.
@@ -53,9 +53,9 @@ impl VolumeBinding {
 
     /// Writes the claim into the volume; the volume controller then completes the binding.
     async fn reserve_volume(&self, pod: &PodInfo, claim: &str, volume: &str) -> Result<(), String> {
-        let known = self.claims.get(&pod.namespace, claim);
+        let known = self.storage.claims.get(&pod.namespace, claim);
         let uid = known.and_then(|claim| claim.metadata.uid.clone());
-        let version = self.volumes.get("", volume).and_then(|volume| volume.metadata.resource_version.clone());
+        let version = self.storage.volumes.get("", volume).and_then(|volume| volume.metadata.resource_version.clone());
         let patch = json!({
             "metadata": { "resourceVersion": version, "annotations": { BOUND_BY_CONTROLLER: "yes" } },
             "spec": { "claimRef": {
@@ -75,7 +75,7 @@ impl VolumeBinding {
             // From here on no change is missed.
             changed.as_mut().enable();
             let is_bound = |name: &str| {
-                let claim = self.claims.get(&pod.namespace, name);
+                let claim = self.storage.claims.get(&pod.namespace, name);
                 claim.is_some_and(|claim| bound_volume(&claim).is_some())
             };
             if claim_names(pod).iter().all(|claim| is_bound(&claim.name)) {

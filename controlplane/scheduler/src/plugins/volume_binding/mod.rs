@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use component::{Informer, Informers};
-use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::Client;
 use parking_lot::Mutex;
@@ -22,18 +22,20 @@ use crate::cluster::Snapshot;
 use crate::event::ClusterEvent;
 use crate::framework::{CycleState, Effects, Plugin, Point, PreFilter, Rejection};
 use crate::node::NodeInfo;
+use crate::plugins::storage::{
+    ClaimName, Storage, bound_volume, claim_names, is_made_for, names, volume_name, waits_for_consumer,
+};
 use crate::pod::{PodInfo, Uid};
-use matching::{Claim, Volume, bound_volume, can_provision, claim_names, class_name, find_volume, reaches};
+use matching::{Claim, Volume, can_provision, find_volume, reaches};
 
 pub const NODE_CONFLICT: &str = "node(s) didn't match PersistentVolume's node affinity";
 pub const BIND_CONFLICT: &str = "node(s) didn't find available persistent volumes to bind";
+pub const NO_VOLUME: &str = "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)";
 pub const UNBOUND_IMMEDIATE: &str = "pod has unbound immediate PersistentVolumeClaims";
 
 pub struct VolumeBinding {
     client: Client,
-    claims: Informer<PersistentVolumeClaim>,
-    volumes: Informer<PersistentVolume>,
-    classes: Informer<StorageClass>,
+    storage: Storage,
     nodes: Informer<Node>,
     /// What placed pods were promised and do not have yet.
     promised: Mutex<HashMap<Uid, Vec<Promise>>>,
@@ -53,48 +55,31 @@ enum Promise {
 /// The claims of the pod in this cycle.
 struct Wanted {
     bound: Vec<Volume>,
+    /// A volume that one is bound to is not there.
+    lost: bool,
     waiting: Vec<Claim>,
 }
 
 impl VolumeBinding {
-    pub fn new(informers: &Informers) -> Self {
-        let (claims, changed) = (informers.of::<PersistentVolumeClaim>(), Arc::new(Notify::new()));
+    pub fn new(storage: Storage, informers: &Informers) -> Self {
+        let changed = Arc::new(Notify::new());
         let notify = changed.clone();
-        claims.on_change(move |_| notify.notify_waiters());
-        Self {
-            client: informers.client(),
-            claims,
-            changed,
-            volumes: informers.of(),
-            classes: informers.of(),
-            nodes: informers.of(),
-            promised: Mutex::default(),
-        }
+        storage.claims.on_change(move |_| notify.notify_waiters());
+        Self { client: informers.client(), storage, changed, nodes: informers.of(), promised: Mutex::default() }
     }
 
     fn wanted(&self, pod: &PodInfo) -> Result<Wanted, String> {
-        let mut wanted = Wanted { bound: Vec::new(), waiting: Vec::new() };
+        let mut wanted = Wanted { bound: Vec::new(), lost: false, waiting: Vec::new() };
         for name in claim_names(pod) {
-            let claim = self.claims.get(&pod.namespace, &name.name).ok_or_else(|| {
-                if name.ephemeral {
-                    let claim = &name.name;
-                    format!("waiting for ephemeral volume controller to create the persistentvolumeclaim \"{claim}\"")
-                } else {
-                    format!("persistentvolumeclaim \"{}\" not found", name.name)
-                }
-            })?;
-            if claim.metadata.deletion_timestamp.is_some() {
-                return Err(format!("persistentvolumeclaim \"{}\" is being deleted", name.name));
-            }
+            let claim = self.claim(pod, &name)?;
             if let Some(volume) = bound_volume(&claim) {
-                let found = self.volumes.get("", volume).ok_or_else(|| {
-                    format!(
-                        "persistentvolumeclaim \"{}\" bound to non-existent persistentvolume \"{volume}\"",
-                        name.name
-                    )
-                })?;
-                wanted.bound.push(found);
-            } else if matching::waits_for_consumer(self.class_of(&claim).as_deref()) {
+                match self.storage.volumes.get("", volume) {
+                    Some(found) => wanted.bound.push(found),
+                    None => wanted.lost = true,
+                }
+            } else if volume_name(&claim).is_none()
+                && self.storage.class_of(&claim).is_some_and(|class| waits_for_consumer(&class))
+            {
                 wanted.waiting.push(claim);
             } else {
                 return Err(UNBOUND_IMMEDIATE.to_owned());
@@ -103,13 +88,32 @@ impl VolumeBinding {
         Ok(wanted)
     }
 
-    fn class_of(&self, claim: &PersistentVolumeClaim) -> Option<Arc<StorageClass>> {
-        self.classes.get("", class_name(claim))
+    /// One claim of a pod, if the pod can be placed with it.
+    fn claim(&self, pod: &PodInfo, name: &ClaimName) -> Result<Claim, String> {
+        let ClaimName { name, ephemeral } = name;
+        let claim = self.storage.claim(pod, name).map_err(|missing| match ephemeral {
+            true => format!("waiting for ephemeral volume controller to create the persistentvolumeclaim \"{name}\""),
+            false => missing,
+        })?;
+        if claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Lost") {
+            let volume = volume_name(&claim).unwrap_or_default();
+            return Err(format!(
+                "persistentvolumeclaim \"{name}\" bound to non-existent persistentvolume \"{volume}\""
+            ));
+        }
+        if claim.metadata.deletion_timestamp.is_some() {
+            return Err(format!("persistentvolumeclaim \"{name}\" is being deleted"));
+        }
+        if *ephemeral && !is_made_for(&claim, pod) {
+            let (namespace, pod) = (&pod.namespace, pod.full_name());
+            return Err(format!("PVC {namespace}/{name} was not created for pod {pod} (pod is not owner)"));
+        }
+        Ok(claim)
     }
 
     /// How each waiting claim would be met on a node; none: not all can.
     fn meet(&self, pod: &PodInfo, waiting: &[Claim], node: &Node) -> Option<Vec<Promise>> {
-        let volumes = self.volumes.list();
+        let volumes = self.storage.volumes.list();
         let promised = self.promised.lock();
         let mut taken: Vec<String> = promised
             .iter()
@@ -127,7 +131,7 @@ impl VolumeBinding {
                 taken.push(volume.clone());
                 return Some(Promise::Bind { claim: name, volume });
             }
-            can_provision(self.class_of(claim).as_deref(), node).then_some(Promise::Provision { claim: name })
+            can_provision(self.storage.class_of(claim).as_deref(), node).then_some(Promise::Provision { claim: name })
         };
         waiting.iter().map(meet_one).collect()
     }
@@ -157,13 +161,17 @@ impl Plugin for VolumeBinding {
 
     fn filter(&self, state: &CycleState, pod: &PodInfo, node: &NodeInfo) -> Result<(), Rejection> {
         let Some(wanted) = state.get::<Wanted>() else { return Ok(()) };
+        let mut reasons = Vec::new();
         if !wanted.bound.iter().all(|volume| reaches(volume, &node.node)) {
-            return Err(Rejection::unresolvable(NODE_CONFLICT));
+            reasons.push(NODE_CONFLICT.into());
         }
         if !wanted.waiting.is_empty() && self.meet(pod, &wanted.waiting, &node.node).is_none() {
-            return Err(Rejection::unresolvable(BIND_CONFLICT));
+            reasons.push(BIND_CONFLICT.into());
         }
-        Ok(())
+        if wanted.lost {
+            reasons.push(NO_VOLUME.into());
+        }
+        if reasons.is_empty() { Ok(()) } else { Err(Rejection { resolvable: false, reasons, failed: false }) }
     }
 
     fn reserve(&self, pod: &PodInfo, node: &str) -> Result<(), String> {
@@ -183,7 +191,12 @@ impl Plugin for VolumeBinding {
 
     fn helps(&self, pod: &PodInfo, event: &ClusterEvent) -> bool {
         match event {
-            ClusterEvent::StorageChanged => !claim_names(pod).is_empty(),
+            ClusterEvent::VolumeClaim(change) => names(pod, &change.new),
+            ClusterEvent::Volume(_) => true,
+            ClusterEvent::StorageClass(change) => {
+                let places = |class: &StorageClass| class.allowed_topologies.clone();
+                change.old.as_ref().is_none_or(|old| places(old) != places(&change.new))
+            }
             ClusterEvent::NodeAdded(_) => true,
             ClusterEvent::NodeUpdated { old, new } => old.node.metadata.labels != new.node.metadata.labels,
             _ => false,
