@@ -94,8 +94,8 @@ impl Scheduler {
         self.tell(&storage.capacities, ClusterEvent::Capacity);
         let scheduler = self.clone();
         storage.attachments.on_change(move |change| {
-            if let (Some(gone), None) = (change.old, change.new) {
-                scheduler.announce(scheduler.state.lock(), &ClusterEvent::Detached(gone.clone()));
+            if change.new.is_none() {
+                scheduler.announce(scheduler.state.lock(), &ClusterEvent::Detached);
             }
         });
         async move { storage.synced().await }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim};
-use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment};
+use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass};
 
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
@@ -51,7 +51,7 @@ pub enum ClusterEvent {
     /// What a driver has left.
     Capacity(Changed<CSIStorageCapacity>),
     /// A volume is attached to a node no more.
-    Detached(Arc<VolumeAttachment>),
+    Detached,
     /// A claim for devices appeared or changed.
     ClaimChanged {
         old: Option<Arc<ResourceClaim>>,

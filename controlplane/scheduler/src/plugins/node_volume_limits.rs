@@ -166,7 +166,7 @@ impl Plugin for NodeVolumeLimits {
             ClusterEvent::DriverNode(change) => change.is_new() || takes_more(change),
             ClusterEvent::PodGone(gone) => !claim_names(gone).is_empty(),
             ClusterEvent::VolumeClaim(change) => change.is_new() && names(pod, &change.new),
-            ClusterEvent::Detached(_) => shared_claims(pod).next().is_some(),
+            ClusterEvent::Detached => shared_claims(pod).next().is_some(),
             ClusterEvent::Driver(change) => {
                 let insists = |driver: &Arc<k8s_openapi::api::storage::v1::CSIDriver>| {
                     driver.spec.prevent_pod_scheduling_if_missing == Some(true)

@@ -35,7 +35,7 @@ pub fn find_volume<'v>(
         !taken(name) && satisfies(volume, claim) && reaches(volume, node)
     });
     // One that was reserved for this claim by its claimRef goes before all others.
-    fitting.min_by_key(|volume| (!is_reserved_for(volume, claim), capacity(volume)))
+    fitting.min_by_key(|volume| (!is_reserved_for(volume, claim), size(volume)))
 }
 
 fn is_reserved_for(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
@@ -61,11 +61,11 @@ fn satisfies(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
         && has.storage_class_name.as_deref().unwrap_or_default() == class_name(claim)
         && mode(&has.volume_mode) == mode(&wants.volume_mode)
         && modes.into_iter().all(|mode| has.access_modes.iter().flatten().any(|own| own == mode))
-        && request.is_none_or(|request| capacity(volume) >= Quantity::from(request))
+        && request.is_none_or(|request| size(volume) >= Quantity::from(request))
         && selected
 }
 
-fn capacity(volume: &PersistentVolume) -> Quantity {
+pub fn size(volume: &PersistentVolume) -> Quantity {
     let capacity = volume.spec.as_ref().and_then(|spec| spec.capacity.as_ref()?.get("storage"));
     capacity.map_or(Quantity::ZERO, Quantity::from)
 }
