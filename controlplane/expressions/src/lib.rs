@@ -202,8 +202,34 @@ fn said(error: cel::ExecutionError) -> String {
             Some(index) => format!("index out of bounds: {index}"),
             None => "index out of bounds".to_owned(),
         },
-        FunctionError { message, .. } => message,
+        FunctionError { function, message } => match converts_to(&function) {
+            Some(wanted) => of_conversion(wanted, message),
+            None => message,
+        },
         other => other.to_string(),
+    }
+}
+
+/// The type that a function makes of a string.
+fn converts_to(function: &str) -> Option<&'static str> {
+    Some(match function {
+        "int" => "int",
+        "uint" => "uint",
+        "double" => "double",
+        "bool" => "bool",
+        "duration" => "google.protobuf.Duration",
+        "timestamp" => "google.protobuf.Timestamp",
+        _ => return None,
+    })
+}
+
+/// Of numbers that another type has no room for it is said that they overflow; of strings never more
+/// than that they are not of the type.
+fn of_conversion(wanted: &str, message: String) -> String {
+    match message.as_str() {
+        "integer overflow" | "unsigned integer overflow" => message,
+        "timestamp out of range" | "range error parsing timestamp" => "timestamp overflow".to_owned(),
+        _ => format!("type conversion error from 'string' to '{wanted}'"),
     }
 }
 
@@ -352,6 +378,15 @@ mod tests {
                 "url('a b').getHost() == ''",
                 "URL parse error during conversion from string: parse \"a b\": invalid URI for request",
             ),
+            ("int('abc') == 1", "type conversion error from 'string' to 'int'"),
+            ("int('99999999999999999999') == 1", "type conversion error from 'string' to 'int'"),
+            ("int(1e30) == 1", "integer overflow"),
+            ("uint('-1') == 1u", "type conversion error from 'string' to 'uint'"),
+            ("uint(-1) == 1u", "unsigned integer overflow"),
+            ("double('') == 1.0", "type conversion error from 'string' to 'double'"),
+            ("bool('yes')", "type conversion error from 'string' to 'bool'"),
+            ("duration('5') == duration('5s')", "type conversion error from 'string' to 'google.protobuf.Duration'"),
+            ("timestamp('now') == timestamp(0)", "type conversion error from 'string' to 'google.protobuf.Timestamp'"),
         ] {
             assert_eq!(truth(text).unwrap_err(), error);
         }

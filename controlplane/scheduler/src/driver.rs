@@ -7,11 +7,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use component::{Change, EventRecorder, EventType, Informer, Informers, Supervisor};
-use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use component::{Change, EventRecorder, EventType, Informer, Informers, Kind, Supervisor};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim};
-use k8s_openapi::api::storage::v1::StorageClass;
 use kube::Client;
 use parking_lot::Mutex;
 use rand::Rng;
@@ -20,13 +19,14 @@ use tokio::sync::Notify;
 
 use crate::cluster::{Cluster, Snapshot};
 use crate::cycle::{Cycle, FitError, Verdict};
-use crate::event::ClusterEvent;
+use crate::event::{Changed, ClusterEvent};
 use crate::framework::{Framework, PostFilter};
 use crate::node::NodeInfo;
 use crate::nominations::Nominations;
 use crate::plugins::default_framework;
 use crate::plugins::default_preemption::Budget;
 use crate::plugins::dynamic_resources::caches::Devices;
+use crate::plugins::storage::Storage;
 use crate::pod::PodInfo;
 use crate::queue::{Queue, Setback};
 use crate::report;
@@ -34,9 +34,9 @@ use crate::report;
 /// Starts scheduling the pods of `default-scheduler`.
 pub fn start(informers: Informers, recorder: EventRecorder, supervisor: &Supervisor) {
     let supervisor = supervisor.child("scheduler");
-    let devices = Arc::new(Devices::new(&informers));
+    let (devices, storage) = (Arc::new(Devices::new(&informers)), Storage::new(&informers));
     let scheduler = Arc::new(Scheduler {
-        framework: default_framework(&devices, &informers, &recorder, &supervisor),
+        framework: default_framework(&devices, &storage, &informers, &recorder, &supervisor),
         devices,
         client: informers.client(),
         recorder,
@@ -47,7 +47,7 @@ pub fn start(informers: Informers, recorder: EventRecorder, supervisor: &Supervi
     });
     let (pods, nodes, namespaces) = (informers.of::<Pod>(), informers.of::<Node>(), informers.of::<Namespace>());
     scheduler.clone().follow(&pods, &nodes, &namespaces);
-    let storage = scheduler.follow_storage(&informers);
+    let storage = scheduler.follow_storage(storage);
     supervisor.spawn("queue", async move {
         // Deciding on half a cluster would put pods on full nodes.
         tokio::join!(pods.synced(), nodes.synced(), namespaces.synced(), scheduler.budgets.synced(), storage);
@@ -84,23 +84,32 @@ impl Scheduler {
         pods.on_change(move |change| self.pod_changed(change));
     }
 
-    /// Ready when claims, volumes and classes are known.
-    fn follow_storage(self: &Arc<Self>, informers: &Informers) -> impl Future<Output = ()> + Send + 'static {
-        let claims = informers.of::<PersistentVolumeClaim>();
-        let (volumes, classes) = (informers.of::<PersistentVolume>(), informers.of::<StorageClass>());
+    /// Ready when storage is known.
+    fn follow_storage(self: &Arc<Self>, storage: Storage) -> impl Future<Output = ()> + Send + 'static {
+        self.tell(&storage.claims, ClusterEvent::VolumeClaim);
+        self.tell(&storage.volumes, ClusterEvent::Volume);
+        self.tell(&storage.classes, ClusterEvent::StorageClass);
+        self.tell(&storage.drivers, ClusterEvent::Driver);
+        self.tell(&storage.on_nodes, ClusterEvent::DriverNode);
+        self.tell(&storage.capacities, ClusterEvent::Capacity);
         let scheduler = self.clone();
-        claims.on_change(move |_| scheduler.storage_changed());
-        let scheduler = self.clone();
-        volumes.on_change(move |_| scheduler.storage_changed());
-        let scheduler = self.clone();
-        classes.on_change(move |_| scheduler.storage_changed());
-        async move {
-            tokio::join!(claims.synced(), volumes.synced(), classes.synced());
-        }
+        storage.attachments.on_change(move |change| {
+            if change.new.is_none() {
+                scheduler.announce(scheduler.state.lock(), &ClusterEvent::Detached);
+            }
+        });
+        async move { storage.synced().await }
     }
 
-    fn storage_changed(&self) {
-        self.announce(self.state.lock(), &ClusterEvent::StorageChanged);
+    /// Announces what appears or changes of a kind.
+    fn tell<K: Kind>(self: &Arc<Self>, informer: &Informer<K>, event: fn(Changed<K>) -> ClusterEvent) {
+        let scheduler = self.clone();
+        informer.on_change(move |change| {
+            if let Some(new) = change.new {
+                let changed = Changed { old: change.old.cloned(), new: new.clone() };
+                scheduler.announce(scheduler.state.lock(), &event(changed));
+            }
+        });
     }
 
     /// Begins to watch claims, devices and their classes: there is a pod that may need them. Such pods

@@ -2,10 +2,25 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim};
+use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass};
 
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
+
+/// An object that appeared, or its newer version.
+#[derive(Debug, Clone)]
+pub struct Changed<K> {
+    pub old: Option<Arc<K>>,
+    pub new: Arc<K>,
+}
+
+impl<K> Changed<K> {
+    pub fn is_new(&self) -> bool {
+        self.old.is_none()
+    }
+}
 
 /// One change. Nodes come without their pods.
 #[derive(Debug, Clone)]
@@ -27,8 +42,16 @@ pub enum ClusterEvent {
     PodGone(Arc<PodInfo>),
     /// The labels of a namespace changed.
     NamespaceChanged,
-    /// A volume claim, volume or storage class appeared or changed.
-    StorageChanged,
+    VolumeClaim(Changed<PersistentVolumeClaim>),
+    Volume(Changed<PersistentVolume>),
+    StorageClass(Changed<StorageClass>),
+    Driver(Changed<CSIDriver>),
+    /// The drivers on a node.
+    DriverNode(Changed<CSINode>),
+    /// What a driver has left.
+    Capacity(Changed<CSIStorageCapacity>),
+    /// A volume is attached to a node no more.
+    Detached,
     /// A claim for devices appeared or changed.
     ClaimChanged {
         old: Option<Arc<ResourceClaim>>,

@@ -1,4 +1,4 @@
-//! Kubernetes' default plugins, one file each.
+//! Kubernetes' default plugins, one file each; `storage` is what those about volumes share.
 //!
 //! The order here is the order within each extension point; it is also the order in which filters
 //! get to reject a node, and with that which reason a user sees.
@@ -14,11 +14,15 @@ mod node_name;
 mod node_ports;
 mod node_resources_fit;
 mod node_unschedulable;
+mod node_volume_limits;
 mod pod_topology_spread;
 mod priority_sort;
 mod scheduling_gates;
+pub mod storage;
 mod taint_toleration;
 mod volume_binding;
+mod volume_restrictions;
+mod volume_zone;
 
 use std::sync::Arc;
 
@@ -27,10 +31,12 @@ use component::{EventRecorder, Informers, Supervisor};
 use crate::framework::{Framework, Plugin};
 use dynamic_resources::DynamicResources;
 use dynamic_resources::caches::Devices;
+use storage::Storage;
 
 /// The default profile. Pods are bound through the informers' client.
 pub fn default_framework(
     devices: &Arc<Devices>,
+    storage: &Storage,
     informers: &Informers,
     recorder: &EventRecorder,
     supervisor: &Supervisor,
@@ -40,7 +46,11 @@ pub fn default_framework(
         let at = plugins.iter().position(|plugin| plugin.name() == before).unwrap_or(plugins.len());
         plugins.insert(at, plugin);
     };
-    insert("PodTopologySpread", Box::new(volume_binding::VolumeBinding::new(informers)));
+    let before = "PodTopologySpread";
+    insert(before, Box::new(volume_restrictions::VolumeRestrictions::new(storage.clone())));
+    insert(before, Box::new(node_volume_limits::NodeVolumeLimits::new(storage.clone())));
+    insert(before, Box::new(volume_binding::VolumeBinding::new(storage.clone(), informers)));
+    insert(before, Box::new(volume_zone::VolumeZone::new(storage.clone())));
     let devices = DynamicResources::new(devices.clone(), informers, recorder.clone(), supervisor);
     insert("DefaultPreemption", Box::new(devices));
     plugins.push(Box::new(default_binder::DefaultBinder::new(informers.client())));

@@ -19,7 +19,9 @@ pub struct Driver;
 impl Hooks for Driver {
     fn defaults(&self, driver: &mut Value) {
         default(driver, "spec.attachRequired", true);
-        for field in ["podInfoOnMount", "storageCapacity", "requiresRepublish", "seLinuxMount"] {
+        for field in
+            ["podInfoOnMount", "storageCapacity", "requiresRepublish", "seLinuxMount", "preventPodSchedulingIfMissing"]
+        {
             default(driver, &format!("spec.{field}"), false);
         }
         default(driver, "spec.fsGroupPolicy", "ReadWriteOnceWithFSType");
@@ -242,7 +244,7 @@ mod tests {
         assert_eq!(
             driver["spec"],
             json!({"attachRequired": true, "podInfoOnMount": false, "storageCapacity": false, "requiresRepublish": false,
-            "seLinuxMount": false, "fsGroupPolicy": "ReadWriteOnceWithFSType", "volumeLifecycleModes": ["Persistent"]})
+            "seLinuxMount": false, "preventPodSchedulingIfMissing": false, "fsGroupPolicy": "ReadWriteOnceWithFSType", "volumeLifecycleModes": ["Persistent"]})
         );
     }
 

@@ -8,21 +8,21 @@ use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 
-use super::matching::{bound_volume, claim_names};
-use super::{Promise, VolumeBinding};
+use super::offers::Promise;
+use super::{SELECTED_NODE, VolumeBinding};
 use crate::framework::Effects;
+use crate::plugins::storage::{bound_volume, claim_names};
 use crate::pod::PodInfo;
 
 /// As long as Kubernetes waits; then the pod is scheduled anew.
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
 
-const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
 
 impl Effects for VolumeBinding {
     fn pre_bind<'a>(&'a self, pod: &'a PodInfo, node: &'a str) -> BoxFuture<'a, Result<(), String>> {
         Box::pin(async move {
-            let promises = self.promised.lock().get(&pod.uid).cloned().unwrap_or_default();
+            let promises = self.offers.promised.lock().get(&pod.uid).cloned().unwrap_or_default();
             for promise in &promises {
                 self.keep(pod, node, promise).await?;
             }
@@ -30,7 +30,7 @@ impl Effects for VolumeBinding {
                 let waited = tokio::time::timeout(LONGEST_WAIT, self.all_bound(pod)).await;
                 waited.map_err(|_| "binding volumes: timed out waiting for the condition".to_owned())?;
             }
-            self.promised.lock().remove(&pod.uid);
+            self.offers.promised.lock().remove(&pod.uid);
             Ok(())
         })
     }
@@ -53,9 +53,10 @@ impl VolumeBinding {
 
     /// Writes the claim into the volume; the volume controller then completes the binding.
     async fn reserve_volume(&self, pod: &PodInfo, claim: &str, volume: &str) -> Result<(), String> {
-        let known = self.claims.get(&pod.namespace, claim);
+        let known = self.offers.storage.claims.get(&pod.namespace, claim);
         let uid = known.and_then(|claim| claim.metadata.uid.clone());
-        let version = self.volumes.get("", volume).and_then(|volume| volume.metadata.resource_version.clone());
+        let version =
+            self.offers.storage.volumes.get("", volume).and_then(|volume| volume.metadata.resource_version.clone());
         let patch = json!({
             "metadata": { "resourceVersion": version, "annotations": { BOUND_BY_CONTROLLER: "yes" } },
             "spec": { "claimRef": {
@@ -75,7 +76,7 @@ impl VolumeBinding {
             // From here on no change is missed.
             changed.as_mut().enable();
             let is_bound = |name: &str| {
-                let claim = self.claims.get(&pod.namespace, name);
+                let claim = self.offers.storage.claims.get(&pod.namespace, name);
                 claim.is_some_and(|claim| bound_volume(&claim).is_some())
             };
             if claim_names(pod).iter().all(|claim| is_bound(&claim.name)) {

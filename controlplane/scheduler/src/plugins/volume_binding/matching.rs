@@ -8,48 +8,13 @@ use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 
 use crate::node_selector::NodeTerm;
-use crate::pod::PodInfo;
+use crate::plugins::storage::class_name;
 
 pub type Claim = Arc<PersistentVolumeClaim>;
 pub type Volume = Arc<PersistentVolume>;
 
 /// The class of volumes that are only bound by hand.
 const NO_PROVISIONER: &str = "kubernetes.io/no-provisioner";
-
-/// A claim a pod names.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ClaimName {
-    pub name: String,
-    /// Made for the pod by the ephemeral volume controller.
-    pub ephemeral: bool,
-}
-
-/// The claims of a pod, by its volumes.
-pub fn claim_names(pod: &PodInfo) -> Vec<ClaimName> {
-    let volumes = pod.spec().and_then(|spec| spec.volumes.as_ref()).into_iter().flatten();
-    let named = volumes.filter_map(|volume| match (&volume.persistent_volume_claim, &volume.ephemeral) {
-        (Some(claim), _) => Some(ClaimName { name: claim.claim_name.clone(), ephemeral: false }),
-        (None, Some(_)) => Some(ClaimName { name: format!("{}-{}", pod.name, volume.name), ephemeral: true }),
-        (None, None) => None,
-    });
-    named.collect()
-}
-
-/// The volume a claim is bound to, both sides agreeing; none: not bound.
-pub fn bound_volume(claim: &PersistentVolumeClaim) -> Option<&str> {
-    let volume = claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref()).filter(|name| !name.is_empty())?;
-    let annotations = claim.metadata.annotations.as_ref();
-    annotations.is_some_and(|annotations| annotations.contains_key("pv.kubernetes.io/bind-completed")).then_some(volume)
-}
-
-pub fn class_name(claim: &PersistentVolumeClaim) -> &str {
-    claim.spec.as_ref().and_then(|spec| spec.storage_class_name.as_deref()).unwrap_or_default()
-}
-
-/// Whether binding waits for a pod to be placed.
-pub fn waits_for_consumer(class: Option<&StorageClass>) -> bool {
-    class.is_some_and(|class| class.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer"))
-}
 
 /// Whether a volume can be used on a node.
 pub fn reaches(volume: &PersistentVolume, node: &Node) -> bool {
@@ -70,7 +35,7 @@ pub fn find_volume<'v>(
         !taken(name) && satisfies(volume, claim) && reaches(volume, node)
     });
     // One that was reserved for this claim by its claimRef goes before all others.
-    fitting.min_by_key(|volume| (!is_reserved_for(volume, claim), capacity(volume)))
+    fitting.min_by_key(|volume| (!is_reserved_for(volume, claim), size(volume)))
 }
 
 fn is_reserved_for(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
@@ -96,11 +61,11 @@ fn satisfies(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
         && has.storage_class_name.as_deref().unwrap_or_default() == class_name(claim)
         && mode(&has.volume_mode) == mode(&wants.volume_mode)
         && modes.into_iter().all(|mode| has.access_modes.iter().flatten().any(|own| own == mode))
-        && request.is_none_or(|request| capacity(volume) >= Quantity::from(request))
+        && request.is_none_or(|request| size(volume) >= Quantity::from(request))
         && selected
 }
 
-fn capacity(volume: &PersistentVolume) -> Quantity {
+pub fn size(volume: &PersistentVolume) -> Quantity {
     let capacity = volume.spec.as_ref().and_then(|spec| spec.capacity.as_ref()?.get("storage"));
     capacity.map_or(Quantity::ZERO, Quantity::from)
 }

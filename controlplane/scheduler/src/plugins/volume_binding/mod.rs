@@ -2,134 +2,48 @@
 //!
 //! Bound claims limit the nodes to those their volumes reach. Claims whose class waits for a
 //! consumer are matched with a free volume of the node, or left to the class's provisioner, which
-//! is told the node by an annotation; PreBind waits until all of them are bound. `matching` decides,
-//! `binding` does.
+//! is told the node by an annotation; PreBind waits until all of them are bound. `offers` decides,
+//! by `matching` and `capacity`; `binding` does.
 
 mod binding;
+mod capacity;
 mod matching;
+mod offers;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use component::{Informer, Informers};
-use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
-use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::storage::v1::{CSIStorageCapacity, StorageClass};
 use kube::Client;
-use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::cluster::Snapshot;
 use crate::event::ClusterEvent;
 use crate::framework::{CycleState, Effects, Plugin, Point, PreFilter, Rejection};
 use crate::node::NodeInfo;
-use crate::pod::{PodInfo, Uid};
-use matching::{Claim, Volume, bound_volume, can_provision, claim_names, class_name, find_volume, reaches};
+use crate::plugins::storage::{Storage, claim_names, names};
+use crate::pod::PodInfo;
+use capacity::{counts, largest_volume};
+use offers::{Offers, Wanted};
 
-pub const NODE_CONFLICT: &str = "node(s) didn't match PersistentVolume's node affinity";
-pub const BIND_CONFLICT: &str = "node(s) didn't find available persistent volumes to bind";
-pub const UNBOUND_IMMEDIATE: &str = "pod has unbound immediate PersistentVolumeClaims";
+/// What tells a provisioner where the volume for a claim will be used.
+const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 
 pub struct VolumeBinding {
     client: Client,
-    claims: Informer<PersistentVolumeClaim>,
-    volumes: Informer<PersistentVolume>,
-    classes: Informer<StorageClass>,
+    offers: Offers,
     nodes: Informer<Node>,
-    /// What placed pods were promised and do not have yet.
-    promised: Mutex<HashMap<Uid, Vec<Promise>>>,
     /// Some claim changed.
     changed: Arc<Notify>,
 }
 
-/// What is to be done for one claim before its pod can be bound.
-#[derive(Debug, Clone, PartialEq)]
-enum Promise {
-    /// Bind it to this volume.
-    Bind { claim: String, volume: String },
-    /// Have a volume made for the pod's node.
-    Provision { claim: String },
-}
-
-/// The claims of the pod in this cycle.
-struct Wanted {
-    bound: Vec<Volume>,
-    waiting: Vec<Claim>,
-}
-
 impl VolumeBinding {
-    pub fn new(informers: &Informers) -> Self {
-        let (claims, changed) = (informers.of::<PersistentVolumeClaim>(), Arc::new(Notify::new()));
+    pub fn new(storage: Storage, informers: &Informers) -> Self {
+        let changed = Arc::new(Notify::new());
         let notify = changed.clone();
-        claims.on_change(move |_| notify.notify_waiters());
-        Self {
-            client: informers.client(),
-            claims,
-            changed,
-            volumes: informers.of(),
-            classes: informers.of(),
-            nodes: informers.of(),
-            promised: Mutex::default(),
-        }
-    }
-
-    fn wanted(&self, pod: &PodInfo) -> Result<Wanted, String> {
-        let mut wanted = Wanted { bound: Vec::new(), waiting: Vec::new() };
-        for name in claim_names(pod) {
-            let claim = self.claims.get(&pod.namespace, &name.name).ok_or_else(|| {
-                if name.ephemeral {
-                    let claim = &name.name;
-                    format!("waiting for ephemeral volume controller to create the persistentvolumeclaim \"{claim}\"")
-                } else {
-                    format!("persistentvolumeclaim \"{}\" not found", name.name)
-                }
-            })?;
-            if claim.metadata.deletion_timestamp.is_some() {
-                return Err(format!("persistentvolumeclaim \"{}\" is being deleted", name.name));
-            }
-            if let Some(volume) = bound_volume(&claim) {
-                let found = self.volumes.get("", volume).ok_or_else(|| {
-                    format!(
-                        "persistentvolumeclaim \"{}\" bound to non-existent persistentvolume \"{volume}\"",
-                        name.name
-                    )
-                })?;
-                wanted.bound.push(found);
-            } else if matching::waits_for_consumer(self.class_of(&claim).as_deref()) {
-                wanted.waiting.push(claim);
-            } else {
-                return Err(UNBOUND_IMMEDIATE.to_owned());
-            }
-        }
-        Ok(wanted)
-    }
-
-    fn class_of(&self, claim: &PersistentVolumeClaim) -> Option<Arc<StorageClass>> {
-        self.classes.get("", class_name(claim))
-    }
-
-    /// How each waiting claim would be met on a node; none: not all can.
-    fn meet(&self, pod: &PodInfo, waiting: &[Claim], node: &Node) -> Option<Vec<Promise>> {
-        let volumes = self.volumes.list();
-        let promised = self.promised.lock();
-        let mut taken: Vec<String> = promised
-            .iter()
-            .filter(|(uid, _)| **uid != pod.uid)
-            .flat_map(|(_, promises)| promises)
-            .filter_map(|promise| match promise {
-                Promise::Bind { volume, .. } => Some(volume.clone()),
-                Promise::Provision { .. } => None,
-            })
-            .collect();
-        let meet_one = |claim: &Claim| {
-            let name = claim.metadata.name.clone().unwrap_or_default();
-            if let Some(volume) = find_volume(claim, &volumes, node, |name| taken.iter().any(|taken| taken == name)) {
-                let volume = volume.metadata.name.clone().unwrap_or_default();
-                taken.push(volume.clone());
-                return Some(Promise::Bind { claim: name, volume });
-            }
-            can_provision(self.class_of(claim).as_deref(), node).then_some(Promise::Provision { claim: name })
-        };
-        waiting.iter().map(meet_one).collect()
+        storage.claims.on_change(move |_| notify.notify_waiters());
+        Self { client: informers.client(), offers: Offers::new(storage), nodes: informers.of(), changed }
     }
 }
 
@@ -139,14 +53,14 @@ impl Plugin for VolumeBinding {
     }
 
     fn points(&self) -> &'static [Point] {
-        &[Point::PreFilter, Point::Filter, Point::Reserve, Point::PreBind]
+        &[Point::PreFilter, Point::Filter, Point::PreScore, Point::Score, Point::Reserve, Point::PreBind]
     }
 
     fn pre_filter(&self, state: &mut CycleState, pod: &PodInfo, _snapshot: &Snapshot) -> PreFilter {
         if claim_names(pod).is_empty() {
             return PreFilter::Skip;
         }
-        match self.wanted(pod) {
+        match self.offers.wanted(pod) {
             Ok(wanted) => {
                 state.put(wanted);
                 PreFilter::Go
@@ -156,41 +70,100 @@ impl Plugin for VolumeBinding {
     }
 
     fn filter(&self, state: &CycleState, pod: &PodInfo, node: &NodeInfo) -> Result<(), Rejection> {
-        let Some(wanted) = state.get::<Wanted>() else { return Ok(()) };
-        if !wanted.bound.iter().all(|volume| reaches(volume, &node.node)) {
-            return Err(Rejection::unresolvable(NODE_CONFLICT));
-        }
-        if !wanted.waiting.is_empty() && self.meet(pod, &wanted.waiting, &node.node).is_none() {
-            return Err(Rejection::unresolvable(BIND_CONFLICT));
-        }
-        Ok(())
+        state.get::<Wanted>().map_or(Ok(()), |wanted| self.offers.fits(wanted, pod, node))
+    }
+
+    fn pre_score(&self, state: &mut CycleState, _pod: &PodInfo, _snapshot: &Snapshot, _nodes: &[usize]) -> bool {
+        state.get::<Wanted>().is_some_and(|wanted| !wanted.waiting.is_empty())
+    }
+
+    fn score(&self, state: &CycleState, _pod: &PodInfo, node: &NodeInfo) -> i64 {
+        state.get::<Wanted>().map_or(0, |wanted| wanted.score(&node.name))
     }
 
     fn reserve(&self, pod: &PodInfo, node: &str) -> Result<(), String> {
         if claim_names(pod).is_empty() {
             return Ok(());
         }
-        let wanted = self.wanted(pod)?;
+        let wanted = self.offers.wanted(pod)?;
         let node = self.nodes.get("", node).ok_or_else(|| format!("node \"{node}\" is gone"))?;
-        let promises = self.meet(pod, &wanted.waiting, &node).ok_or(BIND_CONFLICT)?;
-        self.promised.lock().insert(pod.uid.clone(), promises);
+        let met = self.offers.meet(pod, &wanted.waiting, &node)?;
+        self.offers.promised.lock().insert(pod.uid.clone(), met.promises);
         Ok(())
     }
 
     fn unreserve(&self, pod: &PodInfo, _node: &str) {
-        self.promised.lock().remove(&pod.uid);
+        self.offers.promised.lock().remove(&pod.uid);
     }
 
     fn helps(&self, pod: &PodInfo, event: &ClusterEvent) -> bool {
-        match event {
-            ClusterEvent::StorageChanged => !claim_names(pod).is_empty(),
-            ClusterEvent::NodeAdded(_) => true,
-            ClusterEvent::NodeUpdated { old, new } => old.node.metadata.labels != new.node.metadata.labels,
-            _ => false,
-        }
+        helps(pod, event)
     }
 
     fn effects(&self) -> Option<&dyn Effects> {
         Some(self)
+    }
+}
+
+/// Whether a change could help a pod whose claims were not met.
+fn helps(pod: &PodInfo, event: &ClusterEvent) -> bool {
+    match event {
+        ClusterEvent::VolumeClaim(change) => names(pod, &change.new),
+        ClusterEvent::Volume(_) => true,
+        ClusterEvent::StorageClass(change) => {
+            let places = |class: &StorageClass| class.allowed_topologies.clone();
+            change.old.as_ref().is_none_or(|old| places(old) != places(&change.new))
+        }
+        ClusterEvent::Driver(change) => change.old.as_ref().is_some_and(|old| counts(old)) && !counts(&change.new),
+        ClusterEvent::Capacity(change) => {
+            let limit = |capacity: &Arc<CSIStorageCapacity>| largest_volume(capacity);
+            change.is_new() || limit(&change.new) > change.old.as_ref().and_then(limit)
+        }
+        ClusterEvent::NodeAdded(_) => true,
+        ClusterEvent::NodeUpdated { old, new } => old.node.metadata.labels != new.node.metadata.labels,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Changed;
+    use crate::plugins::storage::testing::{claim, from, using};
+    use k8s_openapi::api::storage::v1::CSIDriver;
+    use serde_json::json;
+
+    #[test]
+    fn changes_of_storage_help_whom_they_concern() {
+        let pod = using("p", &["data"]);
+        fn changed<K>(old: Option<K>, new: K) -> Changed<K> {
+            Changed { old: old.map(Arc::new), new: Arc::new(new) }
+        }
+        let class = |zone: &str| -> StorageClass {
+            from(json!({"metadata": {"name": "fast"}, "provisioner": "x",
+                "allowedTopologies": [{"matchLabelExpressions": [{"key": "zone", "values": [zone]}]}]}))
+        };
+        let driver = |counts: bool| -> CSIDriver {
+            from(json!({"metadata": {"name": "x"}, "spec": {"storageCapacity": counts}}))
+        };
+        let capacity = |size: &str| -> CSIStorageCapacity {
+            from(json!({"metadata": {"name": "c"}, "storageClassName": "fast", "capacity": size}))
+        };
+        let room = |old: Option<&str>, new: &str| {
+            ClusterEvent::Capacity(changed(old.map(|size| capacity(size)), capacity(new)))
+        };
+        for (event, want) in [
+            (ClusterEvent::VolumeClaim(changed(None, claim("data", json!({})))), true),
+            (ClusterEvent::VolumeClaim(changed(None, claim("other", json!({})))), false),
+            (ClusterEvent::StorageClass(changed(Some(class("a")), class("a"))), false),
+            (ClusterEvent::StorageClass(changed(Some(class("a")), class("b"))), true),
+            (ClusterEvent::Driver(changed(Some(driver(true)), driver(false))), true),
+            (ClusterEvent::Driver(changed(Some(driver(false)), driver(true))), false),
+            (room(None, "1Gi"), true),
+            (room(Some("1Gi"), "2Gi"), true),
+            (room(Some("2Gi"), "1Gi"), false),
+        ] {
+            assert_eq!(helps(&pod, &event), want, "{event:?}");
+        }
     }
 }
