@@ -10,7 +10,7 @@ use super::observed::{Observed, Run};
 use super::sub_path;
 use crate::context::NodeContext;
 use crate::spec::sandbox::qos;
-use crate::volumes::mounts::remove_tree;
+pub use crate::volumes::mounts::remove_tree;
 
 /// Claimed resources, devices, volumes and cgroup: nothing of the pod runs any more.
 pub async fn give_back(node: &NodeContext, pod: &Arc<Pod>) -> Result<(), String> {

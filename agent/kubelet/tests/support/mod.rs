@@ -169,7 +169,7 @@ impl Node {
         }
         // Where the host's mounts are not shared, the kubelet's directory is a mount of its own.
         let _ = nix::mount::umount(&self.directory.join("kubelet"));
-        kubelet::volumes::mounts::remove_tree(&self.directory).unwrap();
+        kubelet::pod::cleanup::remove_tree(&self.directory).unwrap();
     }
 
     pub fn pods(&self) -> Api<Pod> {
