@@ -32,7 +32,7 @@
 //! openapi::v3_index() / v3(group_version) / v2(accept)          bytes with an ETag
 //! protobuf::decode(bytes) -> Result<Value, ApiError>            with kind and apiVersion
 //! protobuf::encode(&Value) -> Result<Vec<u8>, ApiError>         lists and watch events too
-//! kinds::all() -> Vec<Resource>, admission::build(&AdmissionOptions) -> Vec<Arc<dyn Admission>>
+//! kinds::all() -> Vec<Resource>, admission::build(&AdmissionOptions, &Supervisor) -> Vec<Arc<dyn Admission>>
 //! ```
 
 pub mod admission;

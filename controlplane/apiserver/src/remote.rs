@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use kube::client::Body;
@@ -103,7 +104,17 @@ impl Remote {
         self.exchange(Request::get(&self.path).body(Body::empty()), timeout).await
     }
 
+    /// The answer as it came.
+    pub async fn get_bytes(&self, timeout: Duration) -> Result<Bytes, RemoteError> {
+        self.body(Request::get(&self.path).body(Body::empty()), timeout).await
+    }
+
     async fn exchange(&self, request: http::Result<Request<Body>>, timeout: Duration) -> Result<Value, RemoteError> {
+        let body = self.body(request, timeout).await?;
+        self.parse(&body)
+    }
+
+    async fn body(&self, request: http::Result<Request<Body>>, timeout: Duration) -> Result<Bytes, RemoteError> {
         let unreachable = |why: String| RemoteError::Unreachable { url: self.url.clone(), why };
         let mut request = request.map_err(|error| unreachable(error.to_string()))?;
         request.headers_mut().insert(header::ACCEPT, header::HeaderValue::from_static("application/json"));
@@ -121,10 +132,14 @@ impl Remote {
             let text: String = String::from_utf8_lossy(&body).trim().chars().take(500).collect();
             return Err(RemoteError::Refused { url: self.url.clone(), code, text });
         }
+        Ok(body)
+    }
+
+    pub fn parse(&self, body: &Bytes) -> Result<Value, RemoteError> {
         if body.is_empty() {
             return Ok(Value::Null);
         }
-        serde_json::from_slice(&body)
+        serde_json::from_slice(body)
             .map_err(|error| RemoteError::Garbled { url: self.url.clone(), why: error.to_string() })
     }
 }

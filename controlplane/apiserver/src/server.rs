@@ -213,7 +213,7 @@ impl ApiServer {
     /// priority classes); answers requests when this returns. [`ApiServer::serve`] listens.
     pub async fn start(config: Config, store: Arc<dyn Store>, supervisor: &Supervisor) -> Result<Self> {
         let supervisor = supervisor.child("apiserver");
-        let admission = crate::admission::build(&config.options.admission).await?;
+        let admission = crate::admission::build(&config.options.admission, &supervisor).await?;
         let ranges = crate::kinds::ServiceRanges { cidr: config.service_cidr.clone(), ..Default::default() };
         let resources = crate::kinds::all_with(ranges);
         let timed = crate::timed_store::TimedStore::new(store, &resources);

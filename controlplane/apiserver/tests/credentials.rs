@@ -218,6 +218,10 @@ async fn tokens_of_an_openid_issuer_are_good() {
     let user = whoami(&cluster, first.sign(&claims(600))).await;
     assert_eq!(user["user"]["username"], "oidc:jane", "{user}");
     assert_eq!(user["user"]["groups"], json!(["dev", "system:authenticated"]));
+    let page = http::Request::get("/metrics").body(Vec::new()).unwrap();
+    let page = cluster.admin().request_text(page).await.unwrap();
+    let known = "apiserver_authentication_jwt_authenticator_jwks_fetch_last_key_set_info{jwt_issuer_hash=\"sha256:";
+    assert!(page.contains(known) && page.contains("jwks_fetch_last_timestamp_seconds{result=\"success\","), "{page}");
     assert_unauthorized(&cluster, token(first.sign(&claims(-600))), "an expired token").await;
     let mut foreign = claims(600);
     foreign["aud"] = "other".into();

@@ -389,6 +389,7 @@ async fn nodes_see_only_what_their_pods_refer_to() {
     }
     let mut web = pod("web");
     web["spec"]["nodeName"] = "n1".into();
+    web["spec"]["automountServiceAccountToken"] = true.into();
     web["spec"]["volumes"] = json!([{"name": "v", "secret": {"secretName": "mine"}}]);
     let (code, answer) = post(&admin, &format!("{BASE}/pods"), &web).await;
     assert_eq!(code, 201, "{answer}");
@@ -407,6 +408,14 @@ async fn nodes_see_only_what_their_pods_refer_to() {
     let (_, answer) = post(&admin, "/apis/authentication.k8s.io/v1/tokenreviews", &review).await;
     assert_eq!(answer["status"]["user"]["username"], "system:serviceaccount:default:default", "{answer}");
     assert_eq!(answer["status"]["user"]["extra"]["authentication.kubernetes.io/pod-name"], json!(["web"]));
+    let mut elsewhere = request.clone();
+    elsewhere["spec"]["audiences"] = json!(["registry.example.com"]);
+    let (code, status) = post(&node, &format!("{BASE}/serviceaccounts/default/token"), &elsewhere).await;
+    assert_eq!(code, 403, "{status}");
+    assert_eq!(
+        status["message"],
+        "serviceaccounts \"default\" is forbidden: audience \"registry.example.com\" not found in pod spec volume, system:node:n1 is not authorized to request tokens for this audience"
+    );
     let now = json!({"gracePeriodSeconds": 0}).to_string();
     ask(&admin, "DELETE", &format!("{BASE}/pods/web"), "application/json", &now).await;
     let (_, answer) = post(&admin, "/apis/authentication.k8s.io/v1/tokenreviews", &review).await;

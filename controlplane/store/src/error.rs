@@ -41,10 +41,27 @@ pub enum StoreError {
     #[error("{doing} at etcd {endpoints}: {detail}; check that the members are up and that the certificates fit")]
     Unavailable { doing: &'static str, endpoints: String, detail: String },
 
-    /// A value that was stored encrypted cannot be read, or one cannot be encrypted.
-    #[error("unable to transform key {key:?}: {detail}")]
-    Sealed { key: String, detail: String },
+    #[error("encrypting the value of key {key:?}: {detail}")]
+    Unsealed { key: String, detail: String },
+
+    /// Values that were stored encrypted and cannot be read; at least one.
+    #[error("unable to transform {}", unreadable(.0))]
+    Unreadable(Vec<Unreadable>),
 
     #[error("writing {key:?}: {bytes} bytes are more than the store takes ({limit})")]
     TooLarge { key: String, bytes: usize, limit: usize },
+}
+
+/// A value that is there and cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    pub key: String,
+    /// Where it was last written.
+    pub revision: Revision,
+    pub why: String,
+}
+
+fn unreadable(all: &[Unreadable]) -> String {
+    let more = if all.len() > 1 { format!(" (and {} more)", all.len() - 1) } else { String::new() };
+    all.first().map_or_else(String::new, |first| format!("key {:?}: {}{more}", first.key, first.why))
 }

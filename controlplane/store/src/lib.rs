@@ -28,7 +28,7 @@ mod watch;
 #[doc(hidden)]
 pub use embedded::{Directory, Disk, DiskFile};
 pub use embedded::{Embedded, Options, SnapshotInfo, read_snapshot};
-pub use error::StoreError;
+pub use error::{StoreError, Unreadable};
 pub use etcd::{Etcd, EtcdOptions, EtcdTls};
 pub use model::{Batch, Event, Got, Key, KeyValue, Page, Range, Revision, Txn, TxnOutcome, Write, prefix_end};
 pub use watch::{Open, Progress, Watch};

@@ -3,13 +3,15 @@
 //! Layer: between the registry and the kinds' hooks; the contract is [`crate::admit::Admission`].
 //! One plugin, one small file; what a plugin decides is a function of objects, tested without a
 //! server where it does not ask the cluster. [`plugins`] says which of them run, in which order, the
-//! cluster's own webhooks and policies among them; [`config`] reads their configurations.
+//! cluster's own webhooks and policies among them; [`config`] reads their configurations, [`manifests`]
+//! webhooks and policies from files.
 
 mod certificates;
 mod classes;
 pub mod config;
 mod declared_features;
 mod limit_ranger;
+pub mod manifests;
 mod mountable;
 mod namespace;
 mod node_restriction;

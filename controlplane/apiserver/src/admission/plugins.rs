@@ -6,14 +6,16 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use component::Supervisor;
+
 use super::config::Configurations;
+use super::manifests::{self, Manifests};
 use super::{
     certificates, classes, declared_features, limit_ranger, namespace, node_restriction, optional, pod_security,
     priority, quota, resize, runtime_class, service_account, storage, taints, topology,
 };
 use crate::admit::Admission;
 use crate::error::{ApiError, Result};
-use crate::webhook::credentials::Credentials;
 use crate::{policy, webhook};
 
 /// What an operator says about admission.
@@ -77,13 +79,14 @@ const ORDER: [(&str, Standard); 41] = [
     ("PodResizeValidator", On),
     (MUTATING_POLICY, On),
     (MUTATING_WEBHOOK, On),
-    ("ValidatingAdmissionPolicy", On),
+    (VALIDATING_POLICY, On),
     (VALIDATING_WEBHOOK, On),
     ("ResourceQuota", On),
     ("AlwaysDeny", Off),
 ];
 const MUTATING_POLICY: &str = "MutatingAdmissionPolicy";
 const MUTATING_WEBHOOK: &str = "MutatingAdmissionWebhook";
+const VALIDATING_POLICY: &str = "ValidatingAdmissionPolicy";
 const VALIDATING_WEBHOOK: &str = "ValidatingAdmissionWebhook";
 
 /// All names, sorted, as upstream's help shows them.
@@ -128,7 +131,7 @@ fn chosen(options: &AdmissionOptions) -> std::result::Result<Vec<&'static str>, 
 }
 
 /// The plugins that run, in order, as the flags and files say.
-pub async fn build(options: &AdmissionOptions) -> Result<Vec<Arc<dyn Admission>>> {
+pub async fn build(options: &AdmissionOptions, supervisor: &Supervisor) -> Result<Vec<Arc<dyn Admission>>> {
     let wrong = |why: String| ApiError::internal(format!("configuring admission: {why}"));
     let names = chosen(options).map_err(wrong)?;
     let known = |name: &str| ORDER.iter().any(|(known, _)| *known == name);
@@ -138,7 +141,7 @@ pub async fn build(options: &AdmissionOptions) -> Result<Vec<Arc<dyn Admission>>
     };
     let mut plugins = Vec::new();
     for name in &names {
-        plugins.extend(make(name, &names, &mut given).await.map_err(wrong)?);
+        plugins.extend(make(name, &names, &mut given, supervisor).await.map_err(wrong)?);
     }
     given.check_all_taken(&names).map_err(wrong)?;
     Ok(plugins)
@@ -149,6 +152,7 @@ async fn make(
     name: &str,
     all: &[&str],
     given: &mut Configurations,
+    supervisor: &Supervisor,
 ) -> std::result::Result<Option<Arc<dyn Admission>>, String> {
     Ok(Some(match name {
         "AlwaysAdmit" => Arc::new(optional::always::AlwaysAdmit),
@@ -189,15 +193,31 @@ async fn make(
         "PodResizeValidator" => Arc::new(resize::PodResizeValidator),
         MUTATING_POLICY if all.contains(&MUTATING_WEBHOOK) => return Ok(None),
         // Each may call for another run of the other.
-        MUTATING_POLICY | MUTATING_WEBHOOK => Arc::new(webhook::Mutating {
-            policies: all.contains(&MUTATING_POLICY),
-            webhooks: all.contains(&MUTATING_WEBHOOK),
-            credentials: Credentials::new(given.take(MUTATING_WEBHOOK).as_ref()).await?,
-        }),
-        "ValidatingAdmissionPolicy" => Arc::new(policy::Validating),
+        MUTATING_POLICY | MUTATING_WEBHOOK => {
+            let (policies, webhooks) = (all.contains(&MUTATING_POLICY), all.contains(&MUTATING_WEBHOOK));
+            let own = if policies { given.take(MUTATING_POLICY) } else { None };
+            let kind = "MutatingAdmissionPolicyConfiguration";
+            let of_policies = Manifests::of_policies(own.as_ref(), kind, manifests::MUTATING_POLICIES, supervisor)?;
+            let own = if webhooks { given.take(MUTATING_WEBHOOK) } else { None };
+            let (credentials, of_webhooks) =
+                webhook::configuration(own.as_ref(), manifests::MUTATING_WEBHOOKS, supervisor).await?;
+            Arc::new(webhook::Mutating {
+                policies: policies.then_some(of_policies),
+                webhooks: webhooks.then_some(of_webhooks),
+                credentials,
+            })
+        }
+        VALIDATING_POLICY => {
+            let kind = "ValidatingAdmissionPolicyConfiguration";
+            let own = given.take(name);
+            let manifests = Manifests::of_policies(own.as_ref(), kind, manifests::VALIDATING_POLICIES, supervisor)?;
+            Arc::new(policy::Validating { manifests })
+        }
         VALIDATING_WEBHOOK => {
-            let credentials = Credentials::new(given.take(name).as_ref()).await?;
-            Arc::new(webhook::Validating { credentials })
+            let own = given.take(name);
+            let (credentials, manifests) =
+                webhook::configuration(own.as_ref(), manifests::VALIDATING_WEBHOOKS, supervisor).await?;
+            Arc::new(webhook::Validating { credentials, manifests })
         }
         "ResourceQuota" => Arc::new(quota::ResourceQuota::default()),
         "AlwaysDeny" => Arc::new(optional::always::AlwaysDeny),
@@ -215,7 +235,7 @@ mod tests {
     }
 
     async fn built(options: &AdmissionOptions) -> std::result::Result<Vec<&'static str>, String> {
-        build(options)
+        build(options, &Supervisor::new("test"))
             .await
             .map(|plugins| plugins.iter().map(|plugin| plugin.name()).collect())
             .map_err(|error| error.message().split_once("configuring admission: ").unwrap_or_default().1.to_owned())

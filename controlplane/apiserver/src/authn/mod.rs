@@ -17,6 +17,7 @@ mod user;
 mod webhook;
 
 use std::collections::HashMap;
+use std::fmt::Write;
 use std::sync::Arc;
 
 use component::Supervisor;
@@ -33,6 +34,7 @@ use self::oidc::Issuer;
 pub use self::user::UserInfo;
 use self::webhook::TokenWebhook;
 use crate::error::{ApiError, Result};
+use crate::http::metrics::head;
 use crate::reload::{self, AsyncReload};
 use crate::remote::Remote;
 use crate::server::{Api, Config};
@@ -118,6 +120,45 @@ impl Authenticator {
             webhook,
             verified: Mutex::default(),
         })
+    }
+
+    /// When keys of other issuers were last fetched, and which they are.
+    pub fn metrics(&self, out: &mut String) {
+        let trust = self.trust();
+        let Ok(server) = crate::bootstrap::identity::server_id() else { return };
+        let fetched: Vec<(String, oidc::Fetched)> = trust
+            .issuers
+            .iter()
+            .map(|issuer| {
+                let labels = format!(
+                    "jwt_issuer_hash=\"{}\",apiserver_id_hash=\"{}\"",
+                    oidc::hashed(issuer.jwt.url.as_bytes()),
+                    oidc::hashed(server.as_bytes())
+                );
+                (labels, issuer.fetched())
+            })
+            .filter(|(_, fetched)| fetched.succeeded.is_some() || fetched.failed.is_some())
+            .collect();
+        if fetched.is_empty() {
+            return;
+        }
+        let name = "apiserver_authentication_jwt_authenticator_jwks_fetch_last_timestamp_seconds";
+        let help = "Timestamp of the last successful or failed JWKS fetch split by result, api server identity and jwt issuer for the JWT authenticator.";
+        head(out, name, "ALPHA", "gauge", help);
+        for (labels, fetched) in &fetched {
+            for (result, at) in [("failure", fetched.failed), ("success", fetched.succeeded)] {
+                if let Some(at) = at {
+                    let seconds = at.as_duration().as_secs_f64();
+                    let _ = writeln!(out, "{name}{{result=\"{result}\",{labels}}} {seconds}");
+                }
+            }
+        }
+        let name = "apiserver_authentication_jwt_authenticator_jwks_fetch_last_key_set_info";
+        let help = "Information about the last JWKS fetched by the JWT authenticator with hash as label, split by api server identity and jwt issuer.";
+        head(out, name, "ALPHA", "gauge", help);
+        for (labels, fetched) in fetched.iter().filter(|(_, fetched)| !fetched.hash.is_empty()) {
+            let _ = writeln!(out, "{name}{{{labels},hash=\"{}\"}} 1", fetched.hash);
+        }
     }
 
     fn trust(&self) -> Arc<Trusted> {

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use super::UserInfo;
 use super::jwt::Token;
@@ -353,11 +354,31 @@ pub struct Issuer {
     keys: RwLock<Arc<Vec<PublicKey>>>,
     /// When keys were last asked for; held while they are.
     fetching: tokio::sync::Mutex<Option<Instant>>,
+    fetched: Mutex<Fetched>,
+}
+
+/// How fetching keys went, for `/metrics`.
+#[derive(Debug, Default, Clone)]
+pub struct Fetched {
+    pub succeeded: Option<Timestamp>,
+    pub failed: Option<Timestamp>,
+    /// `sha256:` of the last document of keys, in hex.
+    pub hash: String,
+}
+
+/// As metrics show what they do not tell.
+pub fn hashed(data: &[u8]) -> String {
+    let digest = Sha256::digest(data);
+    digest.iter().fold("sha256:".to_owned(), |hash, byte| format!("{hash}{byte:02x}"))
 }
 
 impl Issuer {
     pub fn new(jwt: Jwt) -> Self {
-        Self { jwt, keys: RwLock::default(), fetching: tokio::sync::Mutex::new(None) }
+        Self { jwt, keys: RwLock::default(), fetching: tokio::sync::Mutex::new(None), fetched: Mutex::default() }
+    }
+
+    pub fn fetched(&self) -> Fetched {
+        self.fetched.lock().clone()
     }
 
     /// The user of a token of this issuer.
@@ -407,7 +428,16 @@ impl Issuer {
                 self.jwt.url
             ));
         }
-        let keys = get(document["jwks_uri"].as_str().unwrap_or_default()).await?;
+        let url = document["jwks_uri"].as_str().unwrap_or_default();
+        let fetched = async {
+            let remote = Remote::to_url(url, self.jwt.authority.as_deref())?;
+            let body = remote.get_bytes(TIMEOUT).await.map_err(|error| error.to_string())?;
+            Ok::<_, String>((remote.parse(&body).map_err(|error| error.to_string())?, hashed(&body)))
+        };
+        let fetched = fetched.await;
+        let mut noted = self.fetched.lock();
+        let (keys, hash) = fetched.inspect_err(|_| noted.failed = Some(Timestamp::now()))?;
+        (noted.succeeded, noted.hash) = (Some(Timestamp::now()), hash);
         Ok(keys["keys"].as_array().into_iter().flatten().filter_map(PublicKey::from_jwk).collect())
     }
 }

@@ -38,6 +38,11 @@ impl UserInfo {
         self.groups.iter().any(|held| held == group)
     }
 
+    /// Who has not said who they are.
+    pub fn is_anonymous(&self) -> bool {
+        self.name == "system:anonymous" || self.in_group(super::UNAUTHENTICATED)
+    }
+
     /// Namespace and name when this is a ServiceAccount.
     pub fn as_service_account(&self) -> Option<(&str, &str)> {
         self.name.strip_prefix("system:serviceaccount:")?.split_once(':')

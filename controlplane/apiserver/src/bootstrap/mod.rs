@@ -1,9 +1,10 @@
 //! What every cluster has from its first second: namespaces, roles and bindings, priority classes,
-//! the `kubernetes` Service, the CA for extension servers. Made at start where missing, and roles
-//! kept complete.
+//! the `kubernetes` Service, the CA for extension servers, the Lease of this server. Made at start where
+//! missing, and roles kept complete.
 
 mod aggregation;
 pub mod flowcontrol;
+pub mod identity;
 mod policy;
 mod service;
 
@@ -44,6 +45,7 @@ pub async fn start(api: &Arc<Api>) -> Result<()> {
         token_tracking(api),
         service::ensure(api),
         crate::flowcontrol::controller::start(api),
+        identity::start(api),
     )?;
     aggregation::start(api);
     Ok(())

@@ -10,6 +10,7 @@
 pub mod item;
 pub mod pluck;
 pub mod state;
+pub mod unreadable;
 pub mod watch;
 
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use component::Supervisor;
 use futures::StreamExt;
 use futures::future::OptionFuture;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
-use store::{Progress, Range, Store, StoreError, Watch};
+use store::{Progress, Range, Store, StoreError, Unreadable, Watch};
 use tokio::sync::watch as signal;
 
 use self::item::Item;
@@ -193,7 +194,8 @@ impl Cache {
         // In the order they were put in.
         let mut next = |key: &str, revision| -> Result<Option<Arc<Item>>> {
             let Some(value) = values.next() else { return Ok(None) };
-            Ok(self.decode_at(key, &value, revision)?.map(Arc::new))
+            let item = self.item(key, &value, revision).map_err(|one| unreadable::single(&one))?;
+            Ok(item.map(Arc::new))
         };
         let mut events = Vec::with_capacity(batch.events.len());
         for store::Event { key, revision, value, previous } in &batch.events {
@@ -249,7 +251,8 @@ impl Cache {
 
     fn fail(&self, error: FeedError) {
         let why = match error {
-            FeedError::Store(error @ StoreError::Sealed { .. }) => Some(ApiError::internal(error)),
+            FeedError::Store(StoreError::Unreadable(all)) => Some(self.untransformable(all)),
+            FeedError::Undecodable(all) => Some(unreadable::listed(&self.descriptor, &all)),
             FeedError::Store(error) => {
                 tracing::warn!(prefix = self.root, %error, "store watch failed; listing again");
                 None
@@ -297,51 +300,70 @@ impl Cache {
             }
             let values = page.kvs.iter().map(|kv| kv.value.clone()).collect();
             let values = self.decoded(values).await.map_err(FeedError::Decode)?;
-            let found =
-                page.kvs.iter().zip(values).filter_map(|(kv, value)| self.item(&kv.key, &value, kv.mod_revision));
-            items.extend(found.map(Arc::new));
+            let mut failed = Vec::new();
+            for (kv, value) in page.kvs.iter().zip(values) {
+                match self.item(&kv.key, &value, kv.mod_revision) {
+                    Ok(item) => items.extend(item.map(Arc::new)),
+                    Err(one) => failed.push(one),
+                }
+            }
+            if !failed.is_empty() {
+                return Err(FeedError::Undecodable(failed));
+            }
             if !more || page.kvs.is_empty() {
                 return Ok((items, page.revision));
             }
         }
     }
 
-    fn item(&self, key: &str, value: &[u8], revision: u64) -> Option<Item> {
-        let suffix = key.strip_prefix(&self.root)?;
-        match Item::new(&self.descriptor, &self.parts, suffix.into(), value, revision) {
-            Ok(item) => Some(item),
-            Err(error) => {
-                tracing::error!(key, %error, "a stored object cannot be decoded; it is left out of lists");
-                None
-            }
-        }
+    /// None for what is no key of this resource.
+    fn item(&self, key: &str, value: &[u8], revision: u64) -> Result<Option<Item>, Unreadable> {
+        let Some(suffix) = key.strip_prefix(&self.root) else { return Ok(None) };
+        let item = Item::new(&self.descriptor, &self.parts, suffix.into(), value, revision);
+        item.map(Some).map_err(|error| unreadable::undecodable(key, revision, error))
     }
 
     /// A stored object of this resource, as a read at an old revision finds it; `value` is what
     /// [`Cache::decoded`] made of it.
-    pub fn decode(&self, kv: &store::KeyValue, value: &[u8]) -> Result<Option<Item>> {
-        self.decode_at(&kv.key, value, kv.mod_revision)
+    pub fn decode(&self, kv: &store::KeyValue, value: &[u8]) -> Result<Option<Item>, Unreadable> {
+        self.item(&kv.key, value, kv.mod_revision)
     }
 
-    fn decode_at(&self, key: &str, value: &[u8], revision: u64) -> Result<Option<Item>> {
-        let Some(suffix) = key.strip_prefix(&self.root) else { return Ok(None) };
-        let item = Item::new(&self.descriptor, &self.parts, suffix.into(), value, revision);
-        item.map(Some).map_err(|error| ApiError::internal(format!("decoding {key}: {error}")))
+    /// What lies under `key`, from the store itself: also where others of the resource keep the cache from
+    /// being filled.
+    pub async fn stored(&self, key: &str) -> Result<Option<Item>> {
+        let Some(kv) = self.store.get(key).await.map_err(store_error)?.kv else { return Ok(None) };
+        let values = self.decoded(vec![kv.value.clone()]).await?;
+        let item = values.first().map(|value| self.decode(&kv, value)).transpose();
+        Ok(item.map_err(|one| unreadable::single(&one))?.flatten())
+    }
+
+    /// Takes something that could not be read for removed: who asks from now on waits for the next try.
+    pub fn try_again(&self) {
+        *self.failure.lock() = None;
+    }
+
+    /// What is said of values that no key opens.
+    pub fn untransformable(&self, all: Vec<Unreadable>) -> ApiError {
+        let all: Vec<Unreadable> = all.into_iter().map(unreadable::untransformable).collect();
+        unreadable::listed(&self.descriptor, &all)
     }
 
     async fn apply(&self, batch: store::Batch) -> Result<(), FeedError> {
         let values = batch.events.iter().filter_map(|event| event.value.clone()).collect();
         let mut values = self.decoded(values).await.map_err(FeedError::Decode)?.into_iter();
         // Decoding happens before the lock is taken: readers wait only for map updates.
-        let changes: Vec<_> = batch
-            .events
-            .iter()
-            .map(|event| {
-                let value = event.value.as_ref().and_then(|_| values.next());
-                let item = value.map(|value| self.item(&event.key, &value, event.revision));
-                (event, item)
-            })
-            .collect();
+        let (mut changes, mut failed) = (Vec::with_capacity(batch.events.len()), Vec::new());
+        for event in &batch.events {
+            let value = event.value.as_ref().and_then(|_| values.next());
+            match value.map(|value| self.item(&event.key, &value, event.revision)).transpose() {
+                Ok(item) => changes.push((event, item)),
+                Err(one) => failed.push(one),
+            }
+        }
+        if !failed.is_empty() {
+            return Err(FeedError::Undecodable(failed));
+        }
         {
             let mut state = self.state.write();
             for (event, item) in changes {
@@ -373,6 +395,7 @@ impl Cache {
 enum FeedError {
     Store(StoreError),
     Decode(ApiError),
+    Undecodable(Vec<Unreadable>),
 }
 
 impl From<StoreError> for FeedError {
@@ -400,6 +423,9 @@ pub fn store_error(error: StoreError) -> ApiError {
         StoreError::FutureRevision { requested, current } => too_large(requested, current),
         StoreError::TooLarge { .. } => ApiError::too_large(error.to_string()),
         StoreError::Closed => ApiError::unavailable("the server is shutting down"),
+        StoreError::Unreadable(mut all) if !all.is_empty() => {
+            unreadable::single(&unreadable::untransformable(all.swap_remove(0)))
+        }
         other => ApiError::internal(other),
     }
 }

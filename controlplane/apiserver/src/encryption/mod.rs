@@ -15,7 +15,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use component::Supervisor;
 use parking_lot::RwLock;
-use store::{Got, KeyValue, Page, Range, Revision, Store, StoreError, Txn, TxnOutcome, Watch, Write};
+use store::{Got, KeyValue, Page, Range, Revision, Store, StoreError, Txn, TxnOutcome, Unreadable, Watch, Write};
 
 use self::config::Rule;
 use self::provider::{ENCRYPTED, Provider};
@@ -163,10 +163,12 @@ impl Rules {
     fn seal(&self, key: &str, plain: &Bytes) -> std::result::Result<Bytes, StoreError> {
         let rules = self.current.read().clone();
         let Some(rule) = self.find(&rules, key) else { return Ok(plain.clone()) };
-        Provider::writer(rule).seal(key, plain).map_err(|why| unreadable(key, &why))
+        let unsealed = |detail| StoreError::Unsealed { key: key.to_owned(), detail };
+        Provider::writer(rule).seal(key, plain).map_err(unsealed)
     }
 
-    fn open(&self, key: &str, stored: &Bytes) -> std::result::Result<Bytes, StoreError> {
+    /// `Err` says why the value cannot be read.
+    fn open(&self, key: &str, stored: &Bytes) -> std::result::Result<Bytes, String> {
         let rules = self.current.read().clone();
         if rules.is_empty() && !stored.starts_with(ENCRYPTED) {
             return Ok(stored.clone());
@@ -174,19 +176,23 @@ impl Rules {
         let providers = self.find(&rules, key).map_or(&[Provider::Identity][..], |rule| &rule.providers);
         let Some(provider) = providers.iter().find(|provider| provider.owns(stored)) else {
             let why = "no matching prefix found; --encryption-provider-config must name the key or identity that it was written with";
-            return Err(unreadable(key, why));
+            return Err(why.to_owned());
         };
-        provider.open(key, stored).map_err(|why| unreadable(key, &why))
+        provider.open(key, stored)
+    }
+
+    fn open_one(&self, kv: &mut KeyValue) -> std::result::Result<(), Unreadable> {
+        kv.value = self.open(&kv.key, &kv.value).map_err(|why| unreadable(&kv.key, kv.mod_revision, why))?;
+        Ok(())
     }
 
     fn open_value(&self, kv: &mut KeyValue) -> std::result::Result<(), StoreError> {
-        kv.value = self.open(&kv.key, &kv.value)?;
-        Ok(())
+        self.open_one(kv).map_err(|one| StoreError::Unreadable(vec![one]))
     }
 }
 
-fn unreadable(key: &str, why: &str) -> StoreError {
-    StoreError::Sealed { key: key.to_owned(), detail: why.to_owned() }
+fn unreadable(key: &str, revision: Revision, why: String) -> Unreadable {
+    Unreadable { key: key.to_owned(), revision, why }
 }
 
 #[async_trait::async_trait]
@@ -199,8 +205,9 @@ impl Store for Sealed {
 
     async fn range(&self, range: Range) -> std::result::Result<Page, StoreError> {
         let mut page = self.inner.range(range).await?;
-        page.kvs.iter_mut().try_for_each(|kv| self.rules.open_value(kv))?;
-        Ok(page)
+        // All of them: who has to remove them wants to know which they are.
+        let failed: Vec<Unreadable> = page.kvs.iter_mut().filter_map(|kv| self.rules.open_one(kv).err()).collect();
+        if failed.is_empty() { Ok(page) } else { Err(StoreError::Unreadable(failed)) }
     }
 
     async fn txn(&self, mut txn: Txn) -> std::result::Result<TxnOutcome, StoreError> {
@@ -219,7 +226,8 @@ impl Store for Sealed {
         let watch = self.inner.watch(prefix, after).await?;
         Ok(watch.opened_by(Arc::new(move |event| {
             if let Some(value) = &mut event.value {
-                *value = rules.open(&event.key, value)?;
+                let failed = |why| StoreError::Unreadable(vec![unreadable(&event.key, event.revision, why)]);
+                *value = rules.open(&event.key, value).map_err(failed)?;
             }
             // Of what was deleted a watcher is shown what was there: without it the event would be
             // lost. Who listens is to list again, as after a value that cannot be opened.
@@ -274,7 +282,7 @@ mod tests {
                 Err(error) => break error,
             }
         };
-        assert!(matches!(&error, StoreError::Sealed { key, .. } if key == KEY), "{error}");
+        assert!(matches!(&error, StoreError::Unreadable(all) if all[0].key == KEY), "{error}");
         inner.close();
     }
 

@@ -299,6 +299,7 @@ pub fn page(api: &Api) -> String {
     api.metrics.render(&mut out);
     api.flow.metrics(&mut out);
     api.timed.metrics(&mut out);
+    api.authn.metrics(&mut out);
     crate::admission::pod_security::metrics(&mut out);
     if let Some(audit) = &api.audit {
         let count = |count: &AtomicU64| count.load(Ordering::Relaxed);

@@ -10,6 +10,7 @@ pub mod inprocess;
 pub mod metrics;
 pub mod negotiate;
 pub mod options;
+mod ordered;
 pub mod paths;
 pub mod pipeline;
 mod process;

@@ -5,6 +5,7 @@ use http::{HeaderValue, Method, Response, StatusCode, header};
 use serde_json::json;
 
 use super::body::Body;
+use super::ordered::Ordered;
 use super::pipeline::Asked;
 use super::{health, render, stored, zpages};
 use crate::discovery;
@@ -34,7 +35,7 @@ pub async fn handle(asked: Asked, body: Bytes) -> Result<Response<Body>> {
             let dump = asked.api.flow.dump(which, details).ok_or_else(ApiError::page_not_found)?;
             Ok(render::response(StatusCode::OK, "text/plain; charset=utf-8", dump))
         }
-        ["version"] => Ok(render::raw_json(StatusCode::OK, &version())),
+        ["version"] => Ok(render::raw_json(StatusCode::OK, &Ordered::version(&version()))),
         ["healthz" | "livez" | "readyz", ..] => health::handle(&asked, &parts).await,
         ["statusz"] => zpages::handle(&asked, false),
         ["flagz"] => zpages::handle(&asked, true),

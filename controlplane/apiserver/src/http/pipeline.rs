@@ -10,6 +10,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::body::{Body, BoxError};
 use super::info::RequestInfo;
@@ -41,6 +42,8 @@ pub struct Connection {
     /// Whom its client certificate stands for.
     pub shown: Shown,
     pub peer: Option<SocketAddr>,
+    /// It is to end once it has answered what was asked.
+    pub ending: CancellationToken,
 }
 
 impl Connection {
@@ -313,6 +316,12 @@ where
                 Ok(certified) => api.authn.identify(&api, &parts.headers, certified, &info.path).await,
                 Err(error) => Err(error),
             };
+            // HTTP/2 lets a client ask for much at little cost: who has not said who they are gets one
+            // connection for one request.
+            let known = found.as_ref().is_ok_and(|user| !user.is_anonymous());
+            if parts.version == http::Version::HTTP_2 && !known {
+                connection.ending.cancel();
+            }
             match found {
                 Ok(user) => user,
                 Err(error) => {

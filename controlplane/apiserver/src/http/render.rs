@@ -7,10 +7,12 @@ use bytes::{BufMut, Bytes, BytesMut};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use http::{HeaderValue, Response, StatusCode, header};
+use serde::Serialize;
 use serde_json::Value;
 
 use super::body::{Body, BoxError};
 use super::negotiate::{Media, Output, View};
+use super::ordered::Ordered;
 use crate::cache::item::Item;
 use crate::error::{ApiError, Result};
 use crate::protobuf;
@@ -27,11 +29,18 @@ pub const GZIP_FROM: usize = 128 * 1024;
 pub fn encode(value: &Value, output: &Output) -> Result<Bytes> {
     match output.media {
         Media::Json if output.pretty => {
-            let mut text = serde_json::to_vec_pretty(value).map_err(ApiError::internal)?;
+            let text = match Ordered::status(value) {
+                Some(status) => serde_json::to_vec_pretty(&status),
+                None => serde_json::to_vec_pretty(value),
+            };
+            let mut text = text.map_err(ApiError::internal)?;
             text.push(b'\n');
             Ok(text.into())
         }
-        Media::Json => Ok(crate::cache::item::encode(value).into()),
+        Media::Json => match Ordered::status(value) {
+            Some(status) => serde_json::to_vec(&status).map(Bytes::from).map_err(ApiError::internal),
+            None => Ok(crate::cache::item::encode(value).into()),
+        },
         Media::Yaml => serde_saphyr::to_string(value).map(Bytes::from).map_err(ApiError::internal),
         Media::Protobuf => protobuf::encode(value).map(Bytes::from),
     }
@@ -50,7 +59,7 @@ pub fn json(status: StatusCode, value: &Value) -> Response<Body> {
 }
 
 /// Indented JSON, as documents come whose representation is not negotiated.
-pub fn raw_json(status: StatusCode, value: &Value) -> Response<Body> {
+pub fn raw_json(status: StatusCode, value: &impl Serialize) -> Response<Body> {
     response(status, "application/json", serde_json::to_vec_pretty(value).unwrap_or_default())
 }
 

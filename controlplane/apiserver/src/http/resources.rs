@@ -169,6 +169,13 @@ async fn route(asked: &Asked, call: Arc<Call>, body: Bytes) -> Result<Response<B
         }
         "delete" => {
             let options = delete_options(asked, &body)?;
+            if options.unreadable {
+                Box::pin(call.delete_unreadable(&options)).await?;
+                let details = json!({"name": call.info.name, "kind": call.descriptor().kind});
+                let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details, "code": 200});
+                let output = Output { view: View::Object, ..output };
+                return Ok(ok(StatusCode::OK, &output, render::encode(&status, &output)?, asked));
+            }
             let written = Box::pin(call.delete(&options)).await?;
             let waits = !written.deleted && options.accepts_waiting();
             let mut response = deleted_response(asked, &call, written, &output)?;
@@ -179,8 +186,9 @@ async fn route(asked: &Asked, call: Arc<Call>, body: Bytes) -> Result<Response<B
         }
         "deletecollection" => {
             check_list(&asked.query, false)?;
-            let listing = call.list().await?;
             let options = delete_options(asked, &body)?;
+            options.check_collection()?;
+            let listing = call.list().await?;
             Box::pin(call.delete_collection(&listing.items, &options)).await?;
             render::list(call, listing, output, asked.accepts_gzip())
         }

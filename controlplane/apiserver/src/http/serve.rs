@@ -142,7 +142,9 @@ async fn connection(api: Arc<Api>, stream: TcpStream, tls: Tls, leaving: Cancell
         return;
     };
     let two = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let service = Answers { api, connection: Arc::new(pipeline::Connection { shown, peer }), one_by_one: !two };
+    let known = Arc::new(pipeline::Connection { shown, peer, ending: CancellationToken::new() });
+    let leaving = [leaving, known.ending.clone()];
+    let service = Answers { api, connection: known, one_by_one: !two };
     let stream = TokioIo::new(stream);
     let served = if two {
         Box::pin(http2(stream, service, leaving)).await
@@ -164,7 +166,7 @@ async fn handshake(stream: TcpStream, tls: Tls) -> Option<(TlsStream<TcpStream>,
 async fn http1(
     stream: TokioIo<TlsStream<TcpStream>>,
     service: Answers,
-    leaving: CancellationToken,
+    leaving: [CancellationToken; 2],
 ) -> hyper::Result<()> {
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).max_buf_size(MAX_HEAD as usize);
@@ -182,7 +184,7 @@ async fn http1(
 async fn http2(
     stream: TokioIo<TlsStream<TcpStream>>,
     service: Answers,
-    leaving: CancellationToken,
+    leaving: [CancellationToken; 2],
 ) -> hyper::Result<()> {
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
@@ -202,10 +204,10 @@ async fn http2(
     connection.await
 }
 
-/// That `leaving` is cancelled, looked at only when it has woken its connection: each look takes a lock
-/// that all connections share, and a connection wakes for every request.
-fn seldom(leaving: &CancellationToken) -> FuturesUnordered<WaitForCancellationFuture<'_>> {
-    std::iter::once(leaving.cancelled()).collect()
+/// That one of `leaving` is cancelled, looked at only when it has woken its connection: each look takes a
+/// lock that all connections share, and a connection wakes for every request.
+fn seldom(leaving: &[CancellationToken]) -> FuturesUnordered<WaitForCancellationFuture<'_>> {
+    leaving.iter().map(CancellationToken::cancelled).collect()
 }
 
 type Answer = std::result::Result<Response<Body>, Infallible>;

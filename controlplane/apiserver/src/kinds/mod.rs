@@ -12,7 +12,7 @@ pub mod names;
 pub mod table;
 pub mod value;
 
-mod admissionregistration;
+pub mod admissionregistration;
 pub mod apiextensions;
 mod apiregistration;
 pub mod apps;

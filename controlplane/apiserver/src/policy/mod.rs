@@ -19,6 +19,7 @@ use std::sync::Arc;
 use api::selector::Selector;
 use serde_json::Value;
 
+use crate::admission::manifests::Manifests;
 use crate::admit::{Attributes, Cluster};
 use crate::error::Result;
 use crate::resource::split_api_version;
@@ -50,23 +51,41 @@ struct ConfigurationError {
 async fn invocations(
     attributes: &Attributes<'_>,
     cluster: &dyn Cluster,
-    policies: &str,
+    (policies, manifests): (&str, &Manifests),
 ) -> Result<(Vec<Invocation>, Vec<ConfigurationError>)> {
+    // Those from files come first, and are for policies themselves, too.
+    let (mut found, mut errors) = (Vec::new(), Vec::new());
+    let fixed = manifests.of(policies);
+    if !fixed.is_empty() {
+        let bindings = manifests.of(&bindings_of(policies));
+        (found, errors) = Box::pin(bound(fixed, bindings, attributes, cluster)).await?;
+    }
+    if attributes.group == GROUP {
+        return Ok((found, errors));
+    }
     let all = cluster.list(GROUP, policies, "").await?;
-    // Boxed: writes of clusters without policies keep no room for what policies need.
-    if all.is_empty() { Ok(Default::default()) } else { Box::pin(bound(all, attributes, cluster, policies)).await }
+    if !all.is_empty() {
+        let bindings = cluster.list(GROUP, &bindings_of(policies), "").await?;
+        // Boxed: writes of clusters without policies keep no room for what policies need.
+        let (more, wrong) = Box::pin(bound(all, bindings, attributes, cluster)).await?;
+        found.extend(more);
+        errors.extend(wrong);
+    }
+    Ok((found, errors))
+}
+
+fn bindings_of(policies: &str) -> String {
+    policies.replace("policies", "policybindings")
 }
 
 /// What of `all` policies a request is subject to.
 async fn bound(
     all: Vec<Arc<Value>>,
+    bindings: Vec<Arc<Value>>,
     attributes: &Attributes<'_>,
     cluster: &dyn Cluster,
-    policies: &str,
 ) -> Result<(Vec<Invocation>, Vec<ConfigurationError>)> {
     let (mut found, mut errors) = (Vec::new(), Vec::new());
-    let plural = policies.replace("policies", "policybindings");
-    let bindings = cluster.list(GROUP, &plural, "").await?;
     for policy in all {
         let bound: Vec<&Arc<Value>> =
             bindings.iter().filter(|binding| binding["spec"]["policyName"] == policy["metadata"]["name"]).collect();
@@ -161,9 +180,9 @@ fn name(object: &Value) -> &str {
     object["metadata"]["name"].as_str().unwrap_or_default()
 }
 
-/// Policies and webhook configurations are subject to none.
-fn applies(attributes: &Attributes<'_>) -> bool {
-    attributes.group != GROUP && !attributes.descriptor.virtual_
+/// Policies and webhook configurations are subject to none but those from files.
+fn applies(attributes: &Attributes<'_>, manifests: &Manifests) -> bool {
+    (manifests.is_given() || attributes.group != GROUP) && !attributes.descriptor.virtual_
 }
 
 fn ignores_failures(policy: &Value) -> bool {

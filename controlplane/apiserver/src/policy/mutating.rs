@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::evaluate::{Conditions, Evaluation, Scope, conditions};
 use super::{Invocation, applies, ignores_failures, invocations, name};
+use crate::admission::manifests::Manifests;
 use crate::admit::{Attributes, Cluster};
 use crate::cel::{self, authorizer};
 use crate::error::{ApiError, Result};
@@ -13,11 +14,16 @@ use crate::webhook::matching::{restored, versioned};
 
 /// Runs every policy that applies, or (`again`) those that want to see what others changed after
 /// them. True: the object changed.
-pub async fn run(attributes: &mut Attributes<'_>, cluster: &dyn Cluster, again: bool) -> Result<bool> {
-    if !applies(attributes) {
+pub async fn run(
+    attributes: &mut Attributes<'_>,
+    cluster: &dyn Cluster,
+    (manifests, again): (&Manifests, bool),
+) -> Result<bool> {
+    if !applies(attributes, manifests) {
         return Ok(false);
     }
-    let (invocations, errors) = invocations(attributes, cluster, "mutatingadmissionpolicies").await?;
+    let policies = ("mutatingadmissionpolicies", manifests);
+    let (invocations, errors) = invocations(attributes, cluster, policies).await?;
     let mut refusals: Vec<String> = errors
         .iter()
         .filter(|error| !ignores_failures(&error.policy))

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::evaluate::{Conditions, Evaluation, Scope, conditions};
 use super::{Invocation, applies, ignores_failures, invocations, name};
+use crate::admission::manifests::Manifests;
 use crate::admit::{Admission, Attributes, Cluster};
 use crate::cel::{self, authorizer};
 use crate::error::{ApiError, Result};
@@ -18,7 +19,9 @@ const LONGEST_MESSAGE: usize = 5 * 1024;
 /// Bytes of an audit annotation, at most.
 const LONGEST_ANNOTATION: usize = 10 * 1024;
 
-pub struct Validating;
+pub struct Validating {
+    pub manifests: Manifests,
+}
 
 /// What one validation of a policy came to; those that passed are left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,11 +47,12 @@ impl Admission for Validating {
     }
 
     fn handles(&self, attributes: &Attributes<'_>) -> bool {
-        applies(attributes)
+        applies(attributes, &self.manifests)
     }
 
     async fn validate(&self, attributes: &mut Attributes<'_>, cluster: &dyn Cluster) -> Result<()> {
-        let (invocations, errors) = invocations(attributes, cluster, "validatingadmissionpolicies").await?;
+        let policies = ("validatingadmissionpolicies", &self.manifests);
+        let (invocations, errors) = invocations(attributes, cluster, policies).await?;
         let mut denied: Option<(String, String)> = None;
         for error in errors.iter().filter(|error| !ignores_failures(&error.policy)) {
             let why = if error.binding.is_some() { "binding" } else { "policy" };

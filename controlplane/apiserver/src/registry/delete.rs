@@ -7,12 +7,13 @@ use api::field::{Error, ErrorList, Path};
 use bytes::Bytes;
 use futures::StreamExt;
 use serde_json::{Value, json};
-use store::{Txn, TxnOutcome};
+use store::{StoreError, Txn, TxnOutcome};
 
 use super::metadata::{self, Preconditions};
 use super::write::{Written, written};
 use super::{Call, Current};
 use crate::admit::Operation;
+use crate::authz::Request;
 use crate::cache::item::{Item, encode, remove_version};
 use crate::cache::store_error;
 use crate::error::{ApiError, Result};
@@ -43,7 +44,14 @@ pub struct DeleteOptions {
     pub orphan_dependents: Option<bool>,
     pub preconditions: Preconditions,
     pub dry_run: bool,
+    /// The object cannot be read, and is to go as it lies there.
+    pub unreadable: bool,
 }
+
+/// The option that asks for it.
+const UNREADABLE: &str = "ignoreStoreReadErrorWithClusterBreakingPotential";
+/// The right that it takes beside `delete`.
+const UNREADABLE_VERB: &str = "unsafe-delete-ignore-read-errors";
 
 impl DeleteOptions {
     pub fn parse(body: &Value) -> Result<Self> {
@@ -59,6 +67,7 @@ impl DeleteOptions {
         let mut options = Self {
             grace_period: body["gracePeriodSeconds"].as_i64(),
             orphan_dependents: body["orphanDependents"].as_bool(),
+            unreadable: body[UNREADABLE] == true,
             preconditions: Preconditions {
                 uid: text(&body["preconditions"]["uid"]),
                 resource_version: text(&body["preconditions"]["resourceVersion"]),
@@ -82,6 +91,11 @@ impl DeleteOptions {
         };
         let dry_runs = body["dryRun"].as_array().into_iter().flatten().filter_map(Value::as_str);
         options.dry_run = check_dry_run(&dry_runs.collect::<Vec<_>>(), &mut errors);
+        if options.unreadable {
+            let excluded = ["propagationPolicy", "orphanDependents", "gracePeriodSeconds", "preconditions"];
+            let set = excluded.iter().filter(|name| !body[**name].is_null());
+            errors.extend(set.map(|name| unreadable_error(format!("cannot be set together with .{name}"))));
+        }
         refuse("DeleteOptions", &errors)?;
         Ok(options)
     }
@@ -98,10 +112,19 @@ impl DeleteOptions {
         if query.get("orphanDependents").is_some() {
             body["orphanDependents"] = query.flag("orphanDependents").into();
         }
+        if query.flag(UNREADABLE) {
+            body[UNREADABLE] = true.into();
+        }
         if let Some(uid) = query.get("uid").filter(|uid| !uid.is_empty()) {
             body["preconditions"] = json!({"uid": uid});
         }
         Self::parse(&body)
+    }
+
+    /// What cannot be read is named one by one.
+    pub fn check_collection(&self) -> Result<()> {
+        let why = "is not allowed with DELETECOLLECTION, try again after removing the option";
+        if self.unreadable { refuse("DeleteOptions", &[unreadable_error(why.to_owned())]) } else { Ok(()) }
     }
 
     /// What becomes of dependents, if that was said.
@@ -140,6 +163,10 @@ impl DeleteOptions {
     }
 }
 
+fn unreadable_error(why: String) -> Error {
+    Error::invalid(&Path::root(UNREADABLE), true, why)
+}
+
 /// What typed decoding would say of members of the wrong type.
 fn check_members(body: &Value) -> Result<()> {
     for (name, wanted, fits) in [
@@ -148,6 +175,7 @@ fn check_members(body: &Value) -> Result<()> {
         ("orphanDependents", "bool", Value::is_boolean),
         ("preconditions", "v1.Preconditions", Value::is_object),
         ("dryRun", "[]string", Value::is_array),
+        (UNREADABLE, "bool", Value::is_boolean),
     ] {
         if let Some(value) = body.get(name).filter(|value| !value.is_null() && !fits(value)) {
             return Err(ApiError::bad_request(format!(
@@ -322,6 +350,55 @@ impl Call {
         Err(ApiError::modified(&self.info.group, &descriptor.plural, name))
     }
 
+    /// Removes the object named by the request, which cannot be read: no finalizer, precondition or plugin
+    /// has a say.
+    pub async fn delete_unreadable(&self, options: &DeleteOptions) -> Result<()> {
+        if let Some(record) = &self.record {
+            record.annotate("apiserver.k8s.io/unsafe-delete-ignore-read-error", "");
+        }
+        let (info, plural) = (&self.info, &*self.descriptor().plural);
+        let right = Request { verb: UNREADABLE_VERB, ..Request::from(&**info) };
+        if let Err(refused) = self.api.authz.decide(&self.api, &self.user, &right).await {
+            let why = format!("not permitted to do {UNREADABLE_VERB:?}, reason: {}", refused.reason);
+            return Err(ApiError::forbidden(&info.group, plural, &info.name, why));
+        }
+        let key = self.descriptor().key(self.namespace(), &info.name);
+        for _ in 0..ATTEMPTS {
+            let revision = self.unreadable_at(&key).await?;
+            if options.dry_run {
+                return Ok(());
+            }
+            match self.api.store.txn(Txn::delete(key.clone(), revision)).await {
+                Ok(TxnOutcome::Done { .. }) => {
+                    self.endpoint.cache.try_again();
+                    return Ok(());
+                }
+                // Written again meanwhile.
+                Ok(TxnOutcome::Conflict { .. }) | Err(StoreError::Unreadable(_)) => {}
+                Err(error) => return Err(store_error(error)),
+            }
+        }
+        Err(ApiError::modified(&info.group, plural, &info.name))
+    }
+
+    /// Where what cannot be read was written; an error if it is not there, or is an object.
+    async fn unreadable_at(&self, key: &str) -> Result<u64> {
+        let kv = match self.api.store.get(key).await {
+            Ok(got) => got.kv.ok_or_else(|| self.not_found())?,
+            Err(StoreError::Unreadable(all)) if !all.is_empty() => return Ok(all[0].revision),
+            Err(error) => return Err(store_error(error)),
+        };
+        let cache = &self.endpoint.cache;
+        let Ok(values) = cache.decoded(vec![kv.value.clone()]).await else { return Ok(kv.mod_revision) };
+        if values.iter().any(|value| cache.decode(&kv, value).is_err()) {
+            return Ok(kv.mod_revision);
+        }
+        let why = format!(
+            "StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: unsafe deletion is not allowed because the object is decodable from storage"
+        );
+        Err(ApiError::conflict(&self.info.group, &self.descriptor().plural, &self.info.name, why))
+    }
+
     /// Deletes what was listed.
     pub async fn delete_collection(&self, items: &[Arc<Item>], options: &DeleteOptions) -> Result<()> {
         let mut running = futures::stream::iter(items.to_vec())
@@ -453,6 +530,14 @@ mod tests {
         assert_eq!(options(json!({"orphanDependents": true})).dependents(), Some(Propagation::Orphan));
         assert_eq!(options(json!({"orphanDependents": false})).dependents(), Some(Propagation::Background));
         assert!(DeleteOptions::parse(&json!({"propagationPolicy": "x"})).is_err());
+        assert!(DeleteOptions::from_query(&Query::parse(&format!("{UNREADABLE}=true"))).unwrap().unreadable);
+        let mixed = json!({UNREADABLE: true, "gracePeriodSeconds": 0, "preconditions": {}, "dryRun": ["All"]});
+        assert_eq!(
+            DeleteOptions::parse(&mixed).unwrap_err().message(),
+            format!(
+                "DeleteOptions.meta.k8s.io \"\" is invalid: [{UNREADABLE}: Invalid value: true: cannot be set together with .gracePeriodSeconds, {UNREADABLE}: Invalid value: true: cannot be set together with .preconditions]"
+            )
+        );
         assert!(DeleteOptions::parse(&json!({"kind": "Pod"})).is_err());
     }
 }

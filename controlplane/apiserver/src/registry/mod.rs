@@ -32,6 +32,7 @@ use crate::admit::{Attributes, Operation};
 use crate::audit::Record;
 use crate::authn::UserInfo;
 use crate::cache::item::{self, Item};
+use crate::cache::unreadable::STORE_READ_ERROR;
 use crate::error::{ApiError, Result};
 use crate::http::info::RequestInfo;
 use crate::http::options::{FieldValidation, WriteOptions};
@@ -134,8 +135,11 @@ impl Call {
     /// The same; `known`, decoded already, if that is it.
     pub async fn current_or(&self, known: Option<Current>) -> Result<Option<Current>> {
         let cache = &self.endpoint.cache;
-        cache.fresh().await?;
-        let found = cache.read().get(&self.cache_key()).cloned();
+        let found = match cache.fresh().await {
+            Ok(()) => cache.read().get(&self.cache_key()).cloned(),
+            Err(error) if error.reason() == STORE_READ_ERROR => self.stored_item().await?,
+            Err(error) => return Err(error),
+        };
         Ok(match (found, known) {
             (Some(item), Some(known)) if known.revision == item.revision => Some(known),
             (found, _) => found.map(|item| Current::from_item(&item)),

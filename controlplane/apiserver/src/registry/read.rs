@@ -6,12 +6,13 @@ use api::selector::Selector;
 use bytes::{BufMut, Bytes, BytesMut};
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use store::Range;
+use store::{Range, StoreError};
 
 use super::position::Position;
 use super::{Call, cache_key};
 use crate::cache::item::Item;
 use crate::cache::store_error;
+use crate::cache::unreadable::{self, STORE_READ_ERROR};
 use crate::cache::watch::Selection;
 use crate::error::{ApiError, Result};
 use crate::http::negotiate::{Media, Output, View};
@@ -108,9 +109,19 @@ impl Call {
             "0" => Version::Any,
             text => Version::NotOlderThan(parse_version(text)?),
         };
-        self.await_version(version).await?;
-        let key = cache_key(self.namespace(), &self.info.name);
-        self.endpoint.cache.read().get(&key).cloned().ok_or_else(|| self.not_found())
+        let found = match self.await_version(version).await {
+            Ok(()) => self.endpoint.cache.read().get(&cache_key(self.namespace(), &self.info.name)).cloned(),
+            // What keeps lists from being read does not keep the others from being.
+            Err(error) if error.reason() == STORE_READ_ERROR => self.stored_item().await?,
+            Err(error) => return Err(error),
+        };
+        found.ok_or_else(|| self.not_found())
+    }
+
+    /// The object named by the request as the store has it.
+    pub async fn stored_item(&self) -> Result<Option<Arc<Item>>> {
+        let key = self.descriptor().key(self.namespace(), &self.info.name);
+        Ok(self.endpoint.cache.stored(&key).await?.map(Arc::new))
     }
 
     pub async fn list(&self) -> Result<Listing> {
@@ -133,10 +144,14 @@ impl Call {
                 self.await_version(version).await?;
                 Box::pin(self.list_at(&selection, revision, None, limit)).await
             }
-            version => {
-                self.await_version(version).await?;
-                Ok(self.list_cached(&selection, limit))
-            }
+            version => match self.await_version(version).await {
+                Ok(()) => Ok(self.list_cached(&selection, limit)),
+                // Another namespace may be whole.
+                Err(error) if error.reason() == STORE_READ_ERROR => {
+                    Box::pin(self.list_at(&selection, 0, None, limit)).await
+                }
+                Err(error) => Err(error),
+            },
         }
     }
 
@@ -174,14 +189,17 @@ impl Call {
         }
         let mut items: Vec<Arc<Item>> = Vec::new();
         loop {
-            let page =
-                self.api.store.range(range.clone()).await.map_err(|error| continue_error(error, &range, &root))?;
+            let page = self.api.store.range(range.clone()).await.map_err(|error| match error {
+                StoreError::Unreadable(all) => cache.untransformable(all),
+                error => continue_error(error, &range, &root),
+            })?;
             range.revision = page.revision;
             let more = page.more();
             let total = page.kvs.len();
             let values = cache.decoded(page.kvs.iter().map(|kv| kv.value.clone()).collect()).await?;
             for (at, (kv, value)) in page.kvs.iter().zip(&values).enumerate() {
-                let Some(item) = cache.decode(kv, value)? else { continue };
+                let decoded = cache.decode(kv, value).map_err(|one| unreadable::listed(descriptor, &[one]))?;
+                let Some(item) = decoded else { continue };
                 if !selection.matches(cache, &item) {
                     continue;
                 }
@@ -292,8 +310,8 @@ impl Listing {
 }
 
 /// A paged list whose revision is gone says how to go on.
-fn continue_error(error: store::StoreError, range: &Range, root: &str) -> ApiError {
-    let store::StoreError::Compacted { .. } = error else { return store_error(error) };
+fn continue_error(error: StoreError, range: &Range, root: &str) -> ApiError {
+    let StoreError::Compacted { .. } = error else { return store_error(error) };
     let Some(start) = range.start.as_deref().and_then(|start| start.strip_prefix(root)) else {
         return ApiError::expired("The resourceVersion for the provided list is too old.");
     };

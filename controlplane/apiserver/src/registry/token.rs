@@ -23,15 +23,16 @@ pub async fn issue(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response<
     check_home(&mut request, call, &kind)?;
     let account = call.current().await?.ok_or_else(|| call.not_found())?.value;
     check_account(&request, call, &account)?;
-    let issuer = &call.api.config.issuer;
-    if request["spec"]["audiences"].as_array().is_none_or(Vec::is_empty) {
-        request["spec"]["audiences"] = vec![issuer.clone()].into();
-    }
     if request["spec"]["expirationSeconds"].is_null() {
         request["spec"]["expirationSeconds"] = DEFAULT_SECONDS.into();
     }
     let options = call.options_object("CreateOptions");
-    let request = call.mutate(Operation::Create, request, None, &options).await?;
+    let mut request = call.mutate(Operation::Create, request, None, &options).await?;
+    // Only now: plugins see whether an audience was asked for.
+    let issuer = &call.api.config.issuer;
+    if request["spec"]["audiences"].as_array().is_none_or(Vec::is_empty) {
+        request["spec"]["audiences"] = vec![issuer.clone()].into();
+    }
     let errors = problems(&request);
     if !errors.is_empty() {
         return Err(ApiError::invalid(&kind.group, &kind.kind, "", &errors));

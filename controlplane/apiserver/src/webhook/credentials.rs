@@ -21,13 +21,20 @@ use crate::remote;
 
 const GROUP: &str = "apiserver.config.k8s.io";
 
+/// `WebhookAdmissionConfiguration`.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct File {
+pub struct File {
     #[serde(default)]
     kube_config_file: PathBuf,
     #[serde(default)]
-    static_manifests_dir: String,
+    pub static_manifests_dir: String,
+}
+
+impl File {
+    pub fn of(given: &Configuration) -> Result<Self, String> {
+        given.typed(GROUP, &["v1"], "WebhookAdmissionConfiguration")
+    }
 }
 
 /// Users by the hosts that they are for; the default has none.
@@ -51,10 +58,7 @@ impl Credentials {
     /// What is wrong with the configuration, or with its kubeconfig.
     pub async fn new(given: Option<&Configuration>) -> Result<Self, String> {
         let Some(given) = given else { return Ok(Self::default()) };
-        let file: File = given.typed(GROUP, &["v1"], "WebhookAdmissionConfiguration")?;
-        if !file.static_manifests_dir.is_empty() {
-            return Err(given.wrong("staticManifestsDir is not built into skiff; create the configurations in the API"));
-        }
+        let file = File::of(given)?;
         let path = &file.kube_config_file;
         if path.as_os_str().is_empty() {
             return Ok(Self::default());
@@ -307,7 +311,6 @@ mod tests {
             ),
             (written("twice", "users: [{name: a, user: {}}, {name: a, user: {}}]"), "duplicate name \"a\" in users"),
             (written("text", "users: 1"), "failed to parse kubeconfig YAML"),
-            (json!({"staticManifestsDir": "/x"}), "staticManifestsDir is not built into skiff"),
             (json!({"kubeconfig": "/x"}), "unknown field `kubeconfig`"),
             (json!({"kind": "Other"}), "\"WebhookAdmissionConfiguration\" of \"apiserver.config.k8s.io/v1\" is needed"),
         ] {

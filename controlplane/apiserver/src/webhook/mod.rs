@@ -12,15 +12,18 @@ use std::time::Duration;
 use async_trait::async_trait;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use component::Supervisor;
 use http::StatusCode;
 use serde_json::{Value, json};
 
+use crate::admission::config::Configuration;
+use crate::admission::manifests::{Kinds, Manifests};
 use crate::admit::{Admission, Attributes, Cluster};
 use crate::error::{ApiError, Result};
 use crate::patch;
 use crate::policy::{self, Conditions};
 
-use credentials::Credentials;
+use credentials::{Credentials, File};
 use matching::{Criteria, Version};
 
 const GROUP: &str = "admissionregistration.k8s.io";
@@ -28,37 +31,57 @@ const DEFAULT_TIMEOUT: u64 = 10;
 
 /// Webhooks that may change the object, and policies that may: each may call for the other again.
 pub struct Mutating {
-    pub policies: bool,
-    pub webhooks: bool,
+    /// Each with what comes from files, if its plugin runs.
+    pub policies: Option<Manifests>,
+    pub webhooks: Option<Manifests>,
     pub credentials: Credentials,
 }
 
 /// Webhooks that only say yes or no.
 pub struct Validating {
     pub credentials: Credentials,
+    pub manifests: Manifests,
 }
 
-/// Webhook configurations themselves, and reviews, go to no webhook.
-fn applies(attributes: &Attributes<'_>) -> bool {
-    attributes.group != GROUP && !attributes.descriptor.virtual_
+/// What a plugin of webhooks is told: users, and webhooks from files.
+pub async fn configuration(
+    given: Option<&Configuration>,
+    kinds: Kinds,
+    supervisor: &Supervisor,
+) -> std::result::Result<(Credentials, Manifests), String> {
+    let credentials = Credentials::new(given).await?;
+    let manifests = match given {
+        Some(given) => Manifests::read(given, &File::of(given)?.static_manifests_dir, kinds, supervisor)?,
+        None => Manifests::default(),
+    };
+    Ok((credentials, manifests))
+}
+
+/// Reviews go to no webhook, webhook configurations themselves to those from files alone.
+fn applies(attributes: &Attributes<'_>, manifests: bool) -> bool {
+    (manifests || attributes.group != GROUP) && !attributes.descriptor.virtual_
 }
 
 #[async_trait]
 impl Admission for Mutating {
     fn name(&self) -> &'static str {
-        if self.webhooks { "MutatingAdmissionWebhook" } else { "MutatingAdmissionPolicy" }
+        if self.webhooks.is_some() { "MutatingAdmissionWebhook" } else { "MutatingAdmissionPolicy" }
     }
 
     fn handles(&self, attributes: &Attributes<'_>) -> bool {
-        applies(attributes)
+        let given = |manifests: &Option<Manifests>| manifests.as_ref().is_some_and(Manifests::is_given);
+        applies(attributes, given(&self.policies) || given(&self.webhooks))
     }
 
     /// Policies first, then webhooks; who asks for it sees once more what others changed after it.
     async fn mutate(&self, attributes: &mut Attributes<'_>, cluster: &dyn Cluster) -> Result<()> {
-        let by_policies = self.policies && policy::mutating::run(attributes, cluster, false).await?;
-        let webhooks = match self.webhooks {
-            true => configured(cluster, "mutatingwebhookconfigurations").await?,
-            false => Vec::new(),
+        let by_policies = match &self.policies {
+            Some(manifests) => policy::mutating::run(attributes, cluster, (manifests, false)).await?,
+            None => false,
+        };
+        let webhooks = match &self.webhooks {
+            Some(manifests) => configured(attributes, cluster, "mutatingwebhookconfigurations", manifests).await?,
+            None => Vec::new(),
         };
         let mut last_change = None;
         for (at, webhook) in webhooks.iter().enumerate() {
@@ -69,7 +92,10 @@ impl Admission for Mutating {
         if !by_policies && last_change.is_none() {
             return Ok(());
         }
-        let again = self.policies && policy::mutating::run(attributes, cluster, true).await?;
+        let again = match &self.policies {
+            Some(manifests) => policy::mutating::run(attributes, cluster, (manifests, true)).await?,
+            None => false,
+        };
         let earlier = if again { webhooks.len() } else { last_change.unwrap_or(0) };
         for webhook in webhooks.iter().take(earlier) {
             if webhook["reinvocationPolicy"] == "IfNeeded" {
@@ -127,11 +153,11 @@ impl Admission for Validating {
     }
 
     fn handles(&self, attributes: &Attributes<'_>) -> bool {
-        applies(attributes)
+        applies(attributes, self.manifests.is_given())
     }
 
     async fn validate(&self, attributes: &mut Attributes<'_>, cluster: &dyn Cluster) -> Result<()> {
-        let webhooks = configured(cluster, "validatingwebhookconfigurations").await?;
+        let webhooks = configured(attributes, cluster, "validatingwebhookconfigurations", &self.manifests).await?;
         if webhooks.is_empty() {
             return Ok(());
         }
@@ -155,9 +181,18 @@ fn name(webhook: &Value) -> &str {
     webhook["name"].as_str().unwrap_or_default()
 }
 
-/// All webhooks, in order of their configurations' names.
-async fn configured(cluster: &dyn Cluster, plural: &str) -> Result<Vec<Value>> {
-    let configurations = cluster.list(GROUP, plural, "").await?;
+/// All webhooks that a request may go to, in order of their configurations' names: those from files
+/// first.
+async fn configured(
+    attributes: &Attributes<'_>,
+    cluster: &dyn Cluster,
+    plural: &str,
+    manifests: &Manifests,
+) -> Result<Vec<Value>> {
+    let mut configurations = manifests.of(plural);
+    if attributes.group != GROUP {
+        configurations.extend(cluster.list(GROUP, plural, "").await?);
+    }
     let webhooks = configurations.iter().flat_map(|all| all["webhooks"].as_array().into_iter().flatten());
     Ok(webhooks.cloned().collect())
 }

@@ -256,3 +256,62 @@ async fn webhooks_are_asked_as_their_kubeconfig_says() {
     let why = "admission webhook \"w.example.com\" denied the request: shown Bearer secret";
     assert_eq!(last["message"], why, "{last}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_from_files_rule_before_those_of_the_api_and_over_them() {
+    const REGISTRATION: &str = "/apis/admissionregistration.k8s.io/v1";
+    let dir = tempfile::tempdir().unwrap();
+    let manifests = dir.path().join("manifests");
+    std::fs::create_dir(&manifests).unwrap();
+    let policy = |denied: &str| {
+        let rules = json!([{"apiGroups": ["", "admissionregistration.k8s.io"], "apiVersions": ["v1"], "operations": ["CREATE"],
+            "resources": ["configmaps", "validatingwebhookconfigurations"]}]);
+        let policy = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
+            "metadata": {"name": "names.static.k8s.io"}, "spec": {"matchConstraints": {"resourceRules": rules},
+                "validations": [{"expression": format!("object.metadata.name != '{denied}'")}]}});
+        let binding = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
+            "metadata": {"name": "names.static.k8s.io"}, "spec": {"policyName": "names.static.k8s.io", "validationActions": ["Deny"]}});
+        format!("{policy}\n---\n{binding}\n")
+    };
+    let write = |text: &str| {
+        let staged = manifests.join("policies.new");
+        std::fs::write(&staged, text).unwrap();
+        std::fs::rename(staged, manifests.join("policies.yaml")).unwrap();
+    };
+    write(&policy("denied"));
+    let configuration = json!({"apiVersion": "apiserver.config.k8s.io/v1", "kind": "ValidatingAdmissionPolicyConfiguration",
+        "staticManifestsDir": manifests});
+    let plugins = json!([{"name": "ValidatingAdmissionPolicy", "configuration": configuration}]);
+    let cluster = cluster(dir.path(), &[], &[], plugins).await;
+    let client = cluster.admin();
+    let try_map = async |name: &str| {
+        let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}}).to_string();
+        ask(&client, "POST", "/api/v1/namespaces/default/configmaps?dryRun=All", &map).await
+    };
+    let (code, status) = try_map("denied").await;
+    assert_eq!(code, 422, "{status}");
+    assert!(
+        status["message"].as_str().unwrap().contains(
+            "ValidatingAdmissionPolicy 'names.static.k8s.io' with binding 'names.static.k8s.io' denied request"
+        ),
+        "{status}"
+    );
+    assert_eq!(try_map("other").await.0, 201);
+    // What the API's own policies never see.
+    let hooks = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration", "metadata": {"name": "denied"}});
+    let path = format!("{REGISTRATION}/validatingwebhookconfigurations");
+    assert_eq!(ask(&client, "POST", &path, &hooks.to_string()).await.0, 422);
+    let (_, listed) = ask(&client, "GET", &format!("{REGISTRATION}/validatingadmissionpolicies"), "").await;
+    assert_eq!(listed["items"], json!([]), "nobody sees them through the API");
+
+    write("kind: Nothing");
+    write(&policy("other"));
+    for _ in 0..600 {
+        if try_map("other").await.0 == 422 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(try_map("other").await.0, 422, "the files were not read again");
+    assert_eq!(try_map("denied").await.0, 201);
+}

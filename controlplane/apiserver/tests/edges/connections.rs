@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::http::Request;
 
-use super::{ask, connect, exchange};
+use super::{ask, connect, connect_for, exchange};
 
 #[tokio::test]
 async fn browsers_watch_through_a_websocket_with_their_token_among_the_protocols() {
@@ -173,4 +173,30 @@ async fn who_may_only_get_an_exec_may_not_run_anything() {
     }
     assert_eq!(ask(&jane, "GET", &format!("{pod}/log"), "").await.0, 404, "logs are read");
     assert_eq!(ask(&jane, "GET", &format!("{pod}/log?stream=Stdout"), "").await.0, 404);
+}
+
+#[tokio::test]
+async fn who_has_not_said_who_they_are_gets_one_request_of_an_http2_connection() {
+    let cluster = Cluster::start().await;
+    let address = cluster.listen().await;
+    let admin = cluster.key_pair("admin", &["system:masters"]);
+    for identity in [None, Some(&admin)] {
+        let stream = connect_for(&[b"h2"], cluster.ca_pem(), identity, address).await.unwrap();
+        let executor = hyper_util::rt::TokioExecutor::new();
+        let io = hyper_util::rt::TokioIo::new(stream);
+        let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, io).await.unwrap();
+        let mut connection = tokio::spawn(connection);
+        let request = || {
+            let body = http_body_util::Empty::<bytes::Bytes>::new();
+            Request::get("https://localhost/version").body(body).unwrap()
+        };
+        assert_eq!(sender.send_request(request()).await.unwrap().status(), 200);
+        if identity.is_some() {
+            assert_eq!(sender.send_request(request()).await.unwrap().status(), 200);
+            connection.abort();
+        } else {
+            let ended = tokio::time::timeout(std::time::Duration::from_secs(10), &mut connection).await;
+            assert!(ended.is_ok(), "the connection stays open");
+        }
+    }
 }

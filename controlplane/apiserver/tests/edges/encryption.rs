@@ -128,10 +128,82 @@ async fn a_wrong_key_names_the_object_that_cannot_be_read() {
         let client = server.client(&UserInfo::admin());
         let (code, status) = ask(&client, "GET", SECRETS, "").await;
         assert_eq!(code, 500, "{configuration:?} {status}");
-        assert!(status["message"].as_str().unwrap().contains(&format!("unable to transform key {KEY:?}")), "{status}");
+        let begins = format!(
+            "failed to read one or more secrets from the storage: StorageError: corrupt object, Code: 7, Key: {KEY}, ResourceVersion: 0, AdditionalErrorMsg: data from the storage is not transformable revision=0: "
+        );
+        assert!(status["message"].as_str().unwrap().starts_with(&begins), "{status}");
+        assert_eq!(
+            (&status["reason"], &status["details"]["causes"][0]["field"]),
+            (&json!("StoreReadError"), &json!(KEY))
+        );
         let (code, _) = ask(&client, "GET", "/api/v1/namespaces/default/configmaps", "").await;
         assert_eq!(code, 200, "others are served");
     }
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_removed_by_who_may_and_hides_nothing_else() {
+    let encrypted = encrypted("[secrets]", &format!("[{}]", aesgcm(&[("one", ONE)]))).await;
+    let (cluster, file) = (&encrypted.cluster, &encrypted.file);
+    assert_eq!(ask(&cluster.admin(), "POST", SECRETS, &secret("a")).await.0, 201);
+    let lost = file.parent().unwrap().join("lost.yaml");
+    write(&lost, "[secrets]", &format!("[{}]", aesgcm(&[("two", TWO)])));
+    let server = cluster.another(|config| config.encryption = Some(lost.clone())).await;
+    let client = server.client(&UserInfo::admin());
+    let (path, with) = (format!("{SECRETS}/a"), |more: &str| {
+        format!("{SECRETS}/a?ignoreStoreReadErrorWithClusterBreakingPotential=true{more}")
+    });
+
+    // What is written with the new key is read, changed and listed where the other is not.
+    let elsewhere = "/api/v1/namespaces/kube-public/secrets";
+    assert_eq!(ask(&client, "POST", elsewhere, &secret("b")).await.0, 201);
+    assert!(is_told(&ask(&client, "GET", &format!("{elsewhere}/b"), "").await.1));
+    assert!(is_told(&ask(&client, "GET", elsewhere, "").await.1["items"][0]));
+    let patch = ask(&client, "PUT", &format!("{elsewhere}/b"), &secret("b")).await;
+    assert_eq!(patch.0, 200, "{}", patch.1);
+
+    let (code, status) = ask(&client, "GET", &path, "").await;
+    assert_eq!((code, &status["reason"]), (500, &json!("InternalError")), "{status}");
+    assert_eq!(ask(&client, "DELETE", &path, "").await.0, 500);
+    assert_eq!(ask(&client, "DELETE", &with("&gracePeriodSeconds=0"), "").await.0, 422);
+    assert_eq!(
+        ask(&client, "DELETE", &format!("{SECRETS}?ignoreStoreReadErrorWithClusterBreakingPotential=true"), "").await.0,
+        422
+    );
+
+    let role = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "deletes"},
+        "rules": [{"apiGroups": [""], "resources": ["secrets"], "verbs": ["delete"]}]});
+    let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "deletes"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "deletes"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "jane"}]});
+    for (plural, object) in [("clusterroles", role), ("clusterrolebindings", binding)] {
+        let path = format!("/apis/rbac.authorization.k8s.io/v1/{plural}");
+        assert_eq!(ask(&client, "POST", &path, &object.to_string()).await.0, 201);
+    }
+    let jane = server.client(&UserInfo::new("jane", &["system:authenticated"]));
+    let (code, status) = ask(&jane, "DELETE", &with(""), "").await;
+    assert_eq!(code, 403, "{status}");
+    assert_eq!(
+        status["message"],
+        "secrets \"a\" is forbidden: not permitted to do \"unsafe-delete-ignore-read-errors\", reason: "
+    );
+
+    assert_eq!(ask(&client, "DELETE", &with("&dryRun=All"), "").await.0, 200);
+    assert_eq!(ask(&client, "GET", &path, "").await.0, 500, "it was only tried");
+    let (code, status) = ask(&client, "DELETE", &with(""), "").await;
+    assert_eq!((code, &status["details"]), (200, &json!({"name": "a", "kind": "Secret"})), "{status}");
+    assert_eq!(ask(&client, "GET", SECRETS, "").await.0, 200, "at once");
+    assert_eq!(ask(&client, "DELETE", &with(""), "").await.0, 404);
+    let (code, status) =
+        ask(&client, "DELETE", &format!("{elsewhere}/b?ignoreStoreReadErrorWithClusterBreakingPotential=true"), "")
+            .await;
+    assert_eq!(code, 409);
+    assert!(
+        status["message"]
+            .as_str()
+            .unwrap()
+            .ends_with("unsafe deletion is not allowed because the object is decodable from storage")
+    );
 }
 
 /// Status and body of a page.

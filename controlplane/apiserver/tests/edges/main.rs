@@ -52,10 +52,20 @@ type Stream = tokio_rustls::client::TlsStream<TcpStream>;
 
 /// An HTTP/1.1 connection over TLS to a server that `ca` signed, showing `identity`.
 async fn connect(ca: &str, identity: Option<&KeyPair>, address: SocketAddr) -> std::io::Result<Stream> {
+    connect_for(&[], ca, identity, address).await
+}
+
+/// The same, for one of these protocols (ALPN).
+async fn connect_for(
+    protocols: &[&[u8]],
+    ca: &str,
+    identity: Option<&KeyPair>,
+    address: SocketAddr,
+) -> std::io::Result<Stream> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap()).unwrap();
     let config = rustls::ClientConfig::builder().with_root_certificates(roots);
-    let config = match identity {
+    let mut config = match identity {
         Some(pair) => config
             .with_client_auth_cert(
                 vec![CertificateDer::from_pem_file(&pair.certificate).unwrap()],
@@ -64,6 +74,7 @@ async fn connect(ca: &str, identity: Option<&KeyPair>, address: SocketAddr) -> s
             .unwrap(),
         None => config.with_no_client_auth(),
     };
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     let stream = TcpStream::connect(address).await?;
     tokio_rustls::TlsConnector::from(Arc::new(config)).connect("localhost".try_into().unwrap(), stream).await
 }

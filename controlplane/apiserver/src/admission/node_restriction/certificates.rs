@@ -4,11 +4,15 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
 
-use super::{Attributes, Cluster, Operation, Refusal, Result, is_mirror};
+use super::{Attributes, Cluster, Operation, Refusal, Result, is_mirror, target};
+use crate::admit::Access;
 use crate::kinds::certificates::pem;
-use crate::kinds::value::{at, text};
+use crate::kinds::value::{at, has, list, text};
 
 const NODE_SIGNERS: [&str; 2] = ["kubernetes.io/kubelet-serving", "kubernetes.io/kube-apiserver-client-kubelet"];
+
+/// Lets a node ask signers that no volume of the pod names; the signer is the resource.
+const SIGNER_VERB: &str = "request-podcertificate-signer";
 
 /// A request to the signers of nodes must be in the node's own name; the rest the signer checks.
 pub fn signing_request(attributes: &Attributes<'_>, node: &str) -> Refusal {
@@ -47,7 +51,30 @@ pub async fn pod_request(attributes: &Attributes<'_>, node: &str, cluster: &dyn 
         cluster.get("", "serviceaccounts", attributes.namespace, names[2]).await?,
     ];
     let found = found.each_ref().map(Option::as_deref);
-    Ok(pod_request_problem(spec, attributes.namespace, node, found))
+    if let Some(why) = pod_request_problem(spec, attributes.namespace, node, found) {
+        return Ok(Some(why));
+    }
+    let signer = text(spec, "signerName");
+    if found[1].is_some_and(|pod| projects(pod, signer)) {
+        return Ok(None);
+    }
+    let (namespace, name) = (attributes.namespace, target(attributes));
+    let right = Access { verb: SIGNER_VERB, resource: signer, namespace, name, ..Access::default() };
+    if !signer.is_empty() && cluster.allowed(attributes.user, right).await {
+        return Ok(None);
+    }
+    let who = &attributes.user.name;
+    Ok(Some(format!(
+        "signer {signer:?} not found in pod spec volume, {who} is not authorized to request certificates from this signer"
+    )))
+}
+
+/// Whether a volume of the pod holds a certificate of this signer.
+fn projects(pod: &Value, signer: &str) -> bool {
+    let sources = list(pod, "spec.volumes").iter().flat_map(|volume| list(volume, "projected.sources"));
+    sources
+        .filter(|source| has(source, "podCertificate"))
+        .any(|source| text(source, "podCertificate.signerName") == signer)
 }
 
 /// Pure; `found`: the node, the pod and the account of those names.
@@ -99,6 +126,15 @@ fn pod_request_problem(spec: &Value, namespace: &str, node: &str, found: [Option
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn signers_are_those_of_the_pods_volumes() {
+        let source = json!({"podCertificate": {"signerName": "example.com/a"}});
+        let pod =
+            json!({"spec": {"volumes": [{"emptyDir": {}}, {"projected": {"sources": [{"secret": {}}, source]}}]}});
+        assert!(projects(&pod, "example.com/a"));
+        assert!(!projects(&pod, "example.com/b") && !projects(&pod, ""));
+    }
 
     #[test]
     fn pod_certificates_are_for_pods_as_they_run() {

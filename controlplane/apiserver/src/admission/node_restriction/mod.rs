@@ -1,6 +1,8 @@
 //! `NodeRestriction`: a node may only write its own Node, its own pods' status and what belongs to
-//! them. [`pods`] holds the rules of mirror pods, [`certificates`] those of requests for certificates.
+//! them. [`pods`] holds the rules of mirror pods, [`certificates`] those of requests for certificates,
+//! [`audiences`] whom tokens may be for.
 
+mod audiences;
 mod certificates;
 mod pods;
 
@@ -28,6 +30,16 @@ impl Admission for NodeRestriction {
         attributes.operation != Operation::Connect && attributes.user.as_node().is_some()
     }
 
+    /// Tokens are judged as they were asked for, before an audience is filled in.
+    async fn mutate(&self, attributes: &mut Attributes<'_>, cluster: &dyn Cluster) -> Result<()> {
+        let node = attributes.user.as_node().filter(|node| !node.is_empty());
+        let Some(node) = node.filter(|_| attributes.is("", "serviceaccounts") && attributes.subresource == "token")
+        else {
+            return Ok(());
+        };
+        token(attributes, node, cluster).await?.map_or(Ok(()), |why| Err(attributes.forbid(why)))
+    }
+
     async fn validate(&self, attributes: &mut Attributes<'_>, cluster: &dyn Cluster) -> Result<()> {
         let node = attributes.user.as_node().unwrap_or_default();
         if node.is_empty() {
@@ -44,8 +56,6 @@ impl Admission for NodeRestriction {
             }
         } else if attributes.is("", "nodes") {
             node_object(attributes, node)
-        } else if attributes.is("", "serviceaccounts") && attributes.subresource == "token" {
-            token(attributes, node, cluster).await?
         } else if attributes.is("coordination.k8s.io", "leases") {
             lease(attributes, node)
         } else if attributes.is("storage.k8s.io", "csinodes") {
@@ -167,7 +177,7 @@ async fn token(attributes: &Attributes<'_>, node: &str, cluster: &dyn Cluster) -
     } else if text(&pod, "spec.nodeName") != node {
         Some("node requested token bound to a pod scheduled on a different node".to_owned())
     } else {
-        None
+        audiences::problem(attributes, &pod, cluster).await?
     })
 }
 

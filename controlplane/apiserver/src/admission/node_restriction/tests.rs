@@ -23,7 +23,12 @@ fn pod(extra: Value) -> Value {
 fn cluster() -> Fixed {
     Fixed::with(&[
         ("", "nodes", json!({"metadata": {"name": "n", "uid": "u"}})),
-        ("", "pods", json!({"metadata": {"name": "mine", "namespace": "ns", "uid": "pu"}, "spec": {"nodeName": "n"}})),
+        (
+            "",
+            "pods",
+            json!({"metadata": {"name": "mine", "namespace": "ns", "uid": "pu"}, "spec": {"nodeName": "n",
+            "volumes": [{"projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}]}}),
+        ),
         ("", "pods", json!({"metadata": {"name": "other", "namespace": "ns", "uid": "pu"}, "spec": {"nodeName": "m"}})),
     ])
 }
@@ -243,6 +248,27 @@ async fn tokens_are_for_pods_here() {
         let said = request.admit(&NodeRestriction, &cluster()).await.err().unwrap_or_default();
         let why = said.split_once(" is forbidden: ").map_or(said.as_str(), |(_, why)| why);
         assert_eq!(why, expected, "{bound}");
+    }
+}
+
+#[tokio::test]
+async fn tokens_are_for_whom_the_pod_names() {
+    let bound = json!({"apiVersion": "v1", "kind": "Pod", "name": "mine", "uid": "pu"});
+    let nowhere = "audience \"a\" not found in pod spec volume, system:node:n is not authorized to request tokens for this audience";
+    for (audiences, allowed, expected) in [
+        (json!([]), false, ""),
+        (json!(["a"]), false, nowhere),
+        (json!(["a"]), true, ""),
+        (json!(["a", "b"]), true, "node may only request 0 or 1 audiences"),
+    ] {
+        let object = json!({"metadata": {"name": "s", "namespace": "ns"}, "spec": {"boundObjectRef": bound, "audiences": audiences}});
+        let mut request = as_node(Request::create("", "serviceaccounts", object));
+        request.subresource = "token";
+        let mut cluster = cluster();
+        cluster.allows = allowed;
+        let said = request.admit(&NodeRestriction, &cluster).await.err().unwrap_or_default();
+        let why = said.split_once(" is forbidden: ").map_or(said.as_str(), |(_, why)| why);
+        assert_eq!(why, expected, "{audiences}");
     }
 }
 

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::matching::{match_defaults, match_resources};
+use super::not_reserved;
 use crate::kinds::check::{Node, Seen, label_selector};
 use crate::kinds::table::{UNSET, go_selector, named, row, words};
 use crate::kinds::value::{at, get_mut, has, text};
@@ -16,14 +17,9 @@ pub(super) struct Binding {
     pub actions: bool,
 }
 
-impl Hooks for Binding {
-    fn defaults(&self, binding: &mut Value) {
-        if let Some(resources) = get_mut(binding, "spec.matchResources") {
-            match_defaults(resources);
-        }
-    }
-
-    fn validate_create(&self, _ctx: &Context<'_>, binding: &Value) -> ErrorList {
+impl Binding {
+    /// What is wrong with one, whatever its name.
+    pub(super) fn problems(&self, binding: &Value) -> ErrorList {
         let mut errors = ErrorList::new();
         let spec = Node::root(binding).child("spec");
         let policy = spec.child("policyName");
@@ -53,9 +49,23 @@ impl Hooks for Binding {
         }
         errors
     }
+}
 
-    fn validate_update(&self, ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
-        self.validate_create(ctx, new)
+impl Hooks for Binding {
+    fn defaults(&self, binding: &mut Value) {
+        if let Some(resources) = get_mut(binding, "spec.matchResources") {
+            match_defaults(resources);
+        }
+    }
+
+    fn validate_create(&self, _ctx: &Context<'_>, binding: &Value) -> ErrorList {
+        let mut errors = self.problems(binding);
+        not_reserved(binding, &mut errors);
+        errors
+    }
+
+    fn validate_update(&self, _ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
+        self.problems(new)
     }
 
     fn row(&self, binding: &Value, now: Timestamp) -> Vec<Value> {

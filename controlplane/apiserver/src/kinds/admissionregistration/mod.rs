@@ -7,11 +7,12 @@ mod policies;
 mod webhooks;
 
 use api::field::ErrorList;
+use serde_json::Value;
 
 use super::check::Node;
 use crate::cel::{self, decl::Decl};
 use crate::policy::Purpose;
-use crate::resource::{Descriptor, Resource};
+use crate::resource::{Descriptor, Hooks, Resource};
 use bindings::{Binding, binding_columns};
 pub use client::client_config;
 use policies::{Policy, policy_columns};
@@ -64,6 +65,47 @@ fn descriptor(kind: &'static str, plural: &'static str) -> Descriptor {
     descriptor
 }
 
+/// What files of the server's own end their names with.
+pub const STATIC: &str = ".static.k8s.io";
+
+/// Fills in defaults of an object from a file, and says what is wrong with it.
+pub fn of_file(kind: &str, object: &mut Value) -> ErrorList {
+    let mutating = kind.starts_with("Mutating");
+    let mut errors = match kind {
+        "MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration" => {
+            let hooks = Webhooks { mutating };
+            hooks.defaults(object);
+            hooks.problems(object)
+        }
+        "MutatingAdmissionPolicyBinding" | "ValidatingAdmissionPolicyBinding" => {
+            let hooks = Binding { actions: !mutating };
+            hooks.defaults(object);
+            hooks.problems(object)
+        }
+        _ => {
+            let hooks = Policy { rules: if mutating { "spec.mutations" } else { "spec.validations" } };
+            hooks.defaults(object);
+            hooks.problems(object)
+        }
+    };
+    let name = Node::root(object).child("metadata.name");
+    if !name.text().is_empty() {
+        name.format(&mut errors, api::names::dns1123_subdomain);
+    }
+    errors
+}
+
+/// Names of what comes from files are nobody else's to make.
+fn not_reserved(object: &Value, errors: &mut ErrorList) {
+    let name = Node::root(object).child("metadata.name");
+    if name.text().ends_with(STATIC) {
+        let why = format!(
+            "names ending with {STATIC:?} are reserved for static manifest-based configurations and cannot be managed via the API"
+        );
+        name.invalid(errors, why);
+    }
+}
+
 /// Which variables the expressions of a webhook (or of a policy's `spec`) see.
 fn purpose(owner: &Node<'_>) -> Purpose {
     if owner.has("paramKind") { Purpose::WithParams } else { Purpose::Plain }
@@ -87,4 +129,27 @@ fn compiles(expression: &Node<'_>, known: &[(&str, Decl)], wanted: &[&str], erro
         expression.invalid(errors, format!("must evaluate to {wanted}"));
     }
     decl
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kinds::tested;
+    use serde_json::json;
+
+    #[test]
+    fn names_of_files_are_not_made_through_the_api() {
+        let named = |name: &str| json!({"metadata": {"name": name}, "spec": {"policyName": "p", "validationActions": ["Deny"]}});
+        let hooks = Binding { actions: true };
+        let (free, taken) = (named("static.k8s.io"), named("b.static.k8s.io"));
+        assert_eq!(tested::created(&hooks, &free), "[]");
+        assert_eq!(
+            tested::created(&hooks, &taken),
+            "metadata.name: Invalid value: \"b.static.k8s.io\": names ending with \".static.k8s.io\" are reserved for static manifest-based configurations and cannot be managed via the API"
+        );
+        assert_eq!(tested::updated(&hooks, &taken, &taken), "[]", "what is there already can be changed");
+        for hooks in [&Webhooks { mutating: true } as &dyn Hooks, &Policy { rules: "spec.validations" }] {
+            assert!(tested::created(hooks, &taken).contains("are reserved for static"));
+        }
+    }
 }

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::matching::{match_conditions, match_defaults, match_resources};
-use super::{compiles, purpose};
+use super::{compiles, not_reserved, purpose};
 use crate::cel::decl::Decl;
 use crate::kinds::check::{Node, Seen, conditions};
 use crate::kinds::table::{UNSET, named, number, row, size, words};
@@ -18,19 +18,9 @@ pub(super) struct Policy {
     pub rules: &'static str,
 }
 
-impl Hooks for Policy {
-    fn reset_by_status(&self) -> Paths {
-        ALL_BUT_STATUS
-    }
-
-    fn defaults(&self, policy: &mut Value) {
-        default_text(policy, "spec.failurePolicy", "Fail");
-        if let Some(resources) = get_mut(policy, "spec.matchConstraints") {
-            match_defaults(resources);
-        }
-    }
-
-    fn validate_create(&self, _ctx: &Context<'_>, policy: &Value) -> ErrorList {
+impl Policy {
+    /// What is wrong with one, whatever its name.
+    pub(super) fn problems(&self, policy: &Value) -> ErrorList {
         let mut errors = ErrorList::new();
         let spec = Node::root(policy).child("spec");
         spec.child("failurePolicy").optional_one_of(&mut errors, &["Fail", "Ignore"]);
@@ -68,9 +58,28 @@ impl Hooks for Policy {
         self.rules_are_sound(policy, &spec, &known, &mut errors);
         errors
     }
+}
 
-    fn validate_update(&self, ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
-        self.validate_create(ctx, new)
+impl Hooks for Policy {
+    fn reset_by_status(&self) -> Paths {
+        ALL_BUT_STATUS
+    }
+
+    fn defaults(&self, policy: &mut Value) {
+        default_text(policy, "spec.failurePolicy", "Fail");
+        if let Some(resources) = get_mut(policy, "spec.matchConstraints") {
+            match_defaults(resources);
+        }
+    }
+
+    fn validate_create(&self, _ctx: &Context<'_>, policy: &Value) -> ErrorList {
+        let mut errors = self.problems(policy);
+        not_reserved(policy, &mut errors);
+        errors
+    }
+
+    fn validate_update(&self, _ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
+        self.problems(new)
     }
 
     fn validate_subresource_update(&self, _ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::client::client_config;
 use super::matching::{match_conditions, validate_rule};
+use super::not_reserved;
 use crate::kinds::check::{Node, Seen, label_selector};
 use crate::kinds::table::{named, number, row, size};
 use crate::kinds::value::{default, has, list_mut};
@@ -14,6 +15,21 @@ use crate::resource::{Column, Context, Hooks};
 
 pub(super) struct Webhooks {
     pub mutating: bool,
+}
+
+impl Webhooks {
+    /// What is wrong with one, whatever its name.
+    pub(super) fn problems(&self, configuration: &Value) -> ErrorList {
+        let mut errors = ErrorList::new();
+        let mut seen = Seen::default();
+        for webhook in Node::root(configuration).items("webhooks") {
+            validate_webhook(&webhook, self.mutating, &mut errors);
+            if !seen.insert(webhook.child("name").text()) {
+                webhook.child("name").duplicate(&mut errors);
+            }
+        }
+        errors
+    }
 }
 
 impl Hooks for Webhooks {
@@ -37,19 +53,13 @@ impl Hooks for Webhooks {
     }
 
     fn validate_create(&self, _ctx: &Context<'_>, configuration: &Value) -> ErrorList {
-        let mut errors = ErrorList::new();
-        let mut seen = Seen::default();
-        for webhook in Node::root(configuration).items("webhooks") {
-            validate_webhook(&webhook, self.mutating, &mut errors);
-            if !seen.insert(webhook.child("name").text()) {
-                webhook.child("name").duplicate(&mut errors);
-            }
-        }
+        let mut errors = self.problems(configuration);
+        not_reserved(configuration, &mut errors);
         errors
     }
 
-    fn validate_update(&self, ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
-        self.validate_create(ctx, new)
+    fn validate_update(&self, _ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
+        self.problems(new)
     }
 
     fn row(&self, configuration: &Value, now: Timestamp) -> Vec<Value> {

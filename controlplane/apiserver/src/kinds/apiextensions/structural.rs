@@ -151,9 +151,9 @@ fn values(schema: &Value, level: Level, path: &Path, errors: &mut ErrorList) {
         }
     }
     if let Some(pattern) = schema["pattern"].as_str()
-        && let Err(error) = regex::Regex::new(pattern)
+        && let Err(why) = super::pattern::check(pattern)
     {
-        let why = format!("must be a valid regular expression, but isn't: {error}");
+        let why = format!("must be a valid regular expression, but isn't: {why}");
         errors.push(Error::invalid(&path.child("pattern"), pattern, why));
     }
 }

@@ -90,7 +90,8 @@ impl Range<'_> {
             invalid(&node("min"), min, format!("min is larger than capacity value: {most}"), errors);
         }
         if default < min {
-            invalid(&node("default"), default, format!("default is less than min: {min}"), errors);
+            // Upstream names the bound, and shows the default.
+            invalid(&node("min"), default, format!("default is less than min: {min}"), errors);
         }
         if let Some(max) = amount("max") {
             if min > max {
@@ -100,11 +101,29 @@ impl Range<'_> {
                 invalid(&node("max"), max, format!("max is larger than capacity value: {most}"), errors);
             }
             if default > max {
-                invalid(&node("default"), default, format!("default is more than max: {max}"), errors);
+                invalid(&node("max"), default, format!("default is more than max: {max}"), errors);
             }
         }
-        if let Some(step) = amount("step") {
+        let before = errors.len();
+        self.countable([Some(min), amount("max"), amount("step")], errors);
+        if let Some(step) = amount("step").filter(|_| errors.len() == before) {
             self.step(step, min, amount("max"), errors);
+        }
+    }
+
+    /// Of a range with fractions everything is counted in thousandths.
+    fn countable(&self, bounds: [Option<Quantity>; 3], errors: &mut ErrorList) {
+        const NANOS: i128 = 1_000_000;
+        if bounds.iter().flatten().all(|amount| amount.is_integer()) {
+            return;
+        }
+        let [min, max, step] = bounds;
+        for (field, amount) in [("default", Some(self.default)), ("min", min), ("max", max), ("step", step)] {
+            let Some(amount) = amount else { continue };
+            if amount.nanos() % NANOS != 0 || i64::try_from(amount.nanos() / NANOS).is_err() {
+                let node = self.range.child(field);
+                invalid(&node, amount, "value cannot be represented as a milli value", errors);
+            }
         }
     }
 
@@ -182,14 +201,14 @@ mod tests {
                 true,
                 json!({"default": "1", "validRange": {"min": "11", "max": "12"}}),
                 "[c.requestPolicy.validRange.min: Invalid value: \"11\": min is larger than capacity value: 10, \
-                 c.requestPolicy.validRange.default: Invalid value: \"1\": default is less than min: 11, \
+                 c.requestPolicy.validRange.min: Invalid value: \"1\": default is less than min: 11, \
                  c.requestPolicy.validRange.max: Invalid value: \"12\": max is larger than capacity value: 10]",
             ),
             (
                 true,
                 json!({"default": "3", "validRange": {"min": "2", "max": "1"}}),
                 "[c.requestPolicy.validRange.max: Invalid value: \"2\": min is larger than max: 1, \
-                 c.requestPolicy.validRange.default: Invalid value: \"3\": default is more than max: 1]",
+                 c.requestPolicy.validRange.max: Invalid value: \"3\": default is more than max: 1]",
             ),
             (
                 true,
@@ -201,6 +220,13 @@ mod tests {
                 json!({"default": "2", "validRange": {"min": "1", "max": "5", "step": "3"}}),
                 "[c.requestPolicy.validRange.step: Invalid value: \"2\": value is not a multiple of a given step (3) from (1), \
                  c.requestPolicy.validRange.step: Invalid value: \"5\": value is not a multiple of a given step (3) from (1)]",
+            ),
+            (
+                true,
+                json!({"default": "20u", "validRange": {"min": "10u", "step": "1u"}}),
+                "[c.requestPolicy.validRange.default: Invalid value: \"20u\": value cannot be represented as a milli value, \
+                 c.requestPolicy.validRange.min: Invalid value: \"10u\": value cannot be represented as a milli value, \
+                 c.requestPolicy.validRange.step: Invalid value: \"1u\": value cannot be represented as a milli value]",
             ),
             (
                 true,
