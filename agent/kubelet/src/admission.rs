@@ -63,10 +63,7 @@ fn refuse_sysctls(spec: &PodSpec, allowed: &[String]) -> Option<Verdict> {
         let name = sysctl.name.replace('/', ".");
         !(SAFE_SYSCTLS.contains(&name.as_str()) || listed(&name) && is_namespaced(&name))
     })?;
-    Some(Verdict {
-        reason: "SysctlForbidden".to_owned(),
-        message: format!("Pod was rejected: forbidden sysctl: {:?} not allowlisted", forbidden.name),
-    })
+    Some(Verdict::refused("SysctlForbidden", format!("forbidden sysctl: {:?} not allowlisted", forbidden.name)))
 }
 
 /// What the node has too little of. CPU in millicores, the rest in units.
@@ -90,7 +87,7 @@ impl std::fmt::Display for Shortage {
 
 fn refuse_resources(spec: &PodSpec, view: &View<'_>) -> Option<Verdict> {
     let short = shortage(spec, view)?;
-    Some(Verdict { reason: format!("OutOf{}", short.name), message: format!("Pod was rejected: {short}") })
+    Some(Verdict::refused(format!("OutOf{}", short.name), short))
 }
 
 /// What is missing for the pod beside the others.
@@ -153,11 +150,11 @@ fn refuse_ports(spec: &PodSpec, view: &View<'_>) -> Option<Verdict> {
                 port == *own_port && protocol == *own_protocol && (ip == *own_ip || any(&ip) || any(own_ip))
             })
         });
-    clash.then(|| Verdict {
-        reason: "NodePorts".to_owned(),
-        message:
-            "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports"
-                .to_owned(),
+    clash.then(|| {
+        Verdict::refused(
+            "NodePorts",
+            "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports",
+        )
     })
 }
 
@@ -172,10 +169,11 @@ fn refuse_selectors(spec: &PodSpec, view: &View<'_>) -> Option<Verdict> {
         .and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
     let name = node.metadata.name.clone().unwrap_or_default();
     let matches = simple && required.is_none_or(|selector| selector_matches(selector, &labels, &name));
-    (!matches).then(|| Verdict {
-        reason: "NodeAffinity".to_owned(),
-        message: "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"
-            .to_owned(),
+    (!matches).then(|| {
+        Verdict::refused(
+            "NodeAffinity",
+            "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector",
+        )
     })
 }
 

@@ -100,7 +100,16 @@ pub fn container_resources(
     cgroup_v2: bool,
 ) -> LinuxContainerResources {
     let requests = resources::of_container(container, Side::Requests);
-    let limits = resources::of_container(container, Side::Limits);
+    let mut limits = resources::of_container(container, Side::Limits);
+    // A container without a limit has its pod's, and programs see that in their own group
+    // (`kuberuntime_container_linux.go: getCPULimit`, `getMemoryLimit`).
+    let of_pod = pod.spec.as_ref().and_then(|spec| spec.resources.as_ref()?.limits.as_ref());
+    for name in ["cpu", "memory"] {
+        let inherited = of_pod.and_then(|limits| limits.get(name)).and_then(|limit| limit.0.parse().ok());
+        if let Some(inherited) = inherited.filter(|_| amount(&limits, name).is_none()) {
+            limits.insert(name.to_owned(), inherited);
+        }
+    }
     let cpu_request = amount(&requests, "cpu").or_else(|| amount(&limits, "cpu"));
     let memory_limit = amount(&limits, "memory").map_or(0, |memory| memory.units());
     let mut resources = LinuxContainerResources {
@@ -199,6 +208,20 @@ mod tests {
             let pod = pod(json!([{"name": "a", "resources": resources}]));
             assert_eq!(oom_score_adj(&pod, &pod.spec.as_ref().unwrap().containers[0], node), score, "{resources}");
         }
+    }
+
+    #[test]
+    fn a_container_without_a_limit_has_its_pods() {
+        let pod: Pod = serde_json::from_value(json!({"spec": {
+            "resources": {"limits": {"cpu": "200m", "memory": "200Mi"}},
+            "containers": [{"name": "bare"}, {"name": "half", "resources": {"limits": {"cpu": "100m"}, "requests": {"cpu": "50m"}}}]}}))
+        .unwrap();
+        let of = |at: usize| {
+            let made = container_resources(&pod, &pod.spec.as_ref().unwrap().containers[at], 1 << 30, false);
+            (made.cpu_quota, made.cpu_shares, made.memory_limit_in_bytes)
+        };
+        assert_eq!(of(0), (20_000, 204, 200 << 20));
+        assert_eq!(of(1), (10_000, 51, 200 << 20));
     }
 
     #[test]

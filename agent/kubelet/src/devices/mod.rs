@@ -33,7 +33,7 @@ use crate::node::status::DeviceCount;
 use crate::plugins::rpc::within;
 use ledger::{Ledger, Wish};
 use plugin::Plugin;
-pub use registration::ByRegistry;
+pub use registration::{ByRegistry, is_extended};
 
 /// A call to a plugin may take this long (`endpoint.go` waits without limit, but for PreStartContainer).
 const LIMIT: Duration = Duration::from_secs(30);
@@ -77,6 +77,11 @@ impl Devices {
 
     pub fn counts(&self) -> Vec<DeviceCount> {
         self.ledger.lock().counts()
+    }
+
+    /// Whether the node has never had a device: what its Node says of any is from before it was made anew.
+    pub fn is_new(&self) -> bool {
+        !self.directory.join(checkpoint::FILE).exists()
     }
 
     /// Changes the ledger and keeps it.

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::resources::Amounts;
 use component::{EventType, Supervisor};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus, ObjectReference};
@@ -73,14 +74,17 @@ async fn keep_status(node: Arc<NodeContext>, heartbeat: Arc<Heartbeat>) {
     let mut sent_at = Instant::now();
     let started = Instant::now();
     let mut registered = false;
+    // Until the first status of a node that was made anew is sent.
+    let mut reset = false;
     let mut in_use = node.volumes.in_use();
     let mut devices = node.devices.changes();
     loop {
-        let (fresh, ready) = fresh_status(&node, &heartbeat).await;
         if !registered {
-            match register(&node, &fresh).await {
-                Ok(existing) => {
+            let (status, _) = fresh_status(&node, &heartbeat, &Amounts::new()).await;
+            match register(&node, &status).await {
+                Ok((existing, created)) => {
                     registered = true;
+                    reset = !created && node.devices.is_new();
                     node_event(&node, "Starting", "Starting kubelet.");
                     // What the API has is the base of the first patch.
                     sent = existing;
@@ -90,15 +94,20 @@ async fn keep_status(node: Arc<NodeContext>, heartbeat: Arc<Heartbeat>) {
                 }
             }
         }
-        if registered && !api_agrees(&node, &fresh).await {
+        let held = if registered { look(&node).await } else { None };
+        let held = held.as_ref().and_then(|held| held.status.as_ref());
+        let (fresh, ready) = fresh_status(&node, &heartbeat, &status::advertised(held, reset)).await;
+        let withdrawn = status::withdrawn(held, &fresh);
+        if held.is_some_and(|held| !is_agreed(held, &fresh)) || !withdrawn.is_empty() {
             sent = None;
         }
         if registered {
             let value = serde_json::to_value(&fresh).unwrap_or_else(|_| json!({}));
             let due = sent_at.elapsed() >= node.config.node_status_report;
             if due || sent.as_ref().is_none_or(|sent| !same(sent, &value)) {
-                match send(&node, sent.as_ref(), &value).await {
+                match send(&node, sent.as_ref(), &value, &withdrawn).await {
                     Ok(()) => {
+                        reset = false;
                         tell_readiness(&node, sent.as_ref(), ready);
                         sent = Some(value);
                         sent_at = Instant::now();
@@ -168,7 +177,7 @@ fn same(a: &Value, b: &Value) -> bool {
     without(a) == without(b)
 }
 
-async fn fresh_status(node: &NodeContext, heartbeat: &Heartbeat) -> (NodeStatus, bool) {
+async fn fresh_status(node: &NodeContext, heartbeat: &Heartbeat, advertised: &Amounts) -> (NodeStatus, bool) {
     let (runtime, version, images) =
         tokio::join!(node.runtime.status(), node.runtime.version(), node.runtime.list_images());
     let problem = runtime.as_ref().err().map(ToString::to_string).unwrap_or_default();
@@ -192,6 +201,7 @@ async fn fresh_status(node: &NodeContext, heartbeat: &Heartbeat) -> (NodeStatus,
         pressure: heartbeat.pressure(),
         volumes_in_use: &node.volumes.in_use().borrow().clone(),
         devices: &node.devices.counts(),
+        advertised,
         last: &last,
         now: Timestamp::now(),
     });
@@ -202,23 +212,26 @@ async fn fresh_status(node: &NodeContext, heartbeat: &Heartbeat) -> (NodeStatus,
 /// How long a look at the Node may take.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Whether the API's Ready condition is the one this node would send. The node lifecycle controller
-/// sets it to Unknown while the node is cut off; it is the node that sets it right again.
-async fn api_agrees(node: &NodeContext, fresh: &NodeStatus) -> bool {
-    let ready = |status: Option<&NodeStatus>| {
-        let conditions = status.and_then(|status| status.conditions.as_ref());
-        conditions.into_iter().flatten().find(|condition| condition.type_ == "Ready").map(|ready| ready.status.clone())
-    };
+/// The Node as the API has it.
+async fn look(node: &NodeContext) -> Option<Node> {
     let api: Api<Node> = Api::all(node.client.clone());
-    match tokio::time::timeout(LOOK, api.get_opt(&node.config.node_name)).await {
-        Ok(Ok(Some(held))) => ready(held.status.as_ref()) == ready(Some(fresh)),
-        // Nothing to send is the better guess: what is sent next will tell.
-        _ => true,
-    }
+    // Without an answer nothing to send is the better guess: what is sent next will tell.
+    tokio::time::timeout(LOOK, api.get_opt(&node.config.node_name)).await.ok()?.ok()?
 }
 
-/// Creates the Node, or puts its labels right. Returns the status the API had, if the node was there.
-async fn register(node: &NodeContext, status: &NodeStatus) -> Result<Option<Value>, kube::Error> {
+/// Whether the API's Ready condition is the one this node would send. The node lifecycle controller
+/// sets it to Unknown while the node is cut off; it is the node that sets it right again.
+fn is_agreed(held: &NodeStatus, fresh: &NodeStatus) -> bool {
+    let ready = |status: &NodeStatus| {
+        let conditions = status.conditions.as_ref().into_iter().flatten();
+        conditions.filter(|condition| condition.type_ == "Ready").map(|ready| ready.status.clone()).next()
+    };
+    ready(held) == ready(fresh)
+}
+
+/// Creates the Node, or puts its labels right. Returns the status that the API has, and whether the Node was
+/// created.
+async fn register(node: &NodeContext, status: &NodeStatus) -> Result<(Option<Value>, bool), kube::Error> {
     let api: Api<Node> = Api::all(node.client.clone());
     let config = &node.config;
     let annotations = [("volumes.kubernetes.io/controller-managed-attach-detach".to_owned(), "true".to_owned())];
@@ -238,19 +251,28 @@ async fn register(node: &NodeContext, status: &NodeStatus) -> Result<Option<Valu
     };
     match api.create(&PostParams::default(), &object).await {
         // The status a creation carries is kept by the API; nothing else is to be sent.
-        Ok(created) => Ok(created.status.and_then(|status| serde_json::to_value(status).ok())),
+        Ok(created) => Ok((created.status.and_then(|status| serde_json::to_value(status).ok()), true)),
         Err(kube::Error::Api(answer)) if answer.code == 409 => {
             let patch = json!({"metadata": {"labels": status::labels(&node.config, &node.machine)}});
             let existing = api.patch(&config.node_name, &PatchParams::default(), &Patch::Merge(patch)).await?;
-            Ok(existing.status.and_then(|status| serde_json::to_value(status).ok()))
+            Ok((existing.status.and_then(|status| serde_json::to_value(status).ok()), false))
         }
         Err(error) => Err(error),
     }
 }
 
 /// Sends what changed.
-async fn send(node: &NodeContext, sent: Option<&Value>, wanted: &Value) -> Result<(), kube::Error> {
-    let patch = Patch::Strategic(changes(sent, wanted));
+async fn send(
+    node: &NodeContext,
+    sent: Option<&Value>,
+    wanted: &Value,
+    withdrawn: &[String],
+) -> Result<(), kube::Error> {
+    let mut changes = changes(sent, wanted);
+    for name in withdrawn {
+        changes["status"]["allocatable"][name] = Value::Null;
+    }
+    let patch = Patch::Strategic(changes);
     let api: Api<Node> = Api::all(node.client.clone());
     api.patch_status(&node.config.node_name, &PatchParams::default(), &patch).await.map(drop)
 }

@@ -49,6 +49,7 @@ impl Worker {
                     pending: self.wish.resize_pending.as_ref(),
                     in_progress: self.resizing.in_progress(),
                     error: self.resizing.error.as_deref(),
+                    group: self.resizing.group.as_ref(),
                 },
                 now,
             });
