@@ -297,12 +297,16 @@ impl Manager {
         let others: Vec<&Pod> = others.iter().map(AsRef::as_ref).collect();
         let mut allocatable = self.node.allocatable.read().clone();
         let own = self.nodes.get("", &self.node.config.node_name);
-        allocatable.extend(extended_resources(own.as_deref()));
+        // What plugins have is theirs to refuse.
+        let plugins = self.node.devices.counts();
+        let of_plugin = |name: &String| plugins.iter().any(|device| device.resource == *name);
+        allocatable.extend(extended_resources(own.as_deref()).into_iter().filter(|(name, _)| !of_plugin(name)));
         let view = admission::View {
             allocatable: &allocatable,
             node: own.as_deref(),
             others: &others,
             unsafe_sysctls: &self.node.config.allowed_unsafe_sysctls,
+            apparmor: self.node.machine.apparmor,
         };
         admission::refuse(pod, &view)
     }
@@ -325,6 +329,7 @@ impl Manager {
             state.inherited.remove(&uid);
             state.deferred.remove(&uid);
             drop(state);
+            manager.node.probe_totals.forget(&uid);
             manager.refresh_qos();
             manager.retry_deferred();
             manager.forget_references();
@@ -370,6 +375,18 @@ impl Manager {
                 tracing::debug!(%error, "the burstable class's weight could not be set");
             }
         });
+    }
+
+    /// Statuses show how devices are: pods that have any tell it when that changes, until cancelled.
+    pub async fn follow_devices(self: Arc<Self>) {
+        let mut changes = self.node.devices.changes();
+        while changes.changed().await.is_ok() {
+            let users = self.node.devices.users();
+            let mailboxes = self.state.lock().pods.clone();
+            for (_, mailbox) in mailboxes.into_iter().filter(|(uid, _)| users.contains(uid)) {
+                mailbox.post(|_| {});
+            }
+        }
     }
 
     fn mailboxes(&self) -> Vec<Arc<Mailbox>> {

@@ -6,8 +6,8 @@ use api::quantity::{Format, Quantity};
 use api::resources::Amounts;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeRuntimeHandler,
-    NodeRuntimeHandlerFeatures, NodeStatus, NodeSystemInfo,
+    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures, NodeRuntimeHandler,
+    NodeRuntimeHandlerFeatures, NodeStatus, NodeSwapStatus, NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as WireQuantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -72,6 +72,15 @@ pub fn labels(config: &Config, machine: &Machine) -> BTreeMap<String, String> {
 
 /// What Kubernetes version the node behaves as.
 pub const KUBELET_VERSION: &str = concat!("v1.37.0+skiff-", env!("CARGO_PKG_VERSION"));
+/// What the scheduler and the API server may rely on, by the names of its feature gates
+/// (`k8s.io/component-helpers/nodedeclaredfeatures`). Sorted.
+const DECLARED_FEATURES: [&str; 5] = [
+    "ExtendWebSocketsToKubelet",
+    "GuaranteedQoSPodCPUResize",
+    "InPlacePodLevelResourcesVerticalScaling",
+    "InPlacePodVerticalScalingInitContainers",
+    "RestartAllContainersOnContainerExits",
+];
 /// The most images that a status names.
 const MOST_IMAGES: usize = 50;
 
@@ -100,6 +109,12 @@ pub fn generate(view: &View<'_>) -> NodeStatus {
         }),
         images: Some(images(view.images)),
         node_info: Some(info(view)),
+        declared_features: Some(DECLARED_FEATURES.map(str::to_owned).to_vec()),
+        features: view
+            .runtime
+            .ok()
+            .and_then(|runtime| runtime.features.as_ref())
+            .map(|features| NodeFeatures { supplemental_groups_policy: Some(features.supplemental_groups_policy) }),
         runtime_handlers: view.runtime.ok().and_then(runtime_handlers),
         volumes_in_use: (!view.volumes_in_use.is_empty()).then(|| view.volumes_in_use.to_vec()),
         ..Default::default()
@@ -201,6 +216,8 @@ fn info(view: &View<'_>) -> NodeSystemInfo {
         } else {
             machine.system_uuid.clone()
         },
+        swap: (machine.swap > 0)
+            .then(|| NodeSwapStatus { capacity: Some(i64::try_from(machine.swap).unwrap_or(i64::MAX)) }),
         ..Default::default()
     }
 }
@@ -383,10 +400,36 @@ mod tests {
             (ready(&broken).status.as_str(), ready(&broken).last_transition_time.unwrap().0),
             ("False", at(300))
         );
-        let allocatable = second.allocatable.unwrap();
+        let allocatable = second.allocatable.clone().unwrap();
+        assert_eq!((&second.features, &second.node_info.as_ref().unwrap().swap), (&None, &None));
         assert_eq!(allocatable["memory"].0, "924Mi");
         assert_eq!(allocatable["pods"].0, "110");
         assert_eq!(second.addresses.unwrap().len(), 2);
+    }
+
+    #[test]
+    fn what_runtime_and_machine_can_do_besides() {
+        let config = Config::new("n", vec!["10.0.0.1".parse().unwrap()], Layout::new("/k", "/l"), "/s".into());
+        let machine = Machine { swap: 1 << 30, ..Default::default() };
+        let features = cri::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() };
+        let runtime = cri::StatusResponse { features: Some(features), ..Default::default() };
+        let made = generate(&View {
+            config: &config,
+            machine: &machine,
+            root: FileSystem::default(),
+            runtime: Ok(&runtime),
+            runtime_version: "",
+            images: &[],
+            pressure: Pressure::default(),
+            volumes_in_use: &[],
+            devices: &[],
+            advertised: &Amounts::new(),
+            last: &[],
+            now: Timestamp::UNIX_EPOCH,
+        });
+        assert_eq!(made.features.unwrap().supplemental_groups_policy, Some(true));
+        assert_eq!(made.node_info.unwrap().swap.unwrap().capacity, Some(1 << 30));
+        assert!(DECLARED_FEATURES.is_sorted());
     }
 
     #[test]

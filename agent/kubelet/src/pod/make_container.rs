@@ -131,8 +131,7 @@ async fn create(node: &NodeContext, order: &Order) -> Result<String, Failure> {
         options.pid = cri::NamespaceMode::Target as i32;
         options.target_id = target.clone();
     }
-    let resources =
-        container_resources(&order.pod, &order.container, node.machine.memory, node.cgroups.hierarchy().is_v2());
+    let resources = container_resources(&order.pod, &order.container, &node.cgroups.host(node.machine.memory));
     let resolved = Resolved {
         image_ref: image.id.clone(),
         environment,

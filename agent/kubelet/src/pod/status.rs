@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
     ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodSpec, PodStatus, ResourceRequirements,
-    VolumeMount, VolumeMountStatus,
+    ResourceStatus, VolumeMount, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -488,6 +488,14 @@ fn user(user: &proto::runtime::v1::LinuxContainerUser) -> ContainerUser {
             gid: user.gid,
             supplemental_groups: Some(user.supplemental_groups.clone()),
         }),
+    }
+}
+
+/// How the devices are that containers have (`allocatedResourcesStatus`).
+pub fn tell_devices(status: &mut PodStatus, mut devices: BTreeMap<String, Vec<ResourceStatus>>) {
+    let lists = [&mut status.init_container_statuses, &mut status.container_statuses];
+    for container in lists.into_iter().flatten().flatten() {
+        container.allocated_resources_status = devices.remove(&container.name);
     }
 }
 

@@ -101,8 +101,8 @@ impl Worker {
                 }
                 node.cgroups.apply(&group, &limits).await.map_err(|error| error.to_string())?;
                 for change in updates {
-                    let v2 = node.cgroups.hierarchy().is_v2();
-                    let resources = container_resources(&pod, &change.container, node.machine.memory, v2);
+                    let host = node.cgroups.host(node.machine.memory);
+                    let resources = container_resources(&pod, &change.container, &host);
                     let updated = node.runtime.update_resources(&change.run_id, resources).await;
                     updated.map_err(|error| error.runtime_message())?;
                     step.applied.push((change.run_id, change.given));

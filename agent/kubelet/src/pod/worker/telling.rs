@@ -35,7 +35,7 @@ impl Worker {
                 }
                 _ => None,
             };
-            let generated = status::generate(&status::View {
+            let mut generated = status::generate(&status::View {
                 pod: &self.wish.pod,
                 last: &self.status,
                 observed: &self.observed,
@@ -53,6 +53,7 @@ impl Worker {
                 },
                 now,
             });
+            status::tell_devices(&mut generated, self.node.devices.health(&self.uid()));
             let may_delete =
                 matches!(self.stage, Stage::Ended { .. }) && self.pod().metadata.deletion_timestamp.is_some();
             let kept_quiet = self.wish.removed || (self.is_replacing() && !restarts_all(&generated));
