@@ -1,7 +1,7 @@
 //! What an agent is told when it starts. Everything else it learns from the API and the machine.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -53,6 +53,10 @@ pub struct Config {
     /// Sysctls that pods may set besides the safe ones.
     pub allowed_unsafe_sysctls: Vec<String>,
     pub kubelet_port: u16,
+    /// Where the kubelet says to people of the machine that it is well; none for nowhere.
+    pub healthz: Option<SocketAddr>,
+    /// Where the proxy tells them about itself.
+    pub proxy_metrics: Option<SocketAddr>,
     /// When the node is under pressure and pods must go.
     pub eviction: EvictionThresholds,
     /// When unused images are removed.
@@ -144,6 +148,8 @@ impl Config {
             network_gc_period: Duration::from_secs(300),
             allowed_unsafe_sysctls: Vec::new(),
             kubelet_port: api::defaults::KUBELET_PORT,
+            healthz: Some((Ipv4Addr::LOCALHOST, api::defaults::KUBELET_HEALTHZ_PORT).into()),
+            proxy_metrics: Some((Ipv4Addr::LOCALHOST, proxy::METRICS_PORT).into()),
             eviction: EvictionThresholds::default(),
             image_gc: ImageGc::default(),
             container_logs: ContainerLogs::default(),

@@ -40,6 +40,7 @@ pub fn start_network(
         ProxyMode::Nftables => proxy::Mode::Nftables,
         ProxyMode::Iptables => proxy::Mode::Iptables,
     };
+    proxy.metrics_bind = config.proxy_metrics;
     proxy.cluster_cidr = pods;
     proxy.dns_address = Some(cluster.dns);
     let dns = dns::Config {
@@ -93,6 +94,7 @@ fn kubelet_config(
     kubelet.eviction = config.eviction.clone();
     kubelet.image_gc = config.image_gc.clone();
     kubelet.container_logs = config.container_logs.clone();
+    kubelet.healthz = config.healthz;
     kubelet.server = Some(ServerConfig {
         address: (node_ip, config.kubelet_port).into(),
         // One file holds certificate and key.

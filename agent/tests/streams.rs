@@ -66,6 +66,10 @@ impl NodePods for OnePod {
         &self.cgroups
     }
 
+    fn probe_metrics(&self) -> String {
+        String::new()
+    }
+
     async fn healthy(&self) -> Result<(), String> {
         Ok(())
     }
@@ -267,6 +271,18 @@ async fn refused_without_rights(client: &Client) {
     assert_eq!((status, body.as_str()), (404, "container \"none\" not found in pod \"p\"\n"));
     let (status, body) = client.get("admin", "/exec/default/p/c?command=ls&output=1").await;
     assert_eq!((status, body.as_str()), (400, "unable to upgrade: missing upgrade headers in request"));
+    let (status, body) = client.get("admin", "/exec/default/p/none?command=ls&output=1").await;
+    assert_eq!((status, body.as_str()), (500, "container not found (\"none\")"));
+    let (status, body) = client.get("admin", "/attach/default/p/none?output=1").await;
+    assert_eq!((status, body.as_str()), (500, "container none not found in pod p_default"));
+    for (path, line) in [
+        ("/statusz", "kubelet statusz"),
+        ("/flagz", "kubelet flagz"),
+        ("/metrics/slis", "kubernetes_healthcheck{name=\"syncloop\",type=\"healthz\"} 1"),
+    ] {
+        let (status, body) = client.get("admin", path).await;
+        assert!(status == 200 && body.lines().any(|found| found == line), "{path}: {status} {body}");
+    }
 }
 
 async fn exec(client: &Client) {

@@ -7,6 +7,7 @@
 //! - [`names`]: DNS-1123 and friends;
 //! - [`scalar`]: canonical forms of times, durations and bytes; [`formats`]: texts of a format;
 //! - [`selector`]: label and field selectors, from text, JSON and typed objects;
+//! - [`references`]: what of the API a pod needs;
 //! - [`resources`]: what a pod asks for, and its QoS class;
 
 pub mod cluster;
@@ -15,6 +16,7 @@ pub mod field;
 pub mod formats;
 pub mod names;
 pub mod quantity;
+pub mod references;
 pub mod resources;
 pub mod scalar;
 pub mod selector;
@@ -23,6 +25,7 @@ pub mod selector;
 pub mod defaults {
     pub const API_PORT: u16 = 6443;
     pub const KUBELET_PORT: u16 = 10250;
+    pub const KUBELET_HEALTHZ_PORT: u16 = 10248;
     pub const PROXY_HEALTH_PORT: u16 = 10256;
     pub const POD_CIDR: &str = "10.42.0.0/16";
     pub const SERVICE_CIDR: &str = "10.43.0.0/16";

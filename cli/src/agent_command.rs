@@ -1,6 +1,6 @@
 //! `skiff agent`: a node of an existing cluster.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -88,6 +88,15 @@ pub struct NodeArguments {
     /// Sysctls that pods may set besides the safe ones, e.g. net.core.somaxconn,net.ipv4.*
     #[arg(long, value_delimiter = ',')]
     allowed_unsafe_sysctls: Vec<String>,
+    /// Where the kubelet answers /healthz to those on this machine
+    #[arg(long, default_value = "127.0.0.1")]
+    healthz_bind_address: IpAddr,
+    /// The port for it; 0 for none
+    #[arg(long, default_value_t = api::defaults::KUBELET_HEALTHZ_PORT)]
+    healthz_port: u16,
+    /// Where the proxy answers /proxyMode, /healthz and /metrics to those on this machine
+    #[arg(long, default_value = "127.0.0.1:10249")]
+    metrics_bind_address: SocketAddr,
     /// How Services reach the kernel
     #[arg(long, default_value = "nftables", value_parser = ["nftables", "iptables"])]
     proxy_mode: String,
@@ -130,6 +139,8 @@ impl NodeArguments {
         config.image_gc.low_percent = config.image_gc.low_percent.min(self.image_gc_high_threshold);
         config.container_logs.max_size = self.container_log_max_size;
         config.container_logs.max_files = self.container_log_max_files;
+        config.healthz = (self.healthz_port > 0).then_some((self.healthz_bind_address, self.healthz_port).into());
+        config.proxy_metrics = Some(self.metrics_bind_address);
         config.proxy_mode =
             if self.proxy_mode == "iptables" { agent::ProxyMode::Iptables } else { agent::ProxyMode::Nftables };
         Ok(config)

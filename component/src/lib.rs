@@ -6,6 +6,7 @@
 //! - [`Candidate`]: leader election through a Lease;
 //! - [`EventRecorder`]: `Event` objects with Kubernetes' aggregation;
 //! - [`memory`]: a resting process gives back what only work needs;
+//! - [`zpages`]: `/statusz` and `/flagz`;
 //! - [`Files`]: wakes when certificates or configuration files change.
 //!
 //! Decisions do not live here: a part's decisions are pure functions in its own crate.
@@ -17,6 +18,7 @@ mod informer;
 pub mod memory;
 mod queue;
 mod supervisor;
+pub mod zpages;
 
 pub use election::Candidate;
 pub use events::{EventRecorder, EventType};

@@ -210,7 +210,7 @@ fn images_are_pulled_from_private_registries_and_through_mirrors() {
     event(&lab, "right", "Pulled", "Successfully pulled image");
     lab.apply(&pulled("present", &image, "imagePullPolicy: IfNotPresent", &with("right")));
     lab.wait("pod/present", "condition=Ready", 60);
-    event(&lab, "present", "Pulled", "already present on machine");
+    event(&lab, "present", "Pulled", "already present on machine and can be accessed by the pod");
     let old = directory.path().join("dockercfg");
     std::fs::write(&old, format!("{{\"{private}\": {{\"username\": \"puller\", \"password\": \"s3cret\"}}}}")).unwrap();
     let from = format!("--from-file=.dockercfg={}", old.display());

@@ -95,6 +95,11 @@ fn nginx_is_served(story: &str, mode: &str) {
     fetch(&lab, "node-2", &url);
 
     session_affinity_keeps_a_client(&lab);
+    for (port, path, expected) in [(10248, "healthz", "ok"), (10249, "proxyMode", mode), (10249, "healthz", "ok")] {
+        let url = format!("http://127.0.0.1:{port}/{path}");
+        let answer = lab.exec("node-1", &["curl", "-sS", "--max-time", "5", &url]);
+        assert_eq!(answer.stdout.trim(), expected, "{url}: {answer:?}");
+    }
     let report = lab.exec("node-1", &["curl", "-sS", "--max-time", "5", "http://127.0.0.1:10256/healthz"]);
     assert!(report.ok, "{report:?}");
 }

@@ -19,6 +19,8 @@ pub struct View<'a> {
     pub others: &'a [&'a Pod],
     /// Sysctls that pods may set besides the safe ones; `*` at the end stands for anything.
     pub unsafe_sysctls: &'a [String],
+    /// The host can confine what runs by AppArmor's profiles.
+    pub apparmor: bool,
 }
 
 /// The reason to refuse, if there is one.
@@ -27,11 +29,49 @@ pub fn refuse(pod: &Pod, view: &View<'_>) -> Option<Verdict> {
     refuse_resources(spec, view)
         .or_else(|| refuse_ports(spec, view))
         .or_else(|| refuse_selectors(spec, view))
+        .or_else(|| refuse_groups(spec, view))
         .or_else(|| refuse_sysctls(spec, view.unsafe_sysctls))
+        .or_else(|| refuse_profiles(pod, view))
+}
+
+/// A pod that wants the groups of its spec alone, where the runtime cannot but add those of the image
+/// (`SupplementalGroupsPolicy`).
+fn refuse_groups(spec: &PodSpec, view: &View<'_>) -> Option<Verdict> {
+    let policy = spec.security_context.as_ref()?.supplemental_groups_policy.as_deref();
+    let features = view.node?.status.as_ref().and_then(|status| status.features.as_ref());
+    let works = features.and_then(|features| features.supplemental_groups_policy).unwrap_or(false);
+    (policy == Some("Strict") && !works).then(|| {
+        let message = "SupplementalGroupsPolicy=Strict is not supported in this node";
+        Verdict::refused("SupplementalGroupsPolicyNotSupported", message)
+    })
+}
+
+/// Where profiles used to be named.
+const PROFILE_ANNOTATION: &str = "container.apparmor.security.beta.kubernetes.io/";
+
+/// A pod that is to be confined must not run unconfined (`pkg/security/apparmor/validate.go`).
+fn refuse_profiles(pod: &Pod, view: &View<'_>) -> Option<Verdict> {
+    if view.apparmor {
+        return None;
+    }
+    let spec = pod.spec.as_ref()?;
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let of_containers = containers.map(|container| container.security_context.as_ref());
+    let ephemeral = spec.ephemeral_containers.iter().flatten().map(|container| container.security_context.as_ref());
+    let of_containers = of_containers
+        .chain(ephemeral)
+        .filter_map(|context| context.and_then(|context| context.app_armor_profile.as_ref()));
+    let of_pod = spec.security_context.as_ref().and_then(|context| context.app_armor_profile.as_ref());
+    let by_field = of_pod.into_iter().chain(of_containers).any(|profile| profile.type_ != "Unconfined");
+    let annotations = pod.metadata.annotations.iter().flatten();
+    let by_annotation =
+        annotations.filter(|(key, _)| key.starts_with(PROFILE_ANNOTATION)).any(|(_, profile)| profile != "unconfined");
+    (by_field || by_annotation)
+        .then(|| Verdict::refused("AppArmor", "Cannot enforce AppArmor: AppArmor is not enabled on the host"))
 }
 
 /// What one pod sets has no effect on others (`pkg/kubelet/sysctl/safe_sysctls.go`).
-const SAFE_SYSCTLS: [&str; 12] = [
+const SAFE_SYSCTLS: [&str; 14] = [
     "kernel.shm_rmid_forced",
     "net.ipv4.ip_local_port_range",
     "net.ipv4.ip_local_reserved_ports",
@@ -41,7 +81,9 @@ const SAFE_SYSCTLS: [&str; 12] = [
     "net.ipv4.tcp_keepalive_intvl",
     "net.ipv4.tcp_keepalive_probes",
     "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_notsent_lowat",
     "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_slow_start_after_idle",
     "net.ipv4.tcp_syncookies",
     "net.ipv4.tcp_wmem",
 ];
@@ -63,10 +105,7 @@ fn refuse_sysctls(spec: &PodSpec, allowed: &[String]) -> Option<Verdict> {
         let name = sysctl.name.replace('/', ".");
         !(SAFE_SYSCTLS.contains(&name.as_str()) || listed(&name) && is_namespaced(&name))
     })?;
-    Some(Verdict {
-        reason: "SysctlForbidden".to_owned(),
-        message: format!("Pod was rejected: forbidden sysctl: {:?} not allowlisted", forbidden.name),
-    })
+    Some(Verdict::refused("SysctlForbidden", format!("forbidden sysctl: {:?} not allowlisted", forbidden.name)))
 }
 
 /// What the node has too little of. CPU in millicores, the rest in units.
@@ -90,7 +129,7 @@ impl std::fmt::Display for Shortage {
 
 fn refuse_resources(spec: &PodSpec, view: &View<'_>) -> Option<Verdict> {
     let short = shortage(spec, view)?;
-    Some(Verdict { reason: format!("OutOf{}", short.name), message: format!("Pod was rejected: {short}") })
+    Some(Verdict::refused(format!("OutOf{}", short.name), short))
 }
 
 /// What is missing for the pod beside the others.
@@ -153,11 +192,11 @@ fn refuse_ports(spec: &PodSpec, view: &View<'_>) -> Option<Verdict> {
                 port == *own_port && protocol == *own_protocol && (ip == *own_ip || any(&ip) || any(own_ip))
             })
         });
-    clash.then(|| Verdict {
-        reason: "NodePorts".to_owned(),
-        message:
-            "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports"
-                .to_owned(),
+    clash.then(|| {
+        Verdict::refused(
+            "NodePorts",
+            "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports",
+        )
     })
 }
 
@@ -172,10 +211,11 @@ fn refuse_selectors(spec: &PodSpec, view: &View<'_>) -> Option<Verdict> {
         .and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
     let name = node.metadata.name.clone().unwrap_or_default();
     let matches = simple && required.is_none_or(|selector| selector_matches(selector, &labels, &name));
-    (!matches).then(|| Verdict {
-        reason: "NodeAffinity".to_owned(),
-        message: "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"
-            .to_owned(),
+    (!matches).then(|| {
+        Verdict::refused(
+            "NodeAffinity",
+            "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector",
+        )
     })
 }
 
@@ -263,6 +303,21 @@ mod tests {
             (json!({"containers": [], "nodeSelector": {"disk": "ssd"}}), None),
             (affinity("Gt", "gen", json!(["5"])), None),
             (affinity("NotIn", "disk", json!(["ssd"])), Some("NodeAffinity")),
+            (json!({"containers": [], "securityContext": {"supplementalGroupsPolicy": "Merge"}}), None),
+            (
+                json!({"containers": [], "securityContext": {"supplementalGroupsPolicy": "Strict"}}),
+                Some("SupplementalGroupsPolicyNotSupported"),
+            ),
+            (
+                json!({"containers": [], "securityContext": {"appArmorProfile": {"type": "RuntimeDefault"}}}),
+                Some("AppArmor"),
+            ),
+            (json!({"containers": [], "securityContext": {"appArmorProfile": {"type": "Unconfined"}}}), None),
+            (
+                json!({"containers": [{"name": "c", "securityContext": {"appArmorProfile": {"type": "Localhost", "localhostProfile": "p"}}}]}),
+                Some("AppArmor"),
+            ),
+            (sysctl("net.ipv4.tcp_slow_start_after_idle"), None),
             (sysctl("kernel.shm_rmid_forced"), None),
             (sysctl("net/ipv4/tcp_syncookies"), None),
             (sysctl("net.ipv4.ip_forward"), None),
@@ -270,18 +325,52 @@ mod tests {
             (sysctl("fs.mount-max"), Some("SysctlForbidden")),
         ] {
             let others: &[&Pod] = &[&other];
-            let view = View { allocatable: &allocatable, node: Some(&node), others, unsafe_sysctls: &unsafe_sysctls };
+            let view = View {
+                allocatable: &allocatable,
+                node: Some(&node),
+                others,
+                unsafe_sysctls: &unsafe_sysctls,
+                apparmor: false,
+            };
             let verdict = refuse(&pod(spec.clone()), &view);
             assert_eq!(verdict.map(|verdict| verdict.reason).as_deref(), reason, "{spec}");
         }
         let full = refuse(
             &pod(json!({"containers": []})),
-            &View { allocatable: &allocatable, node: None, others: &[&other, &other, &other], unsafe_sysctls: &[] },
+            &View {
+                allocatable: &allocatable,
+                node: None,
+                others: &[&other, &other, &other],
+                unsafe_sysctls: &[],
+                apparmor: false,
+            },
         )
         .unwrap();
         assert_eq!(
             full.message,
             "Pod was rejected: Node didn't have enough resource: pods, requested: 1, used: 3, capacity: 3"
         );
+    }
+
+    #[test]
+    fn what_the_host_and_its_runtime_can_do_is_not_refused() {
+        let node: Node = serde_json::from_value(
+            json!({"metadata": {"name": "n"}, "status": {"features": {"supplementalGroupsPolicy": true}}}),
+        )
+        .unwrap();
+        let mut pod = pod(json!({"containers": [], "securityContext": {"supplementalGroupsPolicy": "Strict"}}));
+        let annotation = ("container.apparmor.security.beta.kubernetes.io/c".to_owned(), "runtime/default".to_owned());
+        pod.metadata.annotations = Some([annotation].into());
+        let allocatable = Amounts::new();
+        let view = |apparmor| View {
+            allocatable: &allocatable,
+            node: Some(&node),
+            others: &[],
+            unsafe_sysctls: &[],
+            apparmor,
+        };
+        assert_eq!(refuse(&pod, &view(true)), None);
+        let refused = refuse(&pod, &view(false)).unwrap();
+        assert_eq!(refused.message, "Pod was rejected: Cannot enforce AppArmor: AppArmor is not enabled on the host");
     }
 }

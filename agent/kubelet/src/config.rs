@@ -159,6 +159,8 @@ pub struct Config {
     pub container_logs: ContainerLogs,
     /// None for a kubelet without its HTTP server (tests).
     pub server: Option<ServerConfig>,
+    /// Where `/healthz` is answered without a question, for people and programs of this machine.
+    pub healthz: Option<SocketAddr>,
     /// How often an unchanged node status is sent.
     pub node_status_report: Duration,
     /// Lease duration; renewed four times as often.
@@ -194,6 +196,7 @@ impl Config {
             image_gc: ImageGc::default(),
             container_logs: ContainerLogs::default(),
             server: None,
+            healthz: None,
             node_status_report: Duration::from_secs(300),
             lease_duration: Duration::from_secs(40),
             audit_period: Duration::from_secs(10),
@@ -214,6 +217,8 @@ impl Config {
             "staticPodPath": self.manifests_dir,
             "port": self.server.as_ref().map(|server| server.address.port()),
             "address": self.server.as_ref().map(|server| server.address.ip().to_string()),
+            "healthzPort": self.healthz.map_or(0, |address| address.port()),
+            "healthzBindAddress": self.healthz.map(|address| address.ip().to_string()),
             "clusterDomain": self.cluster_domain,
             "clusterDNS": self.cluster_dns,
             "containerRuntimeEndpoint": format!("unix://{}", self.runtime_endpoint.display()),

@@ -37,6 +37,7 @@ pub struct NodeContext {
     /// What pods may use, for downward values and admission.
     pub allocatable: Arc<RwLock<Amounts>>,
     pub runtime_features: RwLock<RuntimeFeatures>,
+    pub probe_totals: crate::probes::Totals,
     pub supervisor: Supervisor,
 }
 

@@ -9,6 +9,7 @@
 //! <root>/plugins/kubernetes.io/csi/...                      what CSI drivers mount once for the node
 //! <root>/plugins_registry/*.sock                            plugins that want to be registered
 //! <root>/device-plugins/kubelet.sock                        where device plugins register
+//! <root>/pod-resources/kubelet.sock                         where it is asked which pod has which devices
 //! <logs>/<namespace>_<name>_<uid>/<container>/<attempt>.log
 //! ```
 //!
@@ -49,7 +50,9 @@ impl Layout {
     pub fn entries(&self) -> Vec<PathBuf> {
         let claims = self.root.join(CLAIMS);
         let draft = crate::files::draft(&claims);
-        vec![self.pods(), self.plugins(), self.plugins_registry(), self.device_plugins(), claims, draft]
+        let directories =
+            [self.pods(), self.plugins(), self.plugins_registry(), self.device_plugins(), self.pod_resources()];
+        directories.into_iter().chain([claims, draft]).collect()
     }
 
     /// The path on this host of what a pod or a driver names.
@@ -72,6 +75,10 @@ impl Layout {
 
     pub fn device_plugins(&self) -> PathBuf {
         self.root.join("device-plugins")
+    }
+
+    pub fn pod_resources(&self) -> PathBuf {
+        self.root.join("pod-resources")
     }
 
     /// Drivers' sockets and files, a directory for each.

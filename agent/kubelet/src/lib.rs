@@ -4,6 +4,7 @@
 //! - [`spec`]: a pod's spec as the runtime takes it; [`downward`]: what a pod learns about itself;
 //! - [`cri`]: the container runtime; [`images`], [`cgroups`], [`probes`], [`volumes`];
 //! - [`plugins`]: drivers that register; [`devices`]: device plugins; [`dra`]: claimed resources;
+//!   `pod_resources`: who has what of both;
 //! - [`node`]: the Node object; [`status_writer`]: pods' statuses; [`static_pods`], [`admission`];
 //! - `retry`, `locks`, `files`: what several of these need to try again, to take turns, to remember;
 //! - [`server_contract`] and [`volume_contract`]: what the 10250 server and the volumes are to this room.
@@ -30,6 +31,7 @@ pub mod manager;
 pub mod node;
 pub mod plugins;
 pub mod pod;
+mod pod_resources;
 pub mod probes;
 pub mod resize;
 mod retry;
@@ -152,6 +154,7 @@ fn start_with(
         services: informers.of::<Service>(),
         references: References::default(),
         runtime_features: RwLock::default(),
+        probe_totals: probes::Totals::default(),
         supervisor: supervisor.clone(),
         client,
         runtime,
@@ -164,11 +167,15 @@ fn start_with(
     let manager = Manager::new(node.clone(), nodes, supervisor);
     let heartbeat = Arc::new(Heartbeat::default());
     node::heartbeat::start(&node, &heartbeat, supervisor);
+    supervisor.spawn("pod-resources", pod_resources::serve(node.clone(), manager.clone()));
     supervisor.spawn("image-gc", images::gc::run(node.clone()));
     supervisor.spawn("eviction", eviction::run(node.clone(), manager.clone(), heartbeat.clone()));
     supervisor.spawn("log-rotation", log_rotation::run(node.clone(), manager.clone()));
     if node.config.server.is_some() {
         supervisor.spawn("serve", serve(node.clone(), manager.clone(), supervisor.clone()));
+    }
+    if let Some(address) = node.config.healthz {
+        supervisor.spawn("healthz", server::serve_healthz(address));
     }
     supervisor.spawn("sources", run_sources(node, manager.clone(), pods, heartbeat, supervisor.clone()));
     Ok(Running { manager })
@@ -208,6 +215,7 @@ async fn run_sources(
     supervisor
         .spawn("runtime-events", cri::events::follow(node.runtime.clone(), move |event| events.runtime_event(event)));
     supervisor.spawn("audit", manager.clone().audit());
+    supervisor.spawn("device-health", manager.clone().follow_devices());
     if let Some(directory) = node.config.manifests_dir.clone() {
         manager.static_pods(static_pods::read_all(&directory, &node.config.node_name));
         supervisor.spawn("manifests", static_pods::follow(directory, node.config.node_name.clone(), manager.clone()));

@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use crate::admission;
 use crate::cgroups;
 use crate::context::NodeContext;
+use crate::devices::is_extended;
 use crate::locks::Locks;
 use crate::pod::mailbox::{Mailbox, Snapshot, Source, Wish};
 use crate::pod::observed::Fingerprint;
@@ -26,7 +27,7 @@ use crate::pod::worker::Worker;
 use crate::resize;
 use crate::retry::Delays;
 use crate::static_pods;
-use api::resources::QosClass;
+use api::resources::{Amounts, QosClass};
 
 mod grants;
 mod news;
@@ -60,6 +61,13 @@ struct State {
 
 fn uid_of(pod: &Pod) -> String {
     pod.metadata.uid.clone().unwrap_or_default()
+}
+
+/// What the Node offers besides what every machine has.
+fn extended_resources(node: Option<&Node>) -> Amounts {
+    let offered = node.and_then(|node| node.status.as_ref()?.allocatable.as_ref()).into_iter().flatten();
+    let extended = offered.filter(|(name, _)| is_extended(name));
+    extended.filter_map(|(name, quantity)| Some((name.clone(), quantity.0.parse().ok()?))).collect()
 }
 
 /// Whether a pod has come to its end for good.
@@ -287,13 +295,18 @@ impl Manager {
     fn refusal(&self, pod: &Pod) -> Option<Verdict> {
         let others = self.others(&uid_of(pod));
         let others: Vec<&Pod> = others.iter().map(AsRef::as_ref).collect();
-        let allocatable = self.node.allocatable.read().clone();
+        let mut allocatable = self.node.allocatable.read().clone();
         let own = self.nodes.get("", &self.node.config.node_name);
+        // What plugins have is theirs to refuse.
+        let plugins = self.node.devices.counts();
+        let of_plugin = |name: &String| plugins.iter().any(|device| device.resource == *name);
+        allocatable.extend(extended_resources(own.as_deref()).into_iter().filter(|(name, _)| !of_plugin(name)));
         let view = admission::View {
             allocatable: &allocatable,
             node: own.as_deref(),
             others: &others,
             unsafe_sysctls: &self.node.config.allowed_unsafe_sysctls,
+            apparmor: self.node.machine.apparmor,
         };
         admission::refuse(pod, &view)
     }
@@ -316,6 +329,7 @@ impl Manager {
             state.inherited.remove(&uid);
             state.deferred.remove(&uid);
             drop(state);
+            manager.node.probe_totals.forget(&uid);
             manager.refresh_qos();
             manager.retry_deferred();
             manager.forget_references();
@@ -361,6 +375,18 @@ impl Manager {
                 tracing::debug!(%error, "the burstable class's weight could not be set");
             }
         });
+    }
+
+    /// Statuses show how devices are: pods that have any tell it when that changes, until cancelled.
+    pub async fn follow_devices(self: Arc<Self>) {
+        let mut changes = self.node.devices.changes();
+        while changes.changed().await.is_ok() {
+            let users = self.node.devices.users();
+            let mailboxes = self.state.lock().pods.clone();
+            for (_, mailbox) in mailboxes.into_iter().filter(|(uid, _)| users.contains(uid)) {
+                mailbox.post(|_| {});
+            }
+        }
     }
 
     fn mailboxes(&self) -> Vec<Arc<Mailbox>> {

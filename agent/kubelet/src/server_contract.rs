@@ -70,6 +70,9 @@ pub trait NodePods: Send + Sync {
     /// Where pods' and containers' cgroups are, and how to read their usage.
     fn cgroups(&self) -> &Cgroups;
 
+    /// How probes went, as metrics.
+    fn probe_metrics(&self) -> String;
+
     /// `Ok` when the agent's own loops are alive: what /healthz answers.
     async fn healthy(&self) -> Result<(), String>;
 }

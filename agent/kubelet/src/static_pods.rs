@@ -27,6 +27,9 @@ pub enum ManifestError {
     Read { path: PathBuf, source: std::io::Error },
     #[error("the manifest {} is not a pod: {message}", path.display())]
     Parse { path: PathBuf, message: String },
+    /// It must run without the API, and nobody asked whether its author may read what it names.
+    #[error("the manifest {}: static pods may not reference {what}", path.display())]
+    Reference { path: PathBuf, what: &'static str },
 }
 
 /// A manifest as a pod of this node: named after it, with a UID made of its content.
@@ -34,6 +37,9 @@ pub fn parse(path: &Path, text: &str, node_name: &str) -> Result<Pod, ManifestEr
     let bad = |message: String| ManifestError::Parse { path: path.to_owned(), message };
     // By way of a JSON value: one more decoder of every pod type would cost megabytes of program.
     let document: serde_json::Value = serde_saphyr::from_str(text).map_err(|error| bad(error.to_string()))?;
+    if let Some(what) = api::references::of_pod(&document) {
+        return Err(ManifestError::Reference { path: path.to_owned(), what });
+    }
     let mut pod: Pod = serde_json::from_value(document).map_err(|error| bad(error.to_string()))?;
     let name = pod
         .metadata
@@ -235,5 +241,12 @@ mod tests {
         for text in ["{", "metadata: {name: x}\nspec: {containers: []}", "spec: {containers: [{name: c}]}"] {
             assert!(matches!(parse(Path::new("/m/x"), text, "n"), Err(ManifestError::Parse { .. })), "{text}");
         }
+    }
+
+    #[test]
+    fn a_static_pod_must_not_need_the_api() {
+        let manifest = format!("{MANIFEST}    envFrom:\n    - secretRef: {{name: s}}\n");
+        let error = parse(Path::new("/m/x"), &manifest, "n").unwrap_err();
+        assert_eq!(error.to_string(), "the manifest /m/x: static pods may not reference secrets");
     }
 }

@@ -181,6 +181,11 @@ pub fn patch(uid: &str, base: &Value, wanted: &Value) -> Option<Value> {
             _ => value.clone(),
         };
         if change.as_array().is_none_or(|list| !list.is_empty()) {
+            if key == "conditions"
+                && let Some(order) = order_of_conditions(base.get(key), value)
+            {
+                changes.insert("$setElementOrder/conditions".to_owned(), order);
+            }
             changes.insert(key.clone(), change);
         }
     }
@@ -215,6 +220,17 @@ fn changed_conditions(base: Option<&Value>, wanted: &Value) -> Value {
         .filter(|before| !wanted_type(&before["type"]))
         .map(|before| json!({"type": before["type"], "$patch": "delete"}));
     Value::Array(with_removals.chain(gone).collect())
+}
+
+/// A condition that is new would be put behind all others: the list's order is told with it.
+fn order_of_conditions(base: Option<&Value>, wanted: &Value) -> Option<Value> {
+    let types = |list: &Value| -> Vec<Value> {
+        list.as_array().into_iter().flatten().map(|condition| json!({"type": condition["type"]})).collect()
+    };
+    let known = types(base?);
+    let wanted = types(wanted);
+    let has_new = !known.is_empty() && wanted.iter().any(|one| !known.contains(one));
+    has_new.then_some(Value::Array(wanted))
 }
 
 /// Addresses merge by `ip`: those that are gone are deleted by name.
@@ -255,6 +271,12 @@ mod tests {
                 json!({"conditions": [ready("True"), {"type": "PodResizePending", "status": "True"}, {"type": "Foreign", "status": "True"}]}),
                 json!({"conditions": [ready("True")]}),
                 Some(json!({"conditions": [{"type": "PodResizePending", "$patch": "delete"}]})),
+            ),
+            (
+                json!({"conditions": [ready("True")]}),
+                json!({"conditions": [{"type": "PodResizePending", "status": "True"}, ready("True")]}),
+                Some(json!({"$setElementOrder/conditions": [{"type": "PodResizePending"}, {"type": "Ready"}],
+                    "conditions": [{"type": "PodResizePending", "status": "True"}]})),
             ),
             (
                 json!({"podIPs": [{"ip": "1.1.1.1"}]}),

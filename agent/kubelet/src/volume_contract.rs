@@ -51,6 +51,20 @@ impl VolumeError {
     }
 }
 
+/// The volumes of a pod that could not be made, one at least: each is told.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{first}")]
+pub struct VolumeErrors {
+    pub first: VolumeError,
+    pub others: Vec<VolumeError>,
+}
+
+impl VolumeErrors {
+    pub fn iter(&self) -> impl Iterator<Item = &VolumeError> {
+        std::iter::once(&self.first).chain(&self.others)
+    }
+}
+
 /// How full a volume is. Bytes and inodes; none where the driver does not say.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VolumeUsage {
@@ -75,7 +89,7 @@ pub trait Volumes: Send + Sync {
     /// Makes every volume of the pod available on the host. Idempotent, and quick when all is there.
     /// The caller gives up waiting by dropping the future: what is half made must be found again by
     /// the next `set_up` or `tear_down`.
-    async fn set_up(&self, pod: &Arc<Pod>) -> Result<VolumePaths, VolumeError>;
+    async fn set_up(&self, pod: &Arc<Pod>) -> Result<VolumePaths, VolumeErrors>;
 
     /// The pod runs, with volumes that an earlier process set up: they are kept current from now on.
     /// Must not block.

@@ -282,10 +282,24 @@ async fn tokens_are_renewed_before_they_expire() {
 #[tokio::test]
 async fn what_is_missing_is_named() {
     let node = Node::new();
-    let volumes = json!([{ "name": "v", "configMap": { "name": "later" } }]);
+    let volumes = json!([
+        { "name": "v", "configMap": { "name": "later" } },
+        { "name": "host", "hostPath": { "path": node.root.path().join("none"), "type": "Directory" } },
+        { "name": "w", "secret": { "secretName": "later" } },
+    ]);
     let pod = pod("u3", volumes, None);
-    let error = node.volumes.set_up(&pod).await.unwrap_err();
-    assert_eq!(error.to_string(), "MountVolume.SetUp failed for volume \"v\" : configmap \"later\" not found");
+    let errors = node.volumes.set_up(&pod).await.unwrap_err();
+    let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        errors[..2],
+        [
+            "MountVolume.SetUp failed for volume \"v\" : configmap \"later\" not found",
+            "MountVolume.SetUp failed for volume \"w\" : secret \"later\" not found"
+        ]
+    );
+    assert!(errors[2].contains("\"host\" : hostPath type check failed"), "{errors:?}");
+    std::fs::create_dir(node.root.path().join("none")).unwrap();
+    node.api.put("secrets/later", json!({ "data": {} }));
     node.api.put("configmaps/later", json!({ "data": {} }));
     let mut outcome = node.volumes.set_up(&pod).await;
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -310,6 +324,8 @@ async fn empty_directories_keep_their_content_and_host_paths_stay() {
     let paths = node.volumes.set_up(&pod).await.unwrap();
     let disk = std::fs::metadata(&paths["disk"].host_path).unwrap();
     assert_eq!((disk.permissions().mode() & 0o7777, disk.gid()), (0o2777, 4321));
+    let memory = std::fs::metadata(&paths["memory"].host_path).unwrap();
+    assert_eq!((memory.permissions().mode() & 0o7777, memory.gid()), (0o3777, 4321));
     std::fs::write(paths["disk"].host_path.join("kept"), "x").unwrap();
     std::fs::write(host.join("kept"), "x").unwrap();
     assert!(

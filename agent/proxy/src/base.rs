@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use component::{Change, Informer, Informers, Supervisor};
-use k8s_openapi::api::core::v1::{Node, Service};
+use component::{Change, EventRecorder, EventType, Informer, Informers, Supervisor};
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -94,10 +94,25 @@ pub fn start(config: Config, informers: &Informers, supervisor: &Supervisor) -> 
     if let Some(address) = config.health_bind {
         supervisor.spawn("healthz", health.clone().serve(address, watched.nodes.clone()));
     }
+    if let Some(address) = config.metrics_bind {
+        supervisor.spawn("metrics", health.clone().serve_metrics(address, mode));
+    }
+    let recorder = EventRecorder::new(informers.client(), &supervisor, "kube-proxy", &config.node_name);
+    recorder.event(&node_reference(&config.node_name), EventType::Normal, "Starting", "");
     let checks = HealthChecks::new(&supervisor, health.clone());
     let (synced, seen) = watch::channel(0);
     supervisor.spawn("sync", sync_forever(config, mode, watched, changed, health, checks, synced));
     Proxy { synced: seen, mode }
+}
+
+/// As Kubernetes' proxy says it: the node's name stands for its UID.
+fn node_reference(name: &str) -> ObjectReference {
+    ObjectReference {
+        kind: Some("Node".to_owned()),
+        name: Some(name.to_owned()),
+        uid: Some(name.to_owned()),
+        ..Default::default()
+    }
 }
 
 fn wake_on_change(watched: &Watched, node_name: &str, changed: &Arc<Notify>, health: &Health) {

@@ -1,5 +1,6 @@
-//! HTTP answers about this node's Services: `/healthz` and `/livez`, and one port per load balanced
-//! Service with `externalTrafficPolicy: Local`, which tells balancers whether to send packets here.
+//! HTTP answers about this node's Services: `/healthz` and `/livez`, one port per load balanced
+//! Service with `externalTrafficPolicy: Local`, which tells balancers whether to send packets here, and,
+//! for those on the node itself, `/proxyMode` and `/metrics`.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -19,6 +20,7 @@ use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::Mode;
 use crate::model::HealthCheck;
 
 /// Rules older than a change by this much are unhealthy: twice kube-proxy's sync period.
@@ -92,6 +94,37 @@ impl Health {
         })
         .await;
     }
+}
+
+impl Health {
+    /// Serves what is for people on the node until cancelled (`cmd/kube-proxy: serveMetrics`).
+    pub async fn serve_metrics(self, address: SocketAddr, mode: Mode) {
+        serve(address, move |path| match path {
+            "/healthz" | "/healthz/ping" => plain("ok".to_owned()),
+            "/proxyMode" => plain(mode.to_string()),
+            "/metrics" => plain(self.metrics()),
+            _ => answer(StatusCode::NOT_FOUND, "404 page not found\n".into()),
+        })
+        .await;
+    }
+
+    fn metrics(&self) -> String {
+        let state = self.state.lock();
+        let name = "kubeproxy_sync_proxy_rules_last_timestamp_seconds";
+        let last = state.last_success.map_or(0.0, |at| at.as_millisecond() as f64 / 1000.0);
+        format!(
+            "# HELP {name} [ALPHA] The last time proxy rules were successfully synced\n# TYPE {name} gauge\n{name}{{ip_family=\"IPv4\"}} {last}\n"
+        )
+    }
+}
+
+fn plain(text: String) -> Response<Full<Bytes>> {
+    let mut response = answer(StatusCode::OK, text);
+    let headers = response.headers_mut();
+    let plain = hyper::header::HeaderValue::from_static("text/plain; charset=utf-8");
+    headers.insert(hyper::header::CONTENT_TYPE, plain);
+    headers.insert("X-Content-Type-Options", hyper::header::HeaderValue::from_static("nosniff"));
+    response
 }
 
 /// A node that is about to go should get no new connections.

@@ -35,6 +35,8 @@ pub use kernel::Kernel;
 
 /// Where Kubernetes' own proxy answers health checks.
 pub const HEALTH_PORT: u16 = 10256;
+/// Where it tells people of the node about itself.
+pub const METRICS_PORT: u16 = 10249;
 
 /// Which writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -44,6 +46,16 @@ pub enum Mode {
     Auto,
     Nftables,
     Iptables,
+}
+
+impl std::fmt::Display for Mode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
+        })
+    }
 }
 
 impl std::str::FromStr for Mode {
@@ -69,6 +81,8 @@ pub struct Config {
     pub node_port_nets: Vec<IpNet>,
     /// For `/healthz` and `/livez`; none to serve neither.
     pub health_bind: Option<SocketAddr>,
+    /// For `/proxyMode`, `/metrics` and another `/healthz`; none to serve none of them.
+    pub metrics_bind: Option<SocketAddr>,
     /// The cluster DNS address, where the node itself answers it.
     pub dns_address: Option<Ipv4Addr>,
 }
@@ -82,6 +96,7 @@ impl Config {
             cluster_cidr: IpNet::new(Ipv4Addr::new(10, 42, 0, 0).into(), 16),
             node_port_nets: Vec::new(),
             health_bind: Some(SocketAddr::from(([0, 0, 0, 0], HEALTH_PORT))),
+            metrics_bind: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, METRICS_PORT))),
             dns_address: Some(Ipv4Addr::new(10, 43, 0, 10)),
         }
     }

@@ -100,6 +100,11 @@ async fn scenario(mode: Mode) {
     let (healthz, livez, node_check) = check.await.unwrap();
     assert!(healthz.starts_with("HTTP/1.1 200") && healthz.contains("\"nodeEligible\":true"), "{healthz}");
     assert!(livez.starts_with("HTTP/1.1 200"), "{livez}");
+    let local = tokio::task::spawn_blocking(|| ["/proxyMode", "/healthz", "/metrics"].map(|path| http(path, 10249)));
+    let [shown, local_healthz, metrics] = local.await.unwrap();
+    assert!(shown.ends_with(&format!("\r\n\r\n{mode}")), "{shown}");
+    assert!(local_healthz.ends_with("\r\n\r\nok"), "{local_healthz}");
+    assert!(metrics.contains("kubeproxy_sync_proxy_rules_last_timestamp_seconds{"), "{metrics}");
     assert!(node_check.starts_with("HTTP/1.1 200") && node_check.contains("\"localEndpoints\":1"), "{node_check}");
 
     let began = Instant::now();

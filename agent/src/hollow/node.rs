@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::resources::Amounts;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -103,6 +104,7 @@ impl Kept {
         generate(&View {
             volumes_in_use: &[],
             devices: &[],
+            advertised: &Amounts::new(),
             config: &self.config,
             machine: &self.machine,
             root: FileSystem { bytes: DISK, available: DISK, inodes: 1 << 24, inodes_free: 1 << 24 },

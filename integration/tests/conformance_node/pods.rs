@@ -45,6 +45,7 @@ fn pods() {
     // ends that are not the containers' own
     let deadline = ended("deadline")["status"].clone();
     assert_eq!((&deadline["phase"], &deadline["reason"]), (&json!("Failed"), &json!("DeadlineExceeded")));
+    not_taken(&lab);
     let refused = ended("init-fails");
     assert_eq!(refused["status"]["phase"], "Failed");
     let initialized = condition(&refused, "Initialized");
@@ -65,6 +66,54 @@ fn pods() {
     logs_of_each_run(&lab);
     once(&lab);
     sockets(&lab);
+}
+
+/// What a node does not take, it says in the pod's status; what people say that it has, it gives.
+fn not_taken(lab: &Lab) {
+    let node = lab.get(&["nodes"])["items"][0]["metadata"]["name"].as_str().unwrap().to_owned();
+    let pod = |name: &str, more: Value, count: u32| {
+        let limits = json!({"example.com/dongle": count.to_string()});
+        let container = json!({"name": "main", "image": BUSYBOX, "imagePullPolicy": "IfNotPresent", "command": ["true"],
+            "resources": if count > 0 { json!({"limits": limits}) } else { json!({}) }});
+        let mut spec = json!({"restartPolicy": "Never", "containers": [container]});
+        for (key, value) in more.as_object().unwrap() {
+            spec[key] = value.clone();
+        }
+        lab.apply(&json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}).to_string());
+    };
+    let in_the_end = |name: &str| -> Value {
+        lab.eventually(&format!("{name} ends"), SOON, || {
+            let pod = lab.get(&["pod", name]);
+            let phase = pod["status"]["phase"].as_str().unwrap_or_default();
+            if matches!(phase, "Succeeded" | "Failed") { Ok(pod) } else { Err(pod["status"].to_string()) }
+        })
+    };
+    pod("elsewhere", json!({"nodeName": node, "nodeSelector": {"no": "such"}}), 0);
+    let status = in_the_end("elsewhere")["status"].clone();
+    assert_eq!((&status["phase"], &status["reason"]), (&json!("Failed"), &json!("NodeAffinity")), "{status}");
+    assert!(status.get("containerStatuses").is_none() && status.get("hostIP").is_none(), "{status}");
+    let row = lab.kubectl(&["get", "pod", "elsewhere", "--no-headers"]);
+    assert!(row.contains("NodeAffinity"), "{row}");
+
+    pod("with-dongle", json!({}), 3);
+    let patch = r#"[{"op": "add", "path": "/status/capacity/example.com~1dongle", "value": "4"}]"#;
+    lab.kubectl(&["patch", "node", &node, "--subresource=status", "--type=json", "-p", patch]);
+    assert_eq!(in_the_end("with-dongle")["status"]["phase"], "Succeeded");
+    pod("too-many", json!({"nodeName": node}), 5);
+    assert_eq!(in_the_end("too-many")["status"]["reason"], "OutOfexample.com/dongle");
+    lab.kubectl(&["delete", "pods", "elsewhere", "with-dongle", "too-many"]);
+    let patch = r#"[{"op": "remove", "path": "/status/capacity/example.com~1dongle"}]"#;
+    lab.kubectl(&["patch", "node", &node, "--subresource=status", "--type=json", "-p", patch]);
+    lab.kubectl(&["cordon", &node]);
+    lab.eventually("the node is told of, and has no dongles", SOON, || {
+        let events = lab.kubectl(&["get", "events", "-A", "--field-selector=involvedObject.kind=Node"]);
+        let wanted = ["NodeHasSufficientMemory", "NodeAllocatableEnforced", "NodeNotSchedulable", "NodeReady"];
+        let missing: Vec<&str> = wanted.into_iter().filter(|reason| !events.contains(reason)).collect();
+        let allocatable = lab.get(&["node", &node])["status"]["allocatable"].clone();
+        let gone = allocatable.get("example.com/dongle").is_none();
+        if missing.is_empty() && gone { Ok(()) } else { Err(format!("{missing:?} {allocatable}\n{events}")) }
+    });
+    lab.kubectl(&["uncordon", &node]);
 }
 
 /// Many updates in a row: the status follows to the last.

@@ -258,7 +258,48 @@ fn resizes() {
         if given { Ok(()) } else { Err(pod["status"].to_string()) }
     });
     lab.kubectl(&["delete", "pod", "grow", "--now"]);
+    as_a_whole(&lab);
     by_priority(&lab);
+}
+
+/// A pod's own resources: its containers have its limits, and get others with it.
+fn as_a_whole(lab: &Lab) {
+    let amounts = |cpu: &str, memory: &str| json!({"cpu": cpu, "memory": memory});
+    let given = |cpu: &str, memory: &str| json!({"requests": amounts(cpu, memory), "limits": amounts(cpu, memory)});
+    let container = |name: &str, policy: &str| {
+        json!({"name": name, "image": BUSYBOX, "imagePullPolicy": "IfNotPresent",
+            "command": ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.1; done"],
+            "resizePolicy": [{"resourceName": "cpu", "restartPolicy": policy}]})
+    };
+    let containers = [container("kept", "NotRequired"), container("anew", "RestartContainer")];
+    let spec =
+        json!({"terminationGracePeriodSeconds": 1, "resources": given("200m", "200Mi"), "containers": containers});
+    lab.apply(&json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "whole"}, "spec": spec}).to_string());
+    lab.wait("pod/whole", "condition=Ready", 60);
+    let groups = |quota: u64| {
+        if !std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+            for name in ["kept", "anew"] {
+                let has = group(lab, "whole", name);
+                assert!(has.ends_with(&format!(" {quota} {}", 200 << 20)), "{name}: {has}");
+            }
+        }
+    };
+    groups(20_000);
+    let patch = json!({"spec": {"resources": {"requests": {"cpu": "300m"}, "limits": {"cpu": "300m"}}}}).to_string();
+    lab.kubectl(&["patch", "pod", "whole", "--subresource=resize", "-p", &patch]);
+    lab.eventually("the pod has what it wishes", SOON, || {
+        let pod = lab.get(&["pod", "whole"]);
+        let status = &pod["status"];
+        let restarts = ["kept", "anew"].map(|name| status_of(&pod, name)["restartCount"].as_u64());
+        let runs = status_of(&pod, "anew")["state"]["running"].is_object();
+        let has = status["resources"]["limits"]["cpu"] == "300m" && restarts == [Some(0), Some(1)] && runs;
+        let done = !condition(&pod, "PodResizeInProgress").is_object();
+        if has && done { Ok(()) } else { Err(status.to_string()) }
+    });
+    groups(30_000);
+    let events = lab.kubectl(&["get", "events", "--field-selector=involvedObject.name=whole"]);
+    assert!(events.contains("ResizeStarted") && events.contains("ResizeCompleted"), "{events}");
+    lab.kubectl(&["delete", "pod", "whole", "--now"]);
 }
 
 /// Room for one of two that wait: the more important gets it, though the other waits longer.

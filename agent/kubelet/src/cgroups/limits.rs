@@ -92,15 +92,29 @@ pub fn qos_limits<'a>(class: QosClass, pods: impl Iterator<Item = &'a Pod>) -> L
     Limits { cpu_shares, ..Default::default() }
 }
 
+/// What of the host decides how a container's limits are written.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Host {
+    /// Bytes.
+    pub memory: u64,
+    pub is_v2: bool,
+    /// Groups can limit swap.
+    pub limits_swap: bool,
+}
+
 /// What CRI is told about one container.
-pub fn container_resources(
-    pod: &Pod,
-    container: &Container,
-    node_memory: u64,
-    cgroup_v2: bool,
-) -> LinuxContainerResources {
+pub fn container_resources(pod: &Pod, container: &Container, host: &Host) -> LinuxContainerResources {
     let requests = resources::of_container(container, Side::Requests);
-    let limits = resources::of_container(container, Side::Limits);
+    let mut limits = resources::of_container(container, Side::Limits);
+    // A container without a limit has its pod's, and programs see that in their own group
+    // (`kuberuntime_container_linux.go: getCPULimit`, `getMemoryLimit`).
+    let of_pod = pod.spec.as_ref().and_then(|spec| spec.resources.as_ref()?.limits.as_ref());
+    for name in ["cpu", "memory"] {
+        let inherited = of_pod.and_then(|limits| limits.get(name)).and_then(|limit| limit.0.parse().ok());
+        if let Some(inherited) = inherited.filter(|_| amount(&limits, name).is_none()) {
+            limits.insert(name.to_owned(), inherited);
+        }
+    }
     let cpu_request = amount(&requests, "cpu").or_else(|| amount(&limits, "cpu"));
     let memory_limit = amount(&limits, "memory").map_or(0, |memory| memory.units());
     let mut resources = LinuxContainerResources {
@@ -108,13 +122,20 @@ pub fn container_resources(
         cpu_quota: amount(&limits, "cpu").and_then(|cpu| quota(cpu.milli())).unwrap_or(0),
         cpu_shares: i64::try_from(shares(cpu_request.map_or(0, |cpu| cpu.milli()))).unwrap_or(i64::MAX),
         memory_limit_in_bytes: memory_limit,
-        oom_score_adj: oom_score_adj(pod, container, node_memory),
+        oom_score_adj: oom_score_adj(pod, container, host.memory),
         hugepage_limits: huge_pages(&limits),
         ..Default::default()
     };
-    if cgroup_v2 && memory_limit > 0 {
+    if host.is_v2 && memory_limit > 0 {
         // The whole container dies of one process's OOM, as Kubernetes sets it on v2.
         resources.unified.insert("memory.oom.group".to_owned(), "1".to_owned());
+    }
+    // No container swaps, whatever the host has (`swapBehavior: NoSwap`).
+    if host.limits_swap && host.is_v2 {
+        resources.unified.insert("memory.swap.max".to_owned(), "0".to_owned());
+    } else if host.limits_swap {
+        // Version 1 limits both together.
+        resources.memory_swap_limit_in_bytes = memory_limit;
     }
     resources
 }
@@ -202,6 +223,32 @@ mod tests {
     }
 
     #[test]
+    fn no_container_swaps() {
+        let pod = pod(json!([{"name": "a", "resources": {"limits": {"memory": "1Mi"}}}]));
+        let of = |is_v2, limits_swap| {
+            let host = Host { memory: 1 << 30, is_v2, limits_swap };
+            let made = container_resources(&pod, &pod.spec.as_ref().unwrap().containers[0], &host);
+            (made.memory_swap_limit_in_bytes, made.unified.get("memory.swap.max").cloned())
+        };
+        assert_eq!((of(true, true), of(true, false)), ((0, Some("0".to_owned())), (0, None)));
+        assert_eq!((of(false, true), of(false, false)), ((1 << 20, None), (0, None)));
+    }
+
+    #[test]
+    fn a_container_without_a_limit_has_its_pods() {
+        let pod: Pod = serde_json::from_value(json!({"spec": {
+            "resources": {"limits": {"cpu": "200m", "memory": "200Mi"}},
+            "containers": [{"name": "bare"}, {"name": "half", "resources": {"limits": {"cpu": "100m"}, "requests": {"cpu": "50m"}}}]}}))
+        .unwrap();
+        let of = |at: usize| {
+            let made = container_resources(&pod, &pod.spec.as_ref().unwrap().containers[at], &Host::default());
+            (made.cpu_quota, made.cpu_shares, made.memory_limit_in_bytes)
+        };
+        assert_eq!(of(0), (20_000, 204, 200 << 20));
+        assert_eq!(of(1), (10_000, 51, 200 << 20));
+    }
+
+    #[test]
     fn shares_and_weights() {
         assert_eq!((shares(0), shares(1), shares(1000), shares(1_000_000)), (2, 2, 1024, 262_144));
         assert_eq!((cpu_weight(2), cpu_weight(1024), cpu_weight(262_144)), (1, 39, 10_000));
@@ -212,7 +259,7 @@ mod tests {
     fn huge_pages_by_size() {
         let pod =
             pod(json!([{"name": "a", "resources": {"limits": {"hugepages-2Mi": "4Mi", "hugepages-1Gi": "1Gi"}}}]));
-        let resources = container_resources(&pod, &pod.spec.as_ref().unwrap().containers[0], 1 << 30, false);
+        let resources = container_resources(&pod, &pod.spec.as_ref().unwrap().containers[0], &Host::default());
         let sizes: Vec<(String, u64)> = resources.hugepage_limits.into_iter().map(|h| (h.page_size, h.limit)).collect();
         assert_eq!(sizes, [("1GB".to_owned(), 1 << 30), ("2MB".to_owned(), 4 << 20)]);
     }

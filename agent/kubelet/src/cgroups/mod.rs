@@ -19,8 +19,8 @@ use api::resources::QosClass;
 use crate::config::CgroupDriver;
 
 pub use files::{CgroupError, Hierarchy};
-pub use limits::{Limits, container_resources, cpu_weight, oom_score_adj, pod_limits, qos_limits};
-pub use usage::Usage;
+pub use limits::{Host, Limits, container_resources, cpu_weight, oom_score_adj, pod_limits, qos_limits};
+pub use usage::{Pressure, Psi, Stall, Usage};
 
 /// One node's part of the cgroup tree.
 #[derive(Debug, Clone)]
@@ -51,6 +51,13 @@ impl Cgroups {
 
     pub fn hierarchy(&self) -> &Hierarchy {
         &self.hierarchy
+    }
+
+    /// What decides how containers' limits are written on a machine with so much memory, bytes.
+    pub fn host(&self, memory: u64) -> Host {
+        let is_v2 = self.hierarchy.is_v2();
+        let file = if is_v2 { "memory.swap.max" } else { "memory.memsw.limit_in_bytes" };
+        Host { memory, is_v2, limits_swap: self.directory(&self.node()).join(file).exists() }
     }
 
     /// The group that holds every pod.

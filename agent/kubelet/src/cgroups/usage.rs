@@ -1,7 +1,7 @@
 //! Reading what a group has used, in the terms of Kubernetes' stats: a working set is usage without
 //! the inactive file cache.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::files::Hierarchy;
 
@@ -21,6 +21,57 @@ pub struct Usage {
     /// Bytes; none when unlimited.
     pub memory_limit: Option<u64>,
     pub processes: u64,
+    pub psi: Psi,
+}
+
+/// How long work waited for what it needs (`/proc/pressure`); none where the kernel does not tell.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Psi {
+    pub cpu: Option<Pressure>,
+    pub memory: Option<Pressure>,
+    pub io: Option<Pressure>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pressure {
+    /// Some of the work waited.
+    pub some: Stall,
+    /// All of it did.
+    pub full: Stall,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stall {
+    /// Nanoseconds since the group was made.
+    pub total: u64,
+    /// Of the last 10, 60 and 300 seconds, hundredths of a percent.
+    pub averages: [u32; 3],
+}
+
+impl Psi {
+    /// `file` gives the place of the file for one of `cpu`, `memory`, `io`.
+    pub fn read(file: impl Fn(&str) -> PathBuf) -> Self {
+        let of = |name: &str| std::fs::read_to_string(file(name)).ok().and_then(|text| Pressure::parse(&text));
+        Self { cpu: of("cpu"), memory: of("memory"), io: of("io") }
+    }
+}
+
+impl Pressure {
+    fn parse(text: &str) -> Option<Self> {
+        let line = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        // Older kernels have no `full` for CPU.
+        Some(Self { some: Stall::parse(line("some")?)?, full: line("full").and_then(Stall::parse).unwrap_or_default() })
+    }
+}
+
+impl Stall {
+    fn parse(line: &str) -> Option<Self> {
+        let field = |name: &str| line.split_whitespace().find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
+        // Written with two digits after the point.
+        let average = |name: &str| field(name)?.replace('.', "").parse().ok();
+        let microseconds: u64 = field("total")?.parse().ok()?;
+        Some(Self { total: microseconds * 1000, averages: [average("avg10")?, average("avg60")?, average("avg300")?] })
+    }
 }
 
 /// Larger limits mean none on v1.
@@ -47,6 +98,7 @@ impl Hierarchy {
                     major_page_faults: find(&stat, "total_pgmajfault"),
                     memory_limit: limit(&memory.join("memory.limit_in_bytes")),
                     processes: number(&self.controller("pids", group).join("pids.current")),
+                    psi: Psi::default(),
                 }
             }
             Hierarchy::V2 { .. } => {
@@ -61,6 +113,7 @@ impl Hierarchy {
                     major_page_faults: find(&stat_lines, "pgmajfault"),
                     memory_limit: limit(&memory.join("memory.max")),
                     processes: number(&memory.join("pids.current")),
+                    psi: Psi::read(|name| memory.join(format!("{name}.pressure"))),
                 }
             }
         })
@@ -99,6 +152,11 @@ mod tests {
             ("cpu.stat", "usage_usec 42\nuser_usec 40\n"),
             ("memory.max", "max\n"),
             ("pids.current", "3\n"),
+            (
+                "memory.pressure",
+                "some avg10=1.25 avg60=0.00 avg300=0.05 total=7\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=2\n",
+            ),
+            ("cpu.pressure", "some avg10=0.00 avg60=12.00 avg300=0.00 total=1\n"),
         ] {
             std::fs::write(group.join(file), text).unwrap();
         }
@@ -112,6 +170,14 @@ mod tests {
             major_page_faults: 1,
             memory_limit: None,
             processes: 3,
+            psi: Psi {
+                cpu: Some(Pressure { some: Stall { total: 1000, averages: [0, 1200, 0] }, full: Stall::default() }),
+                memory: Some(Pressure {
+                    some: Stall { total: 7000, averages: [125, 0, 5] },
+                    full: Stall { total: 2000, averages: [0, 0, 0] },
+                }),
+                io: None,
+            },
         };
         assert_eq!(usage, expected);
         std::fs::remove_dir_all(&root).unwrap();

@@ -54,6 +54,14 @@ impl RuntimeError {
         matches!(self, RuntimeError::Answer { message, .. } if words.iter().any(|words| message.contains(words)))
     }
 
+    /// The runtime's own words, without the status around them.
+    pub fn bare_message(&self) -> String {
+        match self {
+            RuntimeError::Answer { message, .. } => message.clone(),
+            other => other.to_string(),
+        }
+    }
+
     /// The runtime's own message, as Go's gRPC client prints a status.
     pub fn runtime_message(&self) -> String {
         match self {

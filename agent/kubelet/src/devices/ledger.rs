@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use api::quantity::Quantity;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, ResourceHealth, ResourceStatus};
 use proto::v1beta1::Device;
 
 use super::Given;
@@ -172,6 +172,27 @@ impl Ledger {
         if let Some(known) = known.filter(|known| known.plugin.is_none() && known.losses == loss) {
             *known = Resource { removed: true, losses: loss, ..Resource::default() };
         }
+    }
+
+    /// The devices of a pod's containers, by container and resource, each with its health in Kubernetes' words.
+    pub fn health(&self, uid: &str) -> BTreeMap<String, Vec<ResourceStatus>> {
+        let mut found: BTreeMap<String, Vec<ResourceStatus>> = BTreeMap::new();
+        for ((_, container, resource), grant) in self.grants.iter().filter(|((pod, _, _), _)| pod == uid) {
+            let known = self.resources.get(resource);
+            let health = |id: &String| match known {
+                Some(known) if known.healthy.contains(id) => "Healthy",
+                Some(known) if known.unhealthy.contains(id) => "Unhealthy",
+                _ => "Unknown",
+            };
+            let devices = grant.devices.iter().map(|id| ResourceHealth {
+                resource_id: id.clone(),
+                health: Some(health(id).to_owned()),
+                message: None,
+            });
+            let status = ResourceStatus { name: resource.clone(), resources: Some(devices.collect()) };
+            found.entry(container.clone()).or_default().push(status);
+        }
+        found
     }
 
     pub fn counts(&self) -> Vec<DeviceCount> {

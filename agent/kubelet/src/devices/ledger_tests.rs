@@ -152,3 +152,19 @@ fn what_plugins_give_is_put_together() {
     add(&mut all, given("2"));
     assert_eq!((all.envs["A"].as_str(), all.mounts.len(), all.devices.len()), ("1", 1, 1));
 }
+
+#[tokio::test]
+async fn the_health_of_what_a_pod_has_is_told() {
+    let (mut ledger, plugin) = ledger();
+    take(&mut ledger, &wish("p", "c", 2, &[])).unwrap();
+    let health = |ledger: &Ledger| -> Vec<(String, String)> {
+        let devices = ledger.health("p").remove("c").unwrap().remove(0);
+        assert_eq!(devices.name, GPU);
+        devices.resources.into_iter().flatten().map(|one| (one.resource_id, one.health.unwrap_or_default())).collect()
+    };
+    let pairs = |a: &str, b: &str| [("a", a), ("b", b)].map(|(id, health)| (id.to_owned(), health.to_owned()));
+    assert_eq!(health(&ledger), pairs("Healthy", "Healthy"));
+    ledger.update(GPU, &plugin, &[device("b", "Unhealthy")]);
+    assert_eq!(health(&ledger), pairs("Unknown", "Unhealthy"));
+    assert!(ledger.health("other").is_empty());
+}

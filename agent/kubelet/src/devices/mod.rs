@@ -14,13 +14,13 @@ mod ledger;
 mod plugin;
 mod registration;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use component::Supervisor;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, ResourceStatus};
 use parking_lot::Mutex;
 use proto::v1beta1::{
     AllocateRequest, ContainerAllocateRequest, ContainerAllocateResponse, ContainerPreferredAllocationRequest,
@@ -33,7 +33,7 @@ use crate::node::status::DeviceCount;
 use crate::plugins::rpc::within;
 use ledger::{Ledger, Wish};
 use plugin::Plugin;
-pub use registration::ByRegistry;
+pub use registration::{ByRegistry, is_extended};
 
 /// A call to a plugin may take this long (`endpoint.go` waits without limit, but for PreStartContainer).
 const LIMIT: Duration = Duration::from_secs(30);
@@ -77,6 +77,34 @@ impl Devices {
 
     pub fn counts(&self) -> Vec<DeviceCount> {
         self.ledger.lock().counts()
+    }
+
+    /// How the devices are that a pod's containers have, by container.
+    pub fn health(&self, uid: &str) -> BTreeMap<String, Vec<ResourceStatus>> {
+        let ledger = self.ledger.lock();
+        if ledger.is_empty() { BTreeMap::new() } else { ledger.health(uid) }
+    }
+
+    /// The devices that work, by resource.
+    pub fn healthy(&self) -> Vec<(String, Vec<String>)> {
+        let ledger = self.ledger.lock();
+        ledger.resources().map(|(name, ids)| (name.clone(), ids.iter().cloned().collect())).collect()
+    }
+
+    /// The devices that a container has, by resource.
+    pub fn of_container(&self, uid: &str, container: &str) -> Vec<(String, Vec<String>)> {
+        let held = self.ledger.lock().held(uid, container);
+        held.into_iter().map(|(resource, devices, _)| (resource, devices.into_iter().collect())).collect()
+    }
+
+    /// Pods that have devices.
+    pub fn users(&self) -> BTreeSet<String> {
+        self.ledger.lock().pods().map(str::to_owned).collect()
+    }
+
+    /// Whether the node has never had a device: what its Node says of any is from before it was made anew.
+    pub fn is_new(&self) -> bool {
+        !self.directory.join(checkpoint::FILE).exists()
     }
 
     /// Changes the ledger and keeps it.

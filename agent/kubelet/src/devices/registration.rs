@@ -120,7 +120,7 @@ fn check(request: &RegisterRequest, directory: &Path) -> Result<PathBuf, String>
 
 /// Whether a resource is one that nodes can have besides Kubernetes' own
 /// (`pkg/apis/core/v1/helper: IsExtendedResourceName`).
-fn is_extended(name: &str) -> bool {
+pub fn is_extended(name: &str) -> bool {
     let Some((domain, _)) = name.split_once('/') else { return false };
     let native = domain == "kubernetes.io" || domain.ends_with(".kubernetes.io");
     !native && !name.starts_with("requests.") && api::names::qualified_name(name).is_empty()

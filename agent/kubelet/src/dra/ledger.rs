@@ -52,14 +52,18 @@ impl Entry {
         })
     }
 
-    /// The devices of a request; of all if it is empty. A subrequest is its request's.
+    /// The devices of a request with their drivers; of all if it is empty. A subrequest is its request's.
+    pub fn devices_of(&self, request: &str) -> impl Iterator<Item = (&String, &Device)> {
+        let base = request.split('/').next().unwrap_or_default().to_owned();
+        let all = self.drivers.iter().flat_map(|(driver, devices)| devices.iter().map(move |device| (driver, device)));
+        all.filter(move |(_, device)| {
+            base.is_empty() || device.request_names.is_empty() || device.request_names.contains(&base)
+        })
+    }
+
+    /// The same as the runtime knows them.
     pub fn cdi_devices(&self, request: &str) -> Vec<String> {
-        let base = request.split('/').next().unwrap_or_default();
-        let wanted = |device: &&Device| {
-            base.is_empty() || device.request_names.is_empty() || device.request_names.iter().any(|name| name == base)
-        };
-        let devices = self.drivers.values().flatten().filter(wanted);
-        devices.flat_map(|device| device.cdi_device_ids.clone()).collect()
+        self.devices_of(request).flat_map(|(_, device)| device.cdi_device_ids.clone()).collect()
     }
 }
 

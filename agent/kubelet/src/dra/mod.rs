@@ -29,7 +29,16 @@ use claims::Wanted;
 use driver::{Claim, Driver};
 use drivers::Drivers;
 pub use drivers::Registration;
+pub use ledger::Device;
 use ledger::{Entry, Ledger};
+
+/// A claim of a container, and the devices that it has of it, with their drivers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    pub namespace: String,
+    pub name: String,
+    pub devices: Vec<(String, Device)>,
+}
 
 /// The claims that are prepared on this node.
 pub struct Dra {
@@ -146,6 +155,30 @@ impl Dra {
             }
         }
         Ok(devices)
+    }
+
+    /// What is prepared of a container's claims.
+    pub fn of_container(&self, pod: &Pod, container: &Container) -> Vec<Held> {
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let mut found: Vec<Held> = Vec::new();
+        for (name, request) in claims::of_container(pod, container).unwrap_or_default() {
+            let ledger = self.ledger.lock();
+            let Some(entry) = ledger.get(namespace, &name) else { continue };
+            let devices = entry.devices_of(&request).map(|(driver, device)| (driver.clone(), device.clone()));
+            let held = Held { namespace: namespace.to_owned(), name: name.clone(), devices: devices.collect() };
+            match found.iter_mut().find(|known| known.name == name) {
+                // Two requests of one claim may share devices.
+                Some(known) => {
+                    for device in held.devices {
+                        if !known.devices.contains(&device) {
+                            known.devices.push(device);
+                        }
+                    }
+                }
+                None => found.push(held),
+            }
+        }
+        found
     }
 
     /// The pod uses its claims no longer: what no other pod uses is taken back. Goes on after errors: what

@@ -23,7 +23,7 @@ use crate::manager::Manager;
 use crate::node::heartbeat::{Heartbeat, node_event_of};
 use crate::node::machine::{FileSystem, available_memory, file_system};
 use crate::node::status::Pressure;
-use crate::pod::status::{EVICTED, Verdict};
+use crate::pod::status::{Cause, EVICTED, Verdict};
 use crate::spec::sandbox::qos;
 
 const PERIOD: Duration = Duration::from_secs(10);
@@ -149,7 +149,7 @@ fn candidate(node: &NodeContext, pod: Arc<Pod>, resource: &str) -> Candidate {
 fn evict(node: &NodeContext, manager: &Manager, pod: &Pod, message: String) {
     node.event(pod, EventType::Warning, EVICTED, message.clone());
     let uid = pod.metadata.uid.clone().unwrap_or_default();
-    manager.evict(&uid, Verdict { reason: EVICTED.to_owned(), message }, HARD_GRACE);
+    manager.evict(&uid, Verdict { cause: Cause::Evicted, reason: EVICTED.to_owned(), message }, HARD_GRACE);
 }
 
 /// Bytes on disk below a directory, not following links.

@@ -52,6 +52,19 @@ impl Images {
         container: &Container,
         sandbox: &PodSandboxConfig,
     ) -> Result<Image, Failure> {
+        self.find_or_pull(node, pod, container, sandbox).await.inspect_err(|failure| {
+            let message = format!("Error: {}", failure.waiting.reason);
+            node.container_event(pod, &container.name, EventType::Warning, "Failed", message);
+        })
+    }
+
+    async fn find_or_pull(
+        &self,
+        node: &NodeContext,
+        pod: &Arc<Pod>,
+        container: &Container,
+        sandbox: &PodSandboxConfig,
+    ) -> Result<Image, Failure> {
         let given = container.image.clone().unwrap_or_default();
         let image = names::with_default_tag(&given).map_err(|reason| {
             let message = format!(
@@ -73,7 +86,8 @@ impl Images {
                 Err(failure("ErrImageNeverPull", message, SignedDuration::from_secs(10)))
             }
             ("Never" | "IfNotPresent", Some(found)) => {
-                let message = format!("Container image \"{given}\" already present on machine");
+                let message =
+                    format!("Container image \"{given}\" already present on machine and can be accessed by the pod");
                 node.container_event(pod, &container.name, EventType::Normal, "Pulled", message);
                 Ok(found)
             }
@@ -143,7 +157,6 @@ impl Images {
         let (_, until) = self.backoff.lock().waiting(key, failed_at, Timestamp::now())?;
         let message = format!("Back-off pulling image \"{given}\"");
         node.container_event(pod, &container.name, EventType::Normal, "BackOff", message.clone());
-        node.container_event(pod, &container.name, EventType::Warning, "Failed", "Error: ImagePullBackOff");
         let waiting =
             Waiting { reason: "ImagePullBackOff".to_owned(), message: format!("{message}: ErrImagePull: {error}") };
         Some(Failure { waiting, retry_at: until })
@@ -163,7 +176,6 @@ impl Images {
         self.last_error.lock().insert(key.to_owned(), (error.clone(), now));
         let message = format!("Failed to pull image \"{given}\": {error}");
         node.container_event(pod, &container.name, EventType::Warning, "Failed", message);
-        node.container_event(pod, &container.name, EventType::Warning, "Failed", "Error: ErrImagePull");
         failure("ErrImagePull", error, SHOW_FAILURE)
     }
 

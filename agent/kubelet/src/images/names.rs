@@ -1,19 +1,22 @@
 //! Image references: what a pod may write, and what it means. Pure.
 
-/// Adds `:latest` where neither tag nor digest is given. The error is the reference parser's.
-pub fn with_default_tag(image: &str) -> Result<String, &'static str> {
-    const INVALID: &str = "invalid reference format";
-    if image.is_empty() {
-        return Err(INVALID);
+/// Adds `:latest` where neither tag nor digest is given. The error is the reference parser's
+/// (`github.com/distribution/reference: ParseNormalizedNamed`).
+pub fn with_default_tag(image: &str) -> Result<String, String> {
+    let invalid = || "invalid reference format".to_owned();
+    if image.len() == 64 && image.chars().all(|c| matches!(c, '0'..='9' | 'a'..='f')) {
+        return Err(format!("invalid repository name ({image}), cannot specify 64-byte hexadecimal strings"));
+    }
+    let remote = remote(image);
+    if remote.chars().any(char::is_uppercase) {
+        return Err(format!("invalid reference format: repository name ({remote}) must be lowercase"));
     }
     let (name_and_tag, digest) = match image.split_once('@') {
         Some((name, digest)) => (name, Some(digest)),
         None => (image, None),
     };
-    if let Some(digest) = digest
-        && !valid_digest(digest)
-    {
-        return Err(INVALID);
+    if digest.is_some_and(|digest| !valid_digest(digest)) {
+        return Err(invalid());
     }
     let last_slash = name_and_tag.rfind('/').map_or(0, |at| at + 1);
     let (name, tag) = match name_and_tag[last_slash..].find(':') {
@@ -24,22 +27,29 @@ pub fn with_default_tag(image: &str) -> Result<String, &'static str> {
         None => (name_and_tag, None),
     };
     if tag.is_some_and(|tag| !valid_tag(tag)) {
-        return Err(INVALID);
+        return Err(invalid());
     }
     let (domain, path) = split_domain(name);
-    if path.chars().any(|c| c.is_ascii_uppercase()) {
-        return Err("repository name must be lowercase");
-    }
     if !path.split('/').all(valid_component) || domain.is_some_and(|domain| !valid_domain(domain)) {
-        return Err(INVALID);
+        return Err(invalid());
     }
     Ok(if tag.is_none() && digest.is_none() { format!("{image}:latest") } else { image.to_owned() })
 }
 
-/// The registry, if the first component is one.
+/// The path behind the registry up to the first colon, as the parser sees it before all else.
+fn remote(image: &str) -> String {
+    let (domain, path) = split_domain(image);
+    let path = path.split(':').next().unwrap_or_default();
+    let official = matches!(domain, None | Some("docker.io")) && !path.contains('/');
+    if official { format!("library/{path}") } else { path.to_owned() }
+}
+
+/// The registry, if the first component is one. No namespace has capitals, so what has is a registry.
 fn split_domain(name: &str) -> (Option<&str>, &str) {
+    let is_domain =
+        |first: &str| first.contains(['.', ':']) || first == "localhost" || first.chars().any(char::is_uppercase);
     match name.split_once('/') {
-        Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" => (Some(first), rest),
+        Some((first, rest)) if is_domain(first) => (Some(first), rest),
         _ => (None, name),
     }
 }
@@ -129,14 +139,18 @@ mod tests {
             ("r.example.com/a_b/c--d:v1.0-x", Ok("r.example.com/a_b/c--d:v1.0-x")),
             ("n@sha256:0123456789abcdef0123456789abcdef", Ok("n@sha256:0123456789abcdef0123456789abcdef")),
             ("", Err("invalid reference format")),
-            ("Nginx", Err("repository name must be lowercase")),
+            ("Nginx", Err("invalid reference format: repository name (library/Nginx) must be lowercase")),
+            ("Bad Image", Err("invalid reference format: repository name (library/Bad Image) must be lowercase")),
+            ("me/App:1", Err("invalid reference format: repository name (me/App) must be lowercase")),
+            ("quay.io/me/App:1", Err("invalid reference format: repository name (me/App) must be lowercase")),
+            ("Me/app:1", Ok("Me/app:1")),
             ("nginx:", Err("invalid reference format")),
             ("nginx:a b", Err("invalid reference format")),
             ("a//b", Err("invalid reference format")),
             ("busybox@sha256:xyz", Err("invalid reference format")),
             ("-x", Err("invalid reference format")),
         ] {
-            assert_eq!(with_default_tag(image), result.map(str::to_owned), "{image}");
+            assert_eq!(with_default_tag(image), result.map(str::to_owned).map_err(str::to_owned), "{image}");
         }
     }
 

@@ -61,7 +61,13 @@ impl Manager {
         let others = self.others(&uid);
         let others: Vec<&Pod> = others.iter().map(AsRef::as_ref).collect();
         let allocatable = self.node.allocatable.read().clone();
-        let view = admission::View { allocatable: &allocatable, node: None, others: &others, unsafe_sysctls: &[] };
+        let view = admission::View {
+            allocatable: &allocatable,
+            node: None,
+            others: &others,
+            unsafe_sysctls: &[],
+            apparmor: true,
+        };
         let pending = resize::refuse(&pod, &view, source != Source::Api);
         let mut state = self.state.lock();
         match &pending {

@@ -70,6 +70,10 @@ impl NodePods for Manager {
         &self.node.cgroups
     }
 
+    fn probe_metrics(&self) -> String {
+        self.node.probe_totals.page()
+    }
+
     async fn healthy(&self) -> Result<(), String> {
         self.node.runtime.version().await.map(|_| ()).map_err(|error| error.to_string())
     }

@@ -5,12 +5,14 @@
 //! At start the runtime is asked in quick succession until it is ready, so that a node is Ready
 //! within a moment of its runtime.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::resources::Amounts;
 use component::{EventType, Supervisor};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus, ObjectReference};
+use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeSpec, NodeStatus, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -56,7 +58,7 @@ impl Heartbeat {
         *self.pressure.lock()
     }
 
-    fn last_conditions(&self) -> Vec<k8s_openapi::api::core::v1::NodeCondition> {
+    fn last_conditions(&self) -> Vec<NodeCondition> {
         self.last.lock().as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default()
     }
 }
@@ -73,15 +75,20 @@ async fn keep_status(node: Arc<NodeContext>, heartbeat: Arc<Heartbeat>) {
     let mut sent_at = Instant::now();
     let started = Instant::now();
     let mut registered = false;
+    // Until the first status of a node that was made anew is sent.
+    let mut reset = false;
+    let mut told = Told::default();
     let mut in_use = node.volumes.in_use();
     let mut devices = node.devices.changes();
     loop {
-        let (fresh, ready) = fresh_status(&node, &heartbeat).await;
         if !registered {
-            match register(&node, &fresh).await {
-                Ok(existing) => {
+            let (status, _) = fresh_status(&node, &heartbeat, &Amounts::new()).await;
+            match register(&node, &status).await {
+                Ok((existing, created)) => {
                     registered = true;
+                    reset = !created && node.devices.is_new();
                     node_event(&node, "Starting", "Starting kubelet.");
+                    node_event(&node, "NodeAllocatableEnforced", "Updated Node Allocatable limit across pods");
                     // What the API has is the base of the first patch.
                     sent = existing;
                 }
@@ -90,16 +97,23 @@ async fn keep_status(node: Arc<NodeContext>, heartbeat: Arc<Heartbeat>) {
                 }
             }
         }
-        if registered && !api_agrees(&node, &fresh).await {
+        let object = if registered { look(&node).await } else { None };
+        let held = object.as_ref().and_then(|object| object.status.as_ref());
+        let (fresh, ready) = fresh_status(&node, &heartbeat, &status::advertised(held, reset)).await;
+        let withdrawn = status::withdrawn(held, &fresh);
+        if held.is_some_and(|held| !is_agreed(held, &fresh)) || !withdrawn.is_empty() {
             sent = None;
         }
         if registered {
+            for reason in told.changes(object.as_ref(), &fresh) {
+                node_event(&node, reason, &format!("Node {} status is now: {reason}", node.config.node_name));
+            }
             let value = serde_json::to_value(&fresh).unwrap_or_else(|_| json!({}));
             let due = sent_at.elapsed() >= node.config.node_status_report;
             if due || sent.as_ref().is_none_or(|sent| !same(sent, &value)) {
-                match send(&node, sent.as_ref(), &value).await {
+                match send(&node, sent.as_ref(), &value, &withdrawn).await {
                     Ok(()) => {
-                        tell_readiness(&node, sent.as_ref(), ready);
+                        reset = false;
                         sent = Some(value);
                         sent_at = Instant::now();
                         *heartbeat.last.lock() = Some(fresh);
@@ -123,19 +137,61 @@ async fn keep_status(node: Arc<NodeContext>, heartbeat: Arc<Heartbeat>) {
     }
 }
 
-/// The events `NodeReady` and `NodeNotReady`, when that changed.
-fn tell_readiness(node: &NodeContext, before: Option<&Value>, ready: bool) {
-    let was = before
-        .and_then(|before| {
-            before["conditions"].as_array()?.iter().find(|condition| condition["type"] == "Ready").cloned()
-        })
-        .map(|condition| condition["status"] == "True");
-    let name = &node.config.node_name;
-    match (was, ready) {
-        (Some(false) | None, true) => node_event(node, "NodeReady", &format!("Node {name} status is now: NodeReady")),
-        (Some(true), false) => node_event(node, "NodeNotReady", &format!("Node {name} status is now: NodeNotReady")),
-        _ => {}
+/// What was last told of the node by events (`pkg/kubelet/nodestatus/setters.go`).
+#[derive(Default)]
+struct Told {
+    conditions: BTreeMap<String, String>,
+    unschedulable: bool,
+    began: bool,
+}
+
+impl Told {
+    /// The reasons of the events that are due: conditions that changed since, and whether pods may come. All
+    /// are told when the kubelet starts, but for a readiness that the API knows.
+    fn changes(&mut self, held: Option<&Node>, fresh: &NodeStatus) -> Vec<&'static str> {
+        let known = held.and_then(|held| held.status.as_ref()?.conditions.as_ref()).into_iter().flatten();
+        // Others may have set it since: to Unknown, of a node that was cut off.
+        if let Some(ready) = known.into_iter().find(|condition| condition.type_ == READY)
+            && (!self.began || ready.status == "Unknown")
+        {
+            self.conditions.insert(READY.to_owned(), ready.status.clone());
+        }
+        self.began = true;
+        let mut due = Vec::new();
+        for condition in fresh.conditions.iter().flatten() {
+            let before = self.conditions.insert(condition.type_.clone(), condition.status.clone());
+            let is_news = before.as_ref() != Some(&condition.status);
+            // That a node is not ready yet when it starts is no news.
+            let starts = before.is_none() && condition.type_ == READY && condition.status != "True";
+            if is_news && !starts {
+                due.extend(reason_of(condition));
+            }
+        }
+        if let Some(spec) = held.and_then(|held| held.spec.as_ref()) {
+            let unschedulable = spec.unschedulable.unwrap_or(false);
+            if unschedulable != self.unschedulable {
+                due.push(if unschedulable { "NodeNotSchedulable" } else { "NodeSchedulable" });
+            }
+            self.unschedulable = unschedulable;
+        }
+        due
     }
+}
+
+const READY: &str = "Ready";
+
+fn reason_of(condition: &NodeCondition) -> Option<&'static str> {
+    Some(match (condition.type_.as_str(), condition.status == "True") {
+        ("MemoryPressure", true) => "NodeHasInsufficientMemory",
+        ("MemoryPressure", false) => "NodeHasSufficientMemory",
+        ("DiskPressure", true) => "NodeHasDiskPressure",
+        ("DiskPressure", false) => "NodeHasNoDiskPressure",
+        ("PIDPressure", true) => "NodeHasInsufficientPID",
+        ("PIDPressure", false) => "NodeHasSufficientPID",
+        (READY, true) => "NodeReady",
+        (READY, false) => "NodeNotReady",
+        _ => return None,
+    })
 }
 
 pub fn node_event(node: &NodeContext, reason: &str, message: &str) {
@@ -168,7 +224,7 @@ fn same(a: &Value, b: &Value) -> bool {
     without(a) == without(b)
 }
 
-async fn fresh_status(node: &NodeContext, heartbeat: &Heartbeat) -> (NodeStatus, bool) {
+async fn fresh_status(node: &NodeContext, heartbeat: &Heartbeat, advertised: &Amounts) -> (NodeStatus, bool) {
     let (runtime, version, images) =
         tokio::join!(node.runtime.status(), node.runtime.version(), node.runtime.list_images());
     let problem = runtime.as_ref().err().map(ToString::to_string).unwrap_or_default();
@@ -192,6 +248,7 @@ async fn fresh_status(node: &NodeContext, heartbeat: &Heartbeat) -> (NodeStatus,
         pressure: heartbeat.pressure(),
         volumes_in_use: &node.volumes.in_use().borrow().clone(),
         devices: &node.devices.counts(),
+        advertised,
         last: &last,
         now: Timestamp::now(),
     });
@@ -202,23 +259,26 @@ async fn fresh_status(node: &NodeContext, heartbeat: &Heartbeat) -> (NodeStatus,
 /// How long a look at the Node may take.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Whether the API's Ready condition is the one this node would send. The node lifecycle controller
-/// sets it to Unknown while the node is cut off; it is the node that sets it right again.
-async fn api_agrees(node: &NodeContext, fresh: &NodeStatus) -> bool {
-    let ready = |status: Option<&NodeStatus>| {
-        let conditions = status.and_then(|status| status.conditions.as_ref());
-        conditions.into_iter().flatten().find(|condition| condition.type_ == "Ready").map(|ready| ready.status.clone())
-    };
+/// The Node as the API has it.
+async fn look(node: &NodeContext) -> Option<Node> {
     let api: Api<Node> = Api::all(node.client.clone());
-    match tokio::time::timeout(LOOK, api.get_opt(&node.config.node_name)).await {
-        Ok(Ok(Some(held))) => ready(held.status.as_ref()) == ready(Some(fresh)),
-        // Nothing to send is the better guess: what is sent next will tell.
-        _ => true,
-    }
+    // Without an answer nothing to send is the better guess: what is sent next will tell.
+    tokio::time::timeout(LOOK, api.get_opt(&node.config.node_name)).await.ok()?.ok()?
 }
 
-/// Creates the Node, or puts its labels right. Returns the status the API had, if the node was there.
-async fn register(node: &NodeContext, status: &NodeStatus) -> Result<Option<Value>, kube::Error> {
+/// Whether the API's Ready condition is the one this node would send. The node lifecycle controller
+/// sets it to Unknown while the node is cut off; it is the node that sets it right again.
+fn is_agreed(held: &NodeStatus, fresh: &NodeStatus) -> bool {
+    let ready = |status: &NodeStatus| {
+        let conditions = status.conditions.as_ref().into_iter().flatten();
+        conditions.filter(|condition| condition.type_ == "Ready").map(|ready| ready.status.clone()).next()
+    };
+    ready(held) == ready(fresh)
+}
+
+/// Creates the Node, or puts its labels right. Returns the status that the API has, and whether the Node was
+/// created.
+async fn register(node: &NodeContext, status: &NodeStatus) -> Result<(Option<Value>, bool), kube::Error> {
     let api: Api<Node> = Api::all(node.client.clone());
     let config = &node.config;
     let annotations = [("volumes.kubernetes.io/controller-managed-attach-detach".to_owned(), "true".to_owned())];
@@ -238,19 +298,28 @@ async fn register(node: &NodeContext, status: &NodeStatus) -> Result<Option<Valu
     };
     match api.create(&PostParams::default(), &object).await {
         // The status a creation carries is kept by the API; nothing else is to be sent.
-        Ok(created) => Ok(created.status.and_then(|status| serde_json::to_value(status).ok())),
+        Ok(created) => Ok((created.status.and_then(|status| serde_json::to_value(status).ok()), true)),
         Err(kube::Error::Api(answer)) if answer.code == 409 => {
             let patch = json!({"metadata": {"labels": status::labels(&node.config, &node.machine)}});
             let existing = api.patch(&config.node_name, &PatchParams::default(), &Patch::Merge(patch)).await?;
-            Ok(existing.status.and_then(|status| serde_json::to_value(status).ok()))
+            Ok((existing.status.and_then(|status| serde_json::to_value(status).ok()), false))
         }
         Err(error) => Err(error),
     }
 }
 
 /// Sends what changed.
-async fn send(node: &NodeContext, sent: Option<&Value>, wanted: &Value) -> Result<(), kube::Error> {
-    let patch = Patch::Strategic(changes(sent, wanted));
+async fn send(
+    node: &NodeContext,
+    sent: Option<&Value>,
+    wanted: &Value,
+    withdrawn: &[String],
+) -> Result<(), kube::Error> {
+    let mut changes = changes(sent, wanted);
+    for name in withdrawn {
+        changes["status"]["allocatable"][name] = Value::Null;
+    }
+    let patch = Patch::Strategic(changes);
     let api: Api<Node> = Api::all(node.client.clone());
     api.patch_status(&node.config.node_name, &PatchParams::default(), &patch).await.map(drop)
 }
@@ -306,5 +375,38 @@ mod tests {
         ] {
             assert_eq!(changes(sent, &wanted)["status"].get("volumesInUse"), said.as_ref(), "{sent:?} {wanted}");
         }
+    }
+
+    #[test]
+    fn changes_of_a_node_are_told_once() {
+        let status = |ready: &str, memory: &str| -> NodeStatus {
+            let condition = |name: &str, status: &str| json!({"type": name, "status": status});
+            let conditions = [
+                condition("MemoryPressure", memory),
+                condition("DiskPressure", "False"),
+                condition("PIDPressure", "False"),
+                condition("Ready", ready),
+            ];
+            serde_json::from_value(json!({"conditions": conditions})).unwrap()
+        };
+        let held = |ready: &str, unschedulable: bool| -> Node {
+            let status = json!({"conditions": [{"type": "Ready", "status": ready}]});
+            serde_json::from_value(json!({"spec": {"unschedulable": unschedulable}, "status": status})).unwrap()
+        };
+        let mut told = Told::default();
+        let at_start = ["NodeHasSufficientMemory", "NodeHasNoDiskPressure", "NodeHasSufficientPID"];
+        for (object, fresh, expected) in [
+            (None, status("False", "False"), at_start.to_vec()),
+            (Some(held("False", false)), status("True", "False"), vec!["NodeReady"]),
+            (Some(held("True", true)), status("True", "True"), vec!["NodeHasInsufficientMemory", "NodeNotSchedulable"]),
+            (None, status("True", "True"), vec![]),
+            (Some(held("True", false)), status("True", "False"), vec!["NodeHasSufficientMemory", "NodeSchedulable"]),
+            (Some(held("Unknown", false)), status("True", "False"), vec!["NodeReady"]),
+            (Some(held("True", false)), status("False", "False"), vec!["NodeNotReady"]),
+        ] {
+            assert_eq!(told.changes(object.as_ref(), &fresh), expected);
+        }
+        let mut again = Told::default();
+        assert_eq!(again.changes(Some(&held("True", false)), &status("True", "False")), at_start, "another kubelet");
     }
 }

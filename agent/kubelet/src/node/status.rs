@@ -6,8 +6,8 @@ use api::quantity::{Format, Quantity};
 use api::resources::Amounts;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeRuntimeHandler,
-    NodeRuntimeHandlerFeatures, NodeStatus, NodeSystemInfo,
+    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures, NodeRuntimeHandler,
+    NodeRuntimeHandlerFeatures, NodeStatus, NodeSwapStatus, NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as WireQuantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -15,6 +15,7 @@ use proto::runtime::v1 as cri;
 
 use super::machine::{FileSystem, Machine};
 use crate::config::Config;
+use crate::devices::is_extended;
 
 /// What is being run out of.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -47,6 +48,8 @@ pub struct View<'a> {
     pub volumes_in_use: &'a [String],
     /// What device plugins have to give: all of it, and what of that works.
     pub devices: &'a [DeviceCount],
+    /// What people say that the node has, by their patches of its capacity.
+    pub advertised: &'a Amounts,
     /// The conditions as last sent.
     pub last: &'a [NodeCondition],
     pub now: Timestamp,
@@ -69,15 +72,25 @@ pub fn labels(config: &Config, machine: &Machine) -> BTreeMap<String, String> {
 
 /// What Kubernetes version the node behaves as.
 pub const KUBELET_VERSION: &str = concat!("v1.37.0+skiff-", env!("CARGO_PKG_VERSION"));
-/// What not every node of this version can do and this one can, sorted: without it the API server
-/// refuses changes to pods that need it. No processors are given to pods for themselves here.
-const DECLARED_FEATURES: [&str; 1] = ["GuaranteedQoSPodCPUResize"];
+/// What the scheduler and the API server may rely on, by the names of its feature gates
+/// (`k8s.io/component-helpers/nodedeclaredfeatures`). Sorted.
+const DECLARED_FEATURES: [&str; 5] = [
+    "ExtendWebSocketsToKubelet",
+    "GuaranteedQoSPodCPUResize",
+    "InPlacePodLevelResourcesVerticalScaling",
+    "InPlacePodVerticalScalingInitContainers",
+    "RestartAllContainersOnContainerExits",
+];
 /// The most images that a status names.
 const MOST_IMAGES: usize = 50;
 
 pub fn generate(view: &View<'_>) -> NodeStatus {
     let mut capacity = capacity(view.config, view.machine, view.root);
     let mut allocatable = allocatable(view.config, &capacity);
+    for (name, amount) in view.advertised {
+        capacity.insert(name.clone(), *amount);
+        allocatable.insert(name.clone(), *amount);
+    }
     for device in view.devices {
         capacity.insert(device.resource.clone(), count(device.all));
         allocatable.insert(device.resource.clone(), count(device.healthy));
@@ -96,11 +109,32 @@ pub fn generate(view: &View<'_>) -> NodeStatus {
         }),
         images: Some(images(view.images)),
         node_info: Some(info(view)),
+        features: view
+            .runtime
+            .ok()
+            .and_then(|runtime| runtime.features.as_ref())
+            .map(|features| NodeFeatures { supplemental_groups_policy: Some(features.supplemental_groups_policy) }),
         runtime_handlers: view.runtime.ok().and_then(runtime_handlers),
         declared_features: Some(DECLARED_FEATURES.map(str::to_owned).to_vec()),
         volumes_in_use: (!view.volumes_in_use.is_empty()).then(|| view.volumes_in_use.to_vec()),
         ..Default::default()
     }
+}
+
+/// The extended resources that a Node's capacity names. A node that was made anew (`reset`) has none of them
+/// until somebody says so again (`kubelet_node_status.go: reconcileExtendedResource`).
+pub fn advertised(held: Option<&NodeStatus>, reset: bool) -> Amounts {
+    let named = held.and_then(|held| held.capacity.as_ref()).into_iter().flatten();
+    let extended = named.filter(|(name, _)| is_extended(name));
+    let amount = |quantity: &WireQuantity| if reset { Some(Quantity::ZERO) } else { quantity.0.parse().ok() };
+    extended.filter_map(|(name, quantity)| Some((name.clone(), amount(quantity)?))).collect()
+}
+
+/// What a Node offers of extended resources and its capacity no longer has.
+pub fn withdrawn(held: Option<&NodeStatus>, wanted: &NodeStatus) -> Vec<String> {
+    let has = |name: &String| wanted.allocatable.as_ref().is_some_and(|allocatable| allocatable.contains_key(name));
+    let offered = held.and_then(|held| held.allocatable.as_ref()).into_iter().flat_map(BTreeMap::keys);
+    offered.filter(|name| is_extended(name) && !has(name)).cloned().collect()
 }
 
 pub fn count(value: u64) -> Quantity {
@@ -182,6 +216,8 @@ fn info(view: &View<'_>) -> NodeSystemInfo {
         } else {
             machine.system_uuid.clone()
         },
+        swap: (machine.swap > 0)
+            .then(|| NodeSwapStatus { capacity: Some(i64::try_from(machine.swap).unwrap_or(i64::MAX)) }),
         ..Default::default()
     }
 }
@@ -349,6 +385,7 @@ mod tests {
                 pressure: Pressure::default(),
                 volumes_in_use: &[],
                 devices: &[],
+                advertised: &Amounts::new(),
                 last,
                 now,
             })
@@ -363,9 +400,71 @@ mod tests {
             (ready(&broken).status.as_str(), ready(&broken).last_transition_time.unwrap().0),
             ("False", at(300))
         );
-        let allocatable = second.allocatable.unwrap();
+        let allocatable = second.allocatable.clone().unwrap();
+        assert_eq!((&second.features, &second.node_info.as_ref().unwrap().swap), (&None, &None));
         assert_eq!(allocatable["memory"].0, "924Mi");
         assert_eq!(allocatable["pods"].0, "110");
         assert_eq!(second.addresses.unwrap().len(), 2);
+    }
+
+    #[test]
+    fn what_runtime_and_machine_can_do_besides() {
+        let config = Config::new("n", vec!["10.0.0.1".parse().unwrap()], Layout::new("/k", "/l"), "/s".into());
+        let machine = Machine { swap: 1 << 30, ..Default::default() };
+        let features = cri::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() };
+        let runtime = cri::StatusResponse { features: Some(features), ..Default::default() };
+        let made = generate(&View {
+            config: &config,
+            machine: &machine,
+            root: FileSystem::default(),
+            runtime: Ok(&runtime),
+            runtime_version: "",
+            images: &[],
+            pressure: Pressure::default(),
+            volumes_in_use: &[],
+            devices: &[],
+            advertised: &Amounts::new(),
+            last: &[],
+            now: Timestamp::UNIX_EPOCH,
+        });
+        assert_eq!(made.features.unwrap().supplemental_groups_policy, Some(true));
+        assert_eq!(made.node_info.unwrap().swap.unwrap().capacity, Some(1 << 30));
+        assert!(DECLARED_FEATURES.is_sorted());
+    }
+
+    #[test]
+    fn extended_resources_of_the_capacity_can_be_used() {
+        let held: NodeStatus = serde_json::from_value(serde_json::json!({
+            "capacity": {"example.com/dongle": "4", "example.com/gpu": "9", "cpu": "64", "hugepages-2Mi": "2Mi", "kubernetes.io/x": "1"},
+            "allocatable": {"example.com/dongle": "4", "example.com/gone": "1", "cpu": "1"}
+        }))
+        .unwrap();
+        let config = Config::new("n", vec!["10.0.0.1".parse().unwrap()], Layout::new("/k", "/l"), "/s".into());
+        let machine = Machine { cpus: 2, memory: 1 << 30, ..Default::default() };
+        for (reset, dongles) in [(false, "4"), (true, "0")] {
+            let made = generate(&View {
+                config: &config,
+                machine: &machine,
+                root: FileSystem::default(),
+                runtime: Err("gone"),
+                runtime_version: "",
+                images: &[],
+                pressure: Pressure::default(),
+                volumes_in_use: &[],
+                // What a plugin says counts more.
+                devices: &[DeviceCount { resource: "example.com/gpu".to_owned(), all: 3, healthy: 2 }],
+                advertised: &advertised(Some(&held), reset),
+                last: &[],
+                now: Timestamp::UNIX_EPOCH,
+            });
+            assert_eq!(withdrawn(Some(&held), &made), ["example.com/gone"]);
+            let [capacity, allocatable] = [made.capacity, made.allocatable].map(Option::unwrap);
+            for (amounts, gpus) in [(&capacity, "3"), (&allocatable, "2")] {
+                let of = |name: &str| amounts.get(name).map(|amount| amount.0.as_str());
+                assert_eq!(of("example.com/dongle"), Some(dongles));
+                assert_eq!((of("example.com/gpu"), of("cpu")), (Some(gpus), Some("2")));
+                assert_eq!((of("hugepages-2Mi"), of("kubernetes.io/x")), (None, None));
+            }
+        }
     }
 }

@@ -8,11 +8,12 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
 use super::backoff::{Backoff, go_duration};
 use super::observed::{Observed, Run, RunState};
 use super::restart::{self, should_restart};
+use crate::resize::Given;
 use crate::spec::container::{from_ephemeral, hash};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -88,7 +89,7 @@ pub struct Memory {
     /// Runs that were killed to be made anew: they did not fail by themselves.
     pub killed: HashSet<String>,
     /// What runs were given last, by run id.
-    pub applied: HashMap<String, Option<ResourceRequirements>>,
+    pub applied: HashMap<String, Given>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -28,11 +28,10 @@ impl Verdict {
     }
 }
 
-/// `status` holds the new phase and container statuses, and the last conditions.
-pub fn generate(pod: &Pod, status: &PodStatus, observed: &Observed, now: Timestamp) -> Vec<PodCondition> {
+/// `status` holds the new container statuses and the last conditions; `phase` is the one to judge by.
+pub fn generate(pod: &Pod, status: &PodStatus, phase: &str, observed: &Observed, now: Timestamp) -> Vec<PodCondition> {
     let Some(spec) = pod.spec.as_ref() else { return Vec::new() };
     let last = status.conditions.as_deref().unwrap_or_default();
-    let phase = status.phase.as_deref().unwrap_or("Pending");
     let containers_ready = containers_ready(spec, status, phase);
     let sandbox = observed
         .sandboxes

@@ -15,7 +15,7 @@ use crate::context::NodeContext;
 use crate::cri::RuntimeError;
 use crate::spec::container::{Resolved, config, from_ephemeral, termination_path};
 use crate::spec::env::{self, Sources};
-use crate::spec::{hosts, mounts, security};
+use crate::spec::{env_file, hosts, mounts, security};
 use crate::volume_contract::VolumePaths;
 
 /// Permanent-looking failures are tried again after this long, as Kubernetes' next sync would.
@@ -84,12 +84,12 @@ pub async fn start(node: &NodeContext, order: &Order, announce: impl Fn(Run)) ->
     let started = node.runtime.start_container(&id).await;
     let run = observe::run(&node.runtime, &id, &order.sandbox.id).await;
     if let Err(error) = started {
-        let failure = order.fail(node, "RunContainerError", error.runtime_message());
+        let failure = order.fail(node, "RunContainerError", error.bare_message());
         return outcome(run.ok(), Some(failure));
     }
     let run = match run {
         Ok(run) => run,
-        Err(error) => return outcome(None, Some(order.fail(node, "RunContainerError", error.runtime_message()))),
+        Err(error) => return outcome(None, Some(order.fail(node, "RunContainerError", error.bare_message()))),
     };
     order.event(node, EventType::Normal, "Started", "Container started");
     let hook = order.container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref());
@@ -97,7 +97,9 @@ pub async fn start(node: &NodeContext, order: &Order, announce: impl Fn(Run)) ->
         announce(run.clone());
         let pod_ip = order.sandbox.ips.first().cloned();
         if let Err(message) = hooks::run(node, &order.pod, &order.container, &id, pod_ip.as_deref(), hook).await {
-            order.event(node, EventType::Warning, "FailedPostStartHook", format!("PostStartHook failed: {message}"));
+            // What a hook says may be secret: events are for others to read.
+            tracing::warn!(pod = pod_name, container = order.container.name, message, "a postStart hook failed");
+            order.event(node, EventType::Warning, "FailedPostStartHook", "PostStartHook failed");
             return Outcome { run: Some(run), failure: None, hook_failed: Some("FailedPostStartHook".to_owned()) };
         }
     }
@@ -110,13 +112,15 @@ async fn create(node: &NodeContext, order: &Order) -> Result<String, Failure> {
         make_sandbox::sandbox_config(node, &order.pod, order.sandbox.attempt, false).map_err(config_error)?;
     let image = node.images.ensure(node, &order.pod, &order.container, &sandbox_config).await?;
     let pod = with_addresses(node, order);
-    let sources = sources(node, &pod, &order.container).await.map_err(config_error)?;
+    let volumes = node.volumes.set_up(&order.pod).await.map_err(|errors| {
+        for error in errors.iter() {
+            order.event(node, EventType::Warning, error.reason(), error.to_string());
+        }
+        failed("CreateContainerConfigError", errors.to_string())
+    })?;
+    let sources = sources(node, &pod, &order.container, &volumes).await.map_err(config_error)?;
     let environment =
         env::environment(&pod, &order.container, &sources).map_err(|error| config_error(error.to_string()))?;
-    let volumes = node.volumes.set_up(&order.pod).await.map_err(|error| {
-        order.event(node, EventType::Warning, error.reason(), error.to_string());
-        failed("CreateContainerConfigError", error.to_string())
-    })?;
     let extras = devices::extras(node, &pod, &order.container, &volumes).await.map_err(config_error)?;
     let environment = devices::environment(&extras.given, environment);
     let mut mounts = image_mounts(node, order, &environment, &sandbox_config).await?;
@@ -127,8 +131,7 @@ async fn create(node: &NodeContext, order: &Order) -> Result<String, Failure> {
         options.pid = cri::NamespaceMode::Target as i32;
         options.target_id = target.clone();
     }
-    let resources =
-        container_resources(&order.pod, &order.container, node.machine.memory, node.cgroups.hierarchy().is_v2());
+    let resources = container_resources(&order.pod, &order.container, &node.cgroups.host(node.machine.memory));
     let resolved = Resolved {
         image_ref: image.id.clone(),
         environment,
@@ -143,7 +146,7 @@ async fn create(node: &NodeContext, order: &Order) -> Result<String, Failure> {
     make_log_directory(node, order).map_err(config_error)?;
     create_anew(node, order, config, sandbox_config)
         .await
-        .map_err(|error| order.fail(node, "CreateContainerError", error.runtime_message()))
+        .map_err(|error| order.fail(node, "CreateContainerError", error.bare_message()))
 }
 
 /// A container that an interrupted start left behind has the name that is wanted: it goes first.
@@ -178,7 +181,12 @@ fn with_addresses(node: &NodeContext, order: &Order) -> Pod {
     pod
 }
 
-async fn sources(node: &NodeContext, pod: &Pod, container: &Container) -> Result<Sources, String> {
+async fn sources(
+    node: &NodeContext,
+    pod: &Pod,
+    container: &Container,
+    volumes: &VolumePaths,
+) -> Result<Sources, String> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let (config_maps, secrets) = env::referenced(container);
     let mut sources = Sources { allocatable: node.allocatable.read().clone(), ..Default::default() };
@@ -191,6 +199,13 @@ async fn sources(node: &NodeContext, pod: &Pod, container: &Container) -> Result
         let found = node.references.secret(&node.client, namespace, &name).await;
         let found = found.map_err(|error| format!("reading secret \"{name}\": {error}"))?;
         sources.secrets.extend(found.map(|object| (name, object)));
+    }
+    for file in env::files(container) {
+        let Some(volume) = volumes.get(&file.volume_name) else { continue };
+        let (directory, path) = (volume.host_path.clone(), file.path.clone());
+        let text = tokio::task::spawn_blocking(move || env_file::read(&directory, &path)).await;
+        let text = text.map_err(|error| error.to_string()).and_then(|text| text.map_err(|error| error.to_string()));
+        sources.files.insert((file.volume_name.clone(), file.path.clone()), text);
     }
     sources.services = node.services.list_namespace(namespace);
     if namespace != "default" {

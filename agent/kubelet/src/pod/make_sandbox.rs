@@ -24,7 +24,7 @@ pub enum SandboxError {
     #[error(transparent)]
     Cgroup(#[from] cgroups::CgroupError),
     #[error(transparent)]
-    Volumes(#[from] crate::volume_contract::VolumeError),
+    Volumes(#[from] crate::volume_contract::VolumeErrors),
     #[error("Failed to prepare dynamic resources: {0}")]
     Claims(String),
     #[error("Failed to create pod sandbox: {0}")]
@@ -68,12 +68,13 @@ async fn prepare(node: &NodeContext, pod: &Arc<Pod>) -> Result<(), SandboxError>
     if let Err(message) = node.devices.admit(pod).await {
         const REASON: &str = "UnexpectedAdmissionError";
         node.event(pod, EventType::Warning, REASON, message.clone());
-        let message = format!("Pod was rejected: {message}");
-        return Err(SandboxError::Refused(Verdict { reason: REASON.to_owned(), message }));
+        return Err(SandboxError::Refused(Verdict::refused(REASON, message)));
     }
-    if let Err(error) = node.volumes.set_up(pod).await {
-        node.event(pod, EventType::Warning, error.reason(), error.to_string());
-        return Err(error.into());
+    if let Err(errors) = node.volumes.set_up(pod).await {
+        for error in errors.iter() {
+            node.event(pod, EventType::Warning, error.reason(), error.to_string());
+        }
+        return Err(errors.into());
     }
     if let Err(message) = node.dra.prepare(pod).await {
         let error = SandboxError::Claims(message);

@@ -10,8 +10,8 @@ use api::resources::{self, Amounts, Side};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-    ContainerUser, HostIP, LinuxContainerUser, Pod, PodIP, PodSpec, PodStatus, ResourceRequirements, VolumeMount,
-    VolumeMountStatus,
+    ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodSpec, PodStatus, ResourceRequirements,
+    ResourceStatus, VolumeMount, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -28,9 +28,28 @@ use crate::spec::mounts::recursive_read_only;
 /// Why a pod ends other than by itself; wins over what its containers say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
+    pub cause: Cause,
     /// `Evicted`, `DeadlineExceeded`, `OutOfcpu`, ...
     pub reason: String,
     pub message: String,
+}
+
+/// What brought a verdict about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The node did not take the pod: nothing of it ever ran here.
+    Refused,
+    /// It ran for as long as it may.
+    Deadline,
+    /// The node ran out of something.
+    Evicted,
+}
+
+impl Verdict {
+    /// The node does not take the pod.
+    pub fn refused(reason: impl Into<String>, why: impl std::fmt::Display) -> Self {
+        Self { cause: Cause::Refused, reason: reason.into(), message: format!("Pod was rejected: {why}") }
+    }
 }
 
 /// The reason of a pod that the node ended because it ran out of something.
@@ -60,25 +79,36 @@ pub struct Resize<'a> {
     pub pending: Option<&'a Pending>,
     pub in_progress: bool,
     pub error: Option<&'a str>,
+    /// What the pod as a whole has; none where that is what it wishes.
+    pub group: Option<&'a Option<ResourceRequirements>>,
 }
 
 pub fn generate(view: &View<'_>) -> PodStatus {
     let last = view.last.clone();
     let Some(spec) = view.pod.spec.as_ref() else { return last };
+    if let Some(refused) = refused(view) {
+        return refused;
+    }
     let init = statuses(view, spec.init_containers.iter().flatten(), &last.init_container_statuses, true);
     let main = statuses(view, spec.containers.iter(), &last.container_statuses, false);
     let ephemeral = ephemeral_statuses(view, &last.ephemeral_container_statuses);
     let finished_for_good = view.ending && !view.observed.any_running();
     let was_final = last.phase.as_deref().filter(|phase| matches!(*phase, "Failed" | "Succeeded"));
-    let phase = match (view.verdict, was_final) {
+    // Until the last container is gone the pod goes on as it was, in the eyes of others.
+    let runs = view.observed.any_running();
+    let decided = match (view.verdict, was_final) {
         (Some(_), _) => "Failed",
         // An end is final, whatever is seen later.
         (None, Some(phase)) => phase,
         (None, None) => {
             let phase = phase::of(spec, &init, &main, finished_for_good);
-            // Until the last container is gone the pod still runs.
-            if matches!(phase, "Failed" | "Succeeded") && view.observed.any_running() { "Running" } else { phase }
+            if matches!(phase, "Failed" | "Succeeded") && runs { "Running" } else { phase }
         }
+    };
+    let verdict = view.verdict.filter(|_| !runs || was_final.is_some());
+    let phase = match (verdict, view.verdict) {
+        (None, Some(_)) => last.phase.as_deref().unwrap_or("Pending"),
+        _ => decided,
     }
     .to_owned();
     let mut status = PodStatus {
@@ -86,15 +116,15 @@ pub fn generate(view: &View<'_>) -> PodStatus {
         qos_class: Some(resources::qos_class(view.pod).as_str().to_owned()),
         start_time: last.start_time.clone().or(Some(Time(seconds(view.now)))),
         observed_generation: view.pod.metadata.generation,
-        reason: view.verdict.map(|verdict| verdict.reason.clone()).or(last.reason.clone()),
-        message: view.verdict.map(|verdict| verdict.message.clone()).or(last.message.clone()),
+        reason: verdict.map(|verdict| verdict.reason.clone()).or(last.reason.clone()),
+        message: verdict.map(|verdict| verdict.message.clone()).or(last.message.clone()),
         host_ip: view.host_ips.first().map(ToString::to_string),
         host_ips: Some(view.host_ips.iter().map(|ip| HostIP { ip: ip.to_string() }).collect()),
         init_container_statuses: (!init.is_empty()).then_some(init),
         container_statuses: (!main.is_empty()).then_some(main),
         ephemeral_container_statuses: (!ephemeral.is_empty()).then_some(ephemeral),
         allocated_resources: wire(resources::of_pod(spec, Side::Requests)),
-        resources: Some(pod_resources(view.pod, spec)),
+        resources: Some(pod_resources(view.pod, spec, view.resize.group)),
         nominated_node_name: None,
         resize: None,
         ..last.clone()
@@ -103,16 +133,52 @@ pub fn generate(view: &View<'_>) -> PodStatus {
     let ips = pod_ips(view, &last);
     status.pod_ip = ips.first().cloned();
     status.pod_ips = (!ips.is_empty()).then(|| ips.into_iter().map(|ip| PodIP { ip }).collect());
-    let mut made = conditions::generate(view.pod, &status, view.observed, view.now);
-    if let Some(verdict) = view.verdict.filter(|verdict| verdict.reason == EVICTED) {
+    // A pod past its deadline is not ready from then on; one that is evicted is as its probes say.
+    let past_deadline = view.verdict.is_some_and(|verdict| verdict.cause == Cause::Deadline);
+    let judged = if past_deadline { decided } else { status.phase.as_deref().unwrap_or_default() }.to_owned();
+    let mut made = conditions::generate(view.pod, &status, &judged, view.observed, view.now);
+    if let Some(verdict) = verdict.filter(|verdict| verdict.cause == Cause::Evicted) {
         let last = status.conditions.as_deref().unwrap_or_default();
         let disrupted = conditions::disrupted(&verdict.message, last, view.pod.metadata.generation, view.now);
         made.retain(|condition| condition.type_ != disrupted.type_);
         made.push(disrupted);
     }
-    made.extend(conditions::resizing(view.pod, &view.resize, &view.last.conditions, view.now));
+    // Those of others come first, then what is said of a resize.
+    let own = made.iter().position(|condition| conditions::is_owned(&condition.type_)).unwrap_or(made.len());
+    made.splice(own..own, conditions::resizing(view.pod, &view.resize, &view.last.conditions, view.now));
     status.conditions = Some(made);
     status
+}
+
+/// A pod that the node did not take has no containers to tell of (`kubelet.go: rejectPod`). The conditions
+/// of others stay. After a restart of the kubelet the status alone tells of it.
+fn refused(view: &View<'_>) -> Option<PodStatus> {
+    let told_before = view.last.phase.as_deref() == Some("Failed")
+        && view.last.reason.is_some()
+        && view.last.container_statuses.is_none();
+    let verdict = match view.verdict {
+        Some(verdict) if verdict.cause == Cause::Refused => verdict.clone(),
+        None if told_before && view.observed.runs.is_empty() => Verdict {
+            cause: Cause::Refused,
+            reason: view.last.reason.clone().unwrap_or_default(),
+            message: view.last.message.clone().unwrap_or_default(),
+        },
+        _ => return None,
+    };
+    let theirs = view.last.conditions.iter().flatten().filter(|condition| !conditions::is_owned(&condition.type_));
+    let theirs: Vec<PodCondition> = theirs.cloned().collect();
+    Some(PodStatus {
+        phase: Some("Failed".to_owned()),
+        reason: Some(verdict.reason),
+        message: Some(verdict.message),
+        qos_class: Some(resources::qos_class(view.pod).as_str().to_owned()),
+        start_time: view.last.start_time.clone().or(Some(time(view.now))),
+        observed_generation: view.pod.metadata.generation,
+        conditions: (!theirs.is_empty()).then_some(theirs),
+        resource_claim_statuses: view.last.resource_claim_statuses.clone(),
+        extended_resource_claim_status: view.last.extended_resource_claim_status.clone(),
+        ..Default::default()
+    })
 }
 
 fn wire(amounts: Amounts) -> Option<BTreeMap<String, Quantity>> {
@@ -121,7 +187,13 @@ fn wire(amounts: Amounts) -> Option<BTreeMap<String, Quantity>> {
 
 /// The pod's resources as a whole: before it runs what it was granted, then what its group has
 /// (`kubelet_pods.go: convertToAPIPodLevelResourcesStatus`).
-fn pod_resources(pod: &Pod, spec: &PodSpec) -> ResourceRequirements {
+fn pod_resources(pod: &Pod, spec: &PodSpec, group: Option<&Option<ResourceRequirements>>) -> ResourceRequirements {
+    if let Some(group) = group.filter(|group| **group != spec.resources) {
+        let mut before = pod.clone();
+        let spec = PodSpec { resources: group.clone(), ..spec.clone() };
+        before.spec = Some(spec.clone());
+        return pod_resources(&before, &spec, None);
+    }
     let mut requests = resources::of_pod(spec, Side::Requests);
     let mut limits = resources::of_pod(spec, Side::Limits);
     if pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running") {
@@ -252,7 +324,7 @@ fn one(
                 status.ready = kind != ContainerKind::Init && started && probe.is_none_or(|probe| probe.ready);
             }
             if let Some(applied) = view.memory.applied.get(&run.id) {
-                status.resources = applied.clone();
+                status.resources = applied.own.clone();
             }
             status.state = Some(ContainerState {
                 running: Some(ContainerStateRunning { started_at: run.started_at.map(time) }),
@@ -416,6 +488,14 @@ fn user(user: &proto::runtime::v1::LinuxContainerUser) -> ContainerUser {
             gid: user.gid,
             supplemental_groups: Some(user.supplemental_groups.clone()),
         }),
+    }
+}
+
+/// How the devices are that containers have (`allocatedResourcesStatus`).
+pub fn tell_devices(status: &mut PodStatus, mut devices: BTreeMap<String, Vec<ResourceStatus>>) {
+    let lists = [&mut status.init_container_statuses, &mut status.container_statuses];
+    for container in lists.into_iter().flatten().flatten() {
+        container.allocated_resources_status = devices.remove(&container.name);
     }
 }
 

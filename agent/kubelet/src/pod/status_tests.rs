@@ -5,18 +5,28 @@ use crate::pod::actions::tests_support::{exited, run, sandbox};
 
 /// The status of a pod with these runs in the sandbox `sb`.
 fn status(pod: &Value, runs: Vec<Run>) -> Value {
+    status_after(pod, &json!({}), &Observed::new(vec![sandbox("sb", 0, true)], runs), None, Resize::default())
+}
+
+fn status_after(
+    pod: &Value,
+    last: &Value,
+    observed: &Observed,
+    verdict: Option<&Verdict>,
+    resize: Resize<'_>,
+) -> Value {
     let pod: Pod = serde_json::from_value(pod.clone()).unwrap();
     let made = generate(&View {
         pod: &pod,
-        last: &PodStatus::default(),
-        observed: &Observed::new(vec![sandbox("sb", 0, true)], runs),
+        last: &serde_json::from_value(last.clone()).unwrap(),
+        observed,
         memory: &Memory::default(),
         waiting: &BTreeMap::new(),
-        ending: false,
-        verdict: None,
+        ending: verdict.is_some(),
+        verdict,
         host_ips: &["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
         recursive_read_only_works: true,
-        resize: Resize::default(),
+        resize,
         now: Timestamp::UNIX_EPOCH,
     });
     serde_json::to_value(made).unwrap()
@@ -91,4 +101,57 @@ fn read_only_mounts_tell_whether_all_below_them_is() {
         {"name": "v", "mountPath": "/c", "readOnly": true, "recursiveReadOnly": "Enabled"}
     ]);
     assert_eq!(status(&pod, vec![])["containerStatuses"][0]["volumeMounts"], expected);
+}
+
+#[test]
+fn a_pod_that_the_node_did_not_take_has_only_a_reason() {
+    let pod = json!({"metadata": {"generation": 2}, "spec": {"containers": [{"name": "c"}]}});
+    let others = json!({"type": "example.com/gate", "status": "True"});
+    let last = json!({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "True"}, others]});
+    let verdict = Verdict::refused("OutOfcpu", "no room");
+    let refused = status_after(&pod, &last, &Observed::default(), Some(&verdict), Resize::default());
+    let expected = json!({"phase": "Failed", "reason": "OutOfcpu", "message": "Pod was rejected: no room",
+        "qosClass": "BestEffort", "startTime": "1970-01-01T00:00:00Z", "observedGeneration": 2, "conditions": [others]});
+    assert_eq!(refused, expected);
+    // another kubelet, which knows of no verdict
+    assert_eq!(status_after(&pod, &refused, &Observed::default(), None, Resize::default()), expected);
+}
+
+#[test]
+fn a_pod_that_has_to_end_goes_on_as_it_was_until_nothing_runs() {
+    let pod = json!({"spec": {"restartPolicy": "Never", "containers": [{"name": "c"}]}});
+    let with = |run: Run| Observed::new(vec![sandbox("sb", 0, true)], vec![run]);
+    let before = status(&pod, vec![run("c", "sb", RunState::Running, 0)]);
+    for (cause, reason, ready, ready_reason) in [
+        (Cause::Deadline, "DeadlineExceeded", "False", json!("PodFailed")),
+        (Cause::Evicted, EVICTED, "True", Value::Null),
+    ] {
+        let verdict = Verdict { cause, reason: reason.to_owned(), message: "m".to_owned() };
+        let observed = with(run("c", "sb", RunState::Running, 0));
+        let meanwhile = status_after(&pod, &before, &observed, Some(&verdict), Resize::default());
+        let named = |status: &Value, name: &str| {
+            status["conditions"].as_array().unwrap().iter().find(|one| one["type"] == name).cloned().unwrap_or_default()
+        };
+        assert_eq!((&meanwhile["phase"], &meanwhile["reason"]), (&json!("Running"), &Value::Null), "{reason}");
+        let told = named(&meanwhile, "Ready");
+        assert_eq!((&told["status"], &told["reason"]), (&json!(ready), &ready_reason), "{reason}");
+        assert_eq!(named(&meanwhile, "DisruptionTarget"), Value::Null);
+        let after = status_after(&pod, &meanwhile, &with(exited("c", "sb", 137, 0)), Some(&verdict), Resize::default());
+        assert_eq!(
+            (&after["phase"], &after["reason"], &after["message"]),
+            (&json!("Failed"), &json!(reason), &json!("m"))
+        );
+        assert_eq!(named(&after, "DisruptionTarget").is_object(), cause == Cause::Evicted);
+    }
+}
+
+#[test]
+fn what_is_said_of_a_resize_comes_before_the_other_conditions() {
+    let pod = json!({"spec": {"containers": [{"name": "c"}]}});
+    let last = json!({"conditions": [{"type": "example.com/gate", "status": "True"}]});
+    let resize = Resize { in_progress: true, ..Resize::default() };
+    let made = status_after(&pod, &last, &Observed::default(), None, resize);
+    let types: Vec<&str> =
+        made["conditions"].as_array().unwrap().iter().filter_map(|one| one["type"].as_str()).collect();
+    assert_eq!(types[..3], ["example.com/gate", "PodResizeInProgress", "PodReadyToStartContainers"]);
 }

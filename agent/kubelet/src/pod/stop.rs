@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod};
 
 use tokio::sync::watch;
 
+use super::actions::pod_id;
 use super::observed::Run;
 use super::{hooks, observe};
 use crate::context::NodeContext;
@@ -86,8 +87,10 @@ async fn run_pre_stop(node: &NodeContext, order: &Order, hook: &LifecycleHandler
     match tokio::time::timeout(limit, hook_run).await {
         Ok(Ok(())) => {}
         Ok(Err(message)) => {
-            let message = format!("PreStopHook failed: {message}");
-            node.container_event(&order.pod, &order.run.name, EventType::Warning, "FailedPreStopHook", message);
+            // What a hook says may be secret: events are for others to read.
+            tracing::warn!(pod = pod_id(&order.pod), container = order.run.name, message, "a preStop hook failed");
+            let event = "PreStopHook failed";
+            node.container_event(&order.pod, &order.run.name, EventType::Warning, "FailedPreStopHook", event);
         }
         Err(_) => tracing::debug!(container = order.run.name, "the preStop hook did not end within the grace period"),
     }

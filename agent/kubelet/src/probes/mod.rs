@@ -5,6 +5,7 @@
 
 mod check;
 pub mod http;
+mod totals;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +20,8 @@ use tokio::time::Instant;
 use crate::context::NodeContext;
 
 pub use check::{Answer, Target};
+use totals::Outcome;
+pub use totals::Totals;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ProbeKind {
@@ -155,7 +158,15 @@ async fn ask(subject: &Subject, kind: ProbeKind, probe: &Probe, timeout: Duratio
         container_id: &subject.run_id,
         pod_ip: subject.pod_ip.as_deref(),
     };
+    let began = Instant::now();
     let answer = check::check(&target, probe, timeout).await;
+    let outcome = match &answer {
+        Answer::Success | Answer::Warning(_) => Outcome::Successful,
+        Answer::Failure(_) => Outcome::Failed,
+        Answer::Error(_) => Outcome::Unknown,
+    };
+    let (pod, container) = (&subject.pod, &subject.container.name);
+    subject.node.probe_totals.note(pod, container, kind, outcome, began.elapsed());
     let event = |event_type, reason: &str, message: String| {
         subject.node.container_event(&subject.pod, &subject.container.name, event_type, reason, message);
     };

@@ -1,7 +1,9 @@
 //! What the whole machine uses, from /proc: the node's line in `kubectl top`. The pods' own group
 //! would leave out the system and the agent.
 
-use crate::cgroups::Usage;
+use std::path::Path;
+
+use crate::cgroups::{Psi, Usage};
 
 /// Linux counts CPU time for user space in hundredths of a second.
 const TICK_NANOSECONDS: u64 = 10_000_000;
@@ -11,6 +13,11 @@ pub fn usage() -> Option<Usage> {
     let stat = std::fs::read_to_string("/proc/stat").ok()?;
     let memory = std::fs::read_to_string("/proc/meminfo").ok()?;
     Some(Usage { processes: 0, ..read(&stat, &memory)? })
+}
+
+/// How long the machine's work waited.
+pub fn pressure() -> Psi {
+    Psi::read(|name| Path::new("/proc/pressure").join(name))
 }
 
 /// Bytes of memory.

@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::Pod;
 use super::machine;
 use super::reply::{self, Reply};
 use super::stats::qos_of;
-use crate::cgroups::Usage;
+use crate::cgroups::{Psi, Usage};
 use crate::server_contract::NodePods;
 use crate::volume_contract::VolumeUsage;
 
@@ -196,7 +196,51 @@ pub fn cadvisor(pods: &dyn NodePods) -> String {
         }
         text = family.text;
     }
-    text
+    pressure(text, &measured)
+}
+
+/// How long containers waited, where the kernel tells.
+fn pressure(text: String, measured: &[Measured]) -> String {
+    type Part = fn(&Psi) -> Option<u64>;
+    let families: [(&str, &str, Part); 6] = [
+        ("cpu_waiting", "Total time duration tasks in the container have waited due to CPU congestion.", |psi| {
+            psi.cpu.map(|pressure| pressure.some.total)
+        }),
+        (
+            "cpu_stalled",
+            "Total time duration no tasks in the container could make progress due to CPU congestion.",
+            |psi| psi.cpu.map(|pressure| pressure.full.total),
+        ),
+        ("memory_waiting", "Total time duration tasks in the container have waited due to memory congestion.", |psi| {
+            psi.memory.map(|pressure| pressure.some.total)
+        }),
+        (
+            "memory_stalled",
+            "Total time duration no tasks in the container could make progress due to memory congestion.",
+            |psi| psi.memory.map(|pressure| pressure.full.total),
+        ),
+        ("io_waiting", "Total time duration tasks in the container have waited due to IO congestion.", |psi| {
+            psi.io.map(|pressure| pressure.some.total)
+        }),
+        (
+            "io_stalled",
+            "Total time duration no tasks in the container could make progress due to IO congestion.",
+            |psi| psi.io.map(|pressure| pressure.full.total),
+        ),
+    ];
+    families.into_iter().fold(text, |text, (name, help, part)| {
+        let samples: Vec<_> = measured.iter().filter_map(|one| Some((one, part(&one.usage.psi)?))).collect();
+        if samples.is_empty() {
+            return text;
+        }
+        let mut family = Family::new(text, &format!("container_pressure_{name}_seconds_total"), "counter", help);
+        for (one, nanoseconds) in samples {
+            let [container, namespace, pod] = one.labels();
+            let labels = [container, ("id", one.id.as_str()), ("name", one.id.as_str()), namespace, pod];
+            family.sample(&labels, nanoseconds as f64 / 1e9);
+        }
+        family.text
+    })
 }
 
 /// `/metrics`: the process and what it looks after.

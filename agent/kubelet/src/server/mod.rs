@@ -4,13 +4,14 @@
 //! `kubectl logs`, `exec`, `attach`, `port-forward` and `top` to it.
 //!
 //! A request goes: TLS (`tls`, client certificate optional) → who is it, may they (`auth`) → which
-//! endpoint (`route`) → its module: `logs`, `streams`, `stats`, `metrics`, `files`.
+//! endpoint (`route`) → its module: `logs`, `streams`, `stats`, `metrics`, `pages`, `files`.
 
 mod auth;
 mod files;
 mod logs;
 mod machine;
 mod metrics;
+mod pages;
 mod reply;
 mod route;
 mod stats;
@@ -22,11 +23,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use component::Supervisor;
+use component::zpages::Page;
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -37,6 +40,8 @@ use auth::{Gate, Refusal, User};
 use reply::Reply;
 use route::Route;
 use tls::TlsFiles;
+
+pub use pages::serve_healthz;
 
 /// What the server needs beside the pods.
 pub struct Options {
@@ -74,6 +79,8 @@ pub async fn start(
         gate: Gate::new(options.client, options.node_name.clone()),
         stats: stats::Stats::new(options.node_name, options.root),
         configz: options.configz,
+        started: Timestamp::now(),
+        checks: pages::Checks::default(),
         pods,
         supervisor: supervisor.clone(),
     });
@@ -86,6 +93,8 @@ struct Server {
     gate: Gate,
     stats: stats::Stats,
     configz: serde_json::Value,
+    started: Timestamp,
+    checks: pages::Checks,
     pods: Arc<dyn NodePods>,
     supervisor: Supervisor,
 }
@@ -160,10 +169,18 @@ impl Server {
             return reply::error(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed");
         }
         match route {
-            Route::Healthz => match self.pods.healthy().await {
-                Ok(()) => reply::text(StatusCode::OK, "ok"),
-                Err(why) => reply::error(StatusCode::INTERNAL_SERVER_ERROR, format!("internal server error: {why}")),
-            },
+            Route::Healthz => {
+                let health = self.pods.healthy().await;
+                self.checks.note(health.is_ok());
+                match health {
+                    Ok(()) => reply::text(StatusCode::OK, "ok"),
+                    Err(why) => {
+                        reply::error(StatusCode::INTERNAL_SERVER_ERROR, format!("internal server error: {why}"))
+                    }
+                }
+            }
+            Route::Statusz => self.zpage(Page::Statusz, &request),
+            Route::Flagz => self.zpage(Page::Flagz, &request),
             Route::Pods => reply::json(&pod_list(self.pods.pods())),
             Route::RunningPods => reply::json(&pod_list(self.running_pods())),
             Route::ContainerLogs { namespace, pod, container } => {
@@ -180,9 +197,16 @@ impl Server {
             Route::Metrics => metrics::reply(metrics::volumes(&*self.pods, metrics::own(&*self.pods)).await),
             Route::MetricsCadvisor => metrics::reply(metrics::cadvisor(&*self.pods)),
             Route::MetricsResource => metrics::reply(metrics::resource(&*self.pods)),
+            Route::MetricsProbes => metrics::reply(self.pods.probe_metrics()),
+            Route::MetricsSlis => metrics::reply(self.checks.page()),
             Route::NodeLogs { path } => files::serve(std::path::Path::new("/var/log"), &path).await,
             Route::Configz => reply::json(&serde_json::json!({ "kubeletconfig": self.configz })),
         }
+    }
+
+    fn zpage(&self, page: Page, request: &Request<Incoming>) -> Reply {
+        let accept = request.headers().get(http::header::ACCEPT).and_then(|accept| accept.to_str().ok());
+        pages::zpage(page, accept.unwrap_or_default(), self.started, &self.configz)
     }
 
     fn running_pods(&self) -> Vec<Arc<Pod>> {

@@ -25,6 +25,10 @@ pub enum Route {
     Metrics,
     MetricsCadvisor,
     MetricsResource,
+    MetricsProbes,
+    MetricsSlis,
+    Statusz,
+    Flagz,
     /// A path under the host's log directory.
     NodeLogs {
         path: String,
@@ -76,6 +80,10 @@ pub fn route(path: &str) -> Option<Route> {
         ["metrics"] => Route::Metrics,
         ["metrics", "cadvisor"] => Route::MetricsCadvisor,
         ["metrics", "resource"] => Route::MetricsResource,
+        ["metrics", "probes"] => Route::MetricsProbes,
+        ["metrics", "slis"] => Route::MetricsSlis,
+        ["statusz"] => Route::Statusz,
+        ["flagz"] => Route::Flagz,
         ["logs", rest @ ..] => Route::NodeLogs { path: rest.join("/") },
         ["configz"] => Route::Configz,
         _ => return None,
@@ -109,7 +117,9 @@ pub fn attributes(method: &Method, path: &str) -> Vec<Attributes> {
         "checkpoint" => &["checkpoint"],
         "healthz" => &["healthz", "proxy"],
         "pods" | "runningpods" => &["pods", "proxy"],
-        "configz" => &["configz", "proxy"],
+        // What the flags say is the configuration, by another name.
+        "configz" | "flagz" => &["configz", "proxy"],
+        "statusz" => &["statusz", "proxy"],
         _ => &["proxy"],
     };
     subresources.iter().map(|subresource| Attributes { verb, subresource }).collect()
@@ -189,6 +199,9 @@ mod tests {
         assert_eq!(ask(Method::GET, "/stats/summary"), ["get stats"]);
         assert_eq!(ask(Method::GET, "/pods"), ["get pods", "get proxy"]);
         assert_eq!(ask(Method::GET, "/logs/"), ["get log"]);
+        assert_eq!(ask(Method::GET, "/statusz"), ["get statusz", "get proxy"]);
+        assert_eq!(ask(Method::GET, "/flagz"), ["get configz", "get proxy"]);
+        assert_eq!(ask(Method::GET, "/metrics/slis"), ["get metrics"]);
     }
 
     #[test]

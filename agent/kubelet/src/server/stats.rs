@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::machine;
-use crate::cgroups::Usage;
+use crate::cgroups::{Pressure, Psi, Stall, Usage};
 use crate::server_contract::{ContainerRun, NodePods};
 use crate::volume_contract::VolumeUsage;
 
@@ -41,14 +41,16 @@ impl Stats {
     }
 
     pub async fn summary(&self, pods: &dyn NodePods) -> Value {
-        let node_usage = machine::usage();
+        // Kubernetes tells of pressure where groups do.
+        let psi = if pods.cgroups().hierarchy().is_v2() { machine::pressure() } else { Psi::default() };
+        let node_usage = machine::usage().map(|usage| Usage { psi, ..usage });
         let node_fs = file_system(&self.root);
         let all = pods.pods();
         let volumes = futures::future::join_all(all.iter().map(|pod| pods.volume_usage(pod))).await;
         let each = all.iter().zip(volumes);
         let summaries: Vec<Value> = each.map(|(pod, volumes)| self.pod(pods, pod, &volumes)).collect();
         self.forget_gone(&all);
-        json!({
+        let mut summary = json!({
             "node": {
                 "nodeName": self.node,
                 "startTime": self.started,
@@ -59,7 +61,9 @@ impl Stats {
                 "rlimit": process_limits(),
             },
             "pods": summaries,
-        })
+        });
+        add_io(&mut summary["node"], node_usage);
+        summary
     }
 
     fn pod(&self, pods: &dyn NodePods, pod: &Pod, volumes: &[VolumeUsage]) -> Value {
@@ -81,6 +85,7 @@ impl Stats {
             "memory": memory(usage, None),
             "process_stats": { "process_count": usage.map(|usage| usage.processes) },
         });
+        add_io(&mut summary, usage);
         if !volumes.is_empty() {
             summary["volume"] = volumes.iter().map(|volume| volume_stats(pod, volume)).collect();
         }
@@ -89,19 +94,27 @@ impl Stats {
 
     fn container(&self, run: &ContainerRun, usage: Option<Usage>) -> Value {
         let logs = run.log_path.parent().map(directory_size).unwrap_or_default();
-        json!({
+        let mut summary = json!({
             "name": run.name,
             "startTime": run.started_at,
             "cpu": self.cpu(&run.id, usage),
             "memory": memory(usage, usage.and_then(|usage| usage.memory_limit)),
             "logs": { "time": now(), "usedBytes": logs },
-        })
+        });
+        add_io(&mut summary, usage);
+        summary
     }
 
     fn cpu(&self, key: &str, usage: Option<Usage>) -> Value {
         let Some(usage) = usage else { return Value::Null };
         let rate = self.rate(key, usage.cpu_nanoseconds, Instant::now());
-        json!({ "time": now(), "usageCoreNanoSeconds": usage.cpu_nanoseconds, "usageNanoCores": rate.unwrap_or(0) })
+        let mut cpu = json!({
+            "time": now(), "usageCoreNanoSeconds": usage.cpu_nanoseconds, "usageNanoCores": rate.unwrap_or(0),
+        });
+        if let Some(pressure) = usage.psi.cpu {
+            cpu["psi"] = psi_stats(pressure);
+        }
+        cpu
     }
 
     fn rate(&self, key: &str, cpu_nanoseconds: u64, at: Instant) -> Option<u64> {
@@ -148,10 +161,29 @@ fn memory(usage: Option<Usage>, limit: Option<u64>) -> Value {
         "pageFaults": usage.page_faults,
         "majorPageFaults": usage.major_page_faults,
     });
+    if let Some(pressure) = usage.psi.memory {
+        value["psi"] = psi_stats(pressure);
+    }
     if let Some(limit) = limit {
         value["availableBytes"] = json!(limit.saturating_sub(usage.memory_working_set));
     }
     value
+}
+
+/// `IOStats`, where the kernel tells of it.
+fn add_io(summary: &mut Value, usage: Option<Usage>) {
+    if let Some(pressure) = usage.and_then(|usage| usage.psi.io) {
+        summary["io"] = json!({ "time": now(), "psi": psi_stats(pressure) });
+    }
+}
+
+/// `PSIStats`.
+fn psi_stats(pressure: Pressure) -> Value {
+    let stall = |stall: Stall| {
+        let [ten, minute, long] = stall.averages.map(|hundredths| f64::from(hundredths) / 100.0);
+        json!({ "total": stall.total, "avg10": ten, "avg60": minute, "avg300": long })
+    };
+    json!({ "full": stall(pressure.full), "some": stall(pressure.some) })
 }
 
 /// `VolumeStats`.
@@ -237,5 +269,22 @@ mod tests {
     #[test]
     fn the_root_file_system_has_a_size() {
         assert!(file_system(Path::new("/"))["capacityBytes"].as_u64().unwrap() > 0);
+    }
+
+    #[test]
+    fn pressure_is_told_where_there_is_any() {
+        let pressure = Pressure { some: Stall { total: 5000, averages: [125, 0, 5] }, full: Stall::default() };
+        let usage = Usage { psi: Psi { io: Some(pressure), ..Psi::default() }, ..Usage::default() };
+        let mut summary = json!({});
+        add_io(&mut summary, Some(usage));
+        assert_eq!(
+            summary["io"]["psi"],
+            json!({
+                "some": { "total": 5000, "avg10": 1.25, "avg60": 0.0, "avg300": 0.05 },
+                "full": { "total": 0, "avg10": 0.0, "avg60": 0.0, "avg300": 0.0 },
+            })
+        );
+        let none = memory(Some(Usage::default()), None);
+        assert!(none.get("psi").is_none());
     }
 }

@@ -5,10 +5,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use api::resources::Amounts;
-use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVar, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVar, FileKeySelector, Pod, Secret, Service};
 
 use super::command::expand;
+use super::env_file;
 use crate::downward::{self, DownwardError};
+use crate::pod::actions::pod_id;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EnvError {
@@ -20,15 +22,34 @@ pub enum EnvError {
     NoConfigMapKey { key: String, namespace: String, name: String },
     #[error("couldn't find key {key} in Secret {namespace}/{name}")]
     NoSecretKey { key: String, namespace: String, name: String },
+    #[error("cannot find the volume {0:?} referenced by FileKeyRef")]
+    NoFileVolume(String),
+    #[error("environment variable key {0:?} exceeds maximum length of {most} characters", most = MOST_OF_KEY)]
+    LongFileKey(String),
+    #[error("couldn't parse env file")]
+    BadFile,
+    #[error("environment variable key {key:?} not found in file {path:?}")]
+    NoFileKey { key: String, path: String },
+    #[error("the value of environment variable key {0:?} exceeds maximum length of {most} bytes", most = MOST_OF_VALUE)]
+    LongFileValue(String),
     #[error(transparent)]
     Downward(#[from] DownwardError),
 }
+
+/// What a key in a file, and its value, may have.
+const MOST_OF_KEY: usize = 128;
+const MOST_OF_VALUE: usize = 32 << 10;
+
+/// What there is of a file in a volume: its text, none if there is no such file, or why it cannot be read.
+pub type FileText = Result<Option<String>, String>;
 
 /// Objects that values may come from. Missing ones are absent.
 #[derive(Debug, Default)]
 pub struct Sources {
     pub config_maps: HashMap<String, Arc<ConfigMap>>,
     pub secrets: HashMap<String, Arc<Secret>>,
+    /// By the volume's name and the path in it. Absent if the pod has no such volume.
+    pub files: HashMap<(String, String), FileText>,
     /// Those of the pod's namespace, and `default/kubernetes`.
     pub services: Vec<Arc<Service>>,
     /// The node's, for limits that are not set.
@@ -171,7 +192,44 @@ fn value_of(
             }),
         };
     }
+    if let Some(reference) = &from.file_key_ref {
+        return of_file(pod, reference, sources);
+    }
     Ok(Some(String::new()))
+}
+
+/// The files that a container's environment names.
+pub fn files(container: &Container) -> impl Iterator<Item = &FileKeySelector> {
+    let sources = container.env.iter().flatten().filter_map(|variable| variable.value_from.as_ref());
+    sources.filter_map(|source| source.file_key_ref.as_ref())
+}
+
+fn of_file(pod: &Pod, reference: &FileKeySelector, sources: &Sources) -> Result<Option<String>, EnvError> {
+    let FileKeySelector { key, optional, path, volume_name } = reference;
+    let Some(text) = sources.files.get(&(volume_name.clone(), path.clone())) else {
+        return Err(EnvError::NoFileVolume(volume_name.clone()));
+    };
+    if key.chars().count() > MOST_OF_KEY {
+        return Err(EnvError::LongFileKey(key.clone()));
+    }
+    let optional = *optional == Some(true);
+    // What is wrong with the file is not for whoever may only read the pod's events.
+    let bad = |error: &str| {
+        tracing::warn!(pod = pod_id(pod), volume = volume_name, path, error, "a file of variables cannot be read");
+        EnvError::BadFile
+    };
+    let value = match text {
+        Ok(Some(text)) => env_file::parse(text, key).map_err(|error| bad(&error))?.unwrap_or_default(),
+        Ok(None) if optional => String::new(),
+        Ok(None) => return Err(bad("there is no such file")),
+        Err(error) => return Err(bad(error)),
+    };
+    match value.len() {
+        0 if optional => Ok(None),
+        0 => Err(EnvError::NoFileKey { key: key.clone(), path: path.clone() }),
+        1..=MOST_OF_VALUE => Ok(Some(value)),
+        _ => Err(EnvError::LongFileValue(key.clone())),
+    }
 }
 
 /// The variables of Services: of the namespace's if `links`, and always of `default/kubernetes`.
@@ -252,6 +310,11 @@ mod tests {
         Sources {
             config_maps: HashMap::from([("cm".to_owned(), Arc::new(config))]),
             secrets: HashMap::from([("s".to_owned(), Arc::new(secret))]),
+            files: HashMap::from([
+                (("v".to_owned(), "vars".to_owned()), Ok(Some("K='from a file'\nE=\n".to_owned()))),
+                (("v".to_owned(), "wrong".to_owned()), Ok(Some("K=1".to_owned()))),
+                (("v".to_owned(), "none".to_owned()), Ok(None)),
+            ]),
             services: vec![
                 service("n", "my-svc", "10.43.0.9"),
                 service("default", "kubernetes", "10.43.0.1"),
@@ -305,6 +368,34 @@ mod tests {
         ] {
             let error = environment_of(json!({"name": "c", "env": [{"name": "V", "valueFrom": env}]})).unwrap_err();
             assert_eq!(error.to_string(), message);
+        }
+    }
+
+    #[test]
+    fn values_from_files() {
+        let long = "k".repeat(129);
+        for (volume, path, key, optional, expected) in [
+            ("v", "vars", "K", false, Ok(Some("from a file"))),
+            ("v", "vars", "X", true, Ok(None)),
+            ("v", "vars", "X", false, Err("environment variable key \"X\" not found in file \"vars\"".to_owned())),
+            ("v", "vars", "E", false, Err("environment variable key \"E\" not found in file \"vars\"".to_owned())),
+            ("v", "wrong", "K", true, Err("couldn't parse env file".to_owned())),
+            ("v", "none", "K", true, Ok(None)),
+            ("v", "none", "K", false, Err("couldn't parse env file".to_owned())),
+            ("w", "vars", "K", true, Err("cannot find the volume \"w\" referenced by FileKeyRef".to_owned())),
+            (
+                "v",
+                "vars",
+                &long,
+                false,
+                Err(format!("environment variable key \"{long}\" exceeds maximum length of 128 characters")),
+            ),
+        ] {
+            let reference = json!({"volumeName": volume, "path": path, "key": key, "optional": optional});
+            let container = json!({"name": "c", "env": [{"name": "V", "valueFrom": {"fileKeyRef": reference}}]});
+            let value =
+                environment_of(container).map(|found| found.get("V").cloned()).map_err(|error| error.to_string());
+            assert_eq!(value, expected.map(|value| value.map(str::to_owned)), "{reference}");
         }
     }
 

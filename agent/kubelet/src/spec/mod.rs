@@ -4,6 +4,7 @@ pub mod command;
 pub mod container;
 pub mod dns;
 pub mod env;
+pub mod env_file;
 pub mod hosts;
 pub mod mounts;
 pub mod sandbox;

@@ -9,8 +9,8 @@ use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Pod};
 
 use super::mounts;
 
-/// Makes a volume's directory. `in_memory` puts a tmpfs there, limited to so many bytes if given.
-/// Returns whether it is new.
+/// Makes a volume's directory. `in_memory` puts a tmpfs there, limited to so many bytes if given; its root
+/// has the mode that the kernel gives it, 1777, as Kubernetes leaves it. Returns whether it is new.
 pub fn make_directory(path: &Path, mode: u32, in_memory: Option<Option<u64>>) -> std::io::Result<bool> {
     let existed = path.is_dir();
     if !existed {
@@ -21,7 +21,7 @@ pub fn make_directory(path: &Path, mode: u32, in_memory: Option<Option<u64>>) ->
         mounts::mount_tmpfs(path, size)?;
     }
     let fresh = !existed || mounting.is_some();
-    if fresh {
+    if fresh && in_memory.is_none() {
         // Set afterwards: the umask reduces what is given at creation.
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     }

@@ -41,7 +41,7 @@ use parking_lot::Mutex;
 
 use crate::layout::Layout;
 use crate::retry::Failures;
-use crate::volume_contract::{MountedVolume, VolumeError, VolumePaths, VolumeUsage, Volumes};
+use crate::volume_contract::{MountedVolume, VolumeError, VolumeErrors, VolumePaths, VolumeUsage, Volumes};
 use csi::Csi;
 use gather::Sources;
 use owner::Owner;
@@ -243,7 +243,7 @@ impl NodeVolumes {
 
 #[async_trait]
 impl Volumes for NodeVolumes {
-    async fn set_up(&self, pod: &Arc<Pod>) -> Result<VolumePaths, VolumeError> {
+    async fn set_up(&self, pod: &Arc<Pod>) -> Result<VolumePaths, VolumeErrors> {
         let (files, others) = self.enter(pod);
         let is_files = |volume: &&Volume| gather::plugin_of(volume).is_some();
         let (of_files, of_others): (Vec<&Volume>, Vec<&Volume>) = volumes_of(pod).iter().partition(is_files);
@@ -251,10 +251,22 @@ impl Volumes for NodeVolumes {
             tokio::join!(self.set_up_all(pod, of_files, &files), self.set_up_all(pod, of_others, &others));
         let mut paths = VolumePaths::new();
         let mut renew_after: Option<Duration> = None;
+        let mut failed = Vec::new();
         for outcome in of_files.into_iter().chain(of_others) {
-            let (volume, Some(made)) = outcome? else { continue };
+            let (volume, made) = match outcome {
+                Ok((volume, Some(made))) => (volume, made),
+                Ok((_, None)) => continue,
+                Err(error) => {
+                    failed.push(error);
+                    continue;
+                }
+            };
             renew_after = renew_after.into_iter().chain(made.renew_after).min();
             paths.insert(volume.name.clone(), MountedVolume { host_path: made.path, read_only: made.read_only });
+        }
+        let mut failed = failed.into_iter();
+        if let Some(first) = failed.next() {
+            return Err(VolumeErrors { first, others: failed.collect() });
         }
         if let Some(delay) = renew_after {
             self.refreshes.files.add_after(uid_of(pod).to_owned(), delay);

@@ -92,6 +92,7 @@ fn kind_of(plural: &str) -> &'static str {
         "nodes" => "Node",
         "pods" => "Pod",
         "namespaces" => "Namespace",
+        "events" => "Event",
         "networkpolicies" => "NetworkPolicy",
         other => panic!("the API of this test has no {other}"),
     }

@@ -59,7 +59,7 @@ fn too_large(pod: &Value, node: &Value) -> Result<Option<String>> {
         (asked > there).then(|| format!("{name}, requested: {asked}, allocatable: {there}"))
     });
     let over: Vec<String> = over.collect();
-    Ok((!over.is_empty()).then(|| format!("Node didn't have enough allocatable resources: {}", over.join("; "))))
+    Ok((!over.is_empty()).then(|| format!("node didn't have enough allocatable resources: {}", over.join("; "))))
 }
 
 #[cfg(test)]
@@ -73,7 +73,7 @@ mod tests {
     async fn resizes_fit_their_node() {
         let node = |name: &str, os: &str| json!({"metadata": {"name": name, "labels": {OS: os}}, "status": {"allocatable": {"cpu": "4", "memory": "8Gi"}}});
         let cluster = Fixed::with(&[("", "nodes", node("l", "linux")), ("", "nodes", node("w", "windows"))]);
-        const SHORT: &str = "Node didn't have enough allocatable resources: ";
+        const SHORT: &str = "node didn't have enough allocatable resources: ";
         let pod = |node: &str, generation: i64, cpu: &str, memory: &str| {
             json!({"metadata": {"name": "p", "generation": generation}, "spec": {"nodeName": node, "containers": [
                 {"name": "main", "resources": {"requests": {"cpu": cpu, "memory": memory}}}]}})

@@ -1,6 +1,7 @@
 //! Requests that are not about a resource: discovery, health, version, OpenAPI, metrics.
 
 use bytes::Bytes;
+use component::zpages::Page;
 use http::{HeaderValue, Method, Response, StatusCode, header};
 use serde_json::json;
 
@@ -37,8 +38,8 @@ pub async fn handle(asked: Asked, body: Bytes) -> Result<Response<Body>> {
         }
         ["version"] => Ok(render::raw_json(StatusCode::OK, &Ordered::version(&version()))),
         ["healthz" | "livez" | "readyz", ..] => health::handle(&asked, &parts).await,
-        ["statusz"] => zpages::handle(&asked, false),
-        ["flagz"] => zpages::handle(&asked, true),
+        ["statusz"] => zpages::handle(&asked, Page::Statusz),
+        ["flagz"] => zpages::handle(&asked, Page::Flagz),
         ["openid", "v1", "jwks"] => {
             let keys = asked.api.authn.keys.key_set().to_string();
             Ok(public(render::response(StatusCode::OK, "application/jwk-set+json", keys)))

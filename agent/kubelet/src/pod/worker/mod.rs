@@ -24,17 +24,18 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Pod, PodStatus, ResourceRequirements};
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::sync::watch;
 
 use super::actions::{self, Decision, Memory, Setup, Waiting, pod_id};
 use super::mailbox::{Mailbox, Wish};
 use super::make_sandbox::SandboxError;
 use super::observed::{Observed, Run, RunState, Sandbox};
-use super::status::{self, Verdict};
+use super::status::{self, Cause, Verdict};
 use super::{ending, make_container, make_sandbox};
 use crate::context::NodeContext;
 use crate::cri::RuntimeError;
+use crate::resize::{self, Given};
 use crate::retry::Failures;
 
 /// How soon giving back what a pod had is tried again, doubling...
@@ -126,7 +127,7 @@ pub struct Worker {
     probes: HashMap<String, ProbeTasks>,
     resizing: resizing::Resizing,
     /// The container that is being made, and what it was given.
-    starting: Option<(String, Option<ResourceRequirements>)>,
+    starting: Option<(String, Given)>,
     ending: Arc<AtomicBool>,
     stopped_sandboxes: HashSet<String>,
     /// What runs, for those that wait for its end.
@@ -306,7 +307,7 @@ impl Worker {
         }
         let message = "Pod was active on the node longer than the specified deadline".to_owned();
         self.node.event(self.pod(), EventType::Normal, "DeadlineExceeded", message.clone());
-        Some((grace, Some(Verdict { reason: "DeadlineExceeded".to_owned(), message })))
+        Some((grace, Some(Verdict { cause: Cause::Deadline, reason: "DeadlineExceeded".to_owned(), message })))
     }
 
     fn carry_out(&mut self, decision: Decision) {
@@ -361,6 +362,7 @@ impl Worker {
 
     fn start_sandbox(&mut self, attempt: u32) {
         self.starting = None;
+        self.resizing.group = Some(resize::pod_level(self.pod()).cloned());
         let (node, pod) = (self.node.clone(), self.wish.pod.clone());
         self.setup = Some(async move { Done::Sandbox(make_sandbox::make(&node, &pod, attempt).await) }.boxed());
     }
@@ -381,7 +383,7 @@ impl Worker {
             self.memory.restarts.advance(&key, failed_at, Timestamp::now());
         }
         let target = self.ephemeral_target(&name);
-        self.starting = Some((name.clone(), container.resources.clone()));
+        self.starting = Some((name.clone(), Given::of(self.pod(), &container)));
         let (node, mailbox) = (self.node.clone(), self.mailbox.clone());
         let order =
             make_container::Order { pod: self.wish.pod.clone(), container, kind, restart_count, sandbox, target };

@@ -35,7 +35,7 @@ impl Worker {
                 }
                 _ => None,
             };
-            let generated = status::generate(&status::View {
+            let mut generated = status::generate(&status::View {
                 pod: &self.wish.pod,
                 last: &self.status,
                 observed: &self.observed,
@@ -49,9 +49,11 @@ impl Worker {
                     pending: self.wish.resize_pending.as_ref(),
                     in_progress: self.resizing.in_progress(),
                     error: self.resizing.error.as_deref(),
+                    group: self.resizing.group.as_ref(),
                 },
                 now,
             });
+            status::tell_devices(&mut generated, self.node.devices.health(&self.uid()));
             let may_delete =
                 matches!(self.stage, Stage::Ended { .. }) && self.pod().metadata.deletion_timestamp.is_some();
             let kept_quiet = self.wish.removed || (self.is_replacing() && !restarts_all(&generated));

@@ -10,6 +10,7 @@ use futures::{Sink, SinkExt, Stream, StreamExt};
 use http::Request;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
@@ -166,8 +167,10 @@ async fn copy_output(
         .collect();
     let mut buffer = Vec::new();
     let mut chunk = vec![0; LARGEST_DATA];
+    // The outcome is sent as a whole, in the words of this protocol.
+    let mut outcome = Vec::new();
     while !open.is_empty() {
-        let Ok(read @ 1..) = from_runtime.read(&mut chunk).await else { return };
+        let Ok(read @ 1..) = from_runtime.read(&mut chunk).await else { break };
         buffer.extend_from_slice(&chunk[..read]);
         while let Some(frame) = spdy::take(&mut buffer) {
             let (stream, last, bytes) = match frame {
@@ -179,23 +182,65 @@ async fn copy_output(
                     continue;
                 }
                 // All data came before it; the runtime now waits for us to go.
-                Frame::GoAway => return,
+                Frame::GoAway => {
+                    open.clear();
+                    break;
+                }
                 Frame::Other => continue,
             };
             let Some(channel) = streams.channel(stream) else { continue };
-            if !bytes.is_empty() {
-                let mut message = Vec::with_capacity(1 + bytes.len());
-                message.push(channel);
-                message.extend_from_slice(&bytes);
-                if to_client.send(Message::Binary(message.into())).await.is_err() {
-                    return;
+            if channel == ERROR {
+                outcome.extend_from_slice(&bytes);
+                if !last && !is_whole(&outcome) {
+                    continue;
                 }
+            }
+            let bytes = if channel == ERROR { told_by_translator(std::mem::take(&mut outcome)) } else { bytes };
+            if !bytes.is_empty() && send(to_client, channel, &bytes).await.is_err() {
+                return;
             }
             if last {
                 open.retain(|known| *known != channel);
             }
         }
     }
+    if !outcome.is_empty() {
+        let _ = send(to_client, ERROR, &outcome).await;
+    }
+}
+
+async fn send(
+    to_client: &mut (impl Sink<Message, Error = Error> + Unpin),
+    channel: u8,
+    bytes: &[u8],
+) -> Result<(), Error> {
+    let mut message = Vec::with_capacity(1 + bytes.len());
+    message.push(channel);
+    message.extend_from_slice(bytes);
+    to_client.send(Message::Binary(message.into())).await
+}
+
+fn is_whole(outcome: &[u8]) -> bool {
+    serde_json::from_slice::<Value>(outcome).is_ok()
+}
+
+/// A failure that is no exit code is an internal error to Kubernetes' translator, which puts its own words
+/// around it (`apimachinery/.../streamtranslator`: `NewInternalError`). Clients know the result by heart.
+fn told_by_translator(outcome: Vec<u8>) -> Vec<u8> {
+    let Ok(status) = serde_json::from_slice::<Value>(&outcome) else { return outcome };
+    if status["status"] != "Failure" || status["reason"] == "NonZeroExitCode" {
+        return outcome;
+    }
+    let message = status["message"].as_str().unwrap_or_default();
+    let wrapped = json!({
+        "metadata": {},
+        "status": "Failure",
+        "message": format!("Internal error occurred: {message}"),
+        "reason": "InternalError",
+        "details": {"causes": [{"message": message}]},
+        "code": 500,
+    });
+    wrapped.to_string().into_bytes()
 }
 
 #[cfg(test)]
@@ -259,5 +304,35 @@ mod tests {
         drop(sink);
         let messages: Vec<Vec<u8>> = messages.map(|message| message.into_data().to_vec()).collect().await;
         assert_eq!(messages[..3], [b"\x01out".to_vec(), b"\x02err".to_vec(), b"\x03{}".to_vec()]);
+    }
+
+    #[tokio::test]
+    async fn a_failure_that_is_no_exit_code_is_an_internal_error() {
+        let failed = json!({"status": "Failure", "reason": "InternalError", "message": "Internal error occurred: no such file", "code": 500});
+        let exited = json!({"status": "Failure", "reason": "NonZeroExitCode", "details": {"causes": [{"reason": "ExitCode", "message": "3"}]}});
+        let message = "Internal error occurred: Internal error occurred: no such file";
+        for (runtime, message) in [(failed, Some(message)), (exited, None), (json!({"status": "Success"}), None)] {
+            let (streams, _) = open_streams(ALL);
+            let text = runtime.to_string();
+            let (first, rest) = text.as_bytes().split_at(7);
+            let mut bytes =
+                [spdy::data(1, first, false), spdy::data(1, rest, false), spdy::data(1, b"", true)].concat();
+            bytes.extend([spdy::data(5, b"", true), spdy::data(7, b"", true)].concat());
+            let (sink, messages) = futures::channel::mpsc::unbounded();
+            let mut sink = sink.sink_map_err(|_| Error::ConnectionClosed);
+            let (frames, _waiting) = mpsc::channel(1);
+            copy_output(&streams, bytes.as_slice(), &mut sink, &frames).await;
+            drop(sink);
+            let messages: Vec<Vec<u8>> = messages.map(|message| message.into_data().to_vec()).collect().await;
+            assert_eq!(messages.len(), 1);
+            let told: Value = serde_json::from_slice(&messages[0][1..]).unwrap();
+            match message {
+                Some(message) => {
+                    assert_eq!((&told["message"], &told["reason"]), (&json!(message), &json!("InternalError")));
+                    assert_eq!(told["details"]["causes"][0]["message"], runtime["message"]);
+                }
+                None => assert_eq!(told, runtime),
+            }
+        }
     }
 }

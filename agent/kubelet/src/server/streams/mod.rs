@@ -101,7 +101,7 @@ pub async fn exec(
         Ok(wanted) => wanted,
         Err(message) => return reply::error(StatusCode::BAD_REQUEST, message),
     };
-    let container_id = match find_container(pods, target) {
+    let container_id = match find_container(pods, target, no_container) {
         Ok(id) => id,
         Err(refused) => return *refused,
     };
@@ -130,7 +130,7 @@ pub async fn attach(
         Ok(wanted) => wanted,
         Err(message) => return reply::error(StatusCode::BAD_REQUEST, message),
     };
-    let container_id = match find_container(pods, target) {
+    let container_id = match find_container(pods, target, nothing_to_attach_to) {
         Ok(id) => id,
         Err(refused) => return *refused,
     };
@@ -178,7 +178,7 @@ pub async fn port_forward(
 
 /// `/run`: one command to its end; the answer is its output.
 pub async fn run(pods: &Arc<dyn NodePods>, target: &Target, query: Option<&str>) -> Reply {
-    let container_id = match find_container(pods, target) {
+    let container_id = match find_container(pods, target, no_container) {
         Ok(id) => id,
         Err(refused) => return *refused,
     };
@@ -200,8 +200,22 @@ pub async fn run(pods: &Arc<dyn NodePods>, target: &Target, query: Option<&str>)
     }
 }
 
-/// The id of the container's run that is running, or the answer that says why there is none.
-fn find_container(pods: &Arc<dyn NodePods>, target: &Target) -> Result<String, Box<Reply>> {
+/// What is said of a container that does not run: to whom wants to run something in it...
+fn no_container(container: &str, _: &str, _: &str) -> String {
+    format!("container not found (\"{container}\")")
+}
+
+/// ... and to whom wants to see it (`kubelet_pods.go: GetExec`, `GetAttach`).
+fn nothing_to_attach_to(container: &str, pod: &str, namespace: &str) -> String {
+    format!("container {container} not found in pod {pod}_{namespace}")
+}
+
+/// The id of the container's run that is running, or the answer that says that there is none.
+fn find_container(
+    pods: &Arc<dyn NodePods>,
+    target: &Target,
+    not_found: fn(&str, &str, &str) -> String,
+) -> Result<String, Box<Reply>> {
     let Target { namespace, pod: name, uid, container } = target;
     let found = pods.pod(namespace, name);
     let found = found.filter(|pod| uid.is_none() || pod.metadata.uid == *uid);
@@ -209,16 +223,9 @@ fn find_container(pods: &Arc<dyn NodePods>, target: &Target) -> Result<String, B
         return Err(Box::new(reply::error(StatusCode::NOT_FOUND, format!("pod does not exist: {name}_{namespace}"))));
     };
     let view = pods.runtime_view(pod.metadata.uid.as_deref().unwrap_or_default());
-    match view.container(container, false) {
-        Some(run) if run.running => Ok(run.id.clone()),
-        Some(run) => {
-            let message = format!("container not running ({})", run.id);
-            Err(Box::new(reply::error(StatusCode::INTERNAL_SERVER_ERROR, message)))
-        }
-        None => {
-            let message = format!("container not found (\"{container}\")");
-            Err(Box::new(reply::error(StatusCode::NOT_FOUND, message)))
-        }
+    match view.container(container, false).filter(|run| run.running) {
+        Some(run) => Ok(run.id.clone()),
+        None => Err(Box::new(reply::error(StatusCode::INTERNAL_SERVER_ERROR, not_found(container, name, namespace)))),
     }
 }
 

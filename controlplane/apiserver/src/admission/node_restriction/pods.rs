@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{ApiError, Attributes, Cluster, Operation, Refusal, Result, is_mirror, target};
 use crate::admission::MIRROR_ANNOTATION;
-use crate::kinds::value::{at, flag, has, list, same_at, text};
+use crate::kinds::value::{flag, list, same_at, text};
 
 /// A pod of the request's namespace, else 404. The cache may not know of a new one yet.
 pub async fn existing(attributes: &Attributes<'_>, name: &str, cluster: &dyn Cluster) -> Result<Arc<Value>> {
@@ -46,7 +46,7 @@ async fn mirror(pod: &Value, node: &str, cluster: &dyn Cluster) -> Result<Refusa
     if let Some(why) = owner(list(pod, "metadata.ownerReferences"), node, cluster).await? {
         return Ok(Some(why));
     }
-    let referenced = api_reference(pod);
+    let referenced = api::references::of_pod(pod);
     Ok(referenced.map(|what| format!("node \"{node}\" can not create pods that reference {what:?}")))
 }
 
@@ -72,60 +72,6 @@ async fn owner(owners: &[Value], node: &str, cluster: &dyn Cluster) -> Result<Re
     };
     let (given, actual) = (text(owner, "uid"), text(&stored, "metadata.uid"));
     Ok((given != actual).then(|| format!("node {node} UID mismatch: expected {given} got {actual}")))
-}
-
-/// What of the API a pod refers to, if anything: a static pod's manifest must stand for itself.
-fn api_reference(pod: &Value) -> Option<&'static str> {
-    let spec = at(pod, "spec");
-    let containers =
-        ["initContainers", "containers", "ephemeralContainers"].into_iter().flat_map(|field| list(spec, field));
-    let containers: Vec<&Value> = containers.collect();
-    let uses = |variable: &str, source: &str| {
-        containers.iter().any(|container| {
-            list(container, "env").iter().any(|entry| has(entry, variable))
-                || list(container, "envFrom").iter().any(|entry| has(entry, source))
-        })
-    };
-    let volumes = list(spec, "volumes");
-    let projects = |field: &str| volumes.iter().flat_map(|v| list(v, "projected.sources")).any(|from| has(from, field));
-    let mounts = |field: &str| volumes.iter().any(|volume| has(volume, field));
-    if !text(spec, "serviceAccountName").is_empty() {
-        return Some("serviceaccounts");
-    }
-    let secret_volumes = ["secret", "azureFile.secretName", "csi.nodePublishSecretRef"];
-    if !list(spec, "imagePullSecrets").is_empty()
-        || uses("valueFrom.secretKeyRef", "secretRef")
-        || secret_volumes.into_iter().any(mounts)
-        || volumes.iter().any(driver_secret)
-        || projects("secret")
-    {
-        return Some("secrets");
-    }
-    if uses("valueFrom.configMapKeyRef", "configMapRef") || mounts("configMap") || projects("configMap") {
-        return Some("configmaps");
-    }
-    if !list(spec, "resourceClaims").is_empty() {
-        return Some("resourceclaims");
-    }
-    let of_volumes = [
-        ("csi", "csidrivers (via CSI volumes)"),
-        ("glusterfs", "endpoints (via glusterFS volumes)"),
-        ("persistentVolumeClaim", "persistentvolumeclaims"),
-        ("ephemeral", "persistentvolumeclaims (via ephemeral volumes)"),
-    ];
-    let projected = [
-        ("serviceAccountToken", "serviceaccounts (via projected volumes)"),
-        ("clusterTrustBundle", "clustertrustbundles"),
-        ("podCertificate", "podcertificates"),
-    ];
-    let mounted = of_volumes.into_iter().find(|(field, _)| mounts(field));
-    mounted.or_else(|| projected.into_iter().find(|(field, _)| projects(field))).map(|(_, what)| what)
-}
-
-/// Whether a volume of one of the old drivers has its `secretRef`.
-fn driver_secret(volume: &Value) -> bool {
-    let sources = volume.as_object().into_iter().flatten();
-    sources.into_iter().any(|(_, source)| has(source, "secretRef.name"))
 }
 
 pub fn status(attributes: &Attributes<'_>, node: &str) -> Refusal {
