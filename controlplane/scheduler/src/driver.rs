@@ -27,7 +27,7 @@ use crate::plugins::default_framework;
 use crate::plugins::default_preemption::Budget;
 use crate::plugins::dynamic_resources::caches::Devices;
 use crate::plugins::storage::Storage;
-use crate::pod::PodInfo;
+use crate::pod::{PodInfo, nominated_node};
 use crate::queue::{Queue, Setback};
 use crate::report;
 
@@ -217,13 +217,14 @@ impl Scheduler {
                 self.follow_devices();
             }
             let mut state = self.state.lock();
-            // An assumed pod is on its way already; this is an older version of it.
-            if state.cluster.pod(&pod.uid).is_none() {
-                state.nominations.update(&pod);
-                state.queue.add(pod, &self.framework, Instant::now());
-                drop(state);
-                self.changed.notify_one();
+            if state.cluster.pod(&pod.uid).is_some() {
+                // It is on its way already.
+                return state.queue.refresh(pod);
             }
+            state.nominations.update(&pod, change.old.and_then(|old| nominated_node(old)));
+            state.queue.add(pod, &self.framework, Instant::now());
+            drop(state);
+            self.changed.notify_one();
         }
     }
 
@@ -317,10 +318,14 @@ impl Scheduler {
             state.nominations.remove(&pod.uid);
         }
         if let Err(why) = self.framework.reserve(&pod, &node) {
-            return self.undo(&pod, &why);
+            return self.undo(&pod, &why, false);
         }
+        let expected = self.framework.will_act(&pod);
         let scheduler = self.clone();
         self.supervisor.spawn(format_args!("bind {}", pod.full_name()), async move {
+            if expected {
+                report::nominate(&scheduler.client, &pod, &node).await;
+            }
             match scheduler.framework.bind(&pod, &node).await {
                 Ok(()) => {
                     component::timeline(&pod.full_name(), "scheduled");
@@ -330,32 +335,38 @@ impl Scheduler {
                 }
                 Err(why) => {
                     scheduler.framework.unbind(&pod, &node).await;
-                    scheduler.undo(&pod, &why);
+                    scheduler.undo(&pod, &why, expected);
                 }
             }
         });
     }
 
-    /// A placed pod could not be bound: what it took is free again, and it is tried later.
-    fn undo(self: &Arc<Self>, pod: &Arc<PodInfo>, why: &str) {
+    /// A placed pod could not be bound: what it took is free again, and it is tried later. `expected`:
+    /// it was said where it would go.
+    fn undo(self: &Arc<Self>, pod: &Arc<PodInfo>, why: &str, expected: bool) {
         self.state.lock().cluster.forget(&pod.uid);
-        self.fail(pod, why);
+        self.fail(pod, why, expected);
         self.announce(self.state.lock(), &ClusterEvent::PodGone(pod.clone()));
     }
 
-    /// Something failed that says nothing about nodes: the pod is tried again later.
-    fn fail(&self, pod: &Arc<PodInfo>, why: &str) {
+    /// Something failed that says nothing about nodes: the pod is tried again later, and is expected
+    /// nowhere until then.
+    fn fail(&self, pod: &Arc<PodInfo>, why: &str, expected: bool) {
         let now = Instant::now();
-        let waits = self.state.lock().queue.set_back(&pod.uid, Setback::Error, &self.framework, now);
+        let (waits, nominated) = {
+            let mut state = self.state.lock();
+            let nominated = state.nominations.remove(&pod.uid) || expected || pod.nominated_node().is_some();
+            (state.queue.set_back(&pod.uid, Setback::Error, &self.framework, now), nominated)
+        };
         if waits {
-            self.report_failure(pod, report::SCHEDULER_ERROR, why.to_owned(), None);
+            self.report_failure(pod, report::SCHEDULER_ERROR, why.to_owned(), nominated.then(String::new));
         }
     }
 
     fn reject(self: &Arc<Self>, pod: Arc<PodInfo>, error: FitError) {
         if error.failed {
             // It was not placed: nothing is free now that was not free before.
-            return self.fail(&pod, error.pre_filter.as_deref().unwrap_or_default());
+            return self.fail(&pod, error.pre_filter.as_deref().unwrap_or_default(), false);
         }
         let message = error.message();
         let now = Instant::now();

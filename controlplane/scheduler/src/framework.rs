@@ -225,6 +225,12 @@ pub trait Effects: Send + Sync {
         Box::pin(std::future::ready(Ok(())))
     }
 
+    /// Whether [`Effects::pre_bind`] has something to do for the pod: that can take its time, and
+    /// others are told before where the pod will go.
+    fn will_act(&self, _pod: &PodInfo) -> bool {
+        false
+    }
+
     /// Takes back what [`Effects::pre_bind`] wrote for a pod that is not bound after all. Must not
     /// fail, also if nothing was written.
     fn take_back<'a>(&'a self, _pod: &'a PodInfo, _node: &'a str) -> BoxFuture<'a, ()> {
@@ -295,6 +301,11 @@ impl Framework {
         let mut reserved: Vec<_> = self.at(Point::Reserve).collect();
         reserved.reverse();
         reserved.iter().for_each(|(_, plugin)| plugin.unreserve(pod, node));
+    }
+
+    /// Whether something has to be done before a placed pod can be bound.
+    pub fn will_act(&self, pod: &PodInfo) -> bool {
+        self.effects(Point::PreBind).iter().any(|(effects, _)| effects.will_act(pod))
     }
 
     /// Permit, PreBind, Bind and PostBind, in this order.

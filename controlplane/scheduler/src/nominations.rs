@@ -20,11 +20,12 @@ impl Nominations {
         self.by_pod.remove(uid).is_some()
     }
 
-    /// A waiting pod changed. What its status says counts, unless a newer nomination is on its way
-    /// there.
-    pub fn update(&mut self, pod: &Arc<PodInfo>) {
+    /// A waiting pod changed; `before` is the node that its status named. What its status says counts,
+    /// unless a newer nomination is on its way there.
+    pub fn update(&mut self, pod: &Arc<PodInfo>, before: Option<&str>) {
         match (pod.nominated_node(), self.by_pod.get_mut(&pod.uid)) {
             (Some(node), _) => self.set(pod.clone(), node),
+            (None, Some(_)) if before.is_some() => drop(self.by_pod.remove(&pod.uid)),
             (None, Some(known)) => known.1 = pod.clone(),
             (None, None) => {}
         }
@@ -45,5 +46,30 @@ impl Nominations {
         let lower: Vec<_> = lower.map(|(_, pod)| pod.clone()).collect();
         lower.iter().for_each(|pod| drop(self.by_pod.remove(&pod.uid)));
         lower
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::object;
+    use serde_json::json;
+
+    fn pod(node: Option<&str>) -> Arc<PodInfo> {
+        let status = json!({ "nominatedNodeName": node });
+        Arc::new(object(json!({"metadata": {"name": "p"}, "spec": {"containers": []}, "status": status})))
+    }
+
+    #[test]
+    fn a_nomination_stands_until_it_was_seen_and_taken_back() {
+        let mut nominations = Nominations::default();
+        nominations.set(pod(None), "a");
+        nominations.update(&pod(None), None);
+        assert!(nominations.by_node().contains_key("a"), "it is on its way into the status");
+        nominations.update(&pod(Some("a")), None);
+        nominations.update(&pod(Some("b")), Some("a"));
+        assert!(nominations.by_node().contains_key("b"), "somebody else's word counts");
+        nominations.update(&pod(None), Some("b"));
+        assert!(nominations.by_node().is_empty());
     }
 }

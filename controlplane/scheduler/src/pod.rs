@@ -123,10 +123,9 @@ impl PodInfo {
         self.spec().and_then(|spec| spec.node_name.as_deref()).filter(|name| !name.is_empty())
     }
 
-    /// The node that preemption made room on for it.
+    /// The node that preemption made room on for it, or where it is expected for another reason.
     pub fn nominated_node(&self) -> Option<&str> {
-        let status = self.pod.status.as_ref()?;
-        status.nominated_node_name.as_deref().filter(|name| !name.is_empty())
+        nominated_node(&self.pod)
     }
 
     /// Whether its containers are done for good: it holds no resources any more.
@@ -164,6 +163,10 @@ impl PodInfo {
     pub fn full_name(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
     }
+}
+
+pub fn nominated_node(pod: &Pod) -> Option<&str> {
+    pod.status.as_ref()?.nominated_node_name.as_deref().filter(|name| !name.is_empty())
 }
 
 /// cpu and memory with a default for each container that asks for none, so that many pods without

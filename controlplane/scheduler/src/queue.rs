@@ -87,6 +87,13 @@ impl Queue {
         }
     }
 
+    /// A pod that was placed but is not bound yet changed: should it come back, it is tried as it is now.
+    pub fn refresh(&mut self, pod: Arc<PodInfo>) {
+        if let Some(flight) = self.in_flight.get_mut(&pod.uid) {
+            flight.entry.pod = pod;
+        }
+    }
+
     /// The pod is gone, or placed: nothing is to be done for it any more.
     pub fn remove(&mut self, uid: &Uid) {
         self.in_flight.remove(uid);

@@ -33,6 +33,13 @@ pub async fn not_scheduled(client: &Client, pod: &PodInfo, reason: &str, message
     patch_status(client, pod, status.into()).await;
 }
 
+/// Says where a pod will go that cannot be bound at once: cluster autoscalers count it there.
+pub async fn nominate(client: &Client, pod: &PodInfo, node: &str) {
+    if pod.nominated_node() != Some(node) {
+        patch_status(client, pod, json!({ "nominatedNodeName": node })).await;
+    }
+}
+
 pub async fn clear_nomination(client: &Client, pod: &PodInfo) {
     patch_status(client, pod, json!({ "nominatedNodeName": null })).await;
 }

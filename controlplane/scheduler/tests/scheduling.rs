@@ -127,7 +127,7 @@ async fn a_pod_goes_where_its_volume_is() {
     cluster.add_node("n2", "1").await;
     let mut with_claim = asking("100m");
     with_claim["volumes"] = json!([{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]);
-    cluster.create("p", with_claim).await;
+    cluster.create("p", with_claim.clone()).await;
     let message = cluster.condition("p").await.message.unwrap();
     assert_contains(&message, "0/2 nodes are available: persistentvolumeclaim \"data\" not found.");
 
@@ -136,20 +136,32 @@ async fn a_pod_goes_where_its_volume_is() {
     let classes: Api<StorageClass> = Api::all(cluster.client.clone());
     classes.create(&PostParams::default(), &from(class)).await.unwrap();
     let volume = json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "disk"}, "spec": {
-        "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "storageClassName": "local",
+        "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOncePod"], "storageClassName": "local",
         "local": {"path": "/disk"}, "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
             {"key": "kubernetes.io/hostname", "operator": "In", "values": ["n2"]}]}]}}}});
     let volumes: Api<PersistentVolume> = Api::all(cluster.client.clone());
     volumes.create(&PostParams::default(), &from(volume)).await.unwrap();
     let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data"}, "spec": {
-        "accessModes": ["ReadWriteOnce"], "storageClassName": "local", "resources": {"requests": {"storage": "1Gi"}}}});
+        "accessModes": ["ReadWriteOncePod"], "storageClassName": "local", "resources": {"requests": {"storage": "1Gi"}}}});
     let claims: Api<PersistentVolumeClaim> = Api::default_namespaced(cluster.client.clone());
     claims.create(&PostParams::default(), &from(claim)).await.unwrap();
 
     let reserved = async || volumes.get("disk").await.ok()?.spec?.claim_ref?.name;
     assert_eq!(until("the volume to be reserved", reserved).await, "data");
+    let status = async || cluster.pods.get("p").await.unwrap().status.unwrap();
+    assert_eq!(status().await.nominated_node_name.as_deref(), Some("n2"), "it is said where it is expected");
     // The volume controller's part.
     let complete = json!({"metadata": {"annotations": {"pv.kubernetes.io/bind-completed": "yes"}}, "spec": {"volumeName": "disk"}});
     claims.patch("data", &PatchParams::default(), &Patch::Merge(complete)).await.unwrap();
     assert_eq!(cluster.node_of("p").await, "n2");
+    assert_eq!(status().await.nominated_node_name, None);
+
+    // The claim is for one pod at a time.
+    cluster.create("q", with_claim).await;
+    let message = cluster.condition("q").await.message.unwrap();
+    let reason = "2 node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode";
+    assert_contains(&message, reason);
+    let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+    cluster.pods.delete("p", &now).await.unwrap();
+    assert_eq!(cluster.node_of("q").await, "n2");
 }

@@ -10,6 +10,7 @@ pub mod dynamic_resources;
 mod image_locality;
 mod inter_pod_affinity;
 mod node_affinity;
+mod node_declared_features;
 mod node_name;
 mod node_ports;
 mod node_resources_fit;
@@ -54,6 +55,7 @@ pub fn default_framework(
     let devices = DynamicResources::new(devices.clone(), informers, recorder.clone(), supervisor);
     insert("DefaultPreemption", Box::new(devices));
     plugins.push(Box::new(default_binder::DefaultBinder::new(informers.client())));
+    plugins.push(Box::new(node_declared_features::NodeDeclaredFeatures));
     Framework::new(plugins)
 }
 

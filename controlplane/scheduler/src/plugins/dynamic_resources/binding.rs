@@ -43,6 +43,10 @@ impl Trouble {
 }
 
 impl Effects for DynamicResources {
+    fn will_act(&self, pod: &PodInfo) -> bool {
+        pod.has_claims() || !self.devices.promises(&pod.uid).is_empty()
+    }
+
     fn pre_bind<'a>(&'a self, pod: &'a PodInfo, node: &'a str) -> BoxFuture<'a, Result<(), String>> {
         Box::pin(async move {
             if !pod.may_need_devices() {

@@ -20,6 +20,10 @@ const LONGEST_WAIT: Duration = Duration::from_secs(600);
 const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
 
 impl Effects for VolumeBinding {
+    fn will_act(&self, pod: &PodInfo) -> bool {
+        self.offers.promised.lock().get(&pod.uid).is_some_and(|promises| !promises.is_empty())
+    }
+
     fn pre_bind<'a>(&'a self, pod: &'a PodInfo, node: &'a str) -> BoxFuture<'a, Result<(), String>> {
         Box::pin(async move {
             let promises = self.offers.promised.lock().get(&pod.uid).cloned().unwrap_or_default();
