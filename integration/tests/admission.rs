@@ -176,7 +176,7 @@ subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: alice}]
         server.try_kubectl(&["patch", "pod", "p", "--subresource=resize", "-p", &patch])
     };
     resize("9")
-        .expect_failure("Node didn't have enough allocatable resources: cpu, requested: 9000, allocatable: 4000");
+        .expect_failure("node didn't have enough allocatable resources: cpu, requested: 9000, allocatable: 4000");
     resize("2").expect_ok();
 
     let owner = |block: bool| {
