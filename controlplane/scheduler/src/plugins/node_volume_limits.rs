@@ -7,8 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use component::Change;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::{CSINode, VolumeAttachment};
+use parking_lot::Mutex;
 
 use super::storage::{Storage, claim_names, names, shared_claims, volume_name};
 use crate::cluster::Snapshot;
@@ -21,7 +23,11 @@ pub const TOO_MANY: &str = "node(s) exceed max volume count";
 
 pub struct NodeVolumeLimits {
     storage: Storage,
+    attachments: Arc<Mutex<ByNode>>,
 }
+
+/// What is attached, by node and the attachment's name: many nodes are looked at for one pod.
+type ByNode = HashMap<String, HashMap<String, Arc<VolumeAttachment>>>;
 
 /// A volume as it is counted: once, however many pods use it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,15 +44,15 @@ enum Volume {
     ToBeMade { namespace: String, claim: String },
 }
 
-/// What the pod of this cycle would have attached, and what is attached, by node.
-struct Wanted {
-    volumes: BTreeSet<Counted>,
-    attached: HashMap<String, Vec<Counted>>,
-}
+/// What the pod of this cycle would have attached.
+struct Wanted(BTreeSet<Counted>);
 
 impl NodeVolumeLimits {
     pub fn new(storage: Storage) -> Self {
-        Self { storage }
+        let attachments = Arc::new(Mutex::new(ByNode::new()));
+        let by_node = attachments.clone();
+        storage.attachments.on_change(move |change| note(&mut by_node.lock(), change));
+        Self { storage, attachments }
     }
 
     /// A pod's volumes of CSI drivers. Claims that are not there are not counted: a pod that waits to be
@@ -68,14 +74,10 @@ impl NodeVolumeLimits {
         Some(Counted { driver: class.provisioner.clone(), volume })
     }
 
-    fn attached(&self) -> HashMap<String, Vec<Counted>> {
-        let mut by_node: HashMap<String, Vec<Counted>> = HashMap::new();
-        for attachment in self.storage.attachments.list() {
-            if let Some(counted) = self.attached_as(&attachment) {
-                by_node.entry(attachment.spec.node_name.clone()).or_default().push(counted);
-            }
-        }
-        by_node
+    fn attached(&self, node: &str) -> Vec<Counted> {
+        let attachments = self.attachments.lock();
+        let here = attachments.get(node).into_iter().flat_map(HashMap::values);
+        here.filter_map(|attachment| self.attached_as(attachment)).collect()
     }
 
     fn attached_as(&self, attachment: &VolumeAttachment) -> Option<Counted> {
@@ -88,6 +90,22 @@ impl NodeVolumeLimits {
     fn insists(&self, driver: &str) -> bool {
         let driver = self.storage.drivers.get("", driver);
         driver.is_some_and(|driver| driver.spec.prevent_pod_scheduling_if_missing == Some(true))
+    }
+}
+
+/// Keeps what is attached current.
+fn note(by_node: &mut ByNode, change: &Change<'_, VolumeAttachment>) {
+    let name = |attachment: &VolumeAttachment| attachment.metadata.name.clone().unwrap_or_default();
+    if let Some(old) = change.old
+        && let Some(there) = by_node.get_mut(&old.spec.node_name)
+    {
+        there.remove(&name(old));
+        if there.is_empty() {
+            by_node.remove(&old.spec.node_name);
+        }
+    }
+    if let Some(new) = change.new {
+        by_node.entry(new.spec.node_name.clone()).or_default().insert(name(new), new.clone());
     }
 }
 
@@ -130,15 +148,15 @@ impl Plugin for NodeVolumeLimits {
         if volumes.is_empty() {
             return PreFilter::Skip;
         }
-        state.put(Wanted { volumes, attached: self.attached() });
+        state.put(Wanted(volumes));
         PreFilter::Go
     }
 
     fn filter(&self, state: &CycleState, _pod: &PodInfo, node: &NodeInfo) -> Result<(), Rejection> {
-        let Some(wanted) = state.get::<Wanted>() else { return Ok(()) };
+        let Some(Wanted(wanted)) = state.get::<Wanted>() else { return Ok(()) };
         let on_node = self.storage.on_nodes.get("", &node.name);
         let limits = limits(on_node.as_deref());
-        let drivers: BTreeSet<&str> = wanted.volumes.iter().map(|volume| volume.driver.as_str()).collect();
+        let drivers: BTreeSet<&str> = wanted.iter().map(|volume| volume.driver.as_str()).collect();
         if let Some(missing) = drivers.iter().find(|driver| !limits.contains_key(*driver) && self.insists(driver)) {
             return Err(Rejection::unschedulable(format!("{missing} CSI driver is not installed on the node")));
         }
@@ -146,8 +164,8 @@ impl Plugin for NodeVolumeLimits {
             return Ok(());
         }
         let mut all: BTreeSet<Counted> = node.pods.iter().flat_map(|pod| self.volumes(pod)).collect();
-        all.extend(wanted.attached.get(&node.name).into_iter().flatten().cloned());
-        let fresh: Vec<&Counted> = wanted.volumes.difference(&all).collect();
+        all.extend(self.attached(&node.name));
+        let fresh: Vec<&Counted> = wanted.difference(&all).collect();
         let is_over = |driver: &&&str| {
             let Some(limit) = limits.get(**driver).copied().flatten() else { return false };
             let new = fresh.iter().filter(|volume| volume.driver == ***driver).count();
@@ -247,6 +265,8 @@ mod tests {
         plugin.storage.attachments.apply(attachment("b"));
         assert_eq!(verdict(&plugin, &using("p", &["a"]), &[]), Err(TOO_MANY.to_owned()));
         assert_eq!(verdict(&plugin, &using("p", &["b"]), &[]), Ok(()));
+        plugin.storage.attachments.remove(&(String::new(), "x".to_owned()));
+        assert_eq!(verdict(&plugin, &using("p", &["a"]), &[]), Ok(()));
         plugin.storage.attachments.apply(attachment("none"));
         assert_eq!(verdict(&plugin, &using("p", &["a"]), &[]), Ok(()));
     }
