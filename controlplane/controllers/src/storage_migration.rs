@@ -92,7 +92,12 @@ fn set(conditions: &mut Vec<Condition>, name: &str, status: &str, reason: &str, 
 /// The migration's end; the two conditions may not be true together.
 fn ended(migration: &StorageVersionMigration, failure: Option<&str>, now: Timestamp) -> StorageVersionMigration {
     let mut changed = migration.clone();
-    let conditions = changed.status.get_or_insert_default().conditions.get_or_insert_default();
+    let status = changed.status.get_or_insert_default();
+    // no status is accepted without one, not even that of a resource that has none
+    if status.resource_version.as_ref().is_none_or(String::is_empty) {
+        status.resource_version = migration.metadata.resource_version.clone();
+    }
+    let conditions = status.conditions.get_or_insert_default();
     if is(migration, RUNNING) {
         set(conditions, RUNNING, "False", "MigrationCompleted", "Migration completed", now);
     }

@@ -8,8 +8,9 @@ use apiserver::UserInfo;
 use common::{Cluster, eventually};
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, ClusterTrustBundle};
 use k8s_openapi::api::core::v1::{
-    ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, ResourceQuota, Secret, ServiceAccount,
+    ConfigMap, Node, PersistentVolume, PersistentVolumeClaim, Pod, ResourceQuota, Secret, ServiceAccount,
 };
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::storagemigration::v1::StorageVersionMigration;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -307,5 +308,27 @@ async fn the_cluster_ca_is_a_trust_bundle() {
     bundles.delete(&bundle.name_any(), &DeleteParams::default()).await.expect("deleted");
     let again = eventually("it is published again", only).await;
     assert_eq!(again.spec, bundle.spec);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_dns_service_has_the_nodes_as_endpoints() {
+    let cluster = Cluster::start().await;
+    let nodes: Api<Node> = Api::all(cluster.client.clone());
+    let node: Node = parse(json!({"metadata": {"name": "n1"}}));
+    nodes.create(&PostParams::default(), &node).await.expect("created");
+    let status = json!({"status": {
+        "addresses": [{"type": "InternalIP", "address": "10.0.0.7"}],
+        "conditions": [{"type": "Ready", "status": "True"}],
+    }});
+    nodes.patch_status("n1", &PatchParams::default(), &Patch::Merge(status)).await.expect("patched");
+    let slices: Api<EndpointSlice> = cluster.api("kube-system");
+    let of_dns = ListParams::default().labels("kubernetes.io/service-name=kube-dns");
+    let addresses = eventually("the node answers", || async {
+        let slice = slices.list(&of_dns).await.ok()?.items.into_iter().next()?;
+        slice.endpoints?.into_iter().next().map(|endpoint| endpoint.addresses)
+    })
+    .await;
+    assert_eq!(addresses, ["10.0.0.7"]);
     cluster.stop().await;
 }
