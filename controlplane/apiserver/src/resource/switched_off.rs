@@ -18,8 +18,8 @@ pub struct SwitchedOff {
 impl SwitchedOff {
     pub fn drop_from(&self, new: &mut Value, old: Option<&Value>) {
         let old = old.map(|old| self.part_of(old));
-        let parts = self.at.split('.').filter(|part| !part.is_empty());
-        let Some(new) = parts.fold(Some(new), |at, part| at?.get_mut(part)) else { return };
+        let mut parts = self.at.split('.').filter(|part| !part.is_empty());
+        let Some(new) = parts.try_fold(new, |at, part| at.get_mut(part)) else { return };
         for feature in self.features {
             let parts = |path: &&'static str| path.split('.').collect::<Vec<_>>();
             let used = |old: &Value| feature.iter().any(|path| is_there(old, &parts(path)));
