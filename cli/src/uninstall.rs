@@ -124,7 +124,7 @@ mod tests {
         };
         clean();
         let left: Vec<_> = std::fs::read_dir(&place).expect("it stays").flatten().map(|entry| entry.path()).collect();
-        assert_eq!(left, [other.clone()]);
+        assert_eq!(left, std::slice::from_ref(&other));
         remove(&other, &mut Vec::new());
         clean();
         assert!(!place.exists());
