@@ -150,7 +150,7 @@ mod tests {
             from(json!({"metadata": {"name": "c"}, "storageClassName": "fast", "capacity": size}))
         };
         let room = |old: Option<&str>, new: &str| {
-            ClusterEvent::Capacity(changed(old.map(|size| capacity(size)), capacity(new)))
+            ClusterEvent::Capacity(changed(old.map(&capacity), capacity(new)))
         };
         for (event, want) in [
             (ClusterEvent::VolumeClaim(changed(None, claim("data", json!({})))), true),
