@@ -149,9 +149,7 @@ mod tests {
         let capacity = |size: &str| -> CSIStorageCapacity {
             from(json!({"metadata": {"name": "c"}, "storageClassName": "fast", "capacity": size}))
         };
-        let room = |old: Option<&str>, new: &str| {
-            ClusterEvent::Capacity(changed(old.map(&capacity), capacity(new)))
-        };
+        let room = |old: Option<&str>, new: &str| ClusterEvent::Capacity(changed(old.map(&capacity), capacity(new)));
         for (event, want) in [
             (ClusterEvent::VolumeClaim(changed(None, claim("data", json!({})))), true),
             (ClusterEvent::VolumeClaim(changed(None, claim("other", json!({})))), false),
