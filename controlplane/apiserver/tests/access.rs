@@ -1,13 +1,15 @@
 //! Who may do what, how much, and what is written down, seen from outside.
 #![allow(clippy::unwrap_used)]
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use apiserver::testing::Cluster;
-use apiserver::{AuditConfig, LogConfig};
+use apiserver::{AuditConfig, Config, LogConfig};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::api::{Api, ListParams, PostParams};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 fn config_map(name: &str) -> ConfigMap {
     serde_json::from_value(json!({"metadata": {"name": name}, "data": {"a": "b"}})).unwrap()
@@ -26,10 +28,29 @@ async fn events(path: &std::path::Path, enough: impl Fn(&[Value]) -> bool) -> Ve
     panic!("not all events came: {}", std::fs::read_to_string(path).unwrap_or_default());
 }
 
+struct Audited {
+    cluster: Cluster,
+    log: PathBuf,
+    _dir: TempDir,
+}
+
+/// A server that keeps an audit log by this policy.
+async fn audited(policy: &str) -> Audited {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, log) = (dir.path().join("policy.yaml"), dir.path().join("audit.log"));
+    std::fs::write(&file, policy).unwrap();
+    let adjust = |config: &mut Config| {
+        config.options.audit = AuditConfig {
+            policy_file: Some(file.clone()),
+            log: Some(LogConfig { path: log.clone(), ..LogConfig::default() }),
+            ..AuditConfig::default()
+        };
+    };
+    Audited { cluster: Cluster::start_with(adjust).await, log, _dir: dir }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_are_audited_as_the_policy_says() {
-    let dir = tempfile::tempdir().unwrap();
-    let (policy, log) = (dir.path().join("policy.yaml"), dir.path().join("audit.log"));
     let text = "
 apiVersion: audit.k8s.io/v1
 kind: Policy
@@ -38,15 +59,7 @@ rules:
 - {level: RequestResponse, users: [jane], resources: [{resources: [configmaps]}]}
 - {level: Metadata, users: [jane]}
 ";
-    std::fs::write(&policy, text).unwrap();
-    let cluster = Cluster::start_with(|config| {
-        config.options.audit = AuditConfig {
-            policy_file: Some(policy.clone()),
-            log: Some(LogConfig { path: log.clone(), ..LogConfig::default() }),
-            ..AuditConfig::default()
-        };
-    })
-    .await;
+    let Audited { cluster, log, _dir } = audited(text).await;
     let admin: Api<ConfigMap> = Api::default_namespaced(cluster.admin());
     admin.create(&PostParams::default(), &config_map("unseen")).await.unwrap();
     let jane: Api<ConfigMap> = Api::default_namespaced(cluster.client("jane"));
@@ -72,18 +85,8 @@ rules:
 
 #[tokio::test(flavor = "multi_thread")]
 async fn watches_are_audited_when_they_begin_and_when_they_end() {
-    let dir = tempfile::tempdir().unwrap();
-    let (policy, log) = (dir.path().join("policy.yaml"), dir.path().join("audit.log"));
     let text = "{apiVersion: audit.k8s.io/v1, kind: Policy, rules: [{level: Metadata, verbs: [watch], users: ['system:admin'], resources: [{resources: [configmaps]}]}]}";
-    std::fs::write(&policy, text).unwrap();
-    let cluster = Cluster::start_with(|config| {
-        config.options.audit = AuditConfig {
-            policy_file: Some(policy.clone()),
-            log: Some(LogConfig { path: log.clone(), ..LogConfig::default() }),
-            ..AuditConfig::default()
-        };
-    })
-    .await;
+    let Audited { cluster, log, _dir } = audited(text).await;
     let watch = http::Request::get("/api/v1/configmaps?watch=true&timeoutSeconds=1").body(Vec::new()).unwrap();
     cluster.admin().request_text(watch).await.unwrap();
     let events = events(&log, |events| events.len() >= 3).await;
@@ -180,23 +183,13 @@ async fn a_request_for_which_there_is_no_seat_is_429() {
 /// The URL of a create does not say what is made; its record does, whatever the level.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_record_of_a_create_names_the_object() {
-    let dir = tempfile::tempdir().unwrap();
-    let (policy, log) = (dir.path().join("policy.yaml"), dir.path().join("audit.log"));
     let text = "
 apiVersion: audit.k8s.io/v1
 kind: Policy
 omitStages: [RequestReceived]
 rules: [{level: Metadata, verbs: [create, update], resources: [{resources: [configmaps]}], namespaces: [default]}]
 ";
-    std::fs::write(&policy, text).unwrap();
-    let cluster = Cluster::start_with(|config| {
-        config.options.audit = AuditConfig {
-            policy_file: Some(policy.clone()),
-            log: Some(LogConfig { path: log.clone(), ..LogConfig::default() }),
-            ..AuditConfig::default()
-        };
-    })
-    .await;
+    let Audited { cluster, log, _dir } = audited(text).await;
     let maps: Api<ConfigMap> = Api::default_namespaced(cluster.admin());
     let made = maps.create(&PostParams::default(), &config_map("a")).await.unwrap();
     maps.replace("a", &PostParams::default(), &made).await.unwrap();

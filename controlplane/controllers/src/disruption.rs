@@ -275,7 +275,7 @@ fn failed(object: &PodDisruptionBudget, text: &str, now: Timestamp) -> PodDisrup
 
 fn conditions(object: &PodDisruptionBudget, status: &str, reason: &str, text: &str, now: Timestamp) -> Vec<Condition> {
     let mut conditions = object.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
-    let mut next = Condition {
+    let next = Condition {
         type_: "DisruptionAllowed".to_owned(),
         status: status.to_owned(),
         reason: reason.to_owned(),
@@ -283,15 +283,7 @@ fn conditions(object: &PodDisruptionBudget, status: &str, reason: &str, text: &s
         observed_generation: object.metadata.generation,
         last_transition_time: Time(now),
     };
-    match conditions.iter_mut().find(|condition| condition.type_ == next.type_) {
-        None => conditions.push(next),
-        Some(known) => {
-            if known.status == next.status {
-                next.last_transition_time = known.last_transition_time.clone();
-            }
-            *known = next;
-        }
-    }
+    meta::set_condition(&mut conditions, next);
     conditions
 }
 

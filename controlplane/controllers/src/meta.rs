@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, OwnerReference, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::{Resource, ResourceExt};
 
@@ -70,6 +70,19 @@ pub fn display(meta: &ObjectMeta) -> String {
     match meta.namespace.as_deref() {
         Some(namespace) if !namespace.is_empty() => format!("{namespace}/{name}"),
         _ => name.to_owned(),
+    }
+}
+
+/// Puts a condition in the place of the one of its type; its time moves only with its status.
+pub fn set_condition(conditions: &mut Vec<Condition>, mut next: Condition) {
+    match conditions.iter_mut().find(|known| known.type_ == next.type_) {
+        None => conditions.push(next),
+        Some(known) => {
+            if known.status == next.status {
+                next.last_transition_time = known.last_transition_time.clone();
+            }
+            *known = next;
+        }
     }
 }
 

@@ -70,7 +70,7 @@ fn next(migrations: &[Arc<StorageVersionMigration>], resource: &str) -> Option<A
 }
 
 fn set(conditions: &mut Vec<Condition>, name: &str, status: &str, reason: &str, text: &str, now: Timestamp) {
-    let mut next = Condition {
+    let next = Condition {
         type_: name.to_owned(),
         status: status.to_owned(),
         reason: reason.to_owned(),
@@ -78,15 +78,7 @@ fn set(conditions: &mut Vec<Condition>, name: &str, status: &str, reason: &str, 
         last_transition_time: Time(now),
         observed_generation: None,
     };
-    match conditions.iter_mut().find(|condition| condition.type_ == name) {
-        None => conditions.push(next),
-        Some(known) => {
-            if known.status == next.status {
-                next.last_transition_time = known.last_transition_time.clone();
-            }
-            *known = next;
-        }
-    }
+    meta::set_condition(conditions, next);
 }
 
 /// The migration's end; the two conditions may not be true together.

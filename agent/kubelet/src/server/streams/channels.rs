@@ -286,9 +286,19 @@ mod tests {
         assert_eq!(got, wanted);
     }
 
+    /// What reaches a client of the output of a runtime that sends `bytes`.
+    async fn copied(bytes: &[u8]) -> Vec<Vec<u8>> {
+        let (streams, _) = open_streams(ALL);
+        let (sink, messages) = futures::channel::mpsc::unbounded();
+        let mut sink = sink.sink_map_err(|_| Error::ConnectionClosed);
+        let (frames, _waiting) = mpsc::channel(1);
+        copy_output(&streams, bytes, &mut sink, &frames).await;
+        drop(sink);
+        messages.map(|message| message.into_data().to_vec()).collect().await
+    }
+
     #[tokio::test]
     async fn output_arrives_on_its_channel_until_all_streams_end() {
-        let (streams, _) = open_streams(ALL);
         let bytes = [
             spdy::data(5, b"out", false),
             spdy::data(7, b"err", true),
@@ -297,12 +307,7 @@ mod tests {
             spdy::data(5, b"never", false),
         ]
         .concat();
-        let (sink, messages) = futures::channel::mpsc::unbounded();
-        let mut sink = sink.sink_map_err(|_| Error::ConnectionClosed);
-        let (frames, _waiting) = mpsc::channel(1);
-        copy_output(&streams, bytes.as_slice(), &mut sink, &frames).await;
-        drop(sink);
-        let messages: Vec<Vec<u8>> = messages.map(|message| message.into_data().to_vec()).collect().await;
+        let messages = copied(&bytes).await;
         assert_eq!(messages[..3], [b"\x01out".to_vec(), b"\x02err".to_vec(), b"\x03{}".to_vec()]);
     }
 
@@ -312,18 +317,12 @@ mod tests {
         let exited = json!({"status": "Failure", "reason": "NonZeroExitCode", "details": {"causes": [{"reason": "ExitCode", "message": "3"}]}});
         let message = "Internal error occurred: Internal error occurred: no such file";
         for (runtime, message) in [(failed, Some(message)), (exited, None), (json!({"status": "Success"}), None)] {
-            let (streams, _) = open_streams(ALL);
             let text = runtime.to_string();
             let (first, rest) = text.as_bytes().split_at(7);
             let mut bytes =
                 [spdy::data(1, first, false), spdy::data(1, rest, false), spdy::data(1, b"", true)].concat();
             bytes.extend([spdy::data(5, b"", true), spdy::data(7, b"", true)].concat());
-            let (sink, messages) = futures::channel::mpsc::unbounded();
-            let mut sink = sink.sink_map_err(|_| Error::ConnectionClosed);
-            let (frames, _waiting) = mpsc::channel(1);
-            copy_output(&streams, bytes.as_slice(), &mut sink, &frames).await;
-            drop(sink);
-            let messages: Vec<Vec<u8>> = messages.map(|message| message.into_data().to_vec()).collect().await;
+            let messages = copied(&bytes).await;
             assert_eq!(messages.len(), 1);
             let told: Value = serde_json::from_slice(&messages[0][1..]).unwrap();
             match message {
