@@ -1,13 +1,13 @@
 //! The object model that the control plane and the node share. No I/O, no tokio.
 //!
 //! - [`cluster`]: the networks and the domain that all parts of a cluster agree on;
-//! - [`devices`]: taints of devices;
+//! - [`devices`]: claims and taints of devices;
 //! - [`quantity`]: `100m`, `1Gi`: parse, compare, canonical form;
 //! - [`field`]: field paths and validation errors in Kubernetes' wording;
 //! - [`names`]: DNS-1123 and friends;
 //! - [`scalar`]: canonical forms of times, durations and bytes; [`formats`]: texts of a format;
 //! - [`selector`]: label and field selectors, from text, JSON and typed objects;
-//! - [`references`]: what of the API a pod needs;
+//! - [`references`]: what of the API a pod refers to;
 //! - [`resources`]: what a pod asks for, and its QoS class;
 
 pub mod cluster;

@@ -94,7 +94,7 @@ pub struct NodeArguments {
     /// The port for it; 0 for none
     #[arg(long, default_value_t = api::defaults::KUBELET_HEALTHZ_PORT)]
     healthz_port: u16,
-    /// Where the proxy answers /proxyMode, /healthz and /metrics to those on this machine
+    /// Where the proxy answers /proxyMode, /healthz and /metrics to those on this machine; port 0 for none
     #[arg(long, default_value = "127.0.0.1:10249")]
     metrics_bind_address: SocketAddr,
     /// How Services reach the kernel
@@ -139,12 +139,16 @@ impl NodeArguments {
         config.image_gc.low_percent = config.image_gc.low_percent.min(self.image_gc_high_threshold);
         config.container_logs.max_size = self.container_log_max_size;
         config.container_logs.max_files = self.container_log_max_files;
-        config.healthz = (self.healthz_port > 0).then_some((self.healthz_bind_address, self.healthz_port).into());
-        config.proxy_metrics = Some(self.metrics_bind_address);
+        config.healthz = unless_port_0((self.healthz_bind_address, self.healthz_port).into());
+        config.proxy_metrics = unless_port_0(self.metrics_bind_address);
         config.proxy_mode =
             if self.proxy_mode == "iptables" { agent::ProxyMode::Iptables } else { agent::ProxyMode::Nftables };
         Ok(config)
     }
+}
+
+fn unless_port_0(address: SocketAddr) -> Option<SocketAddr> {
+    (address.port() > 0).then_some(address)
 }
 
 /// What is wrong with a label or taint.
@@ -237,5 +241,11 @@ mod tests {
             ("dedicated", Some("db"), "NoSchedule")
         );
         assert!(parse_taint("dedicated:Never").is_err());
+    }
+
+    #[test]
+    fn port_0_is_for_nothing_to_be_served() {
+        let address = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+        assert_eq!([0, 1].map(|port| unless_port_0(address(port))), [None, Some(address(1))]);
     }
 }

@@ -75,8 +75,12 @@ fn remove(path: &Path, problems: &mut Vec<String>) {
 
 /// Removes a directory that others may have something in, with the mount that the kubelet made of it.
 fn remove_if_empty(directory: &Path, problems: &mut Vec<String>) {
+    let unmounted = unmount_own(directory);
     let is_empty = std::fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none());
     if !is_empty {
+        if let Err(error) = unmounted {
+            problems.push(format!("unmounting {}: {error}", directory.display()));
+        }
         return;
     }
     let removed = match std::fs::remove_dir(directory) {
@@ -90,6 +94,39 @@ fn remove_if_empty(directory: &Path, problems: &mut Vec<String>) {
     if let Err(error) = removed {
         problems.push(format!("removing {}: {error}", directory.display()));
     }
+}
+
+/// Unmounts what the kubelet mounted at the directory. Not lazily: what others mounted in it would go too.
+fn unmount_own(directory: &Path) -> std::io::Result<()> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
+    if is_bound_to_itself(&table, directory) {
+        nix::mount::umount2(directory, nix::mount::MntFlags::empty())?;
+    }
+    Ok(())
+}
+
+/// Whether the newest mount at the directory shows what is there without it: the kubelet makes such a one to
+/// share it. A file system that somebody mounted there is theirs.
+fn is_bound_to_itself(mountinfo: &str, directory: &Path) -> bool {
+    struct Mount<'a> {
+        id: &'a str,
+        parent: &'a str,
+        device: &'a str,
+        shown: PathBuf,
+        point: PathBuf,
+    }
+    let path = |text: &str| PathBuf::from(lab::unescape(text));
+    let parse = |line| {
+        let fields: Vec<&str> = str::split(line, ' ').take(5).collect();
+        let [id, parent, device, shown, point] = fields[..] else { return None };
+        Some(Mount { id, parent, device, shown: path(shown), point: path(point) })
+    };
+    let mounts: Vec<Mount<'_>> = mountinfo.lines().filter_map(parse).collect();
+    let Some(newest) = mounts.iter().rfind(|mount| mount.point == directory) else { return false };
+    let Some(below) = mounts.iter().find(|mount| mount.id == newest.parent) else { return false };
+    let inner = directory.strip_prefix(&below.point);
+    // By components: a path joined with nothing ends with a slash.
+    newest.device == below.device && inner.is_ok_and(|inner| below.shown.join(inner) == newest.shown)
 }
 
 fn confirmed(directories: &[&PathBuf]) -> anyhow::Result<bool> {
@@ -106,6 +143,27 @@ fn confirmed(directories: &[&PathBuf]) -> anyhow::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_kubelets_own_mount_of_its_directory_goes() {
+        let root = "1 0 8:1 /@ / rw - btrfs /dev/sda rw";
+        let bound = "2 1 8:1 /@/var/lib/kubelet /var/lib/kubelet rw shared:1 - btrfs /dev/sda rw";
+        let disk = "3 1 8:2 / /var/lib/kubelet rw - ext4 /dev/sdb rw";
+        let elsewhere = "4 1 8:1 /@/srv/kubelet /var/lib/kubelet rw - btrfs /dev/sda rw";
+        let on_disk = "5 3 8:2 / /var/lib/kubelet rw shared:2 - ext4 /dev/sdb rw";
+        let inside = "6 1 8:1 /@/var/lib/kubelet/pods /var/lib/kubelet/pods rw - btrfs /dev/sda rw";
+        for (mounts, expected) in [
+            (vec![root], false),
+            (vec![root, bound], true),
+            (vec![root, disk], false),
+            (vec![root, elsewhere], false),
+            (vec![root, disk, on_disk], true),
+            (vec![root, inside], false),
+        ] {
+            let table = mounts.join("\n");
+            assert_eq!(is_bound_to_itself(&table, Path::new("/var/lib/kubelet")), expected, "{table}");
+        }
+    }
 
     #[test]
     fn what_others_have_in_the_kubelets_directory_stays() {

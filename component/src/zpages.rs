@@ -1,5 +1,5 @@
 //! `/statusz` and `/flagz`: what runs here and how it was configured, as text for people or, where it is
-//! asked for by name, as an object of `config.k8s.io` (`k8s.io/component-base/zpages`). Pure.
+//! asked for by name, as an object of `config.k8s.io` (`k8s.io/component-base/zpages`).
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};

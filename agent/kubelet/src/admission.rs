@@ -21,6 +21,8 @@ pub struct View<'a> {
     pub unsafe_sysctls: &'a [String],
     /// The host can confine what runs by AppArmor's profiles.
     pub apparmor: bool,
+    /// The runtime can give a pod the groups of its spec alone. None while that is not known.
+    pub strict_groups: Option<bool>,
 }
 
 /// The reason to refuse, if there is one.
@@ -29,18 +31,16 @@ pub fn refuse(pod: &Pod, view: &View<'_>) -> Option<Verdict> {
     refuse_resources(spec, view)
         .or_else(|| refuse_ports(spec, view))
         .or_else(|| refuse_selectors(spec, view))
-        .or_else(|| refuse_groups(spec, view))
+        .or_else(|| refuse_groups(spec, view.strict_groups))
         .or_else(|| refuse_sysctls(spec, view.unsafe_sysctls))
         .or_else(|| refuse_profiles(pod, view))
 }
 
 /// A pod that wants the groups of its spec alone, where the runtime cannot but add those of the image
-/// (`SupplementalGroupsPolicy`).
-fn refuse_groups(spec: &PodSpec, view: &View<'_>) -> Option<Verdict> {
+/// (`SupplementalGroupsPolicy`). A refusal is for good: it needs the runtime's own word.
+fn refuse_groups(spec: &PodSpec, works: Option<bool>) -> Option<Verdict> {
     let policy = spec.security_context.as_ref()?.supplemental_groups_policy.as_deref();
-    let features = view.node?.status.as_ref().and_then(|status| status.features.as_ref());
-    let works = features.and_then(|features| features.supplemental_groups_policy).unwrap_or(false);
-    (policy == Some("Strict") && !works).then(|| {
+    (policy == Some("Strict") && works == Some(false)).then(|| {
         let message = "SupplementalGroupsPolicy=Strict is not supported in this node";
         Verdict::refused("SupplementalGroupsPolicyNotSupported", message)
     })
@@ -331,6 +331,7 @@ mod tests {
                 others,
                 unsafe_sysctls: &unsafe_sysctls,
                 apparmor: false,
+                strict_groups: Some(false),
             };
             let verdict = refuse(&pod(spec.clone()), &view);
             assert_eq!(verdict.map(|verdict| verdict.reason).as_deref(), reason, "{spec}");
@@ -343,6 +344,7 @@ mod tests {
                 others: &[&other, &other, &other],
                 unsafe_sysctls: &[],
                 apparmor: false,
+                strict_groups: None,
             },
         )
         .unwrap();
@@ -354,23 +356,21 @@ mod tests {
 
     #[test]
     fn what_the_host_and_its_runtime_can_do_is_not_refused() {
-        let node: Node = serde_json::from_value(
-            json!({"metadata": {"name": "n"}, "status": {"features": {"supplementalGroupsPolicy": true}}}),
-        )
-        .unwrap();
         let mut pod = pod(json!({"containers": [], "securityContext": {"supplementalGroupsPolicy": "Strict"}}));
         let annotation = ("container.apparmor.security.beta.kubernetes.io/c".to_owned(), "runtime/default".to_owned());
         pod.metadata.annotations = Some([annotation].into());
         let allocatable = Amounts::new();
-        let view = |apparmor| View {
+        let view = |apparmor, strict_groups| View {
             allocatable: &allocatable,
-            node: Some(&node),
+            node: None,
             others: &[],
             unsafe_sysctls: &[],
             apparmor,
+            strict_groups,
         };
-        assert_eq!(refuse(&pod, &view(true)), None);
-        let refused = refuse(&pod, &view(false)).unwrap();
+        assert_eq!(refuse(&pod, &view(true, Some(true))), None);
+        assert_eq!(refuse(&pod, &view(true, None)), None, "the runtime has not said yet");
+        let refused = refuse(&pod, &view(false, Some(true))).unwrap();
         assert_eq!(refused.message, "Pod was rejected: Cannot enforce AppArmor: AppArmor is not enabled on the host");
     }
 }

@@ -41,10 +41,13 @@ pub struct NodeContext {
     pub supervisor: Supervisor,
 }
 
-/// What the runtime's default handler can do.
+/// What the runtime says that it can do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RuntimeFeatures {
+    /// By its default handler.
     pub recursive_read_only_mounts: bool,
+    /// Gives a pod the groups of its spec alone (`SupplementalGroupsPolicy`). None before it said so.
+    pub strict_groups: Option<bool>,
 }
 
 impl NodeContext {

@@ -307,6 +307,7 @@ impl Manager {
             others: &others,
             unsafe_sysctls: &self.node.config.allowed_unsafe_sysctls,
             apparmor: self.node.machine.apparmor,
+            strict_groups: self.node.runtime_features.read().strict_groups,
         };
         admission::refuse(pod, &view)
     }

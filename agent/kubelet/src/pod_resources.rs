@@ -22,6 +22,7 @@ use tonic::{Request, Response, Status};
 use crate::context::NodeContext;
 use crate::manager::Manager;
 use crate::pod::actions::is_sidecar;
+use crate::server_contract::NodePods;
 
 /// How soon the socket is made again when that failed.
 const AGAIN: Duration = Duration::from_secs(10);
@@ -78,13 +79,10 @@ impl PodResourcesLister for Server {
 
     async fn get(&self, request: Request<GetPodResourcesRequest>) -> Result<Response<GetPodResourcesResponse>, Status> {
         let GetPodResourcesRequest { pod_name, pod_namespace } = request.into_inner();
-        let named = |pod: &Pod| {
-            pod.metadata.name.as_deref() == Some(&pod_name) && pod.metadata.namespace.as_deref() == Some(&pod_namespace)
-        };
-        let found = self.manager.snapshots().into_iter().find(|snapshot| named(&snapshot.pod));
+        let found = self.manager.pod(&pod_namespace, &pod_name);
         let found =
             found.ok_or_else(|| Status::unknown(format!("pod {pod_name} in namespace {pod_namespace} not found")))?;
-        let pod_resources = Some(self.of_pod(&found.pod));
+        let pod_resources = Some(self.of_pod(&found));
         Ok(Response::new(GetPodResourcesResponse { pod_resources }))
     }
 

@@ -302,8 +302,14 @@ mod tests {
             ("3", false, Some((INFEASIBLE, "Node didn't have enough capacity: cpu, requested: 3000, capacity: 2000"))),
             ("1", true, Some((INFEASIBLE, "In-place resize of static-pods is not supported"))),
         ] {
-            let view =
-                View { allocatable: &allocatable, node: None, others: &[&other], unsafe_sysctls: &[], apparmor: true };
+            let view = View {
+                allocatable: &allocatable,
+                node: None,
+                others: &[&other],
+                unsafe_sysctls: &[],
+                apparmor: true,
+                strict_groups: None,
+            };
             let pending = refuse(&pod(cpu, "1Mi"), &view, is_static);
             let expected = expected.map(|(reason, message)| Pending { reason, message: message.to_owned() });
             assert_eq!(pending, expected, "{cpu}");

@@ -83,7 +83,7 @@ impl Health {
 
     /// Serves until cancelled.
     pub async fn serve(self, address: SocketAddr, nodes: Informer<Node>) {
-        serve(address, move |path| {
+        serve("the proxy's health", address, move |path| {
             let node = nodes.get("", &self.node_name);
             let eligible = node.is_none_or(|node| is_eligible(&node));
             match path {
@@ -99,7 +99,7 @@ impl Health {
 impl Health {
     /// Serves what is for people on the node until cancelled (`cmd/kube-proxy: serveMetrics`).
     pub async fn serve_metrics(self, address: SocketAddr, mode: Mode) {
-        serve(address, move |path| match path {
+        serve("the proxy's mode and metrics", address, move |path| match path {
             "/healthz" | "/healthz/ping" => plain("ok".to_owned()),
             "/proxyMode" => plain(mode.to_string()),
             "/metrics" => plain(self.metrics()),
@@ -166,7 +166,8 @@ impl HealthChecks {
             let server = self.supervisor.child(port);
             let health = self.health.clone();
             let address = SocketAddr::from(([0, 0, 0, 0], *port));
-            server.spawn("serve", serve(address, move |_| check_answer(&seen.borrow(), health.is_current())));
+            let respond = move |_: &str| check_answer(&seen.borrow(), health.is_current());
+            server.spawn("serve", serve("a Service's health", address, respond));
             self.running.insert(*port, (server, current));
         }
     }
@@ -199,9 +200,14 @@ fn answer(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     response
 }
 
-/// Accepts connections until cancelled; a port that is taken is tried again.
-async fn serve(address: SocketAddr, respond: impl Fn(&str) -> Response<Full<Bytes>> + Send + Sync + Clone + 'static) {
-    let listener = bind(address).await;
+/// Accepts connections until cancelled; a port that is taken is tried again. `what` is answered about, for
+/// people.
+async fn serve(
+    what: &'static str,
+    address: SocketAddr,
+    respond: impl Fn(&str) -> Response<Full<Bytes>> + Send + Sync + Clone + 'static,
+) {
+    let listener = bind(what, address).await;
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             // Out of descriptors: those of others come free again.
@@ -226,14 +232,14 @@ async fn within<F: Future>(limit: Duration, work: F) -> Option<F::Output> {
     tokio::time::timeout(limit, work).await.ok()
 }
 
-async fn bind(address: SocketAddr) -> TcpListener {
+async fn bind(what: &str, address: SocketAddr) -> TcpListener {
     let mut told = false;
     loop {
         match TcpListener::bind(address).await {
             Ok(listener) => return listener,
             Err(error) => {
                 if !told {
-                    tracing::warn!(%address, %error, "health checks cannot be served yet; retrying");
+                    tracing::warn!(%address, %error, "{what} cannot be served yet; retrying");
                     told = true;
                 }
                 tokio::time::sleep(BIND_RETRY).await;

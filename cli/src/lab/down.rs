@@ -145,7 +145,7 @@ pub fn unmount_under(roots: &[PathBuf], problems: &mut Vec<String>) {
 }
 
 /// mountinfo writes blanks, tabs, newlines and backslashes in octal.
-fn unescape(text: &str) -> String {
+pub fn unescape(text: &str) -> String {
     [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
         .iter()
         .fold(text.to_owned(), |text, (code, plain)| text.replace(code, plain))

@@ -22,7 +22,7 @@ mod show;
 mod state;
 mod up;
 
-pub use down::{remove_cgroups, unmount_under};
+pub use down::{remove_cgroups, unescape, unmount_under};
 pub use state::hollow_names;
 
 use clap::{Args, Subcommand};

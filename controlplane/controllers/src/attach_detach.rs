@@ -178,7 +178,7 @@ impl Worker {
         }
         let object = self.nodes.get("", node);
         let in_use = object.as_ref().and_then(|node| node.status.as_ref()?.volumes_in_use.clone()).unwrap_or_default();
-        let mut outcome = Outcome::Done;
+        let mut soonest: Option<Duration> = None;
         for known in &existing {
             let name = known.name_any();
             if wanted.contains_key(&name) || !name.starts_with("csi-") || meta::is_deleting(&known.metadata) {
@@ -194,13 +194,13 @@ impl Worker {
                         .unless_gone("detaching by VolumeAttachment", &name)?;
                     self.waiting.lock().remove(&name);
                 }
-                Err(wait) => outcome = Outcome::After(wait),
+                Err(wait) => soonest = Some(soonest.map_or(wait, |soonest| soonest.min(wait))),
             }
         }
         if let Some(object) = object {
             self.report(&object, &existing).await?;
         }
-        Ok(outcome)
+        Ok(soonest.map_or(Outcome::Done, Outcome::After))
     }
 
     /// The volume's name as kubelets use it: `kubernetes.io/csi/<driver>^<handle>`.

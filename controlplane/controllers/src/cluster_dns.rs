@@ -121,7 +121,7 @@ fn subsets(service: &Service, nodes: &[Arc<Node>]) -> Vec<EndpointSubset> {
         protocol: Some(port.protocol.unwrap_or_else(|| "TCP".to_owned())),
         app_protocol: port.app_protocol,
     });
-    // in the order in which the API server gives them back
+    // in one order, so that equal sets are equal
     let mut ports: Vec<_> = ports.collect();
     ports.sort_by(|a, b| (&a.name, a.port, &a.protocol).cmp(&(&b.name, b.port, &b.protocol)));
     let mut known: Vec<_> =

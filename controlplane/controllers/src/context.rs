@@ -102,9 +102,14 @@ impl Context {
 
     /// `name` is Kubernetes' name of the controller, and of its ServiceAccount.
     pub fn controller(&self, name: &str) -> Controller {
+        self.controller_as(name, event_source(name))
+    }
+
+    /// The same, whose events come from `source`.
+    pub fn controller_as(&self, name: &str, source: &str) -> Controller {
         let supervisor = self.supervisor.child(name);
         let client = (self.config.client)(name);
-        let events = EventRecorder::new(client.clone(), &supervisor, event_source(name), "");
+        let events = EventRecorder::new(client.clone(), &supervisor, source, "");
         Controller { client, events, supervisor, name: name.to_owned() }
     }
 }

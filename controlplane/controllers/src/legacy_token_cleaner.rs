@@ -5,7 +5,6 @@
 //! mark makes it refuse the token, and removing the mark takes it back. Secrets that a person made
 //! are not listed in their account, and stay.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -69,7 +68,13 @@ fn known_long_enough(since: Option<&str>, now: Timestamp) -> bool {
     since.is_some_and(|since| since <= day(meta::after(now, -PERIOD - DAY)))
 }
 
-fn verdict(secret: &Secret, account: Option<&ServiceAccount>, mounted: bool, now: Timestamp) -> Verdict {
+/// `mounted` looks at every pod of the namespace: it is asked last.
+fn verdict(
+    secret: &Secret,
+    account: Option<&ServiceAccount>,
+    mounted: impl FnOnce() -> bool,
+    now: Timestamp,
+) -> Verdict {
     let oldest = day(meta::after(now, -PERIOD));
     let label = |name: &str| meta::labels(&secret.metadata).get(name).map(String::as_str);
     let rests = meta::created(&secret.metadata) < meta::after(now, -PERIOD)
@@ -79,7 +84,7 @@ fn verdict(secret: &Secret, account: Option<&ServiceAccount>, mounted: bool, now
         uid.is_none_or(|uid| uid == meta::uid(&account.metadata))
             && account.secrets.iter().flatten().any(|listed| listed.name == secret.metadata.name)
     });
-    if !rests || !listed || mounted || meta::is_deleting(&secret.metadata) {
+    if !rests || !listed || meta::is_deleting(&secret.metadata) || mounted() {
         return Verdict::Keep;
     }
     match label(INVALID_SINCE).filter(|since| is_day(since)) {
@@ -128,10 +133,10 @@ impl Worker {
             let namespace = secret.namespace().unwrap_or_default();
             let account = meta::annotation(&secret.metadata, NAME).and_then(|name| self.accounts.get(&namespace, name));
             let mounted = || {
-                let pods = self.pods.by_namespace.get(&namespace);
-                pods.iter().flat_map(|pod| secrets_of(pod)).collect::<HashSet<_>>().contains(&secret.name_any())
+                let (pods, name) = (self.pods.by_namespace.get(&namespace), secret.name_any());
+                pods.iter().any(|pod| secrets_of(pod).contains(&name))
             };
-            match verdict(&secret, account.as_deref(), mounted(), now) {
+            match verdict(&secret, account.as_deref(), mounted, now) {
                 Verdict::Keep => {}
                 Verdict::Mark => self.mark(&namespace, &secret, now).await?,
                 Verdict::Delete => self.delete(&namespace, &secret).await?,
@@ -198,12 +203,12 @@ mod tests {
             (secret(old, None, Some("2025-06-01")), Verdict::Keep),
             (secret(old, None, Some("2025-05-31")), Verdict::Delete),
         ] {
-            assert_eq!(verdict(&secret, Some(&owner), false, now), expected, "{:?}", secret.metadata);
+            assert_eq!(verdict(&secret, Some(&owner), || false, now), expected, "{:?}", secret.metadata);
         }
         let made_by_hand = secret(old, None, None);
-        assert_eq!(verdict(&made_by_hand, Some(&account("other")), false, now), Verdict::Keep);
-        assert_eq!(verdict(&made_by_hand, None, false, now), Verdict::Keep);
-        assert_eq!(verdict(&made_by_hand, Some(&owner), true, now), Verdict::Keep, "a pod has it");
+        assert_eq!(verdict(&made_by_hand, Some(&account("other")), || false, now), Verdict::Keep);
+        assert_eq!(verdict(&made_by_hand, None, || false, now), Verdict::Keep);
+        assert_eq!(verdict(&made_by_hand, Some(&owner), || true, now), Verdict::Keep, "a pod has it");
     }
 
     #[test]

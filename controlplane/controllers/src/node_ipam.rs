@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use component::{EventRecorder, EventType, Informer, Outcome, WorkQueue};
+use component::{EventType, Informer, Outcome, WorkQueue};
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Resource};
@@ -27,8 +27,7 @@ pub fn start(context: &Context) {
         }
     };
     let queue = WorkQueue::<String>::new();
-    let mut controller = context.controller("node-controller");
-    controller.events = EventRecorder::new(controller.client.clone(), &controller.supervisor, "cidrAllocator", "");
+    let controller = context.controller_as("node-controller", "cidrAllocator");
     let nodes = context.informers.of::<Node>();
     let state = Arc::new(Mutex::new(State { ranges, held: HashMap::new() }));
     let (watched, changes) = (state.clone(), queue.clone());

@@ -11,6 +11,7 @@ use cel::objects::Key;
 use chrono::{DateTime, FixedOffset, Utc};
 
 use crate::library::{Outcome, failed};
+use crate::meter;
 
 const DEFAULT_PRECISION: usize = 6;
 /// Digits or spaces that a clause writes, at most.
@@ -39,7 +40,9 @@ fn filled(text: &str, values: &[Value]) -> Text {
         }
         let (precision, after) = precision(rest).map_err(|why| format!("could not parse formatting clause: {why}"))?;
         let clause = after.chars().next().ok_or("could not parse formatting clause: unexpected end of string")?;
-        filled.push_str(&written(clause, precision, value)?);
+        let piece = written(clause, precision, value)?;
+        meter::spend(piece.len() as u64 / 10 + 1).map_err(|error| error.to_string())?;
+        filled.push_str(&piece);
         rest = &after[clause.len_utf8()..];
     }
     filled.push_str(rest);

@@ -401,6 +401,7 @@ mod tests {
             "l.filter(x, l.exists(y, l.exists(z, z < 0))).size() == 0",
             "l.all(a, b, l.all(c, d, l.all(e, f, a + c + e >= 0)))",
             "l.map(x, 'aaaaaaaaaaaaaaaaaaaa').join('bbbbbbbbbbbbbbbbbbbbbb').replace('a', 'cccccccccccccccccc').size() > 0",
+            "l.map(x, '%.255f'.format([1e300])).size() > 0",
         ] {
             let (outcome, spent) = compile(text).unwrap().evaluate_within(&[("l", list.clone())], 5_000);
             assert_eq!((outcome.unwrap_err().to_string().as_str(), spent), (EXCEEDED, 5_000), "{text}");

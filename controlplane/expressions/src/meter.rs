@@ -178,7 +178,7 @@ const WALKING: &[&str] = &[
     "validate",
 ];
 
-/// Functions that are replaced by others which know beforehand what they will cost.
+/// Functions that are replaced by others which report themselves what they cost.
 const REPLACED: &[(&str, &str)] =
     &[("matches", "@matches"), ("replace", "@replace"), ("join", "@join"), ("format", "@format")];
 

@@ -315,6 +315,7 @@ impl Scheduler {
         {
             let mut state = self.state.lock();
             state.cluster.assume(pod.clone(), &node);
+            state.queue.place(&pod.uid);
             state.nominations.remove(&pod.uid);
         }
         if let Err(why) = self.framework.reserve(&pod, &node) {

@@ -60,9 +60,7 @@ impl NodeInfo {
     }
 
     pub fn add_pod(&mut self, pod: Arc<PodInfo>) {
-        self.requested.add(&pod.requests);
-        self.scored_milli_cpu = self.scored_milli_cpu.saturating_add(pod.scored_milli_cpu);
-        self.scored_memory = self.scored_memory.saturating_add(pod.scored_memory);
+        self.count(&pod);
         self.with_affinity += usize::from(has_affinity(&pod));
         self.with_required_anti_affinity += usize::from(!pod.anti_affinity.required.is_empty());
         self.used_ports.extend(pod.host_ports.iter().cloned());
@@ -73,9 +71,7 @@ impl NodeInfo {
     pub fn remove_pod(&mut self, uid: &str) {
         let Some(at) = self.pods.iter().position(|pod| &*pod.uid == uid) else { return };
         let pod = self.pods.swap_remove(at);
-        self.requested.subtract(&pod.requests);
-        self.scored_milli_cpu = self.scored_milli_cpu.saturating_sub(pod.scored_milli_cpu);
-        self.scored_memory = self.scored_memory.saturating_sub(pod.scored_memory);
+        self.recount();
         self.with_affinity -= usize::from(has_affinity(&pod));
         self.with_required_anti_affinity -= usize::from(!pod.anti_affinity.required.is_empty());
         for port in &pod.host_ports {
@@ -83,6 +79,20 @@ impl NodeInfo {
                 self.used_ports.swap_remove(at);
             }
         }
+    }
+
+    fn count(&mut self, pod: &PodInfo) {
+        self.requested.add(&pod.requests);
+        self.scored_milli_cpu = self.scored_milli_cpu.saturating_add(pod.scored_milli_cpu);
+        self.scored_memory = self.scored_memory.saturating_add(pod.scored_memory);
+    }
+
+    /// Sums anew: from one that stands at its limit nothing can be subtracted.
+    fn recount(&mut self) {
+        (self.requested, self.scored_milli_cpu, self.scored_memory) = (Resources::default(), 0, 0);
+        let pods = std::mem::take(&mut self.pods);
+        pods.iter().for_each(|pod| self.count(pod));
+        self.pods = pods;
     }
 
     pub fn taints(&self) -> &[Taint] {
@@ -109,4 +119,31 @@ fn images(node: &Node) -> BTreeMap<String, i64> {
         image.names.iter().flatten().map(move |name| (name.clone(), size))
     });
     named.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{asking, named, node};
+    use serde_json::json;
+
+    #[test]
+    fn sums_that_reached_a_limit_come_back_down() {
+        let mut here = node("n", json!({}));
+        let sums = |node: &NodeInfo| (node.requested.memory, node.requested.other("x.io/gpu"), node.scored_memory);
+        let huge = |name: &str| {
+            let requests = json!({"memory": "7Ei", "x.io/gpu": "7E"});
+            named(name, json!({"containers": [{"name": "c", "resources": {"requests": requests}}]}))
+        };
+        for pod in [huge("a"), huge("b"), asking("c", "1", "1Gi")] {
+            here.add_pod(Arc::new(pod));
+        }
+        assert_eq!(sums(&here), (i64::MAX, i64::MAX, i64::MAX));
+        here.remove_pod("a");
+        assert_eq!(sums(&here), ((7 << 60) + (1 << 30), 7_000_000_000_000_000_000, (7 << 60) + (1 << 30)));
+        here.remove_pod("b");
+        assert_eq!(sums(&here), (1 << 30, 0, 1 << 30));
+        here.remove_pod("c");
+        assert_eq!((sums(&here), here.requested.milli_cpu, here.scored_milli_cpu), ((0, 0, 0), 0, 0));
+    }
 }

@@ -2,7 +2,8 @@
 //!
 //! A pod waits in one [`Place`]: ready to be tried, backing off after a try, held until something
 //! changes that could help it, or gated. While a pod is being tried it is in flight: events of that
-//! time are kept, since the try may have missed them.
+//! time are kept, since the try may have missed them. A pod that was placed stays in flight until it is
+//! bound, without events: if binding fails, it backs off whatever happened.
 //!
 //! ```text
 //! add ─┬─ gated ──(update)──┐
@@ -55,7 +56,8 @@ enum Place {
 
 struct InFlight {
     entry: Entry,
-    events: Vec<ClusterEvent>,
+    /// Those of the time of the try; none: the pod was placed, and is being bound.
+    events: Option<Vec<ClusterEvent>>,
 }
 
 /// How a try ended that did not place the pod.
@@ -87,6 +89,13 @@ impl Queue {
         }
     }
 
+    /// The try placed the pod, which is to be bound now.
+    pub fn place(&mut self, uid: &Uid) {
+        if let Some(flight) = self.in_flight.get_mut(uid) {
+            flight.events = None;
+        }
+    }
+
     /// A pod that was placed but is not bound yet changed: should it come back, it is tried as it is now.
     pub fn refresh(&mut self, pod: Arc<PodInfo>) {
         if let Some(flight) = self.in_flight.get_mut(&pod.uid) {
@@ -110,17 +119,18 @@ impl Queue {
         entry.tries += 1;
         entry.last_try = Some(now);
         let pod = entry.pod.clone();
-        self.in_flight.insert(uid, InFlight { entry, events: Vec::new() });
+        self.in_flight.insert(uid, InFlight { entry, events: Some(Vec::new()) });
         Some(pod)
     }
 
-    /// Ends a try that did not place the pod. False: the pod was gone, or bound, before that.
+    /// Ends a try that did not place the pod, or the binding of a placed one. False: the pod was gone, or
+    /// bound, before that.
     pub fn set_back(&mut self, uid: &Uid, setback: Setback, framework: &Framework, now: Instant) -> bool {
         let Some(InFlight { mut entry, events }) = self.in_flight.remove(uid) else { return false };
         let place = match setback {
             Setback::Error => Place::Backoff { until: now + backoff(entry.tries), after_error: true },
             Setback::Unschedulable(plugins) => {
-                if events.iter().any(|event| framework.helps(&entry.pod, plugins, event)) {
+                if events.iter().flatten().any(|event| framework.helps(&entry.pod, plugins, event)) {
                     Place::Backoff { until: now + backoff(entry.tries), after_error: false }
                 } else {
                     Place::Unschedulable { since: now, rejected_by: plugins }
@@ -139,8 +149,8 @@ impl Queue {
 
     /// Something changed: lets those pods go on that it could help.
     pub fn event(&mut self, event: &ClusterEvent, framework: &Framework, now: Instant) {
-        for flight in self.in_flight.values_mut() {
-            flight.events.push(event.clone());
+        for events in self.in_flight.values_mut().filter_map(|flight| flight.events.as_mut()) {
+            events.push(event.clone());
         }
         let is_helped = |uid: &Uid| match self.pods.get(uid) {
             Some(Entry { pod, place: Place::Unschedulable { rejected_by, .. }, .. }) => {
@@ -329,6 +339,24 @@ mod tests {
         bench.reject("a", "NodeResourcesFit", 0);
         assert_eq!(bench.queue.next_due(), Some(bench.at(1)), "it backs off for a second");
         assert_eq!(bench.pop(0).as_deref(), Some("a"), "but nothing else is to be done");
+    }
+
+    #[test]
+    fn a_pod_being_bound_gathers_no_events_and_is_tried_again_as_it_is_then() {
+        let mut bench = Bench::new();
+        bench.add(asking("a", "2", "1Gi"));
+        bench.pop(0);
+        let gathered = |bench: &Bench| bench.queue.in_flight["a"].events.as_ref().map(Vec::len);
+        bench.event(ClusterEvent::NamespaceChanged, 0);
+        assert_eq!(gathered(&bench), Some(1));
+        bench.queue.place(&"a".into());
+        bench.event(ClusterEvent::NamespaceChanged, 0);
+        assert_eq!(gathered(&bench), None);
+        bench.queue.refresh(Arc::new(asking("a", "3", "1Gi")));
+        assert!(bench.queue.set_back(&"a".into(), Setback::Error, &bench.framework, bench.at(0)));
+        let again = bench.queue.pop(&bench.framework, bench.at(1)).unwrap();
+        assert_eq!(again.requests.milli_cpu, 3000);
+        assert_eq!(gathered(&bench), Some(0), "this is another try");
     }
 
     #[test]

@@ -45,22 +45,14 @@ impl Resources {
         }
     }
 
-    /// Sums stay at the limits of what can be counted.
+    /// Sums stay at the limits of what can be counted: subtracting would not undo this.
     pub fn add(&mut self, more: &Self) {
-        self.combine(more, i64::saturating_add);
-    }
-
-    pub fn subtract(&mut self, less: &Self) {
-        self.combine(less, i64::saturating_sub);
-    }
-
-    fn combine(&mut self, other: &Self, how: fn(i64, i64) -> i64) {
-        self.milli_cpu = how(self.milli_cpu, other.milli_cpu);
-        self.memory = how(self.memory, other.memory);
-        self.ephemeral_storage = how(self.ephemeral_storage, other.ephemeral_storage);
-        for (name, amount) in &other.others {
+        self.milli_cpu = self.milli_cpu.saturating_add(more.milli_cpu);
+        self.memory = self.memory.saturating_add(more.memory);
+        self.ephemeral_storage = self.ephemeral_storage.saturating_add(more.ephemeral_storage);
+        for (name, amount) in &more.others {
             let sum = self.others.entry(name.clone()).or_default();
-            *sum = how(*sum, *amount);
+            *sum = sum.saturating_add(*amount);
         }
     }
 

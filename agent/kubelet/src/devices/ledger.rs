@@ -195,6 +195,12 @@ impl Ledger {
         found
     }
 
+    /// The devices that work and those that do not, by resource.
+    pub fn states(&self) -> BTreeMap<String, (Ids, Ids)> {
+        let states = self.resources.iter();
+        states.map(|(name, known)| (name.clone(), (known.healthy.clone(), known.unhealthy.clone()))).collect()
+    }
+
     pub fn counts(&self) -> Vec<DeviceCount> {
         let count = |ids: &Ids| u64::try_from(ids.len()).unwrap_or(u64::MAX);
         let counted = self.resources.iter().map(|(name, resource)| DeviceCount {

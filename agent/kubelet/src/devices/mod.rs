@@ -70,7 +70,7 @@ impl Devices {
         devices
     }
 
-    /// Changes with [`Devices::counts`].
+    /// Changes with [`Devices::counts`], and with which devices work.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
@@ -107,15 +107,22 @@ impl Devices {
         !self.directory.join(checkpoint::FILE).exists()
     }
 
+    /// What the Node says is of this node from now on: a new one is so no longer, even if it has no devices.
+    pub fn settle(&self) {
+        if self.is_new() {
+            self.change(|_| ());
+        }
+    }
+
     /// Changes the ledger and keeps it.
     fn change<T>(&self, change: impl FnOnce(&mut Ledger) -> T) -> T {
         let mut ledger = self.ledger.lock();
-        let before = ledger.counts();
+        let before = ledger.states();
         let result = change(&mut ledger);
         if let Err(error) = self.keep(&ledger) {
             tracing::error!(%error, directory = %self.directory.display(), "which container has which device could not be written down; after a restart it would not be known");
         }
-        if ledger.counts() != before {
+        if ledger.states() != before {
             self.changed.send_replace(());
         }
         result
@@ -239,6 +246,8 @@ fn wishes_any(pod: &Pod, ledger: &Ledger) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proto::v1beta1::Device;
+
     use super::*;
 
     #[tokio::test]
@@ -269,6 +278,40 @@ mod tests {
         assert!(!file.exists(), "there was nothing to write");
         devices.release("p");
         assert!(file.exists());
+        supervisor.cancel();
+    }
+
+    #[tokio::test]
+    async fn a_node_without_devices_is_new_only_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::new(directory.path(), "/logs");
+        std::fs::create_dir_all(layout.device_plugins()).unwrap();
+        let supervisor = Supervisor::new("test");
+        let devices = Devices::start(&layout, &supervisor);
+        assert!(devices.is_new());
+        devices.settle();
+        assert!(!devices.is_new() && !Devices::start(&layout, &supervisor).is_new());
+        supervisor.cancel();
+    }
+
+    #[tokio::test]
+    async fn health_that_moves_from_one_device_to_another_is_told() {
+        const GPU: &str = "example.com/gpu";
+        let directory = tempfile::tempdir().unwrap();
+        let supervisor = Supervisor::new("test");
+        let devices = Devices::start(&Layout::new(directory.path(), "/logs"), &supervisor);
+        let plugin = Arc::new(Plugin::detached());
+        devices.change(|ledger| ledger.register(GPU, plugin.clone()));
+        let device = |id: &str, health: &str| Device { id: id.to_owned(), health: health.to_owned(), topology: None };
+        let say = |a: &str, b: &str| {
+            devices.change(|ledger| ledger.update(GPU, &plugin, &[device("a", a), device("b", b)]));
+        };
+        say("Healthy", "Unhealthy");
+        let changes = devices.changes();
+        say("Healthy", "Unhealthy");
+        assert!(!changes.has_changed().unwrap());
+        say("Unhealthy", "Healthy");
+        assert!(changes.has_changed().unwrap());
         supervisor.cancel();
     }
 }

@@ -138,9 +138,15 @@ impl Ledger {
         used.map(|entry| entry.claim.clone()).collect()
     }
 
-    pub fn only_used_by(&self, uid: &str) -> Vec<Entry> {
-        let only = self.entries.iter().filter(|entry| entry.pods.len() == 1 && entry.pods.contains(uid));
-        only.cloned().collect()
+    /// The claims that the pod alone uses, for their drivers to take back. They are not prepared from then
+    /// on: one driver may take its part back where another fails.
+    pub fn withdraw(&mut self, uid: &str) -> Vec<Entry> {
+        let only = self.entries.iter_mut().filter(|entry| entry.pods.len() == 1 && entry.pods.contains(uid));
+        let withdrawn = only.map(|entry| {
+            entry.prepared = false;
+            entry.clone()
+        });
+        withdrawn.collect()
     }
 
     /// The pod uses its claims no longer, but for `kept`.
@@ -194,14 +200,20 @@ mod tests {
         assert_eq!(known.cdi_devices(""), ["v/x=1", "v/x=2"]);
         assert_eq!(known.cdi_devices("r/sub"), ["v/x=1", "v/x=2"]);
         assert_eq!(known.cdi_devices("s"), ["v/x=2"]);
-        assert!(again.only_used_by("p").is_empty());
+        assert!(again.withdraw("p").is_empty());
         again.release("p", std::slice::from_ref(&claim_1));
         assert!(again.used_by("p").len() == 1, "a driver did not give it back");
         again.release("p", &[]);
-        assert_eq!(again.only_used_by("q").len(), 1);
+        assert_eq!(again.withdraw("q").len(), 1);
         assert_eq!(again.reserve(entry, "r"), Ok(false), "drivers are asked again after a restart");
         again.release("q", &[]);
+        again.prepared(&claim_1);
+        assert_eq!(again.withdraw("r").len(), 1);
+        again.release("r", std::slice::from_ref(&claim_1));
+        let entry = Entry::of(&claim("1")).unwrap();
+        assert_eq!(again.reserve(entry, "s"), Ok(false), "one of its drivers may have taken its part back");
         again.release("r", &[]);
+        again.release("s", &[]);
         assert!(again.get("ns", "c").is_none());
         assert_eq!(Entry::of(&ResourceClaim::default()), Err("not allocated"));
     }

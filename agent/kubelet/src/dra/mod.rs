@@ -194,7 +194,7 @@ impl Dra {
     }
 
     async fn unprepare_all(&self, uid: &str) -> Result<(), String> {
-        let last = self.ledger.lock().only_used_by(uid);
+        let last = self.ledger.lock().withdraw(uid);
         let mut due: BTreeMap<String, Vec<Claim>> = BTreeMap::new();
         for entry in &last {
             for driver in entry.drivers.keys() {

@@ -67,6 +67,7 @@ impl Manager {
             others: &others,
             unsafe_sysctls: &[],
             apparmor: true,
+            strict_groups: None,
         };
         let pending = resize::refuse(&pod, &view, source != Source::Api);
         let mut state = self.state.lock();

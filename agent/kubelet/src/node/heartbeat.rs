@@ -75,18 +75,24 @@ async fn keep_status(node: Arc<NodeContext>, heartbeat: Arc<Heartbeat>) {
     let mut sent_at = Instant::now();
     let started = Instant::now();
     let mut registered = false;
-    // Until the first status of a node that was made anew is sent.
+    // Until the API has a status of a node that was made anew.
     let mut reset = false;
+    // As the Node named them when it was last seen.
+    let mut advertised = Amounts::new();
     let mut told = Told::default();
     let mut in_use = node.volumes.in_use();
     let mut devices = node.devices.changes();
     loop {
         if !registered {
-            let (status, _) = fresh_status(&node, &heartbeat, &Amounts::new()).await;
+            advertised = Amounts::new();
+            let (status, _) = fresh_status(&node, &heartbeat, &advertised).await;
             match register(&node, &status).await {
                 Ok((existing, created)) => {
                     registered = true;
                     reset = !created && node.devices.is_new();
+                    if created {
+                        node.devices.settle();
+                    }
                     node_event(&node, "Starting", "Starting kubelet.");
                     node_event(&node, "NodeAllocatableEnforced", "Updated Node Allocatable limit across pods");
                     // What the API has is the base of the first patch.
@@ -99,7 +105,10 @@ async fn keep_status(node: Arc<NodeContext>, heartbeat: Arc<Heartbeat>) {
         }
         let object = if registered { look(&node).await } else { None };
         let held = object.as_ref().and_then(|object| object.status.as_ref());
-        let (fresh, ready) = fresh_status(&node, &heartbeat, &status::advertised(held, reset)).await;
+        if object.is_some() {
+            advertised = status::advertised(held, reset);
+        }
+        let (fresh, ready) = fresh_status(&node, &heartbeat, &advertised).await;
         let withdrawn = status::withdrawn(held, &fresh);
         if held.is_some_and(|held| !is_agreed(held, &fresh)) || !withdrawn.is_empty() {
             sent = None;
@@ -110,10 +119,12 @@ async fn keep_status(node: Arc<NodeContext>, heartbeat: Arc<Heartbeat>) {
             }
             let value = serde_json::to_value(&fresh).unwrap_or_else(|_| json!({}));
             let due = sent_at.elapsed() >= node.config.node_status_report;
+            let mut agreed = true;
             if due || sent.as_ref().is_none_or(|sent| !same(sent, &value)) {
-                match send(&node, sent.as_ref(), &value, &withdrawn).await {
+                let outcome = send(&node, sent.as_ref(), &value, &withdrawn).await;
+                agreed = outcome.is_ok();
+                match outcome {
                     Ok(()) => {
-                        reset = false;
                         sent = Some(value);
                         sent_at = Instant::now();
                         *heartbeat.last.lock() = Some(fresh);
@@ -121,6 +132,11 @@ async fn keep_status(node: Arc<NodeContext>, heartbeat: Arc<Heartbeat>) {
                     Err(kube::Error::Api(answer)) if answer.code == 404 => registered = false,
                     Err(error) => tracing::warn!(%error, "the node's status could not be sent; trying again"),
                 }
+            }
+            // What a Node names that was not seen is yet to be reset.
+            if reset && agreed && object.is_some() {
+                reset = false;
+                node.devices.settle();
             }
         }
         let pause = match (ready && registered, started.elapsed() < HURRY) {
@@ -234,7 +250,9 @@ async fn fresh_status(node: &NodeContext, heartbeat: &Heartbeat, advertised: &Am
         let default = status.runtime_handlers.iter().find(|handler| handler.name.is_empty());
         let recursive =
             default.and_then(|handler| handler.features.as_ref()).is_some_and(|f| f.recursive_read_only_mounts);
-        *node.runtime_features.write() = RuntimeFeatures { recursive_read_only_mounts: recursive };
+        let strict = status.features.as_ref().is_some_and(|features| features.supplemental_groups_policy);
+        *node.runtime_features.write() =
+            RuntimeFeatures { recursive_read_only_mounts: recursive, strict_groups: Some(strict) };
     }
     let root = file_system(&node.config.layout.root).unwrap_or_default();
     let last = heartbeat.last_conditions();
@@ -262,7 +280,7 @@ const LOOK: Duration = Duration::from_secs(5);
 /// The Node as the API has it.
 async fn look(node: &NodeContext) -> Option<Node> {
     let api: Api<Node> = Api::all(node.client.clone());
-    // Without an answer nothing to send is the better guess: what is sent next will tell.
+    // Without an answer what it said last is the better guess: what is sent next will tell.
     tokio::time::timeout(LOOK, api.get_opt(&node.config.node_name)).await.ok()?.ok()?
 }
 

@@ -201,11 +201,16 @@ async fn sources(
         sources.secrets.extend(found.map(|object| (name, object)));
     }
     for file in env::files(container) {
+        let key = (file.volume_name.clone(), file.path.clone());
+        // Each of its variables names the file anew.
+        if sources.files.contains_key(&key) {
+            continue;
+        }
         let Some(volume) = volumes.get(&file.volume_name) else { continue };
         let (directory, path) = (volume.host_path.clone(), file.path.clone());
         let text = tokio::task::spawn_blocking(move || env_file::read(&directory, &path)).await;
         let text = text.map_err(|error| error.to_string()).and_then(|text| text.map_err(|error| error.to_string()));
-        sources.files.insert((file.volume_name.clone(), file.path.clone()), text);
+        sources.files.insert(key, text);
     }
     sources.services = node.services.list_namespace(namespace);
     if namespace != "default" {

@@ -53,6 +53,18 @@ struct Counted {
     seconds: f64,
 }
 
+impl Counted {
+    fn add(&mut self, other: &Self) {
+        for (outcome, count) in &other.by_outcome {
+            *self.by_outcome.entry(*outcome).or_default() += count;
+        }
+        for (count, more) in self.within.iter_mut().zip(other.within) {
+            *count += more;
+        }
+        self.seconds += other.seconds;
+    }
+}
+
 #[derive(Debug, Default)]
 pub struct Totals(Mutex<BTreeMap<Key, Counted>>);
 
@@ -82,9 +94,13 @@ impl Totals {
         let mut text = format!(
             "# HELP {duration} [ALPHA] Duration in seconds for a probe response.\n# TYPE {duration} histogram\n"
         );
-        // Writing to text cannot fail.
+        // Without UIDs a pod's labels are those of one before it with its name, which may not be gone yet.
+        let mut durations: BTreeMap<String, Counted> = BTreeMap::new();
         for (key, counted) in &*all {
-            let labels = key.labels();
+            durations.entry(key.labels()).or_default().add(counted);
+        }
+        // Writing to text cannot fail.
+        for (labels, counted) in &durations {
             let count: u64 = counted.by_outcome.values().sum();
             for (limit, within) in BUCKETS.iter().zip(counted.within) {
                 let _ = writeln!(text, "{duration}_bucket{{{labels},le=\"{limit}\"}} {within}");
@@ -128,6 +144,15 @@ mod tests {
         ] {
             assert!(page.lines().any(|found| found == line), "{line}\n{page}");
         }
+        let mut successor = pod;
+        successor.metadata.uid = Some("v".to_owned());
+        totals.note(&successor, "c", ProbeKind::Liveness, Outcome::Failed, Duration::from_secs(1));
+        let page = totals.page();
+        let lines = |start: String| page.lines().filter(|line| line.starts_with(&start)).collect::<Vec<_>>();
+        let line = format!("prober_probe_duration_seconds_count{{{labels}}}");
+        assert_eq!(lines(line.clone()), [format!("{line} 4")], "one series for both");
+        assert_eq!(lines(format!("prober_probe_total{{{labels},")).len(), 3);
+        totals.forget("v");
         totals.forget("u");
         assert!(!totals.page().contains("container="));
     }

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
@@ -14,18 +15,22 @@ const MOST: u64 = 16 << 20;
 /// The file's text; none if there is no such file. Links are resolved as if the volume were the root.
 pub fn read(volume: &Path, path: &str) -> io::Result<Option<String>> {
     let root = nix::fcntl::open(volume, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-    // Without O_NONBLOCK a pipe in the file's place would keep the kubelet waiting.
+    // Found before it is opened: to open a device or a pipe in the file's place may do something already.
     let how = OpenHow::new()
-        .flags(OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    let file = match openat2(&root, path, how) {
+    let found = match openat2(&root, path, how) {
         Ok(file) => File::from(file),
         Err(nix::errno::Errno::ENOENT) => return Ok(None),
         Err(errno) => return Err(errno.into()),
     };
-    if !file.metadata()?.is_file() {
+    if !found.metadata()?.is_file() {
         return Err(io::Error::other("it is no regular file"));
     }
+    // Without O_NONBLOCK whoever has a lease on it could keep the kubelet waiting.
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let same = format!("/proc/self/fd/{}", found.as_raw_fd());
+    let file = File::from(nix::fcntl::open(same.as_str(), flags, Mode::empty())?);
     let mut text = String::new();
     file.take(MOST + 1).read_to_string(&mut text)?;
     if text.len() as u64 > MOST {

@@ -6,8 +6,10 @@
 //! `policy`.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::field::{Error, Path as Field, join};
 use component::{Files, Supervisor};
@@ -37,6 +39,9 @@ pub const MUTATING_POLICIES: Kinds = &[
     ("MutatingAdmissionPolicy", "mutatingadmissionpolicies"),
     ("MutatingAdmissionPolicyBinding", "mutatingadmissionpolicybindings"),
 ];
+
+/// How often it is looked whether the directory is another one, put in the place of the first.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 type Objects = BTreeMap<&'static str, Vec<Arc<Value>>>;
 
@@ -110,10 +115,23 @@ impl Manifests {
     }
 }
 
-async fn follow(path: PathBuf, kinds: Kinds, files: Files, held: Arc<RwLock<Objects>>) -> std::io::Result<()> {
+async fn follow(path: PathBuf, kinds: Kinds, mut files: Files, held: Arc<RwLock<Objects>>) -> std::io::Result<()> {
+    let mut known = inode(&path).await;
     loop {
-        files.changed().await?;
-        match load(&path, kinds) {
+        match tokio::time::timeout(LOOK_AGAIN, files.changed()).await {
+            Ok(changed) => changed?,
+            Err(_) if inode(&path).await == known => continue,
+            Err(_) => {}
+        }
+        // The directory itself may be another one by now.
+        if let Ok(again) = Files::watch_all_in(&path, false) {
+            files = again;
+        }
+        known = inode(&path).await;
+        let directory = path.clone();
+        // Policies are compiled.
+        let loaded = tokio::task::spawn_blocking(move || load(&directory, kinds)).await;
+        match loaded.unwrap_or_else(|error| Err(error.to_string())) {
             Ok(objects) if objects == *held.read() => {}
             Ok(objects) => {
                 *held.write() = objects;
@@ -124,6 +142,10 @@ async fn follow(path: PathBuf, kinds: Kinds, files: Files, held: Arc<RwLock<Obje
             }
         }
     }
+}
+
+async fn inode(path: &Path) -> Option<u64> {
+    tokio::fs::metadata(path).await.ok().map(|found| found.ino())
 }
 
 fn load(directory: &Path, kinds: Kinds) -> Result<Objects, String> {

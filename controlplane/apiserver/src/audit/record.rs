@@ -125,7 +125,10 @@ impl Record {
 
     /// The object in the body of a create or an update: its URL may not name it.
     pub fn about(&self, object: &Value) {
-        let part = |key: &str| Some((key.to_owned(), object["metadata"].get(key).filter(|part| *part != "")?.clone()));
+        let part = |key: &str| {
+            let text = object["metadata"][key].as_str().filter(|text| !text.is_empty())?;
+            Some((key.to_owned(), text.into()))
+        };
         self.known.lock().about =
             ["name", "namespace", "uid", "resourceVersion"].into_iter().filter_map(part).collect();
     }

@@ -24,7 +24,7 @@ use futures::StreamExt;
 use futures::future::OptionFuture;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use store::{Progress, Range, Store, StoreError, Unreadable, Watch};
-use tokio::sync::watch as signal;
+use tokio::sync::{Notify, watch as signal};
 
 use self::item::Item;
 use self::state::{Event, State};
@@ -34,6 +34,8 @@ use crate::resource::Descriptor;
 /// How long a read waits for the cache to catch up with the store, or with the version asked for.
 const CATCH_UP: Duration = Duration::from_secs(3);
 const RETRY: Duration = Duration::from_millis(200);
+/// The pause grows to this while the same cannot be read: each try reads all of the resource.
+const LONGEST_RETRY: Duration = Duration::from_secs(10);
 /// Each page of the first list counts what lies behind it: few and large ones.
 const PAGE: usize = 10_000;
 
@@ -57,6 +59,8 @@ pub struct Cache {
     progress: Mutex<Option<Progress>>,
     /// Why nothing can be read: a stored object that cannot be decrypted, or converted.
     failure: Mutex<Option<ApiError>>,
+    /// Something that could not be read was removed.
+    mended: Notify,
     started: AtomicBool,
     decoder: Option<Arc<dyn Decode>>,
 }
@@ -84,6 +88,7 @@ impl Cache {
             changed: signal::Sender::new((0, 0)),
             progress: Mutex::default(),
             failure: Mutex::default(),
+            mended: Notify::new(),
             started: AtomicBool::new(false),
             decoder,
         })
@@ -167,6 +172,10 @@ impl Cache {
         Err(too_large(revision, current))
     }
 
+    fn is_unreadable(&self) -> bool {
+        self.failure.lock().as_ref().is_some_and(|error| error.reason() == unreadable::STORE_READ_ERROR)
+    }
+
     fn failed(&self) -> Result<()> {
         self.failure.lock().clone().map_or(Ok(()), Err)
     }
@@ -220,6 +229,10 @@ impl Cache {
     }
 
     fn ready_at(&self, revision: u64) -> bool {
+        // What is held stands still while something stored cannot be read.
+        if self.is_unreadable() {
+            return false;
+        }
         let state = self.read();
         state.epoch > 0 && state.revision >= revision
     }
@@ -239,17 +252,26 @@ impl Cache {
     }
 
     async fn feed(self: Arc<Self>) {
+        let mut pause = RETRY;
         loop {
-            match self.follow().await {
-                Ok(()) => tracing::warn!(prefix = self.root, "store watch ended; listing again"),
+            let lasts = match self.follow().await {
+                Ok(()) => {
+                    tracing::warn!(prefix = self.root, "store watch ended; listing again");
+                    false
+                }
                 Err(FeedError::Store(StoreError::Closed)) => return,
                 Err(error) => self.fail(error),
+            };
+            pause = if lasts { (pause * 2).min(LONGEST_RETRY) } else { RETRY };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.mended.notified() => {}
             }
-            tokio::time::sleep(RETRY).await;
         }
     }
 
-    fn fail(&self, error: FeedError) {
+    /// Returns whether the same cannot be read as when this failed last.
+    fn fail(&self, error: FeedError) -> bool {
         let why = match error {
             FeedError::Store(StoreError::Unreadable(all)) => Some(self.untransformable(all)),
             FeedError::Undecodable(all) => Some(unreadable::listed(&self.descriptor, &all)),
@@ -260,10 +282,16 @@ impl Cache {
             FeedError::Decode(error) => Some(error),
         };
         let known = std::mem::replace(&mut *self.failure.lock(), why.clone());
-        if let Some(error) = why.as_ref().filter(|why| known.as_ref() != Some(why)) {
+        let lasts = why.is_some() && known == why;
+        if let Some(error) = why.as_ref().filter(|_| !lasts) {
             tracing::warn!(prefix = self.root, %error, "what is stored cannot be served; trying again");
         }
+        // Who watches is to list again, and is told then.
+        if self.is_unreadable() && !lasts {
+            self.state.write().end_watches();
+        }
         self.announce();
+        lasts
     }
 
     /// Lists, then applies the watch until it ends.
@@ -341,6 +369,7 @@ impl Cache {
     /// Takes something that could not be read for removed: who asks from now on waits for the next try.
     pub fn try_again(&self) {
         *self.failure.lock() = None;
+        self.mended.notify_one();
     }
 
     /// What is said of values that no key opens.

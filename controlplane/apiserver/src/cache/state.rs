@@ -78,6 +78,11 @@ impl State {
         self.epoch += 1;
     }
 
+    /// Every watch ends at its next look.
+    pub fn end_watches(&mut self) {
+        self.epoch += u64::from(self.epoch > 0);
+    }
+
     pub fn put(&mut self, item: Item) {
         let item = Arc::new(item);
         let previous = self.objects.insert(item.key.clone(), item.clone());

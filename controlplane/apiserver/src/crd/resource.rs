@@ -180,6 +180,8 @@ pub struct SchemaHooks {
     pub decoder: Arc<Served>,
     /// `group/version` that objects are stored in.
     pub stored: String,
+    /// Objects may lie in the store in other versions, too.
+    pub several: bool,
 }
 
 #[async_trait]
@@ -215,7 +217,7 @@ impl Hooks for SchemaHooks {
     }
 
     fn stored_version(&self) -> Option<&str> {
-        Some(&self.stored)
+        self.several.then_some(self.stored.as_str())
     }
 
     async fn as_served(&self, object: Value) -> Result<Value> {

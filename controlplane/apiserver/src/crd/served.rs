@@ -35,7 +35,9 @@ impl ServedDefinition {
         let mut versions = resource::read(definition, names)?;
         versions.sort_by_key(|custom| std::cmp::Reverse(discovery::version_priority(custom.descriptor.hub_version())));
         let converter = Arc::new(Converter::new(definition, api));
-        let endpoints = versions.into_iter().map(|custom| endpoint(api, custom, &converter)).collect();
+        // A version that objects may lie in cannot be taken from the definition.
+        let several = definition["spec"]["versions"].as_array().is_some_and(|versions| versions.len() > 1);
+        let endpoints = versions.into_iter().map(|custom| endpoint(api, custom, &converter, several)).collect();
         Some(Self { endpoints, made_from: MadeFrom::of(definition, names) })
     }
 
@@ -84,7 +86,7 @@ fn digest(definition: &Value) -> [u8; 32] {
     Sha256::digest(definition["spec"].to_string()).into()
 }
 
-fn endpoint(api: &Arc<Api>, custom: Custom, converter: &Arc<Converter>) -> Arc<Endpoint> {
+fn endpoint(api: &Arc<Api>, custom: Custom, converter: &Arc<Converter>, several: bool) -> Arc<Endpoint> {
     let Custom { descriptor, schema, constraints } = custom;
     let version = api_version(descriptor.hub_group(), descriptor.hub_version());
     let decoder = Arc::new(Served { converter: converter.clone(), api_version: version, schema: schema.clone() });
@@ -94,6 +96,7 @@ fn endpoint(api: &Arc<Api>, custom: Custom, converter: &Arc<Converter>) -> Arc<E
         columns: descriptor.columns.clone(),
         decoder: decoder.clone(),
         stored: api_version(descriptor.hub_group(), descriptor.storage_version()),
+        several,
     };
     let descriptor = Arc::new(descriptor);
     let cache = Cache::decoding(descriptor.clone(), api.store.clone(), &api.supervisor, Some(decoder));

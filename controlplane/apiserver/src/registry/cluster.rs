@@ -13,6 +13,7 @@ use crate::admit::{Access, Cluster, RecordChange};
 use crate::authn::UserInfo;
 use crate::cache::item::{Item, encode, remove_version};
 use crate::cache::store_error;
+use crate::cache::unreadable::STORE_READ_ERROR;
 use crate::error::{ApiError, Result};
 use crate::http::inprocess;
 use crate::resource::{Descriptor, GroupVersionKind, api_version, split_api_version};
@@ -43,14 +44,23 @@ fn decoded(descriptor: &Descriptor, item: &Item) -> Arc<Value> {
 impl Cluster for Api {
     async fn get(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Result<Option<Arc<Value>>> {
         let endpoint = self.endpoint(group, plural)?;
-        endpoint.cache.ready().await?;
-        let item = endpoint.cache.read().get(&cache_key(namespace, name)).cloned();
-        if let Some(item) = item {
-            return Ok(Some(decoded(endpoint.descriptor(), &item)));
-        }
-        // Absence may be a lag: what the caller asks for may just have been created.
-        endpoint.cache.fresh().await?;
-        let item = endpoint.cache.read().get(&cache_key(namespace, name)).cloned();
+        let (cache, key) = (&endpoint.cache, cache_key(namespace, name));
+        let held = async {
+            cache.ready().await?;
+            if let Some(item) = cache.read().get(&key).cloned() {
+                return Ok::<_, ApiError>(Some(item));
+            }
+            // Absence may be a lag: what the caller asks for may just have been created.
+            cache.fresh().await?;
+            Ok(cache.read().get(&key).cloned())
+        };
+        let item = match held.await {
+            // Others of its resource cannot be read; this one may be.
+            Err(error) if error.reason() == STORE_READ_ERROR => {
+                cache.stored(&endpoint.descriptor().key(namespace, name)).await?.map(Arc::new)
+            }
+            held => held?,
+        };
         Ok(item.map(|item| decoded(endpoint.descriptor(), &item)))
     }
 

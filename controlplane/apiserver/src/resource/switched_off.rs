@@ -21,10 +21,9 @@ impl SwitchedOff {
         let mut parts = self.at.split('.').filter(|part| !part.is_empty());
         let Some(new) = parts.try_fold(new, |at, part| at.get_mut(part)) else { return };
         for feature in self.features {
-            let parts = |path: &&'static str| path.split('.').collect::<Vec<_>>();
-            let used = |old: &Value| feature.iter().any(|path| is_there(old, &parts(path)));
+            let used = |old: &Value| feature.iter().any(|path| is_there(old, path));
             if !old.is_some_and(used) {
-                feature.iter().for_each(|path| remove(new, &parts(path)));
+                feature.iter().for_each(|path| remove(new, path));
             }
         }
     }
@@ -34,27 +33,34 @@ impl SwitchedOff {
     }
 }
 
-fn is_there(value: &Value, path: &[&str]) -> bool {
-    match (path, value) {
-        ([], value) => !value.is_null(),
-        (["*", rest @ ..], Value::Array(items)) => items.iter().any(|item| is_there(item, rest)),
-        (["*", rest @ ..], Value::Object(entries)) => entries.values().any(|entry| is_there(entry, rest)),
-        ([part, rest @ ..], value) => is_there(&value[part.trim_end_matches('?')], rest),
+/// The first part of a path, and what follows it.
+fn split(path: &str) -> (&str, &str) {
+    path.split_once('.').unwrap_or((path, ""))
+}
+
+fn is_there(value: &Value, path: &str) -> bool {
+    if path.is_empty() {
+        return !value.is_null();
+    }
+    match (split(path), value) {
+        (("*", rest), Value::Array(items)) => items.iter().any(|item| is_there(item, rest)),
+        (("*", rest), Value::Object(entries)) => entries.values().any(|entry| is_there(entry, rest)),
+        ((part, rest), value) => is_there(&value[part.trim_end_matches('?')], rest),
     }
 }
 
-fn remove(value: &mut Value, path: &[&str]) {
-    match (path, value) {
-        (["*", rest @ ..], Value::Array(items)) => items.iter_mut().for_each(|item| remove(item, rest)),
-        (["*", rest @ ..], Value::Object(entries)) => entries.values_mut().for_each(|entry| remove(entry, rest)),
-        ([last], Value::Object(entries)) => drop(entries.remove(*last)),
-        ([part, rest @ ..], Value::Object(entries)) => {
+fn remove(value: &mut Value, path: &str) {
+    match (split(path), value) {
+        (("*", rest), Value::Array(items)) => items.iter_mut().for_each(|item| remove(item, rest)),
+        (("*", rest), Value::Object(entries)) => entries.values_mut().for_each(|entry| remove(entry, rest)),
+        ((last, ""), Value::Object(entries)) => drop(entries.remove(last)),
+        ((part, rest), Value::Object(entries)) => {
             let name = part.trim_end_matches('?');
             if let Some(inner) = entries.get_mut(name) {
                 remove(inner, rest);
             }
             let is_empty = |inner: &Value| inner.as_object().is_some_and(Map::is_empty);
-            if name != *part && entries.get(name).is_some_and(is_empty) {
+            if name != part && entries.get(name).is_some_and(is_empty) {
                 entries.remove(name);
             }
         }

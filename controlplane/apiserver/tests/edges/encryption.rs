@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use apiserver::UserInfo;
 use apiserver::testing::Cluster;
+use futures::{AsyncBufReadExt, StreamExt};
 use serde_json::{Value, json};
 
 use super::ask;
@@ -204,6 +205,33 @@ async fn what_cannot_be_read_is_removed_by_who_may_and_hides_nothing_else() {
             .unwrap()
             .ends_with("unsafe deletion is not allowed because the object is decodable from storage")
     );
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_blocks_no_admission_and_ends_watches() {
+    let encrypted = encrypted("[serviceaccounts]", &format!("[{}]", aesgcm(&[("one", ONE)]))).await;
+    let (cluster, file) = (&encrypted.cluster, &encrypted.file);
+    let other = file.parent().unwrap().join("other.yaml");
+    write(&other, "[serviceaccounts]", &format!("[{}]", aesgcm(&[("two", TWO)])));
+    let server = cluster.another(|config| config.encryption = Some(other.clone())).await;
+    let (first, second) = (cluster.admin(), server.client(&UserInfo::admin()));
+    let account = json!({"metadata": {"name": "a"}}).to_string();
+    let watch = http::Request::get("/api/v1/serviceaccounts?watch=1").body(Vec::new()).unwrap();
+    let mut events = first.request_stream(watch).await.unwrap().lines();
+
+    // What the second server writes the first cannot open.
+    let accounts = "/api/v1/namespaces/kube-public/serviceaccounts";
+    assert_eq!(ask(&second, "POST", accounts, &account).await.0, 201);
+    let ended = async { while events.next().await.is_some_and(|line| line.is_ok()) {} };
+    tokio::time::timeout(Duration::from_secs(10), ended).await.expect("the watch ends");
+    assert_eq!(ask(&first, "GET", "/api/v1/serviceaccounts", "").await.0, 500);
+
+    // Accounts that it can open are found for pods all the same.
+    let home = "/api/v1/namespaces/default";
+    assert_eq!(ask(&first, "POST", &format!("{home}/serviceaccounts"), &account).await.0, 201);
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"serviceAccountName": "a", "containers": [{"name": "c", "image": "i"}]}});
+    let (code, answer) = ask(&first, "POST", &format!("{home}/pods"), &pod.to_string()).await;
+    assert_eq!(code, 201, "{answer}");
 }
 
 /// Status and body of a page.

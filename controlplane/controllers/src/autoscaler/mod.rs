@@ -20,9 +20,10 @@ use k8s_openapi::api::autoscaling::v2::{
     HorizontalPodAutoscaler, HorizontalPodAutoscalerCondition, HorizontalPodAutoscalerSpec,
     HorizontalPodAutoscalerStatus, MetricStatus,
 };
-use kube::api::{DynamicObject, PostParams};
+use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use parking_lot::Mutex;
+use serde_json::json;
 
 use crate::context::{Context, Controller, Key, Pods, synced};
 use crate::discovery;
@@ -99,6 +100,8 @@ struct Look {
     current: i32,
     desired: i32,
     scaled: bool,
+    /// Of the autoscaler, where this look has written its status already.
+    version: Option<String>,
 }
 
 /// The object that is scaled.
@@ -124,6 +127,7 @@ impl Worker {
             current: old.current_replicas.unwrap_or(0),
             desired: old.desired_replicas,
             scaled: false,
+            version: None,
         };
         match self.target(&scaler).await {
             Err(problem) => {
@@ -186,6 +190,20 @@ impl Worker {
             set(&mut look.conditions, "AbleToScale", "True", "ReadyForNewScale", text, now);
             return;
         }
+        let to_zero = current > 0 && desired == 0 && least == 0 && outlives_pods;
+        let text = "the HPA controller scaled the workload to zero";
+        if to_zero {
+            set(&mut look.conditions, SCALED_TO_ZERO, "True", SCALED_TO_ZERO, text, now);
+            // Known before it is done: later nobody could tell this zero from a person's.
+            match self.note_conditions(key, look).await {
+                Ok(version) => look.version = version,
+                Err(error) => {
+                    self.warn(scaler, "FailedUpdateStatus", &message(&error));
+                    look.desired = current;
+                    return;
+                }
+            }
+        }
         let mut changed = target.scale;
         changed.spec.get_or_insert_default().replicas = Some(desired);
         let name = &scaler.spec.scale_target_ref.name;
@@ -195,12 +213,10 @@ impl Worker {
                 self.controller.events.object_event(scaler, EventType::Normal, "SuccessfulRescale", text);
                 let text = format!("the HPA controller was able to update the target scale to {desired}");
                 set(&mut look.conditions, "AbleToScale", "True", "SucceededRescale", &text, now);
-                let to_zero = current > 0 && desired == 0 && least == 0 && outlives_pods;
-                let (status, reason, text) = match to_zero {
-                    true => ("True", SCALED_TO_ZERO, "the HPA controller scaled the workload to zero"),
-                    false => ("False", "NotScaledToZero", "the HPA controller did not scale the workload to zero"),
-                };
-                set(&mut look.conditions, SCALED_TO_ZERO, status, reason, text, now);
+                if !to_zero {
+                    let text = "the HPA controller did not scale the workload to zero";
+                    set(&mut look.conditions, SCALED_TO_ZERO, "False", "NotScaledToZero", text, now);
+                }
                 self.histories.lock().entry(key.clone()).or_default().scaled(current, desired, now);
                 look.scaled = true;
             }
@@ -284,6 +300,13 @@ impl Worker {
         self.controller.events.object_event(scaler, EventType::Warning, reason, text);
     }
 
+    /// Returns the version that the autoscaler has then.
+    async fn note_conditions(&self, key: &Key, look: &Look) -> kube::Result<Option<String>> {
+        let api: Api<HorizontalPodAutoscaler> = self.controller.namespaced(&key.0);
+        let patch = Patch::Merge(json!({"status": {"conditions": look.conditions}}));
+        Ok(api.patch_status(&key.1, &PatchParams::default(), &patch).await?.metadata.resource_version)
+    }
+
     async fn write_status(
         &self,
         key: &Key,
@@ -303,7 +326,10 @@ impl Worker {
         if scaler.status.as_ref() == Some(&status) {
             return Ok(());
         }
-        let changed = HorizontalPodAutoscaler { status: Some(status), ..scaler.clone() };
+        let mut changed = HorizontalPodAutoscaler { status: Some(status), ..scaler.clone() };
+        if look.version.is_some() {
+            changed.metadata.resource_version = look.version;
+        }
         let api: Api<HorizontalPodAutoscaler> = self.controller.namespaced(&key.0);
         let written = api.replace_status(&key.1, &PostParams::default(), &changed).await;
         written.unless_gone("updating the status of", &meta::display(&scaler.metadata)).map(drop)

@@ -17,7 +17,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::{
     DeviceRequestAllocationResult, DeviceTaint, DeviceTaintRule, ResourceClaim, ResourceSlice,
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, ResourceExt};
 use parking_lot::Mutex;
@@ -230,16 +230,22 @@ impl Worker {
                 return Ok(context::at(next, Timestamp::now()));
             }
         }
-        let Some(condition) = rule_status::changed(&rule, &self.counts(&rule), &Time(now)) else {
-            return Ok(Outcome::Done);
+        // Pods that go by themselves do not bring it here: it is looked at until it is done.
+        let again = |condition: &Condition| match condition.status.as_str() {
+            "True" => Outcome::After(STATUS_PERIOD),
+            _ => Outcome::Done,
         };
+        let Some(condition) = rule_status::changed(&rule, &self.counts(&rule), &Time(now)) else {
+            return Ok(rule_status::known(&rule).map_or(Outcome::Done, again));
+        };
+        let outcome = again(&condition);
         let status = json!({"apiVersion": "resource.k8s.io/v1", "kind": "DeviceTaintRule",
             "metadata": {"name": name, "uid": rule.metadata.uid}, "status": {"conditions": [condition]}});
         let api = self.controller.cluster::<DeviceTaintRule>();
         let ours = PatchParams::apply(&self.controller.name).force();
         let written = api.patch_status(name, &ours, &Patch::Apply(status)).await;
         written.unless_gone("writing the status of DeviceTaintRule", name)?;
-        Ok(Outcome::Done)
+        Ok(outcome)
     }
 
     /// What a rule selects, and whom it evicts; with the effect `None`: would evict.

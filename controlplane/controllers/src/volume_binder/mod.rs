@@ -7,6 +7,7 @@
 mod matching;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use component::{EventType, Informer, Outcome, WorkQueue};
 use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolume, PersistentVolumeClaim};
@@ -18,6 +19,8 @@ use crate::context::{Context, Controller, Key, synced};
 use crate::error::{During, Result};
 use crate::meta;
 
+/// How soon a volume is looked at again whose claim the caches here do not have yet.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
 const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
 const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
@@ -127,6 +130,16 @@ async fn delete_host_path(path: &str) -> std::result::Result<(), String> {
     let relative = path.strip_prefix("/tmp/").unwrap_or_default();
     if relative.is_empty() || relative.split('/').any(|part| part == "..") {
         return Err(format!("host_path deleter only supports /tmp/.+ but received provided {path}"));
+    }
+    // No link on the way may lead elsewhere; one at its end is removed itself.
+    let place = std::path::Path::new(path);
+    let parent = match tokio::fs::canonicalize(place.parent().unwrap_or(place)).await {
+        Ok(parent) => parent,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(format!("looking for {path}: {error}")),
+    };
+    if !parent.starts_with("/tmp") {
+        return Err(format!("host_path deleter only supports /tmp/.+ but {path} lies in {}", parent.display()));
     }
     let removed = match tokio::fs::symlink_metadata(path).await {
         Ok(found) if found.is_dir() => tokio::fs::remove_dir_all(path).await,
@@ -275,6 +288,8 @@ impl Worker {
         let (namespace, claim_name) = (reference.namespace.as_deref(), reference.name.as_deref());
         let claim = self.claims.get(namespace.unwrap_or_default(), claim_name.unwrap_or_default());
         match claim.filter(|claim| claim.metadata.uid == reference.uid) {
+            // What is held here may be behind whoever bound them, and data goes on its word.
+            None if self.is_there(reference).await? => return Ok(Outcome::After(LOOK_AGAIN)),
             None => self.release(&volume).await?,
             Some(claim) if volume_name(&claim) == Some(name) => self.set_volume_phase(&volume, "Bound").await?,
             // being bound: the claim's run finishes it
@@ -282,6 +297,14 @@ impl Worker {
             Some(_) => self.give_back(&volume).await?,
         }
         Ok(Outcome::Done)
+    }
+
+    /// Whether the API server has the claim.
+    async fn is_there(&self, reference: &ObjectReference) -> Result<bool> {
+        let (namespace, name) = (reference.namespace.as_deref(), reference.name.as_deref().unwrap_or_default());
+        let api: Api<PersistentVolumeClaim> = self.controller.namespaced(namespace.unwrap_or_default());
+        let found = api.get_opt(name).await.during("looking for the claim of a volume", name)?;
+        Ok(found.is_some_and(|claim| claim.metadata.uid == reference.uid))
     }
 
     /// The claim is gone. `Retain` leaves the volume to its administrator, `Delete` to its external

@@ -22,24 +22,44 @@ pub enum Room {
     Lacking,
 }
 
-/// The room that a claim's driver has for it where a node reaches.
-pub fn room(
+/// A place with room for a claim.
+pub struct Place {
+    /// The nodes that reach it.
+    nodes: Selector,
+    /// Bytes, if the driver says how many.
+    capacity: Option<i64>,
+}
+
+/// Where there is room for a claim, whatever the node.
+pub fn places(claim: &PersistentVolumeClaim, capacities: &[Arc<CSIStorageCapacity>]) -> Vec<Place> {
+    let (class, Some(size)) = (class_name(claim), requested(claim)) else { return Vec::new() };
+    let place = |capacity: &Arc<CSIStorageCapacity>| {
+        // Without a topology it is reached from nowhere.
+        let topology = capacity.node_topology.as_ref()?;
+        let nodes = Selector::from_label_selector(Some(topology)).ok()?;
+        Some(Place { nodes, capacity: capacity.capacity.as_ref().map(|capacity| Quantity::from(capacity).units()) })
+    };
+    let fits = |capacity: &&Arc<CSIStorageCapacity>| {
+        capacity.storage_class_name == class && largest_volume(capacity).is_some_and(|limit| limit >= size)
+    };
+    capacities.iter().filter(fits).filter_map(place).collect()
+}
+
+/// The room that a claim's driver has for it where a node reaches. `places` is only called for a driver
+/// that says how much it has.
+pub fn room<'p>(
     claim: &PersistentVolumeClaim,
     driver: Option<&CSIDriver>,
-    capacities: &[Arc<CSIStorageCapacity>],
+    places: impl FnOnce() -> &'p [Place],
     node: &Node,
 ) -> Room {
-    let Some(size) = requested(claim).filter(|_| driver.is_some_and(counts)) else { return Room::Unknown };
-    let class = class_name(claim);
-    let fits = |capacity: &&Arc<CSIStorageCapacity>| {
-        capacity.storage_class_name == class
-            && largest_volume(capacity).is_some_and(|limit| limit >= size)
-            && reaches(capacity, node)
-    };
-    match capacities.iter().find(fits) {
-        Some(found) => Room::Enough(found.capacity.as_ref().map(|capacity| Quantity::from(capacity).units())),
-        None => Room::Lacking,
+    if requested(claim).is_none() || !driver.is_some_and(counts) {
+        return Room::Unknown;
     }
+    let labels = node.metadata.labels.as_ref();
+    let label = |key: &str| labels.and_then(|labels| labels.get(key)).map(String::as_str);
+    let found = places().iter().find(|place| place.nodes.matches_with(label));
+    found.map_or(Room::Lacking, |place| Room::Enough(place.capacity))
 }
 
 /// Whether a driver says how much room it has.
@@ -52,13 +72,6 @@ pub fn largest_volume(capacity: &CSIStorageCapacity) -> Option<i64> {
     // The driver's own word says more than what is free altogether.
     let limit = capacity.maximum_volume_size.as_ref().or(capacity.capacity.as_ref())?;
     Some(Quantity::from(limit).units())
-}
-
-/// Without a topology it is reached from nowhere.
-fn reaches(capacity: &CSIStorageCapacity, node: &Node) -> bool {
-    let Some(topology) = &capacity.node_topology else { return false };
-    let labels = node.metadata.labels.clone().unwrap_or_default();
-    Selector::from_label_selector(Some(topology)).is_ok_and(|selector| selector.matches(&labels))
 }
 
 /// The size in bytes that a claim asks for.
@@ -148,10 +161,13 @@ mod tests {
             (vec![json!({})], Room::Lacking),
         ] {
             let listed: Vec<_> = capacities.iter().cloned().map(capacity).collect();
-            assert_eq!(room(&wanted, Some(&driver(true)), &listed, &here), want, "{capacities:?}");
+            let places = places(&wanted, &listed);
+            let room = room(&wanted, Some(&driver(true)), || places.as_slice(), &here);
+            assert_eq!(room, want, "{capacities:?}");
         }
-        assert_eq!(room(&wanted, Some(&driver(false)), &[], &here), Room::Unknown);
-        assert_eq!(room(&wanted, None, &[], &here), Room::Unknown);
+        let unasked = || -> &'static [Place] { panic!("nobody counts") };
+        assert_eq!(room(&wanted, Some(&driver(false)), unasked, &here), Room::Unknown);
+        assert_eq!(room(&wanted, None, unasked, &here), Room::Unknown);
     }
 
     #[test]

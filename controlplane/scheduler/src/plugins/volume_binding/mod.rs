@@ -69,8 +69,8 @@ impl Plugin for VolumeBinding {
         }
     }
 
-    fn filter(&self, state: &CycleState, pod: &PodInfo, node: &NodeInfo) -> Result<(), Rejection> {
-        state.get::<Wanted>().map_or(Ok(()), |wanted| self.offers.fits(wanted, pod, node))
+    fn filter(&self, state: &CycleState, _pod: &PodInfo, node: &NodeInfo) -> Result<(), Rejection> {
+        state.get::<Wanted>().map_or(Ok(()), |wanted| self.offers.fits(wanted, node))
     }
 
     fn pre_score(&self, state: &mut CycleState, _pod: &PodInfo, _snapshot: &Snapshot, _nodes: &[usize]) -> bool {
@@ -87,7 +87,7 @@ impl Plugin for VolumeBinding {
         }
         let wanted = self.offers.wanted(pod)?;
         let node = self.nodes.get("", node).ok_or_else(|| format!("node \"{node}\" is gone"))?;
-        let met = self.offers.meet(pod, &wanted.waiting, &node)?;
+        let met = self.offers.meet(&wanted, &node)?;
         self.offers.promised.lock().insert(pod.uid.clone(), met.promises);
         Ok(())
     }

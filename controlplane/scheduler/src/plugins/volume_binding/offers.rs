@@ -1,12 +1,13 @@
 //! Deciding: what a pod's claims allow, and how those that are not bound would be met on a node.
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
 
 use k8s_openapi::api::core::v1::Node;
 use parking_lot::Mutex;
 
 use super::SELECTED_NODE;
-use super::capacity::{Room, Use, requested, room};
+use super::capacity::{Place, Room, Use, places, requested, room};
 use super::matching::{Claim, Volume, can_provision, find_volume, reaches, size};
 use crate::framework::Rejection;
 use crate::node::NodeInfo;
@@ -43,6 +44,11 @@ pub struct Wanted {
     /// A volume that one is bound to is not there.
     lost: bool,
     pub waiting: Vec<Claim>,
+    /// What the waiting ones can be bound to, but for the volumes promised to other pods.
+    volumes: Vec<Volume>,
+    promised: Vec<String>,
+    /// Where there is room for the waiting ones, by name; looked up once a volume is to be made.
+    places: OnceLock<HashMap<String, Vec<Place>>>,
     /// How good nodes are for the waiting ones, by name.
     scores: Mutex<HashMap<String, i64>>,
 }
@@ -82,6 +88,11 @@ impl Offers {
                 return Err(UNBOUND_IMMEDIATE.to_owned());
             }
         }
+        if !wanted.waiting.is_empty() {
+            // In this order, so that a promise being kept now is not missing from both.
+            wanted.promised = self.promised_to_others(pod);
+            wanted.volumes = self.storage.volumes.list();
+        }
         Ok(wanted)
     }
 
@@ -108,13 +119,13 @@ impl Offers {
         Ok(claim)
     }
 
-    pub fn fits(&self, wanted: &Wanted, pod: &PodInfo, node: &NodeInfo) -> Result<(), Rejection> {
+    pub fn fits(&self, wanted: &Wanted, node: &NodeInfo) -> Result<(), Rejection> {
         let mut reasons = Vec::new();
         if !wanted.bound.iter().all(|volume| reaches(volume, &node.node)) {
             reasons.push(NODE_CONFLICT.into());
         }
         if !wanted.waiting.is_empty() {
-            match self.meet(pod, &wanted.waiting, &node.node) {
+            match self.meet(wanted, &node.node) {
                 Ok(met) => {
                     wanted.scores.lock().insert(node.name.clone(), met.score);
                 }
@@ -129,32 +140,31 @@ impl Offers {
 
     /// How the waiting claims would be met on a node; the error says why they would not. Free volumes
     /// come first, for the smallest claims first; what has none has one made.
-    pub fn meet(&self, pod: &PodInfo, waiting: &[Claim], node: &Node) -> Result<Met, &'static str> {
-        let (volumes, mut taken) = (self.storage.volumes.list(), self.promised_to_others(pod));
-        let name = |claim: &Claim| claim.metadata.name.clone().unwrap_or_default();
+    pub fn meet(&self, wanted: &Wanted, node: &Node) -> Result<Met, &'static str> {
+        let mut taken: Vec<&str> = wanted.promised.iter().map(String::as_str).collect();
         // Of these a volume is being made for a node already.
         let (mut made, mut unmet): (Vec<&Claim>, Vec<&Claim>) =
-            waiting.iter().partition(|claim| selected_node(claim).is_some());
+            wanted.waiting.iter().partition(|claim| selected_node(claim).is_some());
         if made.iter().any(|claim| selected_node(claim) != node.metadata.name.as_deref()) {
             return Err(BIND_CONFLICT);
         }
         unmet.sort_by_key(|claim| requested(claim));
         let (mut promises, mut uses) = (Vec::new(), Use::default());
         for claim in unmet {
-            let Some(found) = find_volume(claim, &volumes, node, |name| taken.iter().any(|taken| taken == name)) else {
+            let Some(found) = find_volume(claim, &wanted.volumes, node, |name| taken.contains(&name)) else {
                 made.push(claim);
                 continue;
             };
-            let volume = found.metadata.name.clone().unwrap_or_default();
+            let volume = found.metadata.name.as_deref().unwrap_or_default();
             uses.volume(class_name(claim), requested(claim).unwrap_or(0), size(found).units());
-            taken.push(volume.clone());
-            promises.push(Promise::Bind { claim: name(claim), volume });
+            taken.push(volume);
+            promises.push(Promise::Bind { claim: name(claim).to_owned(), volume: volume.to_owned() });
         }
-        let (capacities, only_made) = (self.storage.capacities.list(), uses.is_empty());
+        let only_made = uses.is_empty();
         for claim in made {
             let class = self.storage.class_of(claim).filter(|class| can_provision(Some(class), node));
             let driver = self.storage.drivers.get("", &class.ok_or(BIND_CONFLICT)?.provisioner);
-            match room(claim, driver.as_deref(), &capacities, node) {
+            match room(claim, driver.as_deref(), || self.places(wanted, claim), node) {
                 Room::Lacking => return Err(NO_ROOM),
                 // Nodes are compared by the volumes that are there, where there are any.
                 Room::Enough(Some(capacity)) if only_made => {
@@ -162,9 +172,18 @@ impl Offers {
                 }
                 Room::Enough(_) | Room::Unknown => {}
             }
-            promises.push(Promise::Provision { claim: name(claim) });
+            promises.push(Promise::Provision { claim: name(claim).to_owned() });
         }
         Ok(Met { promises, score: uses.score() })
+    }
+
+    /// Where there is room for one of the waiting claims.
+    fn places<'w>(&self, wanted: &'w Wanted, claim: &Claim) -> &'w [Place] {
+        let by_claim = wanted.places.get_or_init(|| {
+            let capacities = self.storage.capacities.list();
+            wanted.waiting.iter().map(|claim| (name(claim).to_owned(), places(claim, &capacities))).collect()
+        });
+        by_claim.get(name(claim)).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// The volumes that other pods were promised.
@@ -177,6 +196,10 @@ impl Offers {
         });
         volumes.collect()
     }
+}
+
+fn name(claim: &Claim) -> &str {
+    claim.metadata.name.as_deref().unwrap_or_default()
 }
 
 /// The node that a volume for the claim is being made for.
@@ -229,7 +252,7 @@ mod tests {
     fn verdict(offers: &Offers, pod: &PodInfo, on: &str) -> Result<i64, String> {
         let wanted = offers.wanted(pod)?;
         let node = node(on, json!({}));
-        offers.fits(&wanted, pod, &node).map_err(|rejection| rejection.reasons.join(", "))?;
+        offers.fits(&wanted, &node).map_err(|rejection| rejection.reasons.join(", "))?;
         Ok(wanted.score(on))
     }
 
@@ -247,6 +270,24 @@ mod tests {
         }
         offers.storage.drivers.apply(driver(false));
         assert_eq!(verdict(&offers, &pod, "small"), Ok(0), "nobody counts");
+    }
+
+    #[test]
+    fn capacities_are_listed_once_a_volume_is_to_be_made() {
+        let offers = offers();
+        offers.storage.claims.apply(waiting("data", "5Gi"));
+        offers.storage.volumes.apply(volume("v", "10Gi"));
+        offers.storage.capacities.apply(capacity("n", "50Gi"));
+        let (pod, here) = (using("p", &["data"]), node("n", json!({})));
+        let wanted = offers.wanted(&pod).unwrap();
+        assert_eq!((offers.fits(&wanted, &here), wanted.places.get().is_none()), (Ok(()), true));
+
+        offers.promised.lock().insert("q".into(), vec![Promise::Bind { claim: "other".into(), volume: "v".into() }]);
+        let wanted = offers.wanted(&pod).unwrap();
+        assert_eq!((offers.fits(&wanted, &here), wanted.score("n")), (Ok(()), 90), "the volume is promised");
+        offers.storage.capacities.apply(capacity("n", "1Gi"));
+        assert_eq!(offers.fits(&wanted, &here), Ok(()), "this cycle has its list");
+        assert_eq!(verdict(&offers, &pod, "n"), Err(NO_ROOM.to_owned()));
     }
 
     #[test]
@@ -272,9 +313,7 @@ mod tests {
         let pod = using("p", &["data"]);
         assert_eq!(verdict(&offers, &pod, "here"), Err(BIND_CONFLICT.to_owned()));
         assert_eq!(verdict(&offers, &pod, "there"), Ok(90));
-        let Ok(met) = offers.meet(&pod, &offers.storage.claims.list(), &node("there", json!({})).node) else {
-            panic!()
-        };
+        let Ok(met) = offers.meet(&offers.wanted(&pod).unwrap(), &node("there", json!({})).node) else { panic!() };
         assert_eq!(met.promises, [Promise::Provision { claim: "data".into() }], "no other volume is bound to it");
     }
 
