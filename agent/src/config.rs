@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Taint;
 use kubelet::config::{ContainerLogs, EvictionThresholds, ImageGc};
+use kubelet::images::providers;
+use kubelet::images::records::Policy;
 
 use crate::containerd::CgroupDriver;
 use crate::join::Credentials;
@@ -61,6 +63,10 @@ pub struct Config {
     pub eviction: EvictionThresholds,
     /// When unused images are removed.
     pub image_gc: ImageGc,
+    /// When pods have to prove that they may use an image that is there.
+    pub image_verification: Policy,
+    /// Programs that give logins of registries.
+    pub credential_providers: providers::Settings,
     pub container_logs: ContainerLogs,
 }
 
@@ -152,6 +158,8 @@ impl Config {
             proxy_metrics: Some((Ipv4Addr::LOCALHOST, proxy::METRICS_PORT).into()),
             eviction: EvictionThresholds::default(),
             image_gc: ImageGc::default(),
+            image_verification: Policy::default(),
+            credential_providers: providers::Settings::default(),
             container_logs: ContainerLogs::default(),
         }
     }

@@ -93,6 +93,8 @@ fn kubelet_config(
     kubelet.allowed_unsafe_sysctls = config.allowed_unsafe_sysctls.clone();
     kubelet.eviction = config.eviction.clone();
     kubelet.image_gc = config.image_gc.clone();
+    kubelet.image_verification = config.image_verification.clone();
+    kubelet.credential_providers = config.credential_providers.clone();
     kubelet.container_logs = config.container_logs.clone();
     kubelet.healthz = config.healthz;
     kubelet.server = Some(ServerConfig {

@@ -58,6 +58,10 @@ impl NodePods for OnePod {
         Vec::new()
     }
 
+    fn certificates(&self) -> kubelet::volume_contract::CertificateStates {
+        Default::default()
+    }
+
     fn runtime(&self) -> &Runtime {
         &self.runtime
     }
@@ -67,6 +71,14 @@ impl NodePods for OnePod {
     }
 
     fn probe_metrics(&self) -> String {
+        String::new()
+    }
+
+    fn image_metrics(&self) -> String {
+        String::new()
+    }
+
+    fn pods_api_metrics(&self) -> String {
         String::new()
     }
 
@@ -142,11 +154,15 @@ struct Client {
 
 impl Client {
     async fn get(&self, user: &str, path: &str) -> (u16, String) {
+        self.ask(http::Method::GET, user, path).await
+    }
+
+    async fn ask(&self, method: http::Method, user: &str, path: &str) -> (u16, String) {
         let stream = hyper_util::rt::TokioIo::new(self.pki.connect(self.address, user).await);
         let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.unwrap();
         tokio::spawn(connection);
-        let request =
-            http::Request::get(path).header("host", "node").body(http_body_util::Empty::<bytes::Bytes>::new());
+        let request = http::Request::builder().method(method).uri(path).header("host", "node");
+        let request = request.body(http_body_util::Empty::<bytes::Bytes>::new());
         let answer = sender.send_request(request.unwrap()).await.unwrap();
         let status = answer.status().as_u16();
         let bytes = answer.into_body().collect().await.unwrap().to_bytes();
@@ -209,6 +225,7 @@ fn exec_attach_and_logs_reach_the_container() {
 
         refused_without_rights(&client).await;
         exec(&client).await;
+        checkpoint(&client).await;
         attach_and_logs(&client).await;
 
         assert!(agent.shut_down(Duration::from_secs(5)).await);
@@ -283,6 +300,20 @@ async fn refused_without_rights(client: &Client) {
         let (status, body) = client.get("admin", path).await;
         assert!(status == 200 && body.lines().any(|found| found == line), "{path}: {status} {body}");
     }
+}
+
+/// Whether the runtime can make an archive is its own business: not all can, and none without CRIU.
+async fn checkpoint(client: &Client) {
+    let ask = |path: &'static str| client.ask(http::Method::POST, "admin", path);
+    assert_eq!(ask("/checkpoint/default/none/c").await, (404, "pod does not exist".to_owned()));
+    assert_eq!(ask("/checkpoint/default/p/none").await, (404, "container none does not exist".to_owned()));
+    let (status, body) = ask("/checkpoint/default/p/c?timeout=soon").await;
+    assert_eq!((status, body.as_str()), (404, "cannot parse value of timeout parameter"));
+    assert_eq!(client.get("admin", "/checkpoint/default/p/c").await.0, 405);
+    let (status, body) = ask("/checkpoint/default/p/c").await;
+    let failed = status == 500 && body.starts_with("checkpointing of default/p/c failed (rpc error: code = ");
+    let made = status == 200 && body.contains("/checkpoints/checkpoint-p_default-c-");
+    assert!(failed || made, "{status} {body}");
 }
 
 async fn exec(client: &Client) {

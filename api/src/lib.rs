@@ -9,6 +9,7 @@
 //! - [`selector`]: label and field selectors, from text, JSON and typed objects;
 //! - [`references`]: what of the API a pod refers to;
 //! - [`resources`]: what a pod asks for, and its QoS class;
+//! - [`version`]: which Kubernetes this is.
 
 pub mod cluster;
 pub mod devices;
@@ -20,6 +21,7 @@ pub mod references;
 pub mod resources;
 pub mod scalar;
 pub mod selector;
+pub mod version;
 
 /// Domain defaults of a skiff cluster, one place for all rooms.
 pub mod defaults {

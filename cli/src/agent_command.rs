@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use agent::EvictionThresholds;
+use agent::credential_providers::Settings;
+use agent::image_records::{POLICIES, Policy};
 use agent::join::Credentials;
 use anyhow::Context;
 use clap::Args;
@@ -64,6 +66,18 @@ pub struct NodeArguments {
     /// Mirrors and credentials of image registries
     #[arg(long, default_value = "/etc/skiff/registries.yaml")]
     registries: PathBuf,
+    /// Programs that give logins of registries: a CredentialProviderConfig, or a directory of such files
+    #[arg(long, requires = "image_credential_provider_bin_dir")]
+    image_credential_provider_config: Option<PathBuf>,
+    /// Where these programs lie
+    #[arg(long, requires = "image_credential_provider_config")]
+    image_credential_provider_bin_dir: Option<PathBuf>,
+    /// Which images that are on the node need no proof that a pod may use them
+    #[arg(long, default_value = "NeverVerifyPreloadedImages", value_parser = POLICIES)]
+    image_pull_credentials_verification_policy: String,
+    /// Images for NeverVerifyAllowlistedImages, without tags, e.g. registry.io/team/*,docker.io/library/nginx
+    #[arg(long, value_delimiter = ',')]
+    preloaded_images_verification_allowlist: Vec<String>,
     /// Manifests of static pods (default: <data-dir>/manifests)
     #[arg(long)]
     pod_manifest_path: Option<PathBuf>,
@@ -137,6 +151,11 @@ impl NodeArguments {
         config.eviction = self.eviction_hard.clone();
         config.image_gc.high_percent = self.image_gc_high_threshold;
         config.image_gc.low_percent = config.image_gc.low_percent.min(self.image_gc_high_threshold);
+        config.image_verification = Policy::new(
+            &self.image_pull_credentials_verification_policy,
+            &self.preloaded_images_verification_allowlist,
+        )?;
+        config.credential_providers = self.credential_providers()?;
         config.container_logs.max_size = self.container_log_max_size;
         config.container_logs.max_files = self.container_log_max_files;
         config.healthz = unless_port_0((self.healthz_bind_address, self.healthz_port).into());
@@ -144,6 +163,16 @@ impl NodeArguments {
         config.proxy_mode =
             if self.proxy_mode == "iptables" { agent::ProxyMode::Iptables } else { agent::ProxyMode::Nftables };
         Ok(config)
+    }
+
+    /// What is wrong with them is said at once: who waits for an image could not mend it.
+    fn credential_providers(&self) -> anyhow::Result<Settings> {
+        match (&self.image_credential_provider_config, &self.image_credential_provider_bin_dir) {
+            (Some(config), Some(directory)) => {
+                Settings::read(config, directory).context("Failed to register CRI auth plugins")
+            }
+            _ => Ok(Settings::default()),
+        }
     }
 }
 

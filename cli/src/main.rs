@@ -84,7 +84,7 @@ fn main() -> ExitCode {
         Command::Check => check::run(),
         Command::Uninstall(arguments) => uninstall::run(&arguments),
         Command::Version => {
-            println!("skiff {} (Kubernetes v1.37)", env!("CARGO_PKG_VERSION"));
+            println!("skiff {} (Kubernetes v{})", api::version::SKIFF, api::version::SHORT);
             Ok(ExitCode::SUCCESS)
         }
     };

@@ -5,6 +5,7 @@
 //! - [`WorkQueue`]: keys waiting for their reconcile, one run per key at a time;
 //! - [`Candidate`]: leader election through a Lease;
 //! - [`EventRecorder`]: `Event` objects with Kubernetes' aggregation;
+//! - [`local_http`]: health checks and the like for those on the same machine;
 //! - [`memory`]: a resting process gives back what only work needs;
 //! - [`zpages`]: `/statusz` and `/flagz`;
 //! - [`Files`]: wakes when certificates or configuration files change.
@@ -15,6 +16,7 @@ mod election;
 mod events;
 mod files;
 mod informer;
+pub mod local_http;
 pub mod memory;
 mod queue;
 mod supervisor;

@@ -126,7 +126,7 @@ impl Lab {
 
     /// kubectl that goes on while the test does; ended when dropped.
     pub fn spawn_kubectl(&self, arguments: &[&str]) -> Running {
-        Running::start(&run::kubectl(), arguments, &[("KUBECONFIG", &self.kubeconfig), ("HOME", "/nonexistent")])
+        Running::start(&run::kubectl(), arguments, &run::kubectl_environment(&self.kubeconfig))
     }
 
     /// kubectl that must succeed; returns what it printed.
@@ -140,7 +140,7 @@ impl Lab {
     }
 
     pub fn kubectl_with(&self, kubectl: &PathBuf, arguments: &[&str], input: &str) -> Output {
-        command(kubectl, arguments, &[("KUBECONFIG", &self.kubeconfig), ("HOME", "/nonexistent")], input)
+        command(kubectl, arguments, &run::kubectl_environment(&self.kubeconfig), input)
     }
 
     /// `kubectl apply -f -` of YAML.

@@ -23,5 +23,5 @@ mod server;
 pub use clients::kubectls;
 pub use images::{BUSYBOX, HEALTH, NGINX, health_archive};
 pub use lab::Lab;
-pub use run::{Output, Running, command, kubectl, kubectl_of_version, skiff};
+pub use run::{Output, Running, command, kubectl, kubectl_environment, kubectl_of_version, skiff};
 pub use server::Server;

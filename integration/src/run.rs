@@ -84,6 +84,12 @@ pub fn kubectl() -> PathBuf {
     found.unwrap_or_else(|| panic!("there is no kubectl; `make setup` installs one"))
 }
 
+/// kubectl's environment. What it keeps at home (caches) lies beside the kubeconfig, and goes with that.
+pub fn kubectl_environment(kubeconfig: &str) -> [(&str, &str); 2] {
+    let home = Path::new(kubeconfig).parent().and_then(Path::to_str).unwrap_or_default();
+    [("KUBECONFIG", kubeconfig), ("HOME", home)]
+}
+
 /// Other kubectl versions beside the default one, where this machine has them (`kubectl.1.27`).
 pub fn kubectl_of_version(version: &str) -> Option<PathBuf> {
     let dir = kubectl().canonicalize().ok()?;

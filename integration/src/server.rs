@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
 use crate::etcd::free_port;
-use crate::run::{Output, command, kubectl, skiff};
+use crate::run::{self, Output, command, kubectl, skiff};
 
 /// Killed when dropped. Its data stays in the directory it was given.
 pub struct Server {
@@ -72,7 +72,7 @@ impl Server {
     }
 
     pub fn try_kubectl(&self, arguments: &[&str]) -> Output {
-        command(kubectl(), arguments, &[("KUBECONFIG", &self.kubeconfig), ("HOME", "/nonexistent")], "")
+        command(kubectl(), arguments, &run::kubectl_environment(&self.kubeconfig), "")
     }
 
     #[track_caller]

@@ -137,6 +137,17 @@ fn registry(lab: &Lab, directory: &Path, port: u16) -> Running {
     running
 }
 
+/// Has the node read a file of registries, which it does when its process starts.
+fn learn(lab: &Lab, registries: &Path, text: &str) {
+    std::fs::write(registries, text).unwrap();
+    let agent = lab.member("node-1")["pid"].to_string();
+    command("kill", &["-9", &agent], &[], "").expect_ok();
+    lab.eventually("the agent is gone", SOON, || {
+        if lab.member("node-1")["pid"].is_null() { Ok(()) } else { Err("it is there".to_owned()) }
+    });
+    lab.node("start", "node-1").expect_ok();
+}
+
 /// A pod with more YAML for the container and for the pod.
 fn pulled(name: &str, image: &str, container: &str, pod: &str) -> String {
     format!(
@@ -167,19 +178,13 @@ fn images_are_pulled_from_private_registries_and_through_mirrors() {
     lab.exec("node-1", &push).expect_ok();
 
     // Mirrors and their credentials are the node's affair, and learnt at its start.
-    std::fs::write(
+    learn(
+        &lab,
         &registries,
-        format!(
+        &format!(
             "mirrors:\n  \"{private}\": {{endpoint: [\"http://{private}\"]}}\n  \"registry.test\": {{endpoint: [\"http://{mirror}\"]}}\nconfigs:\n  \"{mirror}\": {{auth: {{username: puller, password: s3cret}}}}\n"
         ),
-    )
-    .unwrap();
-    let agent = lab.member("node-1")["pid"].to_string();
-    command("kill", &["-9", &agent], &[], "").expect_ok();
-    lab.eventually("the agent is gone", SOON, || {
-        if lab.member("node-1")["pid"].is_null() { Ok(()) } else { Err("it is there".to_owned()) }
-    });
-    lab.node("start", "node-1").expect_ok();
+    );
     lab.apply(&pulled("mirrored", "registry.test/team/app:1", "imagePullPolicy: IfNotPresent", ""));
     lab.wait("pod/mirrored", "condition=Ready", 90);
     event(&lab, "mirrored", "Pulled", "Successfully pulled image \"registry.test/team/app:1\"");
@@ -224,6 +229,108 @@ fn images_are_pulled_from_private_registries_and_through_mirrors() {
     let digest = digest.as_str().unwrap().rsplit_once('@').expect("an imageID with a digest").1.to_owned();
     lab.apply(&pulled("digest", &format!("{private}/team/app@{digest}"), "imagePullPolicy: Always", ""));
     lab.wait("pod/digest", "condition=Ready", 60);
+}
+
+/// A credential provider for the repositories below `given` of any registry on port 5000: its
+/// configuration and its directory, as arguments of a node. It notes what it is asked in `asked`.
+fn provider(directory: &Path) -> [String; 2] {
+    let (config, bin) = (directory.join("providers.yaml"), directory.join("bin"));
+    let text = "apiVersion: kubelet.config.k8s.io/v1\nkind: CredentialProviderConfig\nproviders:\n- name: giver\n  apiVersion: credentialprovider.kubelet.k8s.io/v1\n  matchImages: [\"*.*.*.*:5000/given\"]\n  defaultCacheDuration: 1m\n";
+    std::fs::write(&config, text).unwrap();
+    std::fs::create_dir(&bin).unwrap();
+    let answer = r#"{"kind": "CredentialProviderResponse", "apiVersion": "credentialprovider.kubelet.k8s.io/v1", "cacheKeyType": "Registry", "auth": {"*.*.*.*:5000/given": {"username": "puller", "password": "s3cret"}}}"#;
+    let script = format!("#!/bin/sh\ncat >> {}/asked\necho '{answer}'\n", directory.display());
+    std::fs::write(bin.join("giver"), script).unwrap();
+    std::fs::set_permissions(bin.join("giver"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    [
+        format!("--node-arg=--image-credential-provider-config={}", config.display()),
+        format!("--node-arg=--image-credential-provider-bin-dir={}", bin.display()),
+    ]
+}
+
+#[test]
+fn an_image_that_one_pod_could_pull_is_not_for_those_who_could_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let registries = directory.path().join("registries.yaml");
+    let [config, bin] = provider(directory.path());
+    let lab = Lab::up("owned", &[&format!("--node-arg=--registries={}", registries.display()), &config, &bin]);
+    let private = format!("{}:5000", lab.address("server"));
+    let mut registry = registry(&lab, directory.path(), 5000);
+    let (image, given) = (format!("{private}/team/app:1"), format!("{private}/given/app:1"));
+    for image in [&image, &given] {
+        let user = ["--plain-http", "--user", "puller:s3cret"];
+        let push = [&["ctr", "-n", "k8s.io", "images", "push"][..], &user, &[image.as_str(), BUSYBOX]].concat();
+        lab.exec("node-1", &push).expect_ok();
+    }
+    learn(&lab, &registries, &format!("mirrors:\n  \"{private}\": {{endpoint: [\"http://{private}\"]}}\n"));
+
+    // Pulled for a pod with the secret, and noted on the node.
+    let address = format!("--docker-server={private}");
+    let login = ["--docker-username=puller", "--docker-password=s3cret"];
+    lab.kubectl(&[&["create", "secret", "docker-registry", "right", &address][..], &login].concat());
+    let (present, with) = ("imagePullPolicy: IfNotPresent", "  imagePullSecrets: [{name: right}]\n");
+    lab.apply(&pulled("first", &image, present, with));
+    lab.wait("pod/first", "condition=Ready", 90);
+    event(&lab, "first", "Pulled", "Successfully pulled image");
+    let records = data(&lab, "node-1").join("agent/kubelet/image_manager/pulled");
+    let record = std::fs::read_dir(records).unwrap().flatten().next().expect("a record of the pull");
+    let record = std::fs::read_to_string(record.path()).unwrap();
+    assert!(record.contains("\"name\":\"right\"") && !record.contains("s3cret"), "{record}");
+
+    // A pod without it is refused, and learns nothing of what the node has.
+    lab.apply(&pulled("without", &image, present, ""));
+    lab.apply(&pulled("never", &image, "imagePullPolicy: Never", ""));
+    event(&lab, "without", "Failed", "Unauthorized");
+    waits_with(&lab, "without", &["ErrImagePull", "ImagePullBackOff"]);
+    let waiting = waits_with(&lab, "never", &["ErrImageNeverPull"]);
+    assert_eq!(waiting["message"], format!("Container image \"{image}\" is not present with pull policy of Never"));
+    lab.kubectl(&["delete", "pod", "without", "never"]);
+
+    // One with the same secret starts without a question to the registry.
+    registry.lines_so_far();
+    lab.apply(&pulled("third", &image, present, with));
+    lab.wait("pod/third", "condition=Ready", 60);
+    event(&lab, "third", "Pulled", "already present on machine and can be accessed by the pod");
+    let asked = registry.lines_so_far();
+    assert!(!asked.iter().any(|line| line.contains("/v2/team/app/")), "{asked:?}");
+
+    // A provider's logins are the node's: what they pull is for every pod.
+    for (name, words) in [("given", "Successfully pulled image"), ("shared", "can be accessed by the pod")] {
+        lab.apply(&pulled(name, &given, present, ""));
+        lab.wait(&format!("pod/{name}"), "condition=Ready", 60);
+        event(&lab, name, "Pulled", words);
+    }
+    let asked = std::fs::read_to_string(directory.path().join("asked")).unwrap();
+    assert!(asked.contains(&format!("\"image\":\"{private}/given/app\"")) && asked.lines().count() == 1, "{asked}");
+    let metrics = lab.kubectl(&["get", "--raw", "/api/v1/nodes/node-1/proxy/metrics"]);
+    for name in
+        ["kubelet_imagemanager_image_mustpull_checks_total{result=\"mustAuthenticate\"}", "plugin_name=\"giver\""]
+    {
+        assert!(metrics.contains(name), "{name} is missing in:\n{metrics}");
+    }
+}
+
+#[test]
+fn a_node_with_unfit_credential_providers_does_not_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let bin = directory.path().join("bin");
+    let start = |config: &str| {
+        let file = directory.path().join("providers.yaml");
+        std::fs::write(&file, config).unwrap();
+        let (file, bin) = (file.display().to_string(), bin.display().to_string());
+        let providers = ["--image-credential-provider-config", &file, "--image-credential-provider-bin-dir", &bin];
+        let node = ["agent", "--server", "https://127.0.0.1:1", "--node-name", "node"];
+        command(skiff(), &[&node[..], &providers].concat(), &[], "")
+    };
+    start("").expect_failure("Failed to register CRI auth plugins: plugin binary directory");
+    std::fs::create_dir(&bin).unwrap();
+    let head = "apiVersion: kubelet.config.k8s.io/v1\nkind: CredentialProviderConfig\nproviders:";
+    start(&format!("{head} []\n")).expect_failure("providers: Required value: at least 1 item in plugins is required");
+    let absent =
+        "{name: absent, apiVersion: credentialprovider.kubelet.k8s.io/v1, matchImages: [a], defaultCacheDuration: 1m}";
+    start(&format!("{head}\n- {absent}\n")).expect_failure("did not exist");
+    command(skiff(), &["agent", "--server", "x", "--image-credential-provider-config", "x"], &[], "")
+        .expect_failure("--image-credential-provider-bin-dir");
 }
 
 #[test]

@@ -14,6 +14,10 @@ use tonic::transport::{Channel, Endpoint};
 
 include!(concat!(env!("OUT_DIR"), "/modules.rs"));
 
+/// What a pod is in protobuf: a `FileDescriptorSet` of `kubernetes/core/v1/pod.proto`, whose messages are in
+/// the package `pod`.
+pub const POD_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pod.descriptors"));
+
 /// Connects to a gRPC server on a unix socket. Fails at once if nothing listens there; after that
 /// the channel reconnects by itself when the server comes back.
 pub async fn unix_channel(socket: &Path) -> Result<Channel, tonic::transport::Error> {

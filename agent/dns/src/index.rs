@@ -1,9 +1,9 @@
-//! Services and endpoints as names need them. Synchronous; fed by the informers' handlers.
+//! Services, endpoints and namespaces as names need them. Synchronous; fed by the informers' handlers.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
@@ -40,12 +40,12 @@ pub struct EndpointName {
 
 #[derive(Debug, Default)]
 pub struct Index {
-    /// Both informers have their first list: a name that is not here does not exist.
+    /// The informers have their first lists: a name that is not here does not exist.
     pub complete: bool,
     services: HashMap<Key, ServiceNames>,
     /// Per Service, per slice.
     endpoints: HashMap<Key, BTreeMap<String, Vec<EndpointName>>>,
-    namespaces: HashMap<String, usize>,
+    namespaces: HashSet<String>,
     by_cluster_ip: HashMap<IpAddr, Key>,
     by_endpoint: HashMap<IpAddr, HashSet<Key>>,
 }
@@ -71,6 +71,16 @@ impl Index {
     #[cfg(test)]
     pub fn known() -> Self {
         Self { complete: true, ..Self::default() }
+    }
+
+    pub fn apply_namespace(&mut self, namespace: &Namespace) {
+        self.namespaces.extend(namespace.metadata.name.clone());
+    }
+
+    pub fn remove_namespace(&mut self, namespace: &Namespace) {
+        if let Some(name) = &namespace.metadata.name {
+            self.namespaces.remove(name);
+        }
     }
 
     pub fn apply_service(&mut self, service: &Service) {
@@ -101,7 +111,6 @@ impl Index {
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
             ports: ports.collect(),
         };
-        *self.namespaces.entry(key.0.clone()).or_default() += 1;
         self.services.insert(key, names);
     }
 
@@ -111,12 +120,6 @@ impl Index {
         for ip in &old.cluster_ips {
             if self.by_cluster_ip.get(ip) == Some(&key) {
                 self.by_cluster_ip.remove(ip);
-            }
-        }
-        if let Some(count) = self.namespaces.get_mut(&key.0) {
-            *count -= 1;
-            if *count == 0 {
-                self.namespaces.remove(&key.0);
             }
         }
     }
@@ -171,9 +174,9 @@ impl Index {
         self.services.get(&(namespace.to_owned(), name.to_owned()))
     }
 
-    /// A namespace with a Service in it: the only ones that can have names below them.
+    /// Pods have names in every namespace that exists, also in one without a Service.
     pub fn has_namespace(&self, namespace: &str) -> bool {
-        self.namespaces.contains_key(namespace)
+        self.namespaces.contains(namespace)
     }
 
     /// The endpoints that may be published, each address once.

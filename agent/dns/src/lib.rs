@@ -3,7 +3,7 @@
 //! Layer: node, beside `network` and `proxy`; below `agent`. Names of the cluster's domain come from
 //! the node's own informers, everything else is forwarded to the host's resolvers.
 //!
-//! - [`index`]: Services and their endpoints as names need them, kept current by the informers.
+//! - [`index`]: Services, their endpoints and namespaces as names need them, kept current by the informers.
 //! - [`zone`]: (index, question) → answer, pure; the names are those of the Kubernetes DNS
 //!   specification 1.1.0.
 //! - [`forward`]: the rest of the world: upstream servers, a cache, one query for many askers.
@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use component::{Informers, Supervisor};
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use netlink::IpNet;
 use parking_lot::RwLock;
@@ -98,6 +98,7 @@ pub fn start(config: Config, informers: Informers, supervisor: &Supervisor) -> D
     let index = Arc::new(RwLock::new(index::Index::default()));
     let services = informers.of::<Service>();
     let slices = informers.of::<EndpointSlice>();
+    let namespaces = informers.of::<Namespace>();
     let shared = index.clone();
     services.on_change(move |change| match change.new {
         Some(service) => shared.write().apply_service(service),
@@ -108,6 +109,11 @@ pub fn start(config: Config, informers: Informers, supervisor: &Supervisor) -> D
         Some(slice) => shared.write().apply_slice(slice),
         None => shared.write().remove_slice(change.object()),
     });
+    let shared = index.clone();
+    namespaces.on_change(move |change| match change.new {
+        Some(namespace) => shared.write().apply_namespace(namespace),
+        None => shared.write().remove_namespace(change.object()),
+    });
     let (listening, seen) = watch::channel(false);
     let tasks = supervisor.clone();
     supervisor.spawn("start", async move {
@@ -117,6 +123,7 @@ pub fn start(config: Config, informers: Informers, supervisor: &Supervisor) -> D
         }
         services.synced().await;
         slices.synced().await;
+        namespaces.synced().await;
         index.write().complete = true;
         listening.send_replace(true);
         // Whoever waits sees the value as long as this task lives.

@@ -1,4 +1,4 @@
-use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::core::v1::{Namespace, Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -44,8 +44,14 @@ fn slice(service: &str, endpoints: &[(&str, Option<&str>, bool)]) -> EndpointSli
     }
 }
 
+fn namespace(name: &str) -> Namespace {
+    Namespace { metadata: ObjectMeta { name: Some(name.into()), ..ObjectMeta::default() }, ..Namespace::default() }
+}
+
 fn index() -> Index {
     let mut index = Index::known();
+    index.apply_namespace(&namespace("default"));
+    index.apply_namespace(&namespace("bare"));
     index.apply_service(&service("web", "10.43.0.20", |_| {}));
     index.apply_slice(&slice("web", &[("10.42.0.7", None, true)]));
     index.apply_service(&service("db", "None", |_| {}));
@@ -112,9 +118,12 @@ fn names_of_services_endpoints_and_pods() {
             &["0 50 8080 db-0.db.default.svc.cluster.local.", "0 50 8080 db-1.db.default.svc.cluster.local."],
         ),
         ("10-42-0-5.default.pod.cluster.local.", A, &["10.42.0.5"]),
+        ("10-42-0-5.bare.pod.cluster.local.", A, &["10.42.0.5"]),
         ("10-42-0-5.nowhere.pod.cluster.local.", A, &["missing"]),
         ("no-address.default.pod.cluster.local.", A, &["missing"]),
         ("default.svc.cluster.local.", A, &[]),
+        ("bare.svc.cluster.local.", A, &[]),
+        ("bare.pod.cluster.local.", A, &[]),
         ("nowhere.svc.cluster.local.", A, &["missing"]),
         ("svc.cluster.local.", A, &[]),
         ("cluster.local.", A, &[]),
@@ -158,6 +167,8 @@ fn names_go_with_their_objects() {
     for name in ["db", "empty", "early", "away"] {
         index.remove_service(&service(name, "None", |_| {}));
     }
+    assert!(index.has_namespace("default"), "a namespace outlives its Services");
+    index.remove_namespace(&namespace("default"));
     assert!(!index.has_namespace("default"));
 }
 

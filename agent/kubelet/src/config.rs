@@ -8,6 +8,8 @@ use std::time::Duration;
 use api::resources::Amounts;
 use k8s_openapi::api::core::v1::Taint;
 
+use crate::images::providers;
+use crate::images::records::Policy;
 use crate::layout::Layout;
 
 /// Who arranges cgroups: the kubelet and runc by files, or systemd. The container runtime must be
@@ -142,6 +144,10 @@ pub struct Config {
     pub runtime_endpoint: PathBuf,
     /// The largest number of image pulls under way at once.
     pub max_parallel_image_pulls: usize,
+    /// When pods have to prove that they may use an image that is there.
+    pub image_verification: Policy,
+    /// Programs that give logins of registries.
+    pub credential_providers: providers::Settings,
     pub cluster_dns: Vec<IpAddr>,
     pub cluster_domain: String,
     /// The resolv.conf that pods with dnsPolicy Default inherit.
@@ -184,6 +190,8 @@ impl Config {
             manifests_dir: None,
             runtime_endpoint,
             max_parallel_image_pulls: 5,
+            image_verification: Policy::default(),
+            credential_providers: providers::Settings::default(),
             cluster_dns: vec![api::cluster::ClusterNetwork::default().dns.into()],
             cluster_domain: api::defaults::CLUSTER_DOMAIN.to_owned(),
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
@@ -234,6 +242,8 @@ impl Config {
             "resolvConf": self.resolv_conf,
             "maxParallelImagePulls": self.max_parallel_image_pulls,
             "serializeImagePulls": self.max_parallel_image_pulls <= 1,
+            "imagePullCredentialsVerificationPolicy": self.image_verification.name(),
+            "preloadedImagesVerificationAllowlist": self.image_verification.allowlist(),
             "evictionHard": {
                 "memory.available": self.eviction.memory_available.to_string(),
                 "nodefs.available": format!("{}%", self.eviction.nodefs_available_percent),

@@ -16,6 +16,7 @@ use crate::cri::Runtime;
 use crate::devices::Devices;
 use crate::dra::Dra;
 use crate::images::Images;
+use crate::pods_api;
 use crate::spec::dns::{ClusterDns, parse_resolv_conf};
 use crate::status_writer::StatusWriter;
 use crate::volume_contract::Volumes;
@@ -30,6 +31,9 @@ pub struct NodeContext {
     pub dra: Arc<Dra>,
     pub cgroups: Cgroups,
     pub statuses: StatusWriter,
+    /// What programs on this node are told of its pods.
+    pub feed: Arc<pods_api::Feed>,
+    pub feed_totals: Arc<pods_api::Totals>,
     pub recorder: EventRecorder,
     pub services: Informer<Service>,
     pub references: References,

@@ -68,7 +68,8 @@ fn lines(entries: Option<&BTreeMap<String, String>>) -> String {
     lines.join("\n")
 }
 
-fn quote(value: &str) -> String {
+/// As Go's `%q`.
+pub(crate) fn quote(value: &str) -> String {
     let mut quoted = String::with_capacity(value.len() + 2);
     quoted.push('"');
     for c in value.chars() {

@@ -10,6 +10,9 @@
 //! <root>/plugins_registry/*.sock                            plugins that want to be registered
 //! <root>/device-plugins/kubelet.sock                        where device plugins register
 //! <root>/pod-resources/kubelet.sock                         where it is asked which pod has which devices
+//! <root>/pods-api/pods-api.sock                             where it is asked for the pods themselves
+//! <root>/image_manager/{pulling,pulled}/sha256-<hash>       whose pulls brought which image
+//! <root>/checkpoints/checkpoint-<pod>_<namespace>-<container>-<time>.tar
 //! <logs>/<namespace>_<name>_<uid>/<container>/<attempt>.log
 //! ```
 //!
@@ -31,6 +34,9 @@ pub struct Layout {
 /// Which resource claims are prepared, in the root.
 pub const CLAIMS: &str = "dra_manager_state";
 
+/// Where archives of containers are, in the root.
+pub const CHECKPOINTS: &str = "checkpoints";
+
 /// Where Kubernetes' kubelet keeps its files, and where drivers look for them.
 pub const KUBELET_ROOT: &str = "/var/lib/kubelet";
 
@@ -50,8 +56,16 @@ impl Layout {
     pub fn entries(&self) -> Vec<PathBuf> {
         let claims = self.root.join(CLAIMS);
         let draft = crate::files::draft(&claims);
-        let directories =
-            [self.pods(), self.plugins(), self.plugins_registry(), self.device_plugins(), self.pod_resources()];
+        let directories = [
+            self.pods(),
+            self.plugins(),
+            self.plugins_registry(),
+            self.device_plugins(),
+            self.pod_resources(),
+            self.pods_api(),
+            self.image_manager(),
+            self.root.join(CHECKPOINTS),
+        ];
         directories.into_iter().chain([claims, draft]).collect()
     }
 
@@ -79,6 +93,14 @@ impl Layout {
 
     pub fn pod_resources(&self) -> PathBuf {
         self.root.join("pod-resources")
+    }
+
+    pub fn pods_api(&self) -> PathBuf {
+        self.root.join("pods-api")
+    }
+
+    pub fn image_manager(&self) -> PathBuf {
+        self.root.join("image_manager")
     }
 
     /// Drivers' sockets and files, a directory for each.

@@ -4,14 +4,14 @@
 //! - [`spec`]: a pod's spec as the runtime takes it; [`downward`]: what a pod learns about itself;
 //! - [`cri`]: the container runtime; [`images`], [`cgroups`], [`probes`], [`volumes`];
 //! - [`plugins`]: drivers that register; [`devices`]: device plugins; [`dra`]: claimed resources;
-//!   `pod_resources`: who has what of both;
+//!   `pod_resources`: who has what of both; `pods_api`: the pods themselves, both on sockets (`unix_server`);
 //! - [`node`]: the Node object; [`status_writer`]: pods' statuses; [`static_pods`], [`admission`];
 //! - `retry`, `locks`, `files`: what several of these need to try again, to take turns, to remember;
 //! - [`server_contract`] and [`volume_contract`]: what the 10250 server and the volumes are to this room.
 //!
 //! Deciding is pure throughout; effects are at the edge of each module. Nothing is kept on disk but
-//! what pods need and what only plugins' answers said (which device, which mount): everything else is
-//! found again in the runtime, the API and the kernel.
+//! what pods need, what only plugins' answers said (which device, which mount) and whose pulls brought
+//! which image: everything else is found again in the runtime, the API and the kernel.
 
 pub mod admission;
 pub mod cgroups;
@@ -32,6 +32,7 @@ pub mod node;
 pub mod plugins;
 pub mod pod;
 mod pod_resources;
+pub mod pods_api;
 pub mod probes;
 pub mod resize;
 mod retry;
@@ -40,6 +41,7 @@ pub mod server_contract;
 pub mod spec;
 pub mod static_pods;
 pub mod status_writer;
+mod unix_server;
 pub mod volume_contract;
 pub mod volumes;
 
@@ -89,13 +91,13 @@ pub fn start(config: Config, informers: Informers, supervisor: &Supervisor) -> R
     let recorder = EventRecorder::new(informers.client(), &supervisor, "kubelet", &config.node_name);
     let csi =
         volumes::csi::Csi::start(config.layout.clone(), &config.node_name, &informers, recorder.clone(), &supervisor);
-    let volumes = volumes::NodeVolumes::start(
-        config.layout.clone(),
-        informers.client(),
-        Arc::new(move || shown.read().clone()),
-        csi.clone(),
-        &supervisor,
-    );
+    let home = volumes::Home {
+        layout: config.layout.clone(),
+        node: &config.node_name,
+        informers: &informers,
+        recorder: recorder.clone(),
+    };
+    let volumes = volumes::NodeVolumes::start(home, Arc::new(move || shown.read().clone()), csi.clone(), &supervisor);
     let dra = dra::Dra::start(&config.layout, informers.client(), &config.node_name, &supervisor);
     let devices = devices::Devices::start(&config.layout, &supervisor);
     let handlers: plugins::Handlers = [
@@ -145,9 +147,15 @@ fn start_with(
     *allocatable.write() = node::status::allocatable(&config, &node::status::capacity(&config, &machine, root));
     let pods = informers.selected::<Pod>(&format!("spec.nodeName={}", config.node_name));
     let nodes = informers.of::<Node>();
+    let images = Images::new(runtime.clone(), client.clone(), &config).map_err(|source| {
+        let path = config.layout.image_manager().display().to_string();
+        StartError::Directory { path, source }
+    })?;
     let node = Arc::new(NodeContext {
-        images: Images::new(runtime.clone(), config.max_parallel_image_pulls),
+        images,
         statuses: StatusWriter::new(client.clone(), supervisor),
+        feed: Arc::default(),
+        feed_totals: Arc::default(),
         recorder,
         devices,
         dra,
@@ -168,6 +176,7 @@ fn start_with(
     let heartbeat = Arc::new(Heartbeat::default());
     node::heartbeat::start(&node, &heartbeat, supervisor);
     supervisor.spawn("pod-resources", pod_resources::serve(node.clone(), manager.clone()));
+    supervisor.spawn("pods-api", pods_api::serve(node.clone()));
     supervisor.spawn("image-gc", images::gc::run(node.clone()));
     supervisor.spawn("eviction", eviction::run(node.clone(), manager.clone(), heartbeat.clone()));
     supervisor.spawn("log-rotation", log_rotation::run(node.clone(), manager.clone()));
@@ -210,6 +219,7 @@ async fn run_sources(
 ) {
     make_cgroups(&node).await;
     manager.inherit().await;
+    node.images.adopt().await;
     heartbeat.wake();
     let events = manager.clone();
     supervisor

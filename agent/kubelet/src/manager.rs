@@ -142,6 +142,7 @@ impl Manager {
     fn removed(&self, pod: &Pod) {
         let uid = uid_of(pod);
         self.node.statuses.forget(&uid);
+        self.node.feed.remove(&uid);
         let mailbox = self.state.lock().pods.get(&uid).cloned();
         if let Some(mailbox) = mailbox {
             mailbox.wish.send_modify(|wish| wish.removed = true);
@@ -160,7 +161,9 @@ impl Manager {
                 .collect()
         };
         for mailbox in gone {
-            let mirror = self.state.lock().mirrors.get(&uid_of(&mailbox.wish.borrow().pod)).cloned();
+            let uid = uid_of(&mailbox.wish.borrow().pod);
+            let mirror = self.state.lock().mirrors.get(&uid).cloned();
+            self.node.feed.remove(&uid);
             mailbox.wish.send_modify(|wish| wish.removed = true);
             if let Some(mirror) = mirror {
                 static_pods::delete_mirror(&self.node, mirror, &self.supervisor);
@@ -238,6 +241,7 @@ impl Manager {
                 .collect();
             (orphans, mirrors)
         };
+        self.node.feed.complete();
         for mirror in mirrors {
             static_pods::delete_mirror(&self.node, mirror, &self.supervisor);
         }
@@ -287,6 +291,7 @@ impl Manager {
             false => (pod, None),
         };
         let verdict = verdict.map(|verdict| (verdict, 1));
+        self.node.feed.add(&pod);
         let wish = Wish { pod, source, api_uid, removed: false, verdict, resize_pending };
         self.add_worker(uid, wish, inherited);
         self.refresh_qos();
@@ -380,9 +385,15 @@ impl Manager {
 
     /// Statuses show how devices are: pods that have any tell it when that changes, until cancelled.
     pub async fn follow_devices(self: Arc<Self>) {
-        let mut changes = self.node.devices.changes();
-        while changes.changed().await.is_ok() {
-            let users = self.node.devices.users();
+        let (mut of_plugins, mut of_drivers) = (self.node.devices.changes(), self.node.dra.changes());
+        loop {
+            let (changed, users) = tokio::select! {
+                changed = of_plugins.changed() => (changed, self.node.devices.users()),
+                changed = of_drivers.changed() => (changed, self.node.dra.users()),
+            };
+            if changed.is_err() {
+                return;
+            }
             let mailboxes = self.state.lock().pods.clone();
             for (_, mailbox) in mailboxes.into_iter().filter(|(uid, _)| users.contains(uid)) {
                 mailbox.post(|_| {});

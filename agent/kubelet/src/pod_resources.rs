@@ -4,9 +4,7 @@
 //! Layer: beside the 10250 server; it reads the manager's pods, and what [`crate::devices`] and
 //! [`crate::dra`] gave them.
 
-use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{Container, Pod};
@@ -16,68 +14,39 @@ use proto::v1::{
     ContainerResources, DynamicResource, GetPodResourcesRequest, GetPodResourcesResponse, ListPodResourcesRequest,
     ListPodResourcesResponse, PodResources,
 };
-use tokio::net::UnixListener;
 use tonic::{Request, Response, Status};
 
 use crate::context::NodeContext;
 use crate::manager::Manager;
 use crate::pod::actions::is_sidecar;
 use crate::server_contract::NodePods;
+use crate::unix_server::{self, Limiter};
 
-/// How soon the socket is made again when that failed.
-const AGAIN: Duration = Duration::from_secs(10);
-
-#[derive(Clone)]
 struct Server {
     node: Arc<NodeContext>,
     manager: Arc<Manager>,
+    limiter: Limiter,
 }
 
 /// Serves for as long as the task lives.
 pub async fn serve(node: Arc<NodeContext>, manager: Arc<Manager>) {
     let socket = node.config.layout.pod_resources().join("kubelet.sock");
-    let server = Server { node, manager };
-    loop {
-        match listen(&socket) {
-            Ok(listener) => {
-                let incoming = futures::stream::unfold(listener, |listener| async {
-                    Some((listener.accept().await.map(|(stream, _)| stream), listener))
-                });
-                let service = PodResourcesListerServer::new(server.clone());
-                let served = tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming);
-                if let Err(error) = served.await {
-                    tracing::warn!(%error, "which pods have which devices could not be told; trying again");
-                }
-            }
-            Err(error) => {
-                tracing::warn!(%error, socket = %socket.display(), "which pods have which devices cannot be asked; trying again");
-            }
-        }
-        tokio::time::sleep(AGAIN).await;
-    }
-}
-
-fn listen(socket: &Path) -> std::io::Result<UnixListener> {
-    if let Some(directory) = socket.parent() {
-        std::fs::create_dir_all(directory)?;
-    }
-    match std::fs::remove_file(socket) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    UnixListener::bind(socket)
+    let server = Server { node, manager, limiter: Limiter::default() };
+    unix_server::serve(&socket, "which pods have which devices", PodResourcesListerServer::new(server)).await;
 }
 
 #[async_trait]
 impl PodResourcesLister for Server {
     /// Pods that have ended have given back what they had.
     async fn list(&self, _: Request<ListPodResourcesRequest>) -> Result<Response<ListPodResourcesResponse>, Status> {
+        self.limiter.admit()?;
         let active = self.manager.snapshots().into_iter().filter(|snapshot| !snapshot.ended);
         let pod_resources = active.map(|snapshot| self.of_pod(&snapshot.pod)).collect();
         Ok(Response::new(ListPodResourcesResponse { pod_resources }))
     }
 
     async fn get(&self, request: Request<GetPodResourcesRequest>) -> Result<Response<GetPodResourcesResponse>, Status> {
+        self.limiter.admit()?;
         let GetPodResourcesRequest { pod_name, pod_namespace } = request.into_inner();
         let found = self.manager.pod(&pod_namespace, &pod_name);
         let found =
@@ -90,6 +59,7 @@ impl PodResourcesLister for Server {
         &self,
         _: Request<AllocatableResourcesRequest>,
     ) -> Result<Response<AllocatableResourcesResponse>, Status> {
+        self.limiter.admit()?;
         let devices = self.node.devices.healthy().into_iter().map(devices).collect();
         Ok(Response::new(AllocatableResourcesResponse { devices, ..Default::default() }))
     }

@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use crate::cgroups::Cgroups;
 use crate::cri::Runtime;
-use crate::volume_contract::VolumeUsage;
+use crate::volume_contract::{CertificateStates, VolumeUsage};
 
 /// One run of a container, as the runtime last reported it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +64,9 @@ pub trait NodePods: Send + Sync {
     /// How full the pod's volumes are, as far as their drivers say.
     async fn volume_usage(&self, pod: &Pod) -> Vec<VolumeUsage>;
 
+    /// The certificates of pods' volumes.
+    fn certificates(&self) -> CertificateStates;
+
     /// The CRI client.
     fn runtime(&self) -> &Runtime;
 
@@ -72,6 +75,12 @@ pub trait NodePods: Send + Sync {
 
     /// How probes went, as metrics.
     fn probe_metrics(&self) -> String;
+
+    /// How images were wanted and logins for them found, as metrics.
+    fn image_metrics(&self) -> String;
+
+    /// How often programs on this node asked for its pods, as metrics.
+    fn pods_api_metrics(&self) -> String;
 
     /// `Ok` when the agent's own loops are alive: what /healthz answers.
     async fn healthy(&self) -> Result<(), String>;

@@ -65,6 +65,9 @@ impl VolumeErrors {
     }
 }
 
+/// How many certificates of pods' volumes there are, by signer and state (`fresh`, `denied`, ...).
+pub type CertificateStates = BTreeMap<(String, &'static str), usize>;
+
 /// How full a volume is. Bytes and inodes; none where the driver does not say.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VolumeUsage {
@@ -110,4 +113,7 @@ pub trait Volumes: Send + Sync {
 
     /// How full the pod's volumes are whose drivers can tell.
     async fn usage(&self, pod: &Pod) -> Vec<VolumeUsage>;
+
+    /// The certificates of all pods' volumes.
+    fn certificates(&self) -> CertificateStates;
 }

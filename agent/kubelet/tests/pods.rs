@@ -115,7 +115,7 @@ fn images_that_cannot_be_had() {
         let absent = node.wait("absent", "ErrImagePull", |pod| waiting(pod)["reason"] == "ErrImagePull").await;
         assert!(waiting(&absent)["message"].as_str().unwrap().contains("connection refused"), "{absent}");
         node.wait("absent", "ImagePullBackOff", |pod| waiting(pod)["reason"] == "ImagePullBackOff").await;
-        node.wait_event("absent", "Warning Failed Failed to pull image \"127.0.0.1:1/absent:1\": rpc error").await;
+        node.wait_event("absent", "Warning Failed Failed to pull image \"127.0.0.1:1/absent:1\": failed to pull").await;
         node.wait_event("absent", "Normal BackOff Back-off pulling image \"127.0.0.1:1/absent:1\"").await;
     });
 }

@@ -19,8 +19,8 @@ use hyper::body::Frame;
 use k8s_openapi::api::core::v1::Pod;
 use kubelet::layout::Layout;
 use kubelet::volume_contract::Volumes;
-use kubelet::volumes::NodeVolumes;
 use kubelet::volumes::csi::Csi;
+use kubelet::volumes::{Home, NodeVolumes};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
@@ -160,8 +160,10 @@ struct Node {
 
 fn start(layout: &Layout, api: &Api, supervisor: &Supervisor) -> Arc<NodeVolumes> {
     let informers = Informers::new(api.client(), supervisor);
-    let csi = Csi::start(layout.clone(), "node-1", &informers, EventRecorder::discard(), supervisor);
-    NodeVolumes::start(layout.clone(), api.client(), Arc::new(Default::default), csi, supervisor)
+    let recorder = EventRecorder::discard();
+    let csi = Csi::start(layout.clone(), "node-1", &informers, recorder.clone(), supervisor);
+    let home = Home { layout: layout.clone(), node: "node-1", informers: &informers, recorder };
+    NodeVolumes::start(home, Arc::new(Default::default), csi, supervisor)
 }
 
 impl Node {

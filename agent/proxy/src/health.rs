@@ -3,21 +3,16 @@
 //! for those on the node itself, `/proxyMode` and `/metrics`.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
-use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use component::local_http::{self, Answer, not_found};
 use component::{Informer, Supervisor};
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper::StatusCode;
+use hyper::header::HeaderValue;
 use k8s_openapi::api::core::v1::Node;
 use parking_lot::Mutex;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::Mode;
@@ -25,7 +20,6 @@ use crate::model::HealthCheck;
 
 /// Rules older than a change by this much are unhealthy: twice kube-proxy's sync period.
 const STALE: Duration = Duration::from_secs(60);
-const BIND_RETRY: Duration = Duration::from_secs(5);
 const DELETION_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 
 /// Shared between the loop and its servers.
@@ -83,13 +77,13 @@ impl Health {
 
     /// Serves until cancelled.
     pub async fn serve(self, address: SocketAddr, nodes: Informer<Node>) {
-        serve("the proxy's health", address, move |path| {
+        local_http::serve("the proxy's health", address, move |path| {
             let node = nodes.get("", &self.node_name);
             let eligible = node.is_none_or(|node| is_eligible(&node));
             match path {
                 "/healthz" => json_answer(self.is_current() && eligible, &self.answer(eligible)),
                 "/livez" => json_answer(self.is_current(), &self.answer(eligible)),
-                _ => answer(StatusCode::NOT_FOUND, "404 page not found\n".into()),
+                _ => not_found(),
             }
         })
         .await;
@@ -99,11 +93,11 @@ impl Health {
 impl Health {
     /// Serves what is for people on the node until cancelled (`cmd/kube-proxy: serveMetrics`).
     pub async fn serve_metrics(self, address: SocketAddr, mode: Mode) {
-        serve("the proxy's mode and metrics", address, move |path| match path {
+        local_http::serve("the proxy's mode and metrics", address, move |path| match path {
             "/healthz" | "/healthz/ping" => plain("ok".to_owned()),
             "/proxyMode" => plain(mode.to_string()),
             "/metrics" => plain(self.metrics()),
-            _ => answer(StatusCode::NOT_FOUND, "404 page not found\n".into()),
+            _ => not_found(),
         })
         .await;
     }
@@ -118,13 +112,8 @@ impl Health {
     }
 }
 
-fn plain(text: String) -> Response<Full<Bytes>> {
-    let mut response = answer(StatusCode::OK, text);
-    let headers = response.headers_mut();
-    let plain = hyper::header::HeaderValue::from_static("text/plain; charset=utf-8");
-    headers.insert(hyper::header::CONTENT_TYPE, plain);
-    headers.insert("X-Content-Type-Options", hyper::header::HeaderValue::from_static("nosniff"));
-    response
+fn plain(text: String) -> Answer {
+    local_http::text(StatusCode::OK, text)
 }
 
 /// A node that is about to go should get no new connections.
@@ -167,83 +156,24 @@ impl HealthChecks {
             let health = self.health.clone();
             let address = SocketAddr::from(([0, 0, 0, 0], *port));
             let respond = move |_: &str| check_answer(&seen.borrow(), health.is_current());
-            server.spawn("serve", serve("a Service's health", address, respond));
+            server.spawn("serve", local_http::serve("a Service's health", address, respond));
             self.running.insert(*port, (server, current));
         }
     }
 }
 
-fn check_answer(check: &HealthCheck, proxy_healthy: bool) -> Response<Full<Bytes>> {
+fn check_answer(check: &HealthCheck, proxy_healthy: bool) -> Answer {
     let body = serde_json::json!({
         "service": { "namespace": check.namespace, "name": check.service },
         "localEndpoints": check.local_endpoints,
         "serviceProxyHealthy": proxy_healthy,
     });
     let mut response = json_answer(check.local_endpoints > 0 && proxy_healthy, &body);
-    let weight = hyper::header::HeaderValue::from(check.local_endpoints);
+    let weight = HeaderValue::from(check.local_endpoints);
     response.headers_mut().insert("X-Load-Balancing-Endpoint-Weight", weight);
     response
 }
 
-fn json_answer(ok: bool, body: &serde_json::Value) -> Response<Full<Bytes>> {
-    let status = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let mut response = answer(status, body.to_string());
-    let headers = response.headers_mut();
-    headers.insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
-    headers.insert("X-Content-Type-Options", hyper::header::HeaderValue::from_static("nosniff"));
-    response
-}
-
-fn answer(status: StatusCode, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
-    *response.status_mut() = status;
-    response
-}
-
-/// Accepts connections until cancelled; a port that is taken is tried again. `what` is answered about, for
-/// people.
-async fn serve(
-    what: &'static str,
-    address: SocketAddr,
-    respond: impl Fn(&str) -> Response<Full<Bytes>> + Send + Sync + Clone + 'static,
-) {
-    let listener = bind(what, address).await;
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            // Out of descriptors: those of others come free again.
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
-        let respond = respond.clone();
-        // Short-lived by construction: one answer, then the connection is closed or times out.
-        tokio::spawn(async move {
-            let service = service_fn(move |request: Request<Incoming>| {
-                let response = respond(request.uri().path());
-                async move { Ok::<_, Infallible>(response) }
-            });
-            let mut http = hyper::server::conn::http1::Builder::new();
-            http.keep_alive(false);
-            let _ = within(Duration::from_secs(10), http.serve_connection(TokioIo::new(stream), service)).await;
-        });
-    }
-}
-
-async fn within<F: Future>(limit: Duration, work: F) -> Option<F::Output> {
-    tokio::time::timeout(limit, work).await.ok()
-}
-
-async fn bind(what: &str, address: SocketAddr) -> TcpListener {
-    let mut told = false;
-    loop {
-        match TcpListener::bind(address).await {
-            Ok(listener) => return listener,
-            Err(error) => {
-                if !told {
-                    tracing::warn!(%address, %error, "{what} cannot be served yet; retrying");
-                    told = true;
-                }
-                tokio::time::sleep(BIND_RETRY).await;
-            }
-        }
-    }
+fn json_answer(ok: bool, body: &serde_json::Value) -> Answer {
+    local_http::json(if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, body)
 }

@@ -12,6 +12,7 @@ use crate::model::{Endpoint, HealthCheck, PortName, Protocol, Rules, ServicePort
 
 /// Other implementations claim Services and slices with this label.
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+/// On slices by their controller; on a Service it keeps proxies away although it has an address.
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 /// Kubernetes' default for `sessionAffinityConfig.clientIP.timeoutSeconds`.
@@ -75,14 +76,16 @@ pub fn build(services: &[Arc<Service>], slices: &[Arc<EndpointSlice>], node: &No
     rules
 }
 
+/// A Service or slice that is not this proxy's, as its label says.
+fn foreign(labels: Option<&BTreeMap<String, String>>) -> bool {
+    labels.is_some_and(|labels| labels.contains_key(PROXY_NAME_LABEL) || labels.contains_key(HEADLESS_LABEL))
+}
+
 /// Whether `address` is one of this node's Services to redirect; none for headless and
 /// ExternalName Services and those of another proxy.
 fn proxied(service: &Service) -> Option<(&ServiceSpec, Ipv4Addr)> {
     let spec = service.spec.as_ref()?;
-    let labels = service.metadata.labels.as_ref();
-    if spec.type_.as_deref() == Some("ExternalName")
-        || labels.is_some_and(|labels| labels.contains_key(PROXY_NAME_LABEL))
-    {
+    if spec.type_.as_deref() == Some("ExternalName") || foreign(service.metadata.labels.as_ref()) {
         return None;
     }
     let ips = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
@@ -94,8 +97,7 @@ fn group(slices: &[Arc<EndpointSlice>]) -> Slices<'_> {
     let mut by_service: Slices<'_> = HashMap::new();
     for slice in slices {
         let Some(labels) = &slice.metadata.labels else { continue };
-        let foreign = labels.contains_key(PROXY_NAME_LABEL) || labels.contains_key(HEADLESS_LABEL);
-        if slice.address_type != "IPv4" || foreign {
+        if slice.address_type != "IPv4" || foreign(Some(labels)) {
             continue;
         }
         if let (Some(service), Some(namespace)) = (labels.get(SERVICE_LABEL), &slice.metadata.namespace) {

@@ -81,9 +81,11 @@ fn services_that_are_not_redirected() {
     for service in cases {
         assert!(build(std::slice::from_ref(&service), &[], &node()).ports.is_empty(), "{:?}", service.metadata.name);
     }
-    let mut other = service("other", "10.43.0.1", |_| {});
-    Arc::make_mut(&mut other).metadata.labels = Some([(PROXY_NAME_LABEL.to_owned(), "x".to_owned())].into());
-    assert!(build(&[other], &[], &node()).ports.is_empty());
+    for (label, value) in [(PROXY_NAME_LABEL, "x"), (HEADLESS_LABEL, "")] {
+        let mut other = service("other", "10.43.0.1", |_| {});
+        Arc::make_mut(&mut other).metadata.labels = Some([(label.to_owned(), value.to_owned())].into());
+        assert!(build(&[other], &[], &node()).ports.is_empty(), "{label}");
+    }
 }
 
 #[test]

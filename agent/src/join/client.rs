@@ -137,7 +137,7 @@ impl Connection {
             request.headers_mut().insert(header::AUTHORIZATION, value.clone());
         }
         // `managedFields` name what a node writes after it.
-        let agent = HeaderValue::from_static("kubelet/v1.37.0");
+        let agent = HeaderValue::from_static(api::version::agents::KUBELET);
         request.headers_mut().entry(header::USER_AGENT).or_insert(agent);
         let (connections, place) = current.place();
         (connections, place, request)

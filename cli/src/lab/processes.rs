@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -58,8 +58,9 @@ impl Process {
     }
 }
 
-/// Starts `skiff` with `arguments` in a network namespace, detached, output to `log`.
-pub fn start(netns: &str, arguments: &[String], log: &Path, pid_file: &Path) -> anyhow::Result<Process> {
+/// Starts `skiff` with `arguments` in a network namespace and under a host name of its own (which pods in
+/// the host's network see), detached, output to `log`.
+pub fn start(netns: &str, host: &str, arguments: &[String], log: &Path, pid_file: &Path) -> anyhow::Result<Process> {
     let skiff = std::env::current_exe().context("finding skiff's own executable")?;
     let output = File::options()
         .create(true)
@@ -69,9 +70,14 @@ pub fn start(netns: &str, arguments: &[String], log: &Path, pid_file: &Path) -> 
     let mut command = Command::new(&skiff);
     command.args(arguments).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
     enter(&mut command, netns)?;
-    // SAFETY: setsid is one system call, safe between fork and exec.
+    let host = host.to_owned();
+    // SAFETY: three system calls that allocate nothing, safe between fork and exec.
     unsafe {
-        command.pre_exec(|| Ok(nix::unistd::setsid().map(drop)?));
+        command.pre_exec(move || {
+            unshare(CloneFlags::CLONE_NEWUTS)?;
+            nix::unistd::sethostname(&host)?;
+            Ok(nix::unistd::setsid().map(drop)?)
+        });
     }
     let child = command.spawn().with_context(|| format!("starting {}", skiff.display()))?;
     let pid = i32::try_from(child.id()).context("pid out of range")?;

@@ -203,7 +203,7 @@ pub fn start(lab: &Lab, member: &str) -> anyhow::Result<()> {
         HOLLOW => hollow_arguments(lab),
         node => agent_arguments(lab, node)?,
     };
-    processes::start(&lab.netns(member), &arguments, &lab.log(member), &pid_file)?;
+    processes::start(&lab.netns(member), member, &arguments, &lab.log(member), &pid_file)?;
     Ok(())
 }
 

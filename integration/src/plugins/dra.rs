@@ -1,14 +1,21 @@
-//! A driver of dynamically allocated resources, in either version of its interface.
+//! A driver of dynamically allocated resources, in either version of its interface; in the newer it also
+//! tells how its device is.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
+use futures::StreamExt;
+use futures::stream::BoxStream;
 use proto::k8s::io::kubelet::pkg::apis::dra::v1;
 use proto::k8s::io::kubelet::pkg::apis::dra::v1::dra_plugin_server::{DraPlugin, DraPluginServer};
 use proto::pluginregistration::PluginInfo;
+use proto::v1::dra_resource_health_server::{DraResourceHealth, DraResourceHealthServer};
+use proto::v1::{DeviceHealth, DeviceIdentifier, HealthStatus, NodeWatchResourcesRequest, NodeWatchResourcesResponse};
+use tokio::sync::watch;
 use tonic::body::Body;
+use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 use tower::Service;
 
@@ -18,6 +25,7 @@ use super::{Record, Servers};
 pub struct Dra {
     pub record: Record,
     failing: Arc<AtomicBool>,
+    works: watch::Sender<bool>,
     _servers: Servers,
 }
 
@@ -27,25 +35,35 @@ impl Dra {
         let record = Record::default();
         let failing = Arc::new(AtomicBool::new(false));
         let driver = Driver { record: record.clone(), failing: failing.clone() };
+        let (works, told) = watch::channel(true);
         let mut servers = Servers::new();
         let endpoint = root.join("plugins").join(name).join("dra.sock");
-        match version {
-            "v1beta1" => servers.serve(&endpoint, Older(DraPluginServer::new(driver))),
-            _ => servers.serve(&endpoint, DraPluginServer::new(driver)),
+        let mut supported_versions = vec![format!("{version}.DRAPlugin")];
+        if version == "v1beta1" {
+            servers.serve(&endpoint, Older(DraPluginServer::new(driver)));
+        } else {
+            let teller = DraResourceHealthServer::new(Teller(told));
+            servers.serve_all(&endpoint, Routes::new(DraPluginServer::new(driver)).add_service(teller));
+            supported_versions.push("v1.DRAResourceHealth".to_owned());
         }
         let info = PluginInfo {
             r#type: "DRAPlugin".to_owned(),
             name: name.to_owned(),
             endpoint: endpoint.display().to_string(),
-            supported_versions: vec![format!("{version}.DRAPlugin")],
+            supported_versions,
         };
         servers.register(&root.join("plugins_registry").join(format!("{name}-reg.sock")), info, &record);
-        Self { record, failing, _servers: servers }
+        Self { record, failing, works, _servers: servers }
     }
 
     /// From now on preparing fails, or does not.
     pub fn fail(&self, failing: bool) {
         self.failing.store(failing, Ordering::Relaxed);
+    }
+
+    /// Says anew whether its device works.
+    pub fn say(&self, works: bool) {
+        self.works.send_replace(works);
     }
 }
 
@@ -87,6 +105,39 @@ impl DraPlugin for Driver {
         };
         let claims = request.into_inner().claims.into_iter().map(answer).collect();
         Ok(Response::new(v1::NodeUnprepareResourcesResponse { claims }))
+    }
+}
+
+struct Teller(watch::Receiver<bool>);
+
+#[tonic::async_trait]
+impl DraResourceHealth for Teller {
+    type NodeWatchResourcesStream = BoxStream<'static, Result<NodeWatchResourcesResponse, Status>>;
+
+    async fn node_watch_resources(
+        &self,
+        _: Request<NodeWatchResourcesRequest>,
+    ) -> Result<Response<Self::NodeWatchResourcesStream>, Status> {
+        let mut works = self.0.clone();
+        works.mark_changed();
+        let stream = futures::stream::unfold(works, |mut works| async {
+            works.changed().await.ok()?;
+            let devices = vec![device(*works.borrow_and_update())];
+            Some((Ok(NodeWatchResourcesResponse { devices }), works))
+        });
+        Ok(Response::new(stream.boxed()))
+    }
+}
+
+/// Its word counts for as long as a test takes.
+fn device(works: bool) -> DeviceHealth {
+    let health = if works { HealthStatus::Healthy } else { HealthStatus::Unhealthy };
+    DeviceHealth {
+        device: Some(DeviceIdentifier { pool_name: "pool".to_owned(), device_name: "device-0".to_owned() }),
+        health: health.into(),
+        health_check_timeout_seconds: 3600,
+        message: if works { String::new() } else { "the device is too hot".to_owned() },
+        ..Default::default()
     }
 }
 

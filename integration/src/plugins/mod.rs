@@ -17,6 +17,7 @@ use proto::pluginregistration::registration_server::{Registration, RegistrationS
 use proto::pluginregistration::{InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse};
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
+use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
 /// What was said, in order: calls of the kubelet, and what it told.
@@ -66,6 +67,11 @@ impl Servers {
             + 'static,
         S::Future: Send + 'static,
     {
+        self.serve_all(socket, Routes::new(service));
+    }
+
+    /// Several services on one socket.
+    fn serve_all(&mut self, socket: &Path, services: Routes) {
         let Some(runtime) = &self.runtime else { return };
         let parent = socket.parent().unwrap_or(Path::new("/"));
         std::fs::create_dir_all(parent).unwrap_or_else(|error| panic!("{}: {error}", parent.display()));
@@ -74,7 +80,7 @@ impl Servers {
         let incoming = futures::stream::unfold(listener, |listener| async {
             Some((listener.accept().await.map(|(stream, _)| stream), listener))
         });
-        runtime.spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
+        runtime.spawn(tonic::transport::Server::builder().add_routes(services).serve_with_incoming(incoming));
         self.sockets.push(socket.to_owned());
     }
 

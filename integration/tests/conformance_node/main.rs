@@ -7,6 +7,7 @@
 // A test that cannot go on fails, in its helpers too.
 #![allow(clippy::unwrap_used)]
 
+mod certificates;
 mod endings;
 mod lifecycle;
 mod logs;

@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use integration::{BUSYBOX, Lab, NGINX, Running, command};
+use integration::{BUSYBOX, Lab, NGINX, Running, command, kubectl_environment};
 
 use crate::SOON;
 
@@ -143,7 +143,7 @@ struct Forward {
 impl Forward {
     fn start(lab: &Lab, kubectl: &Path, remote: &[&str]) -> Self {
         let line = format!("exec {} port-forward pod/serves {} 2>&1", kubectl.display(), remote.join(" "));
-        let environment = [("KUBECONFIG", lab.kubeconfig.as_str()), ("HOME", "/nonexistent")];
+        let environment = kubectl_environment(&lab.kubeconfig);
         let mut kubectl = Running::start(Path::new("sh"), &["-c", &line], &environment);
         let ports = remote
             .iter()

@@ -2,8 +2,9 @@
 
 use integration::Lab;
 use integration::plugins::DevicePlugin;
+use serde_json::json;
 
-use crate::{SOON, delete, event, exec, gone, kill_agent, pod, root};
+use crate::{SOON, delete, devices_are, event, exec, gone, kill_agent, pod, root};
 
 const GPU: &str = "example.com/gpu";
 
@@ -49,8 +50,13 @@ fn device_plugins() {
     assert_eq!(refused["message"], format!("Pod was rejected: {why}"));
     event(&lab, "two", "UnexpectedAdmissionError", &why);
 
+    let of_one = |health: &str| json!([{"name": GPU, "resources": [{"resourceID": "gpu-1", "health": health}]}]);
+    devices_are(&lab, "one", &of_one("Healthy"));
+    plugin.say(&[("gpu-0", true), ("gpu-1", false)]);
+    devices_are(&lab, "one", &of_one("Unhealthy"));
     plugin.say(&[("gpu-0", false), ("gpu-1", true)]);
     has(&lab, "2", "1");
+    devices_are(&lab, "one", &of_one("Healthy"));
     plugin.say(&[("gpu-0", true), ("gpu-1", true)]);
     has(&lab, "2", "2");
 

@@ -1,11 +1,13 @@
-//! Drivers that register with a node: storage, devices, claimed resources. Each test has one lab with
-//! real containers; the drivers run beside it, on the sockets that drivers in pods would make.
+//! Drivers that register with a node: storage, devices, claimed resources; and those who ask it for its
+//! pods. Each test has one lab with real containers; the drivers run beside it, on the sockets that
+//! drivers in pods would make.
 
 // A test that cannot go on fails, in its helpers too.
 #![allow(clippy::unwrap_used)]
 
 mod devices;
 mod disks;
+mod pods;
 mod resources;
 mod volumes;
 
@@ -14,6 +16,7 @@ use std::time::Duration;
 
 use integration::plugins::Record;
 use integration::{BUSYBOX, Lab, command};
+use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -64,6 +67,16 @@ fn kill_agent(lab: &Lab) {
     command("kill", &["-9", &agent], &[], "").expect_ok();
     lab.eventually("the agent is gone", SOON, || {
         if lab.member("node-1")["pid"].is_null() { Ok(()) } else { Err("it is there".to_owned()) }
+    });
+}
+
+/// How the devices are that a pod's container has, as its status says.
+#[track_caller]
+fn devices_are(lab: &Lab, pod: &str, wanted: &Value) {
+    lab.eventually(&format!("the devices of {pod} are {wanted}"), SOON, || {
+        let container = lab.get(&["pod", pod])["status"]["containerStatuses"][0].clone();
+        let shown = &container["allocatedResourcesStatus"];
+        if shown == wanted { Ok(()) } else { Err(container.to_string()) }
     });
 }
 

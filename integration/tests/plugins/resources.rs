@@ -2,9 +2,9 @@
 
 use integration::Lab;
 use integration::plugins::Dra;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::{delete, event, gone, kill_agent, pod, root, said};
+use crate::{delete, devices_are, event, gone, kill_agent, pod, root, said};
 
 /// A claim that was allocated to the pods of this test by hand, as a scheduler would.
 fn allocate(lab: &Lab, claim: &str, driver: &str, pods: &[&str]) {
@@ -64,6 +64,16 @@ fn claimed_resources() {
         lab.wait(&format!("pod/{second}"), "condition=Ready", 60);
         let state = std::fs::read_to_string(root.join("dra_manager_state")).unwrap();
         assert!(state.contains(&format!("test.example.com/device={name}")), "{state}");
+
+        if version == "v1" {
+            let device = |told: Value| json!([{"name": "claim:r", "resources": [told]}]);
+            let id = "test.example.com/device=v1";
+            devices_are(&lab, &first, &device(json!({"resourceID": id, "health": "Healthy"})));
+            plugin.say(false);
+            let hot = json!({"resourceID": id, "health": "Unhealthy", "message": "the device is too hot"});
+            devices_are(&lab, &first, &device(hot.clone()));
+            devices_are(&lab, &second, &device(hot));
+        }
 
         // The last pod that goes has the claim taken back, also after a restart.
         delete(&lab, &first);

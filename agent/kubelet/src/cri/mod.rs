@@ -252,6 +252,18 @@ impl Runtime {
             .map(|_| ())
     }
 
+    /// Writes what the container is now to an archive at `location`. The runtime has no less time for it
+    /// than for another call.
+    pub async fn checkpoint_container(&self, id: &str, location: &Path, limit: Duration) -> Answer<()> {
+        let limit = limit.max(CALL);
+        let request = cri::CheckpointContainerRequest {
+            container_id: id.to_owned(),
+            location: location.to_string_lossy().into_owned(),
+            timeout: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
+        };
+        within("CheckpointContainer", limit, self.runtime.clone().checkpoint_container(request)).await.map(|_| ())
+    }
+
     pub async fn reopen_log(&self, id: &str) -> Answer<()> {
         let request = cri::ReopenContainerLogRequest { container_id: id.to_owned() };
         within("ReopenContainerLog", CALL, self.runtime.clone().reopen_container_log(request)).await.map(|_| ())

@@ -17,6 +17,7 @@ mod registration;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use component::Supervisor;
@@ -45,12 +46,22 @@ pub type Given = ContainerAllocateResponse;
 pub struct Devices {
     directory: PathBuf,
     ledger: Mutex<Ledger>,
-    /// The checkpoint's content as it was last written.
-    written: Mutex<Vec<u8>>,
+    /// How often the ledger was noted; changes only while that is locked.
+    notes: AtomicU64,
+    /// What was last written down. Locked while that is done: nobody who only reads waits for the disk.
+    written: Mutex<Note>,
     changed: watch::Sender<()>,
     /// Held while a pod's devices are chosen: plugins are asked in between.
     choosing: tokio::sync::Mutex<()>,
     supervisor: Supervisor,
+}
+
+/// The checkpoint's content at one time.
+#[derive(Default)]
+struct Note {
+    /// A later one has a higher number.
+    number: u64,
+    content: Vec<u8>,
 }
 
 impl Devices {
@@ -60,6 +71,7 @@ impl Devices {
         let directory = layout.device_plugins();
         let devices = Arc::new(Self {
             ledger: Mutex::new(checkpoint::read(&directory)),
+            notes: AtomicU64::default(),
             written: Mutex::default(),
             changed: watch::channel(()).0,
             choosing: tokio::sync::Mutex::default(),
@@ -116,13 +128,16 @@ impl Devices {
 
     /// Changes the ledger and keeps it.
     fn change<T>(&self, change: impl FnOnce(&mut Ledger) -> T) -> T {
-        let mut ledger = self.ledger.lock();
-        let before = ledger.states();
-        let result = change(&mut ledger);
-        if let Err(error) = self.keep(&ledger) {
+        let (result, moved, note) = {
+            let mut ledger = self.ledger.lock();
+            let before = ledger.states();
+            let result = change(&mut ledger);
+            (result, ledger.states() != before, self.note(&ledger))
+        };
+        if let Err(error) = self.keep(note) {
             tracing::error!(%error, directory = %self.directory.display(), "which container has which device could not be written down; after a restart it would not be known");
         }
-        if ledger.states() != before {
+        if moved {
             self.changed.send_replace(());
         }
         result
@@ -131,22 +146,36 @@ impl Devices {
     /// Gives the devices to the container, if that can be written down: others would get them after a
     /// restart.
     fn give(&self, wish: &Wish, devices: BTreeSet<String>, given: Given) -> Result<(), String> {
-        let mut ledger = self.ledger.lock();
-        ledger.give(wish, devices, given);
-        self.keep(&ledger).map_err(|error| {
-            ledger.take_back(wish);
+        let note = {
+            let mut ledger = self.ledger.lock();
+            ledger.give(wish, devices, given);
+            self.note(&ledger)
+        };
+        self.keep(note).map_err(|error| {
+            // Somebody may have written it down with a change of theirs meanwhile.
+            self.change(|ledger| ledger.take_back(wish));
             format!("failed to write checkpoint file {:?}: {error}", checkpoint::FILE)
         })
     }
 
-    /// Writes the ledger down, unless it is there already: plugins say the same things again and again.
-    fn keep(&self, ledger: &Ledger) -> std::io::Result<()> {
-        let content = checkpoint::content(ledger)?;
+    /// What there is to write down now. The ledger is locked.
+    fn note(&self, ledger: &Ledger) -> std::io::Result<Note> {
+        let number = self.notes.fetch_add(1, Ordering::Relaxed) + 1;
+        Ok(Note { number, content: checkpoint::content(ledger)? })
+    }
+
+    /// Writes the ledger down, unless it is there already: plugins say the same things again and again. A
+    /// note that comes after a later one is part of that.
+    fn keep(&self, note: std::io::Result<Note>) -> std::io::Result<()> {
+        let note = note?;
         let mut written = self.written.lock();
-        if *written != content {
-            checkpoint::write(&self.directory, &content)?;
-            *written = content;
+        if note.number < written.number {
+            return Ok(());
         }
+        if note.content != written.content {
+            checkpoint::write(&self.directory, &note.content)?;
+        }
+        *written = note;
         Ok(())
     }
 
@@ -278,6 +307,31 @@ mod tests {
         assert!(!file.exists(), "there was nothing to write");
         devices.release("p");
         assert!(file.exists());
+        supervisor.cancel();
+    }
+
+    #[tokio::test]
+    async fn a_note_that_comes_late_does_not_undo_a_later_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::new(directory.path(), "/logs");
+        std::fs::create_dir_all(layout.device_plugins()).unwrap();
+        let supervisor = Supervisor::new("test");
+        let devices = Devices::start(&layout, &supervisor);
+        let noted = |resource: &str| {
+            let mut ledger = devices.ledger.lock();
+            ledger.expect(resource);
+            devices.note(&ledger)
+        };
+        let (first, second) = (noted("example.com/a"), noted("example.com/b"));
+        devices.keep(second).unwrap();
+        devices.keep(first).unwrap();
+        let known = checkpoint::read(&layout.device_plugins());
+        let names: Vec<&String> = known.resources().map(|(name, _)| name).collect();
+        assert_eq!(names, ["example.com/a", "example.com/b"]);
+
+        // Whoever only looks does not wait for the disk.
+        let _writing = devices.written.lock();
+        assert!(devices.counts().len() == 2 && devices.healthy().len() == 2 && devices.health("p").is_empty());
         supervisor.cancel();
     }
 

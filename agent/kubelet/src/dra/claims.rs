@@ -1,6 +1,8 @@
 //! Which ResourceClaims a pod and its containers name. Pure
 //! (`k8s.io/dynamic-resource-allocation/resourceclaim`).
 
+use std::collections::HashMap;
+
 use k8s_openapi::api::core::v1::{Container, Pod, PodResourceClaim};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 
@@ -78,6 +80,22 @@ pub fn of_container(pod: &Pod, container: &Container) -> Result<Vec<(String, Str
     Ok(found)
 }
 
+/// What a container's claims are called in its status, each with its object's name and the request; an
+/// empty request is all of its claim. Claims without an object are left out.
+pub fn labels(pod: &Pod, container: &Container) -> Vec<(String, String, String)> {
+    let named = pod.spec.iter().flat_map(|spec| spec.resource_claims.iter().flatten());
+    let objects: HashMap<&str, String> =
+        named.filter_map(|claim| Some((claim.name.as_str(), wanted(pod, claim).name.ok()??))).collect();
+    let used = container.resources.iter().flat_map(|resources| resources.claims.iter().flatten());
+    let label = |used: &k8s_openapi::api::core::v1::ResourceClaim| {
+        let object = objects.get(used.name.as_str())?.clone();
+        let request = used.request.clone().unwrap_or_default();
+        let part = if request.is_empty() { String::new() } else { format!("/{request}") };
+        Some((format!("claim:{}{part}", used.name), object, request))
+    };
+    used.filter_map(label).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,6 +127,10 @@ mod tests {
         let pair = |claim: &str, request: &str| (claim.to_owned(), request.to_owned());
         assert_eq!(of(0), [pair("gpu", "one"), pair("p-own-x", "")]);
         assert_eq!(of(1), [pair("p-extended", "r")]);
+        let label = |index: usize| labels(&pod(), &containers[index]);
+        let triple = |label: &str, claim: &str, request: &str| (label.to_owned(), claim.to_owned(), request.to_owned());
+        assert_eq!(label(0), [triple("claim:shared/one", "gpu", "one"), triple("claim:own", "p-own-x", "")]);
+        assert!(label(1).is_empty());
         assert!(of_pod(&Pod::default()).is_empty());
     }
 

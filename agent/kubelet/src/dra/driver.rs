@@ -1,4 +1,4 @@
-//! One registered driver and its two calls, in the version it speaks.
+//! One registered driver and its calls, in the versions it speaks.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::{Request, Uri};
 use proto::k8s::io::kubelet::pkg::apis::dra::v1;
 use proto::k8s::io::kubelet::pkg::apis::dra::v1::dra_plugin_client::DraPluginClient;
+use proto::v1::dra_resource_health_client::DraResourceHealthClient;
 use serde::{Deserialize, Serialize};
 use tonic::transport::Channel;
 use tower::ServiceExt;
@@ -36,22 +37,37 @@ pub type Answers<T> = HashMap<String, Result<T, String>>;
 /// The interface's versions, by the names that drivers register with; the newest first.
 pub const SERVICES: [&str; 2] = ["v1.DRAPlugin", "v1beta1.DRAPlugin"];
 
+/// The same of the interface that tells how devices are.
+pub const HEALTH: [&str; 2] = ["v1.DRAResourceHealth", "v1alpha1.DRAResourceHealth"];
+
 type Body = Request<tonic::body::Body>;
-type Client = DraPluginClient<MapRequest<Channel, fn(Body) -> Body>>;
+type Versioned = MapRequest<Channel, fn(Body) -> Body>;
+pub type HealthClient = DraResourceHealthClient<Versioned>;
 
 pub struct Driver {
     pub name: String,
     pub endpoint: PathBuf,
-    client: Client,
+    client: DraPluginClient<Versioned>,
+    health: Option<HealthClient>,
 }
 
 impl Driver {
-    /// `service` is one of [`SERVICES`]. Connects with the first call.
-    pub fn new(name: &str, endpoint: &Path, socket: &Path, service: &str) -> Self {
+    /// `service` is one of [`SERVICES`], `health` one of [`HEALTH`] if the driver has any. Connects with the
+    /// first call.
+    pub fn new(name: &str, endpoint: &Path, socket: &Path, service: &str, health: Option<&str>) -> Self {
         let channel = proto::unix_channel_lazy(socket);
-        let version = if service == SERVICES[0] { |request| request } else { in_v1beta1 };
-        let client = DraPluginClient::new(channel.map_request(version));
-        Self { name: name.to_owned(), endpoint: endpoint.to_owned(), client }
+        let version: fn(Body) -> Body = if service == SERVICES[0] { |request| request } else { in_v1beta1 };
+        let client = DraPluginClient::new(channel.clone().map_request(version));
+        let health = health.map(|service| {
+            let version: fn(Body) -> Body = if service == HEALTH[0] { |request| request } else { in_v1alpha1 };
+            DraResourceHealthClient::new(channel.map_request(version))
+        });
+        Self { name: name.to_owned(), endpoint: endpoint.to_owned(), client, health }
+    }
+
+    /// A client of the driver's word on its devices, if it gives any.
+    pub fn health(&self) -> Option<HealthClient> {
+        self.health.clone()
     }
 }
 
@@ -60,8 +76,16 @@ fn outcome<T>(error: String, value: T) -> Result<T, String> {
 }
 
 /// The same call of the older interface: its messages are those of v1, the service has another name.
-fn in_v1beta1(mut request: Body) -> Body {
-    let path = request.uri().path().replacen(".v1.", ".v1beta1.", 1);
+fn in_v1beta1(request: Body) -> Body {
+    renamed(request, ".v1.", ".v1beta1.")
+}
+
+fn in_v1alpha1(request: Body) -> Body {
+    renamed(request, "/v1.", "/v1alpha1.")
+}
+
+fn renamed(mut request: Body, version: &str, other: &str) -> Body {
+    let path = request.uri().path().replacen(version, other, 1);
     let mut parts = request.uri().clone().into_parts();
     // What was a path of ASCII letters still is one.
     if let Ok(path) = path.parse() {

@@ -2,6 +2,7 @@
 //! (`pkg/kubelet/cm/dra/plugin/dra_plugin_manager.go`).
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,8 @@ use kube::{Api, Client};
 use parking_lot::Mutex;
 
 use super::Dra;
-use super::driver::{Driver, SERVICES};
+use super::driver::{Driver, HEALTH, SERVICES};
+use super::following::{self, Board};
 use crate::plugins::{Handler, Plugin};
 use crate::retry::Delays;
 
@@ -29,19 +31,34 @@ pub struct Drivers {
     node: String,
     supervisor: Supervisor,
     known: Mutex<HashMap<String, Known>>,
+    /// How their devices are.
+    pub health: Arc<Board>,
 }
 
 /// A driver can have several plugins while it is being updated.
 #[derive(Default)]
 struct Known {
     plugins: Vec<Arc<Driver>>,
+    /// Listens to the newest, if that tells how devices are.
+    listening: Option<Listening>,
     /// Takes the driver's slices back once it has been away for long.
     wiping: Option<Supervisor>,
 }
 
+struct Listening {
+    endpoint: PathBuf,
+    supervisor: Supervisor,
+}
+
 impl Drivers {
     pub fn new(client: Client, node: &str, supervisor: &Supervisor) -> Self {
-        Self { client, node: node.to_owned(), supervisor: supervisor.child("dra"), known: Mutex::default() }
+        Self {
+            client,
+            node: node.to_owned(),
+            supervisor: supervisor.child("dra"),
+            known: Mutex::default(),
+            health: Arc::default(),
+        }
     }
 
     /// The plugin that registered last.
@@ -58,7 +75,9 @@ impl Drivers {
         if known.plugins.iter().any(|other| other.endpoint == *endpoint) {
             return Err(format!("endpoint {} already registered for DRA driver plugin {name}", endpoint.display()));
         }
-        known.plugins.push(Arc::new(Driver::new(name, endpoint, &plugin.socket, service)));
+        let health = health_service(&plugin.versions);
+        known.plugins.push(Arc::new(Driver::new(name, endpoint, &plugin.socket, service, health)));
+        self.listen(name, known);
         if let Some(wiping) = known.wiping.take() {
             wiping.cancel();
         }
@@ -69,6 +88,7 @@ impl Drivers {
         let mut all = self.known.lock();
         let Some(known) = all.get_mut(&plugin.name) else { return };
         known.plugins.retain(|other| other.endpoint != plugin.endpoint);
+        self.listen(&plugin.name, known);
         if known.plugins.is_empty() && known.wiping.is_none() {
             let wiping = self.supervisor.child(&plugin.name);
             let (client, node, driver) = (self.client.clone(), self.node.clone(), plugin.name.clone());
@@ -78,6 +98,25 @@ impl Drivers {
             });
             known.wiping = Some(wiping);
         }
+    }
+
+    /// Only the plugin that registered last is asked how devices are.
+    fn listen(&self, name: &str, known: &mut Known) {
+        let newest = known.plugins.last();
+        let endpoint = newest.map(|driver| &driver.endpoint);
+        if endpoint.is_some() && endpoint == known.listening.as_ref().map(|listening| &listening.endpoint) {
+            return;
+        }
+        if let Some(before) = known.listening.take() {
+            before.supervisor.cancel();
+        }
+        let Some((driver, client)) = newest.and_then(|driver| Some((driver, driver.health()?))) else {
+            return self.health.end(name, None);
+        };
+        let supervisor = self.supervisor.child(name);
+        let following = following::follow(self.health.clone(), driver.clone(), client, self.health.begin(name));
+        supervisor.spawn("health", following);
+        known.listening = Some(Listening { endpoint: driver.endpoint.clone(), supervisor });
     }
 
     /// Takes back what every driver of this node offers.
@@ -145,9 +184,26 @@ fn service(plugin: &Plugin) -> Result<&'static str, String> {
     })
 }
 
+/// The newest of the services by which the plugin tells how devices are; it need not have any.
+fn health_service(versions: &[String]) -> Option<&'static str> {
+    HEALTH.into_iter().find(|service| versions.iter().any(|version| version == service))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_newest_way_to_tell_of_devices_is_taken() {
+        for (versions, service) in [
+            (vec!["v1.DRAPlugin"], None),
+            (vec!["v1.DRAPlugin", "v1alpha1.DRAResourceHealth"], Some("v1alpha1.DRAResourceHealth")),
+            (vec!["v1alpha1.DRAResourceHealth", "v1.DRAResourceHealth"], Some("v1.DRAResourceHealth")),
+        ] {
+            let versions: Vec<String> = versions.into_iter().map(str::to_owned).collect();
+            assert_eq!(health_service(&versions), service, "{versions:?}");
+        }
+    }
 
     fn plugin(endpoint: &str, versions: &[&str]) -> Plugin {
         Plugin {

@@ -4,24 +4,28 @@
 //! Layer: beside the pods. Drivers come in through [`crate::plugins`] ([`drivers`], [`driver`]). Which
 //! claims are prepared for which pods is pure ([`ledger`]) and kept in a file; the workers call
 //! [`Dra::prepare`] before a sandbox is made, [`Dra::cdi_devices`] when a container is, and
-//! [`Dra::unprepare`] once nothing of the pod runs.
+//! [`Dra::unprepare`] once nothing of the pod runs. How devices are some drivers tell ([`following`]); what
+//! they said is pure ([`health`]), and statuses show it ([`Dra::health`]).
 
 mod claims;
 mod driver;
 mod drivers;
+mod following;
+mod health;
 mod ledger;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use component::{Supervisor, brief};
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, ResourceHealth, ResourceStatus};
 use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::{Api, Client};
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::layout::Layout;
 use crate::locks::Locks;
@@ -239,6 +243,43 @@ impl Dra {
             None => Some(missing.clone()),
         };
         batch.iter().filter_map(|claim| Some((claim.clone(), refused(claim)?))).collect()
+    }
+
+    /// Changes when a device is no longer as its driver said.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.drivers.health.changes()
+    }
+
+    /// Pods that claims are prepared for.
+    pub fn users(&self) -> BTreeSet<String> {
+        self.ledger.lock().pods().collect()
+    }
+
+    /// How the devices are that the pod's containers claim, by container.
+    pub fn health(&self, pod: &Pod) -> BTreeMap<String, Vec<ResourceStatus>> {
+        let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+        let told = containers.map(|container| (container.name.clone(), self.health_of(pod, container)));
+        told.filter(|(_, told)| !told.is_empty()).collect()
+    }
+
+    fn health_of(&self, pod: &Pod, container: &Container) -> Vec<ResourceStatus> {
+        let labels = claims::labels(pod, container);
+        if labels.is_empty() {
+            return Vec::new();
+        }
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let ledger = self.ledger.lock();
+        let told = labels.into_iter().filter_map(|(name, claim, request)| {
+            let mut devices: Vec<ResourceHealth> = Vec::new();
+            for (driver, device) in ledger.get(namespace, &claim)?.devices_of(&request) {
+                let health = self.drivers.health.of(driver, device);
+                if devices.iter().all(|known| known.resource_id != health.resource_id) {
+                    devices.push(health);
+                }
+            }
+            (!devices.is_empty()).then_some(ResourceStatus { name, resources: Some(devices) })
+        });
+        told.collect()
     }
 
     /// Pods that claims are prepared for, but for these.

@@ -1,4 +1,5 @@
-//! Which images go when the disk fills (`pkg/kubelet/images/image_gc_manager.go`). [`choose`] is pure.
+//! Which images go when the disk fills (`pkg/kubelet/images/image_gc_manager.go`), and with them, or
+//! with those that somebody else removed, what is known of whose pulls brought them. [`choose`] is pure.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -105,7 +106,9 @@ async fn collect(
     records: &mut Records,
     bytes: Option<u64>,
 ) -> Result<(), crate::cri::RuntimeError> {
+    let began = Timestamp::now();
     let (images, containers) = tokio::try_join!(node.runtime.list_images(), node.runtime.list_containers(None))?;
+    let mut present: HashSet<&str> = images.iter().map(|image| image.id.as_str()).collect();
     let used: HashSet<String> = containers
         .into_iter()
         .flat_map(|container| [container.image_ref, container.image_id, container.image.unwrap_or_default().image])
@@ -117,14 +120,17 @@ async fn collect(
     let fs = image_file_system(node).await;
     let wanted = bytes.unwrap_or_else(|| wanted(fs, policy.high_percent, policy.low_percent));
     if wanted == 0 {
+        node.images.prune(&present, began);
         return Ok(());
     }
     let mut freed = 0;
     for image in choose(candidates, wanted, now, policy.min_age) {
         tracing::info!(image = image.id, bytes = image.bytes, "removing an unused image to free disk space");
         node.runtime.remove_image(&image.id).await?;
+        present.remove(image.id.as_str());
         freed += image.bytes;
     }
+    node.images.prune(&present, began);
     if freed < wanted {
         let message = format!(
             "Failed to garbage collect required amount of images. Attempted to free {wanted} bytes, but only found {freed} bytes eligible to free."

@@ -54,21 +54,32 @@ fn split_domain(name: &str) -> (Option<&str>, &str) {
     }
 }
 
-/// The registry an image comes from, for credentials.
-pub fn registry(image: &str) -> &str {
+/// The name as far as the tag or digest.
+fn bare(image: &str) -> &str {
     let name = image.split('@').next().unwrap_or(image);
-    split_domain(name).0.unwrap_or("docker.io")
+    let last_slash = name.rfind('/').map_or(0, |at| at + 1);
+    name[last_slash..].find(':').map_or(name, |colon| &name[..last_slash + colon])
 }
 
 /// `host/path` of the repository with Docker Hub's defaults spelled out, no tag or digest.
 pub fn repository(image: &str) -> String {
-    let name = image.split('@').next().unwrap_or(image);
-    let last_slash = name.rfind('/').map_or(0, |at| at + 1);
-    let name = name[last_slash..].find(':').map_or(name, |colon| &name[..last_slash + colon]);
+    let name = bare(image);
     match split_domain(name) {
+        (None | Some("docker.io" | "index.docker.io"), path) if path.contains('/') => format!("docker.io/{path}"),
+        (None | Some("docker.io" | "index.docker.io"), path) => format!("docker.io/library/{path}"),
         (Some(_), _) => name.to_owned(),
-        (None, path) if path.contains('/') => format!("docker.io/{path}"),
-        (None, path) => format!("docker.io/library/{path}"),
+    }
+}
+
+/// The whole reference as runtimes list it: by digest where there is one, else by tag.
+pub fn normalized(image: &str) -> String {
+    let repository = repository(image);
+    match image.split_once('@') {
+        Some((_, digest)) => format!("{repository}@{digest}"),
+        None => {
+            let tag = image[bare(image).len()..].trim_start_matches(':');
+            format!("{repository}:{}", if tag.is_empty() { "latest" } else { tag })
+        }
     }
 }
 
@@ -156,13 +167,18 @@ mod tests {
 
     #[test]
     fn parts() {
-        for (image, host, full) in [
-            ("nginx:1", "docker.io", "docker.io/library/nginx"),
-            ("me/app", "docker.io", "docker.io/me/app"),
-            ("localhost:5000/app:v1", "localhost:5000", "localhost:5000/app"),
-            ("quay.io/a/b@sha256:00", "quay.io", "quay.io/a/b"),
+        for (image, repository_of, whole) in [
+            ("nginx:1", "docker.io/library/nginx", "docker.io/library/nginx:1"),
+            ("nginx", "docker.io/library/nginx", "docker.io/library/nginx:latest"),
+            ("docker.io/nginx", "docker.io/library/nginx", "docker.io/library/nginx:latest"),
+            ("index.docker.io/me/app", "docker.io/me/app", "docker.io/me/app:latest"),
+            ("me/app", "docker.io/me/app", "docker.io/me/app:latest"),
+            ("localhost:5000/app:v1", "localhost:5000/app", "localhost:5000/app:v1"),
+            ("localhost:5000/app", "localhost:5000/app", "localhost:5000/app:latest"),
+            ("quay.io/a/b@sha256:00", "quay.io/a/b", "quay.io/a/b@sha256:00"),
+            ("quay.io/a/b:1@sha256:00", "quay.io/a/b", "quay.io/a/b@sha256:00"),
         ] {
-            assert_eq!((registry(image), repository(image).as_str()), (host, full));
+            assert_eq!((repository(image).as_str(), normalized(image).as_str()), (repository_of, whole));
         }
         assert_eq!((default_policy("a:latest"), default_policy("a:1")), ("Always", "IfNotPresent"));
     }

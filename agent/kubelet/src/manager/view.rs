@@ -11,7 +11,7 @@ use crate::cri::Runtime;
 use crate::pod::mailbox::Snapshot;
 use crate::pod::observed::Run;
 use crate::server_contract::{ContainerRun, NodePods, PodRuntimeView};
-use crate::volume_contract::VolumeUsage;
+use crate::volume_contract::{CertificateStates, VolumeUsage};
 
 fn container_run(run: &Run) -> ContainerRun {
     ContainerRun {
@@ -62,6 +62,10 @@ impl NodePods for Manager {
         self.node.volumes.usage(pod).await
     }
 
+    fn certificates(&self) -> CertificateStates {
+        self.node.volumes.certificates()
+    }
+
     fn runtime(&self) -> &Runtime {
         &self.node.runtime
     }
@@ -72,6 +76,14 @@ impl NodePods for Manager {
 
     fn probe_metrics(&self) -> String {
         self.node.probe_totals.page()
+    }
+
+    fn image_metrics(&self) -> String {
+        self.node.images.metrics()
+    }
+
+    fn pods_api_metrics(&self) -> String {
+        self.node.feed_totals.page()
     }
 
     async fn healthy(&self) -> Result<(), String> {

@@ -70,8 +70,6 @@ pub fn labels(config: &Config, machine: &Machine) -> BTreeMap<String, String> {
     labels
 }
 
-/// What Kubernetes version the node behaves as.
-pub const KUBELET_VERSION: &str = concat!("v1.37.0+skiff-", env!("CARGO_PKG_VERSION"));
 /// What the scheduler and the API server may rely on, by the names of its feature gates
 /// (`k8s.io/component-helpers/nodedeclaredfeatures`). Sorted.
 const DECLARED_FEATURES: [&str; 5] = [
@@ -207,7 +205,7 @@ fn info(view: &View<'_>) -> NodeSystemInfo {
         container_runtime_version: view.runtime_version.to_owned(),
         kernel_version: machine.kernel_version.clone(),
         kube_proxy_version: String::new(),
-        kubelet_version: KUBELET_VERSION.to_owned(),
+        kubelet_version: api::version::GIT.to_owned(),
         machine_id: machine.machine_id.clone(),
         operating_system: "linux".to_owned(),
         os_image: machine.os_image.clone(),

@@ -491,11 +491,17 @@ fn user(user: &proto::runtime::v1::LinuxContainerUser) -> ContainerUser {
     }
 }
 
-/// How the devices are that containers have (`allocatedResourcesStatus`).
-pub fn tell_devices(status: &mut PodStatus, mut devices: BTreeMap<String, Vec<ResourceStatus>>) {
+/// How the devices are that containers have (`allocatedResourcesStatus`). Of those that were given back is
+/// told what was last said: it may be why the pod ended.
+pub fn tell_devices(status: &mut PodStatus, mut devices: BTreeMap<String, Vec<ResourceStatus>>, last: &PodStatus) {
+    let lasts = [&last.init_container_statuses, &last.container_statuses];
+    let before = |name: &str| {
+        let known = lasts.into_iter().flatten().flatten().find(|container| container.name == name);
+        known.and_then(|container| container.allocated_resources_status.clone())
+    };
     let lists = [&mut status.init_container_statuses, &mut status.container_statuses];
     for container in lists.into_iter().flatten().flatten() {
-        container.allocated_resources_status = devices.remove(&container.name);
+        container.allocated_resources_status = devices.remove(&container.name).or_else(|| before(&container.name));
     }
 }
 

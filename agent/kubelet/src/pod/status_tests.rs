@@ -155,3 +155,22 @@ fn what_is_said_of_a_resize_comes_before_the_other_conditions() {
         made["conditions"].as_array().unwrap().iter().filter_map(|one| one["type"].as_str()).collect();
     assert_eq!(types[..3], ["example.com/gate", "PodResizeInProgress", "PodReadyToStartContainers"]);
 }
+
+#[test]
+fn what_was_last_said_of_devices_stays() {
+    let told = |health: &str| {
+        let devices = json!([{"name": "example.com/gpu", "resources": [{"resourceID": "a", "health": health}]}]);
+        serde_json::from_value::<Vec<ResourceStatus>>(devices).unwrap()
+    };
+    let status = |names: &[&str]| -> PodStatus {
+        let one = |name: &&str| json!({"name": name, "image": "i", "imageID": "", "ready": true, "restartCount": 0});
+        serde_json::from_value(json!({"containerStatuses": names.iter().map(one).collect::<Vec<_>>()})).unwrap()
+    };
+    let mut last = status(&["a", "b"]);
+    tell_devices(&mut last, [("a".to_owned(), told("Unhealthy"))].into(), &PodStatus::default());
+    let mut now = status(&["a", "b"]);
+    tell_devices(&mut now, [("b".to_owned(), told("Healthy"))].into(), &last);
+    let containers = now.container_statuses.unwrap();
+    let shown = |index: usize| containers[index].allocated_resources_status.clone();
+    assert_eq!((shown(0), shown(1)), (Some(told("Unhealthy")), Some(told("Healthy"))));
+}

@@ -4,11 +4,12 @@
 //! The path is opened beneath the volume with `openat2(RESOLVE_BENEATH)`, and what was opened, not
 //! its name, is bound onto a file or directory of the kubelet's own.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::Mode;
 
@@ -75,28 +76,39 @@ fn open_one(root: &OwnedFd, path: &str) -> nix::Result<OwnedFd> {
     openat2(root.as_fd(), path, how)
 }
 
+/// Makes what is missing of `path`. The last directory gets the volume's own mode, whatever the umask is:
+/// who may write to the volume may write to this part of it (a group given by `fsGroup`, say).
 fn make_directories(root: &OwnedFd, path: &str) -> Result<(), SubPathError> {
-    let mut made = PathBuf::new();
+    let failed = |made: &Path, errno| SubPathError::Make { path: made.to_string_lossy().into_owned(), errno };
+    let mode = nix::sys::stat::fstat(root).map_err(|errno| failed(Path::new("."), errno))?.st_mode & 0o7777;
+    let (mut made, mut newest) = (PathBuf::new(), None);
     for part in Path::new(path).components() {
         let parent = made.clone();
         made.push(part);
-        let made_text = made.to_string_lossy().into_owned();
-        let failed = |errno| SubPathError::Make { path: made_text.clone(), errno };
-        if open_one(root, &made_text).is_ok() {
+        if open_one(root, &made.to_string_lossy()).is_ok() {
+            newest = None;
             continue;
         }
-        let parent_fd = if parent.as_os_str().is_empty() {
-            None
-        } else {
-            Some(open_one(root, &parent.to_string_lossy()).map_err(failed)?)
-        };
-        let directory = parent_fd.as_ref().map_or(root.as_fd(), |fd| fd.as_fd());
-        match nix::sys::stat::mkdirat(directory, part.as_os_str(), Mode::from_bits_truncate(0o750)) {
-            Ok(()) | Err(Errno::EEXIST) => {}
-            Err(errno) => return Err(failed(errno)),
-        }
+        newest = make_directory(root, &parent, part.as_os_str(), mode).map_err(|errno| failed(&made, errno))?;
     }
-    Ok(())
+    newest.map_or(Ok(()), |directory| set_mode(&directory, mode).map_err(|errno| failed(&made, errno)))
+}
+
+/// Makes a directory and opens it; nothing, when somebody else made it meanwhile.
+fn make_directory(root: &OwnedFd, parent: &Path, name: &OsStr, mode: u32) -> nix::Result<Option<OwnedFd>> {
+    let opened = if parent.as_os_str().is_empty() { None } else { Some(open_one(root, &parent.to_string_lossy())?) };
+    let parent = opened.as_ref().map_or(root.as_fd(), |fd| fd.as_fd());
+    // Not through a link that was put in its place.
+    let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    match nix::sys::stat::mkdirat(parent, name, Mode::from_bits_truncate(mode & 0o777)) {
+        Ok(()) => openat(parent, name, flags, Mode::empty()).map(Some),
+        Err(Errno::EEXIST) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn set_mode(directory: &OwnedFd, mode: u32) -> nix::Result<()> {
+    nix::sys::stat::fchmod(directory, Mode::from_bits_truncate(mode))
 }
 
 /// Unmounts and removes every sub-path bind of a pod.
@@ -117,6 +129,8 @@ pub fn release_all(directory: &Path) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -132,5 +146,18 @@ mod tests {
         assert!(open_beneath(&volume, "out").is_err());
         assert!(open_beneath(&volume, "out/passwd").is_err());
         std::fs::remove_dir_all(&volume).unwrap();
+    }
+
+    #[test]
+    fn what_is_made_has_the_volumes_mode() {
+        let volume = tempfile::tempdir().unwrap();
+        let mode = |path: &str| std::fs::metadata(volume.path().join(path)).unwrap().permissions().mode() & 0o7777;
+        std::fs::create_dir(volume.path().join("old")).unwrap();
+        let old = mode("old");
+        std::fs::set_permissions(volume.path(), std::fs::Permissions::from_mode(0o2777)).unwrap();
+        for (path, wanted) in [("new", 0o2777), ("a/b", 0o2777), ("old/c", 0o2777), ("old", old)] {
+            open_beneath(volume.path(), path).unwrap();
+            assert_eq!(mode(path), wanted, "{path}");
+        }
     }
 }

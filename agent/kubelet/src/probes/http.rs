@@ -13,7 +13,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::net::TcpStream;
 
 /// How probes name themselves.
-pub const USER_AGENT: &str = "kube-probe/1.37";
+pub const USER_AGENT: &str = api::version::agents::PROBE;
 /// How much of an answer is read.
 const BODY_LIMIT: usize = 10 << 10;
 const REDIRECTS: usize = 10;

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use api::version;
 use http::StatusCode;
 use k8s_openapi::api::core::v1::Pod;
 
@@ -12,7 +13,7 @@ use super::reply::{self, Reply};
 use super::stats::qos_of;
 use crate::cgroups::{Psi, Usage};
 use crate::server_contract::NodePods;
-use crate::volume_contract::VolumeUsage;
+use crate::volume_contract::{CertificateStates, VolumeUsage};
 
 pub fn reply(text: String) -> Reply {
     reply::with_type(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
@@ -263,13 +264,8 @@ pub fn own(pods: &dyn NodePods) -> String {
         "The number of pods the kubelet is being instructed to run.",
     );
     family.sample(&[], all.len());
-    let mut family = Family::new(
-        family.text,
-        "kubernetes_build_info",
-        "gauge",
-        "A metric with a constant '1' value labeled by version.",
-    );
-    family.sample(&[("platform", "linux"), ("skiff_version", env!("CARGO_PKG_VERSION"))], 1);
+    let mut family = Family::new(family.text, "kubernetes_build_info", "gauge", version::BUILD_INFO_HELP);
+    family.sample(&version::Info::new().labels(), 1);
     if let Some((cpu, resident)) = process_usage() {
         family = Family::new(
             family.text,
@@ -321,6 +317,19 @@ pub async fn volumes(pods: &dyn NodePods, text: String) -> String {
     })
 }
 
+/// Certificates of pods' volumes; nothing where there are none.
+pub fn certificates(states: &CertificateStates, text: String) -> String {
+    if states.is_empty() {
+        return text;
+    }
+    let help = "Gauge vector reporting the number of pod certificate projected volume sources, faceted by signer_name and state.";
+    let mut family = Family::new(text, "kubelet_podcertificate_states", "gauge", help);
+    for ((signer, state), count) in states {
+        family.sample(&[("signer_name", signer.as_str()), ("state", *state)], count);
+    }
+    family.text
+}
+
 /// CPU seconds and resident bytes of this process.
 fn process_usage() -> Option<(f64, u64)> {
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
@@ -342,6 +351,15 @@ mod tests {
         family.sample(&[("a", "x\"y")], 1.5);
         family.sample(&[], 2);
         assert_eq!(family.text, "# HELP m Help.\n# TYPE m gauge\nm{a=\"x\\\"y\"} 1.5\nm 2\n");
+    }
+
+    #[test]
+    fn certificates_are_counted_by_signer_and_state() {
+        assert_eq!(certificates(&CertificateStates::new(), "before\n".to_owned()), "before\n");
+        let states = CertificateStates::from([(("example.com/s".to_owned(), "fresh"), 2)]);
+        let text = certificates(&states, String::new());
+        let sample = "kubelet_podcertificate_states{signer_name=\"example.com/s\",state=\"fresh\"} 2\n";
+        assert!(text.ends_with(sample), "{text}");
     }
 
     #[test]

@@ -4,9 +4,10 @@
 //! `kubectl logs`, `exec`, `attach`, `port-forward` and `top` to it.
 //!
 //! A request goes: TLS (`tls`, client certificate optional) → who is it, may they (`auth`) → which
-//! endpoint (`route`) → its module: `logs`, `streams`, `stats`, `metrics`, `pages`, `files`.
+//! endpoint (`route`) → its module: `logs`, `streams`, `checkpoint`, `stats`, `metrics`, `pages`, `files`.
 
 mod auth;
+mod checkpoint;
 mod files;
 mod logs;
 mod machine;
@@ -20,6 +21,7 @@ mod tls;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use component::Supervisor;
@@ -35,6 +37,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::ServerConfig;
+use crate::layout::CHECKPOINTS;
 use crate::server_contract::NodePods;
 use auth::{Gate, Refusal, User};
 use reply::Reply;
@@ -50,7 +53,7 @@ pub struct Options {
     /// For token and access reviews.
     pub client: kube::Client,
     /// The node's data directory, whose file system is reported as `nodefs`.
-    pub root: std::path::PathBuf,
+    pub root: PathBuf,
     /// What `/configz` shows: the kubelet's configuration in Kubernetes' field names.
     pub configz: serde_json::Value,
 }
@@ -77,6 +80,7 @@ pub async fn start(
     let server = Arc::new(Server {
         tls: TlsFiles::new(&options.config),
         gate: Gate::new(options.client, options.node_name.clone()),
+        checkpoints: options.root.join(CHECKPOINTS),
         stats: stats::Stats::new(options.node_name, options.root),
         configz: options.configz,
         started: Timestamp::now(),
@@ -91,6 +95,7 @@ pub async fn start(
 struct Server {
     tls: TlsFiles,
     gate: Gate,
+    checkpoints: PathBuf,
     stats: stats::Stats,
     configz: serde_json::Value,
     started: Timestamp,
@@ -189,12 +194,20 @@ impl Server {
             Route::Exec(target) => streams::exec(&self.pods, &target, request, &self.supervisor).await,
             Route::Attach(target) => streams::attach(&self.pods, &target, request, &self.supervisor).await,
             Route::Run(target) => streams::run(&self.pods, &target, query.as_deref()).await,
+            Route::Checkpoint { namespace, pod, container } => {
+                let of = checkpoint::Of { namespace: &namespace, pod: &pod, container: &container };
+                checkpoint::serve(&*self.pods, &self.checkpoints, of, query.as_deref()).await
+            }
             Route::PortForward { namespace, pod, uid } => {
                 let pod = (namespace.as_str(), pod.as_str(), uid.as_deref());
                 streams::port_forward(&self.pods, pod, request, &self.supervisor).await
             }
             Route::StatsSummary => reply::json(&self.stats.summary(&*self.pods).await),
-            Route::Metrics => metrics::reply(metrics::volumes(&*self.pods, metrics::own(&*self.pods)).await),
+            Route::Metrics => {
+                let text = metrics::volumes(&*self.pods, metrics::own(&*self.pods)).await;
+                let text = metrics::certificates(&self.pods.certificates(), text);
+                metrics::reply(text + &self.pods.pods_api_metrics() + &self.pods.image_metrics())
+            }
             Route::MetricsCadvisor => metrics::reply(metrics::cadvisor(&*self.pods)),
             Route::MetricsResource => metrics::reply(metrics::resource(&*self.pods)),
             Route::MetricsProbes => metrics::reply(self.pods.probe_metrics()),
@@ -221,7 +234,7 @@ impl Server {
 fn method_fits(route: &Route, method: &Method) -> bool {
     match route {
         Route::Exec(_) | Route::Attach(_) | Route::PortForward { .. } => [Method::GET, Method::POST].contains(method),
-        Route::Run(_) => method == Method::POST,
+        Route::Run(_) | Route::Checkpoint { .. } => method == Method::POST,
         _ => [Method::GET, Method::HEAD].contains(method),
     }
 }

@@ -1,27 +1,20 @@
 //! What the kubelet tells of itself: `/statusz`, `/flagz`, how its health checks went
 //! (`/metrics/slis`), and `/healthz` for those on this machine.
 
-use std::convert::Infallible;
 use std::fmt::Write;
 use std::net::SocketAddr;
-use std::time::Duration;
 
+use api::version;
+use component::local_http;
 use component::zpages::{self, Flags, Form, Page, Status};
-use http::{HeaderValue, Request, Response, StatusCode, header};
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use http::{HeaderValue, StatusCode, header};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde_json::{Map, Value};
-use tokio::net::TcpListener;
 
 use super::reply::{self, Reply};
 
 const COMPONENT: &str = "kubelet";
-/// The Kubernetes version that the kubelet behaves as, `major.minor`.
-const VERSION: &str = "1.37";
 const PATHS: [&str; 6] = ["/configz", "/flagz", "/healthz", "/metrics", "/pods", "/statusz"];
 
 /// `configuration` is what `/configz` shows.
@@ -32,9 +25,9 @@ pub fn zpage(page: Page, accept: &str, started: Timestamp, configuration: &Value
     };
     let status = || Status {
         started,
-        go_version: "none".to_owned(),
-        binary_version: VERSION.to_owned(),
-        emulation_version: VERSION.to_owned(),
+        go_version: version::GO.to_owned(),
+        binary_version: version::SHORT.to_owned(),
+        emulation_version: version::SHORT.to_owned(),
         paths: PATHS.map(str::to_owned).to_vec(),
     };
     let (yaml, object) = match (form, page) {
@@ -137,49 +130,16 @@ impl Checks {
     }
 }
 
-/// Answers `/healthz` to whoever can reach the address, until cancelled. A port that is taken is tried again.
+/// Answers `/healthz` to whoever can reach the address, until cancelled.
 pub async fn serve_healthz(address: SocketAddr) {
-    let mut told = false;
-    let listener = loop {
-        match TcpListener::bind(address).await {
-            Ok(listener) => break listener,
-            Err(error) if !told => {
-                tracing::warn!(%address, %error, "the kubelet's /healthz cannot be served on this machine yet; trying again");
-                told = true;
-            }
-            Err(_) => {}
-        }
-        tokio::time::sleep(Duration::from_secs(5)).await;
-    };
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            // Out of descriptors: those of others come free again.
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
-        // Short-lived by construction: one answer, then the connection is closed or times out.
-        tokio::spawn(async move {
-            let service = service_fn(|request: Request<Incoming>| {
-                let answer = local_answer(request.uri().path());
-                async move { Ok::<_, Infallible>(answer) }
-            });
-            let mut http = hyper::server::conn::http1::Builder::new();
-            http.keep_alive(false);
-            let _ = tokio::time::timeout(Duration::from_secs(10), http.serve_connection(TokioIo::new(stream), service))
-                .await;
-        });
-    }
+    local_http::serve("the kubelet's /healthz", address, local_answer).await;
 }
 
-fn local_answer(path: &str) -> Response<Full<Bytes>> {
-    let (status, text) = match path {
-        "/healthz" | "/healthz/ping" => (StatusCode::OK, "ok"),
-        _ => (StatusCode::NOT_FOUND, "404 page not found\n"),
-    };
-    let mut answer = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
-    *answer.status_mut() = status;
-    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    answer
+fn local_answer(path: &str) -> local_http::Answer {
+    match path {
+        "/healthz" | "/healthz/ping" => local_http::text(StatusCode::OK, "ok"),
+        _ => local_http::not_found(),
+    }
 }
 
 #[cfg(test)]

@@ -16,6 +16,11 @@ pub enum Route {
     Exec(Target),
     Attach(Target),
     Run(Target),
+    Checkpoint {
+        namespace: String,
+        pod: String,
+        container: String,
+    },
     PortForward {
         namespace: String,
         pod: String,
@@ -68,6 +73,11 @@ pub fn route(path: &str) -> Option<Route> {
         ["exec", rest @ ..] => Route::Exec(target(rest)?),
         ["attach", rest @ ..] => Route::Attach(target(rest)?),
         ["run", rest @ ..] => Route::Run(target(rest)?),
+        ["checkpoint", namespace, pod, container] => Route::Checkpoint {
+            namespace: (*namespace).to_owned(),
+            pod: (*pod).to_owned(),
+            container: (*container).to_owned(),
+        },
         ["portForward", namespace, pod] => {
             Route::PortForward { namespace: (*namespace).to_owned(), pod: (*pod).to_owned(), uid: None }
         }
@@ -183,6 +193,8 @@ mod tests {
         assert_eq!(route("/exec/n/p/c"), Some(Route::Exec(target(None))));
         assert_eq!(route("/attach/n/p/u/c"), Some(Route::Attach(target(Some("u")))));
         assert_eq!(route("/exec/n/p"), None);
+        let checkpoint = Route::Checkpoint { namespace: "n".into(), pod: "p".into(), container: "c".into() };
+        assert_eq!(route("/checkpoint/n/p/c"), Some(checkpoint));
         assert_eq!(route("/metrics/cadvisor"), Some(Route::MetricsCadvisor));
         assert_eq!(route("/logs/a/b"), Some(Route::NodeLogs { path: "a/b".into() }));
         assert_eq!(route("/nonsense"), None);
@@ -199,6 +211,7 @@ mod tests {
         assert_eq!(ask(Method::GET, "/stats/summary"), ["get stats"]);
         assert_eq!(ask(Method::GET, "/pods"), ["get pods", "get proxy"]);
         assert_eq!(ask(Method::GET, "/logs/"), ["get log"]);
+        assert_eq!(ask(Method::POST, "/checkpoint/n/p/c"), ["create checkpoint"]);
         assert_eq!(ask(Method::GET, "/statusz"), ["get statusz", "get proxy"]);
         assert_eq!(ask(Method::GET, "/flagz"), ["get configz", "get proxy"]);
         assert_eq!(ask(Method::GET, "/metrics/slis"), ["get metrics"]);

@@ -7,7 +7,7 @@ use api::resources::Amounts;
 use component::{Supervisor, brief};
 use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{
-    ClusterTrustBundleProjection, ConfigMap, KeyToPath, Pod, ProjectedVolumeSource, Secret,
+    ClusterTrustBundleProjection, ConfigMap, KeyToPath, Pod, PodCertificateProjection, ProjectedVolumeSource, Secret,
     ServiceAccountTokenProjection, Volume, VolumeProjection,
 };
 use kube::api::ListParams;
@@ -16,6 +16,7 @@ use kube::{Api, Client};
 use super::objects::Objects;
 use super::owner::Owner;
 use super::payload::{self, DEFAULT_MODE, File, Payload, Selection};
+use super::pod_certificates::{self, PodCertificates};
 use super::tokens::Tokens;
 
 /// A volume's files, and when they should be fetched again although no object changed.
@@ -37,6 +38,7 @@ pub struct Sources {
     pub config_maps: Objects<ConfigMap>,
     pub secrets: Objects<Secret>,
     pub tokens: Tokens,
+    pub certificates: Arc<PodCertificates>,
     /// The node's allocatable resources: limits that a container does not set.
     pub allocatable: Arc<dyn Fn() -> Amounts + Send + Sync>,
 }
@@ -62,9 +64,11 @@ impl Sources {
         client: Client,
         allocatable: Arc<dyn Fn() -> Amounts + Send + Sync>,
         changed: Arc<dyn Fn(&str) + Send + Sync>,
+        certificates: Arc<PodCertificates>,
         supervisor: &Supervisor,
     ) -> Self {
         Self {
+            certificates,
             config_maps: Objects::new(client.clone(), supervisor, changed.clone()),
             secrets: Objects::new(client.clone(), supervisor, changed),
             tokens: Tokens::new(client.clone()),
@@ -77,6 +81,7 @@ impl Sources {
         self.config_maps.release(pod_uid);
         self.secrets.release(pod_uid);
         self.tokens.release(pod_uid);
+        self.certificates.release(pod_uid);
     }
 
     /// The files of one volume, which [`plugin_of`] recognised.
@@ -108,7 +113,7 @@ impl Sources {
             return payload::of_downward(pod, items, mode, source.default_user, &(self.allocatable)()).map(Into::into);
         }
         match &volume.projected {
-            Some(source) => self.projected(pod, source, owner).await,
+            Some(source) => self.projected(pod, &volume.name, source, owner).await,
             None => Ok(Gathered::default()),
         }
     }
@@ -124,9 +129,15 @@ impl Sources {
     }
 
     /// All sources at once; a later source wins where two have the same path.
-    async fn projected(&self, pod: &Pod, volume: &ProjectedVolumeSource, owner: Owner) -> Result<Gathered, String> {
-        let sources = volume.sources.as_deref().unwrap_or_default();
-        let parts = sources.iter().map(|source| self.projection(pod, volume, source, owner));
+    async fn projected(
+        &self,
+        pod: &Pod,
+        name: &str,
+        volume: &ProjectedVolumeSource,
+        owner: Owner,
+    ) -> Result<Gathered, String> {
+        let sources = volume.sources.iter().flatten().enumerate();
+        let parts = sources.map(|(index, source)| self.projection(pod, (name, index), volume, source, owner));
         let mut all = Gathered::default();
         for part in futures::future::join_all(parts).await {
             let part = part?;
@@ -136,9 +147,11 @@ impl Sources {
         Ok(all)
     }
 
+    /// `place`: the volume's name, and which of its sources it is.
     async fn projection(
         &self,
         pod: &Pod,
+        place: (&str, usize),
         volume: &ProjectedVolumeSource,
         source: &VolumeProjection,
         owner: Owner,
@@ -163,7 +176,10 @@ impl Sources {
         if let Some(source) = &source.cluster_trust_bundle {
             return self.trust_bundle(source, mode, user).await.map(Into::into);
         }
-        Err("this node projects configMap, secret, downwardAPI, serviceAccountToken and clusterTrustBundle sources only".to_owned())
+        match &source.pod_certificate {
+            Some(source) => self.certificate(pod, place, source, mode, owner).map(Into::into),
+            None => Ok(Gathered::default()),
+        }
     }
 
     async fn token(
@@ -174,12 +190,23 @@ impl Sources {
         owner: Owner,
     ) -> Result<Gathered, String> {
         let lent = self.tokens.get(pod, source.audience.as_deref(), source.expiration_seconds).await?;
-        // A token is for its pod's user alone where there is one, else readable as the volume says.
-        let user = source.user.and_then(payload::user_id).or(owner.user);
-        let mode = if user.is_some() || owner.group.is_some() { 0o600 } else { payload::mode_bits(mode) };
-        let file = File { data: lent.value.into_bytes(), mode, user };
+        let file = confidential(lent.value.into_bytes(), source.user, mode, owner);
         let payload = Payload::from([(payload::clean(&source.path), file)]);
         Ok(Gathered { payload, renew_after: Some(lent.renew_after) })
+    }
+
+    /// What there is now: the pod is told when there is another.
+    fn certificate(
+        &self,
+        pod: &Pod,
+        (volume, index): (&str, usize),
+        source: &PodCertificateProjection,
+        mode: i32,
+        owner: Owner,
+    ) -> Result<Payload, String> {
+        let credential = self.certificates.get(pod, volume, index)?;
+        let file = |data: Vec<u8>| confidential(data, source.user, mode, owner);
+        Ok(pod_certificates::files(source, &credential, file))
     }
 
     /// The certificates of one bundle, or of all bundles of a signer that the labels select.
@@ -208,6 +235,13 @@ impl Sources {
         };
         trust_payload(source, bundles, mode, default_user)
     }
+}
+
+/// A file for its pod's user alone where there is one, else readable as the volume says.
+fn confidential(data: Vec<u8>, user: Option<i64>, mode: i32, owner: Owner) -> File {
+    let user = user.and_then(payload::user_id).or(owner.user);
+    let mode = if user.is_some() || owner.group.is_some() { 0o600 } else { payload::mode_bits(mode) };
+    File { data, mode, user }
 }
 
 fn trust_payload(

@@ -6,13 +6,14 @@
 //!
 //! - `payload`: objects → files, pure; `gather`: fetching the objects and tokens; `objects`: a watch
 //!   for each ConfigMap and Secret that a pod here refers to; `tokens`: ServiceAccount tokens;
+//!   `pod_certificates`: keys and certificates;
 //! - `atomic`: writing a set of files in one step; `owner`: fsGroup;
 //! - `refresh`: keeping both current, each in a queue of its own;
 //! - `csi`: volumes of drivers that registered with the node;
 //! - `empty_dir`, `host_path`, `claims`: volumes without an object of their own, or that exist elsewhere; `mounts`: tmpfs, unmounting, removal.
 //!
-//! Nothing is remembered across a restart: [`Volumes::set_up`] finds what is there, and
-//! [`Volumes::tear_down`] needs only the pod's directory.
+//! Nothing is remembered across a restart: [`Volumes::set_up`] finds what is there and asks anew for
+//! tokens and certificates, and [`Volumes::tear_down`] needs only the pod's directory.
 
 mod atomic;
 mod claims;
@@ -24,8 +25,9 @@ pub(crate) mod mounts;
 mod objects;
 mod owner;
 mod payload;
+mod pod_certificates;
 mod refresh;
-mod tokens;
+pub(crate) mod tokens;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -34,18 +36,29 @@ use std::time::Duration;
 
 use api::resources::Amounts;
 use async_trait::async_trait;
-use component::Supervisor;
+use component::{EventRecorder, Informers, Supervisor};
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Pod, Volume};
 use kube::Client;
 use parking_lot::Mutex;
 
 use crate::layout::Layout;
 use crate::retry::Failures;
-use crate::volume_contract::{MountedVolume, VolumeError, VolumeErrors, VolumePaths, VolumeUsage, Volumes};
+use crate::volume_contract::{
+    CertificateStates, MountedVolume, VolumeError, VolumeErrors, VolumePaths, VolumeUsage, Volumes,
+};
 use csi::Csi;
 use gather::Sources;
 use owner::Owner;
+use pod_certificates::PodCertificates;
 use refresh::{LOOK_AGAIN, Refreshes};
+
+/// The node that the volumes are on.
+pub struct Home<'a> {
+    pub layout: Layout,
+    pub node: &'a str,
+    pub informers: &'a Informers,
+    pub recorder: EventRecorder,
+}
 
 /// Every pod's volumes on this node.
 pub struct NodeVolumes {
@@ -79,23 +92,25 @@ impl NodeVolumes {
     /// `allocatable`: the node's allocatable resources, for downwardAPI files that show a limit
     /// which the container does not set.
     pub fn start(
-        layout: Layout,
-        client: Client,
+        home: Home<'_>,
         allocatable: Arc<dyn Fn() -> Amounts + Send + Sync>,
         csi: Arc<Csi>,
         supervisor: &Supervisor,
     ) -> Arc<Self> {
-        let supervisor = supervisor.child("volumes");
+        let Home { layout, node, informers, recorder } = home;
+        let (client, supervisor) = (informers.client(), supervisor.child("volumes"));
         let refreshes = Refreshes::default();
         let queue = refreshes.files.clone();
-        let changed = Arc::new(move |uid: &str| queue.add(uid.to_owned()));
-        let sources = Sources::new(client.clone(), allocatable, changed, &supervisor);
+        let changed: Arc<dyn Fn(&str) + Send + Sync> = Arc::new(move |uid: &str| queue.add(uid.to_owned()));
+        let certificates = PodCertificates::start(node, informers, recorder, changed.clone(), &supervisor);
+        let sources = Sources::new(client.clone(), allocatable, changed, certificates, &supervisor);
         let volumes = Arc::new(Self { layout, client, sources, csi, pods: Mutex::default(), refreshes });
         refresh::run(&volumes, &supervisor);
         volumes
     }
 
     fn enter(&self, pod: &Arc<Pod>) -> (Part, Part) {
+        self.sources.certificates.track(pod);
         let mut pods = self.pods.lock();
         let entry = pods.entry(uid_of(pod).to_owned()).or_insert_with(|| Entry {
             pod: pod.clone(),
@@ -247,8 +262,12 @@ impl Volumes for NodeVolumes {
         let (files, others) = self.enter(pod);
         let is_files = |volume: &&Volume| gather::plugin_of(volume).is_some();
         let (of_files, of_others): (Vec<&Volume>, Vec<&Volume>) = volumes_of(pod).iter().partition(is_files);
-        let (of_files, of_others) =
-            tokio::join!(self.set_up_all(pod, of_files, &files), self.set_up_all(pod, of_others, &others));
+        let of_files = async {
+            // Before the lock: what else is in the pod's files is kept current meanwhile.
+            self.sources.certificates.settled(uid_of(pod)).await;
+            self.set_up_all(pod, of_files, &files).await
+        };
+        let (of_files, of_others) = tokio::join!(of_files, self.set_up_all(pod, of_others, &others));
         let mut paths = VolumePaths::new();
         let mut renew_after: Option<Duration> = None;
         let mut failed = Vec::new();
@@ -329,6 +348,10 @@ impl Volumes for NodeVolumes {
 
     async fn usage(&self, pod: &Pod) -> Vec<VolumeUsage> {
         self.csi.usage(pod).await
+    }
+
+    fn certificates(&self) -> CertificateStates {
+        self.sources.certificates.states()
     }
 }
 

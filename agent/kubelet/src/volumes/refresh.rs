@@ -147,6 +147,7 @@ mod tests {
     use component::{EventRecorder, Informers};
     use serde_json::json;
 
+    use super::super::Home;
     use super::super::csi::Csi;
     use super::*;
     use crate::layout::Layout;
@@ -170,9 +171,10 @@ mod tests {
         });
         let client = kube::Client::new(service, "default");
         let informers = Informers::new(client.clone(), &supervisor);
-        let recorder = EventRecorder::new(client.clone(), &supervisor, "kubelet", "n");
-        let csi = Csi::start(layout.clone(), "n", &informers, recorder, &supervisor);
-        let volumes = NodeVolumes::start(layout, client, Arc::new(Default::default), csi, &supervisor);
+        let recorder = EventRecorder::new(client, &supervisor, "kubelet", "n");
+        let csi = Csi::start(layout.clone(), "n", &informers, recorder.clone(), &supervisor);
+        let home = Home { layout, node: "n", informers: &informers, recorder };
+        let volumes = NodeVolumes::start(home, Arc::new(Default::default), csi, &supervisor);
         let file = volumes.set_up(&pod("before")).await.unwrap()["v"].host_path.join("label");
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "before");
         let (_, others) = volumes.enter(&pod("before"));

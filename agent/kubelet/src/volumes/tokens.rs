@@ -1,5 +1,6 @@
-//! ServiceAccount tokens for projected volumes: asked for with TokenRequest, kept in memory, renewed
-//! when 80 % of their life is over or after a day (`pkg/kubelet/token`).
+//! ServiceAccount tokens for projected volumes and for drivers and providers that want them: asked for
+//! with TokenRequest, kept in memory, renewed when 80 % of their life is over or after a day
+//! (`pkg/kubelet/token`).
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use component::brief;
 use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::PostParams;
 use kube::{Api, Client};
 use parking_lot::Mutex;
@@ -22,6 +24,8 @@ const RETRY: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key {
     pod_uid: String,
+    /// Empty for whichever account has the name.
+    account_uid: String,
     audience: String,
     seconds: i64,
 }
@@ -62,11 +66,15 @@ impl Tokens {
     /// A token of the pod's service account, bound to the pod. While the server cannot be reached,
     /// one that is due for renewal but still valid is lent on.
     pub async fn get(&self, pod: &Pod, audience: Option<&str>, seconds: Option<i64>) -> Result<Lent, String> {
-        let key = Key {
-            pod_uid: pod.metadata.uid.clone().unwrap_or_default(),
-            audience: audience.unwrap_or_default().to_owned(),
-            seconds: seconds.unwrap_or(DEFAULT_LIFE),
-        };
+        self.lend(pod, key(pod, "", audience.unwrap_or_default(), seconds)).await
+    }
+
+    /// The same of the account with this UID, and of none that took its name since.
+    pub async fn of_account(&self, pod: &Pod, account_uid: &str, audience: &str) -> Result<Lent, String> {
+        self.lend(pod, key(pod, account_uid, audience, None)).await
+    }
+
+    async fn lend(&self, pod: &Pod, key: Key) -> Result<Lent, String> {
         let now = Timestamp::now();
         let held = self.held.lock().get(&key).cloned();
         if let Some(token) = held.as_ref().filter(|token| now < token.renewal()) {
@@ -94,7 +102,9 @@ impl Tokens {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
         let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref());
         let account = account.filter(|name| !name.is_empty()).unwrap_or("default");
+        let uid = (!key.account_uid.is_empty()).then(|| key.account_uid.clone());
         let request = TokenRequest {
+            metadata: ObjectMeta { uid, ..Default::default() },
             spec: Some(TokenRequestSpec {
                 audiences: Some((!key.audience.is_empty()).then(|| key.audience.clone()).into_iter().collect()),
                 expiration_seconds: Some(key.seconds),
@@ -118,6 +128,15 @@ impl Tokens {
             status.token.filter(|token| !token.is_empty()).ok_or("failed to fetch token: the answer holds none")?;
         let expires = status.expiration_timestamp.map_or(issued, |time| time.0);
         Ok(Token { value, issued, expires })
+    }
+}
+
+fn key(pod: &Pod, account_uid: &str, audience: &str, seconds: Option<i64>) -> Key {
+    Key {
+        pod_uid: pod.metadata.uid.clone().unwrap_or_default(),
+        account_uid: account_uid.to_owned(),
+        audience: audience.to_owned(),
+        seconds: seconds.unwrap_or(DEFAULT_LIFE),
     }
 }
 

@@ -3,10 +3,10 @@
 //! - [`view`]: what matters of Pods, Namespaces and policies.
 //! - [`rules`]: (policies, pods, namespaces, this node) → the table's content, pure.
 //!
-//! Only pods of this node are looked at, each in its own two chains. Pods and Namespaces of the
-//! whole cluster are watched only once there is a policy. Packets between a pod and its own node do
-//! not pass the forward hook: probes always arrive, and the cluster DNS, which the node answers
-//! itself, can always be asked.
+//! Only pods of this node are looked at, each in its own two chains. Pods of the whole cluster are
+//! watched only once there is a policy. Packets between a pod and its own node do not pass the
+//! forward hook: probes always arrive, and the cluster DNS, which the node answers itself, can
+//! always be asked.
 
 mod rules;
 mod view;

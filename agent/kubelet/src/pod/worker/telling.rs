@@ -28,6 +28,7 @@ impl Worker {
     }
 
     pub(super) fn publish(&mut self, now: Timestamp) {
+        let mut kept_quiet = self.wish.removed;
         if !self.blind && self.wish.source != Source::Runtime {
             let verdict = match &self.stage {
                 Stage::Ending { verdict, .. } | Stage::Cleaning { verdict } | Stage::Ended { verdict } => {
@@ -53,10 +54,14 @@ impl Worker {
                 },
                 now,
             });
-            status::tell_devices(&mut generated, self.node.devices.health(&self.uid()));
+            let mut devices = self.node.devices.health(&self.uid());
+            for (container, claimed) in self.node.dra.health(&self.wish.pod) {
+                devices.entry(container).or_default().extend(claimed);
+            }
+            status::tell_devices(&mut generated, devices, &self.status);
             let may_delete =
                 matches!(self.stage, Stage::Ended { .. }) && self.pod().metadata.deletion_timestamp.is_some();
-            let kept_quiet = self.wish.removed || (self.is_replacing() && !restarts_all(&generated));
+            kept_quiet |= self.is_replacing() && !restarts_all(&generated);
             if !kept_quiet && let Some(uid) = self.wish.api_uid.clone() {
                 self.node.statuses.set(&self.wish.pod, uid, &generated, may_delete);
             }
@@ -67,8 +72,12 @@ impl Worker {
         }
         let mut pod = Pod::clone(&self.wish.pod);
         pod.status = Some(self.status.clone());
+        let pod = Arc::new(pod);
+        if !kept_quiet {
+            self.node.feed.show(&pod, !self.blind);
+        }
         self.mailbox.publish(Snapshot {
-            pod: Arc::new(pod),
+            pod,
             observed: Arc::new(self.observed.clone()),
             busy: self.setup.is_some(),
             ended: matches!(self.stage, Stage::Ended { .. } | Stage::Purging | Stage::Gone),
