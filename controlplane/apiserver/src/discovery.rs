@@ -30,6 +30,7 @@ pub struct Group {
 pub fn groups(resources: &Resources, remotes: &[Arc<Remote>]) -> Vec<Group> {
     let mut versions: BTreeMap<(String, String), Priority> = register::served(resources)
         .into_keys()
+        .filter(|(group, _)| !register::displaced(group, remotes))
         .map(|key| (register::priority(&key.0, &key.1), key))
         .map(|(p, k)| (k, p))
         .collect();
@@ -106,6 +107,9 @@ pub fn group(asked: &Asked, name: &str) -> Result<Response<Body>> {
 /// `/api/<version>`, `/apis/<group>/<version>`.
 pub fn resources(asked: &Asked, group: &str, version: &str) -> Result<Response<Body>> {
     let resources = asked.api.resources();
+    if register::displaced(group, &asked.api.aggregator.remotes()) {
+        return Err(ApiError::page_not_found());
+    }
     if !resources.has_group_version(group, version) {
         return Err(resources.nothing_in(group));
     }

@@ -72,7 +72,6 @@ mod table;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod timed_store;
-mod version;
 mod webhook;
 
 pub use admission::AdmissionOptions;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use apiserver::testing::Cluster;
 use apiserver::{AuditConfig, Config, LogConfig};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
-use kube::api::{Api, ListParams, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -199,4 +199,34 @@ rules: [{level: Metadata, verbs: [create, update], resources: [{resources: [conf
     assert_eq!(events[1]["objectRef"]["uid"], json!(made.metadata.uid));
     assert_eq!(events[1]["objectRef"]["resourceVersion"], json!(made.metadata.resource_version));
     assert!(events[0].get("requestObject").is_none());
+}
+
+/// How a request was answered is recorded at every level, in whatever the client took it.
+#[tokio::test(flavor = "multi_thread")]
+async fn statuses_are_recorded_without_bodies() {
+    let text = "
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules: [{level: Metadata, users: ['system:admin'], verbs: [get, delete], resources: [{resources: [configmaps]}]}]
+";
+    let Audited { cluster, log, _dir } = audited(text).await;
+    for accept in ["application/json", "application/vnd.kubernetes.protobuf"] {
+        let get = http::Request::get("/api/v1/namespaces/default/configmaps/none").header("accept", accept);
+        let get = get.body(kube::client::Body::empty()).unwrap();
+        assert_eq!(cluster.admin().send(get).await.unwrap().status(), 404);
+    }
+    let maps: Api<ConfigMap> = Api::default_namespaced(cluster.admin());
+    maps.create(&PostParams::default(), &config_map("a")).await.unwrap();
+    maps.delete("a", &DeleteParams::default()).await.unwrap();
+    let events = events(&log, |events| events.len() >= 3).await;
+    for event in &events[..2] {
+        let status = &event["responseStatus"];
+        assert_eq!((&status["code"], &status["reason"]), (&json!(404), &json!("NotFound")), "{event}");
+        assert_eq!(status["details"]["name"], "none");
+    }
+    let status = &events[2]["responseStatus"];
+    assert_eq!((&status["code"], &status["status"]), (&json!(200), &json!("Success")), "{status}");
+    assert_eq!(status["details"]["name"], "a");
+    assert!(events.iter().all(|event| event["requestObject"].is_null() && event["responseObject"].is_null()));
 }

@@ -5,7 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{APIGroup, APIResourceList};
 use kube::Client;
 use kube::core::{ApiResource, GroupVersionKind};
 
-use crate::error::{During, Result};
+use crate::error::{During, Result, is_not_found};
 
 /// One resource in its group's preferred version.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,6 +76,42 @@ fn served(group_version: &str, list: APIResourceList) -> Vec<Served> {
     .collect()
 }
 
+/// The resources of one kind in every version of its group that is served, the preferred one first: what
+/// refers to an object for good may name a version that is long gone.
+pub async fn kind(client: &Client, group: &str, kind: &str) -> std::result::Result<Vec<Served>, kube::Error> {
+    let mut found = Vec::new();
+    for group_version in versions(client, group).await? {
+        let resources = version(client, &group_version).await?;
+        found.extend(resources.into_iter().filter(|served| served.api.kind == kind));
+    }
+    Ok(found)
+}
+
+/// The group in an `apiVersion`; none is the core group.
+pub fn group_of(api_version: Option<&str>) -> &str {
+    api_version.and_then(|version| version.split_once('/')).map_or("", |(group, _)| group)
+}
+
+/// The versions of a group, as in `apps/v1`; none of a group that is not served.
+async fn versions(client: &Client, group: &str) -> std::result::Result<Vec<String>, kube::Error> {
+    if group.is_empty() {
+        return Ok(vec!["v1".to_owned()]);
+    }
+    let request = http::Request::get(format!("/apis/{group}")).body(Vec::new()).map_err(kube::Error::HttpError)?;
+    match client.request::<APIGroup>(request).await {
+        Ok(group) => Ok(preferred_first(&group)),
+        Err(error) if is_not_found(&error) => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+fn preferred_first(group: &APIGroup) -> Vec<String> {
+    let first = preferred(group);
+    let all = group.versions.iter().map(|version| version.group_version.clone());
+    let others: Vec<String> = all.filter(|version| Some(version) != first.as_ref()).collect();
+    first.into_iter().chain(others).collect()
+}
+
 /// The resources of one version, e.g. `v1` or `apps/v1`.
 pub async fn version(client: &Client, api_version: &str) -> std::result::Result<Vec<Served>, kube::Error> {
     let list = match api_version.contains('/') {
@@ -83,4 +119,30 @@ pub async fn version(client: &Client, api_version: &str) -> std::result::Result<
         false => client.list_core_api_resources(api_version).await?,
     };
     Ok(served(api_version, list))
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::GroupVersionForDiscovery;
+
+    use super::*;
+
+    #[test]
+    fn the_preferred_version_comes_first() {
+        let named = |version: &str| GroupVersionForDiscovery {
+            group_version: format!("apps/{version}"),
+            version: version.to_owned(),
+        };
+        let mut group = APIGroup { versions: vec![named("v2"), named("v1")], ..Default::default() };
+        assert_eq!(preferred_first(&group), ["apps/v2", "apps/v1"]);
+        group.preferred_version = Some(named("v1"));
+        assert_eq!(preferred_first(&group), ["apps/v1", "apps/v2"]);
+    }
+
+    #[test]
+    fn groups_of_versions() {
+        for (version, group) in [(None, ""), (Some(""), ""), (Some("v1"), ""), (Some("apps/v1beta2"), "apps")] {
+            assert_eq!(group_of(version), group, "{version:?}");
+        }
+    }
 }

@@ -47,6 +47,7 @@ mod namespace_defaults;
 mod node_ipam;
 mod node_lifecycle;
 mod node_ttl;
+mod pod_certificate_cleaner;
 mod pod_gc;
 mod replicaset;
 mod resource_claim;
@@ -116,6 +117,7 @@ pub fn start(config: Config, supervisor: &Supervisor) {
     namespace::start(&context);
     garbage_collector::start(&context);
     certificates::start(&context);
+    pod_certificate_cleaner::start(&context);
     bootstrap::start(&context);
     node_ipam::start(&context);
     node_lifecycle::start(&context);

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use common::{Cluster, eventually};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Event, Namespace, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -117,6 +118,29 @@ async fn a_deployment_rolls_out_updates_rolls_back_and_goes() {
     })
     .await;
     println!("deployment deleted to everything collected: {:?}", started.elapsed());
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_autoscaler_scales_what_it_names_in_a_version_long_gone() {
+    let cluster = Cluster::start().await;
+    let deployments: Api<Deployment> = cluster.api("default");
+    let autoscalers: Api<HorizontalPodAutoscaler> = cluster.api("default");
+    deployments.create(&PostParams::default(), &deployment("web", 1)).await.expect("created");
+    let scaler = json!({
+        "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "web"},
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1beta2", "kind": "Deployment", "name": "web"},
+            "minReplicas": 2, "maxReplicas": 3,
+        },
+    });
+    let scaler = serde_json::from_value(scaler).expect("an autoscaler");
+    autoscalers.create(&PostParams::default(), &scaler).await.expect("created");
+    eventually("the deployment has the least that the autoscaler allows", || async {
+        let spec = deployments.get("web").await.ok()?.spec?;
+        (spec.replicas == Some(2)).then_some(())
+    })
+    .await;
     cluster.stop().await;
 }
 

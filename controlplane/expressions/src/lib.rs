@@ -24,6 +24,7 @@ mod literals;
 pub mod meter;
 mod network;
 mod parse;
+pub mod pattern;
 mod quantity;
 mod signatures;
 mod values;
@@ -325,7 +326,7 @@ mod tests {
             "[1, 2, 1].indexOf(1) == 0 && [1, 2, 1].lastIndexOf(1) == 2 && 'hello'.indexOf('l') == 2",
             "quantity(self.cpu).isGreaterThan(quantity('1')) && quantity('1Gi').compareTo(quantity('1024Mi')) == 0",
             "isQuantity('1Gi') && !isQuantity('x') && quantity('2').asInteger() == 2 && quantity('50k').isInteger()",
-            "quantity('1').add(quantity('500m')).compareTo(quantity('1500m')) == 0 && quantity('3').sub(1).sign() == 1",
+            "quantity('1').add(quantity('500m')).compareTo(quantity('1500m')) == 0 && sign(quantity('3').sub(1)) == 1",
             "quantity('1500m').asApproximateFloat() == 1.5",
             "ip('10.0.0.1').family() == 4 && isIP('::1') && !isIP('x') && ip('::1').isLoopback()",
             "cidr('10.0.0.0/8').containsIP('10.1.2.3') && cidr('10.0.0.0/8').containsCIDR('10.1.0.0/16')",
@@ -362,7 +363,7 @@ mod tests {
         assert!(truth("self.replicas <").unwrap_err().starts_with("compilation failed"));
         assert!(truth("self.none > 1").unwrap_err().contains("none"));
         assert!(truth("self.replicas").unwrap_err().contains("must be a bool"));
-        assert!(truth("quantity('x').sign() == 1").unwrap_err().contains("quantit"));
+        assert!(truth("sign(quantity('x')) == 1").unwrap_err().contains("quantit"));
         assert!(truth("1 / 0 == 1").is_err());
         for (text, error) in [
             (

@@ -11,14 +11,14 @@ use cel::extractors::{Arguments, This};
 use cel::objects::{Key, Opaque};
 use cel::{Context, Env, ExecutionError, Value, extensions};
 use parking_lot::Mutex;
-use regex::{Regex, RegexBuilder};
+use regex::Regex;
 
 use crate::authorizer::{Authorizer, Decision};
 use crate::formats::NamedFormat;
 use crate::network::{Cidr, Ip, Url, ip, link_local, link_local_multicast, parse_ip};
 use crate::quantity::{Amount, amount, as_integer, quantity_of};
 use crate::values::{Semver, compare};
-use crate::{comprehensions, format, formats, list, lists, meter, network, optional};
+use crate::{comprehensions, format, formats, list, lists, meter, network, optional, pattern};
 
 pub(crate) type Outcome<T> = Result<T, ExecutionError>;
 
@@ -107,7 +107,7 @@ fn build_context() -> Context<'static, 'static> {
         "isInteger" => |This(this): This<Value>| Ok::<_, ExecutionError>(quantity_of(&this)?.is_integer()),
         "asInteger" => |This(this): This<Value>| as_integer(&this),
         "asApproximateFloat" => |This(this): This<Value>| Ok::<_, ExecutionError>(quantity_of(&this)?.approximate()),
-        "sign" => |This(this): This<Value>| Ok::<_, ExecutionError>(quantity_of(&this)?.sign()),
+        "sign" => |of: Value| Ok::<_, ExecutionError>(quantity_of(&of)?.sign()),
         "add" => |This(this): This<Value>, other: Value| Ok::<_, ExecutionError>(opaque(quantity_of(&this)?.plus(&amount(&other)?))),
         "sub" => |This(this): This<Value>, other: Value| Ok::<_, ExecutionError>(opaque(quantity_of(&this)?.minus(&amount(&other)?))),
         "compareTo" => |This(this): This<Value>, other: Value| compare(&this, &other),
@@ -346,8 +346,7 @@ fn regex(pattern: &str, text: &str) -> Outcome<Arc<Regex>> {
     if let Some(known) = KNOWN.lock().get(pattern) {
         return Ok(known.clone());
     }
-    let compiled =
-        Arc::new(compiled(pattern).map_err(|why| failed("matches", format!("error parsing regexp: {why}")))?);
+    let compiled = Arc::new(compiled(pattern).map_err(|why| failed("matches", why))?);
     let mut known = KNOWN.lock();
     if known.len() >= KEPT_REGEXES {
         known.clear();
@@ -358,10 +357,7 @@ fn regex(pattern: &str, text: &str) -> Outcome<Arc<Regex>> {
 
 /// A regular expression; `Err` says in a line what is wrong with it.
 pub(crate) fn compiled(pattern: &str) -> Result<Regex, String> {
-    RegexBuilder::new(pattern).size_limit(MAX_REGEX).build().map_err(|error| {
-        let text = error.to_string();
-        text.rsplit("error: ").next().unwrap_or_default().to_owned()
-    })
+    pattern::compile(pattern, MAX_REGEX)
 }
 
 fn find_all(This(this): This<Arc<String>>, Arguments(arguments): Arguments) -> Outcome<Value> {

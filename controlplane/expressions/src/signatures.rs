@@ -176,7 +176,7 @@ isQuantity (string)bool
 isInteger quantity.()bool
 asInteger quantity.()int
 asApproximateFloat quantity.()double
-sign quantity.()int
+sign (quantity)int
 add quantity.(quantity)quantity quantity.(int)quantity
 sub quantity.(quantity)quantity quantity.(int)quantity
 compareTo quantity.(quantity)int semver.(semver)int

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::Priority;
+use super::remote::Remote;
 use crate::registry::usage;
 use crate::resources::Resources;
 
@@ -76,6 +77,12 @@ pub fn served(resources: &Resources) -> BTreeMap<(String, String), bool> {
         }
     }
     found
+}
+
+/// Whether another server tells what nodes and pods use. It may have fewer versions of that group than
+/// there are here: clients prefer the newest, and would pass it over.
+pub fn displaced(group: &str, remotes: &[Arc<Remote>]) -> bool {
+    group == usage::GROUP && remotes.iter().any(|remote| remote.group == group)
 }
 
 #[derive(Debug, PartialEq)]

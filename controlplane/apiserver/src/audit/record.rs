@@ -142,11 +142,11 @@ impl Record {
     }
 
     /// How the request was answered; `status`: the `Status` object, where one was sent.
-    pub fn answered(&self, code: u16, status: Option<&Value>) {
+    pub fn answered(&self, code: u16, mut status: Option<Value>) {
         let mut shown = json!({"metadata": {}, "code": code});
         for key in ["status", "message", "reason", "details"] {
-            if let Some(value) = status.and_then(|status| status.get(key)) {
-                shown[key] = value.clone();
+            if let Some(value) = status.as_mut().and_then(|status| status.get_mut(key)) {
+                shown[key] = value.take();
             }
         }
         self.known.lock().status = Some(shown);
@@ -215,9 +215,53 @@ impl Drop for Record {
         if !*self.ended.get_mut() {
             if self.known.get_mut().status.is_none() {
                 let early = json!({"status": "Success", "message": "Connection closed early"});
-                self.answered(200, Some(&early));
+                self.answered(200, Some(early));
             }
             self.stage(Stage::ResponseComplete);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+
+    use super::*;
+    use crate::audit::Policy;
+
+    /// A record, and what becomes of it.
+    fn record(level: Level) -> (Record, tokio::sync::mpsc::Receiver<Value>) {
+        let text = "{apiVersion: audit.k8s.io/v1, kind: Policy, rules: [{level: Metadata}]}";
+        let policy = Policy::parse(text).unwrap();
+        let (queue, events) = tokio::sync::mpsc::channel(10);
+        let audit = Audit { policy, queue, events: AtomicU64::new(0), lost: AtomicU64::new(0) };
+        let decision = Decision { level, omit_stages: Vec::new(), omit_managed_fields: false };
+        let (parts, ()) = http::Request::post("/api/v1/pods").body(()).unwrap().into_parts();
+        let (user, info) = (UserInfo::new("jane", &[]), RequestInfo { is_resource: true, ..RequestInfo::default() });
+        (Record::new(Arc::new(audit), decision, "id", &user, (&parts, &info), None), events)
+    }
+
+    #[test]
+    fn bodies_are_asked_for_where_they_are_recorded() {
+        for (level, request, response) in
+            [(Level::Metadata, false, false), (Level::Request, true, false), (Level::RequestResponse, true, true)]
+        {
+            let (record, _events) = record(level);
+            assert_eq!((record.wants_request(), record.wants_response()), (request, response), "{level:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_known_without_a_body_is_told() {
+        let (record, mut events) = record(Level::Metadata);
+        record.about(&json!({"kind": "Pod", "metadata": {"name": "a", "namespace": "", "uid": "u"}, "spec": {}}));
+        let sent = json!({"kind": "Status", "status": "Failure", "reason": "Conflict", "metadata": {"x": 1}});
+        record.answered(409, Some(sent));
+        drop(record);
+        let event = events.try_recv().unwrap();
+        assert_eq!(event["objectRef"], json!({"name": "a", "uid": "u"}));
+        let status = json!({"metadata": {}, "code": 409, "status": "Failure", "reason": "Conflict"});
+        assert_eq!(event["responseStatus"], status);
+        assert_eq!(event["stage"], "ResponseComplete");
     }
 }

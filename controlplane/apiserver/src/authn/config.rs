@@ -83,9 +83,11 @@ pub struct Trust {
 
 const GROUP: &str = "apiserver.config.k8s.io/";
 
-/// Puts file and flags together; `own`: the issuer that this server is itself.
-pub fn trust(options: &AuthenticationOptions, own: &str) -> Result<Trust, String> {
-    let anonymous = Anonymous { enabled: options.anonymous.unwrap_or(true), conditions: Vec::new() };
+/// Puts file and flags together; `own`: the issuer that this server is itself; `anybody_may`: the flags
+/// say that everybody may do everything. Then nobody is anonymous unless the file says so.
+pub fn trust(options: &AuthenticationOptions, own: &str, anybody_may: bool) -> Result<Trust, String> {
+    let enabled = options.anonymous.unwrap_or(true) && !anybody_may;
+    let anonymous = Anonymous { enabled, conditions: Vec::new() };
     let Some(path) = &options.config_file else {
         let issuers = match from_flags(&options.oidc)? {
             Some(flags) => vec![Jwt::compile(&flags, &options.oidc.signing_algorithms)?],
@@ -184,7 +186,7 @@ mod tests {
             },
             ..AuthenticationOptions::default()
         };
-        let trust = trust(&options, "https://own").unwrap();
+        let trust = trust(&options, "https://own", false).unwrap();
         let user = trust.issuers[0]
             .user(&json!({"iss": "https://issuer", "aud": "me", "sub": "jane", "hd": "example.com", "groups": ["dev"]}))
             .unwrap();
@@ -192,6 +194,17 @@ mod tests {
         let other = trust.issuers[0].user(&json!({"aud": "me", "sub": "jane", "hd": "other.com"})).unwrap_err();
         assert_eq!(other, "oidc: required claim hd value does not match. Got = other.com, want = example.com");
         assert!(trust.anonymous.may_ask("/anything"));
+    }
+
+    #[test]
+    fn nobody_is_anonymous_where_everybody_may_do_everything() {
+        for (anonymous, anybody_may, want) in
+            [(None, false, true), (None, true, false), (Some(true), true, false), (Some(false), false, false)]
+        {
+            let options = AuthenticationOptions { anonymous, ..AuthenticationOptions::default() };
+            let trust = trust(&options, "https://own", anybody_may).unwrap();
+            assert_eq!(trust.anonymous.may_ask("/"), want, "{anonymous:?} {anybody_may}");
+        }
     }
 
     #[test]

@@ -54,8 +54,8 @@ struct Trusted {
 type Held = Arc<RwLock<Arc<Trusted>>>;
 
 impl Trusted {
-    fn read(options: &AuthenticationOptions, own: &str) -> Result<Arc<Self>> {
-        let trust = config::trust(options, own)
+    fn read(options: &AuthenticationOptions, own: &str, anybody_may: bool) -> Result<Arc<Self>> {
+        let trust = config::trust(options, own, anybody_may)
             .map_err(|why| ApiError::internal(format!("configuring authentication: {why}")))?;
         let issuers = trust.issuers.into_iter().map(Issuer::new).collect();
         Ok(Arc::new(Self { issuers, anonymous: trust.anonymous }))
@@ -67,11 +67,12 @@ struct Reread {
     trust: Held,
     options: AuthenticationOptions,
     own: String,
+    anybody_may: bool,
 }
 
 impl AsyncReload for Reread {
     async fn reload(&mut self) -> Result<()> {
-        let fresh = Trusted::read(&self.options, &self.own)?;
+        let fresh = Trusted::read(&self.options, &self.own, self.anybody_may)?;
         *self.trust.write() = fresh;
         Ok(())
     }
@@ -103,9 +104,16 @@ impl Authenticator {
             None => Vec::new(),
         };
         let signing = options.signing_key.as_ref().unwrap_or(&config.service_account_key);
-        let trust: Held = Arc::new(RwLock::new(Trusted::read(options, &config.issuer)?));
+        let anybody_may = config.options.authorization.allows_everything();
+        let trust: Held = Arc::new(RwLock::new(Trusted::read(options, &config.issuer, anybody_may)?));
+        if anybody_may && options.anonymous != Some(false) {
+            tracing::warn!(
+                "AnonymousAuth is not allowed with the AlwaysAllow authorizer; requests without credentials are refused"
+            );
+        }
         if let Some(file) = &options.config_file {
-            let reread = Reread { trust: trust.clone(), options: options.clone(), own: config.issuer.clone() };
+            let own = config.issuer.clone();
+            let reread = Reread { trust: trust.clone(), options: options.clone(), own, anybody_may };
             reload::follow("authentication configuration", file, supervisor, reread)?;
         }
         let webhook = match &options.webhook {

@@ -21,6 +21,13 @@ pub struct AuthorizationOptions {
     pub config_file: Option<PathBuf>,
 }
 
+impl AuthorizationOptions {
+    /// Whether `--authorization-mode` has a mode that never says no.
+    pub fn allows_everything(&self) -> bool {
+        self.config_file.is_none() && self.modes.iter().any(|mode| mode == "AlwaysAllow")
+    }
+}
+
 impl Default for AuthorizationOptions {
     fn default() -> Self {
         Self { modes: vec!["Node".to_owned(), "RBAC".to_owned()], webhook: None, config_file: None }

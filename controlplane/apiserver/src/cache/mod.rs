@@ -5,9 +5,12 @@
 //! its first use. Reads are consistent: [`Cache::fresh`] waits until the cache has seen every
 //! write that was answered before the call. Watchers hold no queue of their own: a
 //! [`Watcher`](watch::Watcher) is a position (a revision) in the window, so that a thousand of them
-//! cost a thousand positions, and a slow one that the window leaves behind goes on from the store.
+//! cost a thousand positions. Those that the window does not reach back to, slow ones and all that come
+//! back after a restart, share what one reader (`history`) brings from the store.
 
+mod history;
 pub mod item;
+mod past;
 pub mod pluck;
 pub mod state;
 pub mod unreadable;
@@ -23,11 +26,12 @@ use component::Supervisor;
 use futures::StreamExt;
 use futures::future::OptionFuture;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
-use store::{Progress, Range, Store, StoreError, Unreadable, Watch};
+use store::{Progress, Range, Store, StoreError, Unreadable};
 use tokio::sync::{Notify, watch as signal};
 
+use self::history::History;
 use self::item::Item;
-use self::state::{Event, State};
+use self::state::State;
 use crate::error::{ApiError, Result};
 use crate::resource::Descriptor;
 
@@ -54,6 +58,10 @@ pub struct Cache {
     store: Arc<dyn Store>,
     supervisor: Supervisor,
     state: RwLock<State>,
+    /// What lies before the window.
+    history: Mutex<History>,
+    /// Something of it was read, which is to be forgotten in its time.
+    reached_back: Notify,
     /// Epoch and revision, announced after each batch.
     changed: signal::Sender<(u64, u64)>,
     progress: Mutex<Option<Progress>>,
@@ -85,6 +93,8 @@ impl Cache {
             root,
             store,
             state: RwLock::default(),
+            history: Mutex::default(),
+            reached_back: Notify::new(),
             changed: signal::Sender::new((0, 0)),
             progress: Mutex::default(),
             failure: Mutex::default(),
@@ -188,40 +198,6 @@ impl Cache {
         }
     }
 
-    /// The store's own watch of this resource, for what the window no longer holds.
-    async fn history(&self, after: u64) -> Result<Watch, StoreError> {
-        let watch = self.store.watch(&self.root, after).await?;
-        watch.progress().request();
-        Ok(watch)
-    }
-
-    /// Events of the store as the window would hold them.
-    async fn past(&self, batch: &store::Batch) -> Result<Vec<Event>> {
-        let stored = |event: &store::Event| [event.value.clone(), event.previous.as_ref().map(|kv| kv.value.clone())];
-        let stored = batch.events.iter().flat_map(stored).flatten().collect();
-        let mut values = self.decoded(stored).await?.into_iter();
-        // In the order they were put in.
-        let mut next = |key: &str, revision| -> Result<Option<Arc<Item>>> {
-            let Some(value) = values.next() else { return Ok(None) };
-            let item = self.item(key, &value, revision).map_err(|one| unreadable::single(&one))?;
-            Ok(item.map(Arc::new))
-        };
-        let mut events = Vec::with_capacity(batch.events.len());
-        for store::Event { key, revision, value, previous } in &batch.events {
-            let item = if value.is_some() { next(key, *revision)? } else { None };
-            let before = previous.as_ref().map_or(Ok(None), |kv| next(key, kv.mod_revision))?;
-            let (item, deleted) = match (item, &before) {
-                (Some(item), _) => (item, false),
-                (None, Some(last)) => (Arc::new(last.deleted_at(*revision)), true),
-                (None, None) => {
-                    return Err(ApiError::internal(format!("what {key} was before revision {revision} is not known")));
-                }
-            };
-            events.push(Event::new(*revision, item, before, deleted));
-        }
-        Ok(events)
-    }
-
     /// A resource of very many objects takes a while to be read for the first time: clients come
     /// again by themselves.
     fn check_initialized(&self) -> Result<()> {
@@ -248,6 +224,7 @@ impl Cache {
     pub fn stop(&self) {
         self.supervisor.cancel();
         self.state.write().reset(Vec::new(), 0);
+        *self.history.lock() = History::default();
         self.announce();
     }
 
@@ -303,17 +280,29 @@ impl Cache {
         *self.progress.lock() = Some(watch.progress());
         self.announce();
         loop {
-            // What a burst of writes left in the window is not to stay until the next write.
-            let due = self.read().trim_due().map(tokio::time::Instant::from_std);
+            let due = self.trim_due().map(tokio::time::Instant::from_std);
             tokio::select! {
                 biased;
                 batch = watch.next() => match batch {
                     Some(batch) => self.apply(batch?).await?,
                     None => return Ok(()),
                 },
-                Some(()) = OptionFuture::from(due.map(tokio::time::sleep_until)) => self.state.write().trim(Instant::now()),
+                () = self.reached_back.notified() => {}
+                Some(()) = OptionFuture::from(due.map(tokio::time::sleep_until)) => self.trim(Instant::now()),
             }
         }
+    }
+
+    /// When what is remembered is to be looked through: what a burst of writes left in the window is not to
+    /// stay until the next write, nor what was read back until the next restart.
+    fn trim_due(&self) -> Option<Instant> {
+        let (window, history) = (self.read().trim_due(), self.history.lock().trim_due());
+        window.into_iter().chain(history).min()
+    }
+
+    fn trim(&self, now: Instant) {
+        self.state.write().trim(now);
+        self.history.lock().trim(now);
     }
 
     async fn list_all(&self) -> Result<(Vec<Arc<Item>>, u64), FeedError> {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::item::Item;
 
 /// Events older than this are forgotten: as long as Kubernetes' own cache keeps them. Who comes from
-/// further back gets them from the store, which remembers more (`cache::watch`).
+/// further back gets them from the store, which remembers more (`cache::history`).
 const WINDOW: Duration = Duration::from_secs(75);
 /// Where superseded objects weigh more than those that live, and than [`LIGHT`]: older than this.
 const HEAVY_WINDOW: Duration = Duration::from_secs(10);

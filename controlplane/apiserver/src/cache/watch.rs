@@ -4,16 +4,14 @@ use std::sync::Arc;
 
 use api::selector::Selector;
 use bytes::Bytes;
-use futures::StreamExt;
-use store::{StoreError, Watch};
 use tokio::sync::watch as signal;
 
+use super::Cache;
 use super::item::Item;
 use super::state::Event;
-use super::{Cache, store_error};
 use crate::error::{ApiError, Result};
 
-/// Events taken from the window at once.
+/// Events taken at once.
 const BATCH: usize = 128;
 
 /// Which objects a list or watch is about.
@@ -71,9 +69,7 @@ pub struct Watcher {
     pub selection: Selection,
     position: u64,
     epoch: u64,
-    /// Where the window has left this watcher behind: what the store remembers, from its position on.
-    history: Option<Watch>,
-    /// Taken from there already.
+    /// Of what the store remembers: seen, and not given yet.
     held: Vec<Seen>,
 }
 
@@ -86,8 +82,8 @@ impl Watcher {
             let state = cache.read();
             (state.oldest(), state.epoch)
         };
-        let (history, held) = (None, Vec::new());
-        let mut watcher = Self { cache: cache.clone(), changed, selection, position: revision, epoch, history, held };
+        let held = Vec::new();
+        let mut watcher = Self { cache: cache.clone(), changed, selection, position: revision, epoch, held };
         if revision < oldest {
             // Whether the store remembers has to be known before the watch is answered.
             watcher.held = watcher.catch_up().await.map_err(|error| {
@@ -106,8 +102,7 @@ impl Watcher {
             state.scan(&selection.namespace).filter(|item| selection.matches(cache, item)).cloned().collect::<Vec<_>>();
         let (position, epoch) = (state.revision, state.epoch);
         drop(state);
-        let (history, held) = (None, Vec::new());
-        (Self { cache: cache.clone(), changed, selection, position, epoch, history, held }, items)
+        (Self { cache: cache.clone(), changed, selection, position, epoch, held: Vec::new() }, items)
     }
 
     /// Every event up to here has been seen: what a bookmark says.
@@ -138,7 +133,6 @@ impl Watcher {
                 }
                 continue;
             }
-            self.history = None;
             let seen = self.take()?;
             if !seen.is_empty() {
                 return Some(seen);
@@ -152,27 +146,12 @@ impl Watcher {
         state.epoch == self.epoch && self.position < state.oldest()
     }
 
-    /// A step of what the store remembers; it moves the position.
+    /// Some of what the store remembers; it moves the position.
     async fn catch_up(&mut self) -> Result<Vec<Seen>> {
-        let history = match &mut self.history {
-            Some(history) => history,
-            none => none.insert(self.cache.history(self.position).await.map_err(store_error)?),
-        };
-        let next = history.next().await;
-        // If this ends here, the same is asked for again.
-        let history = self.history.take();
-        let batch = match next {
-            Some(Ok(batch)) => batch,
-            // It waited for the client: the next step begins anew.
-            Some(Err(StoreError::WatchTooSlow { .. })) => return Ok(Vec::new()),
-            Some(Err(error)) => return Err(store_error(error)),
-            None => return Err(ApiError::unavailable("the store ended the watch")),
-        };
-        let events = self.cache.past(&batch).await?;
-        let seen = events.iter().filter(|event| event.revision > self.position).filter_map(|event| self.seen(event));
-        let seen = seen.collect();
-        self.position = self.position.max(batch.revision);
-        self.history = history;
+        let step = self.cache.reach_back(self.position).await?;
+        let (events, reached) = step.events_after(self.position, BATCH);
+        let seen = events.iter().filter_map(|event| self.seen(event)).collect();
+        self.position = self.position.max(reached);
         Ok(seen)
     }
 

@@ -176,6 +176,7 @@ impl Served {
         if let Some(Schema::Custom(schema)) = &self.schema {
             for object in &mut objects {
                 schema.prune_object(object);
+                schema.drop_nulls(object);
                 schema.fill_defaults(object);
             }
         }

@@ -3,13 +3,16 @@
 //! Layer: beside the registry, which serves custom resources like any other. One task, [`follow`],
 //! follows the stored definitions: with each change it looks at that one definition, accepts its
 //! names, and swaps the set of served resources. [`cleanup`] empties what a deleted definition
-//! leaves behind. [`names`] and [`resource`] are the pure parts.
+//! leaves behind. [`names`], [`resource`] and [`hooks`] are the pure parts.
 
 mod cleanup;
 pub mod convert;
+mod embedded;
 mod follow;
+mod hooks;
 pub mod jsonpath;
 mod names;
+mod replicas;
 pub mod resource;
 mod served;
 

@@ -1,20 +1,16 @@
-//! A CustomResourceDefinition as a [`Resource`]: its descriptor, and hooks driven by its schema.
+//! A CustomResourceDefinition as a resource: its descriptor, and the cells of its tables. What its
+//! schema demands of objects is in [`super::hooks`].
 
 use std::sync::Arc;
 
-use api::field::ErrorList;
-use async_trait::async_trait;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::convert::Served;
 use super::jsonpath;
-use crate::error::{ApiError, Result};
-use crate::resource::{
-    self, ALL_BUT_STATUS, Column, Context, Descriptor, Hooks, NameRule, Paths, ScalePaths, SelectableField, Text, since,
-};
+use crate::discovery::version_priority;
+use crate::resource::{self, Column, Descriptor, NameRule, ScalePaths, SelectableField, Text, since};
 use crate::schema::Schema;
-pub use crate::schema::constraints::Constraints;
+use crate::schema::constraints::Constraints;
 
 /// What a definition serves in one version.
 pub struct Custom {
@@ -63,7 +59,7 @@ pub fn read(definition: &Value, names: &Value) -> Option<Vec<Custom>> {
 fn descriptor(spec: &Value, names: &Value, version: &Value, storage: &Text) -> Option<Descriptor> {
     let group = spec["group"].as_str()?;
     let mut descriptor = Descriptor::new("", "", "", "");
-    descriptor.served = vec![served(group, version)];
+    descriptor.served = vec![served(spec, names, version)];
     descriptor.stored_as = Some(storage.clone()).filter(|storage| version["name"] != **storage);
     descriptor.kind = owned(&names["kind"]);
     descriptor.list_kind = owned(&names["listKind"]);
@@ -86,18 +82,29 @@ fn descriptor(spec: &Value, names: &Value, version: &Value, storage: &Text) -> O
     Some(descriptor)
 }
 
-fn served(group: &str, version: &Value) -> resource::Served {
-    let name = owned(&version["name"]);
+fn served(spec: &Value, names: &Value, version: &Value) -> resource::Served {
     let deprecation = (version["deprecated"] == true).then(|| match version["deprecationWarning"].as_str() {
         Some(text) => text.to_owned().into(),
-        None => format!("{group}/{name} is deprecated").into(),
+        None => deprecation(spec, names, version).into(),
     });
     resource::Served {
-        group: group.to_owned().into(),
-        version: name,
+        group: owned(&spec["group"]),
+        version: owned(&version["name"]),
         deprecation,
         served: version["served"] == true,
         columns: Some(columns(version)),
+    }
+}
+
+/// What is said of a deprecated version whose definition says nothing itself: which newer one to use.
+fn deprecation(spec: &Value, names: &Value, version: &Value) -> String {
+    let shown = |name: &Value| format!("{}/{} {}", owned(&spec["group"]), owned(name), owned(&names["kind"]));
+    let rank = |version: &Value| version_priority(version["name"].as_str().unwrap_or_default());
+    let others = spec["versions"].as_array().into_iter().flatten();
+    let newer = others.filter(|other| other["served"] == true && other["deprecated"] != true);
+    match newer.filter(|other| rank(other) > rank(version)).max_by_key(|other| rank(other)) {
+        Some(newest) => format!("{} is deprecated; use {}", shown(&version["name"]), shown(&newest["name"])),
+        None => format!("{} is deprecated", shown(&version["name"])),
     }
 }
 
@@ -129,7 +136,8 @@ fn columns(version: &Value) -> Vec<Column> {
         columns.push(age);
         return columns;
     };
-    columns.extend(given.iter().map(|column| Column {
+    let known = given.iter().take_while(|column| jsonpath::is_path(column["jsonPath"].as_str().unwrap_or_default()));
+    columns.extend(known.map(|column| Column {
         name: owned(&column["name"]),
         type_: owned(&column["type"]),
         format: owned(&column["format"]),
@@ -162,6 +170,7 @@ pub fn cells(columns: &[Column], object: &Value, now: Timestamp) -> Vec<Value> {
 fn cell(kind: &str, found: &Value, now: Timestamp) -> Value {
     match (kind, found) {
         ("string", Value::String(_)) | ("boolean", Value::Bool(_)) | ("number", Value::Number(_)) => found.clone(),
+        ("string", Value::Null) => "<no value>".into(),
         ("string", other) => other.to_string().into(),
         ("integer", Value::Number(number)) => {
             number.as_i64().or_else(|| number.as_f64().map(|float| float as i64)).into()
@@ -170,63 +179,6 @@ fn cell(kind: &str, found: &Value, now: Timestamp) -> Value {
         ("date", Value::String(_)) => since(found, now),
         _ => Value::Null,
     }
-}
-
-/// Hooks of a custom resource: all it has to say is in its schema.
-pub struct SchemaHooks {
-    pub schema: Option<Schema>,
-    pub constraints: Option<Arc<Constraints>>,
-    pub columns: Vec<Column>,
-    pub decoder: Arc<Served>,
-    /// `group/version` that objects are stored in.
-    pub stored: String,
-    /// Objects may lie in the store in other versions, too.
-    pub several: bool,
-}
-
-#[async_trait]
-impl Hooks for SchemaHooks {
-    fn defaults(&self, object: &mut Value) {
-        if let Some(Schema::Custom(schema)) = &self.schema {
-            schema.fill_defaults(object);
-        }
-    }
-
-    fn reset_by_status(&self) -> Paths {
-        ALL_BUT_STATUS
-    }
-
-    fn validate_create(&self, _ctx: &Context<'_>, object: &Value) -> ErrorList {
-        self.constraints.as_ref().map(|constraints| constraints.validate(object, None)).unwrap_or_default()
-    }
-
-    fn validate_update(&self, _ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
-        self.constraints.as_ref().map(|constraints| constraints.validate(new, Some(old))).unwrap_or_default()
-    }
-
-    fn validate_subresource_update(&self, ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
-        self.validate_update(ctx, new, old)
-    }
-
-    fn row(&self, object: &Value, now: Timestamp) -> Vec<Value> {
-        cells(&self.columns, object, now)
-    }
-
-    async fn to_stored(&self, object: Value) -> Result<Value> {
-        one(self.decoder.converter.convert(vec![object], &self.stored).await?)
-    }
-
-    fn stored_version(&self) -> Option<&str> {
-        self.several.then_some(self.stored.as_str())
-    }
-
-    async fn as_served(&self, object: Value) -> Result<Value> {
-        one(self.decoder.values(vec![object]).await?)
-    }
-}
-
-fn one(objects: Vec<Value>) -> Result<Value> {
-    objects.into_iter().next().ok_or_else(|| ApiError::internal("a conversion lost its object"))
 }
 
 #[cfg(test)]
@@ -251,11 +203,26 @@ mod tests {
         assert_eq!((descriptor.hub_version(), &*descriptor.plural, descriptor.status), ("v1", "crons", true));
         assert_eq!(descriptor.key("a", "b"), "/registry/example.com/crons/a/b");
         assert_eq!(descriptor.selectable[0].label, "spec.color");
-        assert_eq!(old.served[0].deprecation.as_deref(), Some("example.com/v1beta1 is deprecated"));
+        let said = "example.com/v1beta1 Cron is deprecated; use example.com/v1 Cron";
+        assert_eq!(old.served[0].deprecation.as_deref(), Some(said));
         let object =
             json!({"metadata": {"name": "x", "creationTimestamp": "2026-01-01T00:00:00Z"}, "spec": {"color": "red"}});
         let now = "2026-01-01T00:01:00Z".parse().unwrap();
         assert_eq!(cells(&descriptor.columns, &object, now), [json!("x"), json!("red"), json!("60s")]);
+    }
+
+    #[test]
+    fn a_deprecated_version_names_a_newer_one_that_is_not() {
+        let (names, old) = (json!({"kind": "Cron"}), json!({"name": "v1beta1", "deprecated": true}));
+        for (others, use_) in [
+            (json!([]), ""),
+            (json!([{"name": "v1alpha1", "served": true}, {"name": "v1", "served": false}]), ""),
+            (json!([{"name": "v1", "served": true, "deprecated": true}]), ""),
+            (json!([{"name": "v2", "served": true}, {"name": "v1", "served": true}]), "; use e.com/v2 Cron"),
+        ] {
+            let spec = json!({"group": "e.com", "versions": others});
+            assert_eq!(deprecation(&spec, &names, &old), format!("e.com/v1beta1 Cron is deprecated{use_}"));
+        }
     }
 
     #[test]
@@ -265,6 +232,7 @@ mod tests {
             ("string", json!("a"), json!("a")),
             ("string", json!(3), json!("3")),
             ("string", json!({"a": [1]}), json!("{\"a\":[1]}")),
+            ("string", json!(null), json!("<no value>")),
             ("integer", json!(3), json!(3)),
             ("integer", json!(3.7), json!(3)),
             ("integer", json!("3"), json!(null)),
@@ -283,5 +251,8 @@ mod tests {
         let given = json!({"additionalPrinterColumns": [{"name": "A", "type": "string", "jsonPath": ".a"}, {"name": "B", "type": "string", "jsonPath": ".b", "description": "said"}]});
         let said: Vec<String> = columns(&given)[1..].iter().map(|column| column.description.to_string()).collect();
         assert_eq!(said, ["Custom resource definition column (in JSONPath format): .a", "said"]);
+        let broken = json!({"additionalPrinterColumns": [{"name": "A", "jsonPath": ".a"}, {"name": "B", "jsonPath": ".b[\"c\"]"}, {"name": "C", "jsonPath": ".c"}]});
+        let names: Vec<String> = columns(&broken).iter().map(|column| column.name.to_string()).collect();
+        assert_eq!(names, ["Name", "A"], "none from the first on that has no path");
     }
 }

@@ -7,7 +7,8 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::convert::{Converter, Served};
-use super::resource::{self, Custom, SchemaHooks};
+use super::hooks::SchemaHooks;
+use super::resource::{self, Custom};
 use crate::cache::Cache;
 use crate::discovery;
 use crate::resource::{Resource, api_version};
@@ -94,6 +95,7 @@ fn endpoint(api: &Arc<Api>, custom: Custom, converter: &Arc<Converter>, several:
         schema: schema.clone(),
         constraints,
         columns: descriptor.columns.clone(),
+        scale: descriptor.scale.clone(),
         decoder: decoder.clone(),
         stored: api_version(descriptor.hub_group(), descriptor.storage_version()),
         several,

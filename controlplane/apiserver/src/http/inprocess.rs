@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use api::version::agents;
 use futures::future::BoxFuture;
 use http::{HeaderValue, Request, Response, header};
 use http_body_util::BodyExt;
@@ -16,7 +17,6 @@ use super::pipeline;
 use crate::authn::UserInfo;
 use crate::error::{ApiError, Result};
 use crate::server::Api;
-use crate::version::kubernetes;
 
 #[derive(Clone)]
 pub struct Service {
@@ -34,12 +34,11 @@ impl Service {
 
 /// What the user's component calls itself; `managedFields` name it as the writer.
 fn agent(user: &str) -> &'static str {
-    const CONTROLLERS: &str = concat!("kube-controller-manager/", kubernetes!());
     match user {
-        "system:kube-scheduler" => concat!("kube-scheduler/", kubernetes!()),
-        "system:kube-controller-manager" => CONTROLLERS,
-        controller if controller.starts_with("system:serviceaccount:kube-system:") => CONTROLLERS,
-        _ => concat!("kube-apiserver/", kubernetes!()),
+        "system:kube-scheduler" => agents::SCHEDULER,
+        "system:kube-controller-manager" => agents::CONTROLLERS,
+        controller if controller.starts_with("system:serviceaccount:kube-system:") => agents::CONTROLLERS,
+        _ => agents::API_SERVER,
     }
 }
 

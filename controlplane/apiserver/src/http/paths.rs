@@ -1,17 +1,16 @@
 //! Requests that are not about a resource: discovery, health, version, OpenAPI, metrics.
 
+use api::version;
 use bytes::Bytes;
 use component::zpages::Page;
 use http::{HeaderValue, Method, Response, StatusCode, header};
 use serde_json::json;
 
 use super::body::Body;
-use super::ordered::Ordered;
 use super::pipeline::Asked;
 use super::{health, render, stored, zpages};
 use crate::discovery;
 use crate::error::{ApiError, Result};
-use crate::version;
 
 pub async fn handle(asked: Asked, body: Bytes) -> Result<Response<Body>> {
     let path = asked.info.path.trim_end_matches('/').to_owned();
@@ -36,7 +35,7 @@ pub async fn handle(asked: Asked, body: Bytes) -> Result<Response<Body>> {
             let dump = asked.api.flow.dump(which, details).ok_or_else(ApiError::page_not_found)?;
             Ok(render::response(StatusCode::OK, "text/plain; charset=utf-8", dump))
         }
-        ["version"] => Ok(render::raw_json(StatusCode::OK, &Ordered::version(&version()))),
+        ["version"] => Ok(render::raw_json(StatusCode::OK, &version::Info::new())),
         ["healthz" | "livez" | "readyz", ..] => health::handle(&asked, &parts).await,
         ["statusz"] => zpages::handle(&asked, Page::Statusz),
         ["flagz"] => zpages::handle(&asked, Page::Flagz),
@@ -100,16 +99,4 @@ pub fn listed(asked: &Asked) -> Vec<String> {
     }
     paths.sort_unstable();
     paths
-}
-
-/// `/version`: the Kubernetes version whose API this is.
-pub fn version() -> serde_json::Value {
-    let minor = version::MINOR.to_string();
-    json!({
-        "major": "1", "minor": minor, "emulationMajor": "1", "emulationMinor": minor,
-        "minCompatibilityMajor": "1", "minCompatibilityMinor": (version::MINOR - 1).to_string(),
-        "gitVersion": concat!(version::kubernetes!(), "+skiff"), "gitCommit": "", "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z",
-        "goVersion": "none", "compiler": "rustc",
-        "platform": format!("{}/{}", std::env::consts::OS, match std::env::consts::ARCH { "x86_64" => "amd64", "aarch64" => "arm64", other => other }),
-    })
 }

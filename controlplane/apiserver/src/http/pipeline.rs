@@ -226,11 +226,8 @@ async fn audited(record: Arc<Record>, mut response: Response<Body>, stage: Stage
         }
         response = Response::from_parts(parts, bytes.into());
     }
-    let status = match response.body() {
-        Body::Full(Some(bytes)) => render::decode_status(response.headers(), bytes),
-        _ => None,
-    };
-    record.answered(code, status.as_ref());
+    let told = response.extensions_mut().remove::<render::Told>();
+    record.answered(code, told.map(|told| told.0));
     if long {
         record.stage(Stage::ResponseStarted);
     }
@@ -282,10 +279,11 @@ impl Wish {
         let output = Output::negotiate(accept, self.pretty, self.protobuf, false);
         let output = output.unwrap_or(Output { pretty: true, ..Output::plain() });
         let status = error.to_status();
-        match render::encode(&status, &output) {
+        let response = match render::encode(&status, &output) {
             Ok(bytes) => render::response(error.code(), output.media.name(), bytes),
             Err(_) => render::json(error.code(), &status),
-        }
+        };
+        render::telling(response, status)
     }
 }
 
@@ -429,29 +427,18 @@ where
         return Box::pin(crate::proxy::connect(asked, body)).await;
     }
     let body = collect(&asked.parts, body).await?;
-    if let Some(record) = asked.record.as_ref().filter(|_| asked.info.is_resource && !body.is_empty()) {
-        audit_body(&asked, record, &body);
+    if let Some(record) = &asked.record
+        && asked.info.is_resource
+        && record.wants_request()
+        && let Some(object) = resources::parse_any(&asked, &body)
+    {
+        record.request_object(object);
     }
     if asked.info.is_resource {
         let answer = resources::handle(&asked, body).await?;
         if watch_socket::is_asked_for(&asked) { watch_socket::answer(&mut asked, answer) } else { Ok(answer) }
     } else {
         Box::pin(paths::handle(asked, body)).await
-    }
-}
-
-/// Notes what an audited request carries; at every level, which object it makes or changes.
-fn audit_body(asked: &Asked, record: &Record, body: &Bytes) {
-    let names = matches!(asked.info.verb.as_str(), "create" | "update");
-    if (names || record.wants_request())
-        && let Some(object) = resources::parse_any(asked, body)
-    {
-        if names {
-            record.about(&object);
-        }
-        if record.wants_request() {
-            record.request_object(object);
-        }
     }
 }
 

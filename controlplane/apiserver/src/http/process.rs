@@ -3,8 +3,9 @@
 use std::fmt::Write;
 use std::fs;
 
+use api::version;
+
 use super::metrics::head;
-use super::paths;
 
 /// Clock ticks a second, as `/proc` counts them on every Linux architecture there is.
 const TICKS: f64 = 100.0;
@@ -41,24 +42,10 @@ pub fn render(out: &mut String) {
             let _ = writeln!(out, "{name} {value}");
         }
     }
-    let version = paths::version();
-    let text = |key: &str| version[key].as_str().unwrap_or_default().to_owned();
     let name = "kubernetes_build_info";
-    let help = "A metric with a constant '1' value labeled by major, minor, git version, git commit, git tree state, build date, Go version, and compiler from which Kubernetes was built, and platform on which it is running.";
-    head(out, name, "ALPHA", "gauge", help);
-    let _ = writeln!(
-        out,
-        "{name}{{build_date=\"{}\",compiler=\"{}\",git_commit=\"{}\",git_tree_state=\"{}\",git_version=\"{}\",go_version=\"{}\",major=\"{}\",minor=\"{}\",platform=\"{}\"}} 1",
-        text("buildDate"),
-        text("compiler"),
-        text("gitCommit"),
-        text("gitTreeState"),
-        text("gitVersion"),
-        text("goVersion"),
-        text("major"),
-        text("minor"),
-        text("platform"),
-    );
+    head(out, name, "ALPHA", "gauge", version::BUILD_INFO_HELP);
+    let labels = version::Info::new().labels().map(|(label, value)| format!("{label}=\"{value}\"")).join(",");
+    let _ = writeln!(out, "{name}{{{labels}}} 1");
 }
 
 /// Seconds of `/proc/self/stat`.

@@ -29,16 +29,16 @@ pub const GZIP_FROM: usize = 128 * 1024;
 pub fn encode(value: &Value, output: &Output) -> Result<Bytes> {
     match output.media {
         Media::Json if output.pretty => {
-            let text = match Ordered::status(value) {
-                Some(status) => serde_json::to_vec_pretty(&status),
+            let text = match Ordered::document(value) {
+                Some(document) => serde_json::to_vec_pretty(&document),
                 None => serde_json::to_vec_pretty(value),
             };
             let mut text = text.map_err(ApiError::internal)?;
             text.push(b'\n');
             Ok(text.into())
         }
-        Media::Json => match Ordered::status(value) {
-            Some(status) => serde_json::to_vec(&status).map(Bytes::from).map_err(ApiError::internal),
+        Media::Json => match Ordered::document(value) {
+            Some(document) => serde_json::to_vec(&document).map(Bytes::from).map_err(ApiError::internal),
             None => Ok(crate::cache::item::encode(value).into()),
         },
         Media::Yaml => serde_saphyr::to_string(value).map(Bytes::from).map_err(ApiError::internal),
@@ -87,10 +87,15 @@ pub fn decode(headers: &http::HeaderMap, bytes: &Bytes) -> Option<Value> {
     }
 }
 
-/// The `Status` that was answered, if it was one.
-pub fn decode_status(headers: &http::HeaderMap, bytes: &Bytes) -> Option<Value> {
-    let looks = bytes.get(..bytes.len().min(4096))?.windows(8).any(|word| word == b"\"Status\"");
-    if looks { decode(headers, bytes).filter(|object| object["kind"] == "Status") } else { None }
+/// The `Status` that a response is, beside its bytes: the audit log notes it at every level, and is not to
+/// parse every body for that.
+#[derive(Clone)]
+pub struct Told(pub Value);
+
+/// The response to a request that is answered with `status`.
+pub fn telling(mut response: Response<Body>, status: Value) -> Response<Body> {
+    response.extensions_mut().insert(Told(status));
+    response
 }
 
 /// The answer to a list.
@@ -121,9 +126,17 @@ pub fn list(call: Arc<Call>, listing: Listing, output: Output, gzip: bool) -> Re
 fn list_value(call: &Call, listing: &Listing, view: View) -> Result<Value> {
     let metadata = listing.metadata();
     if let View::Table { version } = view {
-        let mut objects: Vec<Value> = listing.items.iter().map(|item| item.decode()).collect();
-        objects.sort_by(|one, other| call.endpoint.hooks().row_order(one, other));
-        let rows = objects.into_iter().map(|object| call.row(object, version, call.now)).collect::<Result<Vec<_>>>()?;
+        let objects = listing.items.iter().map(|item| item.decode());
+        let row = |object| call.row(object, version, call.now);
+        let rows = match call.endpoint.hooks().row_order() {
+            // One at a time: decoded, large objects take several times their bytes.
+            None => objects.map(row).collect::<Result<Vec<_>>>()?,
+            Some(order) => {
+                let mut objects: Vec<Value> = objects.collect();
+                objects.sort_by(order);
+                objects.into_iter().map(row).collect::<Result<Vec<_>>>()?
+            }
+        };
         return Ok(call.table(rows, &metadata, version));
     }
     let items = listing.items.iter().map(|item| match view {

@@ -173,8 +173,7 @@ async fn route(asked: &Asked, call: Arc<Call>, body: Bytes) -> Result<Response<B
                 Box::pin(call.delete_unreadable(&options)).await?;
                 let details = json!({"name": call.info.name, "kind": call.descriptor().kind});
                 let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details, "code": 200});
-                let output = Output { view: View::Object, ..output };
-                return Ok(ok(StatusCode::OK, &output, render::encode(&status, &output)?, asked));
+                return status_response(asked, StatusCode::OK, status, &output);
             }
             let written = Box::pin(call.delete(&options)).await?;
             let waits = !written.deleted && options.accepts_waiting();
@@ -249,14 +248,31 @@ fn deleted_response(asked: &Asked, call: &Call, written: Written, output: &Outpu
         details["group"] = call.info.group.as_str().into();
     }
     let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details});
+    status_response(asked, StatusCode::OK, status, output)
+}
+
+/// A `Status` as an answer, in the representation asked for whatever the view.
+pub fn status_response(asked: &Asked, code: StatusCode, status: Value, output: &Output) -> Result<Response<Body>> {
     let output = Output { view: View::Object, ..*output };
-    Ok(ok(StatusCode::OK, &output, render::encode(&status, &output)?, asked))
+    let response = ok(code, &output, render::encode(&status, &output)?, asked);
+    Ok(render::telling(response, status))
 }
 
 const BODY_TYPES: &[&str] = &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
 
-/// The request's body as a value, and its duplicate fields.
+/// The request's body as a value, and its duplicate fields. What is made or changed is noted for the audit
+/// log here, which has no other look at the body unless it is to hold it.
 pub fn parse_body(asked: &Asked, body: &Bytes) -> Result<(Value, Vec<String>)> {
+    let (object, duplicates) = parse(asked, body)?;
+    if let Some(record) = &asked.record
+        && matches!(asked.info.verb.as_str(), "create" | "update")
+    {
+        record.about(&object);
+    }
+    Ok((object, duplicates))
+}
+
+fn parse(asked: &Asked, body: &Bytes) -> Result<(Value, Vec<String>)> {
     let content = match media_type(asked).to_ascii_lowercase().as_str() {
         "" | "application/json" => ContentType::Json,
         "application/yaml" => ContentType::Yaml,
@@ -280,9 +296,12 @@ fn unrecognized(kind: &str, error: &ApiError, body: &Bytes) -> ApiError {
     ApiError::bad_request(format!("the object provided is unrecognized (must be of type {kind}): {error} ({summary})"))
 }
 
-/// Whatever a body holds, also a patch: for the audit log.
+/// Whatever a body holds, also a patch: for an audit log that is to hold it.
 pub fn parse_any(asked: &Asked, body: &Bytes) -> Option<Value> {
-    if let Ok((object, _)) = parse_body(asked, body) {
+    if body.is_empty() {
+        return None;
+    }
+    if let Ok((object, _)) = parse(asked, body) {
         return Some(object);
     }
     let kind = PatchType::parse(media_type(asked))?;

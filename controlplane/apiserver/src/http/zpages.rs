@@ -1,6 +1,7 @@
 //! `/statusz` and `/flagz`: what runs here and how it was configured, as text for people or, where it
 //! is asked for by name, as an object of `config.k8s.io` (`k8s.io/apiserver/pkg/server/{statusz,flagz}`).
 
+use api::version;
 use component::zpages::{self, Flags, Form, Page, Status};
 use http::{HeaderValue, Response, StatusCode, header};
 
@@ -41,15 +42,11 @@ pub fn handle(asked: &Asked, page: Page) -> Result<Response<Body>> {
 }
 
 fn status(asked: &Asked) -> Status {
-    let version = paths::version();
-    let part = |major: &str, minor: &str| {
-        format!("{}.{}", version[major].as_str().unwrap_or_default(), version[minor].as_str().unwrap_or_default())
-    };
     Status {
         started: asked.api.started,
-        go_version: version["goVersion"].as_str().unwrap_or_default().to_owned(),
-        binary_version: part("major", "minor"),
-        emulation_version: part("emulationMajor", "emulationMinor"),
+        go_version: version::GO.to_owned(),
+        binary_version: version::SHORT.to_owned(),
+        emulation_version: version::SHORT.to_owned(),
         paths: debugging_paths(asked),
     }
 }

@@ -165,7 +165,7 @@ proptest! {
         let (cluster, user) = (Fixed::default(), UserInfo::admin());
         for resource in super::all() {
             for subresource in ["", "status", "resize", "ephemeralcontainers", "finalize", "approval"] {
-                let ctx = Context { user: &user, verb: "update", group: "", namespace: "n", name: "x", subresource, dry_run: false, now: Timestamp::UNIX_EPOCH, cluster: &cluster };
+                let ctx = Context { user: &user, verb: "update", group: "", namespace: "n", name: "x", subresource, dry_run: false, now: Timestamp::UNIX_EPOCH, cluster: &cluster, warnings: &Default::default() };
                 let (mut new, mut old) = (json!({"metadata": {"name": "x"}}), json!({"metadata": {"name": "x"}}));
                 new["spec"] = one.clone();
                 new["status"] = two.clone();

@@ -5,7 +5,7 @@ use crate::resource::{Descriptor, Resource};
 
 pub fn resources() -> Vec<Resource> {
     let metrics = |kind: &'static str, plural: &'static str| {
-        let mut descriptor = Descriptor::new(GROUP, "v1beta1", kind, plural).verbs(&["get", "list"]);
+        let mut descriptor = Descriptor::new(GROUP, "v1", kind, plural).also(GROUP, "v1beta1").verbs(&["get", "list"]);
         descriptor.virtual_ = true;
         descriptor
     };

@@ -24,6 +24,7 @@ pub fn with<T>(object: &Value, subresource: &str, ask: impl FnOnce(&Context<'_>)
         dry_run: false,
         now,
         cluster: &cluster,
+        warnings: &Default::default(),
     })
 }
 

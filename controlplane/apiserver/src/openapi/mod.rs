@@ -26,7 +26,7 @@ use sha2::{Digest, Sha512};
 use crate::resource::{Descriptor, GroupVersionKind};
 use crate::resources::Resources;
 use crate::schema::table::{Descriptions, TypeId};
-use crate::schema::{group_of, type_of};
+use crate::schema::{self, group_of, type_of};
 use definitions::{Definitions, META, Reference, Version};
 
 /// What answers are marked with: `@`, as clients ask for it, is not allowed in a media type.
@@ -36,8 +36,8 @@ pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0
 #[derive(Clone)]
 pub struct Source {
     pub descriptor: Arc<Descriptor>,
-    /// For custom resources: version → `openAPIV3Schema`, as JSON.
-    pub schemas: Vec<(String, Arc<str>)>,
+    /// For custom resources: version → `openAPIV3Schema`.
+    pub schemas: Vec<(String, Arc<schema::source::Source>)>,
 }
 
 /// A document, kept gzipped.
@@ -232,7 +232,7 @@ fn hash_of(sources: &[Source]) -> String {
         digest.update(format!("{:?}", source.descriptor));
         for (version, schema) in &source.schemas {
             digest.update(version);
-            digest.update(schema.as_bytes());
+            digest.update(schema.digest());
         }
     }
     hex(&digest.finalize())
@@ -253,7 +253,7 @@ fn finish(hash: String, content_type: &'static str, write: impl FnOnce(&mut Out)
 }
 
 fn info() -> Value {
-    json!({"title": "Kubernetes", "version": crate::version::KUBERNETES})
+    json!({"title": "Kubernetes", "version": api::version::KUBERNETES})
 }
 
 /// The schema names of kinds, built-in or custom.
@@ -335,7 +335,7 @@ fn each_schema(version: Version, sources: &[Source], only: Option<&str>, emit: &
     }
     for (source, kind, list) in custom {
         let schema = source.schemas.iter().find(|(version, _)| *version == kind.version).map(|(_, schema)| schema);
-        let schema = schema.and_then(|text| serde_json::from_str(text).ok());
+        let schema = schema.and_then(|source| source.value());
         emit(&custom::name(&kind), custom::schema(version, schema.as_ref(), &kind, &source.descriptor.selectable));
         emit(&custom::name(&list), custom::list(version, &kind, &list));
     }

@@ -299,8 +299,8 @@ fn query_parameters(version: Version, verb: &str) -> Vec<Value> {
     const LIST: [(&str, &str, &str); 10] = [
         ("allowWatchBookmarks", "boolean", "Requests watch events with type \"BOOKMARK\"."),
         ("continue", "string", "The continue token of the page before."),
-        ("fieldSelector", "string", "Restricts the returned objects by their fields. Defaults to everything."),
-        ("labelSelector", "string", "Restricts the returned objects by their labels. Defaults to everything."),
+        ("fieldSelector", "string", "Restricts the list of returned objects by their fields. Defaults to everything."),
+        ("labelSelector", "string", "Restricts the list of returned objects by their labels. Defaults to everything."),
         ("limit", "integer", "The maximum number of objects in a response; the rest follows with a continue token."),
         ("resourceVersion", "string", "A constraint on what resource versions a request may be served from."),
         ("resourceVersionMatch", "string", "How resourceVersion is applied to list calls."),
@@ -310,7 +310,11 @@ fn query_parameters(version: Version, verb: &str) -> Vec<Value> {
             "Whether a watch begins with the state of the collection, ended by a bookmark.",
         ),
         ("timeoutSeconds", "integer", "Timeout for the call, whatever the activity."),
-        ("watch", "boolean", "Watch for changes and return them as a stream of add, update and remove notifications."),
+        (
+            "watch",
+            "boolean",
+            "Watch for changes to the described resources, which come as a stream of add, update and remove notifications.",
+        ),
     ];
     const DELETE: [(&str, &str, &str); 4] = [
         DRY_RUN,

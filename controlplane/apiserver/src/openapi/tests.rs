@@ -14,7 +14,10 @@ fn sources() -> Vec<Source> {
         .into_iter()
         .map(|(descriptor, schema)| Source {
             descriptor: Arc::new(descriptor),
-            schemas: schema.into_iter().map(|schema| ("v1".to_owned(), schema.to_string().into())).collect(),
+            schemas: schema
+                .into_iter()
+                .map(|schema| ("v1".to_owned(), Arc::new(schema::source::Source::new(&schema))))
+                .collect(),
         })
         .collect()
 }
@@ -93,7 +96,7 @@ fn only_what_changed_is_made_again() {
     let openapi = OpenApi::new(sources());
     let before = openapi.v3("apis/apps/v1").unwrap();
     let mut changed = sources();
-    changed[2].schemas[0].1 = json!({"type": "object"}).to_string().into();
+    changed[2].schemas[0].1 = Arc::new(schema::source::Source::new(&json!({"type": "object"})));
     let old = openapi.v3_hash("apis/example.com/v1").unwrap();
     openapi.set_sources(changed);
     assert_ne!(openapi.v3_hash("apis/example.com/v1").unwrap(), old);

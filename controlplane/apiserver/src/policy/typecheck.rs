@@ -90,10 +90,7 @@ fn typed(api: &dyn Cluster, api_version: &str, kind: &str) -> Option<Decl> {
     let (group, version) = split_api_version(api_version);
     match api.schema(group, version, kind)? {
         Schema::Builtin(id) => Some(crate::cel::native(Element::of_type(id))),
-        Schema::Custom(schema) => {
-            let source: Value = serde_json::from_str(schema.source.as_deref()?).ok()?;
-            Decl::of_schema(&source, true)
-        }
+        Schema::Custom(schema) => Decl::of_schema(&schema.source.as_ref()?.value()?, true),
     }
 }
 

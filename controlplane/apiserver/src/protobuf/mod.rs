@@ -62,7 +62,7 @@ pub fn decode(bytes: &[u8]) -> Result<Value, ApiError> {
     }
     let (api_version, kind) = (envelope.api_version, envelope.kind);
     let (group, version) = split_api_version(api_version);
-    let id = type_of(group, version, kind).ok_or_else(|| {
+    let id = type_of(group, layout_version(group, version, kind), kind).ok_or_else(|| {
         ApiError::bad_request(format!(
             "no kind {kind:?} is registered for version {api_version:?} in protobuf: send it as JSON"
         ))
@@ -71,6 +71,15 @@ pub fn decode(bytes: &[u8]) -> Result<Value, ApiError> {
     object.insert("apiVersion".to_owned(), api_version.into());
     object.insert("kind".to_owned(), kind.into());
     Ok(Value::Object(object))
+}
+
+/// The version whose layout a message has: evictions are still taken in a version that is not served
+/// any more, with the same fields.
+fn layout_version<'a>(group: &str, version: &'a str, kind: &str) -> &'a str {
+    match (group, version, kind) {
+        ("policy", "v1beta1", "Eviction") => "v1",
+        _ => version,
+    }
 }
 
 /// Encodes an object, list or `Status`.

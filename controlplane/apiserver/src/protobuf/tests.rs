@@ -38,6 +38,22 @@ fn the_envelope_is_upstreams() {
 }
 
 #[test]
+fn an_eviction_of_the_old_version_is_read_as_what_it_says() {
+    // The envelope, and an Eviction { metadata = 1 { name = 1 }, deleteOptions = 2 { gracePeriodSeconds = 1 } }.
+    let mut bytes = b"k8s\0\x0a\x1a\x0a\x0epolicy/v1beta1\x12\x08Eviction\x12\x09".to_vec();
+    bytes.extend(b"\x0a\x03\x0a\x01p\x12\x02\x08\x07");
+    let eviction = decode(&bytes).unwrap();
+    assert_eq!(eviction["apiVersion"], "policy/v1beta1");
+    assert_eq!(
+        (&eviction["metadata"]["name"], &eviction["deleteOptions"]["gracePeriodSeconds"]),
+        (&json!("p"), &json!(7))
+    );
+    assert!(
+        decode(&[b"k8s\0\x0a\x1a\x0a\x0epolicy/v1beta9\x12\x08Eviction".as_slice(), b"\x12\x00"].concat()).is_err()
+    );
+}
+
+#[test]
 fn objects_survive_the_round_trip() {
     round_trip(json!({"apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": "p", "labels": {"a": "b"}, "creationTimestamp": "2024-05-01T10:00:00Z", "ownerReferences": [

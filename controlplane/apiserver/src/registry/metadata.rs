@@ -243,13 +243,18 @@ pub fn only_status(kept_parts: Paths, new: &mut Value, old: &Value) -> Result<()
     Ok(())
 }
 
-/// Counts a change of anything but metadata and status.
+/// Counts a change of anything but metadata and status; the status of a custom resource counts where it
+/// is written with the rest.
 pub fn bump_generation(descriptor: &Descriptor, new: &mut Value, old: &Value) {
     if !descriptor.generation {
         return;
     }
     let (Some(a), Some(b)) = (new.as_object(), old.as_object()) else { return };
-    let counted = |key: &str| !matches!(key, "metadata" | "status" | "kind" | "apiVersion");
+    let counted = |key: &str| match key {
+        "metadata" | "kind" | "apiVersion" => false,
+        "status" => descriptor.custom && !descriptor.status,
+        _ => true,
+    };
     let changed = a.iter().any(|(key, value)| counted(key) && b.get(key) != Some(value))
         || b.keys().any(|key| counted(key) && !a.contains_key(key));
     if changed {
@@ -322,6 +327,21 @@ mod tests {
         assert_eq!(name.len(), 9);
         assert!(name[4..].bytes().all(|byte| NAME_ALPHABET.contains(&byte)), "{name}");
         assert_eq!(generate_name(&"x".repeat(100)).len(), 63);
+    }
+
+    #[test]
+    fn a_status_that_is_written_with_the_rest_counts_for_custom_resources() {
+        let mut custom = Descriptor::new("example.com", "v1", "Foo", "foos").with_generation();
+        custom.custom = true;
+        let mut apart = custom.clone();
+        apart.status = true;
+        let built_in = Descriptor::new("", "v1", "Foo", "foos").with_generation();
+        for (descriptor, generation) in [(custom, 2), (apart, 1), (built_in, 1)] {
+            let old = json!({"metadata": {"generation": 1}, "status": {"a": 1}});
+            let mut new = json!({"metadata": {"generation": 1, "labels": {}}, "status": {"a": 2}});
+            bump_generation(&descriptor, &mut new, &old);
+            assert_eq!(new["metadata"]["generation"], generation);
+        }
     }
 
     #[test]

@@ -120,6 +120,7 @@ impl Call {
             dry_run: self.options.dry_run,
             now: self.now,
             cluster: &*self.api,
+            warnings: &self.warnings,
         }
     }
 

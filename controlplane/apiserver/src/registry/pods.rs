@@ -37,7 +37,7 @@ pub async fn bind(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response<B
     let binding = call.validate(Operation::Create, binding, None, &options).await?;
     let pod_call = on_pod(call, metadata::text(&binding, "name"), "binding")?;
     pod_call.update(&Bind { binding }).await?;
-    subresource::answer(asked, StatusCode::CREATED, &subresource::success(StatusCode::CREATED))
+    subresource::succeed(asked, StatusCode::CREATED)
 }
 
 /// `ValidatePodBinding`
@@ -167,7 +167,7 @@ pub async fn evict(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response<
         Err(error) if !error.is_not_found() => return Err(error),
         _ => {}
     }
-    subresource::answer(asked, StatusCode::CREATED, &subresource::success(StatusCode::CREATED))
+    subresource::succeed(asked, StatusCode::CREATED)
 }
 
 /// Says why the pod goes, so that a Job does not count it as its own failure.

@@ -263,13 +263,20 @@ impl Call {
 
     /// One row of a table, ages as of `now`.
     pub fn row(&self, object: Value, version: &str, now: Timestamp) -> Result<Value> {
-        let shown = self.served(object.clone())?;
+        let include = self.include()?;
         if self.descriptor().custom {
+            let shown = self.served(object)?;
             let columns = table::columns(self.descriptor(), &self.info.group, &self.info.version);
             let cells = crate::crd::resource::cells(columns, &shown, now);
-            return Ok(table::row_of(cells, shown, self.include()?, version));
+            return Ok(table::row_of(cells, shown, include, version));
         }
-        Ok(table::row(self.endpoint.hooks(), &object, shown, self.include()?, now, version))
+        // Mostly no more than the metadata goes along with a row.
+        let shown = match include {
+            Include::Object => self.served(object.clone())?,
+            _ if self.converts() => self.served(object.clone())?,
+            _ => json!({"metadata": object["metadata"]}),
+        };
+        Ok(table::row(self.endpoint.hooks(), &object, shown, include, now, version))
     }
 
     pub fn table(&self, rows: Vec<Value>, metadata: &Value, version: &str) -> Value {

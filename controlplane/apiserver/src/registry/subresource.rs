@@ -92,6 +92,9 @@ pub fn answer(asked: &Asked, status: StatusCode, object: &Value) -> Result<Respo
     Ok(resources::ok(status, &output, render::encode(object, &output)?, asked))
 }
 
-pub fn success(code: StatusCode) -> Value {
-    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": code.as_u16()})
+/// Answers that it was done, with nothing else to say.
+pub fn succeed(asked: &Asked, code: StatusCode) -> Result<Response<Body>> {
+    let status =
+        json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": code.as_u16()});
+    resources::status_response(asked, code, status, &asked.output(true, false)?)
 }

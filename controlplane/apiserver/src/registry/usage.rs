@@ -2,7 +2,7 @@
 //!
 //! Nothing is collected while nobody asks. A rate needs two looks at a CPU counter: the last look is
 //! kept for the next question, and the first question takes both, [`FIRST_WINDOW`] apart. An
-//! APIService that names another server for the group takes its place.
+//! APIService that names another server for a version of the group takes the place of all of them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,16 +17,17 @@ use tokio::time::Instant;
 
 use super::Call;
 use crate::admit::Cluster;
-use crate::error::Result;
+use crate::aggregate::register;
+use crate::error::{ApiError, Result};
 use crate::http::body::Body;
 use crate::http::negotiate::Output;
 use crate::http::pipeline::Asked;
 use crate::http::{render, resources};
 use crate::proxy;
+use crate::resource::api_version;
 use crate::server::Api;
 
 pub const GROUP: &str = "metrics.k8s.io";
-const API_VERSION: &str = "metrics.k8s.io/v1beta1";
 
 /// Between the two looks of a first question.
 const FIRST_WINDOW: Duration = Duration::from_secs(1);
@@ -62,9 +63,13 @@ struct Measured {
 
 /// Answers for nodes and pods, one or a list.
 pub async fn answer(asked: &Asked, call: &Call) -> Result<Response<Body>> {
+    if register::displaced(GROUP, &call.api.aggregator.remotes()) {
+        return Err(ApiError::page_not_found());
+    }
+    let version = &api_version(GROUP, &call.info.version);
     let plural = &*call.descriptor().plural;
     let labels = api::selector::Selector::parse_labels(asked.query.text("labelSelector"))
-        .map_err(|error| crate::error::ApiError::bad_request(error.to_string()))?;
+        .map_err(|error| ApiError::bad_request(error.to_string()))?;
     let mut objects = call.api.list("", plural, call.namespace()).await?;
     objects.retain(|object| {
         (call.info.name.is_empty() || object["metadata"]["name"] == call.info.name)
@@ -87,12 +92,16 @@ pub async fn answer(asked: &Asked, call: &Call) -> Result<Response<Body>> {
         .iter()
         .filter_map(|object| {
             let measured = measured.get(&node_of(object)?)?;
-            if plural == "nodes" { node_metrics(object, measured) } else { pod_metrics(object, measured) }
+            if plural == "nodes" {
+                node_metrics(version, object, measured)
+            } else {
+                pod_metrics(version, object, measured)
+            }
         })
         .collect();
     if call.info.name.is_empty() {
         let kind = format!("{}List", call.descriptor().kind);
-        let list = json!({"kind": kind, "apiVersion": API_VERSION, "metadata": {}, "items": items});
+        let list = json!({"kind": kind, "apiVersion": version, "metadata": {}, "items": items});
         return shown(asked, &list);
     }
     match items.pop() {
@@ -174,7 +183,7 @@ impl Measured {
     }
 
     /// The head that both kinds share.
-    fn metrics(&self, kind: &str, object: &Value) -> Value {
+    fn metrics(&self, version: &str, kind: &str, object: &Value) -> Value {
         let mut metadata = json!({"name": object["metadata"]["name"], "creationTimestamp": now()});
         for key in ["namespace", "labels"] {
             if !object["metadata"][key].is_null() {
@@ -182,7 +191,7 @@ impl Measured {
             }
         }
         let window = format!("{:.3}s", self.window().as_secs_f64());
-        json!({"kind": kind, "apiVersion": API_VERSION, "metadata": metadata, "timestamp": now(), "window": window})
+        json!({"kind": kind, "apiVersion": version, "metadata": metadata, "timestamp": now(), "window": window})
     }
 }
 
@@ -190,14 +199,14 @@ fn now() -> String {
     Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-fn node_metrics(node: &Value, measured: &Measured) -> Option<Value> {
-    let mut metrics = measured.metrics("NodeMetrics", node);
+fn node_metrics(version: &str, node: &Value, measured: &Measured) -> Option<Value> {
+    let mut metrics = measured.metrics(version, "NodeMetrics", node);
     metrics["usage"] = measured.usage("", &measured.summary["node"]["memory"])?;
     Some(metrics)
 }
 
 /// None while a container has no rate yet.
-fn pod_metrics(pod: &Value, measured: &Measured) -> Option<Value> {
+fn pod_metrics(version: &str, pod: &Value, measured: &Measured) -> Option<Value> {
     let stats =
         list(&measured.summary["pods"]).iter().find(|stats| stats["podRef"]["uid"] == pod["metadata"]["uid"])?;
     let containers = list(&stats["containers"]).iter().map(|container| {
@@ -205,7 +214,7 @@ fn pod_metrics(pod: &Value, measured: &Measured) -> Option<Value> {
         Some(json!({"name": container["name"], "usage": usage}))
     });
     let containers = containers.collect::<Option<Vec<Value>>>().filter(|containers| !containers.is_empty())?;
-    let mut metrics = measured.metrics("PodMetrics", pod);
+    let mut metrics = measured.metrics(version, "PodMetrics", pod);
     metrics["containers"] = containers.into();
     Some(metrics)
 }
@@ -226,12 +235,14 @@ mod tests {
         let before = Arc::new(Look::of(&first));
         let now = Look { at: before.at + Duration::from_secs(2), ..Look::of(&second) };
         let measured = Measured { summary: second, before, now };
-        let node = node_metrics(&json!({"metadata": {"name": "n", "labels": {"a": "b"}}}), &measured).unwrap();
+        let node = node_metrics("g/v1", &json!({"metadata": {"name": "n", "labels": {"a": "b"}}}), &measured).unwrap();
         assert_eq!(node["usage"], json!({"cpu": "500000000n", "memory": "2048Ki"}));
+        assert_eq!((&node["apiVersion"], &node["kind"]), (&json!("g/v1"), &json!("NodeMetrics")));
         assert_eq!((&node["window"], &node["metadata"]["labels"]["a"]), (&json!("2.000s"), &json!("b")));
-        let pod = pod_metrics(&json!({"metadata": {"name": "p", "namespace": "x", "uid": "u"}}), &measured).unwrap();
+        let pod =
+            pod_metrics("g/v1", &json!({"metadata": {"name": "p", "namespace": "x", "uid": "u"}}), &measured).unwrap();
         assert_eq!(pod["containers"], json!([{"name": "c", "usage": {"cpu": "100000000n", "memory": "1024Ki"}}]));
-        assert!(pod_metrics(&json!({"metadata": {"name": "q", "uid": "other"}}), &measured).is_none());
+        assert!(pod_metrics("g/v1", &json!({"metadata": {"name": "q", "uid": "other"}}), &measured).is_none());
     }
 
     #[test]
@@ -240,8 +251,8 @@ mod tests {
         let before = Arc::new(Look::of(&first));
         let now = Look { at: before.at + Duration::from_secs(2), ..Look::of(&second) };
         let measured = Measured { summary: second, before, now };
-        assert!(pod_metrics(&json!({"metadata": {"uid": "u"}}), &measured).is_none());
-        assert!(node_metrics(&json!({"metadata": {"name": "n"}}), &measured).is_some());
+        assert!(pod_metrics("g/v1", &json!({"metadata": {"uid": "u"}}), &measured).is_none());
+        assert!(node_metrics("g/v1", &json!({"metadata": {"name": "n"}}), &measured).is_some());
         assert!(Look::of(&json!("nonsense")).counters.is_empty());
     }
 }

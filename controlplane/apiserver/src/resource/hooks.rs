@@ -5,6 +5,7 @@ use std::cmp::Ordering;
 use api::field::ErrorList;
 use async_trait::async_trait;
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::{Ownable, Paths, SwitchedOff, age};
@@ -28,6 +29,18 @@ pub struct Context<'a> {
     pub dry_run: bool,
     pub now: Timestamp,
     pub cluster: &'a dyn Cluster,
+    /// What the client is told beside the answer.
+    pub warnings: &'a Mutex<Vec<String>>,
+}
+
+impl Context<'_> {
+    /// Tells the client, once.
+    pub fn warn(&self, text: String) {
+        let mut warnings = self.warnings.lock();
+        if !warnings.contains(&text) {
+            warnings.push(text);
+        }
+    }
 }
 
 /// Something taken for a write that is under way (a Service address). When it is not known what
@@ -98,8 +111,8 @@ pub trait Hooks: Send + Sync + 'static {
     }
 
     /// How the rows of a list are ordered, where not as the list is.
-    fn row_order(&self, _one: &Value, _other: &Value) -> Ordering {
-        Ordering::Equal
+    fn row_order(&self) -> Option<fn(&Value, &Value) -> Ordering> {
+        None
     }
 
     /// Between served versions. The registry rewrites `apiVersion` and calls this only when group

@@ -2,6 +2,7 @@
 //!
 //! - [`table`]: the embedded table of built-in types;
 //! - [`structural`]: schemas of custom resources; [`constraints`]: what they demand of values;
+//!   [`source`]: their text;
 //! - [`parse`](mod@parse): JSON and YAML to values, finding duplicate fields; [`document`]: what
 //!   only the text tells;
 //! - [`normalize`](mod@normalize): what decoding into Go's types and encoding again would do.
@@ -13,6 +14,7 @@ pub mod constraints;
 pub mod document;
 pub mod normalize;
 pub mod parse;
+pub mod source;
 pub mod structural;
 pub mod table;
 
@@ -97,13 +99,16 @@ pub fn group_of(id: TypeId) -> Option<(&'static str, &'static str)> {
 }
 
 impl Schema {
-    pub fn custom(schema: Structural) -> Schema {
-        Schema::Custom(Arc::new(Structural { root: true, ..schema }))
+    pub fn custom(mut schema: Structural) -> Schema {
+        schema.root = true;
+        Schema::Custom(Arc::new(schema))
     }
 
     /// The schema of a custom resource from its `openAPIV3Schema`, which is kept for OpenAPI.
     pub fn from_openapi(schema: &Value) -> Schema {
-        Schema::custom(Structural { source: Some(schema.to_string().into()), ..Structural::from_json(schema) })
+        let mut read = Structural::from_json(schema);
+        read.source = Some(Arc::new(source::Source::new(schema)));
+        Schema::custom(read)
     }
 
     pub fn root(&self) -> Node<'_> {
@@ -167,7 +172,7 @@ impl<'a> Node<'a> {
         match self {
             Node::Untyped => Expected::Anything,
             Node::Custom(schema) if schema.int_or_string => Expected::Anything,
-            Node::Custom(schema) => match schema.type_.as_str() {
+            Node::Custom(schema) => match schema.type_ {
                 "object" => Expected::Map,
                 "array" => Expected::List,
                 "integer" | "number" => Expected::Numeric,
@@ -262,7 +267,7 @@ impl<'a> Node<'a> {
     pub fn default_value(self) -> Option<Value> {
         match self {
             Node::Builtin(element) => serde_json::from_str(element.field?.default_json()?).ok(),
-            Node::Custom(schema) => schema.default.clone(),
+            Node::Custom(schema) => schema.default.as_deref().cloned(),
             Node::Untyped => None,
         }
     }

@@ -273,6 +273,7 @@ impl Walk {
         for path in schema.prune_object(value) {
             self.unknown.push(format!("unknown field {path:?}"));
         }
+        schema.drop_nulls(value);
         self.embedded(schema, value)?;
         self.unknown.truncate(MOST_UNKNOWN);
         Ok(())
@@ -290,7 +291,7 @@ impl Walk {
                         self.path.push(Step::Field("metadata"));
                         self.element(Element::of_type(id), value)?;
                         self.path.pop();
-                    } else if let Some(inner) = schema.properties.get(name).or(schema.additional.as_deref()) {
+                    } else if let Some(inner) = schema.inner(name) {
                         self.path.push(Step::Key(name.clone()));
                         self.embedded(inner, value)?;
                         self.path.pop();

@@ -2,84 +2,95 @@
 //! (`k8s.io/apiextensions-apiserver/pkg/apiserver/schema`). Prunes unknown fields and fills
 //! defaults in; value validation is left to the validator of custom resources.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::source::Source;
 use super::table::Element;
 use super::{Node, Topology};
 
-/// One level of a structural schema.
-#[derive(Debug, Clone, Default, PartialEq)]
+/// One level of a structural schema. A cluster holds some hundred thousand of these: what few of
+/// them have is in a box of its own.
+#[derive(Debug, Clone, Default)]
 pub struct Structural {
-    /// `object`, `array`, `string`, `integer`, `number`, `boolean`, or empty.
-    pub type_: String,
-    pub properties: BTreeMap<String, Structural>,
-    pub additional: Option<Box<Structural>>,
-    /// `additionalProperties: true`
-    pub any_additional: bool,
+    /// One of [`TYPES`], or empty.
+    pub type_: &'static str,
+    /// By name, ascending.
+    properties: Box<[(Box<str>, Structural)]>,
+    additional: Option<Box<Structural>>,
     pub items: Option<Box<Structural>>,
-    pub nullable: bool,
-    pub default: Option<Value>,
-    pub preserve_unknown: bool,
+    pub default: Option<Box<Value>>,
+    /// `x-kubernetes-list-map-keys`
+    keys: Box<[Box<str>]>,
+    list: ListKind,
+    /// `x-kubernetes-map-type: atomic`
+    atomic_map: bool,
+    /// `additionalProperties: true`
+    any_additional: bool,
+    nullable: bool,
+    preserve_unknown: bool,
     pub embedded_resource: bool,
     pub int_or_string: bool,
-    /// `x-kubernetes-list-type`: `atomic`, `set`, `map`
-    pub list_type: Option<String>,
-    pub list_map_keys: Vec<String>,
-    /// `x-kubernetes-map-type`: `granular`, `atomic`
-    pub map_type: Option<String>,
     /// The object itself: it has metadata.
     pub root: bool,
-    /// The JSON it was read from, kept by [`super::Schema::from_openapi`] for OpenAPI: a parsed
-    /// schema would take five times the memory.
-    pub source: Option<Arc<str>>,
+    /// What it was read from, kept by [`super::Schema::from_openapi`].
+    pub source: Option<Arc<Source>>,
+}
+
+const TYPES: [&str; 6] = ["object", "array", "string", "integer", "number", "boolean"];
+
+/// `x-kubernetes-list-type`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum ListKind {
+    #[default]
+    Atomic,
+    Set,
+    Map,
 }
 
 impl Structural {
     /// Reads `openAPIV3Schema`. What it does not know is left to validation.
     pub fn from_json(schema: &Value) -> Structural {
-        let text = |key: &str| schema[key].as_str().map(str::to_owned);
         let flag = |key: &str| schema[key].as_bool().unwrap_or_default();
         let child = |key: &str| schema[key].is_object().then(|| Box::new(Structural::from_json(&schema[key])));
-        let properties = schema["properties"].as_object();
+        let keys = schema["x-kubernetes-list-map-keys"].as_array().into_iter().flatten();
         Structural {
-            type_: text("type").unwrap_or_default(),
-            properties: properties
-                .into_iter()
-                .flatten()
-                .map(|(name, schema)| (name.clone(), Structural::from_json(schema)))
-                .collect(),
+            type_: TYPES.into_iter().find(|kind| schema["type"] == *kind).unwrap_or_default(),
+            properties: properties(&schema["properties"]),
             additional: child("additionalProperties"),
-            any_additional: flag("additionalProperties"),
             items: child("items"),
+            default: schema.get("default").cloned().map(Box::new),
+            keys: keys.filter_map(|key| Some(key.as_str()?.into())).collect(),
+            list: match schema["x-kubernetes-list-type"].as_str() {
+                Some("set") => ListKind::Set,
+                Some("map") => ListKind::Map,
+                _ => ListKind::Atomic,
+            },
+            atomic_map: schema["x-kubernetes-map-type"] == "atomic",
+            any_additional: flag("additionalProperties"),
             nullable: flag("nullable"),
-            default: schema.get("default").cloned(),
             preserve_unknown: flag("x-kubernetes-preserve-unknown-fields"),
             embedded_resource: flag("x-kubernetes-embedded-resource"),
             int_or_string: flag("x-kubernetes-int-or-string"),
-            list_type: text("x-kubernetes-list-type"),
-            list_map_keys: schema["x-kubernetes-list-map-keys"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .filter_map(|key| key.as_str().map(str::to_owned))
-                .collect(),
-            map_type: text("x-kubernetes-map-type"),
             root: false,
             source: None,
         }
     }
 
-    /// A schema that keeps everything (`preserveUnknownFields`).
-    pub fn open() -> Structural {
-        Structural { type_: "object".to_owned(), preserve_unknown: true, ..Structural::default() }
+    /// The schema of a declared property.
+    pub fn property(&self, name: &str) -> Option<&Structural> {
+        let at = self.properties.binary_search_by(|(known, _)| (**known).cmp(name)).ok()?;
+        self.properties.get(at).map(|(_, schema)| schema)
+    }
+
+    /// The schema of a member: of a property, or of all keys.
+    pub fn inner(&self, name: &str) -> Option<&Structural> {
+        self.property(name).or(self.additional.as_deref())
     }
 
     pub(super) fn names(&self, member: &str) -> bool {
-        self.properties.contains_key(member)
-            || (self.has_meta() && matches!(member, "apiVersion" | "kind" | "metadata"))
+        self.property(member).is_some() || (self.has_meta() && matches!(member, "apiVersion" | "kind" | "metadata"))
     }
 
     fn has_meta(&self) -> bool {
@@ -93,10 +104,7 @@ impl Structural {
         if self.has_meta() && matches!(name, "apiVersion" | "kind") {
             return Some(Node::Untyped);
         }
-        if let Some(schema) = self.properties.get(name) {
-            return Some(Node::Custom(schema));
-        }
-        match &self.additional {
+        match self.inner(name) {
             Some(schema) => Some(Node::Custom(schema)),
             None => (self.preserve_unknown || self.any_additional).then_some(Node::Untyped),
         }
@@ -108,12 +116,12 @@ impl Structural {
 
     pub(super) fn topology(&self, value: &Value) -> Topology<'_> {
         match value {
-            Value::Array(_) => match self.list_type.as_deref() {
-                Some("set") => Topology::Set,
-                Some("map") => Topology::ListMap(self.list_map_keys.iter().map(String::as_str).collect()),
-                _ => Topology::Atomic,
+            Value::Array(_) => match self.list {
+                ListKind::Set => Topology::Set,
+                ListKind::Map => Topology::ListMap(self.keys.iter().map(|key| &**key).collect()),
+                ListKind::Atomic => Topology::Atomic,
             },
-            Value::Object(_) if self.map_type.as_deref() == Some("atomic") => Topology::Atomic,
+            Value::Object(_) if self.atomic_map => Topology::Atomic,
             Value::Object(_) => Topology::Granular,
             _ => Topology::Scalar,
         }
@@ -159,7 +167,7 @@ impl Structural {
             if meta(name) {
                 continue;
             }
-            let schema = self.properties.get(name).or(self.additional.as_deref());
+            let schema = self.inner(name);
             let step = if path.is_empty() { name.clone() } else { format!(".{name}") };
             match schema {
                 Some(schema) => within(path, &step, |path| schema.prune(value, false, path, dropped)),
@@ -173,34 +181,69 @@ impl Structural {
         }
     }
 
-    /// Fills defaults in, top down; nulls that the schema does not allow give way to defaults.
-    pub fn fill_defaults(&self, value: &mut Value) {
+    /// Drops nulls that the schema does not allow: such a member is as good as absent. Those that
+    /// have a default are left to it.
+    pub fn drop_nulls(&self, value: &mut Value) {
         match value {
-            Value::Object(members) => {
-                for (name, schema) in &self.properties {
-                    let Some(default) = &schema.default else { continue };
-                    let missing = match members.get(name) {
-                        None => true,
-                        Some(found) => found.is_null() && !schema.nullable,
-                    };
-                    if missing {
-                        members.insert(name.clone(), default.clone());
-                    }
-                }
-                for (name, value) in members.iter_mut() {
-                    if let Some(schema) = self.properties.get(name).or(self.additional.as_deref()) {
-                        schema.fill_defaults(value);
-                    }
-                }
-            }
+            Value::Object(members) => members.retain(|name, value| {
+                let Some(schema) = self.inner(name) else { return true };
+                schema.drop_nulls(value);
+                !schema.forbids(value) || schema.default.is_some()
+            }),
             Value::Array(items) => {
                 if let Some(schema) = &self.items {
-                    items.iter_mut().for_each(|item| schema.fill_defaults(item));
+                    items.iter_mut().for_each(|item| schema.drop_nulls(item));
                 }
             }
             _ => {}
         }
     }
+
+    /// Whether it is null and may not be.
+    fn forbids(&self, value: &Value) -> bool {
+        value.is_null() && !self.nullable
+    }
+
+    /// Fills defaults in, top down; nulls that the schema does not allow give way to defaults.
+    pub fn fill_defaults(&self, value: &mut Value) {
+        match value {
+            Value::Object(members) => {
+                for (name, schema) in self.properties.iter() {
+                    let Some(default) = &schema.default else { continue };
+                    if !members.contains_key(&**name) {
+                        members.insert(name.to_string(), (**default).clone());
+                    }
+                }
+                for (name, value) in members.iter_mut() {
+                    if let Some(schema) = self.inner(name) {
+                        schema.fill_default(value);
+                    }
+                }
+            }
+            Value::Array(items) => {
+                if let Some(schema) = &self.items {
+                    items.iter_mut().for_each(|item| schema.fill_default(item));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A value that is there.
+    fn fill_default(&self, value: &mut Value) {
+        if let Some(default) = self.default.as_ref().filter(|_| self.forbids(value)) {
+            *value = (**default).clone();
+        }
+        self.fill_defaults(value);
+    }
+}
+
+fn properties(schemas: &Value) -> Box<[(Box<str>, Structural)]> {
+    let schemas = schemas.as_object().into_iter().flatten();
+    let mut all: Vec<(Box<str>, Structural)> =
+        schemas.map(|(name, schema)| (name.as_str().into(), Structural::from_json(schema))).collect();
+    all.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+    all.into()
 }
 
 fn within(path: &mut String, step: &str, run: impl FnOnce(&mut String)) {
@@ -234,6 +277,22 @@ mod tests {
         assert_eq!(dropped, ["spec.list[0].z", "spec.map.k.z", "spec.other", "top"]);
         assert_eq!(value["spec"], json!({"free": {"any": 1}, "list": [{"a": "1"}], "map": {"k": {"b": ""}}}));
         assert_eq!(value["metadata"]["name"], "x");
+    }
+
+    #[test]
+    fn nulls_that_may_not_be_are_as_good_as_absent() {
+        let schema = Structural::from_json(&json!({"type": "object", "properties": {
+            "plain": {"type": "object"}, "may": {"type": "string", "nullable": true}, "has": {"type": "string", "default": "x"},
+            "open": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
+            "map": {"type": "object", "additionalProperties": {"type": "string"}},
+            "list": {"type": "array", "items": {"type": "object", "properties": {"a": {"type": "string"}}}},
+        }}));
+        let mut value = json!({"plain": null, "may": null, "has": null, "open": {"any": null}, "map": {"k": null},
+            "list": [{"a": null}, null]});
+        schema.drop_nulls(&mut value);
+        assert_eq!(value, json!({"may": null, "has": null, "open": {"any": null}, "map": {}, "list": [{}, null]}));
+        schema.fill_defaults(&mut value);
+        assert_eq!(value["has"], "x");
     }
 
     #[test]

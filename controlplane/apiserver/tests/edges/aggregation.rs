@@ -157,6 +157,11 @@ async fn a_remote_group_version_is_proxied_with_the_users_name_and_shown_in_disc
     );
     let (_, classic) = ask(&test.client, "GET", "/apis/metrics.k8s.io", "").await;
     assert_eq!(classic["preferredVersion"]["groupVersion"], "metrics.k8s.io/v1beta1");
+    // It has no v1, and nobody has it in its place.
+    assert_eq!(classic["versions"].as_array().map(Vec::len), Some(1), "{classic}");
+    for path in ["/apis/metrics.k8s.io/v1", "/apis/metrics.k8s.io/v1/nodes"] {
+        assert_eq!(ask(&test.client, "GET", path, "").await.0, 404, "{path}");
+    }
     let (_, list) = ask(&test.client, "GET", REMOTE, "").await;
     assert_eq!(list["resources"][1]["name"], "pods");
 
@@ -259,6 +264,14 @@ async fn kubectl_top_works_without_a_metrics_server() {
     let output = kubectl.args(["top", "nodes"]).output().unwrap();
     let shown = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && shown.contains("64Mi") && shown.contains("50%"), "{shown}");
+    let (_, group) = ask(&test.client, "GET", "/apis/metrics.k8s.io", "").await;
+    assert_eq!(group["preferredVersion"]["version"], "v1");
+    for version in ["v1", "v1beta1"] {
+        let (_, list) = ask(&test.client, "GET", &format!("/apis/metrics.k8s.io/{version}/nodes"), "").await;
+        let node = &list["items"][0];
+        assert_eq!(list["apiVersion"], format!("metrics.k8s.io/{version}"), "{list}");
+        assert_eq!((&node["metadata"]["name"], &node["apiVersion"]), (&json!("n1"), &list["apiVersion"]));
+    }
     let (code, found) = ask(&test.client, "GET", &format!("{REMOTE}/nodes/n2"), "").await;
     assert_eq!((code, &found["reason"]), (404, &json!("NotFound")));
     assert_eq!(ask(&test.cluster.client("jane"), "GET", &format!("{REMOTE}/nodes"), "").await.0, 403);

@@ -137,9 +137,24 @@ impl<'a> Reader<'a> {
 
     /// `api` is which of the metrics APIs is asked: `resource`, `custom` or `external`.
     async fn get(&self, path: &str, api: &str) -> Result<Value, String> {
-        let problem = |why: String| format!("unable to fetch metrics from {api} metrics API: {why}");
-        let request = http_get(path).map_err(&problem)?;
-        self.client.request(request).await.map_err(|error| problem(crate::error::message(&error)))
+        self.ask(path).await.map_err(|error| unfetched(api, &error))
+    }
+
+    async fn ask(&self, path: &str) -> Result<Value, kube::Error> {
+        self.client.request(http_get(path)?).await
+    }
+
+    /// Of the newest version that is served: metrics servers are older than v1.
+    async fn pod_metrics(&self) -> Result<Value, String> {
+        let selector = encode(self.selector);
+        let path = |version: &str| {
+            format!("/apis/metrics.k8s.io/{version}/namespaces/{}/pods?labelSelector={selector}", self.namespace)
+        };
+        let answer = match self.ask(&path("v1")).await {
+            Err(error) if crate::error::is_not_found(&error) => self.ask(&path("v1beta1")).await,
+            answer => answer,
+        };
+        answer.map_err(|error| unfetched("resource", &error))
     }
 
     /// Whether anything can be told from these values at all.
@@ -220,13 +235,8 @@ impl<'a> Reader<'a> {
 
     /// What each pod (or its `container`) uses of a resource; never empty.
     async fn usage(&self, name: &str, container: Option<&str>) -> Result<Values, String> {
-        let path = format!(
-            "/apis/metrics.k8s.io/v1beta1/namespaces/{}/pods?labelSelector={}",
-            self.namespace,
-            encode(self.selector)
-        );
         let problem = |why: &str| format!("unable to get metrics for resource {name}: {why}");
-        let answer = self.get(&path, "resource").await.map_err(|why| problem(&why))?;
+        let answer = self.pod_metrics().await.map_err(|why| problem(&why))?;
         let mut values = Values::new();
         for item in answer["items"].as_array().into_iter().flatten() {
             let containers = item["containers"].as_array().into_iter().flatten();
@@ -304,11 +314,11 @@ impl<'a> Reader<'a> {
         target: &MetricTarget,
     ) -> Result<Proposal, Problem> {
         let problem = |text: String| Problem::new("FailedGetObjectMetric", text);
-        let version = object.api_version.as_deref().unwrap_or("v1");
-        let served = discovery::version(self.client, version).await.map_err(|e| problem(crate::error::message(&e)))?;
-        let served = served.into_iter().find(|served| served.api.kind == object.kind);
-        let served = served
-            .ok_or_else(|| problem(format!("no matches for kind \"{}\" in version \"{version}\"", object.kind)))?;
+        let group = discovery::group_of(object.api_version.as_deref());
+        let served = discovery::kind(self.client, group, &object.kind).await;
+        let served = served.map_err(|e| problem(crate::error::message(&e)))?.into_iter().next();
+        let served =
+            served.ok_or_else(|| problem(format!("no matches for kind \"{}\" in group \"{group}\"", object.kind)))?;
         let path = format!(
             "/apis/custom.metrics.k8s.io/v1beta1/namespaces/{}/{}/{}/{}",
             self.namespace,
@@ -382,6 +392,10 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn http_get(path: &str) -> Result<http::Request<Vec<u8>>, String> {
-    http::Request::get(path).body(Vec::new()).map_err(|error| error.to_string())
+fn http_get(path: &str) -> Result<http::Request<Vec<u8>>, kube::Error> {
+    http::Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)
+}
+
+fn unfetched(api: &str, error: &kube::Error) -> String {
+    format!("unable to fetch metrics from {api} metrics API: {}", crate::error::message(error))
 }

@@ -145,19 +145,21 @@ impl Worker {
         Ok(Outcome::After(PERIOD))
     }
 
+    /// By group and kind: the version that the reference names need not be served any more.
     async fn target(&self, scaler: &HorizontalPodAutoscaler) -> std::result::Result<Target, String> {
         let reference = &scaler.spec.scale_target_ref;
-        let version = reference.api_version.as_deref().unwrap_or("v1");
-        let served = discovery::version(&self.controller.client, version).await.map_err(|error| message(&error))?;
-        let served = served.into_iter().find(|served| served.api.kind == reference.kind);
-        let served =
-            served.ok_or_else(|| format!("no matches for kind \"{}\" in version \"{version}\"", reference.kind))?;
+        let (client, group) = (&self.controller.client, discovery::group_of(reference.api_version.as_deref()));
+        let served = discovery::kind(client, group, &reference.kind).await.map_err(|error| message(&error))?;
         let namespace = scaler.namespace().unwrap_or_default();
-        let api: Api<DynamicObject> = Api::namespaced_with(self.controller.client.clone(), &namespace, &served.api);
-        match api.get_scale(&reference.name).await {
-            Ok(scale) => Ok(Target { api, scale }),
-            Err(error) => Err(message(&error)),
+        let mut problem = None;
+        for served in served {
+            let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &namespace, &served.api);
+            match api.get_scale(&reference.name).await {
+                Ok(scale) => return Ok(Target { api, scale }),
+                Err(error) => _ = problem.get_or_insert_with(|| message(&error)),
+            }
         }
+        Err(problem.unwrap_or_else(|| format!("no matches for kind \"{}\" in group \"{group}\"", reference.kind)))
     }
 
     async fn scale(

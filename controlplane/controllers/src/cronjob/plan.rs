@@ -41,10 +41,10 @@ fn zone(cron: &CronJob) -> Result<TimeZone, Problem> {
 }
 
 pub fn due(cron: &CronJob, status: &CronJobStatus, now: Timestamp) -> Result<Due, Problem> {
+    let zone = zone(cron)?;
     if cron.spec.suspend == Some(true) {
         return Ok(Due::default());
     }
-    let zone = zone(cron)?;
     let schedule = Schedule::parse(&cron.spec.schedule).map_err(|error| Problem {
         reason: "UnparseableSchedule",
         text: format!("unparseable schedule: {:?} : {error}", cron.spec.schedule),
@@ -53,6 +53,9 @@ pub fn due(cron: &CronJob, status: &CronJobStatus, now: Timestamp) -> Result<Due
     let deadline = cron.spec.starting_deadline_seconds;
     if let Some(seconds) = deadline {
         earliest = earliest.max(meta::after(now, -seconds));
+    }
+    if schedule.next(earliest, &zone).is_none() {
+        return Err(never(&cron.spec.schedule));
     }
     let (mut moment, mut missed, mut cursor) = (None, 0, earliest);
     while let Some(next) = schedule.next(cursor, &zone).filter(|next| *next <= now) {
@@ -68,6 +71,12 @@ pub fn due(cron: &CronJob, status: &CronJobStatus, now: Timestamp) -> Result<Due
     }
     let late = deadline.zip(moment).is_some_and(|(seconds, moment)| meta::after(moment, seconds) < now);
     Ok(Due { moment, late, too_many_missed: missed > MANY_MISSED, next: schedule.next(now, &zone) })
+}
+
+/// What is said of moments like 31 February: to Kubernetes the first and the second of them are the same.
+fn never(schedule: &str) -> Problem {
+    let text = format!("invalid schedule: {schedule} : time difference between two schedules is less than 1 second");
+    Problem { reason: "InvalidSchedule", text }
 }
 
 #[derive(Debug, Default, PartialEq)]
@@ -193,8 +202,11 @@ mod tests {
     fn bad_schedules_and_zones_are_problems() {
         let reason = |cron: &CronJob| due(cron, &CronJobStatus::default(), at(1)).map_err(|problem| problem.reason);
         assert_eq!(reason(&cron("nonsense")), Err("UnparseableSchedule"));
+        assert_eq!(reason(&cron("59 23 31 2 *")), Err("InvalidSchedule"));
         let mut elsewhere = cron("* * * * *");
         elsewhere.spec.time_zone = Some("Nowhere/Town".into());
+        assert_eq!(reason(&elsewhere), Err("UnknownTimeZone"));
+        elsewhere.spec.suspend = Some(true);
         assert_eq!(reason(&elsewhere), Err("UnknownTimeZone"));
     }
 

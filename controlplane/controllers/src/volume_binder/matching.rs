@@ -10,6 +10,9 @@ use kube::ResourceExt;
 use super::{BIND_COMPLETED, BOUND_BY_CONTROLLER, claim_ref, is_for};
 use crate::meta;
 
+/// The mode of volumes and claims that name none.
+const FILESYSTEM: &str = "Filesystem";
+
 fn capacity(volume: &PersistentVolume) -> Quantity {
     let capacity = volume.spec.as_ref().and_then(|spec| spec.capacity.as_ref()?.get("storage"));
     capacity.map_or(Quantity::ZERO, Quantity::from)
@@ -28,7 +31,10 @@ pub fn find(
     volumes: &[Arc<PersistentVolume>],
     waits: bool,
 ) -> Option<Arc<PersistentVolume>> {
-    let suits = |volume: &&Arc<PersistentVolume>| suits(volume, claim, class);
+    let selector = selector_of(claim);
+    let suits = |volume: &&Arc<PersistentVolume>| {
+        suits(volume, claim, class) && selector.matches(meta::labels(&volume.metadata))
+    };
     if let Some(reserved) = volumes.iter().filter(suits).find(|volume| is_for(volume, claim)) {
         return Some(reserved.clone());
     }
@@ -39,23 +45,25 @@ pub fn find(
     free.min_by(|a, b| capacity(a).cmp(&capacity(b)).then_with(|| a.name_any().cmp(&b.name_any()))).cloned()
 }
 
+/// What the claim says of the labels of its volume; a selector that cannot be read selects none.
+fn selector_of(claim: &PersistentVolumeClaim) -> Selector {
+    match claim.spec.as_ref().and_then(|spec| spec.selector.as_ref()) {
+        None => Selector::everything(),
+        selector => Selector::from_label_selector(selector).unwrap_or_else(|_| Selector::nothing()),
+    }
+}
+
 fn suits(volume: &PersistentVolume, claim: &PersistentVolumeClaim, class: &str) -> bool {
     let (Some(offer), Some(wish)) = (volume.spec.as_ref(), claim.spec.as_ref()) else { return false };
-    let modes = offer.access_modes.clone().unwrap_or_default();
-    let mode = |mode: &Option<String>| mode.clone().unwrap_or_else(|| "Filesystem".to_owned());
-    let selector = match &wish.selector {
-        None => Selector::everything(),
-        selector => Selector::from_label_selector(selector.as_ref()).unwrap_or_else(|_| Selector::nothing()),
-    };
     let phase = volume.status.as_ref().and_then(|status| status.phase.as_deref());
+    let offers = |mode: &String| offer.access_modes.iter().flatten().any(|offered| offered == mode);
     !meta::is_deleting(&volume.metadata)
         && !matches!(phase, Some("Released" | "Failed"))
         && offer.storage_class_name.as_deref().unwrap_or_default() == class
-        && mode(&offer.volume_mode) == mode(&wish.volume_mode)
+        && offer.volume_mode.as_deref().unwrap_or(FILESYSTEM) == wish.volume_mode.as_deref().unwrap_or(FILESYSTEM)
         && offer.volume_attributes_class_name == wish.volume_attributes_class_name
         && capacity(volume) >= request(claim)
-        && wish.access_modes.iter().flatten().all(|mode| modes.contains(mode))
-        && selector.matches(meta::labels(&volume.metadata))
+        && wish.access_modes.iter().flatten().all(offers)
 }
 
 /// The volume with its reference to the claim, or none when it has it.

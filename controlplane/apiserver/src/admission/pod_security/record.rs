@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use api::version;
 use parking_lot::Mutex;
 
 use super::checks::Level;
 use super::policy::Policy;
 use crate::admit::{Attributes, Operation};
 use crate::http::metrics::head;
-use crate::version;
 
 /// One for the process, as upstream's: plugins have no place of their own to be asked.
 static COUNTS: Mutex<BTreeMap<(Counter, String), u64>> = Mutex::new(BTreeMap::new());

@@ -3,7 +3,6 @@
 //! the rules of schemas, [`structural`] those of structural ones, [`versions`] and [`conversion`] the rest.
 
 mod conversion;
-mod pattern;
 mod schema;
 mod structural;
 mod versions;

@@ -91,7 +91,7 @@ fn defaults(schema: &Value, path: &Path, errors: &mut ErrorList) {
         if pruned != *default {
             errors.push(Error::invalid(&place, default.clone(), "must not have unknown fields"));
         }
-        errors.extend(Constraints::of_part(schema).validate_at(default, None, &place));
+        errors.extend(Constraints::new(schema).validate_at(default, None, &place));
         return;
     }
     for (key, part) in [("items", &schema["items"]), ("additionalProperties", &schema["additionalProperties"])] {
@@ -146,9 +146,6 @@ impl Walk {
         }
         for (name, part, part_path) in properties(schema, path) {
             let mut below = Place { root: false, ..place.clone() };
-            if schema["x-kubernetes-map-type"] == "atomic" {
-                below.uncorrelatable.get_or_insert_with(|| path.clone());
-            }
             let resource = place.root || schema["x-kubernetes-embedded-resource"] == true;
             if resource && matches!(name.as_str(), "metadata" | "kind" | "apiVersion") {
                 below.in_metadata = true;
@@ -339,9 +336,9 @@ impl Walk {
         if text.is_empty() {
             self.errors.push(Error::required(&path.child("rule"), "rule is not specified"));
         } else if !given("message").is_empty() && message.is_empty() {
-            self.errors.push(invalid("message", "message must be non-empty if specified"));
+            self.errors.push(invalid("message", "must be non-empty if specified"));
         } else if lines(message) {
-            self.errors.push(invalid("message", "message must not contain line breaks"));
+            self.errors.push(invalid("message", "must not contain line breaks"));
         } else if lines(text) && message.is_empty() {
             let why = "message must be specified if rule contains line breaks";
             self.errors.push(Error::required(&path.child("message"), why));
@@ -355,13 +352,13 @@ impl Walk {
         }
         let field = given("fieldPath");
         if !field.is_empty() && field.trim().is_empty() {
-            self.errors.push(invalid("fieldPath", "fieldPath must be non-empty if specified"));
+            self.errors.push(invalid("fieldPath", "must be non-empty if specified"));
         }
         if lines(field) {
-            self.errors.push(invalid("fieldPath", "fieldPath must not contain line breaks"));
+            self.errors.push(invalid("fieldPath", "must not contain line breaks"));
         }
         if !field.is_empty() && field_schema(schema, field, true).is_err() {
-            self.errors.push(invalid("fieldPath", "fieldPath must be a valid path"));
+            self.errors.push(invalid("fieldPath", "must be a valid path"));
         }
     }
 

@@ -6,6 +6,8 @@
 use api::field::{Error, ErrorList, Path};
 use serde_json::{Value, json};
 
+use crate::cel::pattern;
+
 #[derive(Clone, Copy, PartialEq)]
 enum Level {
     Root,
@@ -151,7 +153,7 @@ fn values(schema: &Value, level: Level, path: &Path, errors: &mut ErrorList) {
         }
     }
     if let Some(pattern) = schema["pattern"].as_str()
-        && let Err(why) = super::pattern::check(pattern)
+        && let Err(why) = pattern::compile(pattern, pattern::LARGEST)
     {
         let why = format!("must be a valid regular expression, but isn't: {why}");
         errors.push(Error::invalid(&path.child("pattern"), pattern, why));

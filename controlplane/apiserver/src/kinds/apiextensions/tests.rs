@@ -150,6 +150,7 @@ fn rules_are_compiled_typed_and_estimated() {
         "self.when > timestamp('2020-01-01T00:00:00Z') && self.?size.orValue(2) == 2",
         "self.few.filter(x, x != 'a').size() == [1, 2].sum()",
         "quantity(self.name).isGreaterThan(quantity('1')) && oldSelf.size == self.size",
+        "sign(quantity(self.name)) == 1",
     ] {
         assert_eq!(with(spec(rule, json!({})), &json!({})), "[]", "{rule}");
     }
@@ -166,6 +167,11 @@ fn rules_are_compiled_typed_and_estimated() {
             json!({}),
             "found no matching overload for 'startsWith' applied to 'int.(string)'",
         ),
+        (
+            "quantity(self.name).sign() == 1",
+            json!({}),
+            "found no matching overload for 'sign' applied to 'kubernetes.Quantity.()'",
+        ),
         ("nothing == 1", json!({}), "undeclared reference to 'nothing' (in container '')"),
         ("self.few.all(x, x > 1)", json!({}), "found no matching overload for '_>_' applied to '(string, int)'"),
         (
@@ -177,7 +183,7 @@ fn rules_are_compiled_typed_and_estimated() {
         ("self.size >", json!({}), "compilation failed: ERROR: <input>:1:12: Syntax error"),
         ("true", json!({"messageExpression": "self.size"}), "messageExpression must evaluate to a string"),
         ("true", json!({"optionalOldSelf": true}), "may not be set if oldSelf is not used in rule"),
-        ("true", json!({"fieldPath": ".nothing"}), "fieldPath must be a valid path"),
+        ("true", json!({"fieldPath": ".nothing"}), "fieldPath: Invalid value: \".nothing\": must be a valid path"),
         ("true", json!({"reason": "No"}), "Unsupported value: \"No\""),
         ("", json!({}), "rule: Required value: rule is not specified"),
         (

@@ -3,6 +3,7 @@
 mod bundle;
 pub mod pem;
 mod pod_request;
+mod proof;
 mod request;
 
 use api::field::{Error, ErrorList};

@@ -454,6 +454,7 @@ mod tests {
                 dry_run: false,
                 now,
                 cluster: &cluster,
+                warnings: &Default::default(),
             };
             let found = CLAIM.reserve(&ctx, &mut claim, None).await.err().map(|error| error.to_status());
             let expected = "ResourceClaim.resource.k8s.io \"c\" is invalid: []: Forbidden: admin access to devices requires the `resource.kubernetes.io/admin-access: true` label on the containing namespace";

@@ -141,6 +141,7 @@ mod tests {
             dry_run: false,
             now: Timestamp::UNIX_EPOCH,
             cluster: &cluster,
+            warnings: &Default::default(),
         };
         join(&check(&ctx, &json!({"status": new}), &json!({"status": old})).await)
     }

@@ -99,11 +99,15 @@ impl Hooks for Schema {
         )
     }
 
-    /// In the order in which schemas are tried.
-    fn row_order(&self, one: &Value, other: &Value) -> Ordering {
-        let key = |schema: &Value| (int(schema, "spec.matchingPrecedence"), name(schema).to_owned());
-        key(one).cmp(&key(other))
+    fn row_order(&self) -> Option<fn(&Value, &Value) -> Ordering> {
+        Some(precedence_order)
     }
+}
+
+/// In the order in which schemas are tried.
+fn precedence_order(one: &Value, other: &Value) -> Ordering {
+    let key = |schema: &Value| (int(schema, "spec.matchingPrecedence"), name(schema).to_owned());
+    key(one).cmp(&key(other))
 }
 
 fn validate_schema(schema: &Value) -> ErrorList {

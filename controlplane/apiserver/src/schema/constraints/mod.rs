@@ -1,10 +1,12 @@
 //! What the schema of a custom resource demands of values: types, bounds, patterns, formats,
 //! combinations, unique lists and validation rules. Messages are those of upstream's validator.
 //!
-//! [`Constraints::new`] compiles an `openAPIV3Schema` once; [`Constraints::validate`] checks an
-//! object, and its change, without further parsing. [`rules`] are the CEL rules, [`api::formats`] the
-//! formats that are checked.
+//! [`Constraints::new`] reads an `openAPIV3Schema` once; [`Constraints::validate`] checks an
+//! object, and its change. [`object`] says in which order, [`pattern`] holds the
+//! regular expressions, [`rules`] are the CEL rules, [`api::formats`] the formats that are checked.
 
+mod object;
+mod pattern;
 mod rules;
 
 #[cfg(test)]
@@ -14,23 +16,20 @@ use std::collections::HashSet;
 
 use api::field::{Error, ErrorList, Path};
 use api::formats;
-use regex::Regex;
 use serde_json::Value;
 
 use crate::cel::lists::Shape;
-use rules::{Budget, Rule};
+use pattern::Pattern;
+use rules::{Budget, Checked, Rule, Verdict};
 
 /// A compiled schema. A cluster holds some hundred thousand of these, most of which only name a type:
 /// what few of them have is in boxes of its own.
 #[derive(Debug, Default)]
 pub struct Constraints {
-    /// The object itself: apiVersion, kind and metadata are checked elsewhere.
-    root: bool,
     nullable: bool,
     int_or_string: bool,
-    embedded_resource: bool,
-    /// `x-kubernetes-map-type: atomic`
-    atomic_map: bool,
+    /// There are CEL rules, here or below.
+    ruled: bool,
     /// One of [`TYPES`], or empty.
     kind: &'static str,
     required: Box<[Box<str>]>,
@@ -51,7 +50,7 @@ const TYPES: [&str; 6] = ["object", "array", "string", "integer", "number", "boo
 struct Limits {
     format: Box<str>,
     allowed: Box<[Value]>,
-    pattern: Option<Regex>,
+    pattern: Option<Pattern>,
     minimum: Option<(f64, bool)>,
     maximum: Option<(f64, bool)>,
     multiple_of: Option<f64>,
@@ -78,49 +77,52 @@ enum Unique {
     Keys(Box<[Box<str>]>),
 }
 
-fn compiled_rules(schema: &Value) -> Box<[Rule]> {
+/// What rules found.
+#[derive(Debug, Default)]
+struct Found {
+    errors: ErrorList,
+    /// Of values that were as wrong before and did not change.
+    let_pass: ErrorList,
+    budget: Budget,
+}
+
+fn rules_of(schema: &Value) -> Box<[Rule]> {
     let Some(rules) = schema["x-kubernetes-validations"].as_array() else { return Box::default() };
     let shape = Shape::of(schema);
-    rules.iter().map(|rule| Rule::compile(rule, shape.as_ref())).collect()
+    rules.iter().map(|rule| Rule::new(rule, shape.as_ref())).collect()
 }
 
 impl Constraints {
-    /// Compiles the schema of a part of an object.
-    pub fn of_part(schema: &Value) -> Self {
-        Self::compile(schema)
-    }
-
-    /// Compiles the schema of a whole object.
+    /// Compiles the schema of an object, or of a part of one.
     pub fn new(schema: &Value) -> Self {
-        Self { root: true, ..Self::compile(schema) }
-    }
-
-    fn compile(schema: &Value) -> Self {
         let flag = |key: &str| schema[key].as_bool().unwrap_or_default();
-        let one = |key: &str| schema[key].is_object().then(|| Box::new(Self::compile(&schema[key])));
+        let one = |key: &str| schema[key].is_object().then(|| Box::new(Self::new(&schema[key])));
         let properties = schema["properties"].as_object().into_iter().flatten();
         let mut properties: Box<[_]> =
-            properties.map(|(name, schema)| (name.as_str().into(), Self::compile(schema))).collect();
+            properties.map(|(name, schema)| (name.as_str().into(), Self::new(schema))).collect();
         properties.sort_unstable_by(|(a, _): &(Box<str>, Self), (b, _)| a.cmp(b));
+        let (additional, items, rules) = (one("additionalProperties"), one("items"), rules_of(schema));
+        let ruled = |schema: &Option<Box<Self>>| schema.as_ref().is_some_and(|schema| schema.ruled);
         Self {
-            root: false,
             nullable: flag("nullable"),
             int_or_string: flag("x-kubernetes-int-or-string"),
-            embedded_resource: flag("x-kubernetes-embedded-resource"),
-            atomic_map: schema["x-kubernetes-map-type"] == "atomic",
+            ruled: !rules.is_empty()
+                || ruled(&additional)
+                || ruled(&items)
+                || properties.iter().any(|(_, schema)| schema.ruled),
             kind: TYPES.into_iter().find(|kind| schema["type"] == *kind).unwrap_or_default(),
             required: texts(schema, "required"),
             limits: Limits::compile(schema),
             combinations: Combinations::compile(schema),
             properties,
-            additional: one("additionalProperties"),
-            items: one("items"),
+            additional,
+            items,
             unique: match schema["x-kubernetes-list-type"].as_str() {
                 Some("set") => Unique::Values,
                 Some("map") => Unique::Keys(texts(schema, "x-kubernetes-list-map-keys")),
                 _ => Unique::No,
             },
-            rules: compiled_rules(schema),
+            rules,
         }
     }
 
@@ -128,23 +130,6 @@ impl Constraints {
     fn property(&self, name: &str) -> Option<&Constraints> {
         let at = self.properties.binary_search_by(|(known, _)| (**known).cmp(name)).ok()?;
         self.properties.get(at).map(|(_, schema)| schema)
-    }
-
-    /// What is wrong with an object; `old` is what it was before an update. What was wrong before
-    /// and did not change is let pass (`CRDValidationRatcheting`).
-    pub fn validate(&self, new: &Value, old: Option<&Value>) -> ErrorList {
-        self.validate_at(new, old, &Path::empty())
-    }
-
-    /// The same for a value that is at `path`.
-    pub fn validate_at(&self, new: &Value, old: Option<&Value>, path: &Path) -> ErrorList {
-        let mut errors = ErrorList::new();
-        self.check(new, old, path, &mut errors);
-        // Rules may count on the types: they only run on values that are of them.
-        if errors.is_empty() {
-            self.check_rules(new, old, path, &mut Budget::default(), &mut errors);
-        }
-        errors
     }
 
     fn check(&self, value: &Value, old: Option<&Value>, path: &Path, errors: &mut ErrorList) {
@@ -205,8 +190,9 @@ impl Constraints {
         if let Some(most) = limits.length.1.filter(|most| length > *most) {
             errors.push(Error::too_long(path, most));
         }
-        if let Some(pattern) = limits.pattern.as_ref().filter(|pattern| !pattern.is_match(text)) {
-            errors.push(Error::invalid(path, text, format!("{} in body should match '{pattern}'", shown(path))));
+        if let Some(pattern) = limits.pattern.as_ref().filter(|pattern| !pattern.fits(text)) {
+            let detail = format!("{} in body should match '{}'", shown(path), pattern.text());
+            errors.push(Error::invalid(path, text, detail));
         }
         if !formats::fits(&limits.format, text) {
             let detail = format!("{} in body must be of type {}: {text:?}", shown(path), limits.format);
@@ -307,27 +293,15 @@ impl Constraints {
             errors.push(Error::too_many(path, members.len(), most));
         }
         for (name, value) in members {
-            if let Some((schema, path)) = self.member(name, path) {
-                schema.check(value, self.member_before(name, old), &path, errors);
+            if let Some(schema) = self.member(name) {
+                schema.check(value, old.and_then(|old| old.get(name)), &path.child(name), errors);
             }
         }
     }
 
-    /// What a member was, unless the object only changes as a whole.
-    fn member_before<'a>(&self, name: &str, old: Option<&'a Value>) -> Option<&'a Value> {
-        old.filter(|_| !self.atomic_map)?.get(name)
-    }
-
-    /// The schema of a member and where it is: `spec.name` for fields, `spec.map[key]` for keys.
-    fn member(&self, name: &str, path: &Path) -> Option<(&Constraints, Path)> {
-        if (self.root || self.embedded_resource) && matches!(name, "apiVersion" | "kind" | "metadata") {
-            return None;
-        }
-        match (self.property(name), &self.additional) {
-            (Some(schema), _) => Some((schema, path.child(name))),
-            (None, Some(schema)) => Some((schema, path.child(name))),
-            _ => None,
-        }
+    /// The schema of a member: of a field, or of all keys.
+    fn member(&self, name: &str) -> Option<&Constraints> {
+        self.property(name).or(self.additional.as_deref())
     }
 
     fn check_combinations(&self, value: &Value, path: &Path, errors: &mut ErrorList) {
@@ -372,29 +346,21 @@ impl Constraints {
         }
     }
 
-    fn check_rules(&self, new: &Value, old: Option<&Value>, path: &Path, budget: &mut Budget, errors: &mut ErrorList) {
-        if new.is_null() || budget.is_spent() {
+    fn check_rules(&self, new: &Value, old: Option<&Value>, path: &Path, found: &mut Found) {
+        if !self.ruled || new.is_null() || found.budget.is_spent() {
             return;
         }
         let unchanged = old == Some(new);
         if !self.rules.is_empty() {
-            let this = rules::to_cel(self, new);
-            let before = old.map(|old| rules::to_cel(self, old));
-            for rule in self.rules.iter() {
-                if budget.is_spent() {
-                    return;
-                }
-                let failed = rule.check(&this, before.as_ref(), self.kind, path, budget);
-                errors.extend(failed.filter(|_| !unchanged || rule.is_transition() || budget.is_spent()));
-            }
+            self.check_own_rules(new, old, path, found);
         }
         match new {
             Value::Object(members) => {
                 for (name, value) in members {
-                    if let Some((schema, path)) = self.member(name, path) {
-                        let before = if unchanged { Some(value) } else { self.member_before(name, old) };
-                        schema.check_rules(value, before, &path, budget, errors);
-                    }
+                    let Some(schema) = self.member(name) else { continue };
+                    let before = if unchanged { Some(value) } else { old.and_then(|old| old.get(name)) };
+                    let path = if self.property(name).is_some() { path.child(name) } else { path.key(name) };
+                    schema.check_rules(value, before, &path, found);
                 }
             }
             Value::Array(items) => {
@@ -402,10 +368,30 @@ impl Constraints {
                 for (index, item) in items.iter().enumerate() {
                     // No part of what did not change has changed, whether it can be told from others or not.
                     let before = if unchanged { Some(item) } else { self.before(item, old) };
-                    schema.check_rules(item, before, &path.index(index), budget, errors);
+                    schema.check_rules(item, before, &path.index(index), found);
                 }
             }
             _ => {}
+        }
+    }
+
+    fn check_own_rules(&self, new: &Value, old: Option<&Value>, path: &Path, found: &mut Found) {
+        let checked = Checked {
+            value: new,
+            this: rules::to_cel(self, new),
+            before: old.map(|old| rules::to_cel(self, old)),
+            kind: self.kind,
+            path,
+        };
+        for rule in self.rules.iter() {
+            if found.budget.is_spent() {
+                return;
+            }
+            match rule.check(&checked, &mut found.budget) {
+                Verdict::Holds => {}
+                Verdict::Broken(error) if old == Some(new) && !rule.is_transition() => found.let_pass.push(error),
+                Verdict::Broken(error) | Verdict::Failed(error) => found.errors.push(error),
+            }
         }
     }
 
@@ -446,7 +432,7 @@ impl Limits {
         Some(Box::new(Self {
             format: schema["format"].as_str().unwrap_or_default().into(),
             allowed: schema["enum"].as_array().map(|allowed| allowed.as_slice().into()).unwrap_or_default(),
-            pattern: schema["pattern"].as_str().and_then(|pattern| Regex::new(pattern).ok()),
+            pattern: schema["pattern"].as_str().map(Pattern::new),
             minimum: bound("minimum", "exclusiveMinimum"),
             maximum: bound("maximum", "exclusiveMaximum"),
             multiple_of: schema["multipleOf"].as_f64(),
@@ -462,13 +448,13 @@ impl Combinations {
         if ["allOf", "anyOf", "oneOf", "not"].iter().all(|key| schema[*key].is_null()) {
             return None;
         }
-        let many = |key: &str| schema[key].as_array().into_iter().flatten().map(Constraints::compile).collect();
+        let many = |key: &str| schema[key].as_array().into_iter().flatten().map(Constraints::new).collect();
         let not = &schema["not"];
         Some(Box::new(Self {
             all_of: many("allOf"),
             any_of: many("anyOf"),
             one_of: many("oneOf"),
-            not: not.is_object().then(|| Constraints::compile(not)),
+            not: not.is_object().then(|| Constraints::new(not)),
         }))
     }
 }

@@ -1,7 +1,7 @@
 //! `x-kubernetes-validations`: CEL rules of a schema
 //! (`k8s.io/apiextensions-apiserver/pkg/apiserver/schema/cel`).
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use api::field::{Error, Path};
 use serde_json::Value;
@@ -15,16 +15,40 @@ use crate::schema::{base64_bytes, go_duration_nanos, parse_timestamp};
 /// The longest message that an expression may make.
 const LONGEST_MESSAGE: usize = 5 * 1024;
 
+/// A rule of a schema. Its program is made when the first value is checked: a cluster's definitions hold
+/// thousands of rules, most of which are never asked, and each program takes kilobytes.
 #[derive(Debug)]
 pub struct Rule {
-    program: Result<Program, CelError>,
+    program: OnceLock<Result<Program, CelError>>,
+    /// Of the value that the rule is about.
+    shape: Option<Arc<Shape>>,
     text: String,
     message: String,
-    message_expression: Option<Program>,
+    message_expression: String,
     reason: String,
     /// Below the place of the rule: `.spec.name`.
     field_path: String,
     optional_old_self: bool,
+}
+
+/// A value that rules are asked about.
+pub struct Checked<'a> {
+    pub value: &'a Value,
+    /// The value as rules see it.
+    pub this: cel::Value,
+    /// What it was before.
+    pub before: Option<cel::Value>,
+    /// Its type in the schema.
+    pub kind: &'static str,
+    pub path: &'a Path,
+}
+
+/// What a rule says of a value.
+pub enum Verdict {
+    Holds,
+    Broken(Error),
+    /// It could not be evaluated.
+    Failed(Error),
 }
 
 /// What the rules of one object may cost together.
@@ -54,72 +78,70 @@ impl Budget {
 
 impl Rule {
     /// `shape`: of the value that the rule is about.
-    pub fn compile(rule: &Value, shape: Option<&Arc<Shape>>) -> Rule {
+    pub fn new(rule: &Value, shape: Option<&Arc<Shape>>) -> Rule {
         let text = |key: &str| rule[key].as_str().unwrap_or_default().trim().to_owned();
         Rule {
-            program: cel::compile_shaped(&text("rule"), shape),
+            program: OnceLock::new(),
+            shape: shape.cloned(),
             text: text("rule"),
             message: text("message"),
-            message_expression: rule["messageExpression"]
-                .as_str()
-                .and_then(|text| cel::compile_shaped(text, shape).ok()),
+            message_expression: text("messageExpression"),
             reason: text("reason"),
             field_path: text("fieldPath"),
             optional_old_self: rule["optionalOldSelf"].as_bool().unwrap_or_default(),
         }
     }
 
+    fn program(&self) -> Result<&Program, &CelError> {
+        self.program.get_or_init(|| cel::compile_shaped(&self.text, self.shape.as_ref())).as_ref()
+    }
+
     /// Whether it is about the change of a value.
     pub fn is_transition(&self) -> bool {
-        self.program.as_ref().is_ok_and(|program| program.uses("oldSelf"))
+        self.program().is_ok_and(|program| program.uses("oldSelf"))
     }
 
     /// Checks a value; rules about the change only run when there was something before.
-    pub fn check(
-        &self,
-        this: &cel::Value,
-        before: Option<&cel::Value>,
-        kind: &str,
-        path: &Path,
-        budget: &mut Budget,
-    ) -> Option<Error> {
-        let program = match &self.program {
+    pub fn check(&self, checked: &Checked<'_>, budget: &mut Budget) -> Verdict {
+        let invalid = |why: String| Verdict::Failed(Error::invalid(checked.path, checked.kind, why));
+        let program = match self.program() {
             Ok(program) => program,
-            Err(error) => return Some(Error::invalid(path, kind, format!("rule compile error: {error}"))),
+            Err(error) => return invalid(format!("rule compile error: {error}")),
         };
-        let mut variables = vec![("self", this.clone())];
+        let mut variables = vec![("self", checked.this.clone())];
         if program.uses("oldSelf") {
-            match (self.optional_old_self, before) {
-                (true, before) => variables.push(("oldSelf", cel::optional(before.cloned()))),
+            match (self.optional_old_self, &checked.before) {
+                (true, before) => variables.push(("oldSelf", cel::optional(before.clone()))),
                 (false, Some(before)) => variables.push(("oldSelf", before.clone())),
-                (false, None) => return None,
+                (false, None) => return Verdict::Holds,
             }
         }
         let outcome = budget.run(program, &variables);
         if budget.is_spent() {
-            let detail = "validation failed due to running out of cost budget, no further validation rules will be run";
-            return Some(Error::invalid(path, kind, detail));
+            let why = "validation failed due to running out of cost budget, no further validation rules will be run";
+            return invalid(why.to_owned());
         }
         match outcome.and_then(cel::truth) {
-            Ok(true) => None,
-            Ok(false) => Some(self.failed(&variables, kind, path, budget)),
-            Err(error) => {
-                let (error, rule) = (error.to_string(), self.shown());
-                let detail = if error == cel::EXCEEDED {
-                    budget.left = 0;
-                    format!(
-                        "'{error}': no further validation rules will be run due to call cost exceeds limit for rule: {rule}"
-                    )
-                } else if error.starts_with("no such overload") {
-                    format!(
-                        "'{error}': call arguments did not match a supported operator, function or macro signature for rule: {rule}"
-                    )
-                } else {
-                    format!("{error} evaluating rule: {rule}")
-                };
-                Some(Error::invalid(path, kind, detail))
-            }
+            Ok(true) => Verdict::Holds,
+            Ok(false) => Verdict::Broken(self.broken(&variables, checked, budget)),
+            Err(error) => invalid(self.why_not_evaluated(&error.to_string(), budget)),
         }
+    }
+
+    fn why_not_evaluated(&self, error: &str, budget: &mut Budget) -> String {
+        let rule = self.shown();
+        if error == cel::EXCEEDED {
+            budget.left = 0;
+            return format!(
+                "'{error}': no further validation rules will be run due to call cost exceeds limit for rule: {rule}"
+            );
+        }
+        if error.starts_with("no such overload") {
+            return format!(
+                "'{error}': call arguments did not match a supported operator, function or macro signature for rule: {rule}"
+            );
+        }
+        format!("{error} evaluating rule: {rule}")
     }
 
     /// What the rule is called in messages about itself.
@@ -127,11 +149,20 @@ impl Rule {
         if self.message.is_empty() { &self.text } else { &self.message }
     }
 
-    fn detail(&self, variables: &[(&str, cel::Value)], budget: &mut Budget) -> String {
-        let computed = self.message_expression.as_ref().and_then(|program| match budget.run(program, variables) {
+    /// What `messageExpression` makes, if there is one that makes anything.
+    fn computed_message(&self, variables: &[(&str, cel::Value)], budget: &mut Budget) -> Option<String> {
+        if self.message_expression.is_empty() {
+            return None;
+        }
+        let program = cel::compile_shaped(&self.message_expression, self.shape.as_ref()).ok()?;
+        match budget.run(&program, variables) {
             Ok(cel::Value::String(text)) => Some(text.trim().to_owned()),
             _ => None,
-        });
+        }
+    }
+
+    fn detail(&self, variables: &[(&str, cel::Value)], budget: &mut Budget) -> String {
+        let computed = self.computed_message(variables, budget);
         match computed.filter(|text| !text.is_empty() && !text.contains('\n') && text.len() <= LONGEST_MESSAGE) {
             Some(text) => text,
             None if !self.message.is_empty() => self.message.clone(),
@@ -139,28 +170,19 @@ impl Rule {
         }
     }
 
-    fn failed(&self, variables: &[(&str, cel::Value)], kind: &str, path: &Path, budget: &mut Budget) -> Error {
-        let path = &field_path(path, &self.field_path);
+    fn broken(&self, variables: &[(&str, cel::Value)], checked: &Checked<'_>, budget: &mut Budget) -> Error {
+        let path = &field_path(checked.path, &self.field_path);
         let detail = self.detail(variables, budget);
+        // Objects and lists are not shown.
+        let whole = matches!(checked.kind, "object" | "array");
         match self.reason.as_str() {
             "FieldValueForbidden" => Error::forbidden(path, detail),
             "FieldValueRequired" => Error::required(path, detail),
-            "FieldValueDuplicate" => Error::duplicate(path, kind),
-            // Objects and lists are not shown.
-            _ if matches!(kind, "object" | "array") => Error::invalid_unshown(path, detail),
-            _ => Error::invalid(path, shown(variables, kind), detail),
+            "FieldValueDuplicate" if whole => Error::duplicate(path, Value::Object(Default::default())),
+            "FieldValueDuplicate" => Error::duplicate(path, checked.value.clone()),
+            _ if whole => Error::invalid_unshown(path, detail),
+            _ => Error::invalid(path, checked.value.clone(), detail),
         }
-    }
-}
-
-/// The value that broke the rule.
-fn shown(variables: &[(&str, cel::Value)], kind: &str) -> Value {
-    match variables.iter().find(|(name, _)| *name == "self").map(|(_, value)| value) {
-        Some(cel::Value::String(text)) => text.as_str().into(),
-        Some(cel::Value::Int(number)) => (*number).into(),
-        Some(cel::Value::Float(number)) => (*number).into(),
-        Some(cel::Value::Bool(truth)) => (*truth).into(),
-        _ => kind.into(),
     }
 }
 

@@ -15,6 +15,8 @@ pub type Volume = Arc<PersistentVolume>;
 
 /// The class of volumes that are only bound by hand.
 const NO_PROVISIONER: &str = "kubernetes.io/no-provisioner";
+/// The mode of volumes and claims that name none.
+const FILESYSTEM: &str = "Filesystem";
 
 /// Whether a volume can be used on a node.
 pub fn reaches(volume: &PersistentVolume, node: &Node) -> bool {
@@ -30,9 +32,10 @@ pub fn find_volume<'v>(
     node: &Node,
     taken: impl Fn(&str) -> bool,
 ) -> Option<&'v Volume> {
+    let selector = selector_of(claim);
     let fitting = volumes.iter().filter(|volume| {
         let name = volume.metadata.name.as_deref().unwrap_or_default();
-        !taken(name) && satisfies(volume, claim) && reaches(volume, node)
+        !taken(name) && satisfies(volume, claim) && is_selected(volume, &selector) && reaches(volume, node)
     });
     // One that was reserved for this claim by its claimRef goes before all others.
     fitting.min_by_key(|volume| (!is_reserved_for(volume, claim), size(volume)))
@@ -47,22 +50,29 @@ fn is_reserved_for(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> 
     })
 }
 
+/// What the claim says of the labels of its volume; a selector that cannot be read selects none.
+fn selector_of(claim: &PersistentVolumeClaim) -> Selector {
+    match claim.spec.as_ref().and_then(|spec| spec.selector.as_ref()) {
+        None => Selector::everything(),
+        selector => Selector::from_label_selector(selector).unwrap_or_else(|_| Selector::nothing()),
+    }
+}
+
+fn is_selected(volume: &PersistentVolume, selector: &Selector) -> bool {
+    let labels = volume.metadata.labels.as_ref();
+    selector.matches_with(|key| labels.and_then(|labels| labels.get(key)).map(String::as_str))
+}
+
 fn satisfies(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
     let (Some(has), Some(wants)) = (&volume.spec, &claim.spec) else { return false };
-    let mode = |mode: &Option<String>| mode.clone().unwrap_or_else(|| "Filesystem".to_owned());
     let free = has.claim_ref.is_none() && volume.metadata.deletion_timestamp.is_none();
     let modes = wants.access_modes.iter().flatten();
     let request = wants.resources.as_ref().and_then(|resources| resources.requests.as_ref()?.get("storage"));
-    let labels = volume.metadata.labels.clone().unwrap_or_default();
-    let selected = wants.selector.as_ref().is_none_or(|selector| {
-        Selector::from_label_selector(Some(selector)).is_ok_and(|selector| selector.matches(&labels))
-    });
     (free || is_reserved_for(volume, claim))
         && has.storage_class_name.as_deref().unwrap_or_default() == class_name(claim)
-        && mode(&has.volume_mode) == mode(&wants.volume_mode)
+        && has.volume_mode.as_deref().unwrap_or(FILESYSTEM) == wants.volume_mode.as_deref().unwrap_or(FILESYSTEM)
         && modes.into_iter().all(|mode| has.access_modes.iter().flatten().any(|own| own == mode))
         && request.is_none_or(|request| size(volume) >= Quantity::from(request))
-        && selected
 }
 
 pub fn size(volume: &PersistentVolume) -> Quantity {
@@ -127,6 +137,30 @@ mod tests {
         assert_eq!(found("2Gi", "here").as_deref(), Some("large"), "the other is promised");
         assert_eq!(found("6Gi", "").as_deref(), Some("large"));
         assert_eq!(found("11Gi", ""), None);
+    }
+
+    #[test]
+    fn labels_decide_where_a_claim_selects() {
+        let here = node("n", json!({})).node;
+        let labelled = |labels: Value| {
+            let mut volume = Arc::unwrap_or_clone(volume("v", "5Gi", json!({})));
+            volume.metadata.labels = serde_json::from_value(labels).unwrap();
+            Arc::new(volume)
+        };
+        for (labels, selector, want) in [
+            (json!({"tier": "fast"}), json!(null), true),
+            (json!({"tier": "fast"}), json!({}), true),
+            (json!({"tier": "fast"}), json!({"matchLabels": {"tier": "fast"}}), true),
+            (json!({"tier": "slow"}), json!({"matchLabels": {"tier": "fast"}}), false),
+            (json!(null), json!({"matchLabels": {"tier": "fast"}}), false),
+            (json!(null), json!({"matchExpressions": [{"key": "tier", "operator": "DoesNotExist"}]}), true),
+            (json!({"tier": "fast"}), json!({"matchExpressions": [{"key": "tier", "operator": "Near"}]}), false),
+        ] {
+            let mut claim = claim("1Gi");
+            claim.spec.as_mut().unwrap().selector = serde_json::from_value(selector.clone()).unwrap();
+            let volumes = [labelled(labels.clone())];
+            assert_eq!(find_volume(&claim, &volumes, &here, |_| false).is_some(), want, "{labels} {selector}");
+        }
     }
 
     #[test]
