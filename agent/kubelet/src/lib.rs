@@ -4,7 +4,8 @@
 //! - [`spec`]: a pod's spec as the runtime takes it; [`downward`]: what a pod learns about itself;
 //! - [`cri`]: the container runtime; [`images`], [`cgroups`], [`probes`], [`volumes`];
 //! - [`plugins`]: drivers that register; [`devices`]: device plugins; [`dra`]: claimed resources;
-//!   `pod_resources`: who has what of both; `pods_api`: the pods themselves, both on sockets (`unix_server`);
+//!   `pod_resources`: who has what of both; `pods_api`: the pods themselves, both on sockets (`unix_server`,
+//!   and `grpc_authority`: what their clients call them);
 //! - [`node`]: the Node object; [`status_writer`]: pods' statuses; [`static_pods`], [`admission`];
 //! - `retry`, `locks`, `files`: what several of these need to try again, to take turns, to remember;
 //! - [`server_contract`] and [`volume_contract`]: what the 10250 server and the volumes are to this room.
@@ -23,6 +24,7 @@ pub mod downward;
 pub mod dra;
 pub mod eviction;
 mod files;
+mod grpc_authority;
 pub mod images;
 pub mod layout;
 mod locks;

@@ -14,6 +14,7 @@ use tonic::server::NamedService;
 use tower::Service;
 
 use crate::files;
+use crate::grpc_authority::Unnamed;
 
 /// How soon the socket is made again when that failed.
 const AGAIN: Duration = Duration::from_secs(10);
@@ -35,7 +36,7 @@ where
         match listen(socket) {
             Ok(listener) => {
                 let incoming = futures::stream::unfold(listener, |listener| async {
-                    Some((listener.accept().await.map(|(stream, _)| stream), listener))
+                    Some((listener.accept().await.map(|(stream, _)| Unnamed::new(stream)), listener))
                 });
                 let server = tonic::transport::Server::builder().add_service(service.clone());
                 if let Err(error) = server.serve_with_incoming(incoming).await {

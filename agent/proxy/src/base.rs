@@ -12,7 +12,7 @@ use tokio::sync::{Notify, watch};
 use crate::health::{Health, HealthChecks};
 use crate::kernel::Kernel;
 use crate::rules::{NodeView, build};
-use crate::{Config, Error, Mode, Settings, iptables, nftables};
+use crate::{Config, Error, Mode, Settings, conntrack_limits, iptables, nftables};
 
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// What others may have changed is looked at again this often.
@@ -68,6 +68,13 @@ fn remove_other(mode: Mode) {
     };
     if let Err(error) = outcome {
         tracing::warn!(%error, "rules of the other proxy mode could not be removed");
+    }
+}
+
+/// The rules have brought conntrack into the kernel, and its limits with it.
+fn set_limits() {
+    for failure in conntrack_limits::apply() {
+        tracing::warn!(failure, "the kernel may forget connections to Services early");
     }
 }
 
@@ -207,7 +214,10 @@ async fn sync_forever(
                         synced.send_modify(|count| *count += 1);
                         if std::mem::take(&mut first) {
                             // Only now: at no time is there neither. Nothing waits for it.
-                            drop(tokio::task::spawn_blocking(move || remove_other(mode)));
+                            drop(tokio::task::spawn_blocking(move || {
+                                remove_other(mode);
+                                set_limits();
+                            }));
                         }
                         AUDIT
                     }

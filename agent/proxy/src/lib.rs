@@ -5,7 +5,8 @@
 //!
 //! - [`rules`]: (Services, EndpointSlices, this node) → [`model::Rules`], pure.
 //! - [`nftables`] and [`iptables`]: two writers of the same rules.
-//! - [`conntrack`]: ends UDP flows that the new rules would not have made.
+//! - [`conntrack`]: ends UDP flows that the new rules would not have made; [`conntrack_limits`]: how long
+//!   the kernel remembers connections.
 //! - [`health`]: what load balancers and people ask over HTTP.
 //!
 //! A change of an endpoint becomes a rule as soon as it is seen; only when changes come faster than
@@ -15,6 +16,7 @@
 
 mod base;
 mod conntrack;
+mod conntrack_limits;
 mod health;
 pub mod iptables;
 mod kernel;

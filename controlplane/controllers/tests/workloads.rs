@@ -137,7 +137,7 @@ async fn an_autoscaler_scales_what_it_names_in_a_version_long_gone() {
     let scaler = serde_json::from_value(scaler).expect("an autoscaler");
     autoscalers.create(&PostParams::default(), &scaler).await.expect("created");
     eventually("the deployment has the least that the autoscaler allows", || async {
-        let spec = deployments.get("web").await.ok()?.spec?;
+        let spec = deployments.get("web").await.ok()?.spec;
         (spec.replicas == Some(2)).then_some(())
     })
     .await;

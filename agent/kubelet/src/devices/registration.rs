@@ -11,6 +11,7 @@ use tokio::net::UnixListener;
 use tonic::{Request, Response, Status};
 
 use super::{Devices, checkpoint, plugin};
+use crate::grpc_authority::Unnamed;
 use crate::plugins::{Handler, Plugin};
 
 pub const SOCKET: &str = "kubelet.sock";
@@ -31,7 +32,7 @@ pub async fn serve(devices: Weak<Devices>, directory: PathBuf) {
             Ok(listener) => {
                 let server = Server { devices: devices.clone(), directory: directory.clone() };
                 let incoming = futures::stream::unfold(listener, |listener| async {
-                    Some((listener.accept().await.map(|(stream, _)| stream), listener))
+                    Some((listener.accept().await.map(|(stream, _)| Unnamed::new(stream)), listener))
                 });
                 let service = RegistrationServer::new(server);
                 let served = tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming);

@@ -7,12 +7,14 @@ use component::brief;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, Volume};
 use kube::{Api, Client};
 
-use super::{host_path, mounts};
+use super::{format, host_path, mounts};
 use crate::layout::Layout;
 
 /// How often, and how soon again, a claim is looked at that is being bound.
 const LOOKS: usize = 20;
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// The plugin of local volumes.
+const LOCAL: &str = "kubernetes.io/local-volume";
 
 /// What a claim leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,7 +108,7 @@ pub fn target(volume: &PersistentVolume) -> Result<Target, String> {
     if let Some(source) = &spec.local {
         return Ok(match (&source.fs_type, is_block_device(Path::new(&source.path))) {
             (kind, true) => Target::Mount {
-                plugin: "kubernetes.io/local-volume",
+                plugin: LOCAL,
                 kind: kind.clone().unwrap_or_else(|| "ext4".to_owned()),
                 source: source.path.clone(),
                 options,
@@ -147,6 +149,9 @@ pub async fn make_available(target: &Target, layout: &Layout, uid: &str, name: &
             let path = layout.volume(uid, plugin, name);
             std::fs::create_dir_all(&path).map_err(|error| format!("mkdir {}: {error}", path.display()))?;
             if !mounts::is_mount_point(&path) {
+                if *plugin == LOCAL {
+                    format::prepare(source, kind, options.iter().any(|option| option == "ro")).await?;
+                }
                 mounts::mount_with_helper(source, &path, kind, options).await.map_err(|error| error.to_string())?;
             }
             Ok(path)
@@ -154,7 +159,7 @@ pub async fn make_available(target: &Target, layout: &Layout, uid: &str, name: &
     }
 }
 
-fn is_block_device(path: &Path) -> bool {
+pub fn is_block_device(path: &Path) -> bool {
     use std::os::unix::fs::FileTypeExt;
     std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device())
 }

@@ -10,15 +10,18 @@
 //! - `atomic`: writing a set of files in one step; `owner`: fsGroup;
 //! - `refresh`: keeping both current, each in a queue of its own;
 //! - `csi`: volumes of drivers that registered with the node;
-//! - `empty_dir`, `host_path`, `claims`: volumes without an object of their own, or that exist elsewhere; `mounts`: tmpfs, unmounting, removal.
+//! - `empty_dir`, `host_path`, `claims`: volumes without an object of their own, or that exist elsewhere; `block`: volumes
+//!   that are devices; `format`: file systems made on devices; `mounts`: tmpfs, unmounting, removal.
 //!
 //! Nothing is remembered across a restart: [`Volumes::set_up`] finds what is there and asks anew for
 //! tokens and certificates, and [`Volumes::tear_down`] needs only the pod's directory.
 
 mod atomic;
+mod block;
 mod claims;
 pub mod csi;
 mod empty_dir;
+mod format;
 mod gather;
 mod host_path;
 pub(crate) mod mounts;
@@ -238,9 +241,13 @@ impl NodeVolumes {
             return Ok(Made { read_only: known.read_only, ..known.host_path.into() });
         }
         let (claim, bound) = claims::bound(&self.client, pod, volume, claim).await.map_err(failed)?;
+        let block = block::wanted(pod, &volume.name, &bound).map_err(failed)?;
         if let Some(csi) = csi::Volume::persistent(&bound, read_only) {
             let order = csi::Order { pod, name: &volume.name, volume: csi, owner, claim: Some((claim, bound)) };
             return self.set_up_csi(order).await;
+        }
+        if block {
+            return Ok(Made { read_only, ..block::device(&bound).map_err(failed)?.into() });
         }
         let target = claims::target(&bound).map_err(failed)?;
         let name = bound.metadata.name.as_deref().unwrap_or(&volume.name);

@@ -73,7 +73,10 @@ fn is_shared(mountinfo: &str, directory: &Path) -> bool {
 /// Runs mount(8), which knows helpers such as mount.nfs.
 pub async fn mount_with_helper(source: &str, path: &Path, kind: &str, options: &[String]) -> io::Result<()> {
     let mut command = tokio::process::Command::new("mount");
-    command.arg("-t").arg(kind);
+    // Without a kind, mount looks at what is there.
+    if !kind.is_empty() {
+        command.arg("-t").arg(kind);
+    }
     if !options.is_empty() {
         command.arg("-o").arg(options.join(","));
     }

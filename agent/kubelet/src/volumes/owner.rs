@@ -47,7 +47,8 @@ pub fn give_to_group(root: &Path, owner: Owner, read_only: bool) -> io::Result<(
     if owner.on_root_mismatch && root_matches(root, group, read_only)? {
         return Ok(());
     }
-    let mut waiting = vec![root.to_owned()];
+    // A local volume's path may be a link to the directory; links within it are left alone.
+    let mut waiting = vec![root.canonicalize()?];
     while let Some(path) = waiting.pop() {
         let meta = std::fs::symlink_metadata(&path)?;
         lchown(&path, None, Some(group))?;
@@ -107,5 +108,16 @@ mod tests {
         give_to_group(directory.path(), Owner { group: Some(group), ..Owner::default() }, false).unwrap();
         assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o660);
         assert_eq!(std::fs::metadata(directory.path()).unwrap().permissions().mode() & 0o2070, 0o2070);
+    }
+
+    #[test]
+    fn a_volume_that_is_a_link_is_the_directory_behind_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let (behind, link) = (directory.path().join("behind"), directory.path().join("link"));
+        std::fs::create_dir(&behind).unwrap();
+        std::os::unix::fs::symlink(&behind, &link).unwrap();
+        let group = nix::unistd::getgid().as_raw();
+        give_to_group(&link, Owner { group: Some(group), ..Owner::default() }, false).unwrap();
+        assert_eq!(std::fs::metadata(&behind).unwrap().permissions().mode() & 0o2070, 0o2070);
     }
 }

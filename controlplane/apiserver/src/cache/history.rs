@@ -244,6 +244,8 @@ mod tests {
     struct Counting {
         inner: Embedded,
         watches: AtomicUsize,
+        /// Held to keep readers waiting.
+        gate: tokio::sync::Mutex<()>,
     }
 
     #[async_trait]
@@ -262,6 +264,7 @@ mod tests {
 
         async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError> {
             self.watches.fetch_add(1, Ordering::Relaxed);
+            let _open = self.gate.lock().await;
             self.inner.watch(prefix, after).await
         }
 
@@ -325,7 +328,7 @@ mod tests {
         async fn after(objects: usize) -> Self {
             let dir = tempfile::tempdir().unwrap();
             let inner = Embedded::open(&dir.path().join("db")).unwrap();
-            let store = Arc::new(Counting { inner, watches: AtomicUsize::new(0) });
+            let store = Arc::new(Counting { inner, watches: AtomicUsize::new(0), gate: tokio::sync::Mutex::default() });
             let made = write_all(&store, &vec![0; objects]).await;
             let changed = write_all(&store, &made).await;
             let named = |(number, revision): (usize, Revision)| (namespace(number), revision);
@@ -386,7 +389,11 @@ mod tests {
     async fn watchers_of_many_revisions_share_the_way() {
         let restarted = Restarted::after(400).await;
         let revisions = (0..WATCHERS as u64).rev().map(|number| BEGINNING + 2 * number);
-        join_all(revisions.map(|revision| restarted.watch("", revision))).await;
+        let mut watchers = join_all(revisions.map(|revision| restarted.watch("", revision)));
+        let closed = restarted.store.gate.lock().await;
+        assert!(futures::poll!(&mut watchers).is_pending());
+        drop(closed);
+        watchers.await;
         assert!(restarted.watches() <= 3, "{}", restarted.watches());
         let states = restarted.written.len();
         assert!(restarted.decoded() <= 3 * states, "{} of {states}", restarted.decoded());
