@@ -62,6 +62,16 @@ fn wrong_names_and_flags_are_refused_with_advice() {
     }
 }
 
+#[test]
+fn a_node_that_cannot_start_is_named_at_once() {
+    let name = format!("unfit-{}", std::process::id() % 100_000);
+    let providers = ["config", "bin-dir"].map(|what| format!("--node-arg=--image-credential-provider-{what}=/no/such"));
+    let up = command(skiff(), &["lab", "up", &name, &providers[0], &providers[1]], &[], "");
+    command(skiff(), &["lab", "down", &name], &[], "").expect_ok();
+    let told = up.expect_failure("node-1 ended");
+    assert!(told.contains("plugin binary directory /no/such did not exist"), "{told}");
+}
+
 /// Scheduler, controllers and quotas at a size that this machine could not run.
 #[test]
 fn hollow_nodes_take_pods_and_keep_real_ones_off() {

@@ -13,6 +13,7 @@ use anyhow::Context;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tokio::io::unix::AsyncFd;
 
 /// A process that cannot be mistaken for a later one with the same pid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +44,18 @@ impl Process {
             // It may have ended since: that is what was wanted.
             let _ = kill(Pid::from_raw(self.pid), signal);
         }
+    }
+
+    /// Returns once it has ended.
+    pub async fn ended(self) -> std::io::Result<()> {
+        let Some(descriptor) = pidfd(self.pid) else { return Ok(()) };
+        // Another one may have its pid by now.
+        if self.alive() {
+            // SAFETY: the descriptor is owned by what watches it, and stays the same for all its life.
+            let watched = unsafe { AsyncFd::register(descriptor) }?;
+            watched.readable().await?.retain_ready();
+        }
+        Ok(())
     }
 
     pub fn from_file(path: &Path) -> Option<Self> {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use api::cluster::ClusterNetwork;
 use clap::{Args, Parser};
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use k8s_openapi::api::core::v1::Node;
 use kube::api::WatchEvent;
 
@@ -311,7 +311,6 @@ async fn wait_for_nodes(lab: &Lab, began: Instant, limit: Duration) -> anyhow::R
                 Err(error) => Err(error.into()),
             };
             if followed.is_err() {
-                member_died(lab)?;
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }
@@ -325,6 +324,7 @@ async fn wait_for_nodes(lab: &Lab, began: Instant, limit: Duration) -> anyhow::R
     };
     let outcome = tokio::select! {
         outcome = waiting => outcome,
+        error = death(lab) => Err(error),
         () = progress => Ok(()),
         () = tokio::time::sleep(limit) => {
             let logs: Vec<String> = lab.members().map(|member| lab.log(member).display().to_string()).collect();
@@ -332,6 +332,21 @@ async fn wait_for_nodes(lab: &Lab, began: Instant, limit: Duration) -> anyhow::R
         }
     };
     outcome
+}
+
+/// Returns why once one of the lab's processes has ended.
+async fn death(lab: &Lab) -> anyhow::Error {
+    loop {
+        let running = lab.members().filter_map(|member| processes::Process::from_file(&lab.pid_file(member)));
+        let ends: Vec<_> = running.map(|process| process.ended().boxed()).collect();
+        // From here on: who ended before is found now, who ends later wakes this.
+        if let Err(error) = member_died(lab) {
+            return error;
+        }
+        if let (Err(error), ..) = futures::future::select_all(ends).await {
+            return anyhow::Error::new(error).context("waiting for the lab's processes");
+        }
+    }
 }
 
 fn member_died(lab: &Lab) -> anyhow::Result<()> {
