@@ -15,22 +15,22 @@ use crate::join::{self, JoinError, Joined};
 use crate::parts;
 use crate::registries::{self, RegistriesError};
 
-/// Why a node could not start.
+/// Why a node could not start. What it was caused by stands in its sources.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    #[error("starting the container runtime: {0}")]
+    #[error("starting the container runtime")]
     Runtime(#[from] ContainerdError),
-    #[error("providing the sandbox image: {0}")]
+    #[error("providing the sandbox image")]
     SandboxImage(#[from] ImageError),
-    #[error("joining the cluster: {0}")]
+    #[error("joining the cluster")]
     Join(#[from] JoinError),
-    #[error("configuring image registries: {0}")]
+    #[error("configuring image registries")]
     Registries(#[from] RegistriesError),
-    #[error("installing the network plugins: {0}")]
+    #[error("installing the network plugins")]
     Plugins(#[from] CniError),
     #[error("making the directory {path}: {error}", path = path.display())]
     Directory { path: PathBuf, error: std::io::Error },
-    #[error("starting the kubelet: {0}")]
+    #[error("starting the kubelet")]
     Kubelet(#[from] kubelet::StartError),
     #[error("the node address {0} is no IPv4 address; choose one with --node-ip")]
     NodeAddress(IpAddr),

@@ -66,10 +66,15 @@ fn wrong_names_and_flags_are_refused_with_advice() {
 fn a_node_that_cannot_start_is_named_at_once() {
     let name = format!("unfit-{}", std::process::id() % 100_000);
     let providers = ["config", "bin-dir"].map(|what| format!("--node-arg=--image-credential-provider-{what}=/no/such"));
-    let up = command(skiff(), &["lab", "up", &name, &providers[0], &providers[1]], &[], "");
-    command(skiff(), &["lab", "down", &name], &[], "").expect_ok();
-    let told = up.expect_failure("node-1 ended");
-    assert!(told.contains("plugin binary directory /no/such did not exist"), "{told}");
+    for (arguments, words) in [
+        (&[&*providers[0], &*providers[1]][..], "plugin binary directory /no/such did not exist"),
+        (&["--server-arg=--anonymous-auth=false"][..], "answers nobody without credentials"),
+    ] {
+        let up = command(skiff(), &[&["lab", "up", &name][..], arguments].concat(), &[], "");
+        command(skiff(), &["lab", "down", &name], &[], "").expect_ok();
+        let told = up.expect_failure("node-1 ended");
+        assert_eq!(told.matches(words).count(), 1, "{told}");
+    }
 }
 
 /// Scheduler, controllers and quotas at a size that this machine could not run.

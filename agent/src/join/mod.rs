@@ -57,7 +57,11 @@ pub enum JoinError {
     WrongCa { found: String, expected: String },
     #[error("the cluster-info ConfigMap of {server} holds no usable CA certificate")]
     ClusterInfo { server: String },
-    #[error("{doing}: {error}")]
+    #[error(
+        "{server} answers nobody without credentials, and nodes join by reading its cluster-info ConfigMap: allow /api/v1/namespaces/kube-public/configmaps/cluster-info in the `anonymous` section of the server's --authentication-config"
+    )]
+    NobodyAnonymous { server: String },
+    #[error("{doing}: {}", component::brief(.error))]
     Api { doing: String, error: Box<kube::Error> },
     #[error("CertificateSigningRequest {name} was not granted: {why}")]
     Refused { name: String, why: String },
@@ -257,10 +261,10 @@ async fn first_identity(options: &Options, token: &JoinToken, files: &Files) -> 
 async fn discover(server: &str, token: &JoinToken) -> Result<Vec<u8>, JoinError> {
     let client = Connection::new(server, Trust::Anyone, &Credential::Anonymous)?.client();
     let api: Api<ConfigMap> = Api::namespaced(client, "kube-public");
-    let info = api
-        .get("cluster-info")
-        .await
-        .map_err(|error| JoinError::api(format!("reading the cluster-info ConfigMap of {server}"), error))?;
+    let info = api.get("cluster-info").await.map_err(|error| match error {
+        kube::Error::Api(status) if status.code == 401 => JoinError::NobodyAnonymous { server: server.to_owned() },
+        error => JoinError::api(format!("reading the cluster-info ConfigMap of {server}"), error),
+    })?;
     let unusable = || JoinError::ClusterInfo { server: server.to_owned() };
     let text = info.data.and_then(|mut data| data.remove("kubeconfig")).ok_or_else(unusable)?;
     let kubeconfig = kube::config::Kubeconfig::from_yaml(&text).map_err(|_| unusable())?;
