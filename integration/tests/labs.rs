@@ -77,6 +77,25 @@ fn a_node_that_cannot_start_is_named_at_once() {
     }
 }
 
+/// `ip netns add` mounts `/run/netns` on itself where that is no mount yet. Tried in a mount namespace where it
+/// is none.
+#[test]
+fn a_namespace_that_is_added_later_keeps_no_lab_from_going() {
+    let name = format!("added-{}", std::process::id() % 100_000);
+    let script = r#"
+        while umount -l /run/netns 2>/dev/null; do :; done
+        "$1" lab up "$2" || exit
+        ip netns add "$2-other"
+        "$1" lab down "$2"; code=$?
+        ip netns delete "$2-other"
+        exit $code"#;
+    let program = skiff().display().to_string();
+    let arguments = ["--mount", "--propagation", "private", "sh", "-c", script, "sh", &program, &name];
+    command("unshare", &arguments, &[], "").expect_ok();
+    let left = std::path::Path::new("/run/netns").join(format!("skiff-{name}-server"));
+    assert!(!left.exists(), "{}", left.display());
+}
+
 /// Scheduler, controllers and quotas at a size that this machine could not run.
 #[test]
 fn hollow_nodes_take_pods_and_keep_real_ones_off() {

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 use netlink::{Address, BridgePort, IpNet, LinkKind, Namespace, Route, RouteScope, Rtnl, VethPeer};
+use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
@@ -100,10 +101,32 @@ fn ensure_member(rtnl: &mut Rtnl, lab: &Lab, member: &str, bridge: u32) -> anyho
     Ok(())
 }
 
+/// Where `ip netns` keeps what it names.
+const NAMESPACES: &str = "/run/netns";
+
+/// Makes it a mount of its own whose mounts are shared, as `ip netns add` does. Otherwise the next one of
+/// those would mount it over itself, and hide the lab's namespaces where nobody could remove them.
+fn share_namespaces() -> anyhow::Result<()> {
+    std::fs::create_dir_all(NAMESPACES).context("creating /run/netns")?;
+    let directory = File::open(NAMESPACES).context("opening /run/netns")?;
+    // `ip netns` takes the same lock.
+    let _lock = Flock::lock(directory, FlockArg::LockExclusive)
+        .map_err(|(_, error)| anyhow::anyhow!("locking /run/netns: {error}"))?;
+    let shared = MsFlags::MS_SHARED | MsFlags::MS_REC;
+    let change = |source, flags| mount(source, NAMESPACES, None::<&str>, flags, None::<&str>);
+    match change(None, shared) {
+        // It is no mount yet.
+        Err(nix::Error::EINVAL) => change(Some(NAMESPACES), MsFlags::MS_BIND | MsFlags::MS_REC)
+            .and_then(|()| change(None, shared))
+            .context("mounting /run/netns on itself"),
+        outcome => outcome.context("sharing the mounts of /run/netns"),
+    }
+}
+
 /// A named network namespace, as `ip netns add` makes it.
 fn make_namespace(name: &str) -> anyhow::Result<()> {
     let path = netns_path(name);
-    std::fs::create_dir_all("/run/netns").context("creating /run/netns")?;
+    share_namespaces()?;
     if is_namespace(&path) {
         return Ok(());
     }
@@ -268,7 +291,7 @@ fn remove_namespace(name: &str) -> anyhow::Result<()> {
 /// A lab whose `lab.json` cannot be read, put together from the names it left on the host.
 pub fn reconstruct(name: &str) -> Option<Lab> {
     let prefix = format!("skiff-{name}-");
-    let entries = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    let entries = std::fs::read_dir(NAMESPACES).into_iter().flatten().flatten();
     let nodes = entries
         .filter_map(|entry| entry.file_name().to_str()?.strip_prefix(&prefix).map(str::to_owned))
         .filter(|member| member != super::state::SERVER)
