@@ -3,7 +3,7 @@
 // A test that cannot go on fails, in its helpers too.
 #![allow(clippy::unwrap_used)]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use integration::{BUSYBOX, Lab, NGINX, command};
 use serde_json::Value;
@@ -13,6 +13,13 @@ const SOON: Duration = Duration::from_secs(60);
 fn kill(pid: &Value) {
     let pid = pid.as_i64().unwrap().to_string();
     command("kill", &["-9", &pid], &[], "").expect_ok();
+    // The signal was sent; until the process has ended, it still runs for who would start it again.
+    let deadline = Instant::now() + SOON;
+    while std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z ")) {
+        assert!(Instant::now() < deadline, "process {pid} outlives SIGKILL");
+        // The pace of looking.
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 fn deploy(lab: &Lab, replicas: u32) {
