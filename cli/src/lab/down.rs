@@ -28,7 +28,9 @@ pub fn run(name: &str) -> anyhow::Result<()> {
     unmount_under(&[lab.dir(), lab.run_dir()], &mut problems);
     remove_cgroups(&lab.cgroup_root(), &mut problems);
     network::remove(&lab, &mut problems);
-    for dir in [lab.run_dir(), lab.dir()] {
+    // What is known of the lab goes last: while anything is left, the same command finds it again.
+    let dirs = [Some(lab.run_dir()), problems.is_empty().then(|| lab.dir())];
+    for dir in dirs.into_iter().flatten() {
         if let Err(error) = std::fs::remove_dir_all(&dir)
             && error.kind() != std::io::ErrorKind::NotFound
         {
