@@ -48,7 +48,13 @@ impl Process {
 
     /// Returns once it has ended.
     pub async fn ended(self) -> std::io::Result<()> {
-        let Some(descriptor) = pidfd(self.pid) else { return Ok(()) };
+        let Some(descriptor) = pidfd(self.pid) else {
+            if self.alive() {
+                // A kernel before 5.3 does not tell: whoever waits has a limit of their own.
+                std::future::pending::<()>().await;
+            }
+            return Ok(());
+        };
         // Another one may have its pid by now.
         if self.alive() {
             // SAFETY: the descriptor is owned by what watches it, and stays the same for all its life.
