@@ -9,14 +9,30 @@
 use std::fmt;
 
 use serde_json::Value;
+use smallvec::SmallVec;
 
-/// Where in an object something is. Cheap to extend; rendered only for an error.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Path(String);
+/// Longer paths need memory of their own.
+const INLINE: usize = 64;
+
+/// Where in an object something is. Validation makes one for every field that it looks at, nearly all
+/// for nothing: their text stays where they are.
+#[derive(PartialEq, Eq, Default)]
+pub struct Path(SmallVec<[u8; INLINE]>);
 
 impl Path {
     pub fn root(name: &str) -> Self {
-        Self(name.to_owned())
+        Self(SmallVec::from_slice(name.as_bytes()))
+    }
+
+    fn text(&self) -> &str {
+        // Made of strings alone.
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+
+    fn with(&self, parts: &[&str]) -> Self {
+        let mut longer = self.clone();
+        parts.iter().for_each(|part| longer.0.extend_from_slice(part.as_bytes()));
+        longer
     }
 
     /// The object itself.
@@ -26,34 +42,47 @@ impl Path {
 
     /// The object as a whole, where an error is about no field of it.
     pub fn unnamed() -> Self {
-        Self("[]".to_owned())
+        Self::root("[]")
     }
 
     #[must_use]
     pub fn child(&self, name: &str) -> Self {
-        if self.0.is_empty() { Self(name.to_owned()) } else { Self([&self.0, ".", name].concat()) }
+        if self.0.is_empty() { Self::root(name) } else { self.with(&[".", name]) }
     }
 
     /// Where the last field is in: `spec.a` of `spec.a.b`.
     #[must_use]
     pub fn parent(&self) -> Self {
-        Self(self.0.rsplit_once('.').map_or("", |(parent, _)| parent).to_owned())
+        Self::root(self.text().rsplit_once('.').map_or("", |(parent, _)| parent))
     }
 
     #[must_use]
     pub fn index(&self, index: usize) -> Self {
-        Self(format!("{}[{index}]", self.0))
+        self.with(&["[", &index.to_string(), "]"])
     }
 
     #[must_use]
     pub fn key(&self, key: &str) -> Self {
-        Self(format!("{}[{key}]", self.0))
+        self.with(&["[", key, "]"])
+    }
+}
+
+impl Clone for Path {
+    fn clone(&self) -> Self {
+        // A copy of bytes; what is derived goes item by item.
+        Self(SmallVec::from_slice(&self.0))
+    }
+}
+
+impl fmt::Debug for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Path({:?})", self.text())
     }
 }
 
 impl fmt::Display for Path {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_empty() { "<nil>" } else { &self.0 })
+        f.write_str(if self.0.is_empty() { "<nil>" } else { self.text() })
     }
 }
 

@@ -14,14 +14,11 @@ type Problem = Option<String>;
 /// Everything that is wrong with a text; empty when it is well-formed.
 type Problems = Vec<String>;
 
-fn too_long(max: usize) -> String {
-    format!("must be no more than {max} characters")
-}
-
+const LONGER_THAN_LABEL: &str = "must be no more than 63 characters";
+const LONGER_THAN_SUBDOMAIN: &str = "must be no more than 253 characters";
 /// As label keys and values word it.
-fn too_many_bytes(max: usize) -> String {
-    format!("must be no more than {max} bytes")
-}
+const MORE_THAN_63_BYTES: &str = "must be no more than 63 bytes";
+const MORE_THAN_253_BYTES: &str = "must be no more than 253 bytes";
 
 fn lower_alnum(byte: u8) -> bool {
     byte.is_ascii_lowercase() || byte.is_ascii_digit()
@@ -50,35 +47,35 @@ fn is_qualified(text: &str) -> bool {
     shaped(text, |byte| byte.is_ascii_alphanumeric(), b"-_.")
 }
 
-/// The problems among `checks`: whether it holds, and its words.
-fn problems<const N: usize>(checks: [(bool, String); N]) -> Problems {
-    checks.into_iter().filter(|(holds, _)| !holds).map(|(_, words)| words).collect()
+/// The problems of `part` (with a space behind it, or empty) among `checks`: whether it holds, and its
+/// words.
+fn problems<const N: usize>(part: &str, checks: [(bool, &str); N]) -> Problems {
+    checks.into_iter().filter(|(holds, _)| !holds).map(|(_, words)| [part, words].concat()).collect()
 }
 
 /// RFC 1123 label: namespaces, containers, most names in pods.
 pub fn dns1123_label(text: &str) -> Problems {
     let format = if is_subdomain(text) { "must not contain dots" } else { LABEL_FORMAT };
-    problems([(text.len() <= 63, too_long(63)), (is_label(text), format.to_owned())])
+    problems("", [(text.len() <= 63, LONGER_THAN_LABEL), (is_label(text), format)])
 }
 
 /// RFC 1123 subdomain: names of most objects.
 pub fn dns1123_subdomain(text: &str) -> Problems {
-    problems([(text.len() <= 253, too_long(253)), (is_subdomain(text), SUBDOMAIN_FORMAT.to_owned())])
+    problems("", [(text.len() <= 253, LONGER_THAN_SUBDOMAIN), (is_subdomain(text), SUBDOMAIN_FORMAT)])
 }
 
 /// As a subdomain, but underscores are letters of it too: DNS search paths.
 pub fn dns1123_subdomain_with_underscore(text: &str) -> Problems {
     let part = |part: &str| shaped(part.strip_prefix('_').unwrap_or(part), lower_alnum, b"-_");
-    problems([
-        (text.len() <= 253, too_long(253)),
-        (text.split('.').all(part), SUBDOMAIN_WITH_UNDERSCORE_FORMAT.to_owned()),
-    ])
+    let checks =
+        [(text.len() <= 253, LONGER_THAN_SUBDOMAIN), (text.split('.').all(part), SUBDOMAIN_WITH_UNDERSCORE_FORMAT)];
+    problems("", checks)
 }
 
 /// RFC 1035 label: Services.
 pub fn dns1035_label(text: &str) -> Problems {
     let shaped = is_label(text) && text.as_bytes()[0].is_ascii_lowercase();
-    problems([(text.len() <= 63, too_long(63)), (shaped, LABEL_1035_FORMAT.to_owned())])
+    problems("", [(text.len() <= 63, LONGER_THAN_LABEL), (shaped, LABEL_1035_FORMAT)])
 }
 
 /// Names that only have to be usable as one path segment: RBAC objects.
@@ -109,38 +106,38 @@ pub fn qualified_name(text: &str) -> Problems {
         if prefix.is_empty() {
             found.push("prefix part must be non-empty".to_owned());
         } else {
-            let long = format!("prefix part {}", too_many_bytes(253));
-            let format = format!("prefix part {SUBDOMAIN_FORMAT}");
-            found.extend(problems([(prefix.len() <= 253, long), (is_subdomain(prefix), format)]));
+            let checks = [(prefix.len() <= 253, MORE_THAN_253_BYTES), (is_subdomain(prefix), SUBDOMAIN_FORMAT)];
+            found.extend(problems("prefix part ", checks));
         }
     }
-    found.extend(problems([
-        (!name.is_empty(), "name part must be non-empty".to_owned()),
-        (name.len() <= 63, format!("name part {}", too_many_bytes(63))),
-        (is_qualified(name), format!("name part {QUALIFIED_FORMAT}")),
-    ]));
+    let checks = [
+        (!name.is_empty(), "must be non-empty"),
+        (name.len() <= 63, MORE_THAN_63_BYTES),
+        (is_qualified(name), QUALIFIED_FORMAT),
+    ];
+    found.extend(problems("name part ", checks));
     found
 }
 
 pub fn label_value(text: &str) -> Problems {
-    problems([
-        (text.len() <= 63, too_many_bytes(63)),
-        (text.is_empty() || is_qualified(text), LABEL_VALUE_FORMAT.to_owned()),
-    ])
+    let checks = [(text.len() <= 63, MORE_THAN_63_BYTES), (text.is_empty() || is_qualified(text), LABEL_VALUE_FORMAT)];
+    problems("", checks)
 }
 
 /// Keys of ConfigMaps and Secrets.
 pub fn config_map_key(text: &str) -> Problems {
     let shaped = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
     let relative = match text {
-        "." | ".." => format!("must not be '{text}'"),
-        _ => "must not start with '..'".to_owned(),
+        "." => "must not be '.'",
+        ".." => "must not be '..'",
+        _ => "must not start with '..'",
     };
-    problems([
-        (text.len() <= 253, too_long(253)),
-        (shaped, CONFIG_KEY_FORMAT.to_owned()),
+    let checks = [
+        (text.len() <= 253, LONGER_THAN_SUBDOMAIN),
+        (shaped, CONFIG_KEY_FORMAT),
         (text != "." && !text.starts_with(".."), relative),
-    ])
+    ];
+    problems("", checks)
 }
 
 /// Environment variable names: any printable ASCII but `=`.
@@ -208,7 +205,7 @@ mod tests {
         let words = |problems: Problems| problems.join("; ");
         assert_eq!(words(dns1123_label("a.b")), "must not contain dots");
         assert_eq!(words(qualified_name("")), format!("name part must be non-empty; name part {QUALIFIED_FORMAT}"));
-        assert_eq!(words(label_value(&format!("{long}/"))), format!("{}; {LABEL_VALUE_FORMAT}", too_many_bytes(63)));
+        assert_eq!(words(label_value(&format!("{long}/"))), format!("{MORE_THAN_63_BYTES}; {LABEL_VALUE_FORMAT}"));
         assert_eq!(words(dns1123_label(&long)), "must be no more than 63 characters");
         assert!(dns1123_subdomain_with_underscore("_tcp.a_b").is_empty());
         assert!(!dns1123_subdomain_with_underscore("a_.b").is_empty());

@@ -1,6 +1,6 @@
 //! Build step: facts about the built-in kinds (`schema/kubernetes.txt`) and their descriptions (the
-//! schemas of the types crate) become two compact files which `src/schema/table.rs` embeds:
-//! `schema.bin`, read in place, and `descriptions.bin`, deflated, only unpacked to answer OpenAPI.
+//! schemas of the types crate) become compact files which `src/schema/table.rs` embeds: `schema.bin` and
+//! `strings.txt`, read in place, and `descriptions.bin`, deflated, only unpacked to answer OpenAPI.
 
 #[path = "build/blob.rs"]
 mod blob;
@@ -21,8 +21,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let types = facts::parse(&std::fs::read_to_string(FACTS)?)?;
     let descriptions = describe::collect();
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
-    let (table, texts) = blob::encode(&types, &descriptions)?;
-    std::fs::write(out.join("schema.bin"), table)?;
-    std::fs::write(out.join("descriptions.bin"), texts)?;
+    let encoded = blob::encode(&types, &descriptions)?;
+    std::fs::write(out.join("schema.bin"), encoded.table)?;
+    std::fs::write(out.join("strings.txt"), encoded.strings)?;
+    std::fs::write(out.join("descriptions.bin"), encoded.descriptions)?;
     Ok(())
 }

@@ -1,11 +1,13 @@
 //! Writes the table in the layout that `src/schema/table.rs` reads.
 //!
 //! ```text
-//! header   magic "SKT1", number of types u32, number of fields u32, bytes of strings u32
+//! header   magic "SKT2", number of types u32, number of fields u32, reserved u32
 //! types    16 bytes: name u32, first field u32, fields u16, flags u16, reserved u32; sorted by name
 //! fields   20 bytes: name u32, base u16, shape u8, via u8 u8, pad u8, number u16, flags u32, extra u32
-//! strings  length u16, then UTF-8; others point at the length
 //! ```
+//! Strings lie in a file of their own, `strings.txt`, end to end; where one is named, the upper 24 bits
+//! say where it begins, the lower 8 how long it is.
+//!
 //! A named type's first field is what it stands for; the others are the values it allows.
 //! `descriptions.bin` holds, zlib-deflated, for each type its own text and then its fields', each
 //! ended by a NUL.
@@ -47,7 +49,7 @@ mod type_flag {
 
 #[derive(Default)]
 struct Strings {
-    bytes: Vec<u8>,
+    text: String,
     known: HashMap<String, u32>,
 }
 
@@ -56,16 +58,23 @@ impl Strings {
         if let Some(at) = self.known.get(text) {
             return Ok(*at);
         }
-        let at = u32::try_from(self.bytes.len()).map_err(|e| e.to_string())?;
-        let length = u16::try_from(text.len()).map_err(|e| e.to_string())?;
-        self.bytes.extend(length.to_le_bytes());
-        self.bytes.extend(text.as_bytes());
+        let length = u8::try_from(text.len()).map_err(|_| format!("{text:?} is longer than 255 bytes"))?;
+        let start = u32::try_from(self.text.len()).ok().filter(|start| *start < 1 << 24);
+        let at = start.ok_or("there are more than 16 MiB of strings")? << 8 | u32::from(length);
+        self.text.push_str(text);
         self.known.insert(text.to_owned(), at);
         Ok(at)
     }
 }
 
-pub fn encode(types: &Types, descriptions: &Descriptions) -> Result<(Vec<u8>, Vec<u8>), String> {
+/// What the embedded files hold.
+pub struct Encoded {
+    pub table: Vec<u8>,
+    pub strings: String,
+    pub descriptions: Vec<u8>,
+}
+
+pub fn encode(types: &Types, descriptions: &Descriptions) -> Result<Encoded, String> {
     let mut sorted: Vec<(&String, &Type)> = types.iter().collect();
     sorted.sort_by(|a, b| a.1.name.cmp(&b.1.name));
     let index: HashMap<&str, u16> = sorted.iter().zip(0..).map(|((short, _), i)| (short.as_str(), i)).collect();
@@ -91,16 +100,16 @@ pub fn encode(types: &Types, descriptions: &Descriptions) -> Result<(Vec<u8>, Ve
             describe(&mut texts, descriptions, &kind.name, &member.name);
         }
     }
-    let mut table = b"SKT1".to_vec();
-    for count in [sorted.len(), fields.len() / 20, strings.bytes.len()] {
+    let mut table = b"SKT2".to_vec();
+    for count in [sorted.len(), fields.len() / 20, 0] {
         table.extend((count as u32).to_le_bytes());
     }
     table.extend(records);
     table.extend(fields);
-    table.extend(strings.bytes);
     let mut deflated = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
     deflated.write_all(&texts).map_err(|e| e.to_string())?;
-    Ok((table, deflated.finish().map_err(|e| e.to_string())?))
+    let descriptions = deflated.finish().map_err(|e| e.to_string())?;
+    Ok(Encoded { table, strings: strings.text, descriptions })
 }
 
 /// The fields as the table holds them: a struct's by name, with apiVersion and kind.

@@ -81,6 +81,26 @@ async fn history_that_is_compacted_is_gone_and_the_rest_is_whole() {
     assert_eq!(store.range(Range::prefix("/")).await.unwrap().kvs.len(), 1);
 }
 
+/// Values may be of megabytes: five hundred of them at once would be more than a small machine has.
+#[tokio::test]
+async fn a_past_of_large_values_is_read_in_small_pieces() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Embedded::open(dir.path()).unwrap();
+    let large = vec![b'x'; 1024 * 1024];
+    let mut last = 0;
+    for _ in 0..6 {
+        last = done(store.txn(Txn::update("/a", last, large.clone())).await);
+    }
+    let mut watch = store.watch("/", 1).await.unwrap();
+    let mut seen = 0;
+    while seen < 6 {
+        let batch = watch.next().await.unwrap().unwrap();
+        assert_eq!(batch.events.len(), 1, "each is as much as is read at once");
+        seen += batch.events.len();
+    }
+    assert_eq!(store.revision().await.unwrap(), last);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_file_stays_in_proportion_to_what_lives() {
     const KEYS: u64 = 1000;

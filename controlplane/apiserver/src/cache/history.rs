@@ -411,23 +411,35 @@ mod tests {
         assert_eq!(restarted.watches(), 1);
     }
 
-    #[tokio::test]
-    async fn who_leaves_does_not_keep_the_others_waiting() {
-        let restarted = Restarted::after(400).await;
-        let mut first = Box::pin(restarted.watch("", BEGINNING));
-        // It has begun to read, and is not there to go on.
-        assert!(futures::poll!(&mut first).is_pending());
-        let mut second = Box::pin(restarted.watch("", BEGINNING));
-        assert!(futures::poll!(&mut second).is_pending());
-        drop(first);
-        second.await;
-        assert_eq!(restarted.watches(), 1);
-        // And where nobody was left to go on, the next one begins anew.
-        restarted.cache.history.lock().trim(Instant::now() + Duration::from_secs(60));
-        let mut third = Box::pin(restarted.watch("", BEGINNING));
-        assert!(futures::poll!(&mut third).is_pending());
-        drop(third);
-        restarted.watch("", BEGINNING).await;
-        assert_eq!(restarted.watches(), 3);
+    /// Keeps the one thread that reads the store's files busy until it is dropped.
+    fn no_reading() -> std::sync::mpsc::Sender<()> {
+        let (held, wait) = std::sync::mpsc::channel();
+        tokio::task::spawn_blocking(move || wait.recv());
+        held
+    }
+
+    #[test]
+    fn who_leaves_does_not_keep_the_others_waiting() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build();
+        runtime.unwrap().block_on(async {
+            let restarted = Restarted::after(400).await;
+            let held = no_reading();
+            let mut first = Box::pin(restarted.watch("", BEGINNING));
+            // It has begun to read, and is not there to go on.
+            assert!(futures::poll!(&mut first).is_pending());
+            let mut second = Box::pin(restarted.watch("", BEGINNING));
+            assert!(futures::poll!(&mut second).is_pending());
+            drop((first, held));
+            second.await;
+            assert_eq!(restarted.watches(), 1);
+            // And where nobody was left to go on, the next one begins anew.
+            restarted.cache.history.lock().trim(Instant::now() + Duration::from_secs(60));
+            let held = no_reading();
+            let mut third = Box::pin(restarted.watch("", BEGINNING));
+            assert!(futures::poll!(&mut third).is_pending());
+            drop((third, held));
+            restarted.watch("", BEGINNING).await;
+            assert_eq!(restarted.watches(), 3);
+        });
     }
 }

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::pluck::Fields;
+use super::text;
 use crate::resource::{Descriptor, SelectableField, at};
 
 const METADATA: &[u8] = b"\"metadata\":{";
@@ -192,10 +193,9 @@ fn write_entry(out: &mut Vec<u8>, key: &str, value: &Value) {
     if out.len() > 1 {
         out.push(b',');
     }
-    // Writing JSON values into memory cannot fail: keys are strings and there is no I/O.
-    let _ = serde_json::to_writer(&mut *out, key);
+    text::write_string(out, key);
     out.push(b':');
-    let _ = serde_json::to_writer(&mut *out, value);
+    text::write(out, value);
 }
 
 pub fn remove_version(object: &mut Value) {

@@ -13,6 +13,7 @@ pub mod item;
 mod past;
 pub mod pluck;
 pub mod state;
+mod text;
 pub mod unreadable;
 pub mod watch;
 

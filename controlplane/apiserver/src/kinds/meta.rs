@@ -60,7 +60,7 @@ pub fn validate_create(object: &Value, namespaced: bool, rule: NameRule) -> Erro
     }
     generation(&meta, &mut errors);
     common(&meta, &mut errors);
-    finalizers(&meta, is_built_in(object), &mut errors);
+    finalizers(&meta, object, &mut errors);
     errors
 }
 
@@ -117,9 +117,12 @@ fn owner_references(meta: &Node<'_>, errors: &mut ErrorList) {
 }
 
 /// `ValidateFinalizers`, and that names without a prefix are Kubernetes' own.
-fn finalizers(meta: &Node<'_>, built_in: bool, errors: &mut ErrorList) {
-    let all = meta.child("finalizers");
+fn finalizers(meta: &Node<'_>, object: &Value, errors: &mut ErrorList) {
     let items = meta.items("finalizers");
+    if items.is_empty() {
+        return;
+    }
+    let all = meta.child("finalizers");
     for item in &items {
         for problem in names::qualified_name(item.text()) {
             errors.push(Error::invalid(&all.path, item.text(), problem));
@@ -128,7 +131,7 @@ fn finalizers(meta: &Node<'_>, built_in: bool, errors: &mut ErrorList) {
     if ["orphan", "foregroundDeletion"].iter().all(|name| items.iter().any(|item| item.text() == *name)) {
         all.invalid(errors, "finalizer orphan and foregroundDeletion cannot be both set");
     }
-    if built_in {
+    if is_built_in(object) {
         items.iter().for_each(|item| standard_finalizer(item, errors));
     }
 }
@@ -172,7 +175,7 @@ pub fn validate_update(new: &Value, old: &Value) -> ErrorList {
         }
     }
     common(&meta, &mut errors);
-    finalizers(&meta, is_built_in(new), &mut errors);
+    finalizers(&meta, new, &mut errors);
     errors
 }
 

@@ -11,11 +11,17 @@ static NULL: Value = Value::Null;
 
 /// The value at `path`, `None` when it or any parent is missing or null.
 pub fn get<'a>(value: &'a Value, path: &str) -> Option<&'a Value> {
-    let mut at = value;
-    for part in path.split('.') {
+    let (mut at, mut rest) = (value, path);
+    loop {
+        // Paths are short: quicker than the search of `split`.
+        let dot = rest.bytes().position(|byte| byte == b'.');
+        let part = dot.map_or(rest, |dot| &rest[..dot]);
         at = at.as_object()?.get(part)?;
+        match dot {
+            Some(dot) => rest = &rest[dot + 1..],
+            None => return if at.is_null() { None } else { Some(at) },
+        }
     }
-    if at.is_null() { None } else { Some(at) }
 }
 
 /// The value at `path`, or null.

@@ -1,7 +1,7 @@
 //! JSON and YAML to `serde_json::Value`, keeping note of duplicate fields, which Kubernetes reports
 //! (`duplicate field "spec.replicas"`) and resolves in favour of the last.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 
 use serde::de::{self, DeserializeSeed, MapAccess, SeqAccess, Visitor};
@@ -29,36 +29,58 @@ pub struct Parsed {
 
 /// Parses one document. Errors are 400 with upstream's beginning.
 pub fn parse(bytes: &[u8], content: ContentType) -> Result<Parsed, ApiError> {
-    let notes = RefCell::new(Notes::default());
+    let quick = Watch::default();
+    let value = read(bytes, content, &quick)?;
+    if !quick.repeated.get() {
+        return Ok(Parsed { value, duplicates: Vec::new() });
+    }
+    // Where they are is found out by another look.
+    let watch = Watch { notes: Some(RefCell::default()), ..Watch::default() };
+    let value = read(bytes, content, &watch)?;
+    Ok(Parsed { value, duplicates: watch.notes.map(|notes| notes.into_inner().duplicates).unwrap_or_default() })
+}
+
+fn read(bytes: &[u8], content: ContentType, watch: &Watch) -> Result<Value, ApiError> {
     let value = match content {
-        ContentType::Json => parse_json(bytes, &notes),
-        ContentType::Yaml => parse_yaml(bytes, &notes),
+        ContentType::Json => parse_json(bytes, watch),
+        ContentType::Yaml => parse_yaml(bytes, watch),
     };
-    let value = value.map_err(|why| {
+    value.map_err(|why| {
         ApiError::bad_request(match content {
             ContentType::Json => format!("couldn't get version/kind; json parse error: {why}"),
             ContentType::Yaml => format!("error converting YAML to JSON: yaml: {why}"),
         })
-    })?;
-    Ok(Parsed { value, duplicates: notes.into_inner().duplicates })
+    })
 }
 
-fn parse_json(bytes: &[u8], notes: &RefCell<Notes>) -> Result<Value, String> {
+fn parse_json(bytes: &[u8], watch: &Watch) -> Result<Value, String> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let value = Seed { notes, depth: 0 }.deserialize(&mut reader).and_then(|value| reader.end().map(|()| value));
+    let value = Seed { watch, depth: 0 }.deserialize(&mut reader).and_then(|value| reader.end().map(|()| value));
     value.map_err(|error| super::document::syntax_error(bytes).unwrap_or_else(|| error.to_string()))
 }
 
-fn parse_yaml(bytes: &[u8], notes: &RefCell<Notes>) -> Result<Value, String> {
+fn parse_yaml(bytes: &[u8], watch: &Watch) -> Result<Value, String> {
     let text = std::str::from_utf8(bytes).map_err(|error| error.to_string())?;
     let options = serde_saphyr::options! {
         duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::PassThrough,
         with_snippet: false,
     };
-    serde_saphyr::with_deserializer_from_str_with_options(text, options, |reader| {
-        Seed { notes, depth: 0 }.deserialize(reader)
+    let mut value = serde_saphyr::with_deserializer_from_str_with_options(text, options, |reader| {
+        Seed { watch, depth: 0 }.deserialize(reader)
     })
-    .map_err(|error| error.to_string())
+    .map_err(|error| error.to_string())?;
+    // Upstream makes JSON of it first: there is no `1.0` in that.
+    super::numbers::canonical(&mut value);
+    Ok(value)
+}
+
+/// What is looked out for while reading.
+#[derive(Default)]
+struct Watch {
+    /// Some field came twice.
+    repeated: Cell<bool>,
+    /// Which ones did, if that is asked for.
+    notes: Option<RefCell<Notes>>,
 }
 
 #[derive(Default)]
@@ -92,7 +114,7 @@ impl Notes {
 
 #[derive(Clone, Copy)]
 struct Seed<'a> {
-    notes: &'a RefCell<Notes>,
+    watch: &'a Watch,
     depth: usize,
 }
 
@@ -160,9 +182,13 @@ impl<'de> Visitor<'de> for Seed<'_> {
         let seed = self.deeper()?;
         let mut items = Vec::new();
         loop {
-            self.notes.borrow_mut().path.push(Step::Index(items.len()));
+            if let Some(notes) = &self.watch.notes {
+                notes.borrow_mut().path.push(Step::Index(items.len()));
+            }
             let item = access.next_element_seed(seed)?;
-            self.notes.borrow_mut().path.pop();
+            if let Some(notes) = &self.watch.notes {
+                notes.borrow_mut().path.pop();
+            }
             match item {
                 Some(item) => items.push(item),
                 None => return Ok(Value::Array(items)),
@@ -174,13 +200,19 @@ impl<'de> Visitor<'de> for Seed<'_> {
         let seed = self.deeper()?;
         let mut members = Map::new();
         while let Some(key) = access.next_key::<String>()? {
+            let Some(notes) = &self.watch.notes else {
+                if members.insert(key, access.next_value_seed(seed)?).is_some() {
+                    self.watch.repeated.set(true);
+                }
+                continue;
+            };
             if members.contains_key(&key) {
-                self.notes.borrow_mut().duplicate(&key);
+                notes.borrow_mut().duplicate(&key);
             }
             // The path keeps the key until the map takes it.
-            self.notes.borrow_mut().path.push(Step::Key(key));
+            notes.borrow_mut().path.push(Step::Key(key));
             let value = access.next_value_seed(seed)?;
-            if let Some(Step::Key(key)) = self.notes.borrow_mut().path.pop() {
+            if let Some(Step::Key(key)) = notes.borrow_mut().path.pop() {
                 members.insert(key, value);
             }
         }
@@ -206,11 +238,12 @@ mod tests {
 
     #[test]
     fn yaml_reads_as_json_would() {
-        let text = b"kind: Pod\nspec:\n  n: 1\n  f: 1.5\n  t: \"1\"\n  b: true\n  z: ~\n  n: 2\nl:\n- a\n- {x: w}\n";
+        let text =
+            b"kind: Pod\nspec:\n  n: 1\n  f: 1.5\n  g: 2.0\n  t: \"1\"\n  b: true\n  z: ~\n  n: 2\nl:\n- a\n- {x: w}\n";
         let parsed = parse(text, ContentType::Yaml).unwrap();
         assert_eq!(
             parsed.value,
-            json!({"kind": "Pod", "spec": {"n": 2, "f": 1.5, "t": "1", "b": true, "z": null}, "l": ["a", {"x": "w"}]})
+            json!({"kind": "Pod", "spec": {"n": 2, "f": 1.5, "g": 2, "t": "1", "b": true, "z": null}, "l": ["a", {"x": "w"}]})
         );
         assert_eq!(parsed.duplicates, ["duplicate field \"spec.n\""]);
     }

@@ -67,8 +67,6 @@ const WAITING_KIB: usize = 64 * 1024;
 /// A value may not be larger; etcd's own limit is 1.5 MiB, Kubernetes' request limit is 3 MiB.
 const LARGEST_VALUE: usize = 8 * 1024 * 1024;
 const LARGEST_KEY: usize = 4096;
-/// Log records looked at for one batch of a watch that starts in the past.
-const REPLAY_STEP: u64 = 500;
 
 /// A store in one directory. Dropping it finishes the writes that wait and seals the log.
 pub struct Embedded {
@@ -209,7 +207,7 @@ fn replay(
         let (shared, prefix) = (shared.clone(), prefix.clone());
         async move {
             let from = from.filter(|from| *from <= to)?;
-            let step = move || shared.events(&prefix, from, to, REPLAY_STEP);
+            let step = move || shared.events(&prefix, from, to);
             match tokio::task::spawn_blocking(step).await.unwrap_or(Err(StoreError::Closed)) {
                 Ok((events, next)) => Some((Ok(Batch { events, revision: next - 1 }), Some(next))),
                 Err(error) => Some((Err(error), None)),

@@ -13,6 +13,9 @@ use crate::{Event, Got, Key, KeyValue, Page, Range, Revision, StoreError};
 /// Keys looked at, and versions found, under one hold of the lock.
 const LOOK: usize = 4096;
 const FIND: usize = 512;
+/// Past events read at a time: so many log records looked at, and no more once so many bytes are found.
+const PAST_RECORDS: u64 = 500;
+const PAST_BYTES: u64 = 1024 * 1024;
 
 impl Shared {
     fn open(&self) -> Result<parking_lot::RwLockReadGuard<'_, Core>, StoreError> {
@@ -61,22 +64,18 @@ impl Shared {
         }
     }
 
-    /// Events under `prefix` with revisions from `from` to `to`, at most `limit` writes looked at.
-    /// Returns them and the first revision not looked at.
-    pub fn events(
-        &self,
-        prefix: &str,
-        from: Revision,
-        to: Revision,
-        limit: u64,
-    ) -> Result<(Vec<Event>, Revision), StoreError> {
-        let to = to.min(from.saturating_add(limit - 1));
+    /// The first events under `prefix` with revisions from `from` to `to`: as many as are held in memory
+    /// well. Returns them and the first revision not looked at.
+    pub fn events(&self, prefix: &str, from: Revision, to: Revision) -> Result<(Vec<Event>, Revision), StoreError> {
+        let to = to.min(from.saturating_add(PAST_RECORDS - 1));
         let core = self.open()?;
         if from <= core.index.compacted {
             return Err(StoreError::Compacted { requested: from - 1, compacted: core.index.compacted });
         }
-        let mut found = Vec::new();
-        for revision in from..=to {
+        let (mut found, mut bytes, mut next) = (Vec::new(), 0, from);
+        while next <= to && bytes < PAST_BYTES {
+            let revision = next;
+            next += 1;
             let past = core.index.past(revision).ok_or_else(|| core.lost(revision))?;
             if past.key.starts_with(prefix) {
                 let value = if past.deleted { None } else { Some(core.found(revision, past.place)?) };
@@ -84,6 +83,8 @@ impl Shared {
                     0 => None,
                     previous => Some(core.find(&past.key, previous)?),
                 };
+                let lengths = value.iter().chain(&previous).map(|found| u64::from(found.place.length));
+                bytes += lengths.sum::<u64>();
                 found.push((revision, past.key.clone(), value, previous));
             }
         }
@@ -96,7 +97,7 @@ impl Shared {
             let previous = read(&key, previous)?;
             events.push(Event { key, revision, value, previous });
         }
-        Ok((events, to + 1))
+        Ok((events, next))
     }
 }
 

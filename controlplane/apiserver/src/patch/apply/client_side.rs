@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::fieldset::FieldSet;
 use super::typed;
+use super::versions::Ignored;
 use crate::resource::GroupVersionKind;
 use crate::schema::{Schema, parse};
 
@@ -23,7 +24,7 @@ pub fn last_applied_fields(schema: &Schema, live: &Value, gvk: &GroupVersionKind
     if crate::schema::normalize_literal(schema, &mut last, gvk).is_err() {
         return FieldSet::default();
     }
-    let difference = typed::compare(schema.root(), &last, live);
+    let difference = typed::compare(schema.root(), &last, live, &Ignored::default());
     let changed = difference.added.union(difference.modified).union(difference.removed);
     typed::fields_of(schema.root(), &last).children.difference(&changed)
 }

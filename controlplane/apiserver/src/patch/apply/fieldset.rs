@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Place;
 
 use serde_json::{Map, Value};
+use smallvec::SmallVec;
 
 /// Deeper `FieldsV1` documents are refused.
 const MAX_DEPTH: usize = 120;
@@ -43,7 +44,36 @@ impl IntoIterator for FieldSet {
     }
 }
 
+/// Does something with the key of a field. Names are short: it needs no memory of its own.
+fn with_key<T>(name: &str, act: impl FnOnce(&str) -> Option<T>) -> Option<T> {
+    let mut key = SmallVec::<[u8; 64]>::from_slice(b"f:");
+    key.extend_from_slice(name.as_bytes());
+    // Made of strings.
+    act(std::str::from_utf8(&key).ok()?)
+}
+
 impl FieldSet {
+    pub const fn new() -> Self {
+        Self { entries: BTreeMap::new() }
+    }
+
+    /// What is said of a field, by its name.
+    pub fn field(&self, name: &str) -> Option<&Entry> {
+        if self.is_empty() {
+            return None;
+        }
+        with_key(name, |key| self.entries.get(key))
+    }
+
+    /// Takes a field out, but not what is below it.
+    pub fn disown(&mut self, name: &str) {
+        with_key(name, |key| {
+            let entry = self.entries.get_mut(key)?;
+            entry.member = false;
+            if entry.is_empty() { self.entries.remove(key) } else { None }
+        });
+    }
+
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
@@ -180,17 +210,19 @@ impl FieldSet {
     }
 
     pub fn into_json(self) -> Value {
-        let members = self.entries.into_iter().map(|(key, entry)| {
-            let mut inner = match entry.children.into_json() {
-                Value::Object(inner) => inner,
-                _ => Map::new(),
-            };
+        Value::Object(self.into_map())
+    }
+
+    fn into_map(self) -> Map<String, Value> {
+        let mut members = Map::new();
+        for (key, entry) in self.entries {
+            let mut inner = entry.children.into_map();
             if entry.member && !inner.is_empty() {
                 inner.insert(".".to_owned(), Value::Object(Map::new()));
             }
-            (key, Value::Object(inner))
-        });
-        Value::Object(members.collect())
+            members.insert(key, Value::Object(inner));
+        }
+        members
     }
 
     /// Reads `FieldsV1`; `None` when it is malformed.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::fieldset::FieldSet;
 
@@ -199,16 +199,15 @@ pub fn keep_times(new: &mut Value, old: &Value) {
 }
 
 fn entry(manager: Manager, owned: Owned) -> Value {
-    let mut entry = json!({
-        "operation": manager.operation.name(),
-        "apiVersion": owned.api_version,
-        "fieldsType": "FieldsV1",
-        "fieldsV1": owned.fields.into_json(),
-    });
+    let mut entry = Map::new();
+    entry.insert("operation".to_owned(), manager.operation.name().into());
+    entry.insert("apiVersion".to_owned(), owned.api_version.into());
+    entry.insert("fieldsType".to_owned(), "FieldsV1".into());
+    entry.insert("fieldsV1".to_owned(), owned.fields.into_json());
     for (key, text) in [("manager", manager.name), ("time", owned.time), ("subresource", manager.subresource)] {
         if !text.is_empty() {
-            entry[key] = text.into();
+            entry.insert(key.to_owned(), text.into());
         }
     }
-    entry
+    Value::Object(entry)
 }

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use super::fieldset::{Entry, FieldSet, field_key, item_key, value_key};
 use super::versions::Ignored;
 use crate::patch::shown::{go_syntax, go_text, go_type};
+use crate::resource::Paths;
 use crate::schema::{Expected, Node, Topology};
 
 /// The keys of a list's items, or `None` for an item that has none of them, nor a default.
@@ -187,12 +188,9 @@ impl Difference {
         self.added.clone().union(self.modified.clone())
     }
 
-    pub fn without(self, ignored: &Ignored) -> Difference {
-        Difference {
-            added: ignored.left_of(self.added),
-            modified: ignored.left_of(self.modified),
-            removed: ignored.left_of(self.removed),
-        }
+    fn within(self, places: Paths) -> Difference {
+        let Difference { added, modified, removed } = self;
+        Difference { added: added.within(places), modified: modified.within(places), removed: removed.within(places) }
     }
 }
 
@@ -203,12 +201,21 @@ struct Step {
     removed: Entry,
 }
 
-pub fn compare(node: Node<'_>, old: &Value, new: &Value) -> Difference {
-    let step = compare_at(node, Some(old), Some(new));
-    Difference { added: step.added.children, modified: step.modified.children, removed: step.removed.children }
+/// How an object changed, but for fields that are `ignored`.
+pub fn compare(node: Node<'_>, old: &Value, new: &Value, ignored: &Ignored) -> Difference {
+    let step = compare_at(node, Some(old), Some(new), &ignored.fields);
+    let difference =
+        Difference { added: step.added.children, modified: step.modified.children, removed: step.removed.children };
+    match ignored.only {
+        None => difference,
+        Some(places) => difference.within(places),
+    }
 }
 
-fn compare_at(node: Node<'_>, old: Option<&Value>, new: Option<&Value>) -> Step {
+/// Of no field.
+static NONE: FieldSet = FieldSet::new();
+
+fn compare_at(node: Node<'_>, old: Option<&Value>, new: Option<&Value>, ignored: &FieldSet) -> Step {
     if old.is_some() && old == new {
         return Step::default();
     }
@@ -216,7 +223,7 @@ fn compare_at(node: Node<'_>, old: Option<&Value>, new: Option<&Value>) -> Step 
     let inner = match present {
         // Where both are empty, empty and absent still differ: a leaf.
         _ if is_empty(old) && is_empty(new) => None,
-        Value::Object(_) if is_granular(node, present) => compare_objects(node, old, new),
+        Value::Object(_) if is_granular(node, present) => compare_objects(node, old, new, ignored),
         Value::Array(_) => list_topology(node, present).and_then(|topology| compare_lists(node, &topology, old, new)),
         _ => None,
     };
@@ -255,17 +262,20 @@ fn put_step(step: &mut Step, key: impl Fn() -> String, inner: Step) {
 }
 
 /// `None` when one of them is something else: then they differ as a whole.
-fn compare_objects(node: Node<'_>, old: Option<&Value>, new: Option<&Value>) -> Option<Step> {
+fn compare_objects(node: Node<'_>, old: Option<&Value>, new: Option<&Value>, ignored: &FieldSet) -> Option<Step> {
     let none = Map::new();
     let (old, new) = (members_of(old, &none)?, members_of(new, &none)?);
     let mut step = Step::default();
     let names = old.keys().chain(new.keys().filter(|name| !old.contains_key(*name)));
     for name in names {
         let (old, new) = (old.get(name), new.get(name));
-        if old != new {
-            let inner = node.member(name).unwrap_or(Node::Untyped);
-            put_step(&mut step, || field_key(name), compare_at(inner, old, new));
+        let ignored = ignored.field(name);
+        if ignored.is_some_and(|entry| entry.member) || old == new {
+            continue;
         }
+        let inner = node.member(name).unwrap_or(Node::Untyped);
+        let below = ignored.map_or(&NONE, |entry| &entry.children);
+        put_step(&mut step, || field_key(name), compare_at(inner, old, new, below));
     }
     Some(step)
 }
@@ -292,18 +302,18 @@ fn compare_lists(node: Node<'_>, topology: &Topology<'_>, old: Option<&Value>, n
     let keys = old.keys().chain(new.keys().filter(|key| !old.contains_key(*key)));
     for key in keys {
         let inner = match (old.get(key).map(Vec::as_slice), new.get(key).map(Vec::as_slice)) {
-            (None, Some([new])) => compare_at(node.item(), None, Some(new)),
-            (Some([old]), None) => compare_at(node.item(), Some(old), None),
-            (Some([old]), Some([new])) => compare_at(node.item(), Some(old), Some(new)),
+            (None, Some([new])) => compare_at(node.item(), None, Some(new), &NONE),
+            (Some([old]), None) => compare_at(node.item(), Some(old), None, &NONE),
+            (Some([old]), Some([new])) => compare_at(node.item(), Some(old), Some(new), &NONE),
             // Several items under one key cannot be told apart: they are there, or differ, as a whole,
             // and where there was one before or is one now, all that is in it went or came.
             (Some(_), Some([new])) => {
-                let mut step = compare_at(node.item(), None, Some(new));
+                let mut step = compare_at(node.item(), None, Some(new), &NONE);
                 step.removed.member = true;
                 step
             }
             (Some([old]), Some(_)) => {
-                let mut step = compare_at(node.item(), Some(old), None);
+                let mut step = compare_at(node.item(), Some(old), None, &NONE);
                 step.added.member = true;
                 step
             }

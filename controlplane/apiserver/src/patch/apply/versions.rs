@@ -68,31 +68,46 @@ pub struct Comparison<'a> {
     new: &'a Value,
     /// Fields that this write does not count for.
     ignored: &'a Ignored,
-    known: HashMap<String, Option<Difference>>,
+    /// Mostly of one version, never of many.
+    known: Vec<(String, Option<Difference>)>,
 }
 
 impl<'a> Comparison<'a> {
     pub fn new(versions: &'a dyn Versions, old: Option<&'a Value>, new: &'a Value, ignored: &'a Ignored) -> Self {
-        Self { versions, old, new, ignored, known: HashMap::new() }
+        Self { versions, old, new, ignored, known: Vec::new() }
     }
 
     /// None: there is no such version.
     pub async fn seen_in(&mut self, version: &str) -> Result<Option<&Difference>, ApiError> {
-        if !self.known.contains_key(version) {
-            let found = self.compare(version).await?;
-            self.known.insert(version.to_owned(), found);
+        let at = self.look(version).await?;
+        Ok(self.known[at].1.as_ref())
+    }
+
+    /// The same, when it is the last that is asked for.
+    pub async fn last_seen_in(mut self, version: &str) -> Result<Option<Difference>, ApiError> {
+        let at = self.look(version).await?;
+        Ok(self.known.swap_remove(at).1)
+    }
+
+    async fn look(&mut self, version: &str) -> Result<usize, ApiError> {
+        if let Some(at) = self.known.iter().position(|(known, _)| known == version) {
+            return Ok(at);
         }
-        Ok(self.known.get(version).and_then(Option::as_ref))
+        let found = self.compare(version).await?;
+        self.known.push((version.to_owned(), found));
+        Ok(self.known.len() - 1)
     }
 
     async fn compare(&self, version: &str) -> Result<Option<Difference>, ApiError> {
         let Some(schema) = self.versions.schema(version) else { return Ok(None) };
         let new = seen_in(self.versions, self.new, version).await?;
         let difference = match self.old {
-            Some(old) => typed::compare(schema.root(), &*seen_in(self.versions, old, version).await?, &new),
-            None => typed::compare(schema.root(), &*known_empty(&schema, &new)?, &new),
+            Some(old) => {
+                typed::compare(schema.root(), &*seen_in(self.versions, old, version).await?, &new, self.ignored)
+            }
+            None => typed::compare(schema.root(), &*known_empty(&schema, &new)?, &new, self.ignored),
         };
-        Ok(Some(difference.without(self.ignored)))
+        Ok(Some(difference))
     }
 }
 
