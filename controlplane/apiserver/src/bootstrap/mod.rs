@@ -1,11 +1,13 @@
 //! What every cluster has from its first second: namespaces, roles and bindings, priority classes,
 //! the `kubernetes` Service, the CA for extension servers, the Lease of this server. Made at start where
-//! missing, and roles kept complete.
+//! missing, and roles kept complete; what upstream's server makes again while it runs, [`keeping`] does.
 
 mod aggregation;
 pub mod flowcontrol;
 pub mod identity;
+mod keeping;
 mod policy;
+mod servers;
 mod service;
 
 use std::sync::Arc;
@@ -18,6 +20,7 @@ use crate::server::Api;
 
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
 const RBAC: &str = "rbac.authorization.k8s.io";
+const AUTHORITIES: &str = "extension-apiserver-authentication";
 
 /// Makes what is missing, and starts what keeps it.
 pub async fn start(api: &Arc<Api>) -> Result<()> {
@@ -42,12 +45,13 @@ pub async fn start(api: &Arc<Api>) -> Result<()> {
         policies(api),
         classes,
         extension_authentication(api),
-        token_tracking(api),
+        ensure(api, "", "configmaps", token_tracking()),
         service::ensure(api),
         crate::flowcontrol::controller::start(api),
         identity::start(api),
     )?;
     aggregation::start(api);
+    keeping::start(api);
     Ok(())
 }
 
@@ -104,14 +108,14 @@ async fn ensure_policy(api: &Api, plural: &'static str, object: Value) -> Result
 }
 
 /// Since when the use of long-lived tokens is noted on their Secrets.
-async fn token_tracking(api: &Api) -> Result<()> {
+fn token_tracking() -> Value {
     let since = jiff::Timestamp::now().strftime("%Y-%m-%d").to_string();
     let metadata = json!({"name": "kube-apiserver-legacy-service-account-token-tracking", "namespace": "kube-system"});
-    ensure(api, "", "configmaps", json!({"metadata": metadata, "data": {"since": since}})).await
+    json!({"metadata": metadata, "data": {"since": since}})
 }
 
 /// `kube-system/extension-apiserver-authentication`: how aggregated servers know this one.
-pub async fn extension_authentication(api: &Api) -> Result<()> {
+fn authorities(api: &Api) -> Value {
     let read = |path: &std::path::Path| std::fs::read_to_string(path).unwrap_or_default();
     let mut data = json!({"client-ca-file": read(&api.config.client_ca)});
     if let Some(ca) = api.config.requestheader_ca() {
@@ -127,13 +131,17 @@ pub async fn extension_authentication(api: &Api) -> Result<()> {
             data[key] = json!(names).to_string().into();
         }
     }
-    let name = "extension-apiserver-authentication";
-    let object = json!({"metadata": {"name": name, "namespace": "kube-system"}, "data": data});
-    ensure(api, "", "configmaps", object).await?;
-    let Some(held) = api.get_live("", "configmaps", "kube-system", name).await? else { return Ok(()) };
-    if held["data"] != data {
+    json!({"metadata": {"name": AUTHORITIES, "namespace": "kube-system"}, "data": data})
+}
+
+/// Says what the authorities are now.
+pub async fn extension_authentication(api: &Api) -> Result<()> {
+    let mut wanted = authorities(api);
+    ensure(api, "", "configmaps", wanted.clone()).await?;
+    let Some(held) = api.get_live("", "configmaps", "kube-system", AUTHORITIES).await? else { return Ok(()) };
+    if held["data"] != wanted["data"] {
         let mut changed = (*held).clone();
-        changed["data"] = data;
+        changed["data"] = wanted["data"].take();
         api.update("", "configmaps", "", changed).await?;
     }
     Ok(())

@@ -1,31 +1,44 @@
-//! The Service `default/kubernetes` and its endpoints: how pods find this server.
+//! The Service `default/kubernetes` and its endpoints: how pods find the servers.
+
+use std::net::IpAddr;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::ensure as ensure_object;
+use super::{ensure as ensure_object, servers};
 use crate::admit::Cluster;
 use crate::error::Result;
 use crate::server::Api;
 
 const NAME: &str = "kubernetes";
 const NAMESPACE: &str = "default";
+const NETWORKING: &str = "networking.k8s.io";
 
-/// Makes them, and points them at this server's address.
+/// Makes them.
 pub async fn ensure(api: &Api) -> Result<()> {
-    ensure_network(api).await?;
+    ensure_object(api, NETWORKING, "servicecidrs", network(api)).await?;
+    tokio::try_join!(ensure_object(api, "", "services", service(api)), ensure_dns(api), follow_servers(api)).map(drop)
+}
+
+/// What is kept there while the server runs, by group and plural: all but the Service for DNS, which is
+/// no server's own, and the endpoints, which follow the servers.
+pub fn kept(api: &Api) -> [(&'static str, &'static str, Value); 2] {
+    [(NETWORKING, "servicecidrs", network(api)), ("", "services", service(api))]
+}
+
+/// Points the endpoints at all servers that there are, this one among them.
+pub async fn follow_servers(api: &Api) -> Result<()> {
+    let addresses = servers::renew(api).await?;
     tokio::try_join!(
-        ensure_service(api),
-        ensure_dns(api),
-        point(api, "", "endpoints", endpoints(api)),
-        point(api, "discovery.k8s.io", "endpointslices", slice(api)),
+        point(api, "", "endpoints", endpoints(&addresses, api.config.port)),
+        point(api, "discovery.k8s.io", "endpointslices", slice(&addresses, api.config.port)),
     )
     .map(drop)
 }
 
-async fn ensure_service(api: &Api) -> Result<()> {
+fn service(api: &Api) -> Value {
     let cluster_ip = api.config.service_address.to_string();
-    ensure_object(api, "", "services", json!({
+    json!({
         "metadata": {"name": NAME, "namespace": NAMESPACE, "labels": {"component": "apiserver", "provider": "kubernetes"}},
         "spec": {
             "type": "ClusterIP", "clusterIP": cluster_ip, "clusterIPs": [cluster_ip],
@@ -34,25 +47,19 @@ async fn ensure_service(api: &Api) -> Result<()> {
             "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": api.config.port}],
         },
         "status": {"loadBalancer": {}},
-    })).await
+    })
 }
 
 /// The ServiceCIDR `kubernetes`: where addresses come from until others are added.
-async fn ensure_network(api: &Api) -> Result<()> {
-    ensure_object(
-        api,
-        "networking.k8s.io",
-        "servicecidrs",
-        json!({
-            "metadata": {"name": NAME},
-            "spec": {"cidrs": [api.config.service_cidr]},
-            "status": {"conditions": [{
-                "type": "Ready", "status": "True", "reason": "", "message": "Kubernetes default Service CIDR is ready",
-                "lastTransitionTime": Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-            }]},
-        }),
-    )
-    .await
+fn network(api: &Api) -> Value {
+    json!({
+        "metadata": {"name": NAME},
+        "spec": {"cidrs": [api.config.service_cidr]},
+        "status": {"conditions": [{
+            "type": "Ready", "status": "True", "reason": "", "message": "Kubernetes default Service CIDR is ready",
+            "lastTransitionTime": api::scalar::time(Timestamp::now()),
+        }]},
+    })
 }
 
 /// `kube-system/kube-dns`, where people and charts look for the cluster's DNS address. Every node
@@ -76,23 +83,24 @@ async fn ensure_dns(api: &Api) -> Result<()> {
     })).await
 }
 
-fn endpoints(api: &Api) -> Value {
+fn endpoints(servers: &[IpAddr], port: u16) -> Value {
+    let addresses: Vec<Value> = servers.iter().map(|address| json!({"ip": address})).collect();
     json!({
         "metadata": {"name": NAME, "namespace": NAMESPACE, "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
         "subsets": [{
-            "addresses": [{"ip": api.config.advertise_address.to_string()}],
-            "ports": [{"name": "https", "port": api.config.port, "protocol": "TCP"}],
+            "addresses": addresses,
+            "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
         }],
     })
 }
 
-fn slice(api: &Api) -> Value {
-    let address = api.config.advertise_address;
+fn slice(servers: &[IpAddr], port: u16) -> Value {
+    let endpoint = |address| json!({"addresses": [address], "conditions": {"ready": true}});
     json!({
         "metadata": {"name": NAME, "namespace": NAMESPACE, "labels": {"kubernetes.io/service-name": NAME}},
-        "addressType": if address.is_ipv4() { "IPv4" } else { "IPv6" },
-        "endpoints": [{"addresses": [address.to_string()], "conditions": {"ready": true}}],
-        "ports": [{"name": "https", "port": api.config.port, "protocol": "TCP"}],
+        "addressType": if servers.iter().all(IpAddr::is_ipv4) { "IPv4" } else { "IPv6" },
+        "endpoints": servers.iter().map(endpoint).collect::<Vec<_>>(),
+        "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
     })
 }
 

@@ -5,9 +5,11 @@ use std::time::Duration;
 use apiserver::testing::{Cluster, authority, leaf};
 use futures::{AsyncBufReadExt, StreamExt};
 use http::Request;
+use serde_json::{Value, json};
+use store::{Embedded, Store, Txn};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{connect, exchange};
+use super::{ask, connect, eventually, exchange};
 
 #[tokio::test]
 async fn new_certificates_and_authorities_are_taken_without_a_restart() {
@@ -93,4 +95,25 @@ async fn a_server_that_ends_says_so_first_and_finishes_what_it_began() {
     assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
     drained.await.unwrap();
     assert!(open().await.is_err(), "nobody listens any more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_kubernetes_service_leads_to_every_server_that_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Embedded::open(&dir.path().join("db")).unwrap();
+    // Another server, which was lost a while ago.
+    let other = Txn::create("/registry/masterleases/10.9.9.9", "{}").with_ttl(Duration::from_secs(3));
+    store.txn(other).await.unwrap();
+    let cluster = Cluster::start_over(store).await;
+    let client = cluster.admin();
+    let endpoints = "/api/v1/namespaces/default/endpoints/kubernetes";
+    let addresses = |endpoints: &Value| endpoints["subsets"][0]["addresses"].clone();
+    let both = json!([{"ip": "10.9.9.9"}, {"ip": "127.0.0.1"}]);
+    assert_eq!(addresses(&ask(&client, "GET", endpoints, "").await.1), both);
+    let slice = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes";
+    let slice = ask(&client, "GET", slice, "").await.1;
+    let of_slice: Vec<&Value> = slice["endpoints"].as_array().unwrap().iter().map(|one| &one["addresses"]).collect();
+    assert_eq!(of_slice, [&json!(["10.9.9.9"]), &json!(["127.0.0.1"])]);
+    // Nobody has heard of it since.
+    eventually(&client, endpoints, |_, found| addresses(found) == json!([{"ip": "127.0.0.1"}])).await;
 }
