@@ -1,6 +1,6 @@
 //! The node's parts and what each is told, once runtime and identity are there.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use api::cluster::{ClusterNetwork, Net};
@@ -98,11 +98,19 @@ fn kubelet_config(
     kubelet.container_logs = config.container_logs.clone();
     kubelet.healthz = config.healthz;
     kubelet.server = Some(ServerConfig {
-        address: (node_ip, config.kubelet_port).into(),
+        address: (everywhere(node_ip), config.kubelet_port).into(),
         // One file holds certificate and key.
         certificate: files.serving.clone(),
         key: files.serving.clone(),
         client_ca: files.ca.clone(),
     });
     kubelet
+}
+
+/// Every address of a node, as Kubernetes' kubelet listens: the node's own programs ask it on loopback.
+fn everywhere(node_ip: IpAddr) -> IpAddr {
+    match node_ip {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
 }

@@ -47,7 +47,7 @@ pub struct Running {
 }
 
 /// Starts a node, and returns once its parts run. It waits for the server as long as it takes.
-pub async fn start(config: Config, supervisor: &Supervisor) -> Result<Running, AgentError> {
+pub async fn start(mut config: Config, supervisor: &Supervisor) -> Result<Running, AgentError> {
     let supervisor = supervisor.child("agent");
     private_directory(&config.directories.kubelet())?;
     link_kubelet(&config.directories)?;
@@ -68,6 +68,10 @@ pub async fn start(config: Config, supervisor: &Supervisor) -> Result<Running, A
         Ok::<_, AgentError>((joined, cluster, node_ip, informers, network))
     };
     let (runtime, (joined, cluster, node_ip, informers, network)) = tokio::try_join!(runtime, node)?;
+    if config.runtime_endpoint.is_some() {
+        // Someone else's runtime makes groups in its own way, and pods' groups must be made so, too.
+        config.cgroup_driver = runtime.cgroup_driver().await.unwrap_or(config.cgroup_driver);
+    }
     let addresses = config.directories.cni_state();
     let stale = collect::first_look(&addresses, &runtime.channel).await;
     supervisor

@@ -82,6 +82,10 @@ impl NodePods for OnePod {
         String::new()
     }
 
+    fn user_namespace_metrics(&self) -> String {
+        String::new()
+    }
+
     async fn healthy(&self) -> Result<(), String> {
         Ok(())
     }

@@ -19,6 +19,7 @@ use crate::images::Images;
 use crate::pods_api;
 use crate::spec::dns::{ClusterDns, parse_resolv_conf};
 use crate::status_writer::StatusWriter;
+use crate::user_namespaces::UserNamespaces;
 use crate::volume_contract::Volumes;
 
 pub struct NodeContext {
@@ -41,6 +42,8 @@ pub struct NodeContext {
     /// What pods may use, for downward values and admission.
     pub allocatable: Arc<RwLock<Amounts>>,
     pub runtime_features: RwLock<RuntimeFeatures>,
+    /// Who has which users of its own.
+    pub user_namespaces: UserNamespaces,
     pub probe_totals: crate::probes::Totals,
     pub supervisor: Supervisor,
 }

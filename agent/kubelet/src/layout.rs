@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <root>/pods/<uid>/etc-hosts
+//! <root>/pods/<uid>/userns                                  the pod's own users
 //! <root>/pods/<uid>/containers/<container>/<random>         termination log of one run
 //! <root>/pods/<uid>/volumes/<plugin with ~ for />/<volume>
 //! <root>/pods/<uid>/volumeDevices/<plugin with ~ for />/<volume>   a block volume's device

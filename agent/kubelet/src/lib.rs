@@ -7,12 +7,13 @@
 //!   `pod_resources`: who has what of both; `pods_api`: the pods themselves, both on sockets (`unix_server`,
 //!   and `grpc_authority`: what their clients call them);
 //! - [`node`]: the Node object; [`status_writer`]: pods' statuses; [`static_pods`], [`admission`];
+//! - `user_namespaces`: users of their own for pods;
 //! - `retry`, `locks`, `files`: what several of these need to try again, to take turns, to remember;
 //! - [`server_contract`] and [`volume_contract`]: what the 10250 server and the volumes are to this room.
 //!
 //! Deciding is pure throughout; effects are at the edge of each module. Nothing is kept on disk but
-//! what pods need, what only plugins' answers said (which device, which mount) and whose pulls brought
-//! which image: everything else is found again in the runtime, the API and the kernel.
+//! what pods need (which users, too), what only plugins' answers said (which device, which mount) and whose
+//! pulls brought which image: everything else is found again in the runtime, the API and the kernel.
 
 pub mod admission;
 pub mod cgroups;
@@ -44,6 +45,7 @@ pub mod spec;
 pub mod static_pods;
 pub mod status_writer;
 mod unix_server;
+mod user_namespaces;
 pub mod volume_contract;
 pub mod volumes;
 
@@ -63,6 +65,7 @@ use manager::Manager;
 use node::heartbeat::Heartbeat;
 use node::machine::{Machine, file_system};
 use status_writer::StatusWriter;
+use user_namespaces::UserNamespaces;
 use volume_contract::Volumes;
 
 /// Why a kubelet could not start. What can come right by itself is not an error: it is waited for.
@@ -72,6 +75,8 @@ pub enum StartError {
     Cgroups(#[from] CgroupError),
     #[error("making the kubelet's directory {path}: {source}")]
     Directory { path: String, source: std::io::Error },
+    #[error("the users of pods with hostUsers: false: {0}")]
+    UserNamespaces(#[from] user_namespaces::UserNamespaceError),
 }
 
 /// A running kubelet.
@@ -164,6 +169,7 @@ fn start_with(
         services: informers.of::<Service>(),
         references: References::default(),
         runtime_features: RwLock::default(),
+        user_namespaces: UserNamespaces::start(&config.layout, config.max_pods)?,
         probe_totals: probes::Totals::default(),
         supervisor: supervisor.clone(),
         client,

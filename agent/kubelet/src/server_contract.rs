@@ -82,6 +82,9 @@ pub trait NodePods: Send + Sync {
     /// How often programs on this node asked for its pods, as metrics.
     fn pods_api_metrics(&self) -> String;
 
+    /// How many pods with users of their own were started, as metrics.
+    fn user_namespace_metrics(&self) -> String;
+
     /// `Ok` when the agent's own loops are alive: what /healthz answers.
     async fn healthy(&self) -> Result<(), String>;
 }

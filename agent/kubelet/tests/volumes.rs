@@ -314,6 +314,23 @@ async fn what_is_missing_is_named() {
 }
 
 #[tokio::test]
+async fn the_directory_of_a_volume_of_files_is_the_groups_too() {
+    let node = Node::new();
+    node.api.put("secrets/s", json!({ "data": {} }));
+    node.api.put("configmaps/c", json!({ "data": {} }));
+    let volumes = json!([
+        { "name": "memory", "secret": { "secretName": "s" } },
+        { "name": "disk", "configMap": { "name": "c" } },
+    ]);
+    let paths = node.volumes.set_up(&pod("u5", volumes, Some(4321))).await.unwrap();
+    for (volume, mode) in [("memory", 0o3777), ("disk", 0o2777)] {
+        let directory = std::fs::metadata(&paths[volume].host_path).unwrap();
+        assert_eq!((directory.permissions().mode() & 0o7777, directory.gid()), (mode, 4321), "{volume}");
+    }
+    node.volumes.tear_down("u5").await.unwrap();
+}
+
+#[tokio::test]
 async fn empty_directories_keep_their_content_and_host_paths_stay() {
     let node = Node::new();
     let host = node.root.path().join("host");

@@ -12,7 +12,10 @@ pub enum Layout {
     /// containerd 1.6 and 1.7
     V2,
     /// containerd 2.x
-    V3,
+    V3 {
+        /// From 2.1 on there may be several directories of network plugins, and one is deprecated.
+        bin_dirs: bool,
+    },
 }
 
 /// Who makes cgroups for containers.
@@ -64,7 +67,7 @@ pub fn render(settings: &Settings) -> String {
     head(settings, &mut text);
     match settings.layout {
         Layout::V2 => plugins_v2(settings, &mut text),
-        Layout::V3 => plugins_v3(settings, &mut text),
+        Layout::V3 { bin_dirs } => plugins_v3(settings, bin_dirs, &mut text),
     }
     text
 }
@@ -72,7 +75,7 @@ pub fn render(settings: &Settings) -> String {
 fn head(settings: &Settings, text: &mut String) {
     let version = match settings.layout {
         Layout::V2 => 2,
-        Layout::V3 => 3,
+        Layout::V3 { .. } => 3,
     };
     let disabled: Vec<String> = DISABLED.iter().map(|name| format!("  {}", quote(name))).collect();
     line(text, format_args!("version = {version}"));
@@ -93,7 +96,7 @@ fn plugins_v2(settings: &Settings, text: &mut String) {
     // Devices of drivers; from 1.7 on, where it is not yet the default.
     line(text, format_args!("enable_cdi = true"));
     line(text, format_args!("\n[{CRI}.cni]"));
-    cni(settings, text);
+    cni(settings, false, text);
     line(text, format_args!("\n[{CRI}.containerd]"));
     line(text, format_args!("snapshotter = {}", quote(&settings.snapshotter)));
     line(text, format_args!("default_runtime_name = \"runc\""));
@@ -101,7 +104,7 @@ fn plugins_v2(settings: &Settings, text: &mut String) {
     line(text, format_args!("\n[{CRI}.registry]\nconfig_path = {}", path(&settings.registry_dir)));
 }
 
-fn plugins_v3(settings: &Settings, text: &mut String) {
+fn plugins_v3(settings: &Settings, bin_dirs: bool, text: &mut String) {
     const IMAGES: &str = "plugins.\"io.containerd.cri.v1.images\"";
     const RUNTIME: &str = "plugins.\"io.containerd.cri.v1.runtime\"";
     line(text, format_args!("\n[{IMAGES}]\nsnapshotter = {}", quote(&settings.snapshotter)));
@@ -110,7 +113,7 @@ fn plugins_v3(settings: &Settings, text: &mut String) {
     line(text, format_args!("\n[{RUNTIME}]"));
     runtime_keys(settings, text);
     line(text, format_args!("\n[{RUNTIME}.cni]"));
-    cni(settings, text);
+    cni(settings, bin_dirs, text);
     line(text, format_args!("\n[{RUNTIME}.containerd]\ndefault_runtime_name = \"runc\""));
     runc(settings, RUNTIME, text);
     line(text, format_args!("\n[plugins.\"io.containerd.grpc.v1.cri\"]"));
@@ -130,8 +133,13 @@ fn runtime_keys(settings: &Settings, text: &mut String) {
     line(text, format_args!("netns_mounts_under_state_dir = true"));
 }
 
-fn cni(settings: &Settings, text: &mut String) {
-    line(text, format_args!("bin_dir = {}", path(&settings.cni_bin_dir)));
+fn cni(settings: &Settings, bin_dirs: bool, text: &mut String) {
+    let plugins = path(&settings.cni_bin_dir);
+    if bin_dirs {
+        line(text, format_args!("bin_dirs = [{plugins}]"));
+    } else {
+        line(text, format_args!("bin_dir = {plugins}"));
+    }
     line(text, format_args!("conf_dir = {}", path(&settings.cni_conf_dir)));
     line(text, format_args!("max_conf_num = 1"));
 }
@@ -195,17 +203,20 @@ mod tests {
         );
         assert!(v2.contains("restrict_oom_score_adj = true\n"));
         assert!(v2.contains("SystemdCgroup = false\n"));
-        let v3 = render(&settings(Layout::V3));
+        let v3 = render(&settings(Layout::V3 { bin_dirs: true }));
         assert!(v3.contains("version = 3\n"));
         assert!(v3.contains(
             "[plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox = \"localhost/skiff/pause:1\"\n"
         ));
         assert!(!v3.contains("sandbox_image"));
+        assert!(v3.contains(".cni]\nbin_dirs = [\"/var/lib/skiff/agent/cni/bin\"]\n"));
+        let first_of_v3 = render(&settings(Layout::V3 { bin_dirs: false }));
+        assert!(first_of_v3.contains(".cni]\nbin_dir = \"/var/lib/skiff/agent/cni/bin\"\n"));
     }
 
     #[test]
     fn no_key_is_written_twice_in_one_table() {
-        for layout in [Layout::V2, Layout::V3] {
+        for layout in [Layout::V2, Layout::V3 { bin_dirs: true }] {
             let mut table = String::new();
             let mut seen = std::collections::HashSet::new();
             for line in render(&settings(layout)).lines() {

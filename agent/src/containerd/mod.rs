@@ -138,6 +138,20 @@ impl Containerd {
         let channel = wait_until_ready(&paths, None).await?;
         Ok(Self { socket: socket.to_owned(), channel, adopted: true })
     }
+
+    /// Who makes cgroups for containers, by the runtime's own word; none if it does not say (containerd before
+    /// 2.0).
+    pub async fn cgroup_driver(&self) -> Option<CgroupDriver> {
+        let mut client = cri::runtime_service_client::RuntimeServiceClient::new(self.channel.clone());
+        driver_of(&client.runtime_config(cri::RuntimeConfigRequest {}).await.ok()?.into_inner())
+    }
+}
+
+fn driver_of(config: &cri::RuntimeConfigResponse) -> Option<CgroupDriver> {
+    match config.linux.as_ref()?.cgroup_driver() {
+        cri::CgroupDriver::Systemd => Some(CgroupDriver::Systemd),
+        cri::CgroupDriver::Cgroupfs => Some(CgroupDriver::Cgroupfs),
+    }
 }
 
 /// A start that is decided: executable, configuration, places.
@@ -267,6 +281,16 @@ fn write_if_changed(path: &Path, text: &str) -> Result<(), ContainerdError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_runtime_says_who_makes_cgroups() {
+        let of = |driver| cri::RuntimeConfigResponse {
+            linux: Some(cri::LinuxRuntimeConfiguration { cgroup_driver: driver as i32 }),
+        };
+        assert_eq!(driver_of(&of(cri::CgroupDriver::Systemd)), Some(CgroupDriver::Systemd));
+        assert_eq!(driver_of(&of(cri::CgroupDriver::Cgroupfs)), Some(CgroupDriver::Cgroupfs));
+        assert_eq!(driver_of(&cri::RuntimeConfigResponse::default()), None);
+    }
 
     #[test]
     fn a_containerd_that_keeps_dying_is_started_less_often() {

@@ -79,7 +79,7 @@ fn layout_of(version: &str) -> Option<Layout> {
         (0, _) => None,
         (1, minor) if minor < 4 => None,
         (1, _) => Some(Layout::V2),
-        _ => Some(Layout::V3),
+        (major, minor) => Some(Layout::V3 { bin_dirs: (major, minor) >= (2, 1) }),
     }
 }
 
@@ -128,8 +128,10 @@ mod tests {
             ("containerd github.com/containerd/containerd 1.7.12 ", Some(Layout::V2)),
             (
                 "containerd github.com/containerd/containerd/v2 v2.1.3 c787fb98911740dd3ff2d0e45ce88cdf01410486",
-                Some(Layout::V3),
+                Some(Layout::V3 { bin_dirs: true }),
             ),
+            ("containerd github.com/containerd/containerd/v2 v2.0.5 ", Some(Layout::V3 { bin_dirs: false })),
+            ("containerd github.com/containerd/containerd/v2 2.1.9+unknown ", Some(Layout::V3 { bin_dirs: true })),
             ("containerd containerd.io v1.7.22 7f7fdf5fed64eb6a7caf99b3e12efcf9d60e311c", Some(Layout::V2)),
             ("containerd github.com/containerd/containerd 1.2.0", None),
             ("", None),

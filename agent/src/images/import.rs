@@ -3,6 +3,8 @@
 //! Blobs go to the content service and an image record to the image service, in CRI's namespace,
 //! under a lease that keeps containerd's garbage collector away until the record refers to them.
 //! This way works with every containerd since 1.2; its transfer service exists only since 1.7.
+//! CRI makes a record of its own of each that it learns of, by the digest of the image's configuration:
+//! containers and image volumes know images by that name.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -55,6 +57,10 @@ impl Importer {
 
     /// Every named image of CRI's namespace.
     pub async fn list(&self) -> Result<Vec<Listed>, ImageError> {
+        Ok(self.records().await?.into_iter().filter(|image| !is_id(&image.name)).collect())
+    }
+
+    async fn records(&self) -> Result<Vec<Listed>, ImageError> {
         let request = in_namespace(images::ListImagesRequest::default(), None);
         let response = self.images().list(request).await.map_err(ImageError::call("listing images"))?;
         let listed = response.into_inner().images.into_iter();
@@ -63,8 +69,19 @@ impl Importer {
             .collect())
     }
 
-    /// Takes a name away; containerd removes the content that nothing refers to any more.
+    /// Takes a name away, and CRI's own with the last; containerd removes the content that nothing refers to
+    /// any more.
     pub async fn remove(&self, name: &str) -> Result<(), ImageError> {
+        let digest = self.digest_of(name).await?;
+        self.remove_record(name).await?;
+        let records = self.records().await?;
+        for id in unnamed(&records, digest.as_deref()) {
+            self.remove_record(id).await?;
+        }
+        Ok(())
+    }
+
+    async fn remove_record(&self, name: &str) -> Result<(), ImageError> {
         let request = in_namespace(images::DeleteImageRequest { name: name.to_owned(), sync: true }, None);
         match self.images().delete(request).await {
             Ok(_) => Ok(()),
@@ -171,10 +188,9 @@ impl Importer {
 
     /// Creates the image record, or points the existing one at the new content.
     async fn record(&self, name: &str, image: &Image, pinned: bool, lease: &str) -> Result<(), ImageError> {
-        let mut labels = HashMap::from([("io.cri-containerd.image".to_owned(), "managed".to_owned())]);
-        if pinned {
-            labels.insert("io.cri-containerd.pinned".to_owned(), "pinned".to_owned());
-        }
+        // Without the label `io.cri-containerd.image`, which is CRI's own: it says that CRI has made its record.
+        let pin = ("io.cri-containerd.pinned".to_owned(), "pinned".to_owned());
+        let labels = pinned.then_some(pin).into_iter().collect();
         let record = images::Image {
             name: name.to_owned(),
             labels,
@@ -226,6 +242,18 @@ impl Importer {
     fn images(&self) -> images::images_client::ImagesClient<Channel> {
         images::images_client::ImagesClient::new(self.channel.clone()).max_decoding_message_size(64 << 20)
     }
+}
+
+/// Whether CRI made the record, for the image as such.
+fn is_id(name: &str) -> bool {
+    name.starts_with("sha256:")
+}
+
+/// The records of an image by its ID, if it has no name any more.
+fn unnamed<'a>(records: &'a [Listed], digest: Option<&str>) -> Vec<&'a str> {
+    let of_image: Vec<&Listed> = records.iter().filter(|image| Some(image.digest.as_str()) == digest).collect();
+    let named = of_image.iter().any(|image| !is_id(&image.name));
+    of_image.into_iter().filter(|_| !named).map(|image| image.name.as_str()).collect()
 }
 
 /// The blob in chunks; the last request commits it with its labels. Small blobs are one request.
@@ -280,4 +308,18 @@ fn in_namespace<T>(message: T, lease: Option<&str>) -> Request<T> {
         request.metadata_mut().insert("containerd-lease", lease);
     }
     request
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_goes_with_its_last_name() {
+        let record = |name: &str, digest: &str| Listed { name: name.to_owned(), digest: digest.to_owned() };
+        let named = [record("docker.io/library/a:1", "m1"), record("sha256:c1", "m1"), record("sha256:c2", "m2")];
+        assert_eq!(unnamed(&named, Some("m1")), Vec::<&str>::new());
+        assert_eq!(unnamed(&named, Some("m2")), ["sha256:c2"]);
+        assert_eq!(unnamed(&named, None), Vec::<&str>::new());
+    }
 }

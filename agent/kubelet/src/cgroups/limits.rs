@@ -10,7 +10,7 @@ const MIN_SHARES: u64 = 2;
 const MAX_SHARES: u64 = 262_144;
 const SHARES_PER_CPU: u64 = 1024;
 /// CFS period in microseconds.
-const PERIOD: i64 = 100_000;
+pub(super) const PERIOD: i64 = 100_000;
 /// The kernel refuses less, microseconds.
 const MIN_QUOTA: i64 = 1000;
 
@@ -24,14 +24,14 @@ pub struct Limits {
     pub pids: Option<u64>,
 }
 
-fn shares(millicores: i64) -> u64 {
+pub(super) fn shares(millicores: i64) -> u64 {
     if millicores <= 0 {
         return MIN_SHARES;
     }
     (millicores.unsigned_abs() * SHARES_PER_CPU / 1000).clamp(MIN_SHARES, MAX_SHARES)
 }
 
-fn quota(millicores: i64) -> Option<i64> {
+pub(super) fn quota(millicores: i64) -> Option<i64> {
     (millicores > 0).then(|| (millicores * PERIOD / 1000).max(MIN_QUOTA))
 }
 
@@ -40,7 +40,7 @@ pub fn cpu_weight(shares: u64) -> u64 {
     1 + (shares.clamp(MIN_SHARES, MAX_SHARES) - 2) * 9999 / 262_142
 }
 
-fn amount(amounts: &Amounts, name: &str) -> Option<Quantity> {
+pub(super) fn amount(amounts: &Amounts, name: &str) -> Option<Quantity> {
     amounts.get(name).copied().filter(|quantity| !quantity.is_zero())
 }
 

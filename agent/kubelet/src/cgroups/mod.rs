@@ -10,6 +10,7 @@
 
 mod files;
 mod limits;
+mod sandbox;
 mod usage;
 
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ use crate::config::CgroupDriver;
 
 pub use files::{CgroupError, Hierarchy};
 pub use limits::{Host, Limits, container_resources, cpu_weight, oom_score_adj, pod_limits, qos_limits};
+pub use sandbox::{SandboxResources, sandbox_resources};
 pub use usage::{Pressure, Psi, Stall, Usage};
 
 /// One node's part of the cgroup tree.
@@ -120,6 +122,12 @@ impl Cgroups {
     /// What a container has used, if it still has a group.
     pub fn container_usage(&self, class: QosClass, uid: &str, container_id: &str) -> Option<Usage> {
         self.hierarchy.usage(&self.container_path(&self.pod(class, uid), container_id))
+    }
+
+    /// A process of a running container, or of a sandbox.
+    pub fn process_of(&self, class: QosClass, uid: &str, container_id: &str) -> Option<u32> {
+        let directory = self.hierarchy.directory(&self.container_path(&self.pod(class, uid), container_id));
+        std::fs::read_to_string(directory.join("cgroup.procs")).ok()?.lines().next()?.parse().ok()
     }
 
     /// What a pod has used, all containers and its sandbox together.

@@ -15,6 +15,8 @@ use proto::runtime::v1::runtime_service_client::RuntimeServiceClient;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
+use crate::cgroups::SandboxResources;
+
 /// Ordinary calls.
 const CALL: Duration = Duration::from_secs(120);
 /// Calls that start a sandbox or a container (the network plugin runs inside).
@@ -103,6 +105,13 @@ pub struct Runtime {
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
     channel: Channel,
+}
+
+/// What a container has on disk besides its image.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Layer {
+    pub bytes: u64,
+    pub inodes: u64,
 }
 
 type Answer<T> = Result<T, RuntimeError>;
@@ -252,6 +261,18 @@ impl Runtime {
             .map(|_| ())
     }
 
+    /// Tells the runtime what the pod as a whole has now.
+    pub async fn update_sandbox_resources(&self, id: &str, resources: SandboxResources) -> Answer<()> {
+        let request = cri::UpdatePodSandboxResourcesRequest {
+            pod_sandbox_id: id.to_owned(),
+            overhead: Some(resources.overhead),
+            resources: Some(resources.own),
+        };
+        within("UpdatePodSandboxResources", CALL, self.runtime.clone().update_pod_sandbox_resources(request))
+            .await
+            .map(|_| ())
+    }
+
     /// Writes what the container is now to an archive at `location`. The runtime has no less time for it
     /// than for another call.
     pub async fn checkpoint_container(&self, id: &str, location: &Path, limit: Duration) -> Answer<()> {
@@ -285,11 +306,18 @@ impl Runtime {
 
     /// Bytes that each container wrote into its image, by container id.
     pub async fn written(&self) -> Answer<BTreeMap<String, u64>> {
+        Ok(self.layers().await?.into_iter().map(|(id, layer)| (id, layer.bytes)).collect())
+    }
+
+    /// What each container wrote into its image, by container id.
+    pub async fn layers(&self) -> Answer<BTreeMap<String, Layer>> {
         let request = cri::ListContainerStatsRequest::default();
         let answer = within("ListContainerStats", CALL, self.runtime.clone().list_container_stats(request)).await?;
         let written = answer.stats.into_iter().filter_map(|stats| {
-            let layer = stats.writable_layer?.used_bytes?.value;
-            Some((stats.attributes?.id, layer))
+            let layer = stats.writable_layer?;
+            let value = |number: Option<cri::UInt64Value>| number.map(|number| number.value);
+            let (bytes, inodes) = (value(layer.used_bytes)?, value(layer.inodes_used).unwrap_or(0));
+            Some((stats.attributes?.id, Layer { bytes, inodes }))
         });
         Ok(written.collect())
     }

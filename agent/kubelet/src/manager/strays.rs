@@ -53,7 +53,9 @@ impl Manager {
                     let directory = node.config.layout.pod(&uid);
                     crate::pod::sub_path::release_all(&directory.join("volume-subpaths"));
                     node.volumes.tear_down(&uid).await.map_err(|error| error.to_string())?;
-                    mounts::remove_tree(&directory).map_err(|error| error.to_string())
+                    mounts::remove_tree(&directory).map_err(|error| error.to_string())?;
+                    node.user_namespaces.release(&uid);
+                    Ok(())
                 }
             });
         }

@@ -86,6 +86,10 @@ impl NodePods for Manager {
         self.node.feed_totals.page()
     }
 
+    fn user_namespace_metrics(&self) -> String {
+        self.node.user_namespaces.metrics()
+    }
+
     async fn healthy(&self) -> Result<(), String> {
         self.node.runtime.version().await.map(|_| ()).map_err(|error| error.to_string())
     }

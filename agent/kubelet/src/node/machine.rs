@@ -19,6 +19,8 @@ pub struct Machine {
     /// As Kubernetes names it: amd64, arm64.
     pub architecture: &'static str,
     pub apparmor: bool,
+    /// Whether this process is root only in a namespace of its own.
+    pub in_user_namespace: bool,
 }
 
 impl Machine {
@@ -44,6 +46,7 @@ impl Machine {
                 other => other,
             },
             apparmor: text("/sys/module/apparmor/parameters/enabled") == "Y",
+            in_user_namespace: is_mapped(&text("/proc/self/uid_map")),
         }
     }
 }
@@ -51,6 +54,12 @@ impl Machine {
 /// Bytes available without swapping, now.
 pub fn available_memory() -> u64 {
     kilobytes(&std::fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemAvailable") << 10
+}
+
+/// The host's own user namespace maps every id to itself.
+fn is_mapped(uid_map: &str) -> bool {
+    let fields: Vec<&str> = uid_map.split_whitespace().collect();
+    !fields.is_empty() && fields != ["0", "0", "4294967295"]
 }
 
 fn kilobytes(meminfo: &str, key: &str) -> u64 {
@@ -110,6 +119,11 @@ mod tests {
     fn proc_files() {
         assert_eq!(kilobytes("MemTotal:       24689420 kB\nMemFree: 1 kB\n", "MemTotal"), 24_689_420);
         assert_eq!(kilobytes("", "MemTotal"), 0);
+        for (uid_map, mapped) in
+            [("", false), ("         0          0 4294967295", false), ("0 1000 1\n1 100000 65536", true)]
+        {
+            assert_eq!(is_mapped(uid_map), mapped, "{uid_map}");
+        }
         assert_eq!(
             os_image("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n"),
             "Debian GNU/Linux 12 (bookworm)"

@@ -209,6 +209,7 @@ fn info(view: &View<'_>) -> NodeSystemInfo {
         machine_id: machine.machine_id.clone(),
         operating_system: "linux".to_owned(),
         os_image: machine.os_image.clone(),
+        running_in_user_namespace: Some(machine.in_user_namespace),
         system_uuid: if machine.system_uuid.is_empty() {
             machine.machine_id.clone()
         } else {
@@ -426,7 +427,9 @@ mod tests {
             now: Timestamp::UNIX_EPOCH,
         });
         assert_eq!(made.features.unwrap().supplemental_groups_policy, Some(true));
-        assert_eq!(made.node_info.unwrap().swap.unwrap().capacity, Some(1 << 30));
+        let info = made.node_info.unwrap();
+        assert_eq!(info.running_in_user_namespace, Some(false));
+        assert_eq!(info.swap.unwrap().capacity, Some(1 << 30));
         assert!(DECLARED_FEATURES.is_sorted());
     }
 

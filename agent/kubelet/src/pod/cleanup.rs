@@ -25,7 +25,12 @@ pub async fn give_back(node: &NodeContext, pod: &Arc<Pod>) -> Result<(), String>
     if let Err(error) = node.cgroups.remove(&node.cgroups.pod(qos(pod), &uid)).await {
         problems.push(error.to_string());
     }
-    if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) }
+    if !problems.is_empty() {
+        return Err(problems.join("; "));
+    }
+    // Last: the next pod to have these users must not find anything of this one.
+    node.user_namespaces.release(&uid);
+    Ok(())
 }
 
 /// Dead containers, sandboxes, logs and the pod's directory.

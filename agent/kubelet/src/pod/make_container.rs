@@ -318,7 +318,7 @@ fn container_security(
     let facts = security::Facts {
         image_uid: image.uid.as_ref().map(|uid| uid.value),
         image_user: image.username.clone(),
-        ..make_sandbox::security_facts(node)
+        ..make_sandbox::security_facts(node, &order.pod)
     };
     security::container(&order.pod, &order.container, &facts)
 }

@@ -15,6 +15,7 @@ use crate::cgroups;
 use crate::context::NodeContext;
 use crate::spec::sandbox::{Surroundings, config, qos};
 use crate::spec::{dns, security};
+use crate::user_namespaces;
 
 /// Which step failed; the event was recorded already.
 #[derive(Debug, thiserror::Error)]
@@ -37,12 +38,19 @@ pub enum SandboxError {
 /// Makes everything a pod's containers need before the first of them.
 pub async fn make(node: &NodeContext, pod: &Arc<Pod>, attempt: u32) -> Result<Sandbox, SandboxError> {
     prepare(node, pod).await?;
+    let made = run_sandbox(node, pod, attempt).await;
+    node.user_namespaces.started(pod, made.is_ok());
+    made
+}
+
+async fn run_sandbox(node: &NodeContext, pod: &Arc<Pod>, attempt: u32) -> Result<Sandbox, SandboxError> {
     let sandbox_failed = |message: String| {
         let error = SandboxError::Sandbox(message);
         node.event(pod, EventType::Warning, "FailedCreatePodSandBox", error.to_string());
         error
     };
     let handler = runtime_handler(node, pod).await.map_err(sandbox_failed)?;
+    own_users(node, pod, &handler).await.map_err(sandbox_failed)?;
     let config = sandbox_config(node, pod, attempt, true).map_err(sandbox_failed)?;
     let id =
         node.runtime.run_sandbox(config, &handler).await.map_err(|error| sandbox_failed(error.runtime_message()))?;
@@ -109,18 +117,33 @@ pub fn sandbox_config(
         dns: resolver.config,
         cgroup_parent: node.cgroups.path(&node.cgroups.pod(qos(pod), &uid)),
         cluster_domain: &node.config.cluster_domain,
-        facts: &security_facts(node),
+        facts: &security_facts(node, pod),
     };
     config(pod, attempt, surroundings)
 }
 
-/// What the host says for every container.
-pub fn security_facts(node: &NodeContext) -> security::Facts {
+/// What the host says for every container of the pod.
+pub fn security_facts(node: &NodeContext, pod: &Pod) -> security::Facts {
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     security::Facts {
+        users: if user_namespaces::wanted(pod) { node.user_namespaces.of(uid) } else { None },
         apparmor: node.machine.apparmor,
         seccomp_directory: node.config.layout.root.join("seccomp").to_string_lossy().into_owned(),
         ..Default::default()
     }
+}
+
+/// A pod with users of its own is given IDs for them, if the runtime can make the namespace.
+async fn own_users(node: &NodeContext, pod: &Pod, handler: &str) -> Result<(), String> {
+    if !user_namespaces::wanted(pod) {
+        return Ok(());
+    }
+    let status = node.runtime.status().await;
+    let status =
+        status.map_err(|error| format!("{}: {}", user_namespaces::refusal(handler), error.runtime_message()))?;
+    user_namespaces::supported(&status.runtime_handlers, handler)?;
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    node.user_namespaces.give(uid).map_err(|error| format!("create user namespace: {error}"))
 }
 
 async fn runtime_handler(node: &NodeContext, pod: &Pod) -> Result<String, String> {

@@ -48,7 +48,7 @@ pub struct Run {
     pub reason: String,
     /// The runtime's, or what the container left as its termination message.
     pub message: String,
-    /// The image as the pod names it.
+    /// The runtime's name for the image: as a rule its first tag, in full.
     pub image: String,
     /// The image as the runtime identifies it.
     pub image_id: String,

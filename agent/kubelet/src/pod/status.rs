@@ -298,6 +298,10 @@ fn one(
         }
         return status;
     };
+    // The runtime's name for it, which is longer than the pod's.
+    if !run.image.is_empty() {
+        status.image.clone_from(&run.image);
+    }
     status.image_id = run.image_id.clone();
     status.container_id = Some(format!("containerd://{}", run.id));
     status.restart_count = i32::try_from(run.restart_count).unwrap_or(i32::MAX);

@@ -51,6 +51,17 @@ fn whatever_there_is_of_a_container_tells_its_resources() {
 }
 
 #[test]
+fn the_image_of_a_container_is_the_runtimes_once_there_is_a_run() {
+    let pod = json!({"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "busybox"}]}});
+    let image = |runs| status(&pod, runs)["containerStatuses"][0]["image"].clone();
+    assert_eq!(image(vec![]), "busybox");
+    let of = |run: Run| Run { image: "docker.io/library/busybox:latest".to_owned(), ..run };
+    for made in [run("c", "sb", RunState::Running, 0), exited("c", "sb", 0, 0)] {
+        assert_eq!(image(vec![of(made)]), "docker.io/library/busybox:latest");
+    }
+}
+
+#[test]
 fn a_pod_as_a_whole_tells_what_it_was_granted_and_then_what_its_group_has() {
     let limited = json!({"name": "a", "resources": {"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1", "memory": "1Gi", "example.com/x": "1"}}});
     let half = json!({"name": "b", "resources": {"limits": {"cpu": "1"}, "requests": {"cpu": "200m"}}});

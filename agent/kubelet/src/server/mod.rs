@@ -8,10 +8,12 @@
 
 mod auth;
 mod checkpoint;
+mod disk_stats;
 mod files;
 mod logs;
 mod machine;
 mod metrics;
+mod network_stats;
 mod pages;
 mod reply;
 mod route;
@@ -206,7 +208,8 @@ impl Server {
             Route::Metrics => {
                 let text = metrics::volumes(&*self.pods, metrics::own(&*self.pods)).await;
                 let text = metrics::certificates(&self.pods.certificates(), text);
-                metrics::reply(text + &self.pods.pods_api_metrics() + &self.pods.image_metrics())
+                let own = self.pods.pods_api_metrics() + &self.pods.user_namespace_metrics();
+                metrics::reply(text + &own + &self.pods.image_metrics())
             }
             Route::MetricsCadvisor => metrics::reply(metrics::cadvisor(&*self.pods)),
             Route::MetricsResource => metrics::reply(metrics::resource(&*self.pods)),

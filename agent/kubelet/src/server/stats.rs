@@ -1,6 +1,6 @@
 //! `/stats/summary`: what the node and its pods use, from cgroups and file systems.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,8 +11,10 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::machine;
+use super::disk_stats::{self, Used, Volumes};
+use super::{machine, network_stats};
 use crate::cgroups::{Pressure, Psi, Stall, Usage};
+use crate::cri::Layer;
 use crate::server_contract::{ContainerRun, NodePods};
 use crate::volume_contract::VolumeUsage;
 
@@ -25,6 +27,18 @@ pub struct Stats {
     root: PathBuf,
     started: Timestamp,
     samples: Mutex<HashMap<String, Sample>>,
+    volumes: Volumes,
+}
+
+/// What containers and volumes have on disk, and where.
+struct Disk {
+    /// Of what containers write.
+    images: Value,
+    /// Of logs and volumes.
+    node: Value,
+    layers: BTreeMap<String, Layer>,
+    /// By pod UID.
+    volumes: HashMap<String, Used>,
 }
 
 #[derive(Clone, Copy)]
@@ -37,7 +51,7 @@ struct Sample {
 
 impl Stats {
     pub fn new(node: String, root: PathBuf) -> Self {
-        Self { node, root, started: Timestamp::now(), samples: Mutex::default() }
+        Self { node, root, started: Timestamp::now(), samples: Mutex::default(), volumes: Volumes::default() }
     }
 
     pub async fn summary(&self, pods: &dyn NodePods) -> Value {
@@ -47,8 +61,15 @@ impl Stats {
         let node_fs = file_system(&self.root);
         let all = pods.pods();
         let volumes = futures::future::join_all(all.iter().map(|pod| pods.volume_usage(pod))).await;
+        let uids = all.iter().filter_map(|pod| pod.metadata.uid.clone()).collect();
+        let disk = Disk {
+            images: image_fs(pods).await,
+            node: node_fs.clone(),
+            layers: pods.runtime().layers().await.unwrap_or_default(),
+            volumes: self.volumes.of(&self.root, uids).await,
+        };
         let each = all.iter().zip(volumes);
-        let summaries: Vec<Value> = each.map(|(pod, volumes)| self.pod(pods, pod, &volumes)).collect();
+        let summaries: Vec<Value> = each.map(|(pod, volumes)| self.pod(pods, pod, &volumes, &disk)).collect();
         self.forget_gone(&all);
         let mut summary = json!({
             "node": {
@@ -57,7 +78,7 @@ impl Stats {
                 "cpu": self.cpu("node", node_usage),
                 "memory": memory(node_usage, machine::total_memory()),
                 "fs": node_fs,
-                "runtime": { "imageFs": image_fs(pods).await },
+                "runtime": { "imageFs": disk.images },
                 "rlimit": process_limits(),
             },
             "pods": summaries,
@@ -66,16 +87,17 @@ impl Stats {
         summary
     }
 
-    fn pod(&self, pods: &dyn NodePods, pod: &Pod, volumes: &[VolumeUsage]) -> Value {
+    fn pod(&self, pods: &dyn NodePods, pod: &Pod, volumes: &[VolumeUsage], disk: &Disk) -> Value {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let class = qos_of(pod);
         let view = pods.runtime_view(uid);
-        let containers: Vec<Value> = view
-            .containers
-            .iter()
-            .filter(|run| run.running)
-            .map(|run| self.container(run, pods.cgroups().container_usage(class, uid, &run.id)))
-            .collect();
+        let mut on_disk = disk.volumes.get(uid).copied().unwrap_or_default();
+        let mut containers = Vec::new();
+        for run in view.containers.iter().filter(|run| run.running) {
+            let usage = pods.cgroups().container_usage(class, uid, &run.id);
+            containers.push(self.container(run, usage, disk, &mut on_disk));
+        }
+        let process = view.sandbox_id.as_deref().and_then(|id| pods.cgroups().process_of(class, uid, id));
         let usage = pods.cgroups().pod_usage(class, uid);
         let mut summary = json!({
             "podRef": { "name": pod.metadata.name, "namespace": pod.metadata.namespace, "uid": uid },
@@ -84,7 +106,11 @@ impl Stats {
             "cpu": self.cpu(uid, usage),
             "memory": memory(usage, None),
             "process_stats": { "process_count": usage.map(|usage| usage.processes) },
+            "ephemeral-storage": disk_stats::told(&disk.node, on_disk),
         });
+        if let Some(network) = process.and_then(|process| network_stats::of_process(process, now())) {
+            summary["network"] = network;
+        }
         add_io(&mut summary, usage);
         if !volumes.is_empty() {
             summary["volume"] = volumes.iter().map(|volume| volume_stats(pod, volume)).collect();
@@ -92,15 +118,22 @@ impl Stats {
         summary
     }
 
-    fn container(&self, run: &ContainerRun, usage: Option<Usage>) -> Value {
-        let logs = run.log_path.parent().map(directory_size).unwrap_or_default();
+    /// Adds what the container has on disk to what its pod has there.
+    fn container(&self, run: &ContainerRun, usage: Option<Usage>, disk: &Disk, on_disk: &mut Used) -> Value {
+        let logs = run.log_path.parent().map(directory_use).unwrap_or_default();
+        let layer = disk.layers.get(&run.id).map(|layer| Used { bytes: layer.bytes, inodes: layer.inodes });
+        *on_disk += logs;
+        *on_disk += layer.unwrap_or_default();
         let mut summary = json!({
             "name": run.name,
             "startTime": run.started_at,
             "cpu": self.cpu(&run.id, usage),
             "memory": memory(usage, usage.and_then(|usage| usage.memory_limit)),
-            "logs": { "time": now(), "usedBytes": logs },
+            "logs": disk_stats::told(&disk.node, logs),
         });
+        if let Some(layer) = layer {
+            summary["rootfs"] = disk_stats::told(&disk.images, layer);
+        }
         add_io(&mut summary, usage);
         summary
     }
@@ -235,9 +268,14 @@ fn file_system(path: &Path) -> Value {
     })
 }
 
-fn directory_size(path: &Path) -> u64 {
-    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.metadata().ok()).map(|meta| meta.len()).sum()
+/// What lies in a directory of files.
+fn directory_use(path: &Path) -> Used {
+    let mut used = Used::default();
+    for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
+        let bytes = entry.metadata().map_or(0, |meta| meta.len());
+        used += Used { bytes, inodes: 1 };
+    }
+    used
 }
 
 fn process_limits() -> Value {
@@ -249,7 +287,7 @@ fn process_limits() -> Value {
 }
 
 fn now() -> String {
-    Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+    api::scalar::time(Timestamp::now())
 }
 
 #[cfg(test)]

@@ -34,6 +34,7 @@ pub fn config(pod: &Pod, container: &Container, attempt: u32, resolved: Resolved
     let lookup =
         |name: &str| resolved.environment.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
     let expanded = |words: &Option<Vec<String>>| words.iter().flatten().map(|word| expand(word, lookup)).collect();
+    let mounts = with_users(resolved.mounts, &resolved.security);
     let mut image = image_spec(&resolved.image_ref);
     image.user_specified_image = container.image.clone().unwrap_or_default();
     ContainerConfig {
@@ -46,7 +47,7 @@ pub fn config(pod: &Pod, container: &Container, attempt: u32, resolved: Resolved
         // The kubelet's own have the last word.
         annotations: resolved.annotations.into_iter().chain(annotations(pod, container, attempt)).collect(),
         envs: resolved.environment.into_iter().map(|(key, value)| KeyValue { key, value }).collect(),
-        mounts: resolved.mounts,
+        mounts,
         devices: resolved.devices,
         cdi_devices: resolved.cdi_devices.into_iter().map(|name| CdiDevice { name }).collect(),
         log_path: Layout::container_log(&container.name, attempt),
@@ -59,6 +60,19 @@ pub fn config(pod: &Pod, container: &Container, attempt: u32, resolved: Resolved
         }),
         ..Default::default()
     }
+}
+
+/// The mounts of a container whose pod has users of its own: each shows the owners of its files as the pod
+/// knows them, whoever made it (volumes, devices' mounts, the hosts file).
+fn with_users(mut mounts: Vec<Mount>, security: &LinuxContainerSecurityContext) -> Vec<Mount> {
+    let users = security.namespace_options.as_ref().and_then(|options| options.userns_options.as_ref());
+    if let Some(users) = users {
+        for mount in &mut mounts {
+            mount.uid_mappings = users.uids.clone();
+            mount.gid_mappings = users.gids.clone();
+        }
+    }
+    mounts
 }
 
 fn container_labels(pod: &Pod, container: &Container) -> HashMap<String, String> {
@@ -140,6 +154,7 @@ pub fn from_ephemeral(ephemeral: &EphemeralContainer) -> Container {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proto::runtime::v1::{IdMapping, NamespaceMode, NamespaceOption, UserNamespace};
     use serde_json::json;
 
     #[test]
@@ -173,6 +188,20 @@ mod tests {
         assert_eq!(made.annotations[labels::CONTAINER_RESTART_COUNT], "3");
         assert_eq!(made.annotations[labels::POD_TERMINATION_GRACE], "9");
         assert_eq!(made.labels[labels::CONTAINER_NAME], "c");
+    }
+
+    #[test]
+    fn everything_mounted_in_a_pod_with_its_own_users_is_mapped() {
+        let mapping = |host| vec![IdMapping { host_id: host, container_id: 0, length: 65536 }];
+        let users = UserNamespace { mode: NamespaceMode::Pod as i32, uids: mapping(65536), gids: mapping(131_072) };
+        let options = |users| NamespaceOption { userns_options: users, ..Default::default() };
+        let security =
+            |users| LinuxContainerSecurityContext { namespace_options: Some(options(users)), ..Default::default() };
+        let mounts = || vec![Mount { host_path: "/v".into(), ..Default::default() }, Mount::default()];
+        let mapped = with_users(mounts(), &security(Some(users)));
+        let expected = (mapping(65536), mapping(131_072));
+        assert!(mapped.iter().all(|mount| (&mount.uid_mappings, &mount.gid_mappings) == (&expected.0, &expected.1)));
+        assert_eq!(with_users(mounts(), &security(None)), mounts());
     }
 
     #[test]

@@ -10,8 +10,10 @@ use proto::runtime::v1::{
 
 use super::hosts::{self, PodNames};
 use super::security::{self, Facts};
+use crate::cgroups::sandbox_resources;
 use crate::layout::Layout;
 use crate::pod::labels;
+use crate::user_namespaces;
 
 /// What the node adds to the pod's own wishes.
 pub struct Surroundings<'a> {
@@ -29,10 +31,9 @@ pub fn config(pod: &Pod, attempt: u32, node: Surroundings<'_>) -> Result<PodSand
     let (name, namespace, uid) = (text(&meta.name), text(&meta.namespace), text(&meta.uid));
     let spec = pod.spec.as_ref();
     let host_network = spec.and_then(|spec| spec.host_network).unwrap_or(false);
-    if spec.and_then(|spec| spec.host_users) == Some(false) {
-        return Err(
-            "can't set up user namespaces: the container runtime's handler does not support user namespaces".to_owned()
-        );
+    if user_namespaces::wanted(pod) && node.facts.users.is_none() {
+        // Never with the host's users instead.
+        return Err("the pod has no user IDs of its own on this node".to_owned());
     }
     let names: PodNames = hosts::names(pod, node.cluster_domain);
     let hostname = if host_network { String::new() } else { hosts::sandbox_hostname(pod, &names)? };
@@ -45,6 +46,7 @@ pub fn config(pod: &Pod, attempt: u32, node: Surroundings<'_>) -> Result<PodSand
         .and_then(|context| context.sysctls.as_ref())
         .map(|sysctls| sysctls.iter().map(|sysctl| (sysctl.name.clone(), sysctl.value.clone())).collect())
         .unwrap_or_default();
+    let whole = sandbox_resources(pod);
     Ok(PodSandboxConfig {
         metadata: Some(PodSandboxMetadata {
             name: name.clone(),
@@ -62,8 +64,8 @@ pub fn config(pod: &Pod, attempt: u32, node: Surroundings<'_>) -> Result<PodSand
             cgroup_parent: node.cgroup_parent,
             security_context: Some(security::sandbox(pod, node.facts)),
             sysctls,
-            overhead: None,
-            resources: None,
+            overhead: Some(whole.overhead),
+            resources: Some(whole.own),
         }),
     })
 }
@@ -96,9 +98,14 @@ pub fn qos(pod: &Pod) -> QosClass {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proto::runtime::v1::{NamespaceMode, UserNamespace};
     use serde_json::json;
 
     fn config_of(spec: serde_json::Value) -> Result<PodSandboxConfig, String> {
+        config_with(spec, &Facts::default())
+    }
+
+    fn config_with(spec: serde_json::Value, facts: &Facts) -> Result<PodSandboxConfig, String> {
         let pod: Pod = serde_json::from_value(json!({
             "metadata": {"name": "web", "namespace": "n", "uid": "u", "labels": {"app": "web"}}, "spec": spec
         }))
@@ -109,7 +116,7 @@ mod tests {
             dns: DnsConfig::default(),
             cgroup_parent: "/kubepods/podu".to_owned(),
             cluster_domain: "cluster.local",
-            facts: &Facts::default(),
+            facts,
         };
         config(&pod, 2, node)
     }
@@ -132,6 +139,16 @@ mod tests {
     fn the_hosts_network_has_no_hostname_and_no_mappings() {
         let made = config_of(json!({"hostNetwork": true, "containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": 80}]}]})).unwrap();
         assert!(made.hostname.is_empty() && made.port_mappings.is_empty());
-        assert!(config_of(json!({"hostUsers": false, "containers": []})).is_err());
+    }
+
+    #[test]
+    fn a_pod_that_wants_its_own_users_never_has_the_hosts() {
+        let own_users = json!({"hostUsers": false, "containers": []});
+        assert!(config_of(own_users.clone()).is_err());
+        let users = UserNamespace { mode: NamespaceMode::Pod as i32, ..Default::default() };
+        let facts = Facts { users: Some(users.clone()), ..Default::default() };
+        let made = config_with(own_users, &facts).unwrap();
+        let options = made.linux.and_then(|linux| linux.security_context?.namespace_options);
+        assert_eq!(options.and_then(|options| options.userns_options), Some(users));
     }
 }

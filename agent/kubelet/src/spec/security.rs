@@ -4,7 +4,7 @@
 use k8s_openapi::api::core::v1::{AppArmorProfile, Container, Pod, SELinuxOptions, SeccompProfile, SecurityContext};
 use proto::runtime::v1::{
     Capability, Int64Value, LinuxContainerSecurityContext, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption,
-    SeLinuxOption, SecurityProfile, SupplementalGroupsPolicy, security_profile::ProfileType,
+    SeLinuxOption, SecurityProfile, SupplementalGroupsPolicy, UserNamespace, security_profile::ProfileType,
 };
 
 /// What stays hidden of /proc and /sys with `procMount: Default`.
@@ -35,6 +35,8 @@ pub struct Facts {
     pub apparmor: bool,
     /// Directory of `Localhost` seccomp profiles.
     pub seccomp_directory: String,
+    /// The pod's own users (`hostUsers: false`); none for the host's.
+    pub users: Option<UserNamespace>,
 }
 
 fn value(number: i64) -> Int64Value {
@@ -48,7 +50,7 @@ fn pod_id(pod: &Pod) -> String {
 }
 
 /// The namespaces that a pod's sandbox and containers have.
-pub fn namespaces(pod: &Pod) -> NamespaceOption {
+pub fn namespaces(pod: &Pod, facts: &Facts) -> NamespaceOption {
     let spec = pod.spec.as_ref();
     let flag = |read: fn(&k8s_openapi::api::core::v1::PodSpec) -> Option<bool>| spec.and_then(read).unwrap_or(false);
     let node_or = |node: bool, other: NamespaceMode| if node { NamespaceMode::Node } else { other } as i32;
@@ -57,6 +59,7 @@ pub fn namespaces(pod: &Pod) -> NamespaceOption {
         network: node_or(flag(|spec| spec.host_network), NamespaceMode::Pod),
         pid: node_or(flag(|spec| spec.host_pid), pid),
         ipc: node_or(flag(|spec| spec.host_ipc), NamespaceMode::Pod),
+        userns_options: facts.users.clone(),
         ..Default::default()
     }
 }
@@ -64,7 +67,7 @@ pub fn namespaces(pod: &Pod) -> NamespaceOption {
 pub fn sandbox(pod: &Pod, facts: &Facts) -> LinuxSandboxSecurityContext {
     let own = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
     LinuxSandboxSecurityContext {
-        namespace_options: Some(namespaces(pod)),
+        namespace_options: Some(namespaces(pod, facts)),
         selinux_options: own.and_then(|own| own.se_linux_options.as_ref()).map(selinux),
         run_as_user: own.and_then(|own| own.run_as_user).map(value),
         // CRI refuses a group without a user.
@@ -122,7 +125,7 @@ pub fn container(pod: &Pod, container: &Container, facts: &Facts) -> Result<Linu
             add_ambient_capabilities: Vec::new(),
         }),
         privileged,
-        namespace_options: Some(namespaces(pod)),
+        namespace_options: Some(namespaces(pod, facts)),
         selinux_options: own
             .and_then(|own| own.se_linux_options.as_ref())
             .or_else(|| of_pod.and_then(|pod| pod.se_linux_options.as_ref()))

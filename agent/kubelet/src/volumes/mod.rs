@@ -193,8 +193,9 @@ impl NodeVolumes {
         blocking(move || {
             let made = empty_dir::make_directory(&directory, 0o777, in_memory.then_some(None));
             made.map_err(|error| error.to_string())?;
-            atomic::write(&directory, &gathered.payload, |version| owner::give_to_group(version, owner.always(), true))
-                .map_err(|error| error.to_string())
+            // All of the volume, its own directory too, not the new version alone.
+            let give = |_: &Path| owner::give_to_group(&directory, owner.always(), true);
+            atomic::write(&directory, &gathered.payload, give).map_err(|error| error.to_string())
         })
         .await?;
         Ok(Made { path, read_only: true, renew_after: gathered.renew_after })

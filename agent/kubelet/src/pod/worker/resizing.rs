@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ResourceRequirements;
 
 use super::{Done, Worker};
-use crate::cgroups::{self, container_resources, pod_limits};
+use crate::cgroups::{self, container_resources, pod_limits, sandbox_resources};
 use crate::pod::actions::pod_id;
 use crate::pod::ending;
 use crate::pod::make_container::container_of;
@@ -88,6 +88,7 @@ impl Worker {
         let before = self.memory.applied.clone();
         let uid = self.uid();
         let group_before = self.resizing.group.clone();
+        let sandbox = self.observed.ready_sandbox().map(|sandbox| sandbox.id.clone()).filter(|_| last);
         let step = async move {
             let last = last.then(|| resize::pod_level(&pod).cloned());
             let mut step = Step { applied: Vec::new(), result: Ok(()), last };
@@ -106,6 +107,13 @@ impl Worker {
                     let updated = node.runtime.update_resources(&change.run_id, resources).await;
                     updated.map_err(|error| error.runtime_message())?;
                     step.applied.push((change.run_id, change.given));
+                }
+                if let Some(sandbox) = sandbox {
+                    // For the runtime's information: it may not know the call (containerd does from 2.2 on).
+                    let told = node.runtime.update_sandbox_resources(&sandbox, sandbox_resources(&pod)).await;
+                    if let Err(error) = told {
+                        tracing::debug!(%error, "the runtime was not told of a pod's resize");
+                    }
                 }
                 Ok(())
             }

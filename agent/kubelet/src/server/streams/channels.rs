@@ -69,7 +69,8 @@ pub async fn join(
     Ok(reply)
 }
 
-/// Runs until the runtime has sent everything, or the client is gone.
+/// Runs until the runtime has sent everything, whether the client is still there or not: a client may close its
+/// connection right after its input, which the command then gets all the same, and its end after it.
 async fn translate(
     mut to_client: impl Sink<Message, Error = Error> + Unpin,
     mut from_client: impl Stream<Item = Result<Message, Error>> + Unpin,
@@ -100,13 +101,25 @@ async fn translate(
                 }
             }
         }
+        if let Some(stream) = streams.stream(STDIN) {
+            let _ = frames.send(spdy::data(stream, &[], true)).await;
+        }
     };
-    let output = copy_output(&streams, from_runtime, &mut to_client, &frames);
-    tokio::select! {
-        () = output => {}
-        // the client went away, or the runtime stopped reading
-        () = input => return,
-        () = write => {}
+    let mut client_left = false;
+    {
+        let output = copy_output(&streams, from_runtime, &mut to_client, &frames);
+        tokio::pin!(input, output, write);
+        loop {
+            tokio::select! {
+                () = &mut output => break,
+                // the runtime stopped reading
+                () = &mut write => break,
+                () = &mut input, if !client_left => client_left = true,
+            }
+        }
+    }
+    if client_left {
+        return;
     }
     let close = CloseFrame { code: CloseCode::Normal, reason: "".into() };
     let _ = to_client.send(Message::Close(Some(close))).await;
@@ -152,7 +165,8 @@ fn input_frames(streams: &Streams, message: &[u8]) -> Vec<Vec<u8>> {
     }
 }
 
-/// Sends the runtime's data to the client until every output stream has ended.
+/// Sends the runtime's data to the client until every output stream has ended. What a client that is gone would
+/// have got is read and dropped, or the command would stand still.
 async fn copy_output(
     streams: &Streams,
     mut from_runtime: impl AsyncRead + Unpin,
@@ -169,6 +183,7 @@ async fn copy_output(
     let mut chunk = vec![0; LARGEST_DATA];
     // The outcome is sent as a whole, in the words of this protocol.
     let mut outcome = Vec::new();
+    let mut gone = false;
     while !open.is_empty() {
         let Ok(read @ 1..) = from_runtime.read(&mut chunk).await else { break };
         buffer.extend_from_slice(&chunk[..read]);
@@ -196,15 +211,15 @@ async fn copy_output(
                 }
             }
             let bytes = if channel == ERROR { told_by_translator(std::mem::take(&mut outcome)) } else { bytes };
-            if !bytes.is_empty() && send(to_client, channel, &bytes).await.is_err() {
-                return;
+            if !bytes.is_empty() && !gone {
+                gone = send(to_client, channel, &bytes).await.is_err();
             }
             if last {
                 open.retain(|known| *known != channel);
             }
         }
     }
-    if !outcome.is_empty() {
+    if !outcome.is_empty() && !gone {
         let _ = send(to_client, ERROR, &outcome).await;
     }
 }
@@ -283,6 +298,30 @@ mod tests {
             () = translate(sink, input, &mut from_runtime, to_runtime, ALL) => {}
             read = written.read_exact(&mut got) => { read.unwrap(); }
         }
+        assert_eq!(got, wanted);
+    }
+
+    #[tokio::test]
+    async fn what_a_client_sent_before_it_went_arrives_and_the_command_goes_on() {
+        let input = futures::stream::iter([Ok(Message::Binary(vec![STDIN, b'a'].into()))]);
+        let closed = |(), _: Message| async { Err::<(), Error>(Error::ConnectionClosed) };
+        let sink = Box::pin(futures::sink::unfold((), closed));
+        let (ours, mut theirs) = tokio::io::duplex(1 << 16);
+        let (from_runtime, to_runtime) = tokio::io::split(ours);
+        let (_, opening) = open_streams(ALL);
+        let wanted = [opening, spdy::data(3, b"a", false), spdy::data(3, b"", true)].concat();
+        let runtime = async {
+            let mut got = vec![0; wanted.len()];
+            theirs.read_exact(&mut got).await.unwrap();
+            for output in [spdy::data(5, b"out", false), spdy::data(5, b"more", true)] {
+                theirs.write_all(&output).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+            let ends = [spdy::data(7, b"", true), spdy::data(1, b"{}", true)].concat();
+            theirs.write_all(&ends).await.unwrap();
+            got
+        };
+        let ((), got) = tokio::join!(translate(sink, input, from_runtime, to_runtime, ALL), runtime);
         assert_eq!(got, wanted);
     }
 

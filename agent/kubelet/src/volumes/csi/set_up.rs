@@ -287,7 +287,7 @@ impl Csi {
         for request in wanted {
             let audience = Some(request.audience.as_str()).filter(|audience| !audience.is_empty());
             let lent = self.tokens.get(pod, audience, request.expiration_seconds).await?;
-            let expires = lent.expires.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+            let expires = api::scalar::time(lent.expires);
             tokens.insert(request.audience.clone(), json!({"token": lent.value, "expirationTimestamp": expires}));
         }
         let text = (!tokens.is_empty()).then(|| serde_json::Value::Object(tokens).to_string());
