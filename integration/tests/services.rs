@@ -100,6 +100,9 @@ fn nginx_is_served(story: &str, mode: &str) {
         let answer = lab.exec("node-1", &["curl", "-sS", "--max-time", "5", &url]);
         assert_eq!(answer.stdout.trim(), expected, "{url}: {answer:?}");
     }
+    // The kubelet listens on every address of its node, and tells nothing without a certificate.
+    let refused = lab.exec("node-1", &["curl", "-sSk", "--max-time", "5", "https://127.0.0.1:10250/pods"]);
+    assert_eq!(refused.stdout.trim(), "Unauthorized", "{refused:?}");
     let report = lab.exec("node-1", &["curl", "-sS", "--max-time", "5", "http://127.0.0.1:10256/healthz"]);
     assert!(report.ok, "{report:?}");
 }

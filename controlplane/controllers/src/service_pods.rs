@@ -136,7 +136,7 @@ pub fn watch(services: &Informer<Service>, index: &Index<Service>, pods: &Pods, 
 pub fn trigger_time(service: &Service, pods: &[Arc<Pod>]) -> String {
     let changes = pods.iter().filter_map(|pod| podstate::condition(pod, "Ready")?.last_transition_time.as_ref());
     let newest = changes.map(|time| time.0).max();
-    newest.unwrap_or_else(|| meta::created(&service.metadata)).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+    api::scalar::time(newest.unwrap_or_else(|| meta::created(&service.metadata)))
 }
 
 #[cfg(test)]

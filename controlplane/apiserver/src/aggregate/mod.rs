@@ -100,7 +100,7 @@ async fn follow(api: &Arc<Api>) -> Result<()> {
 }
 
 async fn carry_out(api: &Api, action: Action) -> Result<()> {
-    let now = || jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let now = || api::scalar::time(jiff::Timestamp::now());
     let outcome = match action {
         Action::Create(mut object) => {
             object["status"]["conditions"] = vec![register::local_condition(&now())].into();

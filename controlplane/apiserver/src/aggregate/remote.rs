@@ -227,7 +227,7 @@ impl Remote {
 
     async fn publish(&self, api: &Api, condition: Condition) -> Result<()> {
         let Some(object) = api.get(register::OWN_GROUP, PLURAL, "", &self.name).await? else { return Ok(()) };
-        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let now = api::scalar::time(jiff::Timestamp::now());
         let Some(status) = condition.into_status(&object, &now) else { return Ok(()) };
         let mut changed = (*object).clone();
         changed["status"] = status;

@@ -3,8 +3,8 @@
 //!
 //! Objects are stored in one version. Each served version has an endpoint of its own, whose cache
 //! holds the objects as that version has them: converted when they come from the store, and back
-//! when they are written. [`Converter`] does both; [`Served`] also prunes and fills defaults in, as
-//! upstream does with what it reads.
+//! when they are written. [`Converter`] does both; [`Served`] also prunes, and fills defaults in where
+//! objects are read, as upstream does.
 //!
 //! Upstream: `k8s.io/apiextensions-apiserver/pkg/apiserver/conversion`.
 
@@ -172,12 +172,21 @@ pub struct Served {
 impl Served {
     /// Stored objects as this version has them.
     pub async fn values(&self, stored: Vec<Value>) -> Result<Vec<Value>> {
-        let mut objects = self.converter.convert(stored, &self.api_version).await?;
+        let mut objects = self.fitted(stored).await?;
+        if let Some(Schema::Custom(schema)) = &self.schema {
+            objects.iter_mut().for_each(|object| schema.fill_defaults(object));
+        }
+        Ok(objects)
+    }
+
+    /// Objects with what this version has a place for: how they go into the store where it is the one that is
+    /// stored. Defaults come when they are read.
+    pub async fn fitted(&self, objects: Vec<Value>) -> Result<Vec<Value>> {
+        let mut objects = self.converter.convert(objects, &self.api_version).await?;
         if let Some(Schema::Custom(schema)) = &self.schema {
             for object in &mut objects {
                 schema.prune_object(object);
                 schema.drop_nulls(object);
-                schema.fill_defaults(object);
             }
         }
         Ok(objects)

@@ -25,8 +25,8 @@ pub struct SchemaHooks {
     pub columns: Vec<Column>,
     pub scale: Option<ScalePaths>,
     pub decoder: Arc<Served>,
-    /// `group/version` that objects are stored in.
-    pub stored: String,
+    /// The version that objects are stored in.
+    pub stored: Arc<Served>,
     /// Objects may lie in the store in other versions, too.
     pub several: bool,
 }
@@ -93,11 +93,11 @@ impl Hooks for SchemaHooks {
     }
 
     async fn to_stored(&self, object: Value) -> Result<Value> {
-        one(self.decoder.converter.convert(vec![object], &self.stored).await?)
+        one(self.stored.fitted(vec![object]).await?)
     }
 
     fn stored_version(&self) -> Option<&str> {
-        self.several.then_some(self.stored.as_str())
+        self.several.then_some(self.stored.api_version.as_str())
     }
 
     async fn as_served(&self, object: Value) -> Result<Value> {

@@ -77,7 +77,7 @@ pub fn says(status: &Value, (kind, holds, reason, message): &Condition) -> bool 
 
 /// Puts a condition into a status; its time changes with what it says, not with why.
 pub fn set_condition(status: &mut Value, (kind, holds, reason, message): Condition) {
-    let now = metadata::timestamp(jiff::Timestamp::now());
+    let now = api::scalar::time(jiff::Timestamp::now());
     let mut new =
         json!({"type": kind, "status": holds, "reason": reason, "message": message, "lastTransitionTime": now});
     if !status["conditions"].is_array() {

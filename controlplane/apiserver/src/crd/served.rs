@@ -11,7 +11,7 @@ use super::hooks::SchemaHooks;
 use super::resource::{self, Custom};
 use crate::cache::Cache;
 use crate::discovery;
-use crate::resource::{Resource, api_version};
+use crate::resource::{Descriptor, Resource, api_version};
 use crate::resources::Endpoint;
 use crate::server::Api;
 
@@ -24,7 +24,7 @@ pub struct ServedDefinition {
 /// Names the parts of a definition that its endpoints are made from.
 struct MadeFrom {
     uid: Value,
-    /// Deleting it counts as a change of its spec, and is none.
+    /// May change where the spec does not.
     generation: Value,
     spec: [u8; 32],
     names: Value,
@@ -35,10 +35,15 @@ impl ServedDefinition {
     pub fn of(definition: &Value, names: &Value, api: &Arc<Api>) -> Option<Self> {
         let mut versions = resource::read(definition, names)?;
         versions.sort_by_key(|custom| std::cmp::Reverse(discovery::version_priority(custom.descriptor.hub_version())));
-        let converter = Arc::new(Converter::new(definition, api));
         // A version that objects may lie in cannot be taken from the definition.
         let several = definition["spec"]["versions"].as_array().is_some_and(|versions| versions.len() > 1);
-        let endpoints = versions.into_iter().map(|custom| endpoint(api, custom, &converter, several)).collect();
+        let stored = versions.iter().find(|custom| custom.descriptor.stored_as.is_none());
+        let stored = Arc::new(Served {
+            converter: Arc::new(Converter::new(definition, api)),
+            api_version: stored.map(|custom| own_version(&custom.descriptor)).unwrap_or_default(),
+            schema: stored.and_then(|custom| custom.schema.clone()),
+        });
+        let endpoints = versions.into_iter().map(|custom| endpoint(api, custom, &stored, several)).collect();
         Some(Self { endpoints, made_from: MadeFrom::of(definition, names) })
     }
 
@@ -87,17 +92,22 @@ fn digest(definition: &Value) -> [u8; 32] {
     Sha256::digest(definition["spec"].to_string()).into()
 }
 
-fn endpoint(api: &Arc<Api>, custom: Custom, converter: &Arc<Converter>, several: bool) -> Arc<Endpoint> {
+/// `group/version` of the one version that a definition's endpoint serves.
+fn own_version(descriptor: &Descriptor) -> String {
+    api_version(descriptor.hub_group(), descriptor.hub_version())
+}
+
+fn endpoint(api: &Arc<Api>, custom: Custom, stored: &Arc<Served>, several: bool) -> Arc<Endpoint> {
     let Custom { descriptor, schema, constraints } = custom;
-    let version = api_version(descriptor.hub_group(), descriptor.hub_version());
-    let decoder = Arc::new(Served { converter: converter.clone(), api_version: version, schema: schema.clone() });
+    let (converter, version) = (stored.converter.clone(), own_version(&descriptor));
+    let decoder = Arc::new(Served { converter, api_version: version, schema: schema.clone() });
     let hooks = SchemaHooks {
         schema: schema.clone(),
         constraints,
         columns: descriptor.columns.clone(),
         scale: descriptor.scale.clone(),
         decoder: decoder.clone(),
-        stored: api_version(descriptor.hub_group(), descriptor.storage_version()),
+        stored: stored.clone(),
         several,
     };
     let descriptor = Arc::new(descriptor);

@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 use crate::admit::Cluster;
 use crate::bootstrap::flowcontrol as standard;
 use crate::error::Result;
-use crate::registry::metadata;
 use crate::server::Api;
 
 pub const GROUP: &str = "flowcontrol.apiserver.k8s.io";
@@ -123,7 +122,7 @@ fn with_condition(schema: &Value, levels: &[Arc<Value>], now: Timestamp) -> Opti
     let mut conditions: Vec<Value> = conditions.iter().filter(|held| !is_dangling(held)).cloned().collect();
     conditions.push(json!({
         "type": "Dangling", "status": status, "reason": reason, "message": message,
-        "lastTransitionTime": metadata::timestamp(now),
+        "lastTransitionTime": api::scalar::time(now),
     }));
     let mut changed = schema.clone();
     changed["status"]["conditions"] = conditions.into();

@@ -320,6 +320,7 @@ pub fn page(api: &Api) -> String {
         let _ = writeln!(out, "{name}{{plugin=\"buffered\"}} {}", count(&audit.lost));
     }
     held_objects(api, &mut out);
+    super::features::render(&mut out);
     super::process::render(&mut out);
     out
 }

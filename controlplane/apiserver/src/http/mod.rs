@@ -4,6 +4,7 @@
 //! [`serve`] and [`inprocess`] are the two ways in; both call [`pipeline::handle`].
 
 pub mod body;
+mod features;
 pub mod health;
 pub mod info;
 pub mod inprocess;

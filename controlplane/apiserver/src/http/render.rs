@@ -26,6 +26,7 @@ const ROOM: usize = 96;
 /// Smaller answers are not compressed.
 pub const GZIP_FROM: usize = 128 * 1024;
 
+/// JSON ends with a newline unless it is indented, as Go's encoder has it.
 pub fn encode(value: &Value, output: &Output) -> Result<Bytes> {
     match output.media {
         Media::Json if output.pretty => {
@@ -33,17 +34,24 @@ pub fn encode(value: &Value, output: &Output) -> Result<Bytes> {
                 Some(document) => serde_json::to_vec_pretty(&document),
                 None => serde_json::to_vec_pretty(value),
             };
-            let mut text = text.map_err(ApiError::internal)?;
+            text.map(Bytes::from).map_err(ApiError::internal)
+        }
+        Media::Json => {
+            let mut text = match Ordered::document(value) {
+                Some(document) => serde_json::to_vec(&document).map_err(ApiError::internal)?,
+                None => crate::cache::item::encode(value),
+            };
             text.push(b'\n');
             Ok(text.into())
         }
-        Media::Json => match Ordered::document(value) {
-            Some(document) => serde_json::to_vec(&document).map(Bytes::from).map_err(ApiError::internal),
-            None => Ok(crate::cache::item::encode(value).into()),
-        },
         Media::Yaml => serde_saphyr::to_string(value).map(Bytes::from).map_err(ApiError::internal),
         Media::Protobuf => protobuf::encode(value).map(Bytes::from),
     }
+}
+
+/// An object's bytes as an answer of their own.
+pub fn line(object: &[u8]) -> Bytes {
+    [object, b"\n".as_slice()].concat().into()
 }
 
 pub fn response(status: StatusCode, content_type: &'static str, body: impl Into<Body>) -> Response<Body> {
@@ -124,7 +132,7 @@ pub fn list(call: Arc<Call>, listing: Listing, output: Output, gzip: bool) -> Re
 
 /// The list as one value: for YAML, protobuf, tables, indented JSON and converted versions.
 fn list_value(call: &Call, listing: &Listing, view: View) -> Result<Value> {
-    let metadata = listing.metadata();
+    let metadata = list_metadata(call, listing, view);
     if let View::Table { version } = view {
         let objects = listing.items.iter().map(|item| item.decode());
         let row = |object| call.row(object, version, call.now);
@@ -159,6 +167,15 @@ pub fn list_of(call: &Call, view: View, mut items: Vec<Value>, metadata: Value) 
     serde_json::json!({"kind": kind, "apiVersion": api_version, "metadata": metadata, "items": items})
 }
 
+/// Lists of custom resources always have a `continue`: no Go type leaves it out where it is empty.
+fn list_metadata(call: &Call, listing: &Listing, view: View) -> Value {
+    let mut metadata = listing.metadata();
+    if call.descriptor().custom && view == View::Object && metadata["continue"].is_null() {
+        metadata["continue"] = "".into();
+    }
+    metadata
+}
+
 fn list_type(call: &Call, view: View) -> (String, String) {
     match view {
         View::Metadata { version, .. } => ("PartialObjectMetadataList".to_owned(), format!("meta.k8s.io/{version}")),
@@ -180,7 +197,7 @@ struct Pieces {
 impl Pieces {
     fn new(call: &Call, listing: Listing, view: View) -> Self {
         let (kind, api_version) = list_type(call, view);
-        let metadata = listing.metadata();
+        let metadata = list_metadata(call, &listing, view);
         let head =
             format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"{api_version}\",\"metadata\":{metadata},\"items\":[");
         Self {

@@ -232,7 +232,8 @@ pub fn ok(status: StatusCode, output: &Output, bytes: Bytes, asked: &Asked) -> R
 pub fn written_response(asked: &Asked, call: &Call, written: Written, output: &Output) -> Result<Response<Body>> {
     let status = if written.created { StatusCode::CREATED } else { StatusCode::OK };
     let plain = output.media == Media::Json && !output.pretty && output.view == View::Object;
-    let bytes = if plain && !call.converts() { written.bytes } else { call.render(written.value, output)? };
+    let bytes =
+        if plain && !call.converts() { render::line(&written.bytes) } else { call.render(written.value, output)? };
     Ok(ok(status, output, bytes, asked))
 }
 

@@ -8,7 +8,6 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::check::Node;
-use super::core::pod::timestamp;
 use super::table::{named, row, words};
 use super::value::{default, has, list, name, set, text};
 use crate::resource::{ALL_BUT_STATUS, Column, Context, Descriptor, Hooks, NameRule, Paths, Resource};
@@ -43,7 +42,7 @@ impl Hooks for ApiService {
             json!({})
         } else {
             json!({"conditions": [{"type": "Available", "status": "True", "reason": "Local",
-                "message": "Local APIServices are always available", "lastTransitionTime": timestamp(ctx.now)}]})
+                "message": "Local APIServices are always available", "lastTransitionTime": api::scalar::time(ctx.now)}]})
         };
         set(service, "status", status);
     }

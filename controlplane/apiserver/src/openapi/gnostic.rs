@@ -170,7 +170,8 @@ fn schema(out: &mut Vec<u8>, value: &Value) {
 }
 
 fn path_item(out: &mut Vec<u8>, item: &Value) {
-    for (method, number) in [("get", 2), ("put", 3), ("post", 4), ("delete", 5), ("patch", 8)] {
+    let methods = [("get", 2), ("put", 3), ("post", 4), ("delete", 5), ("options", 6), ("head", 7), ("patch", 8)];
+    for (method, number) in methods {
         if item[method].is_object() {
             message(out, number, |out| operation(out, &item[method]));
         }

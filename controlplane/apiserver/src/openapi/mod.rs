@@ -3,12 +3,13 @@
 //!
 //! Layer: above `schema` and `resource`, below HTTP. Documents are made when first asked for, piece
 //! by piece into a compressor, and kept compressed; [`OpenApi::set_sources`] drops those whose
-//! resources changed. [`definitions`] renders schemas, [`paths`] operations, [`gnostic`] the
-//! protobuf form.
+//! resources changed. [`definitions`] renders schemas, [`paths`] operations, [`pages`] what belongs to no
+//! resource, [`gnostic`] the protobuf form.
 
 mod custom;
 pub mod definitions;
 mod gnostic;
+mod pages;
 mod paths;
 pub mod serve;
 
@@ -89,6 +90,17 @@ struct Group {
     document: Option<Document>,
 }
 
+impl State {
+    fn pages(&self) -> Vec<pages::Page> {
+        pages::pages(&pages::groups(self.groups.values().flat_map(|group| group.sources.iter())))
+    }
+}
+
+/// A page changes with the program only.
+fn page_hash(document: &str) -> String {
+    hex(&Sha512::digest(format!("{} {document}", env!("CARGO_PKG_VERSION"))))
+}
+
 fn group_path(group: &str, version: &str) -> String {
     if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
 }
@@ -152,11 +164,19 @@ impl OpenApi {
             let url = format!("/openapi/v3/{path}?hash={}", group.hash);
             paths.insert(path.clone(), json!({"serverRelativeURL": url}));
         }
+        for page in state.pages() {
+            let url = format!("/openapi/v3/{}?hash={}", page.document, page_hash(&page.document));
+            paths.insert(page.document, json!({"serverRelativeURL": url}));
+        }
         small_document(&json!({"paths": paths}))
     }
 
-    /// `/openapi/v3/<path>`, e.g. `apis/apps/v1`; `None` when there is no such group version.
+    /// `/openapi/v3/<path>`, e.g. `apis/apps/v1` or `version`; `None` when there is no such document.
     pub fn v3(&self, path: &str) -> Option<Document> {
+        if let Some(page) = self.page(path) {
+            let document = page.document().to_string();
+            return Some(finish(page_hash(path), "application/json", |out| out.write_all(document.as_bytes())));
+        }
         let (sources, hash) = {
             let state = self.state.lock();
             let group = state.groups.get(path)?;
@@ -174,9 +194,14 @@ impl OpenApi {
         Some(document)
     }
 
-    /// The hash in the URL of a group version's document.
+    /// The hash in a document's URL.
     pub fn v3_hash(&self, path: &str) -> Option<String> {
-        self.state.lock().groups.get(path).map(|group| group.hash.clone())
+        let known = self.state.lock().groups.get(path).map(|group| group.hash.clone());
+        known.or_else(|| self.page(path).map(|_| page_hash(path)))
+    }
+
+    fn page(&self, document: &str) -> Option<pages::Page> {
+        self.state.lock().pages().into_iter().find(|page| page.document == document)
     }
 
     /// `/openapi/v2`.
@@ -256,6 +281,11 @@ fn info() -> Value {
     json!({"title": "Kubernetes", "version": api::version::KUBERNETES})
 }
 
+/// How clients may show who they are.
+fn security() -> Value {
+    json!({"BearerToken": {"description": "Bearer Token authentication", "type": "apiKey", "name": "authorization", "in": "header"}})
+}
+
 /// The schema names of kinds, built-in or custom.
 fn schema_name(sources: &[Source], gvk: &GroupVersionKind) -> Option<String> {
     if let Some(id) = type_of(&gvk.group, &gvk.version, &gvk.kind) {
@@ -283,6 +313,11 @@ fn each_path(version: Version, sources: &[Source], only: Option<&str>, emit: &mu
                 let target = paths::Target { version, descriptor: &source.descriptor, served, schema_name: &name };
                 paths::emit(&target, emit);
             }
+        }
+    }
+    if only.is_none() {
+        for page in pages::pages(&pages::groups(sources.iter())) {
+            emit(&page.path, page.item(version));
         }
     }
 }
@@ -327,6 +362,15 @@ fn each_schema(version: Version, sources: &[Source], only: Option<&str>, emit: &
     }
     for kind in ["DeleteOptions", "Status", "APIResourceList"] {
         root(&mut definitions, &GroupVersionKind::new("", "v1", kind));
+    }
+    if sources.iter().any(|source| !source.descriptor.custom) {
+        root(&mut definitions, &GroupVersionKind::new("", "v1", "WatchEvent"));
+    }
+    if only.is_none() {
+        for kind in pages::KINDS {
+            root(&mut definitions, &GroupVersionKind::new("", "v1", kind));
+        }
+        emit(pages::VERSION_INFO, pages::version_info());
     }
     for name in ["ObjectMeta", "ListMeta"] {
         if let Some(id) = TypeId::named(&format!("{META}{name}")) {
@@ -410,7 +454,7 @@ impl Writer<'_> {
         let own = |emit: &mut dyn FnMut(&str, Value)| each_schema(version, sources, only, emit);
         with_foreign(foreign, own, &mut |name, value| members.put(name, &value));
         members.outcome?;
-        let security = json!({"BearerToken": {"description": "Bearer Token authentication", "type": "apiKey", "name": "authorization", "in": "header"}});
+        let security = security();
         match self.version {
             Version::V2 => {
                 write!(self.out, "}},\"securityDefinitions\":{security},\"security\":[{{\"BearerToken\":[]}}]}}")

@@ -9,6 +9,7 @@ use crate::resource::{Descriptor, GroupVersionKind, Served};
 const STATUS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Status";
 const DELETE_OPTIONS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions";
 const PATCH: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Patch";
+const WATCH_EVENT: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.WatchEvent";
 
 /// One group version of a resource, with the names its schemas have.
 pub struct Target<'a> {
@@ -64,12 +65,38 @@ pub fn emit(target: &Target<'_>, emit: &mut dyn FnMut(&str, Value)) {
     for sub in &descriptor.subresources {
         let path = format!("{item}/{}", sub.name);
         let place = Place { path: &path, subresource: &sub.name, kind: &sub.kind, ..one };
-        path_item(target, &place, sub.verbs, emit);
         if sub.name == "proxy" {
+            // Methods that are no verbs of the API are passed on, too.
+            let verbs = [sub.verbs, &["head", "options"][..]].concat();
+            path_item(target, &place, &verbs, emit);
             let path = format!("{path}/{{path}}");
-            path_item(target, &Place { path: &path, below: true, ..place }, sub.verbs, emit);
+            path_item(target, &Place { path: &path, below: true, ..place }, &verbs, emit);
+        } else {
+            path_item(target, &place, sub.verbs, emit);
         }
     }
+    if !descriptor.custom && descriptor.verbs.iter().any(|verb| verb == "watch") {
+        emit_watches(target, &base, whole, emit);
+    }
+}
+
+/// The paths that only watch. They are older than the parameter `watch` of lists, and custom resources never had
+/// them.
+fn emit_watches(target: &Target<'_>, base: &str, whole: Place<'_>, emit: &mut dyn FnMut(&str, Value)) {
+    let plural = &target.descriptor.plural;
+    let everywhere = format!("{base}/watch/{plural}");
+    let collection = format!("{base}/watch/namespaces/{{namespace}}/{plural}");
+    let collection = if whole.namespaced { &collection } else { &everywhere };
+    path_item(target, &Place { path: collection, ..whole }, &["watchlist"], emit);
+    let item = format!("{collection}/{{name}}");
+    path_item(target, &Place { path: &item, named: true, ..whole }, &["watch"], emit);
+    if whole.namespaced {
+        path_item(target, &Place { path: &everywhere, namespaced: false, ..whole }, &["watchlist"], emit);
+    }
+}
+
+fn watches(verb: &str) -> bool {
+    matches!(verb, "watch" | "watchlist")
 }
 
 /// Calls `emit` with the path that lists what a group version has.
@@ -117,7 +144,7 @@ fn media(target: &Target<'_>, place: &Place<'_>, verb: &str) -> Vec<&'static str
         (_, true) => ACCEPTED[..2].to_vec(),
         _ => ACCEPTED.to_vec(),
     };
-    if verb == "list" && !target.descriptor.custom {
+    if (verb == "list" || watches(verb)) && !target.descriptor.custom {
         media.extend(STREAMS);
     }
     media
@@ -155,6 +182,9 @@ fn path_item(target: &Target<'_>, place: &Place<'_>, verbs: &[&str], emit: &mut 
         shared.push(path_parameter(target.version, "path", "path to the resource"));
     }
     shared.push(query(target.version, "pretty", "string", "If 'true', then the output is pretty printed."));
+    if verbs.iter().any(|verb| watches(verb)) {
+        shared.extend(query_parameters(target.version, "list"));
+    }
     item.insert("parameters".to_owned(), shared.into());
     emit(place.path, item.into());
 }
@@ -165,6 +195,7 @@ fn operation(target: &Target<'_>, place: &Place<'_>, verb: &str) -> Value {
     let list = GroupVersionKind { kind: target.descriptor.list_kind.clone(), ..place.kind.clone() };
     let result = match verb {
         "list" => (target.schema_name)(&list),
+        _ if watches(verb) => Some(WATCH_EVENT.to_owned()),
         _ if connects(place) || place.subresource == "log" => None,
         "delete" if target.descriptor.returns_deleted => name.clone(),
         "delete" | "deletecollection" => Some(STATUS.to_owned()),
@@ -241,7 +272,7 @@ fn content(version: Version, media: &[&str], schema: &str) -> Value {
     Value::Object(media.iter().map(|media| ((*media).to_owned(), schema.clone())).collect())
 }
 
-fn response(version: Version, text: &str, schema: Option<&str>, media: &[&str]) -> Value {
+pub fn response(version: Version, text: &str, schema: Option<&str>, media: &[&str]) -> Value {
     match (version, schema) {
         (Version::V2, Some(schema)) => json!({"description": text, "schema": {"$ref": version.reference(schema)}}),
         (Version::V3, Some(schema)) => json!({"description": text, "content": content(version, media, schema)}),
@@ -347,6 +378,8 @@ fn describe(place: &Place<'_>, verb: &str) -> String {
         _ if connects(place) => format!("connect {} requests to {}", method(verb).to_uppercase(), place.subresource),
         "get" => format!("read {what}the specified {kind}"),
         "list" => format!("list or watch objects of kind {kind}"),
+        "watch" => format!("watch changes to one {kind}; deprecated: list with the parameters watch and fieldSelector"),
+        "watchlist" => format!("watch changes to a list of {kind}; deprecated: list with the parameter watch"),
         "create" => format!("create {what}a {kind}"),
         "update" => format!("replace {what}the specified {kind}"),
         "patch" => format!("partially update {what}the specified {kind}"),
@@ -362,18 +395,20 @@ fn operation_id(target: &Target<'_>, place: &Place<'_>, verb: &str) -> String {
         "get" => ("read", String::new()),
         "update" => ("replace", String::new()),
         "deletecollection" => ("delete", "Collection".to_owned()),
+        "watchlist" => ("watch", String::new()),
         other => (other, String::new()),
     };
     let group = group_word(target.served);
     let everywhere = target.descriptor.namespaced && !place.namespaced;
     let scope = if place.namespaced { "Namespaced" } else { "" };
     let sub = capitalised(place.subresource);
+    let list = if verb == "watchlist" { "List" } else { "" };
     let suffix = match place.below {
         true => "WithPath",
         false if everywhere => "ForAllNamespaces",
         false => "",
     };
-    format!("{word}{group}{what}{scope}{}{sub}{suffix}", target.descriptor.kind)
+    format!("{word}{group}{what}{scope}{}{sub}{list}{suffix}", target.descriptor.kind)
 }
 
 /// `AppsV1`, as operations are named.
@@ -383,24 +418,31 @@ fn group_word(served: &Served) -> String {
 
 /// `apps_v1`, `core_v1`, `rbacAuthorization_v1`
 fn tag(served: &Served) -> String {
-    let group = served.group.strip_suffix(".k8s.io").unwrap_or(&served.group);
+    format!("{}_{}", group_tag(&served.group), served.version)
+}
+
+/// `apps`, `core`, `rbacAuthorization`
+pub fn group_tag(group: &str) -> String {
+    let group = group.strip_suffix(".k8s.io").unwrap_or(group);
     let mut parts = group.split('.').filter(|part| !part.is_empty());
     let first = parts.next().unwrap_or("core").to_owned();
     let rest: String = parts.map(capitalised).collect();
-    format!("{first}{rest}_{}", served.version)
+    format!("{first}{rest}")
 }
 
-fn capitalised(word: &str) -> String {
+pub fn capitalised(word: &str) -> String {
     let mut chars = word.chars();
     chars.next().map(|first| first.to_uppercase().chain(chars).collect()).unwrap_or_default()
 }
 
 fn method(verb: &str) -> &'static str {
     match verb {
-        "list" | "get" => "get",
+        "list" | "get" | "watch" | "watchlist" => "get",
         "create" => "post",
         "update" => "put",
         "patch" => "patch",
+        "head" => "head",
+        "options" => "options",
         _ => "delete",
     }
 }

@@ -47,7 +47,13 @@ fn the_index_names_every_group_version() {
     let index = parsed(&openapi.v3_index());
     let url = index["paths"]["apis/apps/v1"]["serverRelativeURL"].as_str().unwrap();
     assert!(url.starts_with("/openapi/v3/apis/apps/v1?hash="), "{url}");
-    assert_eq!(index["paths"].as_object().unwrap().len(), 3);
+    let mut paths: Vec<&str> = index["paths"].as_object().unwrap().keys().map(String::as_str).collect();
+    paths.sort_unstable();
+    let groups = ["api/v1", "apis/apps/v1", "apis/example.com/v1"];
+    let pages = [".well-known", "api", "apis", "apis/apps", "openid/v1", "version"];
+    let mut wanted = [&groups[..], &pages[..]].concat();
+    wanted.sort_unstable();
+    assert_eq!(paths, wanted);
     assert!(openapi.v3("apis/apps/v2").is_none());
 }
 
@@ -91,6 +97,67 @@ fn version_two_is_whole_and_leaves_out_what_it_cannot_say() {
     assert_eq!(&protobuf[..5], b"\x0a\x032.0");
 }
 
+/// Clients that learn their calls from the documents look for the server's version and for watches there, too.
+#[test]
+fn what_belongs_to_no_resource_is_described() {
+    let openapi = OpenApi::new(sources());
+    let v2 = parsed(&openapi.v2(V2Format::Json));
+    for (document, path, id, schema) in [
+        (".well-known", "/.well-known/openid-configuration", "getServiceAccountIssuerOpenIDConfiguration", None),
+        ("api", "/api/", "getCoreAPIVersions", Some("io.k8s.apimachinery.pkg.apis.meta.v1.APIVersions")),
+        ("apis", "/apis/", "getAPIVersions", Some("io.k8s.apimachinery.pkg.apis.meta.v1.APIGroupList")),
+        ("apis/apps", "/apis/apps/", "getAppsAPIGroup", Some("io.k8s.apimachinery.pkg.apis.meta.v1.APIGroup")),
+        ("openid/v1", "/openid/v1/jwks", "getServiceAccountIssuerOpenIDKeyset", None),
+        ("version", "/version/", "getCodeVersion", Some("io.k8s.apimachinery.pkg.version.Info")),
+    ] {
+        let v3 = parsed(&openapi.v3(document).unwrap());
+        check_references(&v3, &v3);
+        assert_eq!(v3["paths"][path]["get"]["operationId"], id);
+        assert_eq!(v2["paths"][path]["get"]["operationId"], id);
+        let answer = &v2["paths"][path]["get"]["responses"]["200"]["schema"];
+        match schema {
+            Some(schema) => {
+                assert!(v3["components"]["schemas"][schema]["properties"].is_object(), "{document}");
+                assert_eq!(answer["$ref"], format!("#/definitions/{schema}"));
+            }
+            None => assert_eq!(answer["type"], "string"),
+        }
+        let url = format!("/openapi/v3/{document}?hash={}", openapi.v3_hash(document).unwrap());
+        assert_eq!(parsed(&openapi.v3_index())["paths"][document]["serverRelativeURL"], url);
+    }
+    let apis = parsed(&openapi.v3("apis").unwrap());
+    let group = &apis["components"]["schemas"]["io.k8s.apimachinery.pkg.apis.meta.v1.APIGroup"];
+    let kinds = &group["x-kubernetes-group-version-kind"];
+    assert_eq!(*kinds, json!([{"group": "", "kind": "APIGroup", "version": "v1"}]));
+    assert!(openapi.v3("apis/example.com").is_none());
+}
+
+#[test]
+fn watches_have_paths_of_their_own() {
+    let nodes = Descriptor::new("", "v1", "Node", "nodes").cluster_scoped();
+    let mut sources = sources();
+    sources.push(Source { descriptor: Arc::new(nodes), schemas: Vec::new() });
+    let openapi = OpenApi::new(sources);
+    let core = parsed(&openapi.v3("api/v1").unwrap());
+    check_references(&core, &core);
+    for (path, id, action) in [
+        ("/api/v1/watch/pods", "watchCoreV1PodListForAllNamespaces", "watchlist"),
+        ("/api/v1/watch/namespaces/{namespace}/pods", "watchCoreV1NamespacedPodList", "watchlist"),
+        ("/api/v1/watch/namespaces/{namespace}/pods/{name}", "watchCoreV1NamespacedPod", "watch"),
+        ("/api/v1/watch/nodes", "watchCoreV1NodeList", "watchlist"),
+        ("/api/v1/watch/nodes/{name}", "watchCoreV1Node", "watch"),
+    ] {
+        let item = &core["paths"][path];
+        let get = &item["get"];
+        assert_eq!((&get["operationId"], &get["x-kubernetes-action"]), (&json!(id), &json!(action)));
+        assert!(item["parameters"].as_array().unwrap().iter().any(|one| one["name"] == "resourceVersion"), "{path}");
+        let answer = &get["responses"]["200"]["content"]["application/json;stream=watch"]["schema"];
+        assert_eq!(answer["$ref"], "#/components/schemas/io.k8s.apimachinery.pkg.apis.meta.v1.WatchEvent");
+    }
+    let custom = parsed(&openapi.v3("apis/example.com/v1").unwrap());
+    assert!(custom["paths"].as_object().unwrap().keys().all(|path| !path.contains("/watch/")));
+}
+
 #[test]
 fn only_what_changed_is_made_again() {
     let openapi = OpenApi::new(sources());
@@ -126,6 +193,7 @@ fn operations_are_named_as_upstreams() {
             "get",
             "connectCoreV1GetNamespacedPodProxyWithPath",
         ),
+        ("/api/v1/namespaces/{namespace}/pods/{name}/proxy", "head", "connectCoreV1HeadNamespacedPodProxy"),
         ("/api/v1/nodes", "delete", "deleteCoreV1CollectionNode"),
         ("/api/v1/nodes/{name}", "get", "readCoreV1Node"),
     ] {

@@ -77,8 +77,16 @@ pub fn strategic(schema: &Schema, live: &Value, patch: &Value) -> Result<Value, 
         (Value::Object(live), Value::Object(patch)) => (live, patch),
         (_, patch) => return Err(ApiError::bad_request(no_map(patch))),
     };
-    let merged = strategic::merge_map(schema.root(), live.clone(), patch.clone());
-    merged.map(Value::Object).map_err(ApiError::from)
+    let mut merged = strategic::merge_map(schema.root(), live.clone(), patch.clone()).map_err(ApiError::from)?;
+    // The outcome is read as the type that was patched, whatever the patch calls it: a Scale is sent as a Deployment.
+    for name in ["apiVersion", "kind"] {
+        if let Some(own) = live.get(name)
+            && merged.get(name).is_none_or(Value::is_string)
+        {
+            merged.insert(name.to_owned(), own.clone());
+        }
+    }
+    Ok(Value::Object(merged))
 }
 
 #[cfg(test)]
@@ -109,6 +117,21 @@ mod tests {
             let error = merge(&json!({}), &patch).unwrap_err();
             assert_eq!((error.code().as_u16(), error.message()), (400, why));
         }
+    }
+
+    #[test]
+    fn a_strategic_patch_does_not_change_the_type() {
+        let kind = crate::resource::GroupVersionKind::new("autoscaling", "v1", "Scale");
+        let schema = crate::schema::lookup(&kind).unwrap();
+        let live = json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "spec": {"replicas": 1}});
+        let scaled = json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "spec": {"replicas": 2}});
+        for own in [json!({"kind": "Deployment"}), json!({"kind": null, "apiVersion": "apps/v1"}), json!({})] {
+            let mut patch = own.clone();
+            patch["spec"] = json!({"replicas": 2});
+            assert_eq!(strategic(&schema, &live, &patch).unwrap(), scaled, "{own}");
+        }
+        // What is no text cannot be read at all, and is left for whoever reads the outcome to say so.
+        assert_eq!(strategic(&schema, &live, &json!({"kind": 5})).unwrap()["kind"], 5);
     }
 
     fn any_json() -> impl Strategy<Value = Value> {

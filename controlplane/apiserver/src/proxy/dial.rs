@@ -133,7 +133,10 @@ pub fn client_config(trust: Trust, identity: Option<Identity>) -> Result<Arc<Cli
         .map_err(|error| error.to_string())?;
     let builder = match trust {
         Trust::Anyone => builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider))),
-        Trust::Roots(roots) => builder.with_root_certificates(roots),
+        Trust::Roots(roots) => {
+            let rooted = super::trust::Rooted::new(roots, provider)?;
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(rooted))
+        }
     };
     let config = match identity {
         Some((chain, key)) => builder.with_client_auth_cert(chain, key).map_err(|error| error.to_string())?,

@@ -10,6 +10,7 @@ mod log_socket;
 mod rewrite;
 pub mod socket;
 pub mod target;
+mod trust;
 pub mod watch_socket;
 pub mod words;
 

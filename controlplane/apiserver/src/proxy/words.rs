@@ -39,19 +39,23 @@ fn of_tls(error: &rustls::Error, name: &str) -> String {
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
             "certificate has expired or is not yet valid".to_owned()
         }
-        CertificateError::NotValidForName => {
-            format!("certificate is not valid for any names, but wanted to match {name}")
-        }
-        CertificateError::NotValidForNameContext { presented, .. } if presented.is_empty() => {
-            format!("certificate is not valid for any names, but wanted to match {name}")
-        }
-        CertificateError::NotValidForNameContext { presented, .. } => {
-            let names: Vec<&str> = presented.iter().map(|name| bare(name)).collect();
-            format!("certificate is valid for {}, not {name}", names.join(", "))
-        }
+        CertificateError::NotValidForName => of_names(&[], name),
+        CertificateError::NotValidForNameContext { presented, .. } => of_names(presented, name),
         other => other.to_string(),
     };
     format!("tls: failed to verify certificate: x509: {why}")
+}
+
+/// Names say nothing of an address, and addresses nothing of a name.
+fn of_names(presented: &[String], name: &str) -> String {
+    let address = name.parse::<std::net::IpAddr>().is_ok();
+    let kind = if address { "IpAddress" } else { "DnsName" };
+    let names: Vec<&str> = presented.iter().filter(|shown| shown.starts_with(kind)).map(|shown| bare(shown)).collect();
+    match (names.is_empty(), address) {
+        (true, true) => format!("cannot validate certificate for {name} because it doesn't contain any IP SANs"),
+        (true, false) => format!("certificate is not valid for any names, but wanted to match {name}"),
+        (false, _) => format!("certificate is valid for {}, not {name}", names.join(", ")),
+    }
 }
 
 /// `localhost` of `DnsName("localhost")`.
@@ -103,6 +107,21 @@ mod tests {
         assert_eq!(
             certificate(names),
             "tls: failed to verify certificate: x509: certificate is valid for localhost, not a.b.svc"
+        );
+        let names = |presented: &[&str], name: &str| {
+            of_names(&presented.iter().map(|&shown| shown.to_owned()).collect::<Vec<_>>(), name)
+        };
+        assert_eq!(
+            names(&["DnsName(\"10.0.0.1\")"], "10.0.0.1"),
+            "cannot validate certificate for 10.0.0.1 because it doesn't contain any IP SANs"
+        );
+        assert_eq!(
+            names(&["DnsName(\"a\")", "IpAddress(10.0.0.2)"], "10.0.0.1"),
+            "certificate is valid for 10.0.0.2, not 10.0.0.1"
+        );
+        assert_eq!(
+            names(&["IpAddress(10.0.0.2)"], "a.b.svc"),
+            "certificate is not valid for any names, but wanted to match a.b.svc"
         );
         assert_eq!(
             of_status(StatusCode::INTERNAL_SERVER_ERROR, Some("boom")),

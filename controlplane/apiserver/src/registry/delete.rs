@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use store::{StoreError, Txn, TxnOutcome};
 
 use super::metadata::{self, Preconditions};
+use super::stored::stored_bytes;
 use super::write::{Written, written};
 use super::{Call, Current};
 use crate::admit::Operation;
@@ -206,6 +207,10 @@ pub fn decide(
     now: jiff::Timestamp,
 ) -> Decision {
     let already = metadata::is_deleting(object);
+    if already && hooks.marks_deletion() && hooks.holds_deletion(object) {
+        return Decision::Pending;
+    }
+    let plain = already || !hooks.marks_deletion();
     let held = object["metadata"]["deletionGracePeriodSeconds"].as_i64();
     let asked = options.grace_period.map(at_least_one);
     let (grace, due) = match held.filter(|held| *held > 0 && descriptor.graceful) {
@@ -233,11 +238,13 @@ pub fn decide(
         return Decision::Remove;
     }
     if !already || held != Some(grace) {
-        marked["metadata"]["deletionTimestamp"] = metadata::timestamp(due).into();
-        marked["metadata"]["deletionGracePeriodSeconds"] = grace.into();
+        marked["metadata"]["deletionTimestamp"] = api::scalar::time(due).into();
+        if plain {
+            marked["metadata"]["deletionGracePeriodSeconds"] = grace.into();
+        }
     }
     if !already {
-        if marked["metadata"]["generation"].as_i64().unwrap_or(0) > 0 {
+        if plain && marked["metadata"]["generation"].as_i64().unwrap_or(0) > 0 {
             metadata::next_generation(&mut marked);
         }
         hooks.begin_delete(&mut marked);
@@ -315,14 +322,14 @@ impl Call {
             self.mutate(Operation::Delete, Value::Null, Some(&object), &options_object).await?;
             self.validate(Operation::Delete, Value::Null, Some(&object), &options_object).await?;
             let key = descriptor.key(metadata::text(&object, "namespace"), name);
-            let (txn, value, stored, deleted) = match decide(descriptor, hooks, &object, options, self.now) {
+            let (txn, value, shown, deleted) = match decide(descriptor, hooks, &object, options, self.now) {
                 Decision::Pending => return Ok(unchanged(object)),
                 Decision::Remove => (Txn::delete(key, revision), object, None, true),
                 Decision::Mark(mut marked) => {
                     remove_version(&mut marked);
+                    let stored = self.pass_through_store(&mut marked).await?;
                     let shown = Bytes::from(encode(&marked));
-                    let stored = self.stored_bytes(&marked, &shown).await?;
-                    let txn = Txn::update(key, revision, stored);
+                    let txn = Txn::update(key, revision, stored_bytes(stored.as_ref(), &shown));
                     (txn, marked, Some(shown), false)
                 }
             };
@@ -334,8 +341,8 @@ impl Call {
                     if deleted {
                         hooks.deleted(&*self.api, &value).await;
                     }
-                    return Ok(match stored {
-                        Some(stored) => written(value, &stored, revision, false),
+                    return Ok(match shown {
+                        Some(shown) => written(value, &shown, revision, false),
                         None => Written { deleted, ..unchanged(value) },
                     });
                 }
@@ -452,6 +459,36 @@ mod tests {
         assert_eq!(marked["metadata"]["deletionGracePeriodSeconds"], 0);
         assert_eq!(marked["metadata"]["generation"], 3);
         assert_eq!(decide(&descriptor, &Plain, &marked, &options(json!({})), now()), Decision::Pending);
+    }
+
+    /// A namespace, or a definition of custom resources.
+    struct MarksItself;
+
+    impl Hooks for MarksItself {
+        fn marks_deletion(&self) -> bool {
+            true
+        }
+
+        fn holds_deletion(&self, object: &Value) -> bool {
+            object["spec"]["finalizers"].is_array()
+        }
+    }
+
+    #[test]
+    fn what_marks_itself_notes_no_period_and_counts_no_generation() {
+        let descriptor = Descriptor::new("", "v1", "Namespace", "namespaces");
+        let namespace = json!({"metadata": {"name": "a", "generation": 1}, "spec": {"finalizers": ["kubernetes"]}});
+        let decided = |object: &Value| decide(&descriptor, &MarksItself, object, &options(json!({})), now());
+        let mut marked = namespace.clone();
+        marked["metadata"]["deletionTimestamp"] = "2026-01-02T03:04:05Z".into();
+        assert_eq!(decided(&namespace), Decision::Mark(marked.clone()));
+        assert_eq!(decided(&marked), Decision::Pending);
+
+        // Asked again, what only finalizers hold is deleted as any other object.
+        let held = json!({"metadata": {"name": "a", "generation": 1, "finalizers": ["x/y"], "deletionTimestamp": "2026-01-02T03:00:00Z"}});
+        let mut again = held.clone();
+        again["metadata"]["deletionGracePeriodSeconds"] = 0.into();
+        assert_eq!(decided(&held), Decision::Mark(again));
     }
 
     #[test]

@@ -6,17 +6,13 @@ use rand::Rng;
 use serde_json::{Map, Value, json};
 
 use crate::error::{ApiError, Result};
+use crate::kinds::value;
 use crate::resource::{Descriptor, Paths};
 
 /// Letters and digits that names are generated from: no vowels, no look-alikes.
 const NAME_ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 const NAME_SUFFIX: usize = 5;
 const LONGEST_PREFIX: usize = 63 - NAME_SUFFIX;
-
-/// RFC 3339 in whole seconds, as `metav1.Time`.
-pub fn timestamp(now: Timestamp) -> String {
-    now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
-}
 
 pub fn generate_name(prefix: &str) -> String {
     let mut rng = rand::rng();
@@ -99,9 +95,9 @@ pub fn check_type(object: &mut Value, api_version: &str, kind: &str, custom: boo
     let given = |key: &str| map.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
     let (own_kind, own_version) = (given("kind").unwrap_or(kind), given("apiVersion").unwrap_or(api_version));
     let (group, version) = crate::resource::split_api_version(own_version);
-    let known = crate::schema::type_of(group, version, own_kind).is_some();
-    if own_kind != kind || (own_version != api_version && !known && !custom) {
-        let why = if known {
+    let known = || crate::schema::type_of(group, version, own_kind).is_some();
+    if own_kind != kind || (own_version != api_version && !custom && !known()) {
+        let why = if known() {
             let (wanted, _) = crate::resource::split_api_version(api_version);
             let package = if wanted.is_empty() { "core" } else { wanted.split('.').next().unwrap_or(wanted) };
             format!("converting ({version}.{own_kind}) to ({package}.{kind}): unknown conversion")
@@ -121,21 +117,23 @@ pub fn check_type(object: &mut Value, api_version: &str, kind: &str, custom: boo
             "the API version in the data ({own}) does not match the expected API version ({api_version})"
         )));
     }
-    map.insert("kind".into(), kind.into());
-    map.insert("apiVersion".into(), api_version.into());
+    for (key, text) in [("kind", kind), ("apiVersion", api_version)] {
+        if map.get(key).and_then(Value::as_str) != Some(text) {
+            map.insert(key.into(), text.into());
+        }
+    }
     Ok(())
+}
+
+/// Whether a new object says that it is stored already. What is no number is no version, as for upstream's
+/// store, and is dropped.
+pub fn claims_version(object: &Value) -> bool {
+    text(object, "resourceVersion").parse::<u64>().is_ok_and(|version| version != 0)
 }
 
 /// Before mutating admission: what clients may not set at create goes.
 pub fn clear_for_create(object: &mut Value) -> Result<()> {
     let metadata = metadata_mut(object)?;
-    if metadata
-        .get("resourceVersion")
-        .and_then(Value::as_str)
-        .is_some_and(|version| !version.is_empty() && version != "0")
-    {
-        return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
-    }
     for key in ["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"] {
         metadata.remove(key);
     }
@@ -144,8 +142,8 @@ pub fn clear_for_create(object: &mut Value) -> Result<()> {
 
 /// Takes repeated owners out of an object; the UIDs of those that were there before.
 pub fn drop_repeated_owners(object: &mut Value) -> Vec<String> {
-    let owners = object.pointer_mut("/metadata/ownerReferences").and_then(Value::as_array_mut);
-    let Some(owners) = owners else { return Vec::new() };
+    let owners = value::get_mut(object, "metadata.ownerReferences").and_then(Value::as_array_mut);
+    let Some(owners) = owners.filter(|owners| owners.len() > 1) else { return Vec::new() };
     let mut kept: Vec<Value> = Vec::with_capacity(owners.len());
     let mut repeated = Vec::new();
     for owner in owners.drain(..) {
@@ -167,7 +165,7 @@ pub fn prepare_create(descriptor: &Descriptor, object: &mut Value, now: Timestam
         metadata.insert("name".into(), generate_name(prefix).into());
     }
     metadata.insert("uid".into(), uuid::Uuid::new_v4().to_string().into());
-    metadata.insert("creationTimestamp".into(), timestamp(now).into());
+    metadata.insert("creationTimestamp".into(), api::scalar::time(now).into());
     for key in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation"] {
         metadata.remove(key);
     }
@@ -357,8 +355,17 @@ mod tests {
         assert_eq!(object["metadata"]["generation"], 1);
         assert!(object.get("status").is_none());
         assert!(!is_deleting(&object));
-        let mut versioned = json!({"metadata": {"resourceVersion": "5"}});
-        assert_eq!(clear_for_create(&mut versioned).unwrap_err().code(), 400);
+    }
+
+    #[test]
+    fn only_a_number_claims_a_version() {
+        for (version, claims) in [("5", true), ("0", false), ("", false), ("v1", false), ("-1", false)] {
+            let mut object = json!({"metadata": {"resourceVersion": version}});
+            assert_eq!(claims_version(&object), claims, "{version}");
+            clear_for_create(&mut object).unwrap();
+            assert_eq!(object, json!({"metadata": {}}));
+        }
+        assert!(!claims_version(&json!({})));
     }
 
     #[test]

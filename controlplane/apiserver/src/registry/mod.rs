@@ -13,6 +13,7 @@ mod position;
 pub mod read;
 mod reviews;
 mod scale;
+mod stored;
 pub mod subresource;
 mod token;
 pub mod turns;

@@ -84,7 +84,7 @@ struct Bind {
 impl Change for Bind {
     async fn apply(&self, call: &Call, old: Option<&Value>) -> Result<Option<Value>> {
         let Some(old) = old else { return Ok(None) };
-        bound(old, &self.binding, &metadata::timestamp(call.now)).map(Some)
+        bound(old, &self.binding, &api::scalar::time(call.now)).map(Some)
     }
 
     fn retries(&self) -> bool {
@@ -127,6 +127,7 @@ fn bound(pod: &Value, binding: &Value, now: &str) -> Result<Value> {
     Ok(pod)
 }
 
+/// Without a generation, as in Kubernetes: that is the kubelet's to say, who thereby owns the field.
 fn set_scheduled(pod: &mut Value, now: &str) {
     let condition = json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now});
     put_condition(pod, condition);
@@ -172,7 +173,7 @@ pub async fn evict(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response<
 
 /// Says why the pod goes, so that a Job does not count it as its own failure.
 async fn mark_evicted(call: &Call, name: &str) -> Result<()> {
-    let now = metadata::timestamp(call.now);
+    let now = api::scalar::time(call.now);
     for _ in 0..BUDGET_ATTEMPTS {
         let Some(pod) = call.api.get_live("", "pods", &call.info.namespace, name).await? else { return Ok(()) };
         match call.api.update("", "pods", "status", eviction::marked(&pod, &now)).await {
@@ -186,7 +187,7 @@ async fn mark_evicted(call: &Call, name: &str) -> Result<()> {
 
 /// Takes a disruption from the budget that covers the pod.
 async fn spend(call: &Call, pod: &Value, dry_run: bool) -> Result<()> {
-    let now = metadata::timestamp(call.now);
+    let now = api::scalar::time(call.now);
     for _ in 0..BUDGET_ATTEMPTS {
         let budgets = call.api.list("policy", "poddisruptionbudgets", &call.info.namespace).await?;
         let budgets: Vec<&Value> = budgets.iter().map(|budget| &**budget).collect();
@@ -227,13 +228,17 @@ mod tests {
 
     #[test]
     fn a_pod_is_bound_once() {
-        let pod = json!({"metadata": {"name": "a", "uid": "u"}, "spec": {}, "status": {"phase": "Pending"}});
+        let pod =
+            json!({"metadata": {"name": "a", "uid": "u", "generation": 1}, "spec": {}, "status": {"phase": "Pending"}});
         let binding =
             json!({"metadata": {"name": "a", "annotations": {"x": "y"}}, "target": {"kind": "Node", "name": "n1"}});
         let after = bound(&pod, &binding, "2026-01-01T00:00:00Z").unwrap();
         assert_eq!(after["spec"]["nodeName"], "n1");
         assert_eq!(after["metadata"]["annotations"]["x"], "y");
-        assert_eq!(after["status"]["conditions"][0]["type"], "PodScheduled");
+        assert_eq!(
+            after["status"]["conditions"],
+            json!([{"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": "2026-01-01T00:00:00Z"}])
+        );
         let error = bound(&after, &binding, "now").unwrap_err();
         assert_eq!(
             error.message(),

@@ -17,6 +17,7 @@ use crate::cache::watch::Selection;
 use crate::error::{ApiError, Result};
 use crate::http::negotiate::{Media, Output, View};
 use crate::http::options::check_list;
+use crate::http::render;
 use crate::table::{self, Include};
 
 /// The version a read asks for.
@@ -223,10 +224,10 @@ impl Call {
     /// One stored object in the request's version and the view asked for.
     pub fn show(&self, item: &Item, output: &Output) -> Result<Bytes> {
         if output.view == View::Object && output.media == Media::Json && !self.converts() && !output.pretty {
-            return Ok(item.bytes.clone());
+            return Ok(render::line(&item.bytes));
         }
         if let (View::Metadata { version, .. }, Media::Json, false) = (output.view, output.media, output.pretty) {
-            return Ok(partial_bytes(item, version));
+            return Ok(render::line(&partial_bytes(item, version)));
         }
         self.render(item.decode(), output)
     }
@@ -242,7 +243,7 @@ impl Call {
                 self.table(vec![row], &metadata, version)
             }
         };
-        crate::http::render::encode(&value, output)
+        render::encode(&value, output)
     }
 
     pub fn served(&self, mut object: Value) -> Result<Value> {

@@ -24,7 +24,7 @@ pub async fn handle(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response
         metadata.remove("creationTimestamp");
     }
     if kind == "SelfSubjectReview" {
-        review["metadata"]["creationTimestamp"] = metadata::timestamp(call.now).into();
+        review["metadata"]["creationTimestamp"] = api::scalar::time(call.now).into();
     }
     if call.descriptor().hub_group() == "authorization.k8s.io" {
         metadata::check_namespace(&mut review, &call.info.namespace)?;

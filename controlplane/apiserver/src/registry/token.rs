@@ -60,8 +60,8 @@ pub async fn issue(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response<
         record.annotate("authentication.kubernetes.io/issued-credential-id", id);
     }
     request["status"]["token"] = call.api.authn.keys.sign(&claims)?.into();
-    request["status"]["expirationTimestamp"] = metadata::timestamp(ends).into();
-    request["metadata"]["creationTimestamp"] = metadata::timestamp(call.now).into();
+    request["status"]["expirationTimestamp"] = api::scalar::time(ends).into();
+    request["metadata"]["creationTimestamp"] = api::scalar::time(call.now).into();
     subresource::answer(asked, StatusCode::CREATED, &request)
 }
 

@@ -226,10 +226,9 @@ impl Descriptor {
 
     /// Key of an object in the store; `namespace` is empty for cluster-scoped kinds.
     pub fn key(&self, namespace: &str, name: &str) -> String {
-        if namespace.is_empty() {
-            format!("/registry/{}/{name}", self.storage_prefix)
-        } else {
-            format!("/registry/{}/{namespace}/{name}", self.storage_prefix)
+        match namespace {
+            "" => ["/registry/", &*self.storage_prefix, "/", name].concat(),
+            namespace => ["/registry/", &*self.storage_prefix, "/", namespace, "/", name].concat(),
         }
     }
 }

@@ -159,6 +159,12 @@ pub trait Hooks: Send + Sync + 'static {
     /// becomes `Terminating`.
     fn begin_delete(&self, _obj: &mut Value) {}
 
+    /// Whether the kind marks its objects itself when their deletion begins: then no grace period is noted and
+    /// no generation counted.
+    fn marks_deletion(&self) -> bool {
+        false
+    }
+
     /// Finalizers that a delete adds: they keep the object until what depends on it is cleaned up.
     fn delete_finalizers(&self) -> &'static [&'static str] {
         &[]

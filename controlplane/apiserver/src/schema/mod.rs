@@ -5,7 +5,8 @@
 //!   [`source`]: their text;
 //! - [`parse`](mod@parse): JSON and YAML to values, finding duplicate fields; [`document`]: what
 //!   only the text tells;
-//! - [`normalize`](mod@normalize): what decoding into Go's types and encoding again would do.
+//! - [`normalize`](mod@normalize): what decoding into Go's types and encoding again would do;
+//!   `numbers`: the same for numbers without a type.
 //!
 //! A [`Schema`] is a handle on the schema of one kind; [`Node`] is a place in it, which patches and
 //! apply walk together with the value.
@@ -13,12 +14,13 @@
 pub mod constraints;
 pub mod document;
 pub mod normalize;
+mod numbers;
 pub mod parse;
 pub mod source;
 pub mod structural;
 pub mod table;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use serde_json::Value;
 
@@ -274,11 +276,15 @@ impl<'a> Node<'a> {
 }
 
 fn object_meta() -> Option<TypeId> {
-    TypeId::named("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta")
+    static KNOWN: LazyLock<Option<TypeId>> =
+        LazyLock::new(|| TypeId::named("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"));
+    *KNOWN
 }
 
 pub(crate) fn schema_props() -> Option<TypeId> {
-    TypeId::named("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps")
+    static KNOWN: LazyLock<Option<TypeId>> =
+        LazyLock::new(|| TypeId::named("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps"));
+    *KNOWN
 }
 
 fn builtin_topology(element: Element, value: &Value) -> Topology<'static> {

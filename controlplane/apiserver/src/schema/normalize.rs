@@ -12,7 +12,7 @@ use api::scalar;
 use serde_json::{Map, Number, Value};
 
 use super::table::{Base, Element, Field, Shape, TypeId};
-use super::{Schema, Structural, object_meta, schema_props};
+use super::{Schema, Structural, numbers, object_meta, schema_props};
 use crate::error::ApiError;
 use crate::resource::GroupVersionKind;
 
@@ -207,7 +207,11 @@ impl Walk {
             },
             Base::Int32 | Base::Int64 => self.integer(named, element.base, value),
             Base::Float => match value {
-                Value::Number(number) => Ok(if number.as_f64() == Some(0.0) { Found::Empty } else { Found::Set }),
+                Value::Number(number) => {
+                    let found = if number.as_f64() == Some(0.0) { Found::Empty } else { Found::Set };
+                    numbers::canonical(value);
+                    Ok(found)
+                }
                 other => Err(self.mismatch(named, other)),
             },
             Base::Bytes => match value {
@@ -215,13 +219,23 @@ impl Walk {
                     scalar::base64(text).map_err(DecodeError)?;
                     Ok(if text.is_empty() { Found::Empty } else { Found::Set })
                 }
+                // Go fills bytes from numbers as it fills any list.
+                Value::Array(numbers) => {
+                    let bytes = numbers.iter().map(|number| self.byte(number)).collect::<Outcome<Vec<u8>>>()?;
+                    *value = scalar::to_base64(&bytes).into();
+                    Ok(if bytes.is_empty() { Found::Empty } else { Found::Set })
+                }
                 other => Err(self.mismatch(named, other)),
             },
             Base::Quantity | Base::IntOrString | Base::Time | Base::MicroTime | Base::Duration => {
                 own_form(element.base, value).map_err(DecodeError)?;
                 Ok(Found::Set)
             }
-            Base::Raw | Base::Json => Ok(Found::Set),
+            Base::Json => {
+                numbers::canonical(value);
+                Ok(Found::Set)
+            }
+            Base::Raw => Ok(Found::Set),
             Base::FieldsV1 => match value {
                 Value::Object(_) => Ok(Found::Set),
                 other => Err(self.mismatch(named, other)),
@@ -237,6 +251,18 @@ impl Walk {
             Some(n) => Ok(if n == 0 { Found::Empty } else { Found::Set }),
             None => Err(self.mismatch_text(named, &format!("number {number}"))),
         }
+    }
+
+    fn byte(&self, value: &Value) -> Outcome<u8> {
+        let found = match value {
+            Value::Number(number) => match number.as_u64().and_then(|number| u8::try_from(number).ok()) {
+                Some(byte) => return Ok(byte),
+                None => format!("number {number}"),
+            },
+            Value::Null => return Ok(0),
+            other => json_type(other).to_owned(),
+        };
+        Err(self.mismatch_of("uint8", &found))
     }
 
     fn schema_or(&mut self, base: Base, value: &mut Value) -> Outcome<Found> {
@@ -265,6 +291,7 @@ impl Walk {
 
     /// Prunes an object of a custom resource; its metadata is decoded as for built-in kinds.
     fn custom(&mut self, schema: &Structural, value: &mut Value) -> Outcome<()> {
+        numbers::canonical(value);
         if let (Some(id), Some(found)) = (object_meta(), value.get_mut("metadata")) {
             self.path.push(Step::Field("metadata"));
             self.element(Element::of_type(id), found)?;
@@ -327,7 +354,10 @@ impl Walk {
     }
 
     fn mismatch_text(&self, element: Element, found: &str) -> DecodeError {
-        let go_type = go_type(element);
+        self.mismatch_of(&go_type(element), found)
+    }
+
+    fn mismatch_of(&self, go_type: &str, found: &str) -> DecodeError {
         let fields: Vec<&str> = self
             .path
             .iter()
@@ -578,6 +608,12 @@ mod tests {
             ),
             (
                 "",
+                "Secret",
+                json!({"data": {"a": [104, 500]}}),
+                "Secret in version \"v1\" cannot be handled as a Secret: json: cannot unmarshal number 500 into Go struct field Secret.data of type uint8",
+            ),
+            (
+                "",
                 "Pod",
                 json!({"spec": "x"}),
                 "Pod in version \"v1\" cannot be handled as a Pod: json: cannot unmarshal string into Go struct field Pod.spec of type v1.PodSpec",
@@ -585,6 +621,29 @@ mod tests {
         ] {
             assert_eq!(run(group, kind, value).unwrap_err(), message);
         }
+    }
+
+    #[test]
+    fn whole_floats_are_written_as_integers() {
+        let schema = json!({"type": "number", "minimum": 0.0, "default": 2.0, "enum": [1.0, 2.5]});
+        let crd = json!({"spec": {"versions": [{"name": "v1", "schema": {"openAPIV3Schema": schema}}]}});
+        let (crd, _) = run("apiextensions.k8s.io", "CustomResourceDefinition", crd).unwrap();
+        assert_eq!(
+            crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"],
+            json!({"type": "number", "minimum": 0, "default": 2, "enum": [1, 2.5]})
+        );
+        let schema = Schema::custom(Structural::from_json(
+            &json!({"type": "object", "properties": {"spec": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}),
+        ));
+        let mut widget = json!({"apiVersion": "e.com/v1", "kind": "W", "spec": {"a": 1.0, "b": [2.0, 0.5]}});
+        normalize(&schema, &mut widget, &GroupVersionKind::new("e.com", "v1", "W")).unwrap();
+        assert_eq!(widget["spec"], json!({"a": 1, "b": [2, 0.5]}));
+    }
+
+    #[test]
+    fn bytes_may_come_as_numbers() {
+        let (secret, _) = run("", "Secret", json!({"data": {"a": [104, 105], "b": []}})).unwrap();
+        assert_eq!(secret["data"], json!({"a": "aGk=", "b": ""}));
     }
 
     #[test]

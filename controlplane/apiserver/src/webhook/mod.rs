@@ -113,8 +113,10 @@ impl Mutating {
             return Ok(false);
         };
         heard(webhook, &response, attributes)?;
-        let Some(encoded) = response["patch"].as_str().filter(|patch| !patch.is_empty()) else { return Ok(false) };
-        let patch = match decoded(encoded) {
+        if !has_patch(&response) {
+            return Ok(false);
+        }
+        let patch = match decoded(&response["patch"]) {
             Ok(patch) => patch,
             Err(_) if ignores_failures(webhook) => return Ok(false),
             Err(why) => {
@@ -288,8 +290,7 @@ fn read(answer: &Value, api_version: &str, uid: &str, mutating: bool) -> std::re
             "expected webhook response of {api_version}, Kind=AdmissionReview, got {slash}{found}, Kind={kind}"
         ));
     }
-    let patch = !text(&response["patch"]).is_empty();
-    let problem = match (mutating, patch, response["patchType"].as_str()) {
+    let problem = match (mutating, has_patch(response), response["patchType"].as_str()) {
         (true, true, None) => "webhook returned response.patch but not response.patchType",
         (true, false, Some(_)) => "webhook returned response.patchType but not response.patch",
         (true, true, Some("")) => "webhook returned invalid response.patchType of \"\"",
@@ -330,8 +331,28 @@ fn take_notes(webhook: &Value, response: &Value, attributes: &mut Attributes<'_>
     }
 }
 
-fn decoded(patch: &str) -> std::result::Result<Value, String> {
-    let bytes = BASE64_STANDARD.decode(patch).map_err(|error| error.to_string())?;
+fn has_patch(response: &Value) -> bool {
+    match &response["patch"] {
+        Value::String(text) => !text.is_empty(),
+        Value::Array(bytes) => !bytes.is_empty(),
+        _ => false,
+    }
+}
+
+/// A patch in base64 or, as Go's decoder takes bytes as well and Rust's kube sends them, in numbers.
+fn decoded(patch: &Value) -> std::result::Result<Value, String> {
+    let byte = |number: &Value| {
+        let byte = number.as_u64().and_then(|number| u8::try_from(number).ok());
+        byte.ok_or_else(|| {
+            format!(
+                "json: cannot unmarshal {number} into Go struct field AdmissionResponse.response.patch of type uint8"
+            )
+        })
+    };
+    let bytes = match patch {
+        Value::Array(numbers) => numbers.iter().map(byte).collect::<std::result::Result<Vec<u8>, String>>()?,
+        text => BASE64_STANDARD.decode(text.as_str().unwrap_or_default()).map_err(|error| error.to_string())?,
+    };
     serde_json::from_slice(&bytes).map_err(|error| error.to_string())
 }
 
@@ -341,9 +362,15 @@ mod tests {
 
     #[test]
     fn patches_and_refusals() {
-        let patch = decoded(&BASE64_STANDARD.encode(r#"[{"op":"add","path":"/a","value":1}]"#)).unwrap();
-        assert_eq!(patch[0]["path"], "/a");
-        assert!(decoded("!").is_err());
+        let patch = r#"[{"op":"add","path":"/a","value":1}]"#;
+        for sent in [json!(BASE64_STANDARD.encode(patch)), json!(patch.as_bytes())] {
+            let review = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": {"uid": "u", "patch": sent, "patchType": "JSONPatch"}});
+            let response = read(&review, "admission.k8s.io/v1", "u", true).unwrap();
+            assert_eq!(decoded(&response["patch"]).unwrap()[0]["path"], "/a");
+        }
+        for bad in [json!("!"), json!([91, 300])] {
+            assert!(decoded(&bad).is_err(), "{bad}");
+        }
         let error =
             denied(&json!({"name": "x.y"}), &json!({"allowed": false, "status": {"message": "no", "code": 422}}));
         assert_eq!((error.code().as_u16(), error.message()), (422, "admission webhook \"x.y\" denied the request: no"));

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use apiserver::testing::Cluster;
 use serde_json::{Value, json};
 
-use super::{MAPS, get, map, post};
+use super::{FOOS, MAPS, define, definition, get, map, post};
 
 fn names(list: &Value) -> Vec<String> {
     list["items"].as_array().unwrap().iter().map(|item| item["metadata"]["name"].as_str().unwrap().to_owned()).collect()
@@ -42,6 +42,17 @@ async fn a_list_in_chunks_is_one_list() {
     }
     let selected = get(&client, &format!("{MAPS}?limit=1&fieldSelector=metadata.name!%3Dx")).await.expect(200);
     assert!(selected["metadata"]["continue"].is_string() && selected["metadata"]["remainingItemCount"].is_null());
+}
+
+#[tokio::test]
+async fn a_whole_list_of_custom_resources_says_that_nothing_is_left() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    define(&client, &definition(json!({"type": "object"}))).await;
+    let list = get(&client, FOOS).await.expect(200);
+    assert_eq!(list["metadata"]["continue"], "", "{list}");
+    let maps = get(&client, MAPS).await.expect(200);
+    assert!(maps["metadata"].get("continue").is_none(), "{maps}");
 }
 
 /// What does not match is not told apart before it is looked at: there is a token as long as there

@@ -251,11 +251,12 @@ async fn writes_name_the_object_they_mean() {
     let stale = "Operation cannot be fulfilled on configmaps \"a\": the object has been modified; please apply your changes to the latest version and try again";
     put(&client, &item, &with("a", "resourceVersion", "1")).await.refused(409, "Conflict", stale);
     patch(&client, &item, MERGE, &json!({"metadata": {"resourceVersion": "1"}})).await.refused(409, "Conflict", stale);
-    post(&client, MAPS, &with("c", "resourceVersion", "1")).await.refused(
-        400,
-        "BadRequest",
-        "resourceVersion should not be set on objects to be created",
-    );
+    let versioned = with("c", "resourceVersion", "1");
+    let why = "resourceVersion should not be set on objects to be created";
+    post(&client, MAPS, &versioned).await.refused(400, "BadRequest", why);
+    post(&client, &format!("{MAPS}?dryRun=All"), &versioned).await.expect(201);
+    // No number, no version.
+    post(&client, MAPS, &with("d", "resourceVersion", "v1")).await.expect(201);
     post(&client, MAPS, &with("c", "namespace", "other")).await.refused(
         400,
         "BadRequest",

@@ -68,6 +68,28 @@ async fn errors_come_in_the_representation_that_was_asked_for() {
 }
 
 #[tokio::test]
+async fn json_ends_with_a_newline_unless_it_is_indented() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let made = post(&client, MAPS, &map("a", json!({}))).await;
+    assert!(text(&made).ends_with("}\n"), "{}", text(&made));
+    let partial = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io";
+    for (path, accept) in [
+        (format!("{MAPS}/a"), JSON),
+        (format!("{MAPS}/a"), partial),
+        (MAPS.to_owned(), JSON),
+        (MAPS.to_owned(), "application/json;as=Table;v=v1;g=meta.k8s.io"),
+        (format!("{MAPS}/absent"), JSON),
+        ("/apis".to_owned(), JSON),
+    ] {
+        for (agent, indented) in [("", false), ("curl/8", true)] {
+            let answer = request(&client, "GET", &path, &[("accept", accept), ("user-agent", agent)], b"").await;
+            assert_eq!(!text(&answer).ends_with('\n'), indented, "{path} {accept} {}", text(&answer));
+        }
+    }
+}
+
+#[tokio::test]
 async fn requests_may_set_themselves_a_time_limit() {
     let cluster = Cluster::start().await;
     let client = cluster.admin();

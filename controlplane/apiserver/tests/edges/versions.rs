@@ -133,6 +133,31 @@ async fn without_a_webhook_only_the_version_changes() {
     eventually(&client, &path, |code, _| code == 404).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_is_answered_with_what_the_stored_version_kept() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let none = json!({"strategy": "None"});
+    assert_eq!(ask(&client, "POST", DEFINITIONS, &definition(none, "v1").to_string()).await.0, 201);
+    eventually(&client, &places("v2"), |code, _| code == 200).await;
+    let place = json!({"apiVersion": "example.com/v2", "kind": "Place", "metadata": {"name": "a"}, "spec": {"host": "h", "port": "80"}});
+    for dry_run in ["?dryRun=All", ""] {
+        let (code, made) = ask(&client, "POST", &format!("{}{dry_run}", places("v2")), &place.to_string()).await;
+        assert_eq!((code, &made["spec"]), (201, &json!({"note": "none"})), "{made:#}");
+    }
+    let path = format!("{}/a", places("v2"));
+    let read = ask(&client, "GET", &path, "").await.1;
+    assert_eq!(read["spec"], json!({"note": "none"}));
+    // What is lost again changes nothing.
+    let mut changed = read.clone();
+    changed["spec"]["note"] = "seen".into();
+    let (code, put) = ask(&client, "PUT", &path, &changed.to_string()).await;
+    assert_eq!((code, &put["spec"]), (200, &read["spec"]), "{put:#}");
+    // Not even when the object comes by way of the version that is stored.
+    let stored = ask(&client, "GET", &format!("{}/a", places("v1")), "").await.1;
+    assert_eq!(stored["spec"], json!({}));
+}
+
 /// Applies as a manager.
 async fn apply(client: &kube::Client, version: &str, manager: &str, spec: Value) -> (u16, Value) {
     let config = json!({"apiVersion": format!("example.com/{version}"), "kind": "Place", "metadata": {"name": "a"}, "spec": spec});

@@ -113,6 +113,10 @@ impl Hooks for Definition {
         crate::crd::set_condition(&mut definition["status"], condition);
     }
 
+    fn marks_deletion(&self) -> bool {
+        true
+    }
+
     fn delete_finalizers(&self) -> &'static [&'static str] {
         &["customresourcecleanup.apiextensions.k8s.io"]
     }

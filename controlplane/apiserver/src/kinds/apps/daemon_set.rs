@@ -14,7 +14,7 @@ use crate::kinds::check::{
 };
 use crate::kinds::core::pod::gated;
 use crate::kinds::table::{count, labels, named_wide, number, row_wide, selector, template_columns, words};
-use crate::kinds::value::{at, default, default_text, get, map, set, text};
+use crate::kinds::value::{annotation, at, default, default_text, get, get_mut, map, same_at, set, text};
 use crate::resource::{Column, Context, Hooks, SwitchedOff};
 
 const COUNTS: Counts = Counts {
@@ -44,6 +44,8 @@ impl Hooks for DaemonSet {
         }
         default(set, "spec.revisionHistoryLimit", 10);
         template_defaults(set);
+        let generation = template_generation(set);
+        set_template_generation(set, generation);
     }
 
     fn switched_off(&self) -> SwitchedOff {
@@ -56,6 +58,19 @@ impl Hooks for DaemonSet {
             "status",
             json!({"currentNumberScheduled": 0, "numberMisscheduled": 0, "desiredNumberScheduled": 0, "numberReady": 0}),
         );
+        let generation = template_generation(object).max(1);
+        set_template_generation(object, generation);
+    }
+
+    fn prepare_update(&self, _ctx: &Context<'_>, new: &mut Value, old: &Value) {
+        // What is switched off is no change.
+        self.switched_off().drop_from(new, Some(old));
+        let changes = i64::from(!same_at(new, old, "spec.template"));
+        set_template_generation(new, template_generation(old).saturating_add(changes));
+    }
+
+    fn prepare_subresource_update(&self, _ctx: &Context<'_>, new: &mut Value, old: &Value) {
+        set_template_generation(new, template_generation(old));
     }
 
     fn validate_create(&self, _ctx: &Context<'_>, set: &Value) -> ErrorList {
@@ -89,6 +104,21 @@ impl Hooks for DaemonSet {
         .collect();
         cells.push(labels(map(set, "spec.template.spec.nodeSelector")).into());
         row_wide(set, now, cells, template_cells(set, Some(selector(at(set, "spec.selector")))))
+    }
+}
+
+/// How often the template was changed, counted from 1. Older API versions had it in the spec; since then it is an
+/// annotation that the server keeps, and clients cannot set it but when they create.
+const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
+
+fn template_generation(daemons: &Value) -> i64 {
+    annotation(daemons, TEMPLATE_GENERATION).and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+fn set_template_generation(daemons: &mut Value, generation: i64) {
+    default(daemons, "metadata.annotations", json!({}));
+    if let Some(Value::Object(annotations)) = get_mut(daemons, "metadata.annotations") {
+        annotations.insert(TEMPLATE_GENERATION.to_owned(), generation.to_string().into());
     }
 }
 
@@ -215,6 +245,33 @@ mod tests {
             ),
         ] {
             assert_eq!(tested::created(&DaemonSet, &daemons(extra.clone())), expected, "{extra}");
+        }
+    }
+
+    #[test]
+    fn the_template_generation_counts_changes_of_the_template() {
+        let generation = |object: &Value| annotation(object, TEMPLATE_GENERATION).map(str::to_owned);
+        let mut old = daemons(json!({}));
+        DaemonSet.defaults(&mut old);
+        assert_eq!(generation(&old).as_deref(), Some("0"));
+        tested::with(&old.clone(), "", |ctx| DaemonSet.prepare_create(ctx, &mut old));
+        assert_eq!(generation(&old).as_deref(), Some("1"));
+        for (change, expected) in [
+            (json!({"spec.minReadySeconds": 5}), "1"),
+            (json!({"spec.template.spec.nodeSelector": {"a": "b"}}), "2"),
+            (json!({"metadata.annotations": {TEMPLATE_GENERATION: "9"}}), "1"),
+            (json!({"metadata.annotations": null}), "1"),
+        ] {
+            let mut new = old.clone();
+            for (path, value) in change.as_object().unwrap() {
+                set(&mut new, path, value.clone());
+            }
+            DaemonSet.defaults(&mut new);
+            let mut status = new.clone();
+            tested::prepared(&DaemonSet, &mut new, &old);
+            assert_eq!(generation(&new).as_deref(), Some(expected), "{change}");
+            tested::with(&old, "status", |ctx| DaemonSet.prepare_subresource_update(ctx, &mut status, &old));
+            assert_eq!(generation(&status).as_deref(), Some("1"), "{change}");
         }
     }
 

@@ -84,6 +84,7 @@ pub fn defaults(job: &mut Value) {
     default(job, "spec.backoffLimit", limit);
     default(job, "spec.completionMode", "NonIndexed");
     default(job, "spec.suspend", false);
+    default(job, "spec.manualSelector", false);
     let replacement = if has(job, "spec.podFailurePolicy") { "Failed" } else { "TerminatingOrFailed" };
     default(job, "spec.podReplacementPolicy", replacement);
     for rule in crate::kinds::value::list_mut(job, "spec.podFailurePolicy.rules") {
@@ -403,6 +404,7 @@ mod tests {
             ("parallelism", json!(1)),
             ("backoffLimit", json!(6)),
             ("suspend", json!(false)),
+            ("manualSelector", json!(false)),
             ("completionMode", json!("NonIndexed")),
             ("podReplacementPolicy", json!("TerminatingOrFailed")),
             ("selector", json!({"matchLabels": {"batch.kubernetes.io/controller-uid": "u"}})),

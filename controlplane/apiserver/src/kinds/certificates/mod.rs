@@ -110,7 +110,7 @@ fn keep_conditions(new: &mut Value, old: &Value, types: &[&str]) {
 
 /// Times that the writer left out: unchanged conditions keep theirs.
 fn transition_times(new: &mut Value, old: &Value, now: Timestamp) {
-    let now = json!(super::core::pod::timestamp(now));
+    let now = json!(api::scalar::time(now));
     for condition in value::list_mut(new, "status.conditions") {
         if value::has(condition, "lastTransitionTime") {
             continue;

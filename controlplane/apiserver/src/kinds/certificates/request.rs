@@ -102,7 +102,7 @@ impl Hooks for SigningRequest {
             keep_conditions(new, old, &DECISIONS);
         }
         transition_times(new, old, ctx.now);
-        let now = json!(crate::kinds::core::pod::timestamp(ctx.now));
+        let now = json!(api::scalar::time(ctx.now));
         for condition in value::list_mut(new, "status.conditions") {
             value::default(condition, "lastUpdateTime", now.clone());
         }

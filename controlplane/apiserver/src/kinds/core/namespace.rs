@@ -63,6 +63,10 @@ impl Hooks for Namespace {
         set(namespace, "status.phase", "Terminating");
     }
 
+    fn marks_deletion(&self) -> bool {
+        true
+    }
+
     fn holds_deletion(&self, namespace: &Value) -> bool {
         namespace["spec"]["finalizers"].as_array().is_some_and(|finalizers| !finalizers.is_empty())
     }

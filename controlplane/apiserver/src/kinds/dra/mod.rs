@@ -18,7 +18,6 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::check::{Node, conditions};
-use super::core::pod::timestamp;
 use super::core::pod::volume::{csi_driver_name, template_metadata};
 use super::table::{cell, named, row, words};
 use super::value::{
@@ -133,11 +132,11 @@ const MAX_RULE_CONDITIONS: usize = 8;
 
 impl Hooks for TaintRule {
     fn prepare_create(&self, ctx: &Context<'_>, rule: &mut Value) {
-        default(rule, "spec.taint.timeAdded", timestamp(ctx.now));
+        default(rule, "spec.taint.timeAdded", api::scalar::time(ctx.now));
     }
 
     fn prepare_update(&self, ctx: &Context<'_>, new: &mut Value, _old: &Value) {
-        default(new, "spec.taint.timeAdded", timestamp(ctx.now));
+        default(new, "spec.taint.timeAdded", api::scalar::time(ctx.now));
     }
 
     fn validate_create(&self, _ctx: &Context<'_>, rule: &Value) -> ErrorList {

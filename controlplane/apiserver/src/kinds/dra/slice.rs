@@ -10,7 +10,6 @@ use super::{device, uppercase_driver};
 use crate::kinds::check::Node;
 use crate::kinds::core::pod::internal::{self, SELECTOR_TERM};
 use crate::kinds::core::pod::placement::node_selector;
-use crate::kinds::core::pod::timestamp;
 use crate::kinds::core::pod::volume::csi_driver_name;
 use crate::kinds::table::{cell, named, row, words};
 use crate::kinds::value::{self, default, has, list, list_mut, text};
@@ -76,7 +75,7 @@ impl Hooks for Slice {
 fn date_taints(slice: &mut Value, now: Timestamp) {
     for device in list_mut(slice, "spec.devices") {
         for taint in list_mut(device, "taints") {
-            default(taint, "timeAdded", timestamp(now));
+            default(taint, "timeAdded", api::scalar::time(now));
         }
     }
 }

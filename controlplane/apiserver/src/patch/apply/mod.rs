@@ -92,7 +92,7 @@ pub async fn apply(write: &Write<'_>, live: Option<&Value>, config: &Value, forc
     if managers.entries.is_empty() && live.is_some() {
         let before = Manager::new(Operation::Update, BEFORE_FIRST_APPLY, write.version, write.subresource);
         let empty = empty_object(schema, &base, &gvk)?;
-        let found = typed::compare(schema.root(), &empty, &base).without(&write.ignored());
+        let found = typed::compare(schema.root(), &empty, &base, &write.ignored());
         managers.add(before, found.added.union(found.modified), write.version, crate::schema::time_text(write.now));
     }
     let request = Request { write, schema, base: &base, config: &config };
@@ -217,11 +217,14 @@ fn nobodys(ownable: Ownable) -> Ignored {
     }
 }
 
-/// `metadata` as a whole is nobody's either; what is in it may be.
 fn without_identity(fields: FieldSet, ignored: &Ignored) -> FieldSet {
-    let mut metadata = FieldSet::default();
-    metadata.insert_fields(&["metadata"]);
-    ignored.left_of(fields).difference(&metadata)
+    without_metadata(ignored.left_of(fields))
+}
+
+/// `metadata` as a whole is nobody's either; what is in it may be.
+fn without_metadata(mut fields: FieldSet) -> FieldSet {
+    fields.disown("metadata");
+    fields
 }
 
 type Conflicts = BTreeMap<Manager, FieldSet>;

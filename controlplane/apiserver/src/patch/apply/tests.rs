@@ -395,6 +395,23 @@ fn a_status_that_is_apart_is_not_owned_by_way_of_the_object() {
     assert_eq!(owned(crate::resource::ALL_BUT_STATUS, "status"), json!({"f:status": {"f:a": {}}}));
 }
 
+#[test]
+fn a_custom_resource_that_is_created_leaves_its_metadata_to_nobody() {
+    let create = |metadata: Value| {
+        let mut object = widget(json!({"on": true}));
+        object["metadata"] = metadata;
+        let versions = Only::of(&object, widgets());
+        block_on(track_update(&write(&versions, "m", ""), None, &mut object)).unwrap();
+        fields(&object, "m")
+    };
+    let spec = json!({".": {}, "f:on": {}});
+    assert_eq!(create(json!({"name": "w"})), json!({"f:spec": spec}));
+    assert_eq!(
+        create(json!({"name": "w", "labels": {"l": "1"}})),
+        json!({"f:metadata": {"f:labels": {".": {}, "f:l": {}}}, "f:spec": spec})
+    );
+}
+
 /// Upstream's filters of `pods/resize` and `pods/ephemeralcontainers`.
 #[test]
 fn some_endpoints_own_only_what_they_write() {

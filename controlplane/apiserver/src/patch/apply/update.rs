@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::managers::{Manager, Managers, Operation};
 use super::versions::Comparison;
-use super::{Write, read_managers};
+use super::{Write, read_managers, without_metadata};
 use crate::error::ApiError;
 
 /// Notes in `new.metadata.managedFields` which fields a plain write owns from now on. Both objects
@@ -45,7 +45,9 @@ async fn owners(
         owned.fields = fields.difference(&difference.changed()).difference(&difference.removed);
     }
     managers.drop_empty();
-    let changed = comparison.seen_in(write.version).await?.map(|own| own.changed()).unwrap_or_default();
+    let own = comparison.last_seen_in(write.version).await?;
+    let changed = own.map(|own| own.added.union(own.modified)).unwrap_or_default();
+    let changed = without_metadata(changed);
     if !changed.is_empty() {
         let me = Manager::new(Operation::Update, write.manager, write.version, write.subresource);
         managers.add(me, changed, write.version, write.time());

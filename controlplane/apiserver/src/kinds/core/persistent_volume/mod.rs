@@ -12,7 +12,7 @@ use super::claim::{class, modes, old_class, positive_quantity, storage};
 use super::pod::defaults::remote_volume;
 use super::pod::resources::basic_quantity;
 use super::pod::warn::old_keys;
-use super::pod::{placement, remote, timestamp};
+use super::pod::{placement, remote};
 use crate::kinds::check::Node;
 use crate::kinds::table::{UNSET, access_modes, named_wide, row_wide, words};
 use crate::kinds::value::{
@@ -89,7 +89,7 @@ impl Hooks for Volume {
     }
 
     fn prepare_create(&self, ctx: &Context<'_>, volume: &mut Value) {
-        set(volume, "status", json!({"phase": "Pending", "lastPhaseTransitionTime": timestamp(ctx.now)}));
+        set(volume, "status", json!({"phase": "Pending", "lastPhaseTransitionTime": api::scalar::time(ctx.now)}));
     }
 
     /// The time of the last phase goes with the phase, whatever the client knows of it.
@@ -99,7 +99,7 @@ impl Hooks for Volume {
         }
         let moved = !same_at(new, old, "status.phase");
         if moved && (!has(new, TRANSITION) || same_at(new, old, TRANSITION)) {
-            set(new, TRANSITION, timestamp(ctx.now));
+            set(new, TRANSITION, api::scalar::time(ctx.now));
         } else if !moved && !has(new, TRANSITION) {
             copy(old, new, TRANSITION);
         }

@@ -120,19 +120,19 @@ fn why_none(budget: &Value) -> String {
 /// The pod with the condition that tells an eviction from a failure.
 pub fn marked(pod: &Value, now: &str) -> Value {
     let mut pod = pod.clone();
-    let condition = json!({
+    let mut condition = json!({
         "type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
         "message": "Eviction API: evicting", "lastProbeTime": null, "lastTransitionTime": now,
     });
+    if let Some(generation) = pod["metadata"]["generation"].as_i64().filter(|generation| *generation > 0) {
+        condition["observedGeneration"] = generation.into();
+    }
     put_condition(&mut pod, condition);
     pod
 }
 
-/// Puts a condition of the pod's present generation in the place of the one of its type.
-pub fn put_condition(pod: &mut Value, mut condition: Value) {
-    if let Some(generation) = pod["metadata"]["generation"].as_i64().filter(|generation| *generation > 0) {
-        condition["observedGeneration"] = generation.into();
-    }
+/// Puts a condition in the place of the one of its type.
+pub fn put_condition(pod: &mut Value, condition: Value) {
     let conditions = crate::kinds::value::ensure_list(pod, "status.conditions");
     match conditions.iter_mut().find(|held| held["type"] == condition["type"]) {
         Some(held) => *held = condition,

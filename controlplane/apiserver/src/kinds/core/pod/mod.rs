@@ -66,7 +66,7 @@ impl Hooks for Pod {
             status["conditions"] = json!([{
                 "type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
                 "message": "Scheduling is blocked due to non-empty scheduling gates",
-                "lastProbeTime": null, "lastTransitionTime": timestamp(ctx.now),
+                "lastProbeTime": null, "lastTransitionTime": api::scalar::time(ctx.now),
             }]);
         }
         set(pod, "status", status);
@@ -223,10 +223,6 @@ fn grace_period(pod: &Value, asked: Option<i64>) -> i64 {
     }
     let period = asked.or_else(|| opt_int(pod, "spec.terminationGracePeriodSeconds")).unwrap_or(30);
     if period < 0 { 1 } else { period }
-}
-
-pub fn timestamp(now: Timestamp) -> String {
-    now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 /// `Guaranteed`, `Burstable` or `BestEffort` (`ComputePodQOS`).
