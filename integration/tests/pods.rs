@@ -228,11 +228,15 @@ fn logs_exec_attach_copy_and_port_forward() {
     let mut forward = lab.spawn_kubectl(&["port-forward", "pod/web", ":80"]);
     let port = forward.line_with("Forwarding from 127.0.0.1:");
     let port = port.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().to_owned();
+    let url = format!("http://127.0.0.1:{port}/");
+    let page = || integration::command("curl", &["-sS", "--max-time", "10", &url], &[], "");
+    // A container without a probe is ready before what is in it listens.
+    lab.eventually("nginx listens", SOON, || {
+        let page = page();
+        if page.ok { Ok(()) } else { Err(page.stderr) }
+    });
     for _ in 0..3 {
-        let page =
-            integration::command("curl", &["-sS", "--max-time", "10", &format!("http://127.0.0.1:{port}/")], &[], "")
-                .expect_ok();
-        assert!(page.contains("nginx"));
+        assert!(page().expect_ok().contains("nginx"));
     }
 
     let mut follow = lab.spawn_kubectl(&["logs", "-f", "talker"]);
