@@ -12,7 +12,7 @@ use serde_json::Value;
 use smallvec::SmallVec;
 
 /// Longer paths need memory of their own.
-const INLINE: usize = 64;
+const INLINE: usize = 40;
 
 /// Where in an object something is. Validation makes one for every field that it looks at, nearly all
 /// for nothing: their text stays where they are.

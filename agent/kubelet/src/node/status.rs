@@ -217,7 +217,6 @@ fn info(view: &View<'_>) -> NodeSystemInfo {
         },
         swap: (machine.swap > 0)
             .then(|| NodeSwapStatus { capacity: Some(i64::try_from(machine.swap).unwrap_or(i64::MAX)) }),
-        ..Default::default()
     }
 }
 
