@@ -21,16 +21,27 @@ const LOOK: Duration = Duration::from_secs(10);
 pub fn start(api: &Arc<Api>) {
     let api = api.clone();
     api.supervisor.clone().spawn("keeping of the system's objects", async move {
+        let mut known = None;
         loop {
-            tokio::time::sleep(LOOK).await;
-            if let Err(error) = round(&api).await {
-                tracing::warn!(%error, "something of the system's own is missing; trying again");
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                () = api.ending.begun.cancelled() => break,
             }
+            let failed = round(&api).await.err();
+            if let Some(error) = failed.as_ref().filter(|_| known != failed) {
+                tracing::warn!(%error, "the system's own objects cannot be kept; trying again every ten seconds");
+            }
+            known = failed;
+        }
+        if let Err(error) = service::leave(&api).await {
+            tracing::warn!(%error, "the kubernetes Service leads to this server for 15 seconds more");
         }
     });
 }
 
 async fn round(api: &Api) -> Result<()> {
+    // First: whoever is not heard of in time is taken for lost.
+    service::follow_servers(api).await?;
     for name in NAMESPACES {
         keep(api, "", "namespaces", namespace(name)).await?;
     }
@@ -40,7 +51,7 @@ async fn round(api: &Api) -> Result<()> {
     for (group, plural, object) in service::kept(api) {
         keep(api, group, plural, object).await?;
     }
-    service::follow_servers(api).await
+    Ok(())
 }
 
 /// Makes an object that is not there.

@@ -28,10 +28,21 @@ pub fn kept(api: &Api) -> [(&'static str, &'static str, Value); 2] {
 
 /// Points the endpoints at all servers that there are, this one among them.
 pub async fn follow_servers(api: &Api) -> Result<()> {
-    let addresses = servers::renew(api).await?;
+    point_at(api, &servers::renew(api).await?).await
+}
+
+/// Points them at the others. The last server leaves them as they are: it may come back.
+pub async fn leave(api: &Api) -> Result<()> {
+    match servers::leave(api).await?.as_slice() {
+        [] => Ok(()),
+        others => point_at(api, others).await,
+    }
+}
+
+async fn point_at(api: &Api, servers: &[IpAddr]) -> Result<()> {
     tokio::try_join!(
-        point(api, "", "endpoints", endpoints(&addresses, api.config.port)),
-        point(api, "discovery.k8s.io", "endpointslices", slice(&addresses, api.config.port)),
+        point(api, "", "endpoints", endpoints(servers, api.config.port)),
+        point(api, "discovery.k8s.io", "endpointslices", slice(servers, api.config.port)),
     )
     .map(drop)
 }

@@ -101,19 +101,25 @@ async fn a_server_that_ends_says_so_first_and_finishes_what_it_began() {
 async fn the_kubernetes_service_leads_to_every_server_that_is_there() {
     let dir = tempfile::tempdir().unwrap();
     let store = Embedded::open(&dir.path().join("db")).unwrap();
-    // Another server, which was lost a while ago.
-    let other = Txn::create("/registry/masterleases/10.9.9.9", "{}").with_ttl(Duration::from_secs(3));
-    store.txn(other).await.unwrap();
+    // Two other servers, of which one was lost a while ago.
+    for (address, seconds) in [("10.9.9.8", 120), ("10.9.9.9", 3)] {
+        let key = format!("/registry/masterleases/{address}");
+        store.txn(Txn::create(key, "{}").with_ttl(Duration::from_secs(seconds))).await.unwrap();
+    }
     let cluster = Cluster::start_over(store).await;
     let client = cluster.admin();
     let endpoints = "/api/v1/namespaces/default/endpoints/kubernetes";
     let addresses = |endpoints: &Value| endpoints["subsets"][0]["addresses"].clone();
-    let both = json!([{"ip": "10.9.9.9"}, {"ip": "127.0.0.1"}]);
-    assert_eq!(addresses(&ask(&client, "GET", endpoints, "").await.1), both);
+    let all = json!([{"ip": "10.9.9.8"}, {"ip": "10.9.9.9"}, {"ip": "127.0.0.1"}]);
+    assert_eq!(addresses(&ask(&client, "GET", endpoints, "").await.1), all);
     let slice = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes";
     let slice = ask(&client, "GET", slice, "").await.1;
     let of_slice: Vec<&Value> = slice["endpoints"].as_array().unwrap().iter().map(|one| &one["addresses"]).collect();
-    assert_eq!(of_slice, [&json!(["10.9.9.9"]), &json!(["127.0.0.1"])]);
-    // Nobody has heard of it since.
-    eventually(&client, endpoints, |_, found| addresses(found) == json!([{"ip": "127.0.0.1"}])).await;
+    assert_eq!(of_slice, [&json!(["10.9.9.8"]), &json!(["10.9.9.9"]), &json!(["127.0.0.1"])]);
+    // Nobody has heard of the one since.
+    let rest = json!([{"ip": "10.9.9.8"}, {"ip": "127.0.0.1"}]);
+    eventually(&client, endpoints, |_, found| addresses(found) == rest).await;
+    // And a server that ends says so.
+    cluster.server.drain().await;
+    eventually(&client, endpoints, |_, found| addresses(found) == json!([{"ip": "10.9.9.8"}])).await;
 }
