@@ -17,15 +17,18 @@ use crate::error::Result;
 use crate::server::Api;
 
 const LOOK: Duration = Duration::from_secs(10);
+const LEAVING: Duration = Duration::from_secs(5);
 
 pub fn start(api: &Arc<Api>) {
     let api = api.clone();
-    api.supervisor.clone().spawn("keeping of the system's objects", async move {
+    api.supervisor.clone().spawn_graceful("keeping of the system's objects", |everything| async move {
         let mut known = None;
         loop {
             tokio::select! {
-                () = tokio::time::sleep(LOOK) => {}
+                biased;
                 () = api.ending.begun.cancelled() => break,
+                () = everything.cancelled() => return,
+                () = tokio::time::sleep(LOOK) => {}
             }
             let failed = round(&api).await.err();
             if let Some(error) = failed.as_ref().filter(|_| known != failed) {
@@ -33,8 +36,13 @@ pub fn start(api: &Arc<Api>) {
             }
             known = failed;
         }
-        if let Err(error) = service::leave(&api).await {
-            tracing::warn!(%error, "the kubernetes Service leads to this server for 15 seconds more");
+        // Also when everything is cancelled meanwhile, as far as the store answers.
+        match tokio::time::timeout(LEAVING, service::leave(&api)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the kubernetes Service leads to this server for a while"),
+            Err(_) => {
+                tracing::warn!("the store did not answer; the kubernetes Service leads to this server for a while")
+            }
         }
     });
 }

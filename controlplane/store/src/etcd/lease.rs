@@ -1,7 +1,7 @@
 //! Leases for keys that expire.
 //!
 //! As Kubernetes does it, one lease serves all keys that are written with the same time to live
-//! within a minute: a lease costs etcd far more than a key.
+//! within a minute, or a twentieth of that time if it is less: a lease costs etcd far more than a key.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -13,8 +13,8 @@ use tokio::sync::Mutex;
 use super::endpoints::{Endpoints, Repeat};
 use crate::StoreError;
 
-/// How long a lease takes in new keys; it lives as much longer.
-const REUSE: Duration = Duration::from_secs(60);
+/// The longest that a lease takes in new keys; it lives as much longer.
+const LONGEST_REUSE: Duration = Duration::from_secs(60);
 /// Keys per lease: their deletion is one step for etcd.
 const MOST_KEYS: u32 = 1000;
 
@@ -32,23 +32,28 @@ struct Lease {
 }
 
 impl Lease {
-    fn takes_more(&self, now: Instant) -> bool {
-        now.duration_since(self.granted) < REUSE && self.keys < MOST_KEYS
+    fn takes_more(&self, seconds: u64, now: Instant) -> bool {
+        now.duration_since(self.granted) < reuse(seconds) && self.keys < MOST_KEYS
     }
 }
 
+/// How long a lease takes in keys that are to live for so many seconds.
+fn reuse(seconds: u64) -> Duration {
+    LONGEST_REUSE.min(Duration::from_secs(seconds) / 20)
+}
+
 impl Leases {
-    /// A lease that ends `ttl` after now or at most a minute later.
+    /// A lease that ends `ttl` after now, or later by at most a minute and by little more than a twentieth.
     pub async fn take(&self, endpoints: &Endpoints, ttl: Duration) -> Result<i64, StoreError> {
         let seconds = ttl.as_secs().max(1);
         // Held over the grant, so that keys written at once share the new lease.
         let mut current = self.current.lock().await;
-        if let Some(lease) = current.get_mut(&seconds).filter(|lease| lease.takes_more(Instant::now())) {
+        if let Some(lease) = current.get_mut(&seconds).filter(|lease| lease.takes_more(seconds, Instant::now())) {
             lease.keys += 1;
             return Ok(lease.id);
         }
-        let id = grant(endpoints, seconds + REUSE.as_secs()).await?.id;
-        current.retain(|_, lease| lease.takes_more(Instant::now()));
+        let id = grant(endpoints, seconds + reuse(seconds).as_secs_f64().ceil() as u64).await?.id;
+        current.retain(|seconds, lease| lease.takes_more(*seconds, Instant::now()));
         current.insert(seconds, Lease { id, granted: Instant::now(), keys: 1 });
         Ok(id)
     }
@@ -72,7 +77,13 @@ mod tests {
         let granted = Instant::now();
         for (seconds, keys, want) in [(0, 1, true), (59, 999, true), (60, 1, false), (1, 1000, false)] {
             let lease = Lease { id: 1, granted, keys };
-            assert_eq!(lease.takes_more(granted + Duration::from_secs(seconds)), want);
+            assert_eq!(lease.takes_more(3600, granted + Duration::from_secs(seconds)), want);
         }
+    }
+
+    /// A server that is lost stays among the addresses of the `kubernetes` Service for 15 seconds, not for 75.
+    #[test]
+    fn keys_that_live_for_seconds_end_in_time() {
+        assert_eq!((reuse(15), reuse(3600)), (Duration::from_millis(750), LONGEST_REUSE));
     }
 }
