@@ -153,15 +153,16 @@ fn proxied_pages_lead_through_the_proxy(story: &Story<'_>) {
 
 /// As Kubernetes' kubelet tells nothing before a sync is over, nobody sees the moment without a run.
 fn a_container_made_anew_at_once_stays_ready(story: &Story<'_>) {
-    let mut pod = template("again", &format!("touch /alive; {REST}"), json!({}));
-    let probe = json!({"exec": {"command": ["test", "-e", "/alive"]}, "periodSeconds": 1, "failureThreshold": 1});
+    let mut pod = template("again", REST, json!({}));
+    // Good from the container's first moment: one that its own script made good would race with the first probe.
+    let probe = json!({"exec": {"command": ["test", "!", "-e", "/dead"]}, "periodSeconds": 1, "failureThreshold": 1});
     pod["spec"]["containers"][0]["livenessProbe"] = probe;
     story.make("v1", "Pod", "again", pod["spec"].clone());
     story.condition("pod/again", "Ready", "True");
     let columns = "jsonpath={.status.containerStatuses[0].restartCount} {.status.conditions[?(@.type==\"Ready\")].status}{\"\\n\"}";
     let mut watched = story.lab.spawn_kubectl(&["-n", &story.namespace, "get", "pod", "again", "-w", "-o", columns]);
     assert_eq!(watched.line_with("0 "), "0 True");
-    story.kubectl(&["exec", "again", "--", "rm", "/alive"]);
+    story.kubectl(&["exec", "again", "--", "touch", "/dead"]);
     loop {
         let seen = watched.line_with("");
         assert!(seen.ends_with(" True"), "{seen}");

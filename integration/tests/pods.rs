@@ -149,9 +149,10 @@ fn init_containers_hooks_and_restarts() {
     lab.apply(
         &shell(
             "probed",
-            "touch /tmp/live; sleep 3600",
+            "exec sleep 3600",
+            // Good from the container's first moment: one that its own script made good would race with the first probe.
             r#"
-    livenessProbe: {exec: {command: [cat, /tmp/live]}, periodSeconds: 1, failureThreshold: 1}
+    livenessProbe: {exec: {command: [test, "!", -e, /tmp/dead]}, periodSeconds: 1, failureThreshold: 1}
     readinessProbe: {exec: {command: [cat, /tmp/ready]}, periodSeconds: 1}"#,
         )
         .replace("restartPolicy: Never", "restartPolicy: Always"),
@@ -159,7 +160,7 @@ fn init_containers_hooks_and_restarts() {
     container_state(&lab, "probed", |status| status["started"] == true && status["ready"] == false);
     lab.kubectl(&["exec", "probed", "--", "touch", "/tmp/ready"]);
     lab.wait("pod/probed", "condition=Ready", 30);
-    lab.kubectl(&["exec", "probed", "--", "rm", "/tmp/live"]);
+    lab.kubectl(&["exec", "probed", "--", "touch", "/tmp/dead"]);
     container_state(&lab, "probed", |status| status["restartCount"].as_u64() == Some(1));
     lab.eventually("the probe's failure is an event", SOON, || {
         let events = lab.kubectl(&["get", "events", "--field-selector=involvedObject.name=probed"]);
