@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bytes::Bytes;
-use http::{Method, Request, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
@@ -16,6 +16,8 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
+
+const ORIGIN: &str = "https://localhost";
 
 /// A server, and the administrator's certificate for it.
 #[derive(Clone)]
@@ -40,15 +42,14 @@ impl Ask {
         Self { method: Method::POST, path: path.into(), body: body.into() }
     }
 
-    fn request(self) -> anyhow::Result<Request<Full<Bytes>>> {
+    /// HTTP/2 names the origin in the request's URI, HTTP/1.1 in a header.
+    fn request(self, origin: &str) -> anyhow::Result<Request<Full<Bytes>>> {
         let media = if self.method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
-        Ok(Request::builder()
-            .method(self.method)
-            .uri(self.path)
-            .header("host", "localhost")
-            .header("user-agent", "bench")
-            .header("content-type", media)
-            .body(Full::new(self.body))?)
+        let mut request = Request::builder().method(self.method).uri(format!("{origin}{}", self.path));
+        if origin.is_empty() {
+            request = request.header("host", "localhost");
+        }
+        Ok(request.header("user-agent", "bench").header("content-type", media).body(Full::new(self.body))?)
     }
 }
 
@@ -95,33 +96,39 @@ impl Target {
     pub async fn connect(&self) -> anyhow::Result<Connection> {
         let (sender, connection) = http1::handshake(TokioIo::new(self.open(b"http/1.1").await?)).await?;
         tokio::spawn(connection);
-        Ok(Connection(sender))
+        Ok(Connection::Own(sender))
     }
 
-    pub async fn connect_h2(&self) -> anyhow::Result<http2::SendRequest<Full<Bytes>>> {
+    /// One HTTP/2 connection for `clients`, as it carries all that one client-go program asks.
+    pub async fn share(&self, clients: usize) -> anyhow::Result<Vec<Connection>> {
         let stream = TokioIo::new(self.open(b"h2").await?);
         let (sender, connection) = http2::handshake(TokioExecutor::new(), stream).await?;
         tokio::spawn(connection);
-        Ok(sender)
+        Ok((0..clients).map(|_| Connection::Shared(sender.clone())).collect())
     }
 
     /// Sends one request on a connection of its own; the whole answer.
     pub async fn once(&self, ask: Ask) -> anyhow::Result<Bytes> {
-        let response = self.connect().await?.0.send_request(ask.request()?).await?;
+        let response = self.connect().await?.ask(ask).await?;
         let status = response.status();
         let body = response.into_body().collect().await?.to_bytes();
         anyhow::ensure!(status.is_success(), "{status}: {}", String::from_utf8_lossy(&body));
         Ok(body)
     }
 
-    /// `clients` connections that each send one request after another for `window`.
+    /// Clients that each send one request after another for `window`, `shared`: on one connection.
     pub async fn load(
         &self,
         clients: usize,
+        shared: bool,
         window: Duration,
         ask: impl Fn(usize, usize) -> Ask + Clone + Send + 'static,
     ) -> anyhow::Result<Load> {
-        let connections = futures::future::try_join_all((0..clients).map(|_| self.connect())).await?;
+        let connections = if shared {
+            self.share(clients).await?
+        } else {
+            futures::future::try_join_all((0..clients).map(|_| self.connect())).await?
+        };
         let began = Instant::now();
         let tasks = connections.into_iter().enumerate().map(|(client, mut connection)| {
             let ask = ask.clone();
@@ -145,14 +152,31 @@ impl Target {
     }
 }
 
-/// One HTTP/1.1 connection.
-pub struct Connection(http1::SendRequest<Full<Bytes>>);
+/// Of one client.
+pub enum Connection {
+    /// HTTP/1.1.
+    Own(http1::SendRequest<Full<Bytes>>),
+    /// Its part in an HTTP/2 connection.
+    Shared(http2::SendRequest<Full<Bytes>>),
+}
 
 impl Connection {
+    async fn ask(&mut self, ask: Ask) -> anyhow::Result<Response<Incoming>> {
+        Ok(match self {
+            Connection::Own(sender) => {
+                sender.ready().await?;
+                sender.send_request(ask.request("")?).await?
+            }
+            Connection::Shared(sender) => {
+                sender.ready().await?;
+                sender.send_request(ask.request(ORIGIN)?).await?
+            }
+        })
+    }
+
     /// Sends, reads the answer to its end; its length.
     pub async fn send(&mut self, ask: Ask) -> anyhow::Result<u64> {
-        self.0.ready().await?;
-        let response = self.0.send_request(ask.request()?).await?;
+        let response = self.ask(ask).await?;
         let status = response.status();
         let mut body = response.into_body();
         if !status.is_success() {
@@ -168,21 +192,10 @@ impl Connection {
 
     /// The answer's head; the body is the caller's to read.
     pub async fn stream(&mut self, ask: Ask) -> anyhow::Result<Incoming> {
-        let response = self.0.send_request(ask.request()?).await?;
+        let response = self.ask(ask).await?;
         anyhow::ensure!(response.status() == StatusCode::OK, "{}", response.status());
         Ok(response.into_body())
     }
-}
-
-/// The same on a connection that others share.
-pub async fn stream_h2(sender: &mut http2::SendRequest<Full<Bytes>>, path: &str) -> anyhow::Result<Incoming> {
-    let request = Request::builder()
-        .uri(format!("https://localhost{path}"))
-        .header("user-agent", "bench")
-        .body(Full::new(Bytes::new()))?;
-    let response = sender.send_request(request).await?;
-    anyhow::ensure!(response.status() == StatusCode::OK, "{}", response.status());
-    Ok(response.into_body())
 }
 
 /// The middle of a few rates.

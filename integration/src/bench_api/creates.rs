@@ -18,7 +18,8 @@ use crate::disk;
 
 const ROUNDS: usize = 5;
 const WINDOW: Duration = Duration::from_secs(2);
-const CLIENTS: [usize; 3] = [1, 32, 256];
+/// How many, and whether they share one connection, as all that one client-go program asks does.
+const CLIENTS: [(usize, bool); 4] = [(1, false), (32, false), (256, false), (32, true)];
 /// What a sync of the slower disk takes longer.
 const DELAY: Duration = Duration::from_millis(2);
 
@@ -44,18 +45,19 @@ async fn on_a_disk(dir: &Path, delay: Duration, etcd: Option<&Arc<dyn Store>>) -
     let engine: Arc<dyn Store> = Arc::new(disk::open(&dir.join("engine"), delay)?);
     let disk = if delay.is_zero() { String::new() } else { format!(", a sync takes {delay:?} longer") };
     let mut figures = Vec::new();
-    for clients in CLIENTS {
+    for (clients, shared) in CLIENTS {
         let (mut ours, mut bare, mut alone, mut theirs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         // The first round only warms up.
         for round in 0..=ROUNDS {
             let ask = move |client, n| {
-                let name = format!("c{clients}-{round}-{client}-{n}");
+                let name = format!("c{clients}-{shared}-{round}-{client}-{n}");
                 Ask::post("/api/v1/namespaces/default/configmaps", config_map(&name))
             };
-            let load = server.target.load(clients, WINDOW, ask).await?;
-            let floor = keeper.target.load(clients, WINDOW, ask).await?;
-            let engine = fill(&engine, clients, round).await?;
-            let etcd = OptionFuture::from(etcd.map(|etcd| fill(etcd, clients, round))).await.transpose()?;
+            let load = server.target.load(clients, shared, WINDOW, ask).await?;
+            let floor = keeper.target.load(clients, shared, WINDOW, ask).await?;
+            let key = format!("{clients}-{shared}-{round}");
+            let engine = fill(&engine, clients, &key).await?;
+            let etcd = OptionFuture::from(etcd.map(|etcd| fill(etcd, clients, &key))).await.transpose()?;
             if round > 0 {
                 ours.push(load.rate());
                 bare.push(floor.rate());
@@ -71,7 +73,7 @@ async fn on_a_disk(dir: &Path, delay: Duration, etcd: Option<&Arc<dyn Store>>) -
             floors.push(beside("etcd alone", theirs, 1));
         }
         figures.push(Figure::new(
-            format!("durable 1 KiB creates, {clients} clients{disk}"),
+            format!("durable 1 KiB creates, {clients} clients{}{disk}", if shared { " on one connection" } else { "" }),
             format!("{:.0}/s", middle(ours.clone())),
             floors.join("; "),
         ));
@@ -90,15 +92,15 @@ async fn connect(url: &str) -> anyhow::Result<Etcd> {
     }
 }
 
-/// Creates of as many bytes, without an API server; their rate.
-async fn fill(store: &Arc<dyn Store>, clients: usize, round: usize) -> anyhow::Result<f64> {
+/// Creates of as many bytes, without an API server, under keys that begin with `part`; their rate.
+async fn fill(store: &Arc<dyn Store>, clients: usize, part: &str) -> anyhow::Result<f64> {
     let began = Instant::now();
     let writers = (0..clients).map(|client| {
-        let store = store.clone();
+        let (store, part) = (store.clone(), part.to_owned());
         tokio::spawn(async move {
             let mut count = 0;
             while began.elapsed() < WINDOW {
-                let key = format!("/registry/configmaps/default/c{clients}-{round}-{client}-{count}");
+                let key = format!("/registry/configmaps/default/c{part}-{client}-{count}");
                 let outcome = store.txn(Txn::create(key, vec![b'x'; 1024])).await?;
                 anyhow::ensure!(matches!(outcome, TxnOutcome::Done { .. }), "{outcome:?}");
                 count += 1;
@@ -127,7 +129,7 @@ pub async fn contended() -> anyhow::Result<Vec<Figure>> {
             path: format!("{path}/one"),
             body: json!({"data": {format!("by-{client}"): n.to_string()}}).to_string().into(),
         };
-        rates.push(server.target.load(32, WINDOW, ask).await?.rate());
+        rates.push(server.target.load(32, false, WINDOW, ask).await?.rate());
     }
     let rate = middle(rates.split_off(1));
     Ok(vec![Figure::new(

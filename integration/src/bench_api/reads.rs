@@ -55,7 +55,7 @@ async fn beside_floor(server: &Server, path: &str, clients: usize, megabytes: bo
     for round in 0..=ROUNDS {
         for (target, rates) in [(&server.target, &mut ours), (&bare.target, &mut floor)] {
             let path = path.to_owned();
-            let load = target.load(clients, WINDOW, move |_, _| Ask::get(path.as_str())).await?;
+            let load = target.load(clients, false, WINDOW, move |_, _| Ask::get(path.as_str())).await?;
             if round > 0 {
                 rates.push(if megabytes { load.megabytes() } else { load.rate() });
             }
@@ -68,7 +68,7 @@ async fn beside_floor(server: &Server, path: &str, clients: usize, megabytes: bo
 /// Growth of resident memory while 32 clients list all objects at once.
 async fn growth(server: &Server) -> anyhow::Result<Figure> {
     let before = reset_peak(server.pid())?;
-    let load = server.target.load(32, WINDOW * 2, |_, _| Ask::get(PATH)).await?;
+    let load = server.target.load(32, false, WINDOW * 2, |_, _| Ask::get(PATH)).await?;
     let grown = peak_mib(server.pid()) - before;
     Ok(Figure::new(
         format!("growth of memory under 32 concurrent LISTs of {OBJECTS} objects"),

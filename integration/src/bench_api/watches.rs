@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use crate::child::Server;
-use crate::client::{Ask, stream_h2};
+use crate::client::Ask;
 use crate::creates::config_map;
 
 const WATCHERS: usize = 1000;
@@ -57,9 +57,8 @@ async fn on_shared_connections(server: &Server) -> anyhow::Result<Vec<Incoming>>
     let path = watch_path(server).await?;
     let mut watches = Vec::new();
     for _ in 0..WATCHERS / PER_CONNECTION {
-        let mut sender = server.target.connect_h2().await?;
-        for _ in 0..PER_CONNECTION {
-            watches.push(stream_h2(&mut sender, &path).await?);
+        for mut connection in server.target.share(PER_CONNECTION).await? {
+            watches.push(connection.stream(Ask::get(path.as_str())).await?);
         }
     }
     Ok(watches)
