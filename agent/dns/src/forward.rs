@@ -54,6 +54,7 @@ pub struct Forwarder {
 
 struct Shared {
     resolv_conf: PathBuf,
+    behind_stub: PathBuf,
     own: IpAddr,
     upstream: Mutex<Upstream>,
     cache: Mutex<HashMap<Key, Cached>>,
@@ -63,15 +64,20 @@ struct Shared {
 struct Upstream {
     servers: Vec<SocketAddr>,
     looked: Option<Instant>,
-    modified: Option<SystemTime>,
+    /// Of resolv.conf and of the file behind a stub, when they were last read.
+    modified: Option<[Option<SystemTime>; 2]>,
 }
 
 impl Forwarder {
     /// `own` is this server's address, which is never asked.
     pub fn new(resolv_conf: PathBuf, own: IpAddr) -> Self {
+        Self::with_stub(resolv_conf, BEHIND_STUB.into(), own)
+    }
+
+    fn with_stub(resolv_conf: PathBuf, behind_stub: PathBuf, own: IpAddr) -> Self {
         let upstream = Mutex::new(Upstream { servers: Vec::new(), looked: None, modified: None });
-        let shared = Shared { resolv_conf, own, upstream, cache: Mutex::default(), under_way: Mutex::default() };
-        Self { shared: Arc::new(shared) }
+        let (cache, under_way) = (Mutex::default(), Mutex::default());
+        Self { shared: Arc::new(Shared { resolv_conf, behind_stub, own, upstream, cache, under_way }) }
     }
 
     /// The answer to `request`, which has exactly one question. SERVFAIL when there is none to be had.
@@ -171,10 +177,11 @@ impl Forwarder {
         let mut upstream = self.shared.upstream.lock();
         if upstream.looked.is_none_or(|looked| looked.elapsed() >= REREAD) {
             upstream.looked = Some(Instant::now());
-            let path = &self.shared.resolv_conf;
-            let modified = std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
-            if upstream.modified.is_none() || modified != upstream.modified {
-                upstream.modified = modified;
+            // Behind a stub the servers change and resolv.conf does not.
+            let modified = [&self.shared.resolv_conf, &self.shared.behind_stub]
+                .map(|path| std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok());
+            if upstream.modified != Some(modified) {
+                upstream.modified = Some(modified);
                 upstream.servers = self.read_servers();
             }
         }
@@ -186,7 +193,7 @@ impl Forwarder {
         let servers = name_servers(&read(&self.shared.resolv_conf), self.shared.own);
         let stub = !servers.is_empty() && servers.iter().all(|server| server.ip().is_loopback());
         if stub {
-            let behind = name_servers(&read(BEHIND_STUB.as_ref()), self.shared.own);
+            let behind = name_servers(&read(&self.shared.behind_stub), self.shared.own);
             if !behind.is_empty() {
                 return behind;
             }
@@ -323,5 +330,21 @@ mod tests {
         let servers = name_servers(text, "10.43.0.10".parse().unwrap());
         let servers: Vec<String> = servers.iter().map(ToString::to_string).collect();
         assert_eq!(servers, ["192.0.2.1:53", "[::1]:53"]);
+    }
+
+    #[test]
+    fn servers_behind_a_stub_are_followed_when_they_change() {
+        let directory = tempfile::tempdir().unwrap();
+        let (resolv_conf, behind) = (directory.path().join("resolv.conf"), directory.path().join("behind"));
+        std::fs::write(&resolv_conf, "nameserver 127.0.0.53\n").unwrap();
+        std::fs::write(&behind, "nameserver 192.0.2.1\n").unwrap();
+        let forwarder = Forwarder::with_stub(resolv_conf, behind.clone(), "10.43.0.10".parse().unwrap());
+        assert_eq!(forwarder.servers(), [SocketAddr::from(([192, 0, 2, 1], 53))]);
+        std::fs::write(&behind, "nameserver 192.0.2.2\n").unwrap();
+        let written = std::fs::File::options().write(true).open(&behind).unwrap();
+        // Both writes may be in one tick of the file system's clock.
+        written.set_modified(SystemTime::now() + Duration::from_secs(60)).unwrap();
+        forwarder.shared.upstream.lock().looked = None;
+        assert_eq!(forwarder.servers(), [SocketAddr::from(([192, 0, 2, 2], 53))]);
     }
 }

@@ -124,6 +124,16 @@ impl Index {
         }
     }
 
+    /// `old` goes by its own labels: they may have named another Service.
+    pub fn change_slice(&mut self, old: Option<&EndpointSlice>, new: Option<&EndpointSlice>) {
+        if let Some(old) = old {
+            self.remove_slice(old);
+        }
+        if let Some(new) = new {
+            self.apply_slice(new);
+        }
+    }
+
     pub fn apply_slice(&mut self, slice: &EndpointSlice) {
         self.remove_slice(slice);
         let Some((key, name)) = slice_key(slice) else { return };

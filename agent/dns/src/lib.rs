@@ -105,9 +105,8 @@ pub fn start(config: Config, informers: Informers, supervisor: &Supervisor) -> D
         None => shared.write().remove_service(change.object()),
     });
     let shared = index.clone();
-    slices.on_change(move |change| match change.new {
-        Some(slice) => shared.write().apply_slice(slice),
-        None => shared.write().remove_slice(change.object()),
+    slices.on_change(move |change| {
+        shared.write().change_slice(change.old.map(AsRef::as_ref), change.new.map(AsRef::as_ref));
     });
     let shared = index.clone();
     namespaces.on_change(move |change| match change.new {

@@ -9,8 +9,8 @@ use component::Supervisor;
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{DNSClass, Record, RecordType};
 use parking_lot::RwLock;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::Semaphore;
 
 use crate::Error;
@@ -22,7 +22,7 @@ use crate::zone::{Answer, Zone};
 const PLAIN_UDP: u16 = 512;
 /// Bytes that pass every path unfragmented (DNS flag day 2020).
 const LARGEST_UDP: u16 = 1232;
-/// Forwarded queries and TCP connections under way at once.
+/// Forwarded queries under way at once, and as many TCP connections.
 const LIMIT: usize = 1000;
 const TCP_IDLE: Duration = Duration::from_secs(10);
 /// Aliases that are followed.
@@ -40,6 +40,8 @@ struct Inner {
     /// Rotates lists of addresses.
     turn: AtomicUsize,
     under_way: Arc<Semaphore>,
+    /// Apart from the queries: connections that rest must keep nobody from asking.
+    connections: Arc<Semaphore>,
 }
 
 /// What could be said at once.
@@ -56,8 +58,9 @@ enum Reply {
 
 impl Server {
     pub fn new(zone: Zone, index: Arc<RwLock<Index>>, forwarder: Forwarder) -> Self {
-        let under_way = Arc::new(Semaphore::new(LIMIT));
-        Self { inner: Arc::new(Inner { zone, index, forwarder, turn: AtomicUsize::new(0), under_way }) }
+        let [under_way, connections] = [(); 2].map(|()| Arc::new(Semaphore::new(LIMIT)));
+        let turn = AtomicUsize::new(0);
+        Self { inner: Arc::new(Inner { zone, index, forwarder, turn, under_way, connections }) }
     }
 
     pub async fn listen(self, address: SocketAddr, supervisor: &Supervisor) -> Result<(), Error> {
@@ -98,9 +101,9 @@ impl Server {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
-            let Ok(permit) = self.inner.under_way.clone().try_acquire_owned() else { continue };
+            let Ok(permit) = self.inner.connections.clone().try_acquire_owned() else { continue };
             let server = self.clone();
-            // Ends by itself: an idle connection is closed.
+            // Ends by itself: a connection on which nothing is asked or read is closed.
             tokio::spawn(async move {
                 let _ = server.serve_stream(stream).await;
                 drop(permit);
@@ -108,7 +111,7 @@ impl Server {
         }
     }
 
-    async fn serve_stream(&self, mut stream: TcpStream) -> std::io::Result<()> {
+    async fn serve_stream(&self, mut stream: impl AsyncRead + AsyncWrite + Unpin) -> std::io::Result<()> {
         loop {
             let length = tokio::time::timeout(TCP_IDLE, stream.read_u16()).await??;
             let mut buffer = vec![0; length.into()];
@@ -120,7 +123,8 @@ impl Server {
             };
             let bytes = encode(&request, answer, u16::MAX);
             let length = u16::try_from(bytes.len()).map_err(std::io::Error::other)?;
-            stream.write_all(&[&length.to_be_bytes(), bytes.as_slice()].concat()).await?;
+            let answer = [&length.to_be_bytes(), bytes.as_slice()].concat();
+            tokio::time::timeout(TCP_IDLE, stream.write_all(&answer)).await??;
         }
     }
 
@@ -165,10 +169,9 @@ impl Server {
                 let rest = self.inner.forwarder.ask(&onward).await;
                 answers.extend(rest.answers);
                 let mut message = self.authoritative(request, answers, Vec::new(), false);
-                // The alias is ours, what lies behind it is not.
-                if rest.metadata.response_code == ResponseCode::NXDomain {
-                    message.metadata.response_code = ResponseCode::NXDomain;
-                }
+                // The alias is ours, what lies behind it is not: whether that is there, or could be asked for, is
+                // for upstream to say.
+                message.metadata.response_code = rest.metadata.response_code;
                 message
             }
         }

@@ -8,17 +8,26 @@ use hickory_proto::rr::{Name, RData, rdata};
 use super::*;
 use crate::Config;
 
-async fn start(resolv_conf: &std::path::Path) -> (SocketAddr, Supervisor, Arc<RwLock<Index>>) {
-    let supervisor = Supervisor::new("test");
+fn server(resolv_conf: &std::path::Path) -> (Server, Arc<RwLock<Index>>) {
     let index = Arc::new(RwLock::new(Index::known()));
     let zone = Zone::new(&Config::default()).unwrap();
     let forwarder = Forwarder::new(resolv_conf.to_owned(), Ipv4Addr::new(10, 43, 0, 10).into());
-    let server = Server::new(zone, index.clone(), forwarder);
+    (Server::new(zone, index.clone(), forwarder), index)
+}
+
+async fn start(resolv_conf: &std::path::Path) -> (SocketAddr, Supervisor, Arc<RwLock<Index>>) {
+    let (server, index) = server(resolv_conf);
+    let (address, supervisor) = listen(&server).await;
+    (address, supervisor, index)
+}
+
+async fn listen(server: &Server) -> (SocketAddr, Supervisor) {
+    let supervisor = Supervisor::new("test");
     // a port that UDP and TCP can both have
     for port in 20_000..21_000 {
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         if server.clone().listen(address, &supervisor).await.is_ok() {
-            return (address, supervisor, index);
+            return (address, supervisor);
         }
     }
     panic!("no free port");
@@ -123,6 +132,40 @@ async fn without_upstream_servers_outside_names_fail_at_once() {
     let answer = ask_udp(server, &query("www.example.com.", RecordType::A)).await;
     assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
     assert!(began.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn an_external_name_that_cannot_be_asked_for_is_no_empty_answer() {
+    let directory = tempfile::tempdir().unwrap();
+    let (server, _supervisor, index) = start(&directory.path().join("resolv.conf")).await;
+    let away = r#"{"metadata":{"name":"away","namespace":"default"},"spec":{"type":"ExternalName","externalName":"www.example.com"}}"#;
+    index.write().apply_service(&serde_json::from_str(away).unwrap());
+    let answer = ask_udp(server, &query("away.default.svc.cluster.local.", RecordType::A)).await;
+    assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
+}
+
+#[tokio::test]
+async fn resting_connections_keep_nobody_from_asking() {
+    let directory = tempfile::tempdir().unwrap();
+    let (server, _) = server(&directory.path().join("resolv.conf"));
+    let (address, _supervisor) = listen(&server).await;
+    let _connections: Vec<_> =
+        (0..LIMIT).map(|_| server.inner.connections.clone().try_acquire_owned().unwrap()).collect();
+    let answer = ask_udp(address, &query("www.example.com.", RecordType::A)).await;
+    assert_eq!(answer.metadata.response_code, ResponseCode::ServFail, "there is nobody to forward it to");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_read_the_answer_is_given_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let (server, _) = server(&directory.path().join("resolv.conf"));
+    // room for the question, not for its answer
+    let (mut client, theirs) = tokio::io::duplex(64);
+    let question = query("cluster.local.", RecordType::SOA).to_vec().unwrap();
+    client.write_u16(u16::try_from(question.len()).unwrap()).await.unwrap();
+    client.write_all(&question).await.unwrap();
+    let outcome = tokio::time::timeout(TCP_IDLE * 6, server.serve_stream(theirs)).await;
+    assert!(outcome.expect("the connection is held for ever").is_err());
 }
 
 #[tokio::test]

@@ -173,6 +173,19 @@ fn names_go_with_their_objects() {
 }
 
 #[test]
+fn endpoints_leave_the_service_that_their_slice_left() {
+    let zone = Zone::new(&Config::default()).unwrap();
+    let mut index = index();
+    let before = slice("web", &[("10.42.0.7", None, true)]);
+    let mut after = before.clone();
+    after.metadata.labels = Some([("kubernetes.io/service-name".to_owned(), "db".to_owned())].into());
+    index.change_slice(Some(&before), Some(&after));
+    let name = Name::from_ascii("7.0.42.10.in-addr.arpa.").unwrap();
+    let Answer::Found { answers, .. } = zone.answer(&index, &name, RecordType::PTR) else { panic!() };
+    assert_eq!(show(&answers), ["10-42-0-7.db.default.svc.cluster.local."]);
+}
+
+#[test]
 fn nothing_is_denied_before_the_objects_are_known() {
     let zone = Zone::new(&Config::default()).unwrap();
     let index = Index::default();

@@ -5,10 +5,12 @@
 use std::collections::BTreeSet;
 
 use api::quantity::Quantity;
-use api::resources::{self, Amounts, Side};
+use api::resources::{self, Amounts, QosClass, Side};
 use k8s_openapi::api::core::v1::{Node, NodeSelector, NodeSelectorTerm, Pod, PodSpec};
 
-use crate::pod::status::Verdict;
+use crate::eviction::is_critical;
+use crate::node::status::Pressure;
+use crate::pod::status::{EVICTED, Verdict};
 
 /// What the node has, and the pods that it took already.
 #[derive(Clone, Copy)]
@@ -23,17 +25,46 @@ pub struct View<'a> {
     pub apparmor: bool,
     /// The runtime can give a pod the groups of its spec alone. None while that is not known.
     pub strict_groups: Option<bool>,
+    /// What the node runs out of.
+    pub pressure: Pressure,
 }
 
 /// The reason to refuse, if there is one.
 pub fn refuse(pod: &Pod, view: &View<'_>) -> Option<Verdict> {
     let spec = pod.spec.as_ref()?;
-    refuse_resources(spec, view)
+    refuse_under_pressure(pod, view.pressure)
+        .or_else(|| refuse_resources(spec, view))
         .or_else(|| refuse_ports(spec, view))
         .or_else(|| refuse_selectors(spec, view))
         .or_else(|| refuse_groups(spec, view.strict_groups))
         .or_else(|| refuse_sysctls(spec, view.unsafe_sysctls))
         .or_else(|| refuse_profiles(pod, view))
+}
+
+/// A node that ends pods for what it runs out of takes none that would be next: under pressure of memory
+/// alone those that request none, else all but critical ones (`eviction_manager.go: Admit`).
+fn refuse_under_pressure(pod: &Pod, pressure: Pressure) -> Option<Verdict> {
+    let names = [("MemoryPressure", pressure.memory), ("DiskPressure", pressure.disk), ("PIDPressure", pressure.pid)];
+    let met: Vec<&str> = names.into_iter().filter(|(_, met)| *met).map(|(name, _)| name).collect();
+    let takes = match met.as_slice() {
+        [] => true,
+        ["MemoryPressure"] => resources::qos_class(pod) != QosClass::BestEffort || tolerates_memory_pressure(pod),
+        _ => false,
+    };
+    (!takes && !is_critical(pod))
+        .then(|| Verdict::refused(EVICTED, format!("The node had condition: [{}]. ", met.join(" "))))
+}
+
+fn tolerates_memory_pressure(pod: &Pod) -> bool {
+    let mut tolerations = pod.spec.iter().flat_map(|spec| spec.tolerations.iter().flatten());
+    tolerations.any(|toleration| {
+        let text = |field: &Option<String>| field.clone().unwrap_or_default();
+        let exists = text(&toleration.operator) == "Exists";
+        let key = text(&toleration.key);
+        let names_it = key == "node.kubernetes.io/memory-pressure" && (exists || text(&toleration.value).is_empty());
+        let any_effect = ["", "NoSchedule"].contains(&text(&toleration.effect).as_str());
+        (names_it || key.is_empty() && exists) && any_effect
+    })
 }
 
 /// A pod that wants the groups of its spec alone, where the runtime cannot but add those of the image
@@ -332,6 +363,7 @@ mod tests {
                 unsafe_sysctls: &unsafe_sysctls,
                 apparmor: false,
                 strict_groups: Some(false),
+                pressure: Pressure::default(),
             };
             let verdict = refuse(&pod(spec.clone()), &view);
             assert_eq!(verdict.map(|verdict| verdict.reason).as_deref(), reason, "{spec}");
@@ -345,6 +377,7 @@ mod tests {
                 unsafe_sysctls: &[],
                 apparmor: false,
                 strict_groups: None,
+                pressure: Pressure::default(),
             },
         )
         .unwrap();
@@ -367,10 +400,41 @@ mod tests {
             unsafe_sysctls: &[],
             apparmor,
             strict_groups,
+            pressure: Pressure::default(),
         };
         assert_eq!(refuse(&pod, &view(true, Some(true))), None);
         assert_eq!(refuse(&pod, &view(true, None)), None, "the runtime has not said yet");
         let refused = refuse(&pod, &view(false, Some(true))).unwrap();
         assert_eq!(refused.message, "Pod was rejected: Cannot enforce AppArmor: AppArmor is not enabled on the host");
+    }
+
+    #[test]
+    fn a_node_under_pressure_takes_no_pod_that_it_would_end_next() {
+        let plain = json!({});
+        let requests = json!({"containers": [{"name": "c", "resources": {"requests": {"memory": "1Mi"}}}]});
+        let tolerates = |key: &str| json!({"tolerations": [{"key": key, "operator": "Exists"}]});
+        let critical = json!({"priority": 2_000_000_000});
+        let memory = Pressure { memory: true, ..Default::default() };
+        let disk = Pressure { disk: true, ..Default::default() };
+        for (spec, pressure, conditions) in [
+            (&plain, Pressure::default(), None),
+            (&plain, memory, Some("MemoryPressure")),
+            (&requests, memory, None),
+            (&tolerates("node.kubernetes.io/memory-pressure"), memory, None),
+            (&tolerates("node.kubernetes.io/disk-pressure"), memory, Some("MemoryPressure")),
+            (&requests, disk, Some("DiskPressure")),
+            (&tolerates("node.kubernetes.io/disk-pressure"), disk, Some("DiskPressure")),
+            (&requests, Pressure { memory: true, ..disk }, Some("MemoryPressure DiskPressure")),
+            (&critical, disk, None),
+        ] {
+            let mut spec = spec.clone();
+            spec["containers"] = if spec["containers"].is_array() { spec["containers"].take() } else { json!([]) };
+            let verdict = refuse_under_pressure(&pod(spec.clone()), pressure);
+            let told = verdict.map(|verdict| (verdict.reason, verdict.message));
+            let expected = conditions.map(|conditions| {
+                ("Evicted".to_owned(), format!("Pod was rejected: The node had condition: [{conditions}]. "))
+            });
+            assert_eq!(told, expected, "{spec} {pressure:?}");
+        }
     }
 }

@@ -16,6 +16,7 @@ use crate::cri::Runtime;
 use crate::devices::Devices;
 use crate::dra::Dra;
 use crate::images::Images;
+use crate::node::status::Pressure;
 use crate::pods_api;
 use crate::spec::dns::{ClusterDns, parse_resolv_conf};
 use crate::status_writer::StatusWriter;
@@ -42,6 +43,8 @@ pub struct NodeContext {
     /// What pods may use, for downward values and admission.
     pub allocatable: Arc<RwLock<Amounts>>,
     pub runtime_features: RwLock<RuntimeFeatures>,
+    /// What the node runs out of, for admission.
+    pub pressure: RwLock<Pressure>,
     /// Who has which users of its own.
     pub user_namespaces: UserNamespaces,
     pub probe_totals: crate::probes::Totals,

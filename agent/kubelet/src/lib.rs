@@ -169,6 +169,7 @@ fn start_with(
         services: informers.of::<Service>(),
         references: References::default(),
         runtime_features: RwLock::default(),
+        pressure: RwLock::default(),
         user_namespaces: UserNamespaces::start(&config.layout, config.max_pods)?,
         probe_totals: probes::Totals::default(),
         supervisor: supervisor.clone(),

@@ -57,6 +57,8 @@ struct State {
     complete: bool,
     /// Pods of the API that wait for room to grow, by UID.
     deferred: HashMap<String, grants::Deferred>,
+    /// Static pods whose manifests were put back while they were ending, by UID: begun again after that.
+    again: HashMap<String, Arc<Pod>>,
 }
 
 fn uid_of(pod: &Pod) -> String {
@@ -71,7 +73,7 @@ fn extended_resources(node: Option<&Node>) -> Amounts {
 }
 
 /// Whether a pod has come to its end for good.
-fn is_final(pod: &Pod) -> bool {
+pub fn is_final(pod: &Pod) -> bool {
     matches!(pod.status.as_ref().and_then(|status| status.phase.as_deref()), Some("Failed" | "Succeeded"))
 }
 
@@ -130,6 +132,7 @@ impl Manager {
                 let Some(old) = old else { return };
                 match static_pods::mirror_of(old) {
                     Some(uid) => {
+                        self.node.statuses.forget(&uid_of(old));
                         self.mirror_changed(&uid, None);
                         self.ensure_mirrors();
                     }
@@ -152,8 +155,9 @@ impl Manager {
     /// The pods of the manifests directory, all of them.
     pub fn static_pods(self: &Arc<Self>, pods: Vec<Arc<Pod>>) {
         let gone: Vec<Arc<Mailbox>> = {
-            let state = self.state.lock();
+            let mut state = self.state.lock();
             let wanted: HashSet<String> = pods.iter().map(|pod| uid_of(pod)).collect();
+            state.again.retain(|uid, _| wanted.contains(uid));
             let known = state.pods.iter();
             known
                 .filter(|(uid, mailbox)| mailbox.wish.borrow().source == Source::File && !wanted.contains(*uid))
@@ -170,11 +174,16 @@ impl Manager {
             }
         }
         for pod in pods {
-            let mirror = self.state.lock().mirrors.get(&uid_of(&pod)).cloned();
-            self.wish(pod.clone(), Source::File, mirror.as_deref().map(uid_of));
-            if mirror.is_none() {
-                static_pods::create_mirror(&self.node, pod, &self.supervisor);
-            }
+            self.static_pod(pod);
+        }
+    }
+
+    fn static_pod(self: &Arc<Self>, pod: Arc<Pod>) {
+        let uid = uid_of(&pod);
+        let mirror = self.state.lock().mirrors.get(&uid).cloned();
+        self.wish(pod.clone(), Source::File, mirror.as_deref().map(uid_of));
+        if mirror.is_none() && !self.state.lock().again.contains_key(&uid) {
+            static_pods::create_mirror(&self.node, pod, &self.supervisor);
         }
     }
 
@@ -208,6 +217,22 @@ impl Manager {
                 static_pods::delete_mirror(&self.node, mirror.clone(), &self.supervisor);
             }
             (None, _) => {}
+        }
+    }
+
+    /// Makes and deletes the mirrors that could not be made or deleted when it was time: the API may have been
+    /// away, or have had no such namespace.
+    pub fn mend_mirrors(self: &Arc<Self>) {
+        self.ensure_mirrors();
+        let stray: Vec<Arc<Pod>> = {
+            let state = self.state.lock();
+            let unwanted = |uid: &String| state.pods.get(uid).is_none_or(|mailbox| mailbox.wish.borrow().removed);
+            let mirrors = state.mirrors.iter().filter(|_| state.complete);
+            let stray = mirrors.filter(|(uid, pod)| unwanted(uid) || pod.metadata.deletion_timestamp.is_some());
+            stray.map(|(_, pod)| pod.clone()).collect()
+        };
+        for mirror in stray {
+            static_pods::delete_mirror(&self.node, mirror, &self.supervisor);
         }
     }
 
@@ -256,7 +281,16 @@ impl Manager {
 
     fn wish(self: &Arc<Self>, pod: Arc<Pod>, source: Source, api_uid: Option<String>) {
         let uid = uid_of(&pod);
-        let known = self.state.lock().pods.get(&uid).cloned();
+        let known = {
+            let mut state = self.state.lock();
+            let known = state.pods.get(&uid).cloned();
+            // One that is on its way out does not turn back.
+            if source == Source::File && known.as_ref().is_some_and(|mailbox| mailbox.wish.borrow().removed) {
+                state.again.insert(uid, pod);
+                return;
+            }
+            known
+        };
         if let Some(mailbox) = known {
             let earlier = mailbox.wish.borrow().pod.clone();
             let (granted, pending) = self.grant(pod, &earlier, source);
@@ -313,6 +347,7 @@ impl Manager {
             unsafe_sysctls: &self.node.config.allowed_unsafe_sysctls,
             apparmor: self.node.machine.apparmor,
             strict_groups: self.node.runtime_features.read().strict_groups,
+            pressure: *self.node.pressure.read(),
         };
         admission::refuse(pod, &view)
     }
@@ -334,11 +369,15 @@ impl Manager {
             state.pods.remove(&uid);
             state.inherited.remove(&uid);
             state.deferred.remove(&uid);
+            let again = state.again.remove(&uid);
             drop(state);
             manager.node.probe_totals.forget(&uid);
             manager.refresh_qos();
             manager.retry_deferred();
             manager.forget_references();
+            if let Some(pod) = again {
+                manager.static_pod(pod);
+            }
         });
     }
 

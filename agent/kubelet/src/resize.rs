@@ -309,6 +309,7 @@ mod tests {
                 unsafe_sysctls: &[],
                 apparmor: true,
                 strict_groups: None,
+                pressure: Default::default(),
             };
             let pending = refuse(&pod(cpu, "1Mi"), &view, is_static);
             let expected = expected.map(|(reason, message)| Pending { reason, message: message.to_owned() });

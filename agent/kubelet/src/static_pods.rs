@@ -21,6 +21,9 @@ use crate::retry::Delays;
 /// exist yet, or lie on a file system that tells of no changes.
 const PERIOD: Duration = Duration::from_secs(20);
 
+/// To make a mirror, within [`PERIOD`].
+const TRIES: usize = 8;
+
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
     #[error("reading the manifest {}: {source}", path.display())]
@@ -131,6 +134,7 @@ pub async fn follow(directory: PathBuf, node_name: String, manager: Arc<Manager>
         if tokio::time::timeout(PERIOD, changed).await.is_err() {
             // Watched anew: the directory may have been made since, or replaced.
             changes = None;
+            manager.mend_mirrors();
         }
     }
 }
@@ -160,14 +164,15 @@ fn list(directory: &Path) -> Vec<(PathBuf, std::time::SystemTime, u64)> {
     found
 }
 
-/// Shows a static pod in the API; tries until it worked or the pod has its mirror.
+/// Shows a static pod in the API; tries a few times, until it worked or the pod has its mirror.
+/// [`Manager::mend_mirrors`] does it again.
 pub fn create_mirror(node: &Arc<NodeContext>, pod: Arc<Pod>, supervisor: &Supervisor) {
     let node = node.clone();
     supervisor.spawn("mirror", async move {
         let namespace = pod.metadata.namespace.clone().unwrap_or_default();
         let api: Api<Pod> = Api::namespaced(node.client.clone(), &namespace);
         let mut delays = Delays::new(Duration::from_millis(100), Duration::from_secs(10));
-        for _ in 0..20 {
+        for _ in 0..TRIES {
             let owner = Api::<Node>::all(node.client.clone()).get_opt(&node.config.node_name).await.ok().flatten();
             match api.create(&PostParams::default(), &mirror(&pod, owner.as_ref())).await {
                 Ok(_) => return,

@@ -177,7 +177,7 @@ pub fn patch(uid: &str, base: &Value, wanted: &Value) -> Option<Value> {
         }
         let change = match key.as_str() {
             "conditions" => changed_conditions(base.get(key), value),
-            "podIPs" => replaced_ips(base.get(key), value),
+            "podIPs" | "hostIPs" => replaced_ips(base.get(key), value),
             _ => value.clone(),
         };
         if change.as_array().is_none_or(|list| !list.is_empty()) {
@@ -282,6 +282,12 @@ mod tests {
                 json!({"podIPs": [{"ip": "1.1.1.1"}]}),
                 json!({"podIPs": [{"ip": "2.2.2.2"}]}),
                 Some(json!({"podIPs": [{"ip": "2.2.2.2"}, {"ip": "1.1.1.1", "$patch": "delete"}]})),
+            ),
+            // a node with another address than before
+            (
+                json!({"hostIPs": [{"ip": "1.1.1.1"}]}),
+                json!({"hostIPs": [{"ip": "2.2.2.2"}]}),
+                Some(json!({"hostIPs": [{"ip": "2.2.2.2"}, {"ip": "1.1.1.1", "$patch": "delete"}]})),
             ),
         ] {
             let expected = status.map(|status| json!({"metadata": {"uid": "u"}, "status": status}));

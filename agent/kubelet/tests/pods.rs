@@ -285,3 +285,21 @@ fn containerd_may_die_and_static_pods_come_from_files() {
         node.wait("static-node-1", "gone", Value::is_null).await;
     });
 }
+
+#[test]
+fn a_static_pod_that_is_put_back_while_it_ends_begins_again() {
+    on_a_node("put-back", |node| async move {
+        let node = node.lock().await;
+        let slow = "trap 'sleep 2; exit 0' TERM; while :; do sleep 0.1; done";
+        let manifest = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "slow"},
+            "spec": {"terminationGracePeriodSeconds": 10, "containers": [shell("main", slow)]}});
+        let file = node.directory.join("manifests/slow.json");
+        std::fs::write(&file, manifest.to_string()).unwrap();
+        let before = node.wait("slow-node-1", "its mirror Ready", ready).await;
+        std::fs::remove_file(&file).unwrap();
+        node.wait("slow-node-1", "its mirror gone", Value::is_null).await;
+        std::fs::write(&file, manifest.to_string()).unwrap();
+        let after = node.wait("slow-node-1", "Ready again", ready).await;
+        assert_ne!(main_status(&after)["containerID"], main_status(&before)["containerID"]);
+    });
+}

@@ -46,6 +46,11 @@ pub struct Flow {
 }
 
 impl Flow {
+    /// Packets came back.
+    pub fn is_answered(&self) -> bool {
+        self.status & (1 << 1) != 0
+    }
+
     /// Its destination was translated.
     pub fn is_destination_nat(&self) -> bool {
         self.status & (1 << 5) != 0

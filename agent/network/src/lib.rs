@@ -194,6 +194,8 @@ async fn reconcile_forever(
     state: watch::Sender<State>,
     conflist: Arc<watch::Sender<Option<serde_json::Value>>>,
 ) {
+    // Half a list would remove the routes to the other half.
+    nodes.synced().await;
     loop {
         let seen = nodes.list();
         let config = config.clone();
@@ -238,4 +240,28 @@ fn reconcile(config: &Config, nodes: &[Arc<Node>]) -> Result<Option<serde_json::
     let content = conflist::render(config, &plan);
     conflist::write(&config.cni_conf_dir, &content)?;
     Ok(Some(content))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn half_a_list_of_nodes_changes_nothing() {
+        let nodes = Informer::<Node>::detached();
+        let own = serde_json::json!({ "metadata": { "name": "n1" }, "spec": { "podCIDR": "10.42.7.0/24" } });
+        nodes.apply(serde_json::from_value(own).unwrap());
+        // The address is on no interface: a pass fails before it touches anything of this machine.
+        let config = Arc::new(Config::new("n1", Ipv4Addr::new(192, 0, 2, 77)));
+        let (state, mut seen) = watch::channel(State::Waiting);
+        let conflist = Arc::new(watch::Sender::new(None));
+        let supervisor = Supervisor::new("test");
+        supervisor.spawn("nodes", reconcile_forever(config, nodes.clone(), Arc::default(), state, conflist));
+        let early = tokio::time::timeout(Duration::from_millis(200), seen.changed()).await;
+        assert!(early.is_err(), "{:?}", *seen.borrow());
+        nodes.mark_synced();
+        tokio::time::timeout(Duration::from_secs(10), seen.changed()).await.unwrap().unwrap();
+        assert!(matches!(*seen.borrow(), State::Failed(_)));
+        supervisor.cancel();
+    }
 }

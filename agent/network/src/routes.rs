@@ -28,6 +28,8 @@ pub fn follow(address: Ipv4Addr, informers: &Informers, supervisor: &Supervisor)
         }
     });
     supervisor.spawn("pod routes", async move {
+        // Half a list would remove the routes to the other half.
+        nodes.synced().await;
         let mut said = None;
         loop {
             let seen = nodes.list();

@@ -49,6 +49,13 @@ async fn scenario() {
     plugins(directory.path());
     let api = Api::default();
     api.list("nodes", "Node", vec![node("1", None)]);
+    let long_namespace = "n".repeat(63);
+    let pod = json!({
+        "metadata": { "name": "a", "namespace": long_namespace, "resourceVersion": "1" },
+        "spec": { "nodeName": "n1", "containers": [{ "name": "c" }] },
+        "status": { "podIP": "10.42.7.9", "phase": "Running" },
+    });
+    api.list("pods", "Pod", vec![pod]);
     let supervisor = Supervisor::new("test");
     let informers = Informers::new(api.client(), &supervisor);
     let config = Config {
@@ -97,6 +104,20 @@ async fn scenario() {
     until("a policy table", has_table).await;
     api.push("networkpolicies", "DELETED", &policy);
     until("no policy table", || !has_table()).await;
+
+    // one that the kernel refuses, with nothing shorter than its name: what was written before it goes all
+    // the same, with the policies that it was written for
+    let mut refused = policy.clone();
+    refused["metadata"] = json!({ "name": "p".repeat(253), "namespace": long_namespace, "resourceVersion": "6" });
+    refused["spec"]["ingress"] = json!([{ "from": [{ "podSelector": {} }] }]);
+    api.push("networkpolicies", "ADDED", &policy);
+    until("a policy table again", has_table).await;
+    api.push("networkpolicies", "ADDED", &refused);
+    // Nothing shows that it was tried. Without a try the rest holds too, and proves nothing.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    api.push("networkpolicies", "DELETED", &policy);
+    api.push("networkpolicies", "DELETED", &refused);
+    until("no policy table after a refusal", || !has_table()).await;
     assert!(supervisor.shut_down(Duration::from_secs(5)).await);
     assert_eq!(network::cleanup(&directory.path().join("net.d")), Vec::<String>::new());
 }

@@ -1,7 +1,8 @@
 //! UDP flows that still go where no rule leads any more.
 //!
 //! A translation is decided once per flow. A UDP client that keeps its port keeps its flow, so an
-//! endpoint's end, or a Service's first endpoint, must end the flows that were decided before.
+//! endpoint's end, or a Service's first endpoint, must end the flows that were decided before. Whatever
+//! else changes for new flows, those of an endpoint that serves stay with it.
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -24,7 +25,7 @@ impl UdpTable {
         let mut table = Self::default();
         for (_, port) in rules.ports.iter().filter(|(name, _)| name.protocol == Protocol::Udp) {
             let endpoints: HashSet<Target> =
-                port.all_endpoints().iter().map(|endpoint| (endpoint.address, endpoint.port)).collect();
+                port.serving_endpoints.iter().map(|endpoint| (endpoint.address, endpoint.port)).collect();
             for address in port.outside_ips().chain([port.cluster_ip]) {
                 table.addresses.insert((address, port.port), endpoints.clone());
             }
@@ -50,9 +51,18 @@ impl UdpTable {
             return true;
         }
         let port = flow.original.destination_port;
-        let was = old.node_ports.get(&port).is_some_and(|endpoints| endpoints.contains(&endpoint));
-        let is = self.node_ports.get(&port).is_some_and(|endpoints| endpoints.contains(&endpoint));
-        flow.is_destination_nat() && was && !is
+        match self.node_ports.get(&port) {
+            // Also one of an endpoint that went while no proxy ran. Any host may have the port: an untranslated
+            // flow is only taken for one that began before the Service if nobody has answered it.
+            Some(endpoints) => {
+                let before_service = !endpoints.is_empty() && !flow.is_answered();
+                !endpoints.contains(&endpoint) && (flow.is_destination_nat() || before_service)
+            }
+            None => {
+                let was = old.node_ports.get(&port).is_some_and(|endpoints| endpoints.contains(&endpoint));
+                flow.is_destination_nat() && was
+            }
+        }
     }
 
     /// Deletes stale flows; returns how many.

@@ -96,6 +96,9 @@ pub struct ServicePort {
     /// Some endpoint somewhere can be used: a Local policy without local endpoints drops then,
     /// rather than rejecting.
     pub usable_elsewhere: bool,
+    /// Of a UDP port, every endpoint that serves, whatever policies and hints make of it and whether it
+    /// terminates: flows that it has go on, as TCP connections do.
+    pub serving_endpoints: Vec<Endpoint>,
 }
 
 impl ServicePort {
@@ -135,6 +138,7 @@ impl ServicePort {
 pub struct HealthCheck {
     pub namespace: String,
     pub service: String,
+    /// Ready ones; those that terminate serve on, but a balancer is to send no more.
     pub local_endpoints: usize,
 }
 

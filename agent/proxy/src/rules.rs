@@ -51,7 +51,7 @@ pub fn build(services: &[Arc<Service>], slices: &[Arc<EndpointSlice>], node: &No
         let namespace = service.metadata.namespace.as_deref().unwrap_or_default();
         let name = service.metadata.name.as_deref().unwrap_or_default();
         let slices = by_service.get(&(namespace, name)).map_or(&[][..], Vec::as_slice);
-        let mut local_addresses = BTreeSet::new();
+        let mut local_ready = BTreeSet::new();
         for port in spec.ports.iter().flatten() {
             let Some(protocol) = Protocol::parse(port.protocol.as_deref()) else { continue };
             let Ok(number) = u16::try_from(port.port) else { continue };
@@ -64,11 +64,16 @@ pub fn build(services: &[Arc<Service>], slices: &[Arc<EndpointSlice>], node: &No
             let candidates = candidates(slices, port.name.as_deref().unwrap_or_default(), node);
             let mut built = service_port(service, spec, port, cluster_ip, number);
             categorize(&mut built, &candidates, node);
-            local_addresses.extend(built.local_endpoints.iter().map(|endpoint| endpoint.address));
+            let ready_here = candidates.iter().filter(|each| each.ready && each.endpoint.local);
+            local_ready.extend(ready_here.map(|each| each.endpoint.address));
+            if protocol == Protocol::Udp {
+                let serving = candidates.iter().filter(|each| each.ready || each.serving);
+                built.serving_endpoints = serving.map(|each| each.endpoint.clone()).collect();
+            }
             rules.ports.insert(id, built);
         }
         if let Some(port) = health_check_port(spec) {
-            let local_endpoints = local_addresses.len();
+            let local_endpoints = local_ready.len();
             let check = HealthCheck { namespace: namespace.to_owned(), service: name.to_owned(), local_endpoints };
             rules.health_checks.insert(port, check);
         }
@@ -177,6 +182,7 @@ fn service_port(
         cluster_endpoints: Vec::new(),
         local_endpoints: Vec::new(),
         usable_elsewhere: false,
+        serving_endpoints: Vec::new(),
     }
 }
 

@@ -157,6 +157,33 @@ fn health_checks_count_local_endpoints() {
 }
 
 #[test]
+fn a_health_check_fails_once_every_endpoint_here_terminates() {
+    let balanced = service("web", "10.43.0.1", |spec| {
+        spec.type_ = Some("LoadBalancer".into());
+        spec.external_traffic_policy = Some("Local".into());
+        spec.health_check_node_port = Some(31000);
+    });
+    let leaving = Ep { ready: false, terminating: true, ..ep("10.42.0.1", "here") };
+    let rules = build(&[balanced], &[slice("web", vec![leaving, ep("10.42.1.1", "there")])], &node());
+    assert_eq!(rules.health_checks[&31000].local_endpoints, 0);
+    let port = rules.ports.into_values().next().unwrap();
+    assert_eq!(addresses(&port.local_endpoints), ["10.42.0.1"], "what still comes is served");
+}
+
+#[test]
+fn udp_flows_may_stay_with_endpoints_that_terminate_or_are_elsewhere() {
+    let udp = service("dns", "10.43.0.1", |spec| {
+        spec.ports = Some(vec![Port { port: 53, protocol: Some("UDP".into()), ..Port::default() }]);
+        spec.internal_traffic_policy = Some("Local".into());
+    });
+    let leaving = Ep { ready: false, terminating: true, ..ep("10.42.0.2", "here") };
+    let dead = Ep { ready: false, serving: false, terminating: true, ..ep("10.42.0.3", "here") };
+    let port = only(udp, vec![ep("10.42.0.1", "here"), leaving, dead, ep("10.42.1.1", "there")]);
+    assert_eq!(addresses(port.internal_endpoints()), ["10.42.0.1"]);
+    assert_eq!(addresses(&port.serving_endpoints), ["10.42.0.1", "10.42.0.2", "10.42.1.1"]);
+}
+
+#[test]
 fn affinity_has_kubernetes_default_time() {
     let port = only(service("web", "10.43.0.1", |spec| spec.session_affinity = Some("ClientIP".into())), vec![]);
     assert_eq!(port.affinity, Some(Duration::from_secs(10_800)));

@@ -162,6 +162,7 @@ fn rules(protocol: Protocol, numbers: &[u8], affinity: Option<Duration>) -> Rule
         cluster_endpoints: endpoints(numbers),
         local_endpoints: Vec::new(),
         usable_elsewhere: !numbers.is_empty(),
+        serving_endpoints: endpoints(numbers),
     };
     Rules { ports: BTreeMap::from([(name, port)]), health_checks: BTreeMap::new() }
 }
@@ -251,38 +252,71 @@ fn clients_stick_to_their_endpoint_when_asked() {
     });
 }
 
+/// Answers with the pod's number.
+fn serve_udp(node: &Node, pod: usize) {
+    let socket = node.pods[pod].run(|| UdpSocket::bind("0.0.0.0:8080").unwrap()).unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 16];
+        while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
+            let _ = socket.send_to(&[pod as u8], peer);
+        }
+    });
+}
+
+/// One socket, one source port: one conntrack entry.
+fn udp_client(namespace: &Namespace) -> UdpSocket {
+    let client = namespace.run(|| UdpSocket::bind("0.0.0.0:5555").unwrap()).unwrap();
+    client.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    client
+}
+
+fn ask_udp(client: &UdpSocket, to: &str) -> u8 {
+    let mut answer = [9];
+    for _ in 0..5 {
+        client.send_to(b"ping", to).unwrap();
+        if client.recv_from(&mut answer).is_ok() {
+            break;
+        }
+    }
+    answer[0]
+}
+
 #[test]
 fn udp_clients_follow_their_service() {
     on_nodes(|node| {
-        let serve = |pod: usize| {
-            let socket = node.pods[pod].run(|| UdpSocket::bind("0.0.0.0:8080").unwrap()).unwrap();
-            std::thread::spawn(move || {
-                let mut buffer = [0; 16];
-                while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
-                    let _ = socket.send_to(&[pod as u8], peer);
-                }
-            });
-        };
-        serve(0);
-        serve(1);
+        serve_udp(node, 0);
+        serve_udp(node, 1);
         let mut kernel = Kernel::new(node.mode);
         kernel.write(&rules(Protocol::Udp, &[2], None), &settings()).unwrap();
-        // one socket, one source port: one conntrack entry
-        let client = node.pods[2].run(|| UdpSocket::bind("0.0.0.0:5555").unwrap()).unwrap();
-        client.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-        let ask = || {
-            let mut answer = [9];
-            for _ in 0..5 {
-                client.send_to(b"ping", "10.43.0.20:80").unwrap();
-                if client.recv_from(&mut answer).is_ok() {
-                    break;
-                }
-            }
-            answer[0]
-        };
-        assert_eq!(ask(), 0);
+        let client = udp_client(&node.pods[2]);
+        assert_eq!(ask_udp(&client, "10.43.0.20:80"), 0);
         kernel.write(&rules(Protocol::Udp, &[3], None), &settings()).unwrap();
-        assert_eq!(ask(), 1, "the flow of the endpoint that is gone was ended");
+        assert_eq!(ask_udp(&client, "10.43.0.20:80"), 1, "the flow of the endpoint that is gone was ended");
+        proxy::cleanup();
+    });
+}
+
+#[test]
+fn udp_flows_stay_with_who_serves_and_leave_who_went_while_no_proxy_ran() {
+    on_nodes(|node| {
+        serve_udp(node, 0);
+        serve_udp(node, 1);
+        let node_port = format!("{NODE_IP}:30080");
+        let mut kernel = Kernel::new(node.mode);
+        kernel.write(&rules(Protocol::Udp, &[2], None), &settings()).unwrap();
+        let client = udp_client(&node.outside);
+        assert_eq!(ask_udp(&client, &node_port), 0);
+        // it terminates: new flows go to the other one
+        let mut leaving = rules(Protocol::Udp, &[3], None);
+        for port in leaving.ports.values_mut() {
+            port.serving_endpoints = endpoints(&[2, 3]);
+        }
+        kernel.write(&leaving, &settings()).unwrap();
+        assert_eq!(ask_udp(&client, &node_port), 0, "an endpoint that still serves keeps its flow");
+        // another process: nobody told it of the endpoint that is gone
+        let mut kernel = Kernel::new(node.mode);
+        kernel.write(&rules(Protocol::Udp, &[3], None), &settings()).unwrap();
+        assert_eq!(ask_udp(&client, &node_port), 1, "its flow was ended");
         proxy::cleanup();
     });
 }
@@ -295,6 +329,27 @@ fn a_table_that_somebody_removed_comes_back() {
         let mut kernel = Kernel::new(node.mode);
         kernel.write(&rules, &settings()).unwrap();
         assert!(Command::new("nft").args(["flush", "ruleset"]).status().unwrap().success());
+        assert!(node.pods[2].run(|| talk("10.43.0.20:80")).unwrap().is_err());
+        kernel.audit().unwrap();
+        kernel.write(&rules, &settings()).unwrap();
+        node.pods[2].run(|| talk("10.43.0.20:80")).unwrap().unwrap();
+        proxy::cleanup();
+    });
+}
+
+#[test]
+fn rules_that_somebody_flushed_come_back() {
+    on_nodes(|node| {
+        node.serve_tcp(0);
+        let rules = rules(Protocol::Tcp, &[2], None);
+        let mut kernel = Kernel::new(node.mode);
+        kernel.write(&rules, &settings()).unwrap();
+        // the chains stay, without their rules
+        let flush: &[&str] = match node.mode {
+            Mode::Iptables => &["iptables", "-t", "nat", "-F"],
+            Mode::Auto | Mode::Nftables => &["nft", "flush", "table", "ip", "skiff_proxy"],
+        };
+        assert!(Command::new(flush[0]).args(&flush[1..]).status().unwrap().success());
         assert!(node.pods[2].run(|| talk("10.43.0.20:80")).unwrap().is_err());
         kernel.audit().unwrap();
         kernel.write(&rules, &settings()).unwrap();

@@ -11,7 +11,7 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 
 use super::Paths;
-use super::process::{Identity, start_time};
+use super::process::{Identity, old_log, start_time};
 
 /// Stops containerd and every shim and container it started, unmounts what lies under its
 /// directories, and removes these. Returns what could not be removed, with the reasons.
@@ -32,6 +32,7 @@ pub async fn remove(paths: &Paths) -> Vec<String> {
     for file in [&paths.socket, &paths.pid, &paths.config, &paths.log, &paths.config.with_extension("version")] {
         let _ = std::fs::remove_file(file);
     }
+    let _ = std::fs::remove_file(old_log(&paths.log));
     let _ = std::fs::remove_file(format!("{}.ttrpc", paths.socket.display()));
     problems
 }

@@ -35,6 +35,8 @@ const READY_WITHIN: Duration = Duration::from_secs(30);
 /// A containerd that lived shorter than this is started again only after a pause.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How often it is looked at how large the log of a running containerd is.
+const LOG_PERIOD: Duration = Duration::from_secs(600);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ContainerdError {
@@ -207,7 +209,7 @@ async fn keep_running(plan: Plan, mut identity: Identity) {
     let mut pause = Duration::ZERO;
     loop {
         let since = Instant::now();
-        identity.ended().await;
+        until_ended(&identity, &plan.paths().log).await;
         pause = next_pause(pause, since.elapsed());
         tracing::warn!(
             pid = identity.pid,
@@ -224,6 +226,17 @@ async fn keep_running(plan: Plan, mut identity: Identity) {
                 }
             }
             Err(error) => tracing::error!(%error, "containerd could not be started; it will be tried again"),
+        }
+    }
+}
+
+/// Returns when the process has ended. Until then its log is kept small: it may run for months.
+async fn until_ended(identity: &Identity, log: &Path) {
+    while tokio::time::timeout(LOG_PERIOD, identity.ended()).await.is_err() {
+        let path = log.to_owned();
+        let shortened = tokio::task::spawn_blocking(move || process::shorten_log(&path)).await;
+        if let Ok(Err(error)) = shortened {
+            tracing::warn!(%error, log = %log.display(), "containerd's log could not be shortened");
         }
     }
 }

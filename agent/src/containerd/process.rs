@@ -6,7 +6,7 @@
 use std::fs::{File, OpenOptions};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use tokio::io::unix::AsyncFd;
@@ -14,7 +14,7 @@ use tokio::io::unix::AsyncFd;
 use super::probe::search_path;
 use super::{ContainerdError, Paths};
 
-/// The log is moved to `<log>.1` at a start when it is larger than this, in bytes.
+/// The log is moved to `<log>.1` when it is larger than this, in bytes.
 const LARGEST_LOG: u64 = 16 << 20;
 
 /// A process by pid and start time.
@@ -133,12 +133,34 @@ pub fn start(binary: &Path, paths: &Paths, config_digest: &str) -> Result<Identi
 }
 
 fn open_log(path: &Path) -> std::io::Result<File> {
-    if std::fs::metadata(path).is_ok_and(|metadata| metadata.len() > LARGEST_LOG) {
-        let mut old = path.as_os_str().to_owned();
-        old.push(".1");
-        std::fs::rename(path, old)?;
+    if is_too_large(path, LARGEST_LOG) {
+        std::fs::rename(path, old_log(path))?;
     }
     OpenOptions::new().create(true).append(true).open(path)
+}
+
+/// The same while containerd writes the log, which it does at the file's end, wherever that is.
+pub fn shorten_log(path: &Path) -> std::io::Result<()> {
+    shorten(path, LARGEST_LOG)
+}
+
+fn shorten(path: &Path, largest: u64) -> std::io::Result<()> {
+    if !is_too_large(path, largest) {
+        return Ok(());
+    }
+    std::fs::copy(path, old_log(path))?;
+    OpenOptions::new().write(true).open(path)?.set_len(0)
+}
+
+fn is_too_large(path: &Path, largest: u64) -> bool {
+    std::fs::metadata(path).is_ok_and(|metadata| metadata.len() > largest)
+}
+
+/// Where a log goes that is too large.
+pub fn old_log(path: &Path) -> PathBuf {
+    let mut old = path.as_os_str().to_owned();
+    old.push(".1");
+    old.into()
 }
 
 /// The last lines of the log, for an error message.
@@ -166,6 +188,22 @@ mod tests {
         assert_eq!(parse_start_time(stat), Some(987_654));
         assert_eq!(parse_start_time("42 (a) Z 1 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 1"), None);
         assert_eq!(parse_start_time("nonsense"), None);
+    }
+
+    #[test]
+    fn a_log_that_is_being_written_stays_small() {
+        use std::io::Write;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("containerd.log");
+        let mut log = open_log(&path).unwrap();
+        log.write_all(b"first\n").unwrap();
+        shorten(&path, 6).unwrap();
+        assert!(!old_log(&path).exists(), "there is room");
+        log.write_all(b"second\n").unwrap();
+        shorten(&path, 6).unwrap();
+        log.write_all(b"third\n").unwrap();
+        let read = |path: &Path| std::fs::read_to_string(path).unwrap();
+        assert_eq!((read(&old_log(&path)), read(&path)), ("first\nsecond\n".to_owned(), "third\n".to_owned()));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::state::{Lab, SERVER};
 pub fn run(name: &str) -> anyhow::Result<()> {
     super::require_root()?;
     Lab::check_name(name)?;
-    let Some(lab) = Lab::load(name).unwrap_or_else(|_| network::reconstruct(name)) else {
+    let Some(lab) = Lab::load(name).unwrap_or_else(|_| Some(network::reconstruct(name))) else {
         eprintln!("there is no lab {name:?}: nothing to do");
         return Ok(());
     };

@@ -5,7 +5,7 @@
 //! containerd, directories and cgroup. Nothing of a lab is outside:
 //!
 //! ```text
-//! /var/lib/skiff/lab/<name>/         lab.json, admin.kubeconfig, <member>.log, <member>/…
+//! /var/lib/skiff/lab/<name>/         lab.json, token, admin.kubeconfig, <member>.log, <member>/…
 //! /run/skiff/lab/<name>/<member>/    sockets and pid files
 //! netns skiff-<name>-<member>, bridge skl…, links skl…p…, nf_tables table skiff_lab_<name>
 //! cgroup skiff-lab-<name>/<member>

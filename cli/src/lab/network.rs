@@ -8,13 +8,14 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
+use netlink::nft::{Family, Nft, Table};
 use netlink::{Address, BridgePort, IpNet, LinkKind, Namespace, Route, RouteScope, Rtnl, VethPeer};
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
 use super::processes::{self, netns_path};
-use super::state::{Lab, Subnet};
+use super::state::{HOLLOW, Lab, SERVER, Subnet};
 
 /// The member's end of its link, in every member.
 const MEMBER_LINK: &str = "eth0";
@@ -41,8 +42,13 @@ pub fn forwarding() -> String {
     netlink::sysctl::read("net/ipv4/ip_forward").unwrap_or_else(|_| "0".to_owned())
 }
 
-/// Makes what is missing; leaves alone what is there.
+/// Makes what is missing, and connects every member.
 pub fn ensure(lab: &Lab) -> anyhow::Result<()> {
+    ensure_members(lab, &lab.members().collect::<Vec<_>>())
+}
+
+/// The same for some members: others that are cut off stay so.
+pub fn ensure_members(lab: &Lab, members: &[&str]) -> anyhow::Result<()> {
     let mut rtnl = Rtnl::open()?;
     let bridge = lab.bridge();
     if rtnl.find_link(&bridge)?.is_none() {
@@ -51,7 +57,7 @@ pub fn ensure(lab: &Lab) -> anyhow::Result<()> {
     let bridge = rtnl.link(&bridge)?.index;
     existing_is_fine(rtnl.add_address(&Address::new(bridge, net(lab.subnet.gateway()))))?;
     rtnl.set_up(bridge)?;
-    for member in lab.members() {
+    for member in members {
         ensure_member(&mut rtnl, lab, member, bridge).with_context(|| format!("connecting {member}"))?;
     }
     let forwarding = netlink::sysctl::ensure("net/ipv4/ip_forward", "1");
@@ -200,18 +206,19 @@ const LOSS_TABLE: &str = "skiff_lab_loss";
 pub fn set_loss(lab: &Lab, member: &str, percent: f64) -> anyhow::Result<()> {
     // numgen counts whole numbers.
     let share = (percent * 1000.0).round().clamp(0.0, 100_000.0) as u32;
-    let mut text = format!("table inet {LOSS_TABLE}\ndelete table inet {LOSS_TABLE}\n");
-    if share > 0 {
-        let lose = match share {
-            100_000.. => "drop".to_owned(),
-            _ => format!("numgen random mod 100000 < {share} drop"),
-        };
-        text += &format!(
-            "table inet {LOSS_TABLE} {{\n\
-             chain in {{\n type filter hook prerouting priority -450;\n iifname \"{MEMBER_LINK}\" {lose}\n}}\n\
-             chain out {{\n type filter hook postrouting priority 450;\n oifname \"{MEMBER_LINK}\" {lose}\n}}\n}}\n"
-        );
+    if share == 0 {
+        let namespace = Namespace::open(netns_path(&lab.netns(member)))?;
+        return namespace.run(|| remove_table(Family::Inet, LOSS_TABLE))?;
     }
+    let lose = match share {
+        100_000.. => "drop".to_owned(),
+        _ => format!("numgen random mod 100000 < {share} drop"),
+    };
+    let text = format!(
+        "table inet {LOSS_TABLE}\ndelete table inet {LOSS_TABLE}\ntable inet {LOSS_TABLE} {{\n\
+         chain in {{\n type filter hook prerouting priority -450;\n iifname \"{MEMBER_LINK}\" {lose}\n}}\n\
+         chain out {{\n type filter hook postrouting priority 450;\n oifname \"{MEMBER_LINK}\" {lose}\n}}\n}}\n"
+    );
     let mut command = Command::new("nft");
     processes::enter(&mut command, &lab.netns(member))?;
     feed_nft(&mut command, &text)
@@ -268,10 +275,18 @@ pub fn remove(lab: &Lab, problems: &mut Vec<String>) {
         note(&name, remove_namespace(&name));
     }
     let table = lab.table();
-    note(&table, nft(&format!("table ip {table}\ndelete table ip {table}\n")));
+    note(&table, remove_table(Family::Ipv4, &table));
     let others = Lab::all().unwrap_or_default().into_iter().any(|other| other.name != lab.name);
     if !others && lab.forwarding_before == "0" {
         note("ip_forward", netlink::sysctl::ensure("net/ipv4/ip_forward", "0").map_err(Into::into));
+    }
+}
+
+/// Without the nft program: on a machine that lacks it there is no table, and the lab is to go all the same.
+fn remove_table(family: Family, name: &str) -> anyhow::Result<()> {
+    match Nft::open().and_then(|mut nft| nft.delete_table(&Table::new(family, name))) {
+        Err(error) if !error.is_unsupported() => Err(error.into()),
+        _ => Ok(()),
     }
 }
 
@@ -288,19 +303,21 @@ fn remove_namespace(name: &str) -> anyhow::Result<()> {
     std::fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))
 }
 
-/// A lab whose `lab.json` cannot be read, put together from the names it left on the host.
-pub fn reconstruct(name: &str) -> Option<Lab> {
+/// A lab whose `lab.json` cannot be read, put together from the names it left on the host. After a reboot
+/// that is nothing but its directories.
+pub fn reconstruct(name: &str) -> Lab {
     let prefix = format!("skiff-{name}-");
     let entries = std::fs::read_dir(NAMESPACES).into_iter().flatten().flatten();
-    let nodes = entries
+    let members: Vec<String> = entries
         .filter_map(|entry| entry.file_name().to_str()?.strip_prefix(&prefix).map(str::to_owned))
-        .filter(|member| member != super::state::SERVER)
+        .filter(|member| is_member(member))
         .collect();
-    let subnet = namespace_subnet(name)?;
-    Some(Lab {
+    let subnet = members.iter().find_map(|member| namespace_subnet(name, member));
+    Lab {
         name: name.to_owned(),
-        subnet,
-        nodes,
+        // That of no lab: it names no link of this host.
+        subnet: subnet.unwrap_or(Subnet { second: 0, third: 0 }),
+        nodes: members.into_iter().filter(|member| member != SERVER).collect(),
         hollow_nodes: 0,
         proxy_mode: String::new(),
         store: String::new(),
@@ -310,12 +327,18 @@ pub fn reconstruct(name: &str) -> Option<Lab> {
         node_arguments: Vec::new(),
         token: String::new(),
         forwarding_before: "1".to_owned(),
-    })
+    }
 }
 
-fn namespace_subnet(name: &str) -> Option<Subnet> {
-    let server = Namespace::open(netns_path(&format!("skiff-{name}-{}", super::state::SERVER))).ok()?;
-    let addresses = Rtnl::open_in(&server).ok()?.addresses().ok()?;
+/// Whether a lab names a member so: `a-b-server` is not one of lab `a`.
+fn is_member(text: &str) -> bool {
+    let number = |text: &str| text.parse::<u16>().is_ok();
+    matches!(text, SERVER | HOLLOW) || text.strip_prefix("node-").is_some_and(number)
+}
+
+fn namespace_subnet(name: &str, member: &str) -> Option<Subnet> {
+    let namespace = Namespace::open(netns_path(&format!("skiff-{name}-{member}"))).ok()?;
+    let addresses = Rtnl::open_in(&namespace).ok()?.addresses().ok()?;
     addresses.iter().find_map(|address| match address.net.address {
         IpAddr::V4(v4) if v4.octets()[0] == 100 => Some(Subnet { second: v4.octets()[1], third: v4.octets()[2] }),
         _ => None,
@@ -325,6 +348,39 @@ fn namespace_subnet(name: &str) -> Option<Subnet> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_damaged_lab_of_before_a_reboot_can_be_taken_down() {
+        let lab = reconstruct("nowhere");
+        assert_eq!((lab.name.as_str(), lab.nodes.len()), ("nowhere", 0));
+        assert!(Subnet::all().all(|subnet| subnet != lab.subnet), "no other lab's links are meant");
+    }
+
+    #[test]
+    fn members_of_other_labs_are_none_of_this_one() {
+        for (text, expected) in
+            [("server", true), ("hollow", true), ("node-12", true), ("b-server", false), ("node-1-server", false)]
+        {
+            assert_eq!(is_member(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn rules_go_without_the_nft_program() {
+        let host = || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("run the tests as root");
+            let mut nft = Nft::open().unwrap();
+            let mut making = netlink::nft::Transaction::new(&Table::new(Family::Ipv4, "skiff_lab_a"));
+            making.add_table();
+            nft.commit(making).unwrap();
+            // the second time there is none
+            for _ in 0..2 {
+                remove_table(Family::Ipv4, "skiff_lab_a").unwrap();
+                assert!(nft.tables(Family::Ipv4).unwrap().is_empty());
+            }
+        };
+        std::thread::spawn(host).join().unwrap();
+    }
 
     #[test]
     fn overlaps_in_both_directions() {

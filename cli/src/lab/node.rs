@@ -87,7 +87,7 @@ pub fn run(command: &NodeCommand) -> anyhow::Result<()> {
         NodeCommand::Kill(arguments) => stop(&arguments.node, Signal::SIGKILL),
         NodeCommand::Start(arguments) => {
             let (lab, member) = find(&arguments.node)?;
-            network::ensure(&lab)?;
+            network::ensure_members(&lab, &[&member])?;
             up::start(&lab, &member)?;
             eprintln!("{member} of lab {} is started", lab.name);
             Ok(())

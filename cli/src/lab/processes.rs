@@ -79,7 +79,14 @@ impl Process {
 
 /// Starts `skiff` with `arguments` in a network namespace and under a host name of its own (which pods in
 /// the host's network see), detached, output to `log`.
-pub fn start(netns: &str, host: &str, arguments: &[String], log: &Path, pid_file: &Path) -> anyhow::Result<Process> {
+pub fn start(
+    netns: &str,
+    host: &str,
+    arguments: &[String],
+    environment: &[(&str, &str)],
+    log: &Path,
+    pid_file: &Path,
+) -> anyhow::Result<Process> {
     let skiff = std::env::current_exe().context("finding skiff's own executable")?;
     let output = File::options()
         .create(true)
@@ -87,7 +94,8 @@ pub fn start(netns: &str, host: &str, arguments: &[String], log: &Path, pid_file
         .open(log)
         .with_context(|| format!("opening the log {}", log.display()))?;
     let mut command = Command::new(&skiff);
-    command.args(arguments).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+    command.args(arguments).envs(environment.iter().copied());
+    command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
     enter(&mut command, netns)?;
     let host = host.to_owned();
     // SAFETY: three system calls that allocate nothing, safe between fork and exec.
@@ -140,13 +148,25 @@ fn contains(haystack: &[u8], needle: &[u8]) -> bool {
     haystack.windows(needle.len()).any(|window| window == needle)
 }
 
+/// This process and all that called it: a shell whose command line names a directory of a lab, and then takes
+/// the lab down, is none of the lab's.
+fn callers() -> Vec<i32> {
+    let parent = |pid: &i32| -> Option<i32> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // After the command's name: the state, then the parent.
+        let parent: i32 = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
+        (parent > 0).then_some(parent)
+    };
+    std::iter::successors(Some(std::process::id() as i32), parent).collect()
+}
+
 fn every_process(wanted: impl Fn(i32) -> bool) -> Vec<Process> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-    let own = std::process::id() as i32;
+    let callers = callers();
     entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
-        .filter(|pid| *pid != own && wanted(*pid))
+        .filter(|pid| !callers.contains(pid) && wanted(*pid))
         .filter_map(Process::of)
         .collect()
 }
@@ -194,6 +214,15 @@ fn pidfd(pid: i32) -> Option<std::os::fd::OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_takes_a_lab_down_is_not_ended_with_it() {
+        let callers = callers();
+        let (own, parent) = (std::process::id() as i32, nix::unistd::getppid().as_raw());
+        assert_eq!(callers[0], own);
+        assert!(parent == 0 || callers[1] == parent, "{callers:?}");
+        assert!(!every_process(|_| true).iter().any(|process| callers.contains(&process.pid)));
+    }
 
     #[test]
     fn a_process_is_known_by_pid_and_start() {

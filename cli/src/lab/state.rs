@@ -38,7 +38,9 @@ pub struct Lab {
     pub server_arguments: Vec<String>,
     #[serde(default)]
     pub node_arguments: Vec<String>,
-    /// Bootstrap token with which nodes join.
+    /// Bootstrap token with which nodes join. Everybody may read `lab.json`: it has a file of its own, and stands
+    /// only in those that earlier versions wrote.
+    #[serde(default, skip_serializing)]
     pub token: String,
     /// `net.ipv4.ip_forward` of the host before the first lab.
     pub forwarding_before: String,
@@ -120,6 +122,10 @@ impl Lab {
         self.dir().join("admin.kubeconfig")
     }
 
+    fn token_file(&self) -> PathBuf {
+        self.dir().join("token")
+    }
+
     /// Data of one member (`server` or a node).
     pub fn member_dir(&self, member: &str) -> PathBuf {
         self.dir().join(member)
@@ -193,9 +199,13 @@ impl Lab {
         let path = root().join(name).join("lab.json");
         match std::fs::read(&path) {
             Ok(bytes) => {
-                let lab = serde_json::from_slice(&bytes).with_context(|| {
+                let mut lab: Self = serde_json::from_slice(&bytes).with_context(|| {
                     format!("{} is damaged; remove the lab with: skiff lab down {name}", path.display())
                 })?;
+                if lab.token.is_empty() {
+                    // Who may not read it does nothing that needs it.
+                    lab.token = std::fs::read_to_string(lab.token_file()).unwrap_or_default();
+                }
                 Ok(Some(lab))
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -221,6 +231,7 @@ impl Lab {
 
     pub fn save(&self) -> anyhow::Result<()> {
         std::fs::create_dir_all(self.dir()).with_context(|| format!("creating {}", self.dir().display()))?;
+        write_private(&self.token_file(), &self.token)?;
         let path = self.dir().join("lab.json");
         let temporary = path.with_extension("tmp");
         std::fs::write(&temporary, serde_json::to_vec_pretty(self)?)
@@ -238,6 +249,15 @@ impl Lab {
         labs.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(labs)
     }
+}
+
+/// Writes what only root may read.
+pub fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = std::fs::File::options();
+    options.create(true).truncate(true).write(true).mode(0o600);
+    let written = options.open(path).and_then(|mut file| std::io::Write::write_all(&mut file, text.as_bytes()));
+    written.with_context(|| format!("writing {}", path.display()))
 }
 
 fn directory_names(dir: &Path) -> anyhow::Result<Vec<String>> {
@@ -290,6 +310,17 @@ mod tests {
         names.sort();
         names.dedup();
         assert_eq!(names.len(), count);
+    }
+
+    #[test]
+    fn what_everybody_may_read_holds_no_token() {
+        let lab = Lab { token: "abcdef.0123456789abcdef".into(), ..lab("a") };
+        let text = serde_json::to_string(&lab).unwrap();
+        assert!(!text.contains("0123456789abcdef"), "{text}");
+        // as earlier versions wrote it
+        let mut old: serde_json::Value = serde_json::from_str(&text).unwrap();
+        old["token"] = lab.token.clone().into();
+        assert_eq!(serde_json::from_value::<Lab>(old).unwrap(), lab);
     }
 
     #[test]

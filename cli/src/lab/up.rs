@@ -4,7 +4,7 @@
 //! all agents start at the same moment, and each agent's containerd starts while the server does.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::api::WatchEvent;
 
 use super::processes;
-use super::state::{HOLLOW, Lab, MAX_NODES, SERVER, Subnet, root};
+use super::state::{HOLLOW, Lab, MAX_NODES, SERVER, Subnet, root, write_private};
 use crate::server::ServerArguments;
 use crate::{BadUsage, Command, CommandLine};
 
@@ -36,9 +36,9 @@ pub struct UpArguments {
     /// Where the cluster's state is kept: embedded, or etcd=URL,...
     #[arg(long)]
     pub store: Option<String>,
-    /// Prefix length of each node's part of the pod network 10.42.0.0/16
-    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u8).range(17..=30))]
-    pub node_cidr_mask: u8,
+    /// Prefix length of each node's part of the pod network 10.42.0.0/16 (default: 24)
+    #[arg(long, value_parser = clap::value_parser!(u8).range(17..=30))]
+    pub node_cidr_mask: Option<u8>,
     /// An image archive that every node imports when it starts; may be repeated
     #[arg(long)]
     pub image: Vec<PathBuf>,
@@ -121,6 +121,13 @@ fn plan(arguments: &UpArguments) -> anyhow::Result<Lab> {
                 lab.name
             );
         }
+        if let Some(what) = changed(&lab, arguments, &images(&arguments.image)?) {
+            bail!(
+                "lab {} was made with another {what}; take it down to change that: skiff lab down {}",
+                lab.name,
+                lab.name
+            );
+        }
         if wanted.is_some_and(|nodes| nodes < lab.nodes.len()) {
             bail!("lab {} has {} nodes; nodes can be added, not taken away", lab.name, lab.nodes.len());
         }
@@ -129,7 +136,8 @@ fn plan(arguments: &UpArguments) -> anyhow::Result<Lab> {
         }
         return Ok(lab);
     }
-    let taken: Vec<Subnet> = Lab::all()?.into_iter().map(|lab| lab.subnet).collect();
+    let others = Lab::all()?;
+    let taken: Vec<Subnet> = others.iter().map(|lab| lab.subnet).collect();
     Ok(Lab {
         name: arguments.name.clone(),
         subnet: super::network::free_subnet(&taken)?,
@@ -137,13 +145,31 @@ fn plan(arguments: &UpArguments) -> anyhow::Result<Lab> {
         hollow_nodes: arguments.hollow_nodes.unwrap_or(0),
         proxy_mode: arguments.proxy_mode.clone().unwrap_or_else(|| "nftables".to_owned()),
         store: arguments.store.clone().unwrap_or_else(|| "embedded".to_owned()),
-        node_cidr_mask: arguments.node_cidr_mask,
+        node_cidr_mask: arguments.node_cidr_mask.unwrap_or(24),
         images: images(&arguments.image)?,
         server_arguments: arguments.server_arg.clone(),
         node_arguments: arguments.node_arg.clone(),
         token: controlplane::token::BootstrapToken::generate().to_string(),
-        forwarding_before: super::network::forwarding(),
+        forwarding_before: forwarding_before(&others),
     })
+}
+
+/// The host's forwarding before the first lab, which turned it on: from another lab, as long as there is one.
+fn forwarding_before(others: &[Lab]) -> String {
+    others.first().map_or_else(super::network::forwarding, |lab| lab.forwarding_before.clone())
+}
+
+/// The flag whose value, where it is given, is not what the lab was made with.
+fn changed(lab: &Lab, arguments: &UpArguments, images: &[PathBuf]) -> Option<&'static str> {
+    let other = |asked: &[String], has: &[String]| !asked.is_empty() && asked != has;
+    [
+        ("--node-cidr-mask", arguments.node_cidr_mask.is_some_and(|mask| mask != lab.node_cidr_mask)),
+        ("--image", !images.is_empty() && images != lab.images),
+        ("--server-arg", other(&arguments.server_arg, &lab.server_arguments)),
+        ("--node-arg", other(&arguments.node_arg, &lab.node_arguments)),
+    ]
+    .into_iter()
+    .find_map(|(what, differs)| differs.then_some(what))
 }
 
 /// Absolute paths: nodes started later have another working directory.
@@ -183,12 +209,6 @@ fn write_credentials(lab: &Lab, network: &ClusterNetwork) -> anyhow::Result<()> 
     write_private(&lab.dir().join("join-token"), &token)
 }
 
-fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let mut file = std::fs::File::options().create(true).truncate(true).write(true).mode(0o600).open(path)?;
-    std::io::Write::write_all(&mut file, text.as_bytes()).with_context(|| format!("writing {}", path.display()))
-}
-
 /// Starts a member's process unless it runs.
 pub fn start(lab: &Lab, member: &str) -> anyhow::Result<()> {
     let pid_file = lab.pid_file(member);
@@ -203,7 +223,9 @@ pub fn start(lab: &Lab, member: &str) -> anyhow::Result<()> {
         HOLLOW => hollow_arguments(lab),
         node => agent_arguments(lab, node)?,
     };
-    processes::start(&lab.netns(member), member, &arguments, &lab.log(member), &pid_file)?;
+    // Everybody on this machine may read a process' arguments.
+    let environment = if member == SERVER { vec![("SKIFF_TOKEN", lab.token.as_str())] } else { Vec::new() };
+    processes::start(&lab.netns(member), member, &arguments, &environment, &lab.log(member), &pid_file)?;
     Ok(())
 }
 
@@ -221,8 +243,6 @@ fn server_arguments(lab: &Lab) -> Vec<String> {
         &address,
         "--store",
         &lab.store,
-        "--token",
-        &lab.token,
         "--node-cidr-mask",
         &lab.node_cidr_mask.to_string(),
         "--kubeconfig",
@@ -241,7 +261,9 @@ fn parse(arguments: &[String]) -> anyhow::Result<CommandLine> {
 }
 
 fn server_options(lab: &Lab) -> anyhow::Result<ServerArguments> {
-    match parse(&server_arguments(lab))?.command {
+    // Its environment has the token, whatever that of this process has.
+    let arguments = [server_arguments(lab), vec!["--token".to_owned(), lab.token.clone()]].concat();
+    match parse(&arguments)?.command {
         Command::Server(arguments) => Ok(*arguments),
         _ => bail!("the lab's server is no server"),
     }
@@ -382,4 +404,53 @@ async fn follow_nodes(lab: &Lab, missing: &mut BTreeSet<String>) -> anyhow::Resu
 fn is_ready(node: &Node) -> bool {
     let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
     conditions.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lab() -> Lab {
+        let lab = serde_json::json!({
+            "name": "a", "subnet": { "second": 64, "third": 0 }, "nodes": ["node-1"], "proxy_mode": "nftables",
+            "store": "embedded", "node_cidr_mask": 24, "images": ["/a.tar"], "server_arguments": ["--port=6444"],
+            "token": "abcdef.0123456789abcdef", "forwarding_before": "0",
+        });
+        serde_json::from_value(lab).unwrap()
+    }
+
+    #[test]
+    fn the_last_of_several_labs_knows_how_the_host_was() {
+        for before in ["0", "1"] {
+            let first = Lab { forwarding_before: before.to_owned(), ..lab() };
+            assert_eq!(forwarding_before(&[first]), before);
+        }
+    }
+
+    #[test]
+    fn the_token_is_no_argument_that_everybody_can_read() {
+        let lab = lab();
+        let all = [server_arguments(&lab), agent_arguments(&lab, "node-1").unwrap()].concat();
+        assert!(!all.iter().any(|word| word.contains("0123456789abcdef")), "{all:?}");
+    }
+
+    #[test]
+    fn what_a_lab_cannot_take_up_any_more_is_said() {
+        // flags, archives, the flag that is told of
+        type Case<'a> = (&'a [&'a str], &'a [&'a str], Option<&'a str>);
+        let cases: &[Case<'_>] = &[
+            (&[], &[], None),
+            (&["--server-arg=--port=6444", "--node-cidr-mask=24"], &["/a.tar"], None),
+            (&["--server-arg=--port=6445"], &[], Some("--server-arg")),
+            (&["--node-arg=--node-label=a=b"], &[], Some("--node-arg")),
+            (&["--node-cidr-mask=26"], &[], Some("--node-cidr-mask")),
+            (&[], &["/b.tar"], Some("--image")),
+        ];
+        for (flags, archives, expected) in cases {
+            let words: Vec<String> = ["lab", "up", "a"].iter().chain(*flags).map(|word| (*word).to_owned()).collect();
+            let Command::Lab(crate::lab::LabCommand::Up(arguments)) = parse(&words).unwrap().command else { panic!() };
+            let archives: Vec<PathBuf> = archives.iter().map(PathBuf::from).collect();
+            assert_eq!(changed(&lab(), &arguments, &archives), *expected, "{flags:?} {archives:?}");
+        }
+    }
 }

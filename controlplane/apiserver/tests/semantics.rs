@@ -298,6 +298,33 @@ async fn pods_are_bound_and_deleted_gracefully() {
     assert_eq!(get(&client, &path).await.0, 404);
 }
 
+/// The eviction itself writes to the pod, which is no reason to refuse it.
+#[tokio::test]
+async fn evictions_may_insist_on_a_version_of_the_pod() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    with_account(&client).await;
+    let path = format!("{BASE}/pods/web");
+    assert_eq!(post(&client, &format!("{BASE}/pods"), &pod("web")).await.0, 201);
+    let binding = json!({"metadata": {"name": "web"}, "target": {"kind": "Node", "name": "n1"}});
+    assert_eq!(post(&client, &format!("{path}/binding"), &binding).await.0, 201);
+    let (_, bound) = get(&client, &path).await;
+    let evict = async |version: &Value| {
+        let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "web"},
+            "deleteOptions": {"preconditions": {"resourceVersion": version}}});
+        post(&client, &format!("{path}/eviction"), &eviction).await
+    };
+    let (code, status) = evict(&json!("1")).await;
+    assert_eq!((code, status["reason"].as_str()), (409, Some("Conflict")), "{status}");
+    assert_eq!(get(&client, &path).await.1, bound);
+    let (code, status) = evict(&bound["metadata"]["resourceVersion"]).await;
+    assert_eq!(code, 201, "{status}");
+    let (_, going) = get(&client, &path).await;
+    assert!(going["metadata"]["deletionTimestamp"].is_string(), "{going}");
+    let why = going["status"]["conditions"].as_array().unwrap().iter().find(|held| held["type"] == "DisruptionTarget");
+    assert_eq!(why.unwrap()["reason"], "EvictionByEvictionAPI");
+}
+
 #[tokio::test]
 async fn namespaces_end_when_their_finalizer_goes() {
     let cluster = Cluster::start().await;
@@ -337,6 +364,43 @@ async fn scales_are_read_and_written() {
     assert_eq!((&deployment["spec"]["replicas"], &deployment["metadata"]["generation"]), (&json!(5), &json!(2)));
     let patch = json!({"spec": {"replicas": -1}}).to_string();
     assert_eq!(ask(&client, "PATCH", &scale, "application/merge-patch+json", &patch).await.0, 422);
+}
+
+/// That it says nothing does not make it none: whoever scales by what he reads would take all away.
+#[tokio::test]
+async fn custom_resources_that_say_no_replicas_have_no_scale() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let definition = json!({"metadata": {"name": "sets.example.com"}, "spec": {
+        "group": "example.com", "scope": "Namespaced", "names": {"plural": "sets", "kind": "Set"},
+        "versions": [{"name": "v1", "served": true, "storage": true,
+            "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}},
+            "subresources": {"scale": {"specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.replicas"}}}]}});
+    let definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    assert_eq!(post(&client, definitions, &definition).await.0, 201);
+    let path = "/apis/example.com/v1/namespaces/default/sets";
+    let served = async {
+        while get(&client, path).await.0 != 200 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(1), served).await.expect("served within a second");
+    let object = json!({"apiVersion": "example.com/v1", "kind": "Set", "metadata": {"name": "a"}, "spec": {}});
+    assert_eq!(post(&client, path, &object).await.0, 201);
+    let scale = format!("{path}/a/scale");
+    let patched = async |patch: Value| {
+        let patch = patch.to_string();
+        ask(&client, "PATCH", &scale, "application/merge-patch+json", &patch).await
+    };
+    let (code, status) = get(&client, &scale).await;
+    let missing = "Internal error occurred: the spec replicas field \".spec.replicas\" does not exist";
+    assert_eq!((code, status["message"].as_str()), (500, Some(missing)));
+    let (code, status) = patched(json!({"metadata": {"labels": {"a": "b"}}})).await;
+    let empty = "the spec replicas field \".spec.replicas\" cannot be empty";
+    assert_eq!((code, status["message"].as_str()), (400, Some(empty)));
+    let (code, after) = patched(json!({"spec": {"replicas": 0}})).await;
+    assert_eq!((code, &after["spec"]["replicas"]), (200, &json!(0)), "{after}");
+    assert_eq!(get(&client, &scale).await.0, 200);
 }
 
 #[tokio::test]

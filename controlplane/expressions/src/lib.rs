@@ -22,6 +22,7 @@ mod library;
 pub mod lists;
 mod literals;
 pub mod meter;
+mod nesting;
 mod network;
 mod parse;
 pub mod pattern;
@@ -409,6 +410,14 @@ mod tests {
         }
         let (outcome, spent) = compile("l.map(x, x * 2).sum()").unwrap().evaluate_within(&[("l", list)], 10_000);
         assert!(outcome.is_ok() && spent < 10_000, "{spent}");
+    }
+
+    #[test]
+    fn a_loop_over_pairs_that_ends_at_once_still_costs_making_them() {
+        let list = super::list((0..2000).map(Value::Int));
+        let program = compile("l.all(i, v, l.exists(j, w, true))").unwrap();
+        let (outcome, _) = program.evaluate_within(&[("l", list)], 200_000);
+        assert_eq!(outcome.unwrap_err().to_string(), EXCEEDED);
     }
 
     #[test]

@@ -269,6 +269,13 @@ fn join(This(this): This<Arc<Vec<Value>>>, Arguments(args): Arguments) -> Outcom
 /// `[key, value]` of each entry, or `[index, element]`.
 fn pairs(of: &Value) -> Outcome<Value> {
     let pair = |first: Value, second: &Value| list([first, second.clone()].into_iter());
+    // All are made, also for a loop that ends with the first.
+    let count = match of {
+        Value::List(items) => items.len(),
+        Value::Map(entries) => entries.map.len(),
+        _ => 0,
+    };
+    meter::spend(count as u64 / 10 + 1)?;
     match of {
         Value::List(items) => Ok(list(items.iter().enumerate().map(|(at, item)| pair(Value::Int(at as i64), item)))),
         Value::Map(entries) => Ok(list(entries.map.iter().map(|(key, value)| pair(key.into(), value)))),

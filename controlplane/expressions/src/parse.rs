@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use cel::common::ast::{EntryExpr, Expr, IdedExpr, SourceInfo};
 
-use crate::{CelError, library};
+use crate::{CelError, library, nesting};
 
 /// Code points of an expression, at most (cel-go's default).
 const LONGEST: usize = 100_000;
@@ -40,7 +40,7 @@ pub fn parse(text: &str) -> Result<Parsed, CelError> {
             &format!("expression code point size exceeds limit: size: {size}, limit {LONGEST}"),
         ));
     }
-    let (nesting, operators) = nesting(text);
+    let (nesting, operators) = nesting::of(text);
     if nesting > DEEPEST || operators > LONGEST / 10 {
         return Err(problem(text, 0, &format!("expression recursion limit exceeded: {DEEPEST}")));
     }
@@ -62,33 +62,6 @@ pub fn parse(text: &str) -> Result<Parsed, CelError> {
         }
         Ok(Parsed { root, source, depth })
     })
-}
-
-/// The deepest nesting of brackets, and the number of what else makes a tree deeper; text in
-/// quotes does not count.
-fn nesting(text: &str) -> (usize, usize) {
-    let (mut depth, mut deepest, mut operators) = (0_usize, 0, 0);
-    let mut quote: Option<u8> = None;
-    let bytes = text.as_bytes();
-    let mut at = 0;
-    while at < bytes.len() {
-        let byte = bytes[at];
-        match (quote, byte) {
-            (Some(_), b'\\') => at += 1,
-            (Some(open), byte) if byte == open => quote = None,
-            (Some(_), _) => {}
-            (None, b'\'' | b'"') => quote = Some(byte),
-            (None, b'(' | b'[' | b'{') => {
-                depth += 1;
-                deepest = deepest.max(depth);
-            }
-            (None, b')' | b']' | b'}') => depth = depth.saturating_sub(1),
-            (None, b'+' | b'-' | b'*' | b'/' | b'%' | b'!' | b'?' | b'.' | b'<' | b'>' | b'=') => operators += 1,
-            _ => {}
-        }
-        at += 1;
-    }
-    (deepest, operators)
 }
 
 /// Every node below and including `expr`, its children first or last as `visit` wants.
@@ -175,6 +148,13 @@ mod tests {
             "-".repeat(20_000) + "1",
             format!("a{}", ".a".repeat(20_000)),
             format!("1{}", "+1".repeat(20_000)),
+            format!("1{}", " in 1".repeat(15_000)),
+            format!("1{}", " in [1]".repeat(600)),
+            // What comes behind an odd quote is no text.
+            format!("r'\\' == ''{}", "+1".repeat(20_000)),
+            format!("'''it's''' == ''{}", "+1".repeat(20_000)),
+            format!("1 // it's\n{}", "+1".repeat(20_000)),
+            format!("'\n1{}", "+1".repeat(20_000)),
         ] {
             assert!(parse(&text).is_err(), "{}", &text[..40]);
         }
@@ -185,6 +165,7 @@ mod tests {
             format!("1{}", "+1".repeat(300)),
             format!("true{}", " && true".repeat(2000)),
             format!("'{}'.size() > 0", "(".repeat(5000)),
+            format!("r'\\' == '''it's{}'''", "+".repeat(20_000)),
         ] {
             assert!(parse(&text).is_ok(), "{}", &text[..40]);
         }

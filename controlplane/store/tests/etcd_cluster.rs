@@ -1,4 +1,5 @@
-//! Three etcd members, one of which is killed: writes and watches go on.
+//! What only etcd's clients have to bear: of three members one is killed, and writes and watches go on;
+//! one connection is shared by all.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
@@ -6,7 +7,8 @@ mod common;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{EtcdProcess, connect, events_until, steps};
+use common::{EtcdProcess, connect, done, events_until, next, steps};
+use futures::StreamExt;
 use store::{Etcd, EtcdOptions, KeyValue, Store, StoreError, Txn, TxnOutcome};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -32,6 +34,32 @@ async fn the_loss_of_any_member_is_survived() {
     assert!(revisions.windows(2).all(|pair| pair[0] < pair[1]), "once each, in order: {revisions:?}");
     assert!(confirmed.iter().all(|revision| revisions.contains(revision)), "every answered write was seen");
     assert_eq!(events.last().unwrap().value.as_ref().unwrap(), &writes.to_string());
+}
+
+/// What lies unread in them counts on the connection that all calls go through.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watches_that_nobody_reads_hold_up_no_call() {
+    const WRITES: usize = 2500;
+    const WATCHES: usize = 8;
+    let dir = tempfile::tempdir().unwrap();
+    let etcd = EtcdProcess::start(&dir);
+    let store = connect(&EtcdOptions { compact_every: None, ..EtcdOptions::new([etcd.url.clone()]) }, &dir).await;
+    let writes = (0..WRITES).map(|n| store.txn(Txn::create(format!("/k/{n}"), vec![0u8; 8192])));
+    let writes: Vec<_> = futures::stream::iter(writes).buffer_unordered(50).collect().await;
+    for outcome in writes {
+        done(outcome);
+    }
+    // etcd sends a thousand revisions at once: of each watch there is more to come.
+    let mut watches = Vec::new();
+    for _ in 0..WATCHES {
+        let mut watch = store.watch("/k/", 1).await.unwrap();
+        assert!(next(&mut watch).await.unwrap().events.len() < WRITES);
+        watches.push(watch);
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let write = store.txn(Txn::create("/other", "1"));
+    let answer = tokio::time::timeout(Duration::from_secs(5), write).await;
+    done(answer.expect("the connection goes on"));
 }
 
 /// Counts a key up, reading it again when a write has no answer. The revisions that were answered.

@@ -8,16 +8,19 @@ use api::quantity::Quantity;
 use api::resources::{self, Side};
 use k8s_openapi::api::core::v1::{Pod, Volume};
 
-use super::{disk_usage, evict};
+use super::{disk_usage, evict, viable};
 use crate::context::NodeContext;
 use crate::manager::Manager;
 use crate::pod::mailbox::Snapshot;
 
 const EPHEMERAL_STORAGE: &str = "ephemeral-storage";
 
+/// What each run wrote into its image, bytes by run id.
+pub type Written = BTreeMap<String, u64>;
+
 /// Bytes on disk.
 #[derive(Debug, Default)]
-struct Used {
+pub struct Used {
     /// Of emptyDir volumes, by name.
     empty_dirs: BTreeMap<String, u64>,
     /// Of containers, by name: what they wrote into their image, and their logs.
@@ -43,13 +46,11 @@ fn exceeded(pod: &Pod, used: &Used) -> Option<String> {
             return Some(format!("Usage of EmptyDir volume \"{}\" exceeds the limit \"{limit}\". ", volume.name));
         }
     }
-    if let Some(limit) = resources::of_pod(spec, Side::Limits).get(EPHEMERAL_STORAGE).copied() {
-        let on_disk = spec.volumes.iter().flatten().filter(|volume| !in_memory(volume));
-        let volumes: u64 = on_disk.filter_map(|volume| used.empty_dirs.get(&volume.name)).sum();
-        let all = volumes + used.containers.values().sum::<u64>();
-        if !limit.is_zero() && all > bytes(limit) {
-            return Some(format!("Pod ephemeral local storage usage exceeds the total limit of containers {limit}. "));
-        }
+    if let Some(limit) = resources::of_pod(spec, Side::Limits).get(EPHEMERAL_STORAGE).copied()
+        && !limit.is_zero()
+        && on_disk(pod, used) > bytes(limit)
+    {
+        return Some(format!("Pod ephemeral local storage usage exceeds the total limit of containers {limit}. "));
     }
     spec.containers.iter().find_map(|container| {
         let limit = resources::of_container(container, Side::Limits).get(EPHEMERAL_STORAGE).copied()?;
@@ -57,6 +58,13 @@ fn exceeded(pod: &Pod, used: &Used) -> Option<String> {
         (!limit.is_zero() && used > bytes(limit))
             .then(|| format!("Container {} exceeded its local ephemeral storage limit \"{limit}\". ", container.name))
     })
+}
+
+/// Everything that the pod has on disk. Volumes that lie elsewhere are not among that.
+pub fn on_disk(pod: &Pod, used: &Used) -> u64 {
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).filter(|volume| !in_memory(volume));
+    let volumes: u64 = volumes.filter_map(|volume| used.empty_dirs.get(&volume.name)).sum();
+    volumes + used.containers.values().sum::<u64>()
 }
 
 fn in_memory(volume: &Volume) -> bool {
@@ -69,32 +77,35 @@ fn is_limited(pod: &Pod) -> bool {
         || spec.containers.iter().any(|one| resources::of_container(one, Side::Limits).contains_key(EPHEMERAL_STORAGE))
 }
 
-/// Ends the pods that use more than they may.
-pub async fn enforce(node: &Arc<NodeContext>, manager: &Manager) {
-    let limited = manager.snapshots().into_iter().filter(|one| !one.ended && is_limited(&one.pod));
-    let limited: Vec<Snapshot> = limited.collect();
+/// Ends the pods that use more than they may. Returns whether there were any.
+pub async fn enforce(node: &Arc<NodeContext>, manager: &Manager) -> bool {
+    let limited: Vec<Snapshot> = viable(manager).filter(|one| is_limited(&one.pod)).collect();
     if limited.is_empty() {
-        return;
+        return false;
     }
-    let written = match node.runtime.written().await {
-        Ok(written) => written,
-        Err(error) => {
-            tracing::debug!(%error, "the container runtime did not say what containers have written");
-            BTreeMap::new()
-        }
-    };
+    let written = Arc::new(written(node).await);
+    let mut evicted = false;
     for snapshot in limited {
         let pod = snapshot.pod.clone();
         let reading = (node.clone(), written.clone());
         let used = tokio::task::spawn_blocking(move || measure(&reading.0, &snapshot, &reading.1)).await;
         if let Some(message) = used.ok().and_then(|used| exceeded(&pod, &used)) {
             evict(node, manager, &pod, message);
+            evicted = true;
         }
     }
+    evicted
 }
 
-/// `written` is what each run wrote into its image, by run id.
-fn measure(node: &NodeContext, snapshot: &Snapshot, written: &BTreeMap<String, u64>) -> Used {
+pub async fn written(node: &NodeContext) -> Written {
+    node.runtime.written().await.unwrap_or_else(|error| {
+        tracing::debug!(%error, "the container runtime did not say what containers have written");
+        Written::new()
+    })
+}
+
+/// May take long: every file is looked at.
+pub fn measure(node: &NodeContext, snapshot: &Snapshot, written: &Written) -> Used {
     let pod = &snapshot.pod;
     let uid = pod.metadata.uid.clone().unwrap_or_default();
     let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
@@ -143,5 +154,17 @@ mod tests {
             };
             assert_eq!(exceeded(&pod(resources), &used).as_deref(), expected, "{v} {c} {d}");
         }
+    }
+
+    #[test]
+    fn only_what_is_on_the_nodes_disk_counts_when_it_is_full() {
+        let volumes = json!([{"name": "v", "emptyDir": {}}, {"name": "m", "emptyDir": {"medium": "Memory"}},
+            {"name": "far", "nfs": {"server": "s", "path": "/"}}]);
+        let pod: Pod = serde_json::from_value(json!({"spec": {"containers": [], "volumes": volumes}})).unwrap();
+        let used = Used {
+            empty_dirs: BTreeMap::from([("v".to_owned(), 1), ("m".to_owned(), 10)]),
+            containers: BTreeMap::from([("c".to_owned(), 100)]),
+        };
+        assert_eq!(on_disk(&pod, &used), 101);
     }
 }

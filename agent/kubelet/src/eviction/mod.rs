@@ -1,7 +1,8 @@
 //! Keeping the node alive when memory or disk runs out (`pkg/kubelet/eviction`).
 //!
-//! [`rank`] and [`pressure_of`] are pure; [`run`] looks every ten seconds, sets the node's pressure
-//! conditions, and ends at most one pod a time. [`local_storage`] ends those that use more than they may.
+//! [`rank`] and [`pressure_of`] are pure; [`run`] looks every ten seconds and sets the node's pressure
+//! conditions. [`local_storage`] ends the pods that use more than they may. If there are none, images go
+//! that nobody uses, and if that is not enough, one pod at a time.
 
 mod local_storage;
 
@@ -18,19 +19,24 @@ use tokio::time::Instant;
 
 use crate::config::EvictionThresholds;
 use crate::context::NodeContext;
-use crate::images::gc::image_file_system;
-use crate::manager::Manager;
+use crate::images::gc::{image_file_system, remove_unused};
+use crate::manager::{Manager, is_final};
 use crate::node::heartbeat::{Heartbeat, node_event_of};
 use crate::node::machine::{FileSystem, available_memory, file_system};
 use crate::node::status::Pressure;
+use crate::pod::labels;
+use crate::pod::mailbox::Snapshot;
 use crate::pod::status::{Cause, EVICTED, Verdict};
 use crate::spec::sandbox::qos;
+use local_storage::Written;
 
 const PERIOD: Duration = Duration::from_secs(10);
 /// A pod that is evicted because the node is in danger is killed at once.
 const HARD_GRACE: i64 = 1;
-/// Pods of this priority and above are never evicted (system-node-critical).
-const CRITICAL: i32 = 2_000_001_000;
+/// Pods of this priority and above are critical (`SystemCriticalPriority`).
+const CRITICAL: i32 = 2_000_000_000;
+/// What is met when memory is short.
+const MEMORY: &str = "memory";
 
 /// What the node has left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +66,7 @@ pub fn pressure_of(signals: &Signals, thresholds: &EvictionThresholds) -> Vec<Me
             met.push(Met { resource, threshold: bytes(threshold), available: bytes(available) });
         }
     };
-    check("memory", signals.memory_available, thresholds.memory_available);
+    check(MEMORY, signals.memory_available, thresholds.memory_available);
     let (nodefs, imagefs) = (signals.nodefs, signals.imagefs);
     check("ephemeral-storage", nodefs.available, share(nodefs.bytes, thresholds.nodefs_available_percent));
     check("inodes", nodefs.inodes_free, share(nodefs.inodes, thresholds.nodefs_inodes_percent));
@@ -86,46 +92,53 @@ pub fn rank(candidates: &mut [Candidate]) {
     });
 }
 
-fn may_be_evicted(pod: &Pod) -> bool {
-    let spec = pod.spec.as_ref();
-    let critical = spec.and_then(|spec| spec.priority).is_some_and(|priority| priority >= CRITICAL);
+/// Whether the node needs the pod: it stays, and is taken, whatever is short (`types.IsCriticalPod`).
+pub fn is_critical(pod: &Pod) -> bool {
     let annotations = pod.metadata.annotations.as_ref();
-    let is_static = annotations.is_some_and(|annotations| annotations.contains_key(crate::pod::labels::CONFIG_HASH));
-    !(critical || is_static && spec.and_then(|spec| spec.priority).unwrap_or(0) >= CRITICAL)
+    // Nobody would start a static pod again.
+    let is_static = annotations.and_then(|all| all.get(labels::CONFIG_SOURCE)).is_some_and(|source| source == "file");
+    is_static || pod.spec.as_ref().and_then(|spec| spec.priority).is_some_and(|priority| priority >= CRITICAL)
 }
 
 pub async fn run(node: Arc<NodeContext>, manager: Arc<Manager>, heartbeat: Arc<Heartbeat>) {
     // When each kind of pressure was last seen, so that it does not flap.
     let mut seen: BTreeMap<&'static str, Instant> = BTreeMap::new();
     loop {
-        let signals = Signals {
-            memory_available: available_memory(),
-            nodefs: file_system(&node.config.layout.root).unwrap_or_default(),
-            imagefs: image_file_system(&node).await,
-        };
-        let met = pressure_of(&signals, &node.config.eviction);
+        let met = pressure_of(&signals(&node).await, &node.config.eviction);
         for threshold in &met {
-            seen.insert(if threshold.resource == "memory" { "memory" } else { "disk" }, Instant::now());
+            seen.insert(if threshold.resource == MEMORY { MEMORY } else { "disk" }, Instant::now());
         }
         let recently =
             |kind| seen.get(kind).is_some_and(|at: &Instant| at.elapsed() < node.config.eviction.transition_period);
-        heartbeat.set_pressure(Pressure { memory: recently("memory"), disk: recently("disk"), pid: false });
-        match met.first() {
-            Some(first) => relieve(&node, &manager, first),
-            None => local_storage::enforce(&node, &manager).await,
+        let pressure = Pressure { memory: recently(MEMORY), disk: recently("disk"), pid: false };
+        *node.pressure.write() = pressure;
+        heartbeat.set_pressure(pressure);
+        if !local_storage::enforce(&node, &manager).await
+            && let Some(first) = met.first()
+        {
+            relieve(&node, &manager, first).await;
         }
         tokio::time::sleep(PERIOD).await;
     }
 }
 
-fn relieve(node: &NodeContext, manager: &Manager, met: &Met) {
+async fn signals(node: &NodeContext) -> Signals {
+    Signals {
+        memory_available: available_memory(),
+        nodefs: file_system(&node.config.layout.root).unwrap_or_default(),
+        imagefs: image_file_system(node).await,
+    }
+}
+
+async fn relieve(node: &Arc<NodeContext>, manager: &Manager, met: &Met) {
     node_event_of(node, EventType::Warning, "EvictionThresholdMet", &format!("Attempting to reclaim {}", met.resource));
-    let mut candidates: Vec<Candidate> = manager
-        .snapshots()
-        .into_iter()
-        .filter(|snapshot| !snapshot.ended && may_be_evicted(&snapshot.pod))
-        .map(|snapshot| candidate(node, snapshot.pod, met.resource))
-        .collect();
+    if met.resource != MEMORY {
+        remove_unused(node).await;
+        if pressure_of(&signals(node).await, &node.config.eviction).is_empty() {
+            return;
+        }
+    }
+    let mut candidates = candidates(node, manager, met.resource).await;
     rank(&mut candidates);
     let Some(chosen) = candidates.into_iter().next() else { return };
     let message = format!(
@@ -135,13 +148,29 @@ fn relieve(node: &NodeContext, manager: &Manager, met: &Met) {
     evict(node, manager, &chosen.pod, message);
 }
 
-fn candidate(node: &NodeContext, pod: Arc<Pod>, resource: &str) -> Candidate {
-    let uid = pod.metadata.uid.clone().unwrap_or_default();
-    let name = if resource == "memory" { "memory" } else { "ephemeral-storage" };
+/// The pods that may be ended. One that has ended, and whose volumes a driver does not take back yet, cannot be
+/// ended again.
+fn viable(manager: &Manager) -> impl Iterator<Item = Snapshot> {
+    manager.snapshots().into_iter().filter(|one| !one.ended && !is_final(&one.pod) && !is_critical(&one.pod))
+}
+
+async fn candidates(node: &Arc<NodeContext>, manager: &Manager, resource: &'static str) -> Vec<Candidate> {
+    let alive: Vec<Snapshot> = viable(manager).collect();
+    let written = if resource == MEMORY { BTreeMap::new() } else { local_storage::written(node).await };
+    let node = node.clone();
+    // What is on disk is found by a walk through all files.
+    let look = move || alive.iter().map(|one| candidate(&node, one, resource, &written)).collect::<Vec<_>>();
+    tokio::task::spawn_blocking(look).await.unwrap_or_default()
+}
+
+fn candidate(node: &NodeContext, snapshot: &Snapshot, resource: &str, written: &Written) -> Candidate {
+    let pod = snapshot.pod.clone();
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    let name = if resource == MEMORY { MEMORY } else { "ephemeral-storage" };
     let request = pod.spec.as_ref().and_then(|spec| resources::of_pod(spec, Side::Requests).get(name).copied());
     let usage = match resource {
-        "memory" => node.cgroups.pod_usage(qos(&pod), &uid).map_or(0, |usage| usage.memory_working_set),
-        _ => disk_usage(&node.config.layout.pod(&uid)),
+        MEMORY => node.cgroups.pod_usage(qos(&pod), uid).map_or(0, |usage| usage.memory_working_set),
+        _ => local_storage::on_disk(&pod, &local_storage::measure(node, snapshot, written)),
     };
     Candidate { pod, usage, request: request.map_or(0, |request| request.units().max(0).unsigned_abs()) }
 }
@@ -210,10 +239,16 @@ mod tests {
     }
 
     #[test]
-    fn critical_pods_stay() {
-        let pod = |priority: i32| {
-            serde_json::from_value::<Pod>(json!({"spec": {"containers": [], "priority": priority}})).unwrap()
-        };
-        assert!(may_be_evicted(&pod(0)) && !may_be_evicted(&pod(CRITICAL)));
+    fn critical_pods_and_static_ones_stay() {
+        for (annotations, priority, critical) in [
+            (json!({}), json!(null), false),
+            (json!({}), json!(1_000_000_000), false),
+            (json!({}), json!(CRITICAL), true),
+            (json!({"kubernetes.io/config.source": "file"}), json!(null), true),
+            (json!({"kubernetes.io/config.source": "api"}), json!(0), false),
+        ] {
+            let pod = json!({"metadata": {"annotations": annotations}, "spec": {"containers": [], "priority": priority}});
+            assert_eq!(is_critical(&serde_json::from_value(pod.clone()).unwrap()), critical, "{pod}");
+        }
     }
 }

@@ -1,5 +1,5 @@
 //! Which images go when the disk fills (`pkg/kubelet/images/image_gc_manager.go`), and with them, or
-//! with those that somebody else removed, what is known of whose pulls brought them. [`choose`] is pure.
+//! with those that somebody else removed, what is known of whose pulls brought them. [`in_order`] is pure.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use proto::runtime::v1 as cri;
 
 use crate::context::NodeContext;
+use crate::cri::RuntimeError;
 use crate::node::heartbeat::node_event_of;
 use crate::node::machine::{FileSystem, file_system};
 
@@ -25,24 +26,35 @@ pub struct Candidate {
     pub first_seen: Timestamp,
 }
 
-/// The images to remove to free `wanted` bytes: the least recently used first, none younger than
-/// `min_age`.
-pub fn choose(mut candidates: Vec<Candidate>, wanted: u64, now: Timestamp, min_age: Duration) -> Vec<Candidate> {
+/// The images that may go, the least recently used first, none younger than `min_age`.
+pub fn in_order(mut candidates: Vec<Candidate>, now: Timestamp, min_age: Duration) -> Vec<Candidate> {
     candidates.sort_by_key(|image| (image.last_used, image.first_seen));
-    let mut freed = 0;
-    let mut chosen = Vec::new();
-    for image in candidates {
+    let age = |image: &Candidate| Duration::try_from(now.duration_since(image.first_seen)).unwrap_or_default();
+    candidates.retain(|image| age(image) >= min_age);
+    candidates
+}
+
+/// Removes images, one after the other, until `wanted` bytes are free; returns those that are gone. One that
+/// cannot be removed keeps none of the others.
+async fn free<F>(images: Vec<Candidate>, wanted: u64, remove: impl Fn(String) -> F) -> Vec<Candidate>
+where
+    F: Future<Output = Result<(), RuntimeError>>,
+{
+    let (mut freed, mut gone) = (0_u64, Vec::new());
+    for image in images {
         if freed >= wanted {
             break;
         }
-        let age = Duration::try_from(now.duration_since(image.first_seen)).unwrap_or_default();
-        if age < min_age {
-            continue;
+        tracing::info!(image = image.id, bytes = image.bytes, "removing an unused image to free disk space");
+        match remove(image.id.clone()).await {
+            Ok(()) => {
+                freed = freed.saturating_add(image.bytes);
+                gone.push(image);
+            }
+            Err(error) => tracing::warn!(%error, image = image.id, "an unused image could not be removed"),
         }
-        freed += image.bytes;
-        chosen.push(image);
     }
-    chosen
+    gone
 }
 
 /// Bytes to free: down to the low mark once the high mark is passed.
@@ -91,21 +103,23 @@ impl Records {
 }
 
 pub async fn run(node: Arc<NodeContext>) {
-    let mut records = Records::default();
     loop {
-        if let Err(error) = collect(&node, &mut records, None).await {
+        if let Err(error) = collect(&node, None).await {
             tracing::warn!(%error, "image garbage collection failed; trying again later");
         }
         tokio::time::sleep(PERIOD).await;
     }
 }
 
+/// Removes every image that no container uses, but for young ones: the disk is too full.
+pub async fn remove_unused(node: &NodeContext) {
+    if let Err(error) = collect(node, Some(u64::MAX)).await {
+        tracing::warn!(%error, "unused images could not be looked for");
+    }
+}
+
 /// Frees what the thresholds ask for, or `bytes`.
-async fn collect(
-    node: &NodeContext,
-    records: &mut Records,
-    bytes: Option<u64>,
-) -> Result<(), crate::cri::RuntimeError> {
+async fn collect(node: &NodeContext, bytes: Option<u64>) -> Result<(), RuntimeError> {
     let began = Timestamp::now();
     let (images, containers) = tokio::try_join!(node.runtime.list_images(), node.runtime.list_containers(None))?;
     let mut present: HashSet<&str> = images.iter().map(|image| image.id.as_str()).collect();
@@ -115,7 +129,7 @@ async fn collect(
         .filter(|name| !name.is_empty())
         .collect();
     let now = Timestamp::now();
-    let candidates = records.candidates(&images, &used, now);
+    let candidates = node.images.usage.lock().candidates(&images, &used, now);
     let policy = &node.config.image_gc;
     let fs = image_file_system(node).await;
     let wanted = bytes.unwrap_or_else(|| wanted(fs, policy.high_percent, policy.low_percent));
@@ -123,15 +137,14 @@ async fn collect(
         node.images.prune(&present, began);
         return Ok(());
     }
-    let mut freed = 0;
-    for image in choose(candidates, wanted, now, policy.min_age) {
-        tracing::info!(image = image.id, bytes = image.bytes, "removing an unused image to free disk space");
-        node.runtime.remove_image(&image.id).await?;
+    let remove = |id: String| async move { node.runtime.remove_image(&id).await };
+    let gone = free(in_order(candidates, now, policy.min_age), wanted, remove).await;
+    for image in &gone {
         present.remove(image.id.as_str());
-        freed += image.bytes;
     }
     node.images.prune(&present, began);
-    if freed < wanted {
+    let freed: u64 = gone.iter().map(|image| image.bytes).sum();
+    if bytes.is_none() && freed < wanted {
         let message = format!(
             "Failed to garbage collect required amount of images. Attempted to free {wanted} bytes, but only found {freed} bytes eligible to free."
         );
@@ -158,26 +171,32 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
+    fn image(id: &str, last_used: i64, first_seen: i64) -> Candidate {
+        Candidate { id: id.into(), bytes: 10, last_used: at(last_used), first_seen: at(first_seen) }
+    }
+
+    fn ids(images: &[Candidate]) -> Vec<&str> {
+        images.iter().map(|image| image.id.as_str()).collect()
+    }
+
     #[test]
     fn the_least_recently_used_go_first_and_young_ones_stay() {
-        let image = |id: &str, bytes, last_used, first_seen| Candidate {
-            id: id.into(),
-            bytes,
-            last_used: at(last_used),
-            first_seen: at(first_seen),
+        let all = vec![image("new", 0, 990), image("old", 5, 1), image("older", 2, 1), image("recent", 900, 1)];
+        assert_eq!(ids(&in_order(all, at(1000), Duration::from_secs(120))), ["older", "old", "recent"]);
+    }
+
+    #[tokio::test]
+    async fn an_image_that_cannot_be_removed_keeps_no_others() {
+        let remove = |id: String| async move {
+            match id.as_str() {
+                "stuck" => Err(RuntimeError::Incomplete { call: "RemoveImage", missing: "image" }),
+                _ => Ok(()),
+            }
         };
-        let all = vec![
-            image("new", 10, 0, 990),
-            image("old", 10, 5, 1),
-            image("older", 10, 2, 1),
-            image("recent", 10, 900, 1),
-        ];
-        let names = |wanted| -> Vec<String> {
-            choose(all.clone(), wanted, at(1000), Duration::from_secs(120)).into_iter().map(|image| image.id).collect()
-        };
-        assert_eq!(names(1), ["older"]);
-        assert_eq!(names(15), ["older", "old"]);
-        assert_eq!(names(100), ["older", "old", "recent"]);
+        for (wanted, gone) in [(1, &["a"][..]), (10, &["a"]), (11, &["a", "b"]), (u64::MAX, &["a", "b"])] {
+            let images = vec![image("stuck", 1, 1), image("a", 2, 1), image("b", 3, 1)];
+            assert_eq!(ids(&free(images, wanted, remove).await), gone, "{wanted}");
+        }
     }
 
     #[test]

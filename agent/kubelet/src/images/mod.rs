@@ -53,6 +53,8 @@ pub struct Images {
     /// The error that a back-off repeats.
     last_error: Mutex<HashMap<String, LastError>>,
     records: Records,
+    /// When images were used last.
+    usage: Mutex<gc::Records>,
     providers: Providers,
     /// Of the providers' configuration.
     providers_hash: String,
@@ -100,6 +102,7 @@ impl Images {
             backoff: Mutex::default(),
             last_error: Mutex::default(),
             records: Records::open(&config.layout.image_manager(), config.image_verification.clone())?,
+            usage: Mutex::default(),
             providers: Providers::new(&config.credential_providers, client, totals.clone()),
             providers_hash: config.credential_providers.hash.clone(),
             totals,

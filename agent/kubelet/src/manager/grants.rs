@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::{Manager, is_final, uid_of};
 use crate::admission;
+use crate::node::status::Pressure;
 use crate::pod::mailbox::Source;
 use crate::resize;
 
@@ -68,6 +69,7 @@ impl Manager {
             unsafe_sysctls: &[],
             apparmor: true,
             strict_groups: None,
+            pressure: Pressure::default(),
         };
         let pending = resize::refuse(&pod, &view, source != Source::Api);
         let mut state = self.state.lock();

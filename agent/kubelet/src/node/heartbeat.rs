@@ -58,8 +58,11 @@ impl Heartbeat {
         *self.pressure.lock()
     }
 
-    fn last_conditions(&self) -> Vec<NodeCondition> {
-        self.last.lock().as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default()
+    /// What the Node's conditions were before: as the API has them, where others may have changed them and
+    /// an earlier process has left them; as last sent while it does not answer.
+    fn last_conditions(&self, held: Option<&NodeStatus>) -> Vec<NodeCondition> {
+        let sent = self.last.lock();
+        held.or(sent.as_ref()).and_then(|status| status.conditions.clone()).unwrap_or_default()
     }
 }
 
@@ -85,7 +88,7 @@ async fn keep_status(node: Arc<NodeContext>, heartbeat: Arc<Heartbeat>) {
     loop {
         if !registered {
             advertised = Amounts::new();
-            let (status, _) = fresh_status(&node, &heartbeat, &advertised).await;
+            let (status, _) = fresh_status(&node, &heartbeat, None, &advertised).await;
             match register(&node, &status).await {
                 Ok((existing, created)) => {
                     registered = true;
@@ -108,7 +111,7 @@ async fn keep_status(node: Arc<NodeContext>, heartbeat: Arc<Heartbeat>) {
         if object.is_some() {
             advertised = status::advertised(held, reset);
         }
-        let (fresh, ready) = fresh_status(&node, &heartbeat, &advertised).await;
+        let (fresh, ready) = fresh_status(&node, &heartbeat, held, &advertised).await;
         let withdrawn = status::withdrawn(held, &fresh);
         if held.is_some_and(|held| !is_agreed(held, &fresh)) || !withdrawn.is_empty() {
             sent = None;
@@ -240,7 +243,12 @@ fn same(a: &Value, b: &Value) -> bool {
     without(a) == without(b)
 }
 
-async fn fresh_status(node: &NodeContext, heartbeat: &Heartbeat, advertised: &Amounts) -> (NodeStatus, bool) {
+async fn fresh_status(
+    node: &NodeContext,
+    heartbeat: &Heartbeat,
+    held: Option<&NodeStatus>,
+    advertised: &Amounts,
+) -> (NodeStatus, bool) {
     let (runtime, version, images) =
         tokio::join!(node.runtime.status(), node.runtime.version(), node.runtime.list_images());
     let problem = runtime.as_ref().err().map(ToString::to_string).unwrap_or_default();
@@ -255,7 +263,7 @@ async fn fresh_status(node: &NodeContext, heartbeat: &Heartbeat, advertised: &Am
             RuntimeFeatures { recursive_read_only_mounts: recursive, strict_groups: Some(strict) };
     }
     let root = file_system(&node.config.layout.root).unwrap_or_default();
-    let last = heartbeat.last_conditions();
+    let last = heartbeat.last_conditions(held);
     let status = status::generate(&View {
         config: &node.config,
         machine: &node.machine,
@@ -379,6 +387,21 @@ mod tests {
         let status = |heartbeat: &str, ready: &str| json!({"conditions": [{"type": "Ready", "status": ready, "lastHeartbeatTime": heartbeat}]});
         assert!(same(&status("1", "True"), &status("2", "True")));
         assert!(!same(&status("1", "True"), &status("1", "False")));
+    }
+
+    #[test]
+    fn transitions_count_from_what_the_api_has() {
+        let status = |ready: &str, at: &str| -> NodeStatus {
+            let ready = json!({"type": "Ready", "status": ready, "lastTransitionTime": at});
+            serde_json::from_value(json!({"conditions": [ready]})).unwrap()
+        };
+        let (old, unknown) = (status("True", "2026-01-01T00:00:00Z"), status("Unknown", "2026-01-02T00:00:00Z"));
+        let heartbeat = Heartbeat::default();
+        assert!(heartbeat.last_conditions(None).is_empty());
+        assert_eq!(heartbeat.last_conditions(Some(&old)), old.conditions.clone().unwrap(), "of an earlier process");
+        *heartbeat.last.lock() = Some(old.clone());
+        assert_eq!(heartbeat.last_conditions(Some(&unknown)), unknown.conditions.unwrap(), "it was cut off");
+        assert_eq!(heartbeat.last_conditions(None), old.conditions.unwrap());
     }
 
     #[test]

@@ -50,7 +50,7 @@ pub struct View<'a> {
     pub devices: &'a [DeviceCount],
     /// What people say that the node has, by their patches of its capacity.
     pub advertised: &'a Amounts,
-    /// The conditions as last sent.
+    /// The conditions as they were before.
     pub last: &'a [NodeCondition],
     pub now: Timestamp,
 }

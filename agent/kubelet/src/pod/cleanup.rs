@@ -50,6 +50,8 @@ pub async fn purge(node: &NodeContext, pod: &Arc<Pod>, observed: &Observed) -> R
         }
     }
     let layout = &node.config.layout;
+    // One that was given up on may have been bound since.
+    sub_path::release_all(&layout.pod(&uid).join("volume-subpaths"));
     for directory in [layout.pod_logs(&text(&meta.namespace), &text(&meta.name), &uid), layout.pod(&uid)] {
         if let Err(error) = remove_tree(&directory) {
             problems.push(format!("removing {}: {error}", directory.display()));

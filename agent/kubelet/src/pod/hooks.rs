@@ -57,12 +57,12 @@ async fn http_hook(container: &Container, pod_ip: Option<&str>, get: &HTTPGetAct
     let port = resolve_port(container, &get.port).ok_or_else(|| format!("couldn't find port: {:?}", get.port))?;
     let host = get.host.clone().filter(|host| !host.is_empty()).or_else(|| pod_ip.map(str::to_owned));
     let host = host.ok_or("the pod has no address yet")?;
-    let request = http::Request::from_action(get, &host, port);
-    match http::fetch(&request, Duration::from_secs(30)).await {
-        Ok(answer) if answer.status < 400 => Ok(()),
-        Ok(answer) => Err(format!("HTTP hook returned status code {}", answer.status)),
-        Err(error) => Err(error),
+    let mut request = http::Request::from_action(get, &host, port);
+    if !request.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("user-agent")) {
+        request.headers.push(("user-agent".to_owned(), format!("kube-lifecycle/{}", api::version::SHORT)));
     }
+    // Whoever answers was told, whatever the answer is (`handlers.go: runHTTPHandler`).
+    http::fetch(&request, Duration::from_secs(30)).await.map(drop)
 }
 
 /// A port by number, or by the name the container gives it.
@@ -73,5 +73,34 @@ pub fn resolve_port(container: &Container, port: &IntOrString) -> Option<u16> {
             let named = container.ports.iter().flatten().find(|port| port.name.as_deref() == Some(text));
             named.and_then(|port| u16::try_from(port.container_port).ok()).or_else(|| text.parse().ok())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_hook_that_is_answered_has_not_failed_whatever_the_answer_says() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let get: HTTPGetAction = serde_json::from_value(json!({"path": "/", "port": port})).unwrap();
+        let answer = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut asked = vec![0; 1024];
+            let read = stream.read(&mut asked).await.unwrap();
+            let answer = "HTTP/1.1 500 No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            String::from_utf8_lossy(&asked[..read]).to_lowercase()
+        };
+        let container = Container::default();
+        let (asked, outcome) = tokio::join!(answer, http_hook(&container, Some("127.0.0.1"), &get));
+        assert_eq!(outcome, Ok(()));
+        assert!(asked.contains("user-agent: kube-lifecycle/1."), "{asked}");
+        drop(listener);
+        assert!(http_hook(&container, Some("127.0.0.1"), &get).await.is_err(), "nobody answers");
     }
 }

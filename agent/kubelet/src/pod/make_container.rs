@@ -17,6 +17,7 @@ use crate::spec::container::{Resolved, config, from_ephemeral, termination_path}
 use crate::spec::env::{self, Sources};
 use crate::spec::{env_file, hosts, mounts, security};
 use crate::volume_contract::VolumePaths;
+use crate::volumes::blocking;
 
 /// Permanent-looking failures are tried again after this long, as Kubernetes' next sync would.
 const RETRY: SignedDuration = SignedDuration::from_secs(10);
@@ -125,7 +126,7 @@ async fn create(node: &NodeContext, order: &Order) -> Result<String, Failure> {
     let environment = devices::environment(&extras.given, environment);
     let mut mounts = image_mounts(node, order, &environment, &sandbox_config).await?;
     mounts.extend(devices::mounts(&extras.given, &node.config.layout));
-    mounts.extend(all_mounts(node, order, &volumes, &environment).map_err(config_error)?);
+    mounts.extend(all_mounts(node, order, &volumes, &environment).await.map_err(config_error)?);
     let mut security = container_security(node, order, &image).map_err(config_error)?;
     if let (Some(target), Some(options)) = (&order.target, security.namespace_options.as_mut()) {
         options.pid = cri::NamespaceMode::Target as i32;
@@ -219,7 +220,7 @@ async fn sources(
     Ok(sources)
 }
 
-fn all_mounts(
+async fn all_mounts(
     node: &NodeContext,
     order: &Order,
     volumes: &VolumePaths,
@@ -234,7 +235,10 @@ fn all_mounts(
             planned.volume_path.clone()
         } else {
             let target = node.config.layout.sub_path(uid, &planned.volume, &order.container.name, planned.index);
-            sub_path::bind(&planned.volume_path, &planned.sub_path, &target).map_err(|error| {
+            let (volume, path) = (planned.volume_path.clone(), planned.sub_path.clone());
+            // The volume may be of a file server that does not answer.
+            let bind = move || sub_path::bind(&volume, &path, &target).map_err(|error| error.to_string());
+            blocking(bind).await.map_err(|error| {
                 format!(
                     "failed to prepare subPath for volumeMount \"{}\" of container \"{}\": {error}",
                     planned.volume, order.container.name

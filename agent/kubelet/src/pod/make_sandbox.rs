@@ -9,10 +9,11 @@ use kube::Api;
 use proto::runtime::v1::PodSandboxConfig;
 
 use super::observe;
-use super::observed::Sandbox;
+use super::observed::{Observed, Sandbox};
 use super::status::Verdict;
 use crate::cgroups;
 use crate::context::NodeContext;
+use crate::cri::Runtime;
 use crate::spec::sandbox::{Surroundings, config, qos};
 use crate::spec::{dns, security};
 use crate::user_namespaces;
@@ -35,12 +36,46 @@ pub enum SandboxError {
     Refused(Verdict),
 }
 
-/// Makes everything a pod's containers need before the first of them.
-pub async fn make(node: &NodeContext, pod: &Arc<Pod>, attempt: u32) -> Result<Sandbox, SandboxError> {
+/// Makes everything a pod's containers need before the first of them. `before` are the sandboxes that it had.
+pub async fn make(
+    node: &NodeContext,
+    pod: &Arc<Pod>,
+    attempt: u32,
+    before: &[Outlived],
+) -> Result<Sandbox, SandboxError> {
+    give_back(&node.runtime, before).await;
     prepare(node, pod).await?;
     let made = run_sandbox(node, pod, attempt).await;
     node.user_namespaces.started(pod, made.is_ok());
     made
+}
+
+/// A sandbox that another takes the place of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outlived {
+    pub id: String,
+    /// Some run was in it: its log is kept.
+    pub held: bool,
+}
+
+/// What a pod's sandboxes become when it is given another.
+pub fn outlived(observed: &Observed) -> Vec<Outlived> {
+    let held = |id: &str| observed.runs.iter().any(|run| run.sandbox_id == id);
+    observed.sandboxes.iter().map(|one| Outlived { id: one.id.clone(), held: held(&one.id) }).collect()
+}
+
+/// A sandbox that ended by itself, as with its machine, has its addresses until it is stopped. One that held
+/// nothing goes: a pod may have many in its life.
+async fn give_back(runtime: &Runtime, before: &[Outlived]) {
+    for one in before {
+        let mut done = runtime.stop_sandbox(&one.id).await;
+        if done.is_ok() && !one.held {
+            done = runtime.remove_sandbox(&one.id).await;
+        }
+        if let Err(error) = done {
+            tracing::warn!(sandbox = one.id, %error, "what an earlier sandbox of a pod has could not be given back");
+        }
+    }
 }
 
 async fn run_sandbox(node: &NodeContext, pod: &Arc<Pod>, attempt: u32) -> Result<Sandbox, SandboxError> {
@@ -156,5 +191,20 @@ async fn runtime_handler(node: &NodeContext, pod: &Pod) -> Result<String, String
         Ok(Some(found)) => Ok(found.handler),
         Ok(None) => Err(format!("failed to get sandbox runtime: RuntimeClass \"{class}\" not found")),
         Err(error) => Err(format!("failed to get sandbox runtime: reading RuntimeClass \"{class}\": {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pod::actions::tests_support::{exited, sandbox};
+
+    #[test]
+    fn every_earlier_sandbox_gives_its_addresses_back() {
+        let sandboxes = vec![sandbox("first", 0, false), sandbox("second", 1, false)];
+        let observed = Observed::new(sandboxes, vec![exited("a", "first", 137, 0)]);
+        let outlived = outlived(&observed).into_iter().map(|one| (one.id, one.held)).collect::<Vec<_>>();
+        assert_eq!(outlived, [("second".to_owned(), false), ("first".to_owned(), true)]);
+        assert!(super::outlived(&Observed::default()).is_empty());
     }
 }

@@ -7,7 +7,7 @@ use component::brief;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, Volume};
 use kube::{Api, Client};
 
-use super::{format, host_path, mounts};
+use super::{blocking, format, host_path, mounts};
 use crate::layout::Layout;
 
 /// How often, and how soon again, a claim is looked at that is being bound.
@@ -142,13 +142,19 @@ pub fn nfs(server: &str, path: &str, read_only: bool, mut options: Vec<String>) 
 pub async fn make_available(target: &Target, layout: &Layout, uid: &str, name: &str) -> Result<PathBuf, String> {
     match target {
         Target::Path { path, kind, .. } => {
-            host_path::check(path, kind)?;
-            Ok(path.clone())
+            let (path, kind) = (path.clone(), kind.clone());
+            blocking(move || host_path::check(&path, &kind).map(|()| path)).await
         }
         Target::Mount { plugin, kind, source, options, .. } => {
             let path = layout.volume(uid, plugin, name);
-            std::fs::create_dir_all(&path).map_err(|error| format!("mkdir {}: {error}", path.display()))?;
-            if !mounts::is_mount_point(&path) {
+            let place = path.clone();
+            // A file server that is away does not answer who asks for what is mounted of it.
+            let mounted = blocking(move || {
+                let made = std::fs::create_dir_all(&place);
+                made.map_err(|error| format!("mkdir {}: {error}", place.display()))?;
+                Ok(mounts::is_mount_point(&place))
+            });
+            if !mounted.await? {
                 if *plugin == LOCAL {
                     format::prepare(source, kind, options.iter().any(|option| option == "ro")).await?;
                 }

@@ -73,16 +73,17 @@ async fn enforce(node_name: String, informers: Informers, policies: Informer<Net
     policies.synced().await;
     let mut selected: Option<Selected> = None;
     let mut written: Option<Ruleset> = None;
-    let mut first = true;
+    // An earlier process may have left a table.
+    let mut is_there = true;
     loop {
         let found = policies.list();
         let pause = if found.is_empty() {
-            // A table of an earlier process must not outlive the policies that it was made for.
-            if first || written.take().is_some() {
-                remove_table().await;
-            }
-            Duration::MAX
+            written = None;
+            // A table must not outlive the policies that it was made for, also where the last writes failed.
+            is_there = is_there && !remove_table().await;
+            if is_there { RETRY } else { Duration::MAX }
         } else {
+            is_there = true;
             let selected = match &mut selected {
                 Some(selected) => selected,
                 none => none.insert(Selected::watch(&informers, &changed).await),
@@ -100,7 +101,6 @@ async fn enforce(node_name: String, informers: Informers, policies: Informer<Net
                 }
             }
         };
-        first = false;
         let woken = tokio::time::timeout(pause, changed.notified()).await.is_ok();
         if !woken && pause == AUDIT {
             // The next write looks at what is there.
@@ -109,10 +109,17 @@ async fn enforce(node_name: String, informers: Informers, policies: Informer<Net
     }
 }
 
-async fn remove_table() {
-    let removed = tokio::task::spawn_blocking(|| Nft::open()?.delete_table(&table())).await;
-    if let Ok(Err(error)) = removed {
-        tracing::debug!(%error, "no policy table to remove");
+/// Whether there is no table any more.
+async fn remove_table() -> bool {
+    match tokio::task::spawn_blocking(|| Nft::open()?.delete_table(&table())).await {
+        Ok(Ok(())) => true,
+        // A kernel without nf_tables has no table.
+        Ok(Err(error)) if error.is_unsupported() => true,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "the rules of network policies that are gone could not be removed; retrying");
+            false
+        }
+        Err(_) => false,
     }
 }
 

@@ -58,6 +58,9 @@ impl Direction {
     }
 }
 
+/// Bytes of a policy's name in the names of its sets, of which the kernel takes 255 in all.
+const LONGEST_NAME: usize = 150;
+
 struct Cluster {
     pods: Vec<PodView>,
     namespaces: BTreeMap<String, BTreeMap<String, String>>,
@@ -148,6 +151,14 @@ fn policy_rules(spec: &NetworkPolicySpec, direction: Direction) -> Vec<(Ports<'_
     }
 }
 
+/// What tells a policy's sets from those of others in its namespace.
+fn set_name(policy: &NetworkPolicy) -> &str {
+    match (policy.metadata.name.as_deref().unwrap_or_default(), &policy.metadata.uid) {
+        (name, Some(uid)) if name.len() > LONGEST_NAME => uid,
+        (name, _) => name,
+    }
+}
+
 fn pod_chain(
     ruleset: &mut Ruleset,
     cluster: &Cluster,
@@ -156,9 +167,12 @@ fn pod_chain(
     policies: &[&&NetworkPolicy],
 ) {
     let chain = format!("{}-{}", direction.name(), pod.address);
+    // A pod cannot be kept from itself: what it sends to a Service may come back to it.
+    let itself = Statement::in_net(direction.peer(), IpNet::host(pod.address.into()));
+    ruleset.rule(&chain, Rule::new([itself, Statement::Verdict(Verdict::Return)]));
     for policy in policies {
         let Some(spec) = &policy.spec else { continue };
-        let name = policy.metadata.name.as_deref().unwrap_or_default();
+        let name = set_name(policy);
         for (at, (ports, peers)) in policy_rules(spec, direction).into_iter().enumerate() {
             let source = RuleSource {
                 cluster,
@@ -240,9 +254,12 @@ impl RuleSource<'_> {
         let mut found: Vec<Vec<Statement>> =
             peers.iter().filter_map(|peer| self.block(peer.ip_block.as_ref()?)).collect();
         if peers.iter().any(|peer| peer.ip_block.is_none()) {
-            let set = ruleset.set(&self.id, SetSpec::new([KeyType::Ipv4], SetKind::Set));
-            for address in self.selected(peers).map(|pod| pod.address) {
-                set.elements.insert(key(&[KeyPart::Address(address.into())]), ElementValue::None);
+            // Looking through the cluster's pods once does for all pods that the policy selects.
+            if !ruleset.sets.contains_key(&self.id) {
+                let set = ruleset.set(&self.id, SetSpec::new([KeyType::Ipv4], SetKind::Set));
+                for address in self.selected(peers).map(|pod| pod.address) {
+                    set.elements.insert(key(&[KeyPart::Address(address.into())]), ElementValue::None);
+                }
             }
             let member = Statement::InSet { fields: vec![self.direction.peer()], set: self.id.clone(), negated: false };
             found.push(vec![member]);
@@ -274,14 +291,23 @@ impl RuleSource<'_> {
 
     /// Named ports of peers: address, protocol and port together are the element.
     fn named_ports(&self, ruleset: &mut Ruleset, chain: &str, ports: &[&NetworkPolicyPort], peers: Peers<'_>) {
-        let peers = peers.map_or(&[][..], Vec::as_slice);
         let name = format!("{}/named", self.id);
+        if !ruleset.sets.contains_key(&name) {
+            self.named_port_set(ruleset, &name, ports, peers);
+        }
+        let fields = vec![Field::DestinationAddress, Field::Protocol, Field::DestinationPort];
+        let member = Statement::InSet { fields, set: name, negated: false };
+        ruleset.rule(chain, Rule::new([member, Statement::Verdict(Verdict::Return)]));
+    }
+
+    fn named_port_set(&self, ruleset: &mut Ruleset, name: &str, ports: &[&NetworkPolicyPort], peers: Peers<'_>) {
+        let peers = peers.map_or(&[][..], Vec::as_slice);
         let spec = SetSpec::new([KeyType::Ipv4, KeyType::Protocol, KeyType::Port], SetKind::Set);
         let everyone: Vec<&PodView> = match peers.is_empty() {
             true => self.cluster.pods.iter().collect(),
             false => self.selected(peers).collect(),
         };
-        let set = ruleset.set(&name, spec);
+        let set = ruleset.set(name, spec);
         for port in ports {
             let Some((protocol, port)) = protocol(port.protocol.as_deref()).zip(port.port.as_ref()) else { continue };
             let IntOrString::String(port) = port else { continue };
@@ -293,9 +319,6 @@ impl RuleSource<'_> {
                 }
             }
         }
-        let fields = vec![Field::DestinationAddress, Field::Protocol, Field::DestinationPort];
-        let member = Statement::InSet { fields, set: name, negated: false };
-        ruleset.rule(chain, Rule::new([member, Statement::Verdict(Verdict::Return)]));
     }
 }
 

@@ -122,6 +122,18 @@ fn policies_allow_what_they_say_and_nothing_else() {
                 (CLIENT, WEB, 6, 80, false),
                 (WEB, OUTSIDE, 6, 80, true),
                 (OUTSIDE, FAR, 6, 80, true),
+                // through a Service of its own
+                (WEB, WEB, 6, 80, true),
+            ],
+        ),
+        (
+            "the same peers for every pod",
+            json!({ "podSelector": {}, "ingress": [{ "from": from_clients }] }),
+            &[
+                (CLIENT, WEB, 6, 80, true),
+                (WEB, CLIENT, 6, 80, false),
+                (FAR, CLIENT, 6, 80, true),
+                (OTHER, CLIENT, 6, 80, false),
             ],
         ),
         ("allow all ingress", ingress(json!([{}])), &[(OUTSIDE, WEB, 6, 80, true), (OUTSIDE, CLIENT, 6, 80, true)]),
@@ -179,7 +191,12 @@ fn policies_allow_what_they_say_and_nothing_else() {
         (
             "deny all egress",
             egress(json!([])),
-            &[(CLIENT, OUTSIDE, 6, 80, false), (OUTSIDE, CLIENT, 6, 80, true), (WEB, OUTSIDE, 6, 80, true)],
+            &[
+                (CLIENT, OUTSIDE, 6, 80, false),
+                (OUTSIDE, CLIENT, 6, 80, true),
+                (WEB, OUTSIDE, 6, 80, true),
+                (CLIENT, CLIENT, 6, 80, true),
+            ],
         ),
         (
             "egress to pods",
@@ -214,6 +231,24 @@ fn policies_add_up_and_both_ends_have_a_say() {
     let table = table_of(&[first, closed]);
     assert!(!passes(&table, CLIENT, WEB, 6, 80), "the client may not send");
     assert!(passes(&table, OUTSIDE, WEB, 6, 80));
+}
+
+#[test]
+fn a_policy_with_the_longest_name_does_not_keep_the_kernel_from_the_others() {
+    let namespace_name = "n".repeat(63);
+    let mut long = policy(json!({
+        "podSelector": {}, "policyTypes": ["Ingress", "Egress"],
+        "ingress": [{ "from": [{ "podSelector": {} }] }],
+        "egress": [{ "to": [{ "podSelector": {} }], "ports": [{ "port": "http" }] }],
+    }));
+    let metadata = &mut Arc::make_mut(&mut long).metadata;
+    metadata.name = Some("p".repeat(253));
+    metadata.namespace = Some(namespace_name.clone());
+    metadata.uid = Some("9c5b3f9e-3d0f-4d4a-8f58-0f6f5f1f2a3b".into());
+    let pods = [pod("web", &namespace_name, "here", WEB, json!({ "app": "web" }))];
+    let table = render(&[long], &pods, &[namespace(&namespace_name)], "here");
+    assert!(table.sets.keys().any(|name| name.ends_with("/named")), "{:?}", table.sets.keys());
+    assert!(table.sets.keys().all(|name| name.len() <= 255), "{:?}", table.sets.keys());
 }
 
 #[test]

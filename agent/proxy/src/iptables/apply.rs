@@ -1,6 +1,6 @@
 //! Sends what changed since the last time to `iptables-restore --noflush`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
@@ -57,11 +57,35 @@ fn checked(program: &'static str, arguments: &[&str], input: Option<&str>) -> Re
     Err(Error::Refused { program, status: output.status, message })
 }
 
-/// Our chains in a table, as `iptables-save` lists them.
+/// Our chains in what `iptables-save` lists of a table, and how many rules each has. Pure.
+fn rules_of_chains(saved: &str) -> BTreeMap<String, usize> {
+    let mut chains = BTreeMap::new();
+    for line in saved.lines() {
+        let first = |prefix: &str| line.strip_prefix(prefix)?.split(' ').next();
+        if let Some(chain) = first(":").filter(|chain| is_ours(chain)) {
+            chains.insert(chain.to_owned(), 0);
+        }
+        let Some(chain) = first("-A ") else { continue };
+        if let Some(rules) = chains.get_mut(chain) {
+            *rules += 1;
+        }
+    }
+    chains
+}
+
+fn listed(table: &str) -> Result<BTreeMap<String, usize>, Error> {
+    Ok(rules_of_chains(&checked("iptables-save", &["-t", table], None)?))
+}
+
+/// Our chains in a table.
 fn existing(table: &str) -> Result<BTreeSet<String>, Error> {
-    let listed = checked("iptables-save", &["-t", table], None)?;
-    let names = listed.lines().filter_map(|line| line.strip_prefix(':')?.split(' ').next());
-    Ok(names.filter(|name| is_ours(name)).map(str::to_owned).collect())
+    Ok(listed(table)?.into_keys().collect())
+}
+
+/// Whether a table has our chains with as many rules as they were given.
+fn is_untouched(table: &str, written: &Table) -> Result<bool, Error> {
+    let found = listed(table)?;
+    Ok(found.len() == written.len() && written.iter().all(|(chain, rules)| found.get(chain) == Some(&rules.len())))
 }
 
 fn is_ours(chain: &str) -> bool {
@@ -123,8 +147,7 @@ impl Writer {
     /// Notices when somebody else flushed the tables.
     pub fn audit(&mut self) -> Result<(), Error> {
         let Some(written) = &self.written else { return Ok(()) };
-        let wanted: BTreeSet<String> = written.nat.keys().cloned().collect();
-        if existing("nat")? != wanted {
+        if !is_untouched("filter", &written.filter)? || !is_untouched("nat", &written.nat)? {
             tracing::warn!("somebody changed the Service chains; they will be written anew");
             self.written = None;
             return Ok(());
@@ -215,6 +238,13 @@ mod tests {
         ] {
             assert_eq!(is_ours(chain), ours, "{chain}");
         }
+    }
+
+    #[test]
+    fn a_flushed_chain_shows_by_its_rules() {
+        let saved = "*nat\n:PREROUTING ACCEPT [0:0]\n:KUBE-SERVICES - [0:0]\n:KUBE-SVC-A - [0:0]\n-A PREROUTING -j KUBE-SERVICES\n-A KUBE-SERVICES -d 10.43.0.1/32 -j KUBE-SVC-A\n-A KUBE-SERVICES -j KUBE-SVC-A\nCOMMIT\n";
+        let expected = BTreeMap::from([("KUBE-SERVICES".to_owned(), 2), ("KUBE-SVC-A".to_owned(), 0)]);
+        assert_eq!(rules_of_chains(saved), expected);
     }
 
     #[test]

@@ -14,6 +14,7 @@
 mod apply;
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use netlink::IpNet;
 use netlink::nft::{
@@ -184,8 +185,10 @@ impl Render<'_> {
         nft_name("endpoint", self.name, Some(endpoint))
     }
 
-    fn affinity_set(&self, endpoint: &Endpoint) -> String {
-        nft_name("affinity", self.name, Some(endpoint))
+    /// Named by its time too: a set's shape cannot be changed, and one whose shape differs has the whole table
+    /// written anew, which makes every Service forget its clients.
+    fn affinity_set(&self, endpoint: &Endpoint, timeout: Duration) -> String {
+        nft_name(&format!("affinity{}", timeout.as_secs()), self.name, Some(endpoint))
     }
 
     fn endpoints(&mut self) {
@@ -195,7 +198,7 @@ impl Render<'_> {
             let mark = Statement::OrMark(MASQUERADE_MARK);
             self.ruleset.rule(&chain, Rule::new([own, mark]).comment("an endpoint that calls itself"));
             if let Some(timeout) = self.port.affinity {
-                let set = self.affinity_set(endpoint);
+                let set = self.affinity_set(endpoint, timeout);
                 self.ruleset.set(&set, SetSpec::new([KeyType::Ipv4], SetKind::Dynamic { timeout }));
                 self.ruleset
                     .rule(&chain, Rule::new([Statement::UpdateSet { set, fields: vec![Field::SourceAddress] }]));
@@ -208,9 +211,9 @@ impl Render<'_> {
 
     /// Rules that send a packet to one of `endpoints`.
     fn choose(&mut self, chain: &str, endpoints: &[Endpoint]) {
-        if self.port.affinity.is_some() {
+        if let Some(timeout) = self.port.affinity {
             for endpoint in endpoints {
-                let set = self.affinity_set(endpoint);
+                let set = self.affinity_set(endpoint, timeout);
                 let stuck = Statement::InSet { fields: vec![Field::SourceAddress], set, negated: false };
                 let target = Statement::goto(self.endpoint_chain(endpoint));
                 self.ruleset.rule(chain, Rule::new([stuck, target]));

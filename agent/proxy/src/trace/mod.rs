@@ -64,6 +64,7 @@ fn service(cluster_ip: &str) -> ServicePort {
         cluster_endpoints: Vec::new(),
         local_endpoints: Vec::new(),
         usable_elsewhere: false,
+        serving_endpoints: Vec::new(),
     }
 }
 
@@ -215,6 +216,16 @@ fn the_nf_tables_writer_rejects_unknown_ports_of_cluster_ips() {
         mark: 0,
     };
     assert_eq!(nft_walk::ways(&tables, packet), Ways::from(["reject".to_owned()]));
+}
+
+#[test]
+fn another_time_of_affinity_leaves_other_services_their_clients() {
+    let (mut rules, settings) = (rules(), settings());
+    let before = nftables::render(&rules, &settings);
+    rules.ports.get_mut(&name("sticky")).unwrap().affinity = Some(Duration::from_secs(90));
+    let changes = nftables::render(&rules, &settings).changes(&before);
+    assert!(!changes.describe().contains(&"delete table skiff_proxy"), "{:?}", changes.describe());
+    assert!(changes.describe().iter().any(|line| line.starts_with("delete set affinity60-")));
 }
 
 #[test]

@@ -139,19 +139,21 @@ pub async fn build(options: &AdmissionOptions, supervisor: &Supervisor) -> Resul
         Some(file) => Configurations::read(file, &names, known).await.map_err(wrong)?,
         None => Configurations::default(),
     };
-    let mut plugins = Vec::new();
+    let mut plugins: Vec<Arc<dyn Admission>> = Vec::new();
     for name in &names {
-        plugins.extend(make(name, &names, &mut given, supervisor).await.map_err(wrong)?);
+        let made = make(name, &names, &mut given, &plugins, supervisor).await.map_err(wrong)?;
+        plugins.extend(made);
     }
     given.check_all_taken(&names).map_err(wrong)?;
     Ok(plugins)
 }
 
-/// None: another of `all` does its work too.
+/// None: another of `all` does its work too. `before`: those that run before it.
 async fn make(
     name: &str,
     all: &[&str],
     given: &mut Configurations,
+    before: &[Arc<dyn Admission>],
     supervisor: &Supervisor,
 ) -> std::result::Result<Option<Arc<dyn Admission>>, String> {
     Ok(Some(match name {
@@ -205,6 +207,7 @@ async fn make(
                 policies: policies.then_some(of_policies),
                 webhooks: webhooks.then_some(of_webhooks),
                 credentials,
+                before: before.to_vec(),
             })
         }
         VALIDATING_POLICY => {
@@ -227,7 +230,9 @@ async fn make(
 
 #[cfg(test)]
 mod tests {
+    use super::super::fake::{Fixed, Request};
     use super::*;
+    use serde_json::json;
 
     fn options(enable: &[&str], disable: &[&str]) -> AdmissionOptions {
         let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
@@ -267,6 +272,37 @@ mod tests {
         assert!(policies.contains(&MUTATING_POLICY), "{policies:?}");
         let idle = built(&options(&["JobValidation"], &["PodGroupProtection"])).await.unwrap();
         assert_eq!(idle, standard, "on and off are the same");
+    }
+
+    #[tokio::test]
+    async fn a_container_that_a_policy_adds_gets_the_accounts_token_too() {
+        const GROUP: &str = "admissionregistration.k8s.io";
+        let expression = "[JSONPatch{op: 'add', path: '/spec/containers/-', value: {'name': 'added', 'image': 'i'}}]";
+        let policy = json!({"metadata": {"name": "adds"}, "spec": {
+            "matchConstraints": {"resourceRules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}]},
+            "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": expression}}]}});
+        let binding = json!({"metadata": {"name": "b"}, "spec": {"policyName": "adds"}});
+        let cluster = Fixed::with(&[
+            ("", "serviceaccounts", json!({"metadata": {"name": "default", "namespace": "n"}})),
+            (GROUP, "mutatingadmissionpolicies", policy),
+            (GROUP, "mutatingadmissionpolicybindings", binding),
+        ]);
+        let before: Vec<Arc<dyn Admission>> = vec![Arc::new(service_account::ServiceAccount)];
+        let mutating = webhook::Mutating {
+            policies: Some(Manifests::default()),
+            webhooks: None,
+            credentials: webhook::credentials::Credentials::default(),
+            before: before.clone(),
+        };
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "n"},
+            "spec": {"containers": [{"name": "own", "image": "i"}]}});
+        let mut request = Request::create("", "pods", pod);
+        request.admit(&*before[0], &cluster).await.unwrap();
+        request.admit(&mutating, &cluster).await.unwrap();
+        let spec = &request.object["spec"];
+        assert_eq!(spec["containers"][1]["name"], "added", "{spec:#}");
+        assert_eq!(spec["containers"][1]["volumeMounts"], spec["containers"][0]["volumeMounts"]);
+        assert_eq!(spec["volumes"].as_array().unwrap().len(), 1);
     }
 
     #[tokio::test]

@@ -46,8 +46,13 @@ impl Log {
         };
         let limit = if self.config.max_size == 0 { 100 } else { self.config.max_size } * MIB;
         if *size > 0 && *size + lines.len() as u64 > limit {
-            turn_over(&self.config, Timestamp::now())?;
+            let now = Timestamp::now();
+            turn_over(&self.config, now)?;
             (*file, *size) = append_to(&self.config.path)?;
+            // Nothing of this is worth an event: it is tried again with the next file.
+            if let Err(error) = remove_old(&self.config, now) {
+                tracing::warn!(%error, "removing old audit logs");
+            }
         }
         file.write_all(lines)?;
         *size += lines.len() as u64;
@@ -64,17 +69,27 @@ fn append_to(path: &Path) -> io::Result<(File, u64)> {
     Ok((file, size))
 }
 
-/// `audit.log` → `audit-2026-01-02T03-04-05.678.log`, and what is too old or too much goes.
+/// `audit.log` → `audit-2026-01-02T03-04-05.678.log`. A file that somebody took away needs no other name.
 fn turn_over(config: &LogConfig, now: Timestamp) -> io::Result<()> {
     let (stem, extension) = name_parts(&config.path);
-    let dir = config.path.parent().unwrap_or(Path::new("."));
     let stamp = now.strftime(STAMP).to_string();
-    std::fs::rename(&config.path, dir.join(format!("{stem}-{stamp}{extension}")))?;
-    let names = std::fs::read_dir(dir)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
-    for name in superfluous(names, (&stem, &extension), config, now) {
-        std::fs::remove_file(dir.join(name))?;
+    match std::fs::rename(&config.path, dir_of(config).join(format!("{stem}-{stamp}{extension}"))) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        outcome => outcome,
     }
-    Ok(())
+}
+
+/// What is too old or too much goes; the error is the first of those that were met.
+fn remove_old(config: &LogConfig, now: Timestamp) -> io::Result<()> {
+    let ((stem, extension), dir) = (name_parts(&config.path), dir_of(config));
+    let names = std::fs::read_dir(dir)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    let old = superfluous(names, (&stem, &extension), config, now);
+    old.into_iter().map(|name| std::fs::remove_file(dir.join(name))).fold(Ok(()), |all, one| all.and(one))
+}
+
+/// That of a path without directories is the current one.
+fn dir_of(config: &LogConfig) -> &Path {
+    config.path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn name_parts(path: &Path) -> (String, String) {
@@ -119,6 +134,24 @@ mod tests {
         drop(log);
         let again = Log::open(LogConfig { path, ..LogConfig::default() }).unwrap();
         assert_eq!(again.file.unwrap().1, line.len() as u64);
+    }
+
+    #[test]
+    fn a_log_goes_on_when_its_file_or_an_old_one_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit.log");
+        // A directory of that name cannot be removed as a file is.
+        std::fs::create_dir(dir.path().join("audit-2026-01-01T00-00-00.000.log")).unwrap();
+        let mut log = Log::open(LogConfig { path: path.clone(), max_size: 1, max_age: 1, max_backups: 0 }).unwrap();
+        let line = vec![b'x'; 700 << 10];
+        for _ in 0..3 {
+            log.write(&line).unwrap();
+        }
+        std::fs::remove_file(&path).unwrap();
+        log.write(&line).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), line.len() as u64);
+        let here = |path: &str| dir_of(&LogConfig { path: path.into(), ..LogConfig::default() }).to_owned();
+        assert_eq!((here("audit.log"), here("/a/b.log")), (PathBuf::from("."), PathBuf::from("/a")));
     }
 
     #[test]

@@ -24,6 +24,12 @@ pub fn user_of(der: &[u8]) -> Option<UserInfo> {
     (!name.is_empty()).then_some(UserInfo { name, uid: uid_of(subject)?, groups, extra })
 }
 
+/// When a certificate ends, in seconds since 1970.
+pub fn end_of(der: &[u8]) -> Option<i64> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    Some(certificate.validity().not_after.timestamp())
+}
+
 /// Empty when none is given; none when it is given twice, or empty.
 fn uid_of(subject: &X509Name<'_>) -> Option<String> {
     let mut given = subject.iter_by_oid(&UID);
@@ -59,5 +65,14 @@ mod tests {
         assert_eq!(user_of(&made(&[(DnType::CommonName, "joe")])).unwrap().uid, "");
         assert_eq!(user_of(&made(&[(DnType::CommonName, "joe"), (uid(), "")])), None);
         assert_eq!(user_of(&made(&[(DnType::OrganizationName, "dev")])), None);
+    }
+
+    #[test]
+    fn certificates_end() {
+        let mut params = CertificateParams::default();
+        params.not_after = rcgen::date_time_ymd(2030, 1, 1);
+        let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+        assert_eq!(end_of(certificate.der()), Some(1_893_456_000));
+        assert_eq!(end_of(b"no certificate"), None);
     }
 }

@@ -113,9 +113,7 @@ async fn become_another(
 }
 
 fn requested(headers: &HeaderMap) -> UserInfo {
-    let all = |name: &str| -> Vec<String> {
-        headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).map(str::to_owned).collect()
-    };
+    let all = |name: &str| -> Vec<String> { headers.get_all(name).iter().map(super::header_text).collect() };
     let first = |name: &str| all(name).into_iter().next().unwrap_or_default();
     let mut wanted = UserInfo {
         name: first("impersonate-user"),
@@ -229,6 +227,12 @@ mod tests {
         );
         let constrained = identity_requests(&wanted, Mode::UserInfo, "impersonate:user-info");
         assert!(constrained.iter().all(|request| request.group == GROUP && request.verb == "impersonate:user-info"));
+    }
+
+    #[test]
+    fn a_name_that_is_not_ascii_does_not_leave_the_request_to_its_sender() {
+        let wanted = requested(&headers(&[("impersonate-user", "jürgen"), ("impersonate-group", "büro")]));
+        assert_eq!((wanted.name.as_str(), wanted.groups), ("jürgen", vec!["büro".to_owned()]));
     }
 
     #[test]

@@ -21,8 +21,8 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use component::Supervisor;
-use http::HeaderMap;
 use http::header::AUTHORIZATION;
+use http::{HeaderMap, HeaderValue};
 use parking_lot::{Mutex, RwLock};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -117,7 +117,9 @@ impl Authenticator {
             reload::follow("authentication configuration", file, supervisor, reread)?;
         }
         let webhook = match &options.webhook {
-            Some((path, time)) => Some(TokenWebhook::new(Remote::from_kubeconfig(path).await?, *time)),
+            Some((path, time)) => {
+                Some(TokenWebhook::new(Remote::from_kubeconfig(path).await?, *time, config.issuer.clone()))
+            }
             None => None,
         };
         Ok(Self {
@@ -286,6 +288,12 @@ impl Authenticator {
 /// Compares secrets in a time that does not tell where they differ.
 pub fn same(a: &str, b: &str) -> bool {
     aws_lc_rs::constant_time::verify_slices_are_equal(a.as_bytes(), b.as_bytes()).is_ok()
+}
+
+/// A part of somebody's identity in a header: names need not be ASCII, and one that was passed over would
+/// leave the request to whoever sent it.
+fn header_text(value: &HeaderValue) -> String {
+    String::from_utf8_lossy(value.as_bytes()).into_owned()
 }
 
 fn bearer_token(header: &str) -> Option<&str> {

@@ -352,7 +352,7 @@ fn texts(program: &Program, variables: &[(&str, cel::Value)]) -> Result<Vec<Stri
 pub struct Issuer {
     pub jwt: Jwt,
     keys: RwLock<Arc<Vec<PublicKey>>>,
-    /// When keys were last asked for; held while they are.
+    /// When keys were last asked for, and an answer came or none; held while they are.
     fetching: tokio::sync::Mutex<Option<Instant>>,
     fetched: Mutex<Fetched>,
 }
@@ -409,8 +409,10 @@ impl Issuer {
         if !Arc::ptr_eq(&held, known) || last.is_some_and(|last| last.elapsed() < PAUSE) {
             return Ok(held);
         }
+        let fetched = self.fetch().await;
+        // Those who waited meanwhile do not ask a slow issuer again, one after the other.
         *last = Some(Instant::now());
-        let fresh = Arc::new(self.fetch().await.map_err(|why| format!("oidc: fetching keys {why}"))?);
+        let fresh = Arc::new(fetched.map_err(|why| format!("oidc: fetching keys {why}"))?);
         *self.keys.write() = fresh.clone();
         Ok(fresh)
     }
@@ -444,7 +446,36 @@ impl Issuer {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_slow_issuer_is_asked_once_for_all_who_wait() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://{}", listener.local_addr().unwrap());
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = asked.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                counted.fetch_add(1, Ordering::Relaxed);
+                // Says nothing for longer than the pause between two questions.
+                tokio::spawn(async move {
+                    tokio::time::sleep(PAUSE + Duration::from_millis(200)).await;
+                    drop(stream);
+                });
+            }
+        });
+        let entry = json!({"issuer": {"url": url, "audiences": ["a"]},
+            "claimMappings": {"username": {"claim": "sub", "prefix": ""}}});
+        let issuer = Issuer::new(Jwt::compile(&entry, &[]).unwrap());
+        let known = issuer.keys.read().clone();
+        let (first, second, third) =
+            tokio::join!(issuer.refresh(&known), issuer.refresh(&known), issuer.refresh(&known));
+        assert!(first.is_err() && second.is_ok() && third.is_ok());
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+    }
 
     #[test]
     fn expressions_map_and_judge_claims() {

@@ -36,9 +36,7 @@ impl Names {
 
     /// None when the headers name nobody.
     pub fn user_of(&self, headers: &HeaderMap) -> Option<UserInfo> {
-        let all = |name: &str| -> Vec<String> {
-            headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).map(str::to_owned).collect()
-        };
+        let all = |name: &str| -> Vec<String> { headers.get_all(name).iter().map(super::header_text).collect() };
         let first = |names: &[String]| names.iter().flat_map(|name| all(name)).find(|value| !value.is_empty());
         let mut user = UserInfo {
             name: first(&self.user)?,
@@ -76,6 +74,8 @@ mod tests {
         let user = Names::default().user_of(&headers).unwrap();
         assert_eq!((user.name.as_str(), user.groups.as_slice()), ("jane", &["dev".to_owned(), "ops".to_owned()][..]));
         assert_eq!(user.extra["example.com/a"], ["1"]);
+        headers.append("x-remote-group", "büro".parse().unwrap());
+        assert_eq!(Names::default().user_of(&headers).unwrap().groups, ["dev", "ops", "büro"]);
         assert!(Names { allowed: Vec::new(), ..Names::default() }.allows("any"));
         assert!(!Names::default().allows("any"));
     }

@@ -14,11 +14,13 @@ pub struct TokenWebhook {
     remote: Remote,
     known: Remembered<Option<(UserInfo, Vec<String>)>>,
     time: Duration,
+    /// The audience that this server is itself.
+    own: String,
 }
 
 impl TokenWebhook {
-    pub fn new(remote: Remote, time: Duration) -> Self {
-        Self { remote, known: Remembered::default(), time }
+    pub fn new(remote: Remote, time: Duration, own: String) -> Self {
+        Self { remote, known: Remembered::default(), time, own }
     }
 
     /// The user, and the audiences that the webhook says the token is for, of those asked for.
@@ -31,7 +33,7 @@ impl TokenWebhook {
             "metadata": {"creationTimestamp": null}, "spec": {"token": token, "audiences": audiences}, "status": {"user": {}}});
         match self.remote.post(review.to_string(), TIMEOUT).await {
             Ok(review) => {
-                let answer = judged(&review["status"], audiences);
+                let answer = judged(&review["status"], audiences, &self.own);
                 self.known.put(&key, answer.clone(), self.time);
                 answer
             }
@@ -44,7 +46,7 @@ impl TokenWebhook {
 }
 
 /// Pure.
-fn judged(status: &Value, asked: &[String]) -> Option<(UserInfo, Vec<String>)> {
+fn judged(status: &Value, asked: &[String], own: &str) -> Option<(UserInfo, Vec<String>)> {
     if status["authenticated"] != true {
         return None;
     }
@@ -59,9 +61,12 @@ fn judged(status: &Value, asked: &[String]) -> Option<(UserInfo, Vec<String>)> {
         groups: texts(&user["groups"]),
         extra: extra.collect(),
     };
-    // One that knows nothing of audiences answers for this server.
-    let named = texts(&status["audiences"]);
-    let fit: Vec<String> = asked.iter().filter(|one| named.is_empty() || named.contains(one)).cloned().collect();
+    // One that knows nothing of audiences answers for this server, and for nobody else who asks about a token.
+    let mut named = texts(&status["audiences"]);
+    if named.is_empty() {
+        named.push(own.to_owned());
+    }
+    let fit: Vec<String> = asked.iter().filter(|one| named.contains(one)).cloned().collect();
     (!found.name.is_empty() && !fit.is_empty()).then_some((found, fit))
 }
 
@@ -71,12 +76,23 @@ mod tests {
 
     #[test]
     fn only_authenticated_users_for_our_audience_count() {
-        let asked = ["https://own".to_owned()];
+        let own = "https://own";
+        let asked = [own.to_owned()];
         let user = json!({"username": "jane", "groups": ["dev"], "extra": {"a": ["b"]}});
-        let found = judged(&json!({"authenticated": true, "user": user}), &asked).unwrap();
+        let found = judged(&json!({"authenticated": true, "user": user}), &asked, own).unwrap();
         assert_eq!((found.0.name.as_str(), found.1.as_slice()), ("jane", &asked[..]));
-        assert!(judged(&json!({"authenticated": true, "user": user, "audiences": ["other"]}), &asked).is_none());
-        assert!(judged(&json!({"authenticated": false, "user": user}), &asked).is_none());
-        assert!(judged(&json!({"authenticated": true, "user": {}}), &asked).is_none());
+        assert!(judged(&json!({"authenticated": true, "user": user, "audiences": ["other"]}), &asked, own).is_none());
+        assert!(judged(&json!({"authenticated": false, "user": user}), &asked, own).is_none());
+        assert!(judged(&json!({"authenticated": true, "user": {}}), &asked, own).is_none());
+    }
+
+    #[test]
+    fn a_webhook_that_names_no_audience_vouches_for_this_server_alone() {
+        let status = json!({"authenticated": true, "user": {"username": "jane"}});
+        let asked = ["vault".to_owned(), "https://own".to_owned()];
+        assert!(judged(&status, &asked[..1], "https://own").is_none());
+        assert_eq!(judged(&status, &asked, "https://own").unwrap().1, ["https://own"]);
+        let named = json!({"authenticated": true, "user": {"username": "jane"}, "audiences": ["vault"]});
+        assert_eq!(judged(&named, &asked, "https://own").unwrap().1, ["vault"]);
     }
 }

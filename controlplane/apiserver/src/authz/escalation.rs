@@ -9,6 +9,7 @@ use super::Request;
 use super::rbac::Rule;
 use crate::authn::UserInfo;
 use crate::error::{ApiError, Result};
+use crate::kinds::value::{remove, same};
 use crate::server::Api;
 
 const GROUP: &str = "rbac.authorization.k8s.io";
@@ -26,10 +27,9 @@ pub async fn check(api: &Api, user: &UserInfo, plural: &str, new: &Value, old: O
 }
 
 async fn check_role(api: &Api, user: &UserInfo, plural: &str, new: &Value, old: Option<&Value>) -> Result<()> {
-    let unchanged = |old: &Value| old["rules"] == new["rules"] && old["aggregationRule"] == new["aggregationRule"];
     let (namespace, name) = place(new);
     let escalates = Request { verb: "escalate", group: GROUP, resource: plural, namespace, name, ..Request::default() };
-    if old.is_some_and(unchanged) || api.authz.allowed(api, user, &escalates).await {
+    if old.is_some_and(|old| is_collecting(old, new)) || api.authz.allowed(api, user, &escalates).await {
         return Ok(());
     }
     let held = held(api, user, namespace).await?;
@@ -51,9 +51,8 @@ async fn check_binding(api: &Api, user: &UserInfo, plural: &str, new: &Value, ol
     let role = &new["roleRef"];
     let role_name = role["name"].as_str().unwrap_or_default();
     let (resource, role_namespace) = if role["kind"] == "Role" { ("roles", namespace) } else { ("clusterroles", "") };
-    let unchanged = |old: &Value| old["roleRef"] == new["roleRef"] && old["subjects"] == new["subjects"];
     let binds = Request { verb: "bind", group: GROUP, resource, namespace, name: role_name, ..Request::default() };
-    if old.is_some_and(unchanged) || api.authz.allowed(api, user, &binds).await {
+    if old.is_some_and(|old| is_collecting(old, new)) || api.authz.allowed(api, user, &binds).await {
         return Ok(());
     }
     let index = api.authz.index(api).await.map_err(ApiError::internal)?;
@@ -61,6 +60,19 @@ async fn check_binding(api: &Api, user: &UserInfo, plural: &str, new: &Value, ol
         return Err(ApiError::not_found(GROUP, resource, role_name));
     };
     refuse_uncovered(user, plural, name, &rules, &held(api, user, namespace).await?)
+}
+
+/// Whether nothing changes but what the garbage collector writes. Everything else is checked: a label alone
+/// can add a role to those that others are aggregated from. Pure.
+fn is_collecting(old: &Value, new: &Value) -> bool {
+    let compared = |object: &Value| {
+        let mut object = object.clone();
+        for field in ["ownerReferences", "finalizers", "managedFields", "resourceVersion"] {
+            remove(&mut object, &format!("metadata.{field}"));
+        }
+        object
+    };
+    same(&compared(old), &compared(new))
 }
 
 fn place(object: &Value) -> (&str, &str) {
@@ -153,5 +165,25 @@ mod tests {
             .join("\n")
         );
         assert!(refuse_uncovered(&jane, "roles", "r", &held, &held).is_ok());
+    }
+
+    #[test]
+    fn a_label_that_lets_a_role_be_aggregated_is_no_small_change() {
+        let role = json!({
+            "metadata": {"name": "all", "resourceVersion": "1", "finalizers": ["a"], "managedFields": [{"manager": "a"}]},
+            "rules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}],
+        });
+        let changed = |part: &str, value: Value| {
+            let mut changed = role.clone();
+            changed["metadata"][part] = value;
+            is_collecting(&role, &changed)
+        };
+        assert!(!changed("labels", json!({"rbac.authorization.k8s.io/aggregate-to-edit": "true"})));
+        assert!(!changed("annotations", json!({"a": "b"})));
+        assert!(changed("finalizers", json!([])) && changed("managedFields", json!([])));
+        assert!(changed("ownerReferences", json!([{"kind": "Node", "name": "n", "uid": "u"}])));
+        let mut more = role.clone();
+        more["rules"] = json!([]);
+        assert!(!is_collecting(&role, &more));
     }
 }

@@ -228,7 +228,7 @@ impl Authorizer {
     /// The roles and bindings as they are now.
     pub async fn index(&self, api: &Api) -> Result<Arc<Index>, String> {
         let held = self.index.read().clone();
-        let sources = rbac::Sources::of(api).await.map_err(|error| error.to_string())?;
+        let sources = rbac::Sources::of(api, &held).await.map_err(|error| error.to_string())?;
         if held.is_current(&sources) {
             return Ok(held);
         }

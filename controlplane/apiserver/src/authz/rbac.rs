@@ -160,9 +160,10 @@ pub struct Sources {
 const PLURALS: [&str; 4] = ["clusterroles", "roles", "clusterrolebindings", "rolebindings"];
 
 impl Sources {
-    pub async fn of(api: &Api) -> Result<Self> {
+    /// The objects are read only if they are others than those that `known` was made from: an index that
+    /// another request made meanwhile must not be taken for it.
+    pub async fn of(api: &Api, known: &Index) -> Result<Self> {
         let mut sources = Self { versions: [0; 4], items: Default::default() };
-        let held = api.authz.index.read().versions;
         let resources = api.resources();
         let mut changed = false;
         let mut caches = Vec::new();
@@ -170,7 +171,7 @@ impl Sources {
             let Some(endpoint) = resources.by_hub(GROUP, plural) else { return Ok(sources) };
             endpoint.cache.ready().await?;
             sources.versions[at] = endpoint.cache.read().changed;
-            changed |= sources.versions[at] != held[at];
+            changed |= sources.versions[at] != known.versions[at];
             caches.push(endpoint.cache.clone());
         }
         if changed {

@@ -248,8 +248,10 @@ impl Cache {
         }
     }
 
-    /// Returns whether the same cannot be read as when this failed last.
+    /// Returns whether the same cannot be read as when this failed last, or nothing will be written any more.
     fn fail(&self, error: FeedError) -> bool {
+        // After that a store ends every watch as it begins, until the server is started again.
+        let broken = matches!(error, FeedError::Store(StoreError::Io { .. } | StoreError::Damaged { .. }));
         let why = match error {
             FeedError::Store(StoreError::Unreadable(all)) => Some(self.untransformable(all)),
             FeedError::Undecodable(all) => Some(unreadable::listed(&self.descriptor, &all)),
@@ -269,7 +271,7 @@ impl Cache {
             self.state.write().end_watches();
         }
         self.announce();
-        lasts
+        lasts || broken
     }
 
     /// Lists, then applies the watch until it ends.
@@ -446,5 +448,29 @@ pub fn store_error(error: StoreError) -> ApiError {
             unreadable::single(&unreadable::untransformable(all.swap_remove(0)))
         }
         other => ApiError::internal(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each try reads all of the resource, and sends every client away.
+    #[tokio::test]
+    async fn a_store_whose_disk_failed_is_asked_less_and_less_often() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(store::Embedded::open(&dir.path().join("db")).unwrap());
+        let descriptor = Arc::new(Descriptor::new("", "v1", "Pod", "pods"));
+        let cache = Cache::new(descriptor, store, &Supervisor::new("test"));
+        let path = dir.path().join("db/00000001.log");
+        let (full, short) = ("No space left on device".to_owned(), "it is cut short".to_owned());
+        for (error, lasts) in [
+            (StoreError::Io { doing: "writing", path: path.clone(), detail: full }, true),
+            (StoreError::Damaged { path, detail: short }, true),
+            (StoreError::WatchTooSlow { prefix: cache.root.clone(), queued: 20_000 }, false),
+            (StoreError::Compacted { requested: 3, compacted: 7 }, false),
+        ] {
+            assert_eq!(cache.fail(FeedError::Store(error.clone())), lasts, "{error}");
+        }
     }
 }

@@ -15,7 +15,7 @@ const WINDOW: Duration = Duration::from_secs(75);
 /// Where superseded objects weigh more than those that live, and than [`LIGHT`]: older than this.
 const HEAVY_WINDOW: Duration = Duration::from_secs(10);
 const LIGHT: usize = 512 << 10;
-/// So many stay, whatever their age and weight.
+/// So many stay, whatever their age, as long as they are not that heavy.
 const KEEP_AT_LEAST: usize = 100;
 /// More are never kept.
 const KEEP_AT_MOST: usize = 16_384;
@@ -112,22 +112,31 @@ impl State {
         self.trim(Instant::now());
     }
 
+    /// Whether what was superseded weighs more than it may for long.
+    fn is_heavy(&self) -> bool {
+        self.window_bytes > self.bytes.clamp(LIGHT, KEEP_BYTES)
+    }
+
+    /// Whether the oldest event stays whatever its age.
+    fn keeps_all(&self) -> bool {
+        self.window.len() <= KEEP_AT_LEAST && !self.is_heavy()
+    }
+
     /// How old an event gets.
     fn window(&self) -> Duration {
-        if self.window_bytes > self.bytes.max(LIGHT) { HEAVY_WINDOW } else { WINDOW }
+        if self.is_heavy() { HEAVY_WINDOW } else { WINDOW }
     }
 
     /// When to trim next, if nothing is written until then.
     pub fn trim_due(&self) -> Option<Instant> {
-        let oldest = self.window.front().filter(|_| self.window.len() > KEEP_AT_LEAST)?;
+        let oldest = self.window.front().filter(|_| !self.keeps_all())?;
         Some(oldest.at + self.window() + self.window() / TOGETHER)
     }
 
     pub fn trim(&mut self, now: Instant) {
         while let Some(oldest) = self.window.front() {
             let old = now.duration_since(oldest.at) > self.window() || self.window_bytes > KEEP_BYTES;
-            let len = self.window.len();
-            if len <= KEEP_AT_LEAST || !(old || len > KEEP_AT_MOST) {
+            if self.keeps_all() || !(old || self.window.len() > KEEP_AT_MOST) {
                 return;
             }
             self.window_bytes -= oldest.item.bytes.len();
@@ -278,6 +287,25 @@ mod tests {
         }
         state.trim(begun + HEAVY_WINDOW * 2);
         assert_eq!(state.window_bytes, bytes, "lighter than what lives");
+    }
+
+    /// A hundred states of one large object would outweigh all else, for as long as nobody writes.
+    #[test]
+    fn a_few_large_states_go_too() {
+        let mut state = State::default();
+        state.reset(Vec::new(), 0);
+        let descriptor = Descriptor::new("", "v1", "Secret", "secrets");
+        let parts = crate::cache::item::parts(&descriptor);
+        for revision in 1..=20 {
+            let data = json!({"a": "x".repeat(LIGHT / 4)});
+            let object = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "x"}, "data": data});
+            state.put(Item::new(&descriptor, &parts, "a/x".into(), &encode(&object), revision).unwrap());
+        }
+        assert_eq!(state.oldest(), 0, "not before their time");
+        let due = state.trim_due().unwrap();
+        state.trim(due);
+        assert!(state.window_bytes <= LIGHT, "{}", state.window_bytes);
+        assert_eq!(state.trim_due(), None, "what is left may stay");
     }
 
     #[test]

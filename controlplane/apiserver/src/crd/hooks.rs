@@ -42,8 +42,14 @@ impl SchemaHooks {
         if let Some(Schema::Custom(schema)) = &self.schema {
             embedded::check(new, schema, &Path::empty(), &mut errors);
         }
+        self.check_duplicates(new, old, &mut errors);
         self.check_rules(ctx, new, old, &mut errors);
         errors
+    }
+
+    fn check_duplicates(&self, new: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        let Some(constraints) = &self.constraints else { return };
+        errors.append(&mut constraints.duplicates(new, old, &Path::empty()));
     }
 
     fn check_rules(&self, ctx: &Context<'_>, new: &Value, old: Option<&Value>, errors: &mut ErrorList) {
@@ -80,6 +86,7 @@ impl Hooks for SchemaHooks {
         if let Some(paths) = &self.scale {
             replicas::check_status(new, paths, &mut errors);
         }
+        self.check_duplicates(new, Some(old), &mut errors);
         self.check_rules(ctx, new, Some(old), &mut errors);
         errors
     }

@@ -4,6 +4,7 @@
 use api::field::{Error, ErrorList, Path};
 use serde_json::Value;
 
+use crate::patch::shown::{go_text, go_type};
 use crate::resource::ScalePaths;
 
 pub fn check_spec(object: &Value, paths: &ScalePaths, errors: &mut ErrorList) {
@@ -37,6 +38,7 @@ fn check_count(object: &Value, path: &str, errors: &mut ErrorList) {
 }
 
 /// The value at a dotted path, if there is one; `Err` says that it, or what it would be in, is of another type.
+/// In null there is nothing.
 fn found<'a>(
     object: &'a Value,
     path: &str,
@@ -45,33 +47,22 @@ fn found<'a>(
 ) -> Result<Option<&'a Value>, String> {
     let (mut value, mut walked) = (object, String::new());
     for name in path.split('.') {
+        walked.push('.');
+        walked.push_str(name);
+        if value.is_null() {
+            return Ok(None);
+        }
         if !value.is_object() {
-            return Err(other_type(&walked, value, "map[string]interface {}"));
+            return Err(other_type(&walked, value, "map[string]interface{}"));
         }
         let Some(next) = value.get(name) else { return Ok(None) };
         value = next;
-        walked.push('.');
-        walked.push_str(name);
     }
     if fits(value) { Ok(Some(value)) } else { Err(other_type(&walked, value, wanted)) }
 }
 
 fn other_type(path: &str, value: &Value, wanted: &str) -> String {
-    let found = match value {
-        Value::Null => "<nil>",
-        Value::Bool(_) => "bool",
-        Value::Number(number) if number.is_i64() => "int64",
-        Value::Number(_) => "float64",
-        Value::String(_) => "string",
-        Value::Array(_) => "[]interface {}",
-        Value::Object(_) => "map[string]interface {}",
-    };
-    let shown = match value {
-        Value::Null => "<nil>".to_owned(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    };
-    format!("{path} accessor error: {shown} is of the type {found}, expected {wanted}")
+    format!("{path} accessor error: {} is of the type {}, expected {wanted}", go_text(value), go_type(value))
 }
 
 #[cfg(test)]
@@ -88,6 +79,7 @@ mod tests {
         };
         for (object, expected) in [
             (json!({}), &[][..]),
+            (json!({"spec": null, "status": null}), &[]),
             (json!({"spec": {"replicas": 3}, "status": {"selector": "a=b"}}), &[]),
             (
                 json!({"spec": {"replicas": -1}}),
@@ -107,7 +99,7 @@ mod tests {
             (
                 json!({"spec": 5}),
                 &[
-                    ".spec.replicas: Invalid value: 0: .spec accessor error: 5 is of the type int64, expected map[string]interface {}",
+                    ".spec.replicas: Invalid value: 0: .spec.replicas accessor error: 5 is of the type int64, expected map[string]interface{}",
                 ],
             ),
         ] {

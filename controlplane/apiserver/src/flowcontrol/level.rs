@@ -168,8 +168,10 @@ impl Level {
     fn take(&self, seats: u32) -> bool {
         let limit = u64::from(self.limit());
         let exempt = self.spec.kind == Kind::Exempt;
+        // Where requests queue and there is no seat at all, they wait.
+        let closed = limit == 0 && matches!(self.spec.kind, Kind::Queue(_));
         let taken = self.seats.fetch_update(Ordering::AcqRel, Ordering::Acquire, |held| {
-            let alone = held == 0 && u64::from(seats) > limit;
+            let alone = held == 0 && u64::from(seats) > limit && !closed;
             (exempt || alone || held + u64::from(seats) <= limit).then_some(held + u64::from(seats))
         });
         if let Ok(before) = taken {
@@ -403,6 +405,15 @@ mod tests {
         two.await.unwrap().unwrap();
         assert_eq!(level.in_use(), 0);
         assert!(level.take(1), "nobody waits: no crowd");
+    }
+
+    #[tokio::test]
+    async fn a_level_without_seats_lets_nobody_in() {
+        let (level, schema) = (level(QUEUING, 0), schema());
+        let soon = Duration::from_millis(20);
+        assert_eq!(level.enter(&schema, "a", 1, soon, None).await.err(), Some(Refused::TimeOut));
+        level.set_limit(1);
+        assert!(level.enter(&schema, "a", 1, soon, None).await.is_ok());
     }
 
     #[tokio::test]

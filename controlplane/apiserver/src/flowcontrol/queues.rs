@@ -157,6 +157,10 @@ impl QueueSet {
 
     /// The request to run next, if it fits beside `in_use` seats.
     pub fn next(&mut self, in_use: u32, limit: u32) -> Option<Started> {
+        // Without a seat nothing runs, not even alone.
+        if in_use >= limit {
+            return None;
+        }
         let count = self.queues.len();
         let order = (1..=count).map(|step| (self.turn + step) % count);
         let ends = |at: &usize| self.queues[*at].waiting.front().map(|first| self.queues[*at].next + first.work());

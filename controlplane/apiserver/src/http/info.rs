@@ -53,12 +53,12 @@ impl RequestInfo {
             ["proxy", rest @ ..] if !rest.is_empty() => ("proxy", rest),
             rest => (verb_of(method), rest),
         };
-        info.locate(rest);
+        let behind = info.locate(rest);
         if info.resource == "namespaces" && info.group.is_empty() {
             info.namespace.clone_from(&info.name);
         }
         info.verb = info.refined(verb, query).to_owned();
-        info.find_rest(path);
+        info.find_rest(path, parts.len() - behind);
         info
     }
 
@@ -82,7 +82,8 @@ impl RequestInfo {
         self.group.is_empty() && matches!(part, "status" | "finalize")
     }
 
-    fn locate(&mut self, parts: &[&str]) {
+    /// Reads what is named; returns how many parts follow the subresource.
+    fn locate(&mut self, parts: &[&str]) -> usize {
         let own = |part: &&str| decode(part);
         let parts = match parts {
             // /namespaces/<name>/<resource>..., but status and finalize belong to the namespace
@@ -96,6 +97,7 @@ impl RequestInfo {
         self.name = parts.get(1).map(own).unwrap_or_default();
         self.subresource = parts.get(2).map(own).unwrap_or_default();
         self.named = !self.name.is_empty();
+        parts.len().saturating_sub(3)
     }
 
     /// A verb of one object is another one on a collection.
@@ -121,15 +123,14 @@ impl RequestInfo {
         }
     }
 
-    fn find_rest(&mut self, path: &str) {
+    /// `proxy` is the last of the path's first `count` parts.
+    fn find_rest(&mut self, path: &str, count: usize) {
         if self.subresource != "proxy" {
             return;
         }
-        let marker = format!("/{}/", self.resource);
-        let after = path.find(&marker).map(|at| &path[at + marker.len()..]).unwrap_or_default();
-        // after: "<name>/proxy<rest>"
-        let after_name = after.split_once('/').map(|(_, rest)| rest).unwrap_or_default();
-        self.rest = after_name.strip_prefix("proxy").unwrap_or_default().to_owned();
+        let start = path.len() - path.trim_start_matches('/').len();
+        let mut ends = path[start..].match_indices('/').map(|(at, _)| start + at);
+        self.rest = ends.nth(count - 1).map(|at| path[at..].to_owned()).unwrap_or_default();
     }
 }
 
@@ -201,5 +202,18 @@ mod tests {
         let path = "/api/v1/namespaces/a/services/web:80/proxy/x/y";
         let info = RequestInfo::parse(&Method::GET, path, &Query::parse(""));
         assert_eq!((info.name.as_str(), info.subresource.as_str(), info.rest.as_str()), ("web:80", "proxy", "/x/y"));
+    }
+
+    #[test]
+    fn what_follows_proxy_is_kept_in_a_namespace_named_like_the_resource() {
+        for (path, rest) in [
+            ("/api/v1/namespaces/pods/pods/web/proxy/x", "/x"),
+            ("/api/v1/namespaces/services/services/web/proxy/", "/"),
+            ("/api/v1/namespaces/a/services/services/proxy//x/", "//x/"),
+            ("/api/v1/nodes/n/proxy/nodes/proxy/x", "/nodes/proxy/x"),
+            ("/api/v1/nodes/n/proxy", ""),
+        ] {
+            assert_eq!(RequestInfo::parse(&Method::GET, path, &Query::parse("")).rest, rest, "{path}");
+        }
     }
 }

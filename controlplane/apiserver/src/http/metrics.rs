@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use parking_lot::RwLock;
 
 use super::info::RequestInfo;
+use crate::resource::Descriptor;
 use crate::server::Api;
 
 /// Upper bounds of the latency histogram, in seconds.
@@ -126,6 +127,17 @@ fn verb(info: &RequestInfo, applies: bool) -> &'static str {
     }
 }
 
+/// Whether a resource has this subresource (empty: itself). What clients only make up becomes no label: it
+/// would be kept for ever.
+pub fn knows(descriptor: &Descriptor, subresource: &str) -> bool {
+    match subresource {
+        "" => true,
+        "status" if descriptor.status => true,
+        "scale" if descriptor.scale.is_some() => true,
+        name => descriptor.subresources.iter().any(|held| held.name == name),
+    }
+}
+
 fn scope(info: &RequestInfo) -> &'static str {
     if !info.name.is_empty() || (info.is_resource && info.verb == "create") {
         "resource"
@@ -139,7 +151,7 @@ fn scope(info: &RequestInfo) -> &'static str {
 }
 
 impl Metrics {
-    /// Counts a request as begun. `served`: whether its resource is one that is served.
+    /// Counts a request as begun. `served`: whether its resource and subresource are served.
     pub fn begin(&self, info: &RequestInfo, served: bool, dry_run: bool, applies: bool) -> Underway {
         let series = self.series(info, served, dry_run, applies);
         series.underway.fetch_add(1, Ordering::Relaxed);
@@ -420,5 +432,22 @@ mod tests {
             metrics.begin(&info, false, false, false).answered(404);
         }
         assert_eq!(metrics.series.read().len(), 1);
+    }
+
+    #[test]
+    fn subresources_that_clients_make_up_are_not_known() {
+        let resources = crate::kinds::all();
+        for (kind, subresource, known) in [
+            ("Pod", "", true),
+            ("Pod", "status", true),
+            ("Pod", "exec", true),
+            ("Pod", "scale", false),
+            ("Pod", "0123456789", false),
+            ("Deployment", "scale", true),
+            ("ConfigMap", "status", false),
+        ] {
+            let resource = resources.iter().find(|resource| resource.descriptor.kind == kind).unwrap();
+            assert_eq!(knows(&resource.descriptor, subresource), known, "{kind}/{subresource}");
+        }
     }
 }

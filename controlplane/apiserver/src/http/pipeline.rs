@@ -5,15 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use component::Supervisor;
 use futures::FutureExt;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
+use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::body::{Body, BoxError};
 use super::info::RequestInfo;
+use super::metrics::knows;
 use super::negotiate::{Output, check_route, pretty};
 use super::query::Query;
 use super::tls::Shown;
@@ -41,6 +44,8 @@ static PRIORITY_LEVEL: HeaderName = HeaderName::from_static("x-kubernetes-pf-pri
 pub struct Connection {
     /// Whom its client certificate stands for.
     pub shown: Shown,
+    /// When that certificate ends, in seconds since 1970: the connection may live longer.
+    pub ends: Option<i64>,
     pub peer: Option<SocketAddr>,
     /// It is to end once it has answered what was asked.
     pub ending: CancellationToken,
@@ -51,6 +56,7 @@ impl Connection {
     fn user(&self, api: &Api, headers: &HeaderMap) -> Result<Option<Arc<UserInfo>>> {
         let user = match &self.shown {
             Shown::Nothing => return Ok(None),
+            _ if self.has_ended(Timestamp::now()) => None,
             Shown::User(user) => return Ok(Some(user.clone())),
             Shown::Bad => None,
             Shown::Proxy(name) => {
@@ -62,6 +68,10 @@ impl Connection {
         // The certificate is no client's: without a token it stands for nobody.
         let refused = user.is_none() && !headers.contains_key(header::AUTHORIZATION);
         if refused { Err(ApiError::unauthorized()) } else { Ok(user) }
+    }
+
+    fn has_ended(&self, now: Timestamp) -> bool {
+        self.ends.is_some_and(|ends| now.as_second() > ends)
     }
 }
 
@@ -94,7 +104,8 @@ impl Asked {
     }
 
     pub fn accepts_gzip(&self) -> bool {
-        self.header(header::ACCEPT_ENCODING).split(',').any(|part| part.trim().starts_with("gzip"))
+        // As upstream: with a weight, which may be 0, it does not count.
+        self.header(header::ACCEPT_ENCODING).split(',').any(|part| part.trim() == "gzip")
     }
 
     /// The representation to answer in. `protobuf`: whether the resource has that one. `views`: whether
@@ -132,6 +143,8 @@ fn text<'a>(headers: &'a HeaderMap, name: &header::HeaderName) -> &'a str {
 struct Journey {
     record: Option<Arc<Record>>,
     ticket: Option<Ticket>,
+    /// When the request is given up, if ever.
+    deadline: Option<Instant>,
     /// UIDs of the flow schema and of the priority level.
     classified: Option<(HeaderValue, HeaderValue)>,
 }
@@ -180,13 +193,14 @@ where
     let (info, query) = (&subject.info, &subject.query);
     let long = info.is_long_running();
     let applies = text(&parts.headers, &header::CONTENT_TYPE).starts_with("application/apply-patch");
-    let mut underway = api.metrics.begin(info, subject.endpoint.is_some(), query.text("dryRun") == "All", applies);
+    let served = subject.endpoint.as_ref().is_some_and(|found| knows(found.descriptor(), &info.subresource));
+    let mut underway = api.metrics.begin(info, served, query.text("dryRun") == "All", applies);
     let mut journey = Journey::default();
     let audit_id = id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default();
     let wish = Wish::of(&parts.headers, query, subject.endpoint.as_deref());
     let outcome = {
         // Pinned where it is: a future is copied whenever it is moved.
-        let answer = std::pin::pin!(answer(api, parts, body, caller, subject, (audit_id, &mut journey)));
+        let answer = std::pin::pin!(answer(api.clone(), parts, body, caller, subject, (audit_id, &mut journey)));
         std::panic::AssertUnwindSafe(answer).catch_unwind().await
     };
     let (mut response, stage) = match outcome {
@@ -211,8 +225,31 @@ where
         drop(journey);
         return response.map(|body| body.holding(underway));
     }
+    if head {
+        return response.map(|_| Body::empty());
+    }
+    let streams = matches!(response.body(), Body::Stream(_));
+    if let Some(deadline) = journey.deadline.filter(|_| streams) {
+        response = seated(&api.supervisor, response, (journey.ticket.take(), deadline));
+    }
     let held = (underway, journey);
-    if head { response.map(|_| Body::empty()) } else { response.map(|body| body.holding(held)) }
+    response.map(|body| body.holding(held))
+}
+
+/// Lets a request keep its seats until its answer has been sent, but not after its deadline: a client that
+/// reads no more would keep them for ever.
+fn seated(
+    supervisor: &Supervisor,
+    response: Response<Body>,
+    (seats, deadline): (impl Send + 'static, Instant),
+) -> Response<Body> {
+    let sent = CancellationToken::new();
+    let sending = sent.clone().drop_guard();
+    supervisor.spawn("seats of an answer", async move {
+        let _ = tokio::time::timeout_at(deadline, sent.cancelled()).await;
+        drop(seats);
+    });
+    response.map(|body| body.holding(sending))
 }
 
 /// Notes how a request was answered; it is over when its answer has been sent.
@@ -220,11 +257,18 @@ async fn audited(record: Arc<Record>, mut response: Response<Body>, stage: Stage
     let code = response.status().as_u16();
     if record.wants_response() && !long {
         let (parts, body) = response.into_parts();
-        let bytes = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-        if let Some(object) = render::decode(&parts.headers, &bytes) {
-            record.response_object(object);
-        }
-        response = Response::from_parts(parts, bytes.into());
+        let body = match body.collect().await {
+            Ok(whole) => {
+                let bytes = whole.to_bytes();
+                if let Some(object) = render::decode(&parts.headers, &bytes) {
+                    record.response_object(object);
+                }
+                Body::from(bytes)
+            }
+            // Half an answer is not to pass for a whole one.
+            Err(error) => Body::stream(futures::stream::once(std::future::ready(Err(error)))),
+        };
+        response = Response::from_parts(parts, body);
     }
     let told = response.extensions_mut().remove::<render::Told>();
     record.answered(code, told.map(|told| told.0));
@@ -343,6 +387,7 @@ where
     let query = Arc::new(query);
     // No deadline: none, and one that is further than the clock goes.
     let deadline = if long { None } else { Instant::now().checked_add(limit) };
+    journey.deadline = deadline;
     let asked = Asked { api, user, info, query, endpoint, parts, peer, deadline, record };
     let Some(deadline) = deadline else { return dispatch(asked, body).await };
     let answer = std::pin::pin!(dispatch(asked, body));
@@ -426,7 +471,8 @@ where
     if resources::takes_connection(&asked) {
         return Box::pin(crate::proxy::connect(asked, body)).await;
     }
-    let body = collect(&asked.parts, body).await?;
+    // A watch has no body: one that is announced and does not come would keep its seats.
+    let body = if asked.info.verb == "watch" { Bytes::new() } else { collect(&asked.parts, body).await? };
     if let Some(record) = &asked.record
         && asked.info.is_resource
         && record.wants_request()
@@ -466,4 +512,40 @@ where
         return Err(ApiError::too_large(format!("Request entity too large: limit is {MAX_BODY}")));
     }
     Ok(kept.freeze())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_does_not_outlive_its_certificate() {
+        let connection =
+            |ends| Connection { shown: Shown::Nothing, ends, peer: None, ending: CancellationToken::new() };
+        let now = Timestamp::from_second(1000).unwrap();
+        for (ends, ended) in [(None, false), (Some(1000), false), (Some(999), true)] {
+            assert_eq!(connection(ends).has_ended(now), ended, "{ends:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_reads_no_more_does_not_keep_its_seats() {
+        let (supervisor, seat) = (Supervisor::new("test"), Arc::new(()));
+        let answer = || Response::new(Body::stream(futures::stream::pending()));
+        let given_back = async || {
+            while Arc::strong_count(&seat) > 1 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let soon = Instant::now() + Duration::from_millis(20);
+        let unread = seated(&supervisor, answer(), (seat.clone(), soon));
+        given_back().await;
+        drop(unread);
+        // What has been sent gives them back at once.
+        let late = Instant::now() + Duration::from_secs(3600);
+        let read = seated(&supervisor, answer(), (seat.clone(), late));
+        assert_eq!(Arc::strong_count(&seat), 2);
+        drop(read);
+        given_back().await;
+    }
 }

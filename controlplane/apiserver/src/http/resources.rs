@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::body::Body;
+use super::info::RequestInfo;
 use super::negotiate::{Media, Output, View};
 use super::options::{WriteKind, WriteOptions, check_list};
 use super::pipeline::Asked;
@@ -26,8 +27,14 @@ const MOST_WARNINGS: usize = 50;
 
 /// Subresources that take over the connection or stream to and from a node.
 pub fn takes_connection(asked: &Asked) -> bool {
-    let info = &asked.info;
+    connects(&asked.info)
+}
+
+fn connects(info: &RequestInfo) -> bool {
+    // The old paths of watching lead to nothing of the kind: the right to watch would do for a POST.
+    let by_old_path = matches!(info.verb.as_str(), "watch" | "proxy");
     info.is_resource
+        && !by_old_path
         && info.group.is_empty()
         && match info.resource.as_str() {
             "pods" => matches!(info.subresource.as_str(), "exec" | "attach" | "portforward" | "log" | "proxy"),
@@ -366,4 +373,25 @@ pub fn delete_options(asked: &Asked, body: &Bytes) -> Result<DeleteOptions> {
     }
     let (value, _) = parse_body(asked, body)?;
     DeleteOptions::parse(&value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::query::Query;
+
+    #[test]
+    fn the_right_to_watch_does_not_do_for_a_proxied_post() {
+        for (path, connected) in [
+            ("/api/v1/namespaces/a/services/s/proxy/x", true),
+            ("/api/v1/namespaces/a/pods/p/exec", true),
+            ("/api/v1/watch/namespaces/a/services/s/proxy/x", false),
+            ("/api/v1/watch/nodes/n/proxy/run", false),
+            ("/api/v1/proxy/namespaces/a/pods/p/log", false),
+            ("/apis/apps/v1/namespaces/a/pods/p/exec", false),
+        ] {
+            let info = RequestInfo::parse(&http::Method::POST, path, &Query::parse(""));
+            assert_eq!(connects(&info), connected, "{path}: {}", info.verb);
+        }
+    }
 }

@@ -26,6 +26,7 @@ use tokio_util::task::TaskTracker;
 use super::body::Body;
 use super::pipeline::{self, Caller};
 use super::tls::{Shown, Tls};
+use crate::authn::certificate;
 use crate::error::{ApiError, Result};
 use crate::server::Api;
 
@@ -142,7 +143,9 @@ async fn connection(api: Arc<Api>, stream: TcpStream, tls: Tls, leaving: Cancell
         return;
     };
     let two = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let known = Arc::new(pipeline::Connection { shown, peer, ending: CancellationToken::new() });
+    let own = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let ends = own.and_then(|own| certificate::end_of(own));
+    let known = Arc::new(pipeline::Connection { shown, ends, peer, ending: CancellationToken::new() });
     let leaving = [leaving, known.ending.clone()];
     let service = Answers { api, connection: known, one_by_one: !two };
     let stream = TokioIo::new(stream);

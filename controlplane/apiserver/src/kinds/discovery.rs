@@ -8,10 +8,12 @@ use api::names;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::check::{Node, Seen, labels, parse_ip};
+use super::check::{Node, Seen, ip_warning, labels, parse_ip};
 use super::core::endpoint_ip;
 use super::table::{UNSET, cell, named, row, some_of, words};
-use super::value::{default, default_text, list, list_mut, opt_int, opt_text, texts};
+use super::value::{
+    default, default_text, int, label, list, list_mut, opt_int, opt_text, remove, same_at, set, text, texts,
+};
 use crate::resource::{Column, Context, Descriptor, Hooks, Resource};
 
 pub fn resources() -> Vec<Resource> {
@@ -32,6 +34,21 @@ impl Hooks for Slice {
         }
     }
 
+    fn prepare_create(&self, _ctx: &Context<'_>, slice: &mut Value) {
+        drop_topology(slice);
+    }
+
+    /// Its labels count as much as what a slice holds: they say whose it is.
+    fn prepare_update(&self, _ctx: &Context<'_>, new: &mut Value, old: &Value) {
+        let held = ["addressType", "endpoints", "ports"].iter().all(|field| new.get(*field) == old.get(*field));
+        if held && !same_at(new, old, "metadata.labels") {
+            set(new, "metadata.generation", int(old, "metadata.generation") + 1);
+        }
+        if !same_at(new, old, "endpoints") {
+            drop_topology(new);
+        }
+    }
+
     fn validate_create(&self, _ctx: &Context<'_>, slice: &Value) -> ErrorList {
         validate(slice, None)
     }
@@ -41,6 +58,15 @@ impl Hooks for Slice {
         let (kind, was) = (Node::root(new).child("addressType"), Node::root(old).child("addressType"));
         kind.immutable_declared(&mut errors, &was);
         errors
+    }
+
+    fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
+        let mut found = address_warnings(new);
+        if old.is_none() && text(new, "addressType") == "FQDN" {
+            // The field is not in a spec: upstream's own slip.
+            found.insert(0, "spec.addressType: FQDN endpoints are deprecated".to_owned());
+        }
+        found
     }
 
     fn row(&self, slice: &Value, now: Timestamp) -> Vec<Value> {
@@ -63,6 +89,26 @@ impl Hooks for Slice {
         };
         row(slice, now, vec![cell(slice, "addressType"), shown(&ports), shown(&addresses)])
     }
+}
+
+/// What the first version of the API had in the place of a node's name and a zone: nobody sets it any more.
+fn drop_topology(slice: &mut Value) {
+    for endpoint in list_mut(slice, "endpoints") {
+        remove(endpoint, "deprecatedTopology");
+    }
+}
+
+const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+const MANAGERS: [&str; 2] = ["endpointslice-controller.k8s.io", "endpointslicemirroring-controller.k8s.io"];
+
+/// Addresses in a notation that others may read otherwise. The controllers' own are sound.
+fn address_warnings(slice: &Value) -> Vec<String> {
+    if label(slice, MANAGED_BY).is_some_and(|manager| MANAGERS.contains(&manager)) {
+        return Vec::new();
+    }
+    let endpoints = Node::root(slice).items("endpoints");
+    let addresses = endpoints.iter().flat_map(|endpoint| endpoint.items("addresses"));
+    addresses.filter_map(|address| ip_warning(&address.path.to_string(), address.text())).collect()
 }
 
 /// Limits of one slice.
@@ -186,7 +232,7 @@ fn columns() -> Vec<Column> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kinds::tested::{cells, created, updated};
+    use crate::kinds::tested::{cells, created, prepared, updated, with};
     use api::field::join;
     use serde_json::json;
 
@@ -240,6 +286,56 @@ mod tests {
             ),
             "addressType: Invalid value: null: field is immutable"
         );
+    }
+
+    #[test]
+    fn labels_count_as_a_generation() {
+        let old = json!({"metadata": {"name": "s", "generation": 3, "labels": {"a": "b"}}, "addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"]}], "ports": null});
+        for (path, value, generation) in [
+            ("metadata.labels", json!({"a": "c"}), 4),
+            ("metadata.annotations", json!({"a": "c"}), 3),
+            // Counted where everything outside the metadata is.
+            ("endpoints", json!([]), 3),
+        ] {
+            let mut new = old.clone();
+            set(&mut new, path, value);
+            prepared(&Slice, &mut new, &old);
+            assert_eq!(new["metadata"]["generation"], generation, "{path}");
+        }
+    }
+
+    #[test]
+    fn old_topology_is_taken_from_nobody() {
+        let placed = json!({"metadata": {"name": "s"}, "addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"], "deprecatedTopology": {"a": "b"}}]});
+        let (mut new, mut bare) = (placed.clone(), placed.clone());
+        remove(&mut bare["endpoints"][0], "deprecatedTopology");
+        with(&placed, "", |ctx| Slice.prepare_create(ctx, &mut new));
+        assert_eq!(new, bare);
+        let mut new = placed.clone();
+        prepared(&Slice, &mut new, &bare);
+        assert_eq!(new, bare);
+        let mut kept = placed.clone();
+        prepared(&Slice, &mut kept, &placed);
+        assert_eq!(kept, placed);
+    }
+
+    #[test]
+    fn doubtful_slices_are_warned_of() {
+        let slice = |kind: &str, address: &str| {
+            json!({"metadata": {"name": "s"}, "addressType": kind, "endpoints": [{"addresses": [address]}]})
+        };
+        let named = slice("FQDN", "a.example");
+        assert_eq!(Slice.warnings(&named, None), ["spec.addressType: FQDN endpoints are deprecated"]);
+        assert!(Slice.warnings(&named, Some(&named)).is_empty());
+        let mut loose = slice("IPv6", "2001:DB8::1");
+        assert_eq!(
+            Slice.warnings(&loose, Some(&loose)),
+            [
+                "endpoints[0].addresses[0]: IPv6 address \"2001:DB8::1\" should be in RFC 5952 canonical format (\"2001:db8::1\")"
+            ]
+        );
+        loose["metadata"]["labels"] = json!({MANAGED_BY: MANAGERS[0]});
+        assert!(Slice.warnings(&loose, None).is_empty());
     }
 
     #[test]

@@ -10,6 +10,8 @@
 //! The order of a merged list: items that the patch names come in the patch's order, the others
 //! keep their order among themselves and stay before what they stood before.
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::{Map, Value};
 
 use crate::error::ApiError;
@@ -130,7 +132,8 @@ fn retain_keys(live: &mut Members, patch: &mut Members) -> Result<()> {
     if !keys.iter().all(Value::is_string) {
         return Err(PatchError::RetainKeys);
     }
-    let named = |name: &str| keys.iter().any(|key| key == name);
+    let names: HashSet<&str> = keys.iter().filter_map(Value::as_str).collect();
+    let named = |name: &str| names.contains(name);
     let plain = patch.iter().filter(|(name, value)| !name.starts_with('$') && !value.is_null());
     if !plain.map(|(name, _)| name).all(|name| named(name)) {
         return Err(PatchError::RetainKeys);
@@ -157,7 +160,8 @@ fn take_orders(patch: &mut Members) -> Result<Map<String, Value>> {
 /// Takes plain values out of a list. What is no list, here or there, is passed over.
 fn delete_from(live: &mut Members, name: &str, values: &Value) {
     if let (Some(Value::Array(items)), Value::Array(values)) = (live.get_mut(name), values) {
-        items.retain(|item| !values.contains(item));
+        let gone: HashSet<String> = values.iter().map(Value::to_string).collect();
+        items.retain(|item| !gone.contains(&item.to_string()));
     }
 }
 
@@ -180,27 +184,25 @@ fn merge_list(
     let key = if objects { Some(key.ok_or_else(|| PatchError::NoKeyDeclared(name.to_owned()))?) } else { None };
     let before = live.clone();
     let Some(key) = key else {
-        let mut merged = Vec::new();
-        for item in live.into_iter().chain(patch.iter().cloned()) {
-            if !merged.contains(&item) {
-                merged.push(item);
-            }
-        }
+        let mut seen = HashSet::new();
+        let items = live.into_iter().chain(patch.iter().cloned());
+        let merged = items.filter(|item| seen.insert(item.to_string())).collect();
         check_order(&patch, order, Value::eq)?;
-        return Ok(in_order(merged, order.unwrap_or(&patch), &before, Value::eq));
+        return Ok(in_order(merged, order.unwrap_or(&patch), &before, |item| Some(item.to_string())));
     };
     let same = |a: &Value, b: &Value| same_key(a, b, key);
+    let known_by = |item: &Value| known_by(item, key);
     let (live, patch) = item_directives(live, patch, key)?;
     check_order(&patch, order, same)?;
     let named = patch.clone();
     let mut merged = live;
+    let mut known = places(&merged, known_by);
     for item in patch {
-        if item.get(key).is_none_or(Value::is_null) {
+        let Some(name) = known_by(&item).filter(|_| !item[key].is_null()) else {
             return Err(no_merge_key(&item, key));
-        }
-        let at = merged.iter().position(|known| same(known, &item));
+        };
         let Value::Object(change) = item else { continue };
-        match at {
+        match known.get(&name).copied() {
             Some(at) => {
                 let old = match merged[at].take() {
                     Value::Object(old) => old,
@@ -208,16 +210,35 @@ fn merge_list(
                 };
                 merged[at] = Value::Object(merge_map(node.item(), old, change)?);
             }
-            None => merged.push(strip(Value::Object(change))),
+            None => {
+                known.insert(name, merged.len());
+                merged.push(strip(Value::Object(change)));
+            }
         }
     }
-    Ok(in_order(merged, order.unwrap_or(&named), &before, same))
+    Ok(in_order(merged, order.unwrap_or(&named), &before, known_by))
+}
+
+/// What an item of a list is known by, as text.
+fn known_by(item: &Value, key: &str) -> Option<String> {
+    item.get(key).map(Value::to_string)
+}
+
+/// Where in a list each item is, by what it is known by; of several with the same the first.
+fn places(list: &[Value], known_by: impl Fn(&Value) -> Option<String>) -> HashMap<String, usize> {
+    let mut places = HashMap::with_capacity(list.len());
+    for (at, item) in list.iter().enumerate() {
+        if let Some(name) = known_by(item) {
+            places.entry(name).or_insert(at);
+        }
+    }
+    places
 }
 
 /// Carries out `$patch` in the items of a list: what is left of the live list and of the patch.
 fn item_directives(mut live: Vec<Value>, patch: Vec<Value>, key: &str) -> Result<(Vec<Value>, Vec<Value>)> {
     let mut rest = Vec::with_capacity(patch.len());
-    let mut replace = false;
+    let (mut replace, mut gone) = (false, HashSet::new());
     for item in patch {
         match item.get(PATCH) {
             None => rest.push(item),
@@ -225,7 +246,7 @@ fn item_directives(mut live: Vec<Value>, patch: Vec<Value>, key: &str) -> Result
                 if item.get(key).is_none_or(Value::is_null) {
                     return Err(no_merge_key(&item, key));
                 }
-                live.retain(|known| !same_key(known, &item, key));
+                gone.extend(known_by(&item, key));
             }
             // What else the item says is passed over.
             Some(directive) if directive == "replace" => replace = true,
@@ -236,7 +257,8 @@ fn item_directives(mut live: Vec<Value>, patch: Vec<Value>, key: &str) -> Result
             }
         }
     }
-    if replace { Ok((Vec::new(), rest)) } else { Ok((live, rest)) }
+    live.retain(|item| !replace && known_by(item, key).is_none_or(|name| !gone.contains(&name)));
+    Ok((live, rest))
 }
 
 fn no_merge_key(item: &Value, key: &str) -> PatchError {
@@ -265,15 +287,16 @@ fn in_order(
     merged: Vec<Value>,
     wanted: &[Value],
     before: &[Value],
-    same: impl Fn(&Value, &Value) -> bool + Copy,
+    known_by: impl Fn(&Value) -> Option<String>,
 ) -> Vec<Value> {
-    let place = |list: &[Value], item: &Value| list.iter().position(|known| same(known, item));
+    let (wanted, before) = (places(wanted, &known_by), places(before, &known_by));
+    let place = |places: &HashMap<String, usize>, item: &Value| places.get(&known_by(item)?).copied();
     let mut ordered: Vec<(usize, Value)> = Vec::new();
     let mut others: Vec<(usize, Value)> = Vec::new();
     for item in merged {
-        match place(wanted, &item) {
+        match place(&wanted, &item) {
             Some(at) => ordered.push((at, item)),
-            None => others.push((place(before, &item).unwrap_or(usize::MAX), item)),
+            None => others.push((place(&before, &item).unwrap_or(usize::MAX), item)),
         }
     }
     ordered.sort_by_key(|(at, _)| *at);
@@ -281,7 +304,7 @@ fn in_order(
     let mut result = Vec::with_capacity(ordered.len() + others.len());
     let mut others = others.into_iter().peekable();
     for (_, item) in ordered {
-        let at = place(before, &item);
+        let at = place(&before, &item);
         while let (Some(at), Some((other, _))) = (at, others.peek()) {
             if *other >= at {
                 break;
@@ -390,6 +413,22 @@ mod tests {
         assert_eq!(patched(live.clone(), remove).unwrap()["metadata"]["finalizers"], json!(["c", "b"]));
         let no_list = json!({"metadata": {"$deleteFromPrimitiveList/finalizers": "a"}});
         assert_eq!(patched(live.clone(), no_list).unwrap(), live);
+    }
+
+    #[test]
+    fn long_lists_are_not_searched_for_each_item() {
+        let names = |prefix: &str| (0..20_000).map(|at| format!("{prefix}/{at}")).collect::<Vec<_>>();
+        let live = json!({"metadata": {"finalizers": names("live")}});
+        let patch = json!({"metadata": {"finalizers": names("new")}});
+        let merged = patched(live, patch).unwrap();
+        assert_eq!(merged["metadata"]["finalizers"], json!([names("new"), names("live")].concat()));
+        let containers =
+            |prefix: &str| names(prefix).iter().map(|name| json!({"name": name})).collect::<Vec<Value>>();
+        let delete = |name: &Value| json!({"name": name["name"], "$patch": "delete"});
+        let mut change = containers("new");
+        change.extend(containers("live").iter().map(delete));
+        let merged = spec(json!({"containers": containers("live")}), json!({"containers": change}));
+        assert_eq!(merged["containers"], json!(containers("new")));
     }
 
     #[test]

@@ -204,18 +204,24 @@ async fn admit(asked: &Asked, target: &Target) -> Result<()> {
         warnings: Vec::new(),
         audit: Vec::new(),
     };
-    for plugin in &api.admission {
-        if plugin.handles(&attributes) {
-            plugin.mutate(&mut attributes, &**api).await?;
-        }
-    }
-    for plugin in &api.admission {
-        if plugin.handles(&attributes) {
-            plugin.validate(&mut attributes, &**api).await?;
-        }
-    }
+    let outcome = admitted(api, &mut attributes).await;
+    // Also what was noted of a request that is refused.
     if let Some(record) = &asked.record {
         attributes.audit.drain(..).for_each(|(key, value)| record.annotate(key, value));
+    }
+    outcome
+}
+
+async fn admitted(api: &Api, attributes: &mut Attributes<'_>) -> Result<()> {
+    for plugin in &api.admission {
+        if plugin.handles(attributes) {
+            plugin.mutate(attributes, api).await?;
+        }
+    }
+    for plugin in &api.admission {
+        if plugin.handles(attributes) {
+            plugin.validate(attributes, api).await?;
+        }
     }
     Ok(())
 }

@@ -306,23 +306,49 @@ async fn service_proxy(asked: &Asked) -> Result<Target> {
     {
         return Err(ApiError::unavailable(format!("no service port {number} found for service {name:?}")));
     }
-    let Some((address, port)) = ready_endpoint(&*asked.api, &service, namespace, port).await? else {
+    let Some(Endpoint { address, port, .. }) = ready_pod(&*asked.api, &service, namespace, port).await? else {
         return Err(ApiError::unavailable(format!("no endpoints available for service {:?}", asked.info.name)));
     };
     Ok(direct(asked, security(scheme), &address, port, name, "ServiceProxyOptions"))
 }
 
-async fn ready_endpoint(
-    cluster: &dyn Cluster,
-    service: &Value,
-    namespace: &str,
-    port: &str,
-) -> Result<Option<(String, u16)>> {
+/// An address that a Service leads to.
+#[derive(Debug, PartialEq, Eq)]
+struct Endpoint {
+    address: String,
+    port: u16,
+    /// The name of the pod behind it; empty if none is named.
+    pod: String,
+}
+
+async fn ready_endpoints(cluster: &dyn Cluster, service: &Value, namespace: &str, port: &str) -> Result<Vec<Endpoint>> {
     let slices = cluster.list("discovery.k8s.io", "endpointslices", namespace).await?;
     let slices: Vec<&Value> = slices.iter().map(|slice| &**slice).collect();
-    let mut ready = endpoints_of(service, &slices, port);
-    let chosen = (!ready.is_empty()).then(|| ready.swap_remove(rand::random_range(0..ready.len())));
-    Ok(chosen)
+    Ok(endpoints_of(service, &slices, port))
+}
+
+/// Takes one out.
+fn any(ready: &mut Vec<Endpoint>) -> Option<Endpoint> {
+    (!ready.is_empty()).then(|| ready.swap_remove(rand::random_range(0..ready.len())))
+}
+
+/// A ready endpoint that is a pod of the namespace, as upstream insists on: who may write endpoints is not to
+/// reach by way of this server whatever it reaches.
+async fn ready_pod(cluster: &dyn Cluster, service: &Value, namespace: &str, port: &str) -> Result<Option<Endpoint>> {
+    let mut ready = ready_endpoints(cluster, service, namespace, port).await?;
+    ready.retain(|endpoint| !endpoint.pod.is_empty());
+    while let Some(endpoint) = any(&mut ready) {
+        let pod = cluster.get("", "pods", namespace, &endpoint.pod).await?;
+        if pod.is_some_and(|pod| has_address(&pod, &endpoint.address)) {
+            return Ok(Some(endpoint));
+        }
+    }
+    Ok(None)
+}
+
+fn has_address(pod: &Value, address: &str) -> bool {
+    let all = pod["status"]["podIPs"].as_array().into_iter().flatten().map(|one| &one["ip"]);
+    all.chain([&pod["status"]["podIP"]]).any(|own| own == address)
 }
 
 /// Where a Service's port is answered: one of its ready endpoints, so that no Service network is
@@ -340,12 +366,13 @@ pub async fn resolve(
         let port = u16::try_from(port).map_err(|_| format!("{port} is no port"))?;
         return Ok((service["spec"]["externalName"].as_str().unwrap_or_default().to_owned(), port));
     }
-    let found = ready_endpoint(cluster, &service, namespace, &port.to_string()).await.map_err(failed)?;
-    found.ok_or_else(|| format!("no endpoints available for service {name:?}"))
+    let mut ready = ready_endpoints(cluster, &service, namespace, &port.to_string()).await.map_err(failed)?;
+    let found = any(&mut ready).ok_or_else(|| format!("no endpoints available for service {name:?}"))?;
+    Ok((found.address, found.port))
 }
 
 /// The ready endpoints of the Service's port (by name or number; empty: its only one). Pure.
-fn endpoints_of(service: &Value, slices: &[&Value], wanted: &str) -> Vec<(String, u16)> {
+fn endpoints_of(service: &Value, slices: &[&Value], wanted: &str) -> Vec<Endpoint> {
     let mut ports = service["spec"]["ports"].as_array().into_iter().flatten();
     let port = match wanted {
         "" => ports.next(),
@@ -369,7 +396,11 @@ fn endpoints_of(service: &Value, slices: &[&Value], wanted: &str) -> Vec<(String
         };
         let endpoints = list(slice, "endpoints").into_iter();
         let ready = endpoints.filter(|endpoint| endpoint["conditions"]["ready"].as_bool().unwrap_or(true));
-        found.extend(ready.filter_map(|endpoint| Some((endpoint["addresses"][0].as_str()?.to_owned(), number))));
+        found.extend(ready.filter_map(|endpoint| {
+            let target = &endpoint["targetRef"];
+            let pod = if target["kind"] == "Pod" { target["name"].as_str().unwrap_or_default() } else { "" };
+            Some(Endpoint { address: endpoint["addresses"][0].as_str()?.to_owned(), port: number, pod: pod.to_owned() })
+        }));
     }
     found
 }
@@ -377,6 +408,7 @@ fn endpoints_of(service: &Value, slices: &[&Value], wanted: &str) -> Vec<(String
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admission::fake::Fixed;
 
     #[test]
     fn kubelet_paths_carry_the_options() {
@@ -414,10 +446,31 @@ mod tests {
         let service = json!({"metadata": {"name": "web"}, "spec": {"ports": [{"name": "http", "port": 80}]}});
         let slice = json!({"metadata": {"labels": {"kubernetes.io/service-name": "web"}}, "ports": [{"name": "http", "port": 8080}],
             "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": false}}, {"addresses": ["10.0.0.2"], "conditions": {"ready": true}}]});
+        let other = Endpoint { address: "10.0.0.2".to_owned(), port: 8080, pod: String::new() };
         for wanted in ["", "http", "80"] {
-            assert_eq!(endpoints_of(&service, &[&slice], wanted), [("10.0.0.2".to_owned(), 8080)], "{wanted}");
+            assert_eq!(endpoints_of(&service, &[&slice], wanted), std::slice::from_ref(&other), "{wanted}");
         }
         assert_eq!(endpoints_of(&service, &[&slice, &json!({})], "https"), []);
+    }
+
+    #[tokio::test]
+    async fn the_proxy_of_a_service_leads_to_pods_alone() {
+        let service = json!({"metadata": {"name": "web"}, "spec": {"ports": [{"port": 80}]}});
+        let pod = json!({"metadata": {"name": "p", "namespace": "n"}, "status": {"podIP": "10.42.0.7", "podIPs": [{"ip": "10.42.0.7"}]}});
+        let target = |name: &str| json!({"kind": "Pod", "namespace": "n", "name": name});
+        for (address, target, reached) in [
+            ("10.42.0.7", target("p"), true),
+            ("192.168.0.1", target("p"), false),
+            ("10.42.0.7", target("gone"), false),
+            ("10.42.0.7", Value::Null, false),
+        ] {
+            let slice = json!({"metadata": {"name": "web-1", "namespace": "n", "labels": {"kubernetes.io/service-name": "web"}},
+                "ports": [{"port": 8080}], "endpoints": [{"addresses": [address], "targetRef": target}]});
+            let cluster =
+                Fixed::with(&[("", "pods", pod.clone()), ("discovery.k8s.io", "endpointslices", slice.clone())]);
+            let found = ready_pod(&cluster, &service, "n", "80").await.unwrap();
+            assert_eq!(found.is_some(), reached, "{slice}");
+        }
     }
 
     #[test]

@@ -271,6 +271,12 @@ impl Call {
         }
     }
 
+    /// Whether what is done to a pod was admitted before, as what asked for it: a `Binding` binds it, an
+    /// `Eviction` deletes it.
+    fn is_admitted(&self, operation: Operation) -> bool {
+        operation != Operation::Create && matches!(self.info.subresource.as_str(), "binding" | "eviction")
+    }
+
     /// Runs the mutating half of admission; gives the object back.
     pub async fn mutate(
         &self,
@@ -279,6 +285,9 @@ impl Call {
         old: Option<&Value>,
         options: &Value,
     ) -> Result<Value> {
+        if self.is_admitted(operation) {
+            return Ok(object);
+        }
         let mut attributes = self.attributes(operation, object, old, options);
         for plugin in self.api.admission.iter() {
             if plugin.handles(&attributes) {
@@ -306,6 +315,9 @@ impl Call {
         old: Option<&Value>,
         options: &Value,
     ) -> Result<Value> {
+        if self.is_admitted(operation) {
+            return Ok(object);
+        }
         let mut attributes = self.attributes(operation, object, old, options);
         for plugin in self.api.admission.iter() {
             if plugin.handles(&attributes) {

@@ -157,12 +157,16 @@ pub async fn evict(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response<
     let eviction = call.validate(Operation::Create, eviction, None, &options).await?;
     let mut delete = DeleteOptions::parse(&eviction["deleteOptions"])?;
     delete.dry_run |= call.options.dry_run;
-    let pod_call = on_pod(call, &call.info.name, "")?;
+    let pod_call = on_pod(call, &call.info.name, "eviction")?;
     let Current { value: pod, .. } = pod_call.current().await?.ok_or_else(|| pod_call.not_found())?;
     delete.preconditions.check_delete("", "Pod", &pod)?;
     spend(call, &pod, delete.dry_run).await?;
     if !delete.dry_run && !metadata::is_deleting(&pod) {
-        mark_evicted(call, &call.info.name).await?;
+        let marked = mark_evicted(call, &call.info.name, &delete.preconditions).await?;
+        // The version asked for is the one that was marked.
+        if delete.preconditions.resource_version.is_some() {
+            delete.preconditions.resource_version = marked;
+        }
     }
     match pod_call.delete(&delete).await {
         Err(error) if !error.is_not_found() => return Err(error),
@@ -171,15 +175,17 @@ pub async fn evict(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response<
     subresource::succeed(asked, StatusCode::CREATED)
 }
 
-/// Says why the pod goes, so that a Job does not count it as its own failure.
-async fn mark_evicted(call: &Call, name: &str) -> Result<()> {
+/// Says why the pod goes, so that a Job does not count it as its own failure. The version of the pod that
+/// says so; none when it is gone already.
+async fn mark_evicted(call: &Call, name: &str, wanted: &Preconditions) -> Result<Option<String>> {
     let now = api::scalar::time(call.now);
     for _ in 0..BUDGET_ATTEMPTS {
-        let Some(pod) = call.api.get_live("", "pods", &call.info.namespace, name).await? else { return Ok(()) };
+        let Some(pod) = call.api.get_live("", "pods", &call.info.namespace, name).await? else { return Ok(None) };
+        wanted.check_delete("", "Pod", &pod)?;
         match call.api.update("", "pods", "status", eviction::marked(&pod, &now)).await {
             Err(error) if error.is_conflict() => {}
-            Err(error) if error.is_not_found() => return Ok(()),
-            outcome => return outcome.map(|_| ()),
+            Err(error) if error.is_not_found() => return Ok(None),
+            outcome => return outcome.map(|pod| Some(metadata::text(&pod, "resourceVersion").to_owned())),
         }
     }
     Err(ApiError::too_many_requests("Cannot evict pod: its status is being changed by others", 10))

@@ -27,8 +27,12 @@ pub async fn handle(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response
     let paths = call.descriptor().scale.clone().ok_or_else(ApiError::no_such_path)?;
     let scale = match call.info.verb.as_str() {
         "get" => {
-            let item = call.get_item().await?;
-            scale_of(&call.served(item.decode())?, &paths)
+            let object = call.served(call.get_item().await?.decode())?;
+            if lacks_replicas(call, &object, &paths) {
+                let path = spec_path(&paths);
+                return Err(ApiError::internal(format!("the spec replicas field {path:?} does not exist")));
+            }
+            scale_of(&object, &paths)
         }
         "update" => {
             let wanted = subresource::decode(asked, call, body, &kind())?;
@@ -76,6 +80,16 @@ fn columns() -> [Column; 4] {
 fn cells(scale: &Value, now: Timestamp) -> Vec<Value> {
     let count = |path: &str| at(scale, path).as_i64().unwrap_or(0).into();
     vec![scale["metadata"]["name"].clone(), count("spec.replicas"), count("status.replicas"), age(scale, now)]
+}
+
+/// Whether a custom resource says nothing of its replicas: that is not none of them.
+fn lacks_replicas(call: &Call, object: &Value, paths: &ScalePaths) -> bool {
+    call.descriptor().custom && at(object, &paths.spec_replicas).is_null()
+}
+
+/// As the definition writes it.
+fn spec_path(paths: &ScalePaths) -> String {
+    format!(".{}", paths.spec_replicas)
 }
 
 async fn changed(call: &Call, change: &ScaleChange, paths: &ScalePaths) -> Result<Value> {
@@ -140,7 +154,7 @@ impl Change for ScaleChange {
                 return self.applied(call, patch, old).await.map(Some);
             }
             How::Replace(scale) => scale.clone(),
-            How::Patch(patch) => self.patched(call, patch, &scale_of(old, &self.paths))?,
+            How::Patch(patch) => self.patched(call, patch, old)?,
         };
         let name = &call.info.name;
         if scale["metadata"]["name"].as_str().is_some_and(|own| !own.is_empty() && own != name) {
@@ -202,7 +216,9 @@ impl ScaleChange {
         Ok(new)
     }
 
-    fn patched(&self, call: &Call, patch: &Patch, scale: &Value) -> Result<Value> {
+    /// The Scale of `old`, patched.
+    fn patched(&self, call: &Call, patch: &Patch, old: &Value) -> Result<Value> {
+        let scale = &scale_of(old, &self.paths);
         let mut patched = match patch.kind {
             PatchType::Json => patch::json(scale, &patch.document)?,
             PatchType::Merge => patch::merge(scale, &patch.document)?,
@@ -213,6 +229,10 @@ impl ScaleChange {
             // Applied to the object itself, see `applied`.
             PatchType::Apply => scale.clone(),
         };
+        if lacks_replicas(call, old, &self.paths) && patched["spec"]["replicas"].is_null() {
+            let path = spec_path(&self.paths);
+            return Err(ApiError::bad_request(format!("the spec replicas field {path:?} cannot be empty")));
+        }
         // The version read is no precondition unless the patch made it one.
         if patch.document["metadata"]["resourceVersion"].is_null() && patch.kind != PatchType::Json {
             super::metadata::metadata_mut(&mut patched)?.remove("resourceVersion");

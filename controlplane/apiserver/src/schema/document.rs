@@ -15,11 +15,12 @@ pub fn syntax_error(text: &[u8]) -> Option<String> {
 /// Problems of fields in the order in which decoding would meet them. A field that is unknown is
 /// not a duplicate as well.
 pub fn in_order(text: &[u8], problems: Vec<String>) -> Vec<String> {
-    let mut scanner = Scanner::new(text);
+    let mut scanner = Scanner { met: Some(Met::default()), ..Scanner::new(text) };
     let _ = scanner.document();
+    let met = scanner.met.unwrap_or_default().places;
     let place_of = |problem: &String| {
         let path = problem.split('"').nth(1).unwrap_or_default();
-        let met = scanner.met.get(path).copied().unwrap_or((usize::MAX, usize::MAX));
+        let met = met.get(path).copied().unwrap_or((usize::MAX, usize::MAX));
         if problem.starts_with("duplicate") { met.1 } else { met.0 }
     };
     let unknown = |path: &str| problems.iter().any(|other| *other == format!("unknown field {path}"));
@@ -55,17 +56,29 @@ enum Stop {
 /// Deeper documents are left to the parser, which refuses them.
 const MAX_DEPTH: usize = 256;
 
+/// Paths are kept up to so many bytes together: a long key is part of each below it. Fields behind those
+/// stay in the order in which they were found.
+const MOST_PATHS: usize = 16 << 20;
+
+#[derive(Default)]
+struct Met {
+    /// By path: where the field was met first, and where last.
+    places: HashMap<String, (usize, usize)>,
+    /// Bytes of all paths so far.
+    bytes: usize,
+}
+
 struct Scanner<'a> {
     text: &'a [u8],
     at: usize,
     path: Vec<String>,
-    /// By path: where the field was met first, and where last.
-    met: HashMap<String, (usize, usize)>,
+    /// None: nobody asks for the order.
+    met: Option<Met>,
 }
 
 impl<'a> Scanner<'a> {
     fn new(text: &'a [u8]) -> Self {
-        Self { text, at: 0, path: Vec::new(), met: HashMap::new() }
+        Self { text, at: 0, path: Vec::new(), met: None }
     }
 
     fn document(&mut self) -> Result<(), Stop> {
@@ -200,6 +213,11 @@ impl<'a> Scanner<'a> {
     }
 
     fn meet(&mut self, key: &str) {
+        let Some(met) = &mut self.met else { return };
+        met.bytes += self.path.iter().map(|step| step.len() + 1).sum::<usize>() + key.len();
+        if met.bytes > MOST_PATHS {
+            return;
+        }
         let mut path = String::new();
         for step in self.path.iter().map(String::as_str).chain([key]) {
             if !path.is_empty() && !step.starts_with('[') {
@@ -208,7 +226,7 @@ impl<'a> Scanner<'a> {
             path.push_str(step);
         }
         let at = self.at;
-        self.met.entry(path).and_modify(|met| met.1 = at).or_insert((at, at));
+        met.places.entry(path).and_modify(|met| met.1 = at).or_insert((at, at));
     }
 
     fn object(&mut self) -> Result<(), Stop> {
@@ -303,6 +321,18 @@ mod tests {
                 "unknown field \"spec.t[0].z\""
             ]
         );
+    }
+
+    #[test]
+    fn a_long_key_above_many_takes_no_memory_for_each() {
+        // Their paths would be 20 GB.
+        let below: Vec<String> = (0..20_000).map(|at| format!("\"{at}\":1")).collect();
+        let text = format!("{{\"{}\":{{{}}},\"x\":1}}", "k".repeat(1 << 20), below.join(","));
+        assert_eq!(syntax_error(text.as_bytes()), None);
+        let mut scanner = Scanner { met: Some(Met::default()), ..Scanner::new(text.as_bytes()) };
+        assert!(scanner.document().is_ok());
+        let kept: usize = scanner.met.unwrap().places.keys().map(String::len).sum();
+        assert!(kept <= MOST_PATHS, "{kept}");
     }
 
     proptest! {

@@ -40,6 +40,9 @@ pub struct Structural {
 
 const TYPES: [&str; 6] = ["object", "array", "string", "integer", "number", "boolean"];
 
+/// Paths of pruned members that are told, at most: each may be as long as the object.
+const MOST_DROPPED: usize = 100;
+
 /// `x-kubernetes-list-type`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum ListKind {
@@ -128,7 +131,7 @@ impl Structural {
     }
 
     /// Drops what the schema does not name from a whole object; apiVersion, kind and metadata stay.
-    /// Returns the paths dropped.
+    /// Returns the first of the paths dropped.
     pub fn prune_object(&self, value: &mut Value) -> Vec<String> {
         let mut dropped = Vec::new();
         self.prune(value, true, &mut String::new(), &mut dropped);
@@ -177,7 +180,9 @@ impl Structural {
         }
         for (name, step) in unknown {
             members.remove(&name);
-            dropped.push(format!("{path}{step}"));
+            if dropped.len() < MOST_DROPPED {
+                dropped.push(format!("{path}{step}"));
+            }
         }
     }
 
@@ -277,6 +282,16 @@ mod tests {
         assert_eq!(dropped, ["spec.list[0].z", "spec.map.k.z", "spec.other", "top"]);
         assert_eq!(value["spec"], json!({"free": {"any": 1}, "list": [{"a": "1"}], "map": {"k": {"b": ""}}}));
         assert_eq!(value["metadata"]["name"], "x");
+    }
+
+    #[test]
+    fn of_many_unknown_fields_below_a_long_key_the_first_are_told() {
+        let unknown: Map<String, Value> = (0..20_000).map(|at| (at.to_string(), 1.into())).collect();
+        let key = "k".repeat(1 << 20);
+        let mut value = json!({"spec": {"map": {key: unknown}}});
+        // All their paths would be 20 GB.
+        assert_eq!(schema().prune_object(&mut value).len(), MOST_DROPPED);
+        assert_eq!(value["spec"]["map"].as_object().unwrap().values().collect::<Vec<_>>(), [&json!({})]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use api::selector::Selector;
 use serde_json::{Value, json};
 
-use crate::admit::{Attributes, Cluster};
+use crate::admit::{Attributes, Cluster, Operation};
 use crate::error::Result;
 
 /// The group version that a request is seen in.
@@ -98,7 +98,9 @@ impl<'a> Criteria<'a> {
             }
         }
         if let Some(wanted) = selector(self.objects) {
-            let matches = |object: &Value| object.is_object() && wanted.matches_json(object["metadata"].get("labels"));
+            // What a connection is opened with (`PodExecOptions`) cannot have labels: no selector chooses it.
+            let labelled = |object: &Value| object.is_object() && attributes.operation != Operation::Connect;
+            let matches = |object: &Value| labelled(object) && wanted.matches_json(object["metadata"].get("labels"));
             if !matches(&attributes.object) && !attributes.old.is_some_and(matches) {
                 return Ok(false);
             }
@@ -267,7 +269,6 @@ pub fn request(attributes: &Attributes<'_>, version: &Version, uid: &str) -> Val
 mod tests {
     use super::*;
     use crate::admission::fake::Fixed;
-    use crate::admit::Operation;
     use crate::authn::UserInfo;
     use crate::resource::Descriptor;
 
@@ -314,5 +315,11 @@ mod tests {
         let mut labels = rule("*", "*", "*", "*", "*");
         labels["objectSelector"] = json!({"matchLabels": {"a": "c"}});
         assert_eq!(Criteria::of_webhook(&labels).matched(&attributes, &cluster).await.unwrap(), None);
+        // What opens a connection has no labels, which is not to lack one.
+        labels["objectSelector"] = json!({"matchExpressions": [{"key": "c", "operator": "DoesNotExist"}]});
+        assert!(Criteria::of_webhook(&labels).matched(&attributes, &cluster).await.unwrap().is_some());
+        let object = json!({"kind": "PodExecOptions", "apiVersion": "v1"});
+        let opening = Attributes { operation: Operation::Connect, object, ..attributes };
+        assert_eq!(Criteria::of_webhook(&labels).matched(&opening, &cluster).await.unwrap(), None);
     }
 }

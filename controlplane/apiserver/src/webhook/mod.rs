@@ -7,6 +7,7 @@ pub mod call;
 pub mod credentials;
 pub mod matching;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -20,8 +21,10 @@ use crate::admission::config::Configuration;
 use crate::admission::manifests::{Kinds, Manifests};
 use crate::admit::{Admission, Attributes, Cluster};
 use crate::error::{ApiError, Result};
+use crate::kinds::core::pod::defaults;
 use crate::patch;
 use crate::policy::{self, Conditions};
+use crate::schema;
 
 use credentials::{Credentials, File};
 use matching::{Criteria, Version};
@@ -35,6 +38,8 @@ pub struct Mutating {
     pub policies: Option<Manifests>,
     pub webhooks: Option<Manifests>,
     pub credentials: Credentials,
+    /// The plugins that run before this one, in order: what is changed here passes them once more.
+    pub before: Vec<Arc<dyn Admission>>,
 }
 
 /// Webhooks that only say yes or no.
@@ -73,7 +78,9 @@ impl Admission for Mutating {
         applies(attributes, given(&self.policies) || given(&self.webhooks))
     }
 
-    /// Policies first, then webhooks; who asks for it sees once more what others changed after it.
+    /// Policies first, then webhooks. What they changed passes the plugins before this one again, as upstream
+    /// has it: a container that a webhook adds gets its token and its default limits. Then who asks for it sees
+    /// once more what others changed after it.
     async fn mutate(&self, attributes: &mut Attributes<'_>, cluster: &dyn Cluster) -> Result<()> {
         let by_policies = match &self.policies {
             Some(manifests) => policy::mutating::run(attributes, cluster, (manifests, false)).await?,
@@ -92,11 +99,12 @@ impl Admission for Mutating {
         if !by_policies && last_change.is_none() {
             return Ok(());
         }
+        let completed = Box::pin(self.complete(attributes, cluster)).await?;
         let again = match &self.policies {
             Some(manifests) => policy::mutating::run(attributes, cluster, (manifests, true)).await?,
             None => false,
         };
-        let earlier = if again { webhooks.len() } else { last_change.unwrap_or(0) };
+        let earlier = if completed || again { webhooks.len() } else { last_change.unwrap_or(0) };
         for webhook in webhooks.iter().take(earlier) {
             if webhook["reinvocationPolicy"] == "IfNeeded" {
                 Box::pin(self.mutate_by(webhook, attributes, cluster)).await?;
@@ -107,6 +115,27 @@ impl Admission for Mutating {
 }
 
 impl Mutating {
+    /// Runs the plugins before this one once more; whether they changed the object.
+    async fn complete(&self, attributes: &mut Attributes<'_>, cluster: &dyn Cluster) -> Result<bool> {
+        let kind = attributes.descriptor.hub_kind();
+        // They expect what a patch may have left to be as a client's object is by then.
+        if attributes.object["kind"] == *kind.kind
+            && let Some(schema) = cluster.schema(&kind.group, &kind.version, &kind.kind)
+        {
+            schema::normalize(&schema, &mut attributes.object, &kind).map_err(ApiError::internal)?;
+            if attributes.is("", "pods") {
+                defaults::pod(&mut attributes.object);
+            }
+        }
+        let patched = attributes.object.clone();
+        for plugin in &self.before {
+            if plugin.handles(attributes) {
+                plugin.mutate(attributes, cluster).await?;
+            }
+        }
+        Ok(attributes.object != patched)
+    }
+
     /// Whether the webhook changed the object.
     async fn mutate_by(&self, webhook: &Value, attributes: &mut Attributes<'_>, cluster: &dyn Cluster) -> Result<bool> {
         let Some((response, seen)) = consult(webhook, attributes, cluster, &self.credentials, true).await? else {

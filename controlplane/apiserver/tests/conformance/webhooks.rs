@@ -1,9 +1,11 @@
 //! Admission webhooks, as conformance drives them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use apiserver::testing::Cluster;
 use base64::Engine;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::hook::Hook;
@@ -253,4 +255,38 @@ async fn definitions_and_custom_resources_can_be_denied() {
         (denied.code, denied.message()),
         (400, "admission webhook \"h.example.com\" denied the request: the crd contains unwanted label")
     );
+}
+
+/// The write to the pod that a Binding or an Eviction brings about is not asked about once more.
+#[tokio::test(flavor = "multi_thread")]
+async fn bindings_and_evictions_are_admitted_as_such_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let noted = asked.clone();
+    let hook = Hook::start(dir.path(), move |request| {
+        let part = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let of = [&request["operation"], &request["subResource"], &request["kind"]["kind"]].map(part);
+        noted.lock().push(of.join(" "));
+        json!({"allowed": true, "warnings": ["seen"]})
+    })
+    .await;
+    let core = "/api/v1/namespaces/default";
+    let pods = format!("{core}/pods");
+    post(&client, &format!("{core}/serviceaccounts"), &json!({"metadata": {"name": "default"}})).await.expect(201);
+    let configured = configuration("Validating", &hook.config(), rule("", "v1", "pods/*", &["*"]));
+    post(&client, &path("Validating"), &configured).await.expect(201);
+    let pod = json!({"metadata": {"name": "p"}, "spec": {
+        "containers": [{"name": "c", "image": "i"}], "automountServiceAccountToken": false}});
+    until(async || post(&client, &dry(&pods), &pod).await, |answer| !answer.warnings().is_empty()).await;
+    post(&client, &pods, &pod).await.expect(201);
+    asked.lock().clear();
+    let binding = json!({"metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n"}});
+    post(&client, &format!("{pods}/p/binding"), &binding).await.expect(201);
+    let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "p"}});
+    post(&client, &format!("{pods}/p/eviction"), &eviction).await.expect(201);
+    let going = get(&client, &format!("{pods}/p")).await.expect(200);
+    assert!(going["spec"]["nodeName"] == "n" && going["metadata"]["deletionTimestamp"].is_string(), "{going}");
+    assert_eq!(*asked.lock(), ["CREATE binding Binding", "CREATE eviction Eviction"]);
 }

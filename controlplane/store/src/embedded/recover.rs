@@ -62,8 +62,10 @@ pub fn load(segments: &[Arc<Segment>], manifest: &Manifest, dir: &Path) -> Resul
         return Ok(Loaded { next, ..Loaded::empty(first.clone()) });
     };
     all.truncate(used + 1);
-    // A group that can be read may not be durable if its writer was killed before its sync.
-    all[used].0.sync()?;
+    // A group that can be read may not be durable if its writer was killed before its sync, or if that failed.
+    if let (segment, Some(contents)) = &all[used] {
+        segment.write_again(contents.newest, contents.end)?;
+    }
     let mut reading = Reading::new(&all);
     let mut loaded = Vec::new();
     for (segment, contents) in all {

@@ -63,6 +63,8 @@ pub struct Contents {
     pub last: u64,
     pub revision: Revision,
     pub compacted: Revision,
+    /// Where the last group begins; as `end` if a footer says what there is.
+    pub newest: u64,
     /// Where the next group would go.
     pub end: u64,
     pub sealed: bool,
@@ -147,6 +149,15 @@ impl Segment {
         self.file.sync().map_err(self.damage().io("syncing"))
     }
 
+    /// Writes what lies between two offsets once more, and syncs it. A kernel whose sync failed shows bytes
+    /// that the disk does not have, and takes them for written: syncing alone would not mend that.
+    pub fn write_again(&self, from: u64, to: u64) -> Result<(), StoreError> {
+        let mut bytes = vec![0; (to - from) as usize];
+        self.file.read_at(&mut bytes, from).map_err(self.damage().reading())?;
+        self.write(&bytes, from)?;
+        self.sync()
+    }
+
     pub fn len(&self) -> Result<u64, StoreError> {
         self.file.length().map_err(self.damage().io("measuring"))
     }
@@ -193,6 +204,11 @@ impl Segment {
 
     /// What the segment holds; none: no group was ever finished in it.
     pub fn contents(&self) -> Result<Option<Contents>, StoreError> {
+        // The keeper may have cut it to its footer after it was measured: then that is there now.
+        self.try_contents().or_else(|_| self.try_contents())
+    }
+
+    fn try_contents(&self) -> Result<Option<Contents>, StoreError> {
         if let Some(contents) = self.read_footer()? {
             return Ok(Some(contents));
         }
@@ -223,6 +239,7 @@ impl Segment {
             last: header.sequence,
             revision: header.revision,
             compacted: header.compacted,
+            newest: end,
             end,
             sealed: true,
         }))
@@ -236,6 +253,7 @@ impl Segment {
         while let Some(header) = self.group_at(&bytes, at, found.as_ref().map(|contents| contents.last)) {
             let payload = &bytes[at + group::HEADER..at + header.size() as usize];
             self.walk_records(payload, header.count, (at + group::HEADER) as u64, &mut builder)?;
+            let newest = at as u64;
             at += header.size() as usize;
             found = Some(Contents {
                 entries: Vec::new(),
@@ -244,6 +262,7 @@ impl Segment {
                 last: header.sequence,
                 revision: header.revision,
                 compacted: header.compacted,
+                newest,
                 end: at as u64,
                 sealed: false,
             });
@@ -298,5 +317,83 @@ impl Segment {
             at += length;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::super::disk::Directory;
+    use super::super::record::Head;
+    use super::*;
+
+    /// A file that is sealed as soon as somebody has measured it.
+    struct Sealed {
+        before: Vec<u8>,
+        after: Vec<u8>,
+        done: AtomicBool,
+    }
+
+    impl Sealed {
+        fn now(&self) -> &[u8] {
+            if self.done.load(Ordering::SeqCst) { &self.after } else { &self.before }
+        }
+    }
+
+    impl DiskFile for Sealed {
+        fn length(&self) -> io::Result<u64> {
+            let length = self.now().len() as u64;
+            self.done.store(true, Ordering::SeqCst);
+            Ok(length)
+        }
+
+        fn set_len(&self, _: u64) -> io::Result<()> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+            let from = offset as usize;
+            let found = self.now().get(from..from + bytes.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+            bytes.copy_from_slice(found);
+            Ok(())
+        }
+
+        fn write_at(&self, _: &[u8], _: u64) -> io::Result<()> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        fn sync(&self) -> io::Result<()> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+    }
+
+    /// The cleaner reads a segment that the keeper is at.
+    #[test]
+    fn a_segment_that_is_cut_to_its_footer_meanwhile_is_not_taken_for_damaged() {
+        const STORE: u64 = 7;
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Directory::open(dir.path()).unwrap();
+        let segment = Segment::create(&disk, STORE, 1, 4096).unwrap();
+        segment.fill(|| true).unwrap();
+        let mut group = group::Buffer::default();
+        let record = Record { key: "a", value: Some(b"1".as_slice()), previous: Head::NONE, expires: 0 };
+        let within = group.push(STORE, 2, &record);
+        let state = Header { kind: Kind::Records, sequence: 1, revision: 2, compacted: 1, length: 0, count: 0 };
+        let bytes = group.finish(state, segment.spot(START)).to_vec();
+        segment.write(&bytes, START).unwrap();
+        let before = std::fs::read(segment.path()).unwrap();
+        let mut entries = Builder::default();
+        let (offset, length) = (START as u32 + within.offset, within.length);
+        let entry = Entry { key: "a", revision: 2, deleted: false, previous: Head::NONE, expires: 0, offset, length };
+        entries.push(&entry);
+        segment.seal(&entries.into_bytes(), 1, 1, START + bytes.len() as u64, &state).unwrap();
+        let after = std::fs::read(segment.path()).unwrap();
+        assert!(after.len() < before.len());
+
+        let file: Arc<dyn DiskFile> = Arc::new(Sealed { before, after, done: AtomicBool::new(false) });
+        let contents = Segment { file, ..segment }.contents().unwrap().unwrap();
+        assert_eq!((contents.sealed, contents.count, contents.last), (true, 1, 1));
     }
 }

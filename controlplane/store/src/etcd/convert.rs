@@ -39,6 +39,18 @@ pub fn event(event: mvccpb::Event) -> Option<Event> {
     })
 }
 
+/// How far events tell everything: to the last one's revision, whoever's key that is.
+pub fn reached(events: &[mvccpb::Event]) -> Revision {
+    events.last().and_then(|event| event.kv.as_ref()).map_or(0, |kv| to_revision(kv.mod_revision))
+}
+
+/// Whether etcd could not say what a change replaced: that was compacted while the event was on its way.
+pub fn lacks_previous(event: &mvccpb::Event) -> bool {
+    let deleted = event.r#type() == mvccpb::event::EventType::Delete;
+    let created = event.kv.as_ref().is_some_and(|kv| !deleted && kv.create_revision == kv.mod_revision);
+    !created && event.prev_kv.is_none()
+}
+
 pub fn range_request(range: &Range) -> RangeRequest {
     let end = prefix_end(range.prefix.as_bytes()).unwrap_or_else(|| vec![0]);
     let first = range.first().as_bytes();
@@ -109,4 +121,43 @@ pub fn refusal(status: &Status, requested: Revision) -> Option<StoreError> {
         return Some(StoreError::FutureRevision { requested, current: 0 });
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::mvccpb::event::EventType;
+
+    fn of(key: &[u8], created: i64, revision: i64) -> mvccpb::KeyValue {
+        let key = bytes::Bytes::copy_from_slice(key);
+        mvccpb::KeyValue { key, create_revision: created, mod_revision: revision, ..mvccpb::KeyValue::default() }
+    }
+
+    fn told(kind: EventType, kv: mvccpb::KeyValue, prev_kv: Option<mvccpb::KeyValue>) -> mvccpb::Event {
+        mvccpb::Event { r#type: kind.into(), kv: Some(kv), prev_kv }
+    }
+
+    /// Another program's key would else keep progress from being told, and every consistent list waiting.
+    #[test]
+    fn a_key_that_is_no_text_is_left_out_and_counts_all_the_same() {
+        let events = [told(EventType::Put, of(b"/a", 7, 7), None), told(EventType::Put, of(b"\xff", 8, 8), None)];
+        assert_eq!((reached(&events), reached(&[])), (8, 0));
+        let revisions: Vec<Revision> = events.into_iter().filter_map(event).map(|event| event.revision).collect();
+        assert_eq!(revisions, [7]);
+    }
+
+    /// It would pass for a creation, and a deletion for nothing at all.
+    #[test]
+    fn a_change_without_what_it_replaced_is_known() {
+        let before = || Some(of(b"/a", 7, 8));
+        for (event, lacks) in [
+            (told(EventType::Put, of(b"/a", 7, 7), None), false),
+            (told(EventType::Put, of(b"/a", 7, 9), before()), false),
+            (told(EventType::Put, of(b"/a", 7, 9), None), true),
+            (told(EventType::Delete, of(b"/a", 0, 9), before()), false),
+            (told(EventType::Delete, of(b"/a", 0, 9), None), true),
+        ] {
+            assert_eq!(lacks_previous(&event), lacks, "{event:?}");
+        }
+    }
 }

@@ -16,6 +16,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes that may wait on a connection, of all streams together. Each stream has a bound of its own; what one
+/// of them leaves unread must not keep the others, and the calls between them, from going on.
+const CONNECTION_WINDOW: u32 = 1 << 30;
 /// How often a call goes round the members, and the pause after a round.
 const ROUNDS: usize = 4;
 const PAUSE: Duration = Duration::from_millis(150);
@@ -58,7 +61,8 @@ impl Endpoints {
                 .connect_timeout(CONNECT_TIMEOUT)
                 .http2_keep_alive_interval(KEEP_ALIVE)
                 .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-                .keep_alive_while_idle(true);
+                .keep_alive_while_idle(true)
+                .initial_connection_window_size(CONNECTION_WINDOW);
             if let Some(tls) = tls.filter(|_| url.starts_with("https:")) {
                 endpoint = endpoint.tls_config(config(tls)).map_err(|error| invalid(error.to_string()))?;
             }
@@ -124,9 +128,14 @@ fn config(tls: &EtcdTls) -> ClientTlsConfig {
 
 fn may_repeat(status: &Status, repeat: Repeat) -> bool {
     match repeat {
-        Repeat::Freely => matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded),
+        Repeat::Freely => matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded) || is_broken(status),
         Repeat::IfUnsent => status.code() == Code::Unavailable && is_connect_error(status),
     }
+}
+
+/// Whether the connection broke under the call: what a member answers itself has no source.
+fn is_broken(status: &Status) -> bool {
+    std::error::Error::source(status).is_some()
 }
 
 /// Whether the connection was never there.
@@ -139,4 +148,25 @@ fn is_connect_error(status: &Status) -> bool {
         source = error.source();
     }
     status.message().contains("tcp connect error")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A member that ends takes its connections along, and the answers to what is under way on them.
+    #[test]
+    fn a_read_whose_connection_broke_is_repeated() {
+        let broken = Status::from_error(Box::new(std::io::Error::other("connection reset by peer")));
+        assert_eq!(broken.code(), Code::Unknown);
+        for (status, freely) in [
+            (broken, true),
+            (Status::unavailable("etcdserver: leader changed"), true),
+            (Status::unknown("etcdserver: user name is empty"), false),
+            (Status::resource_exhausted("etcdserver: mvcc: database space exceeded"), false),
+        ] {
+            assert_eq!(may_repeat(&status, Repeat::Freely), freely, "{status}");
+            assert!(!may_repeat(&status, Repeat::IfUnsent), "it may have been written: {status}");
+        }
+    }
 }

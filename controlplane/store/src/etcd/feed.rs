@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Status, Streaming};
 
-use super::convert::{event, revision_of};
+use super::convert::{event, lacks_previous, reached, revision_of};
 use super::endpoints::Endpoints;
 use crate::hub::{Hub, Queue};
 use crate::{Batch, Event, Revision, StoreError};
@@ -62,8 +62,9 @@ async fn follow(shared: &Shared) -> Result<(), StoreError> {
 }
 
 fn publish(shared: &Shared, events: Vec<mvccpb::Event>) -> Result<(), StoreError> {
-    let events: Vec<Event> = events.into_iter().filter_map(event).collect();
-    if let Some(last) = events.last().map(|event| event.revision) {
+    let last = reached(&events);
+    if last > 0 {
+        let events: Vec<Event> = events.into_iter().filter_map(event).collect();
         shared.hub.publish(&events, last);
         shared.published.send_replace(last);
     }
@@ -165,12 +166,19 @@ fn cut(
                 let status = Status::unavailable(response.cancel_reason);
                 return Some((Err(shared.endpoints.error("watching", &status)), None));
             }
-            let events: Vec<Event> = response.events.into_iter().filter_map(event).collect();
-            let reached = events.last().map_or(0, |event| event.revision);
+            let last = reached(&response.events);
             let wanted = |event: &Event| event.revision <= to && event.key.starts_with(&prefix);
-            let events = events.into_iter().filter(wanted).collect();
-            let rest = (reached < to).then_some(stream);
-            Some((Ok(Batch { events, revision: reached.min(to) }), rest))
+            let mut events = Vec::new();
+            for told in response.events {
+                let lacks = lacks_previous(&told);
+                let Some(event) = event(told).filter(wanted) else { continue };
+                if lacks {
+                    return Some((Err(StoreError::Compacted { requested: from - 1, compacted: 0 }), None));
+                }
+                events.push(event);
+            }
+            let rest = (last < to).then_some(stream);
+            Some((Ok(Batch { events, revision: last.min(to) }), rest))
         }
     });
     batches.filter(|batch| std::future::ready(batch.as_ref().map_or(true, |batch| batch.revision > 0))).boxed()

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rand::Rng;
@@ -36,6 +36,8 @@ struct Directory {
 struct Power {
     /// Operations until it fails.
     left: AtomicU64,
+    /// The next sync of a file fails.
+    refuses: AtomicBool,
 }
 
 #[derive(Default, Clone)]
@@ -72,6 +74,12 @@ impl SimDisk {
 
     pub fn is_on(&self) -> bool {
         self.power.is_on().is_ok()
+    }
+
+    /// The next sync of a file fails as the kernel has it: what was not written stays to be seen, and later
+    /// syncs do not write it either.
+    pub fn fail_next_sync(&self) {
+        self.power.refuses.store(true, Ordering::SeqCst);
     }
 
     /// The disk once power is back, until the next failure.
@@ -182,7 +190,10 @@ impl DiskFile for SimFile {
 
     fn set_len(&self, length: u64) -> io::Result<()> {
         self.power.use_some()?;
-        self.content.lock().unwrap().seen.resize(length as usize, 0);
+        let (mut content, length) = (self.content.lock().unwrap(), length as usize);
+        let before = content.seen.len();
+        content.seen.resize(length, 0);
+        content.dirty.extend(before.min(length) / SECTOR..before.max(length).div_ceil(SECTOR));
         Ok(())
     }
 
@@ -210,8 +221,18 @@ impl DiskFile for SimFile {
     fn sync(&self) -> io::Result<()> {
         self.power.use_some()?;
         let mut content = self.content.lock().unwrap();
-        content.durable = content.seen.clone();
-        content.dirty.clear();
+        let dirty = std::mem::take(&mut content.dirty);
+        if self.power.refuses.swap(false, Ordering::SeqCst) {
+            return Err(io::Error::other("the disk refuses"));
+        }
+        let Content { durable, seen, .. } = &mut *content;
+        durable.resize(seen.len(), 0);
+        for sector in dirty {
+            let (from, to) = (sector * SECTOR, ((sector + 1) * SECTOR).min(seen.len()));
+            if from < to {
+                durable[from..to].copy_from_slice(&seen[from..to]);
+            }
+        }
         Ok(())
     }
 }

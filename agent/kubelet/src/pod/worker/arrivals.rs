@@ -130,6 +130,7 @@ impl Worker {
                     self.memory.applied.remove(&id);
                     self.memory.killed.remove(&id);
                     self.memory.in_post_start.remove(&id);
+                    self.backoff_told.remove(&id);
                 }
             }
             Done::Resized(step) => self.resized(step),

@@ -329,16 +329,8 @@ impl Worker {
             runs.sort_by_key(|run| decision.remove.iter().position(|id| *id == run.id));
             self.remove_runs(runs);
         }
-        if let Some(id) = decision.stop_sandbox
-            && !self.memory.stopping.contains(&id)
-        {
-            self.node.event(
-                self.pod(),
-                EventType::Normal,
-                "SandboxChanged",
-                "Pod sandbox changed, it will be killed and re-created.",
-            );
-            self.stop_sandbox(id);
+        if let Some(id) = decision.stop_sandbox {
+            self.end_sandbox(id);
         }
         match decision.setup {
             Some(Setup::Sandbox { attempt }) => self.start_sandbox(attempt),
@@ -346,6 +338,27 @@ impl Worker {
                 self.start_container(name, kind, restart_count, &sandbox_id);
             }
             None => {}
+        }
+    }
+
+    /// Ends a sandbox that is useless. What still runs in it is told first, and has its time, as with the pod's
+    /// own end.
+    fn end_sandbox(&mut self, id: String) {
+        let within = |run: &&Run| run.sandbox_id == id && run.is_running();
+        let running: Vec<Run> = self.observed.runs.iter().filter(within).cloned().collect();
+        if self.memory.stopping.contains(&id) || running.iter().any(|run| self.memory.stopping.contains(&run.id)) {
+            return;
+        }
+        let message = "Pod sandbox changed, it will be killed and re-created.";
+        self.node.event(self.pod(), EventType::Normal, "SandboxChanged", message);
+        if running.is_empty() {
+            return self.stop_sandbox(id);
+        }
+        let grace = ending::grace(self.pod());
+        for run in running {
+            self.memory.killed.insert(run.id.clone());
+            let message = format!("Stopping container {}", run.name);
+            self.stop_run(run, message, grace);
         }
     }
 
@@ -364,7 +377,9 @@ impl Worker {
         self.starting = None;
         self.resizing.group = Some(resize::pod_level(self.pod()).cloned());
         let (node, pod) = (self.node.clone(), self.wish.pod.clone());
-        self.setup = Some(async move { Done::Sandbox(make_sandbox::make(&node, &pod, attempt).await) }.boxed());
+        let before = make_sandbox::outlived(&self.observed);
+        let make = async move { Done::Sandbox(make_sandbox::make(&node, &pod, attempt, &before).await) };
+        self.setup = Some(make.boxed());
     }
 
     fn start_container(&mut self, name: String, kind: actions::ContainerKind, restart_count: u32, sandbox_id: &str) {

@@ -57,14 +57,12 @@ impl Hooks for CronJob {
     }
 
     fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
-        let path = "spec.jobTemplate.spec.template.spec";
         let mut warnings = Vec::new();
         if old.is_none() {
             warnings.extend(crate::kinds::apps::name_warning(new));
         }
-        if old.is_none_or(|old| !same_at(old, new, "spec.jobTemplate.spec.template")) {
-            warnings.extend(crate::kinds::core::pod::warnings(at(new, path), path));
-        }
+        let before = old.map(|old| at(old, "spec.jobTemplate"));
+        warnings.extend(job::spec_warnings(at(new, "spec.jobTemplate"), before, "spec.jobTemplate.spec"));
         if text(new, "spec.schedule").contains("TZ") {
             warnings.push("CRON_TZ or TZ used in \"spec.schedule\" is not officially supported, see https://kubernetes.io/docs/concepts/workloads/controllers/cron-jobs/ for more details".to_owned());
         }
@@ -226,6 +224,25 @@ mod tests {
         let old = cron(json!({"spec.schedule": "TZ=UTC * * * * *"}));
         assert_eq!(tested::updated(&CronJob, &old, &old), "[]");
         assert!(CronJob.warnings(&old, None)[0].starts_with("CRON_TZ or TZ used in"));
+    }
+
+    #[test]
+    fn templates_warn_as_jobs_do() {
+        let odd = cron(json!({
+            "spec.jobTemplate.spec.template.spec.nodeSelector": {"beta.kubernetes.io/os": "linux"},
+            "spec.jobTemplate.spec.completionMode": "Indexed",
+            "spec.jobTemplate.spec.completions": 100_001,
+            "spec.jobTemplate.spec.parallelism": 10_001,
+        }));
+        assert_eq!(
+            CronJob.warnings(&odd, Some(&cron(json!({})))),
+            [
+                "spec.jobTemplate.spec: In Indexed Jobs with a number of completions higher than 10^5 and a parallelism higher than 10^4, Kubernetes might not be able to track completedIndexes when a big number of indexes fail",
+                "spec.jobTemplate.spec.template.spec.nodeSelector[beta.kubernetes.io/os]: deprecated since v1.14; use \"kubernetes.io/os\" instead",
+            ]
+        );
+        assert_eq!(CronJob.warnings(&odd, None), CronJob.warnings(&odd, Some(&cron(json!({})))));
+        assert!(CronJob.warnings(&odd, Some(&odd)).is_empty());
     }
 
     #[test]

@@ -5,13 +5,13 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{policies, status};
-use crate::kinds::apps::{named_template_warnings, template_cells, template_defaults};
+use crate::kinds::apps::{name_warning, template_cells, template_defaults};
 use crate::kinds::check::{Node, domain_prefixed_path, label_selector};
 use crate::kinds::core::pod::gated;
 use crate::kinds::core::pod::spec::validate_template;
 use crate::kinds::table::{named_wide, row_wide, selector, template_columns, words};
 use crate::kinds::value::{
-    at, copy, default, ensure_map, flag, get, has, int, list, map, name, opt_int, remove, set, text,
+    at, copy, default, ensure_map, flag, get, has, int, list, map, name, opt_int, remove, same_at, set, text,
 };
 use crate::registry::delete::Propagation;
 use crate::resource::{Column, Context, Hooks, SwitchedOff, human_duration};
@@ -56,7 +56,10 @@ impl Hooks for Job {
     }
 
     fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
-        named_template_warnings(new, old)
+        let mut warnings: Vec<String> =
+            if old.is_none() { name_warning(new).into_iter().collect() } else { Vec::new() };
+        warnings.extend(spec_warnings(new, old, "spec"));
+        warnings
     }
 
     fn default_propagation(&self) -> Option<Propagation> {
@@ -163,6 +166,25 @@ const MAX_PARALLELISM_INDEXED: i64 = 100_000;
 /// Above so many completions, a limit per index has limits of its own.
 const MANY_COMPLETIONS: i64 = 100_000;
 const MAX_FOR_MANY: i64 = 10_000;
+
+/// Of Jobs that have so many indexes, and run so many of them at once.
+const UNTRACKED: &str = "In Indexed Jobs with a number of completions higher than 10^5 and a parallelism higher than 10^4, Kubernetes might not be able to track completedIndexes when a big number of indexes fail";
+
+/// Warnings about the spec of a Job, or of a CronJob's template, that stands at `path` (`WarningsForJobSpec`).
+pub fn spec_warnings(job: &Value, old: Option<&Value>, path: &str) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if old.is_some_and(|old| same_at(old, job, "spec")) {
+        return warnings;
+    }
+    let many = int(job, "spec.completions") > MANY_COMPLETIONS && int(job, "spec.parallelism") > MAX_FOR_MANY;
+    if many && text(job, "spec.completionMode") == "Indexed" {
+        warnings.push(format!("{path}: {UNTRACKED}"));
+    }
+    if old.is_none_or(|old| !same_at(old, job, "spec.template")) {
+        warnings.extend(crate::kinds::core::pod::warnings(at(job, "spec.template"), &format!("{path}.template")));
+    }
+    warnings
+}
 
 /// What holds for a Job and for a CronJob's template.
 pub fn validate_spec(spec: &Node<'_>, errors: &mut ErrorList) {

@@ -176,7 +176,7 @@ fn http_path(path: &Node<'_>, errors: &mut ErrorList) {
         "" => return kind.missing(errors, "pathType must be specified"),
         "Exact" | "Prefix" => {
             if !value.text().starts_with('/') {
-                value.invalid(errors, "must be an absolute path");
+                value.invalid_text(errors, "must be an absolute path");
             }
             for bad in &BAD_IN_PATH {
                 if value.text().contains(bad) {
@@ -336,6 +336,10 @@ mod tests {
             (
                 with(json!({"path": "a", "pathType": "Exact", "backend": service})),
                 "spec.rules[0].http.paths[0].path: Invalid value: \"a\": must be an absolute path",
+            ),
+            (
+                with(json!({"pathType": "Prefix", "backend": service})),
+                "spec.rules[0].http.paths[0].path: Invalid value: \"\": must be an absolute path",
             ),
             (
                 with(json!({"path": "/", "pathType": "Exact", "backend": {"service": {"name": "s"}}})),

@@ -163,6 +163,10 @@ impl Managers {
                 first.insert(manager.api_version.clone(), manager);
                 continue;
             };
+            // The bucket itself, of as long ago as those that went into it.
+            if *oldest == manager {
+                continue;
+            }
             let bucket = Manager::new(Operation::Update, ANCIENT, &manager.api_version, "");
             let (older, newer) = (self.entries.remove(oldest), self.entries.remove(&manager));
             first.insert(manager.api_version, bucket.clone());

@@ -267,6 +267,42 @@ fn custom_resources_follow_their_schema() {
 }
 
 #[test]
+fn many_new_items_merge_with_many_live_ones_in_one_pass() {
+    let schema = lookup(&GroupVersionKind::new("", "v1", "Pod")).unwrap();
+    let names = |prefix: &str| (0..3_000).map(|at| Value::from(format!("{prefix}/{at}"))).collect::<Vec<_>>();
+    let object = |finalizers: Vec<Value>| json!({"metadata": {"finalizers": finalizers}});
+    let merged = typed::merge(schema.root(), Some(&object(names("live"))), &object(names("new")));
+    assert_eq!(merged, object([names("live"), names("new")].concat()));
+}
+
+#[test]
+fn what_is_wrong_with_a_configuration_is_told_up_to_a_limit() {
+    let unknown: serde_json::Map<String, Value> = (0..1_000).map(|at| (at.to_string(), Value::from(1))).collect();
+    let schema = lookup(&GroupVersionKind::new("", "v1", "Pod")).unwrap();
+    let mut problems = Vec::new();
+    typed::check(schema.root(), &json!({"spec": unknown}), "", &mut problems);
+    assert_eq!((problems.len(), &*problems[0]), (100, ".spec.0: field not declared in schema"));
+}
+
+#[test]
+fn old_writers_of_one_second_fold_into_the_bucket_that_is_there() {
+    let mut managers = managers::Managers::default();
+    for name in ["a", "aa", "ancient-changes", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k"] {
+        let mut fields = FieldSet::default();
+        fields.insert_fields(&["data", name]);
+        let manager = Manager::new(Operation::Update, name, "v1", "");
+        managers.add(manager, fields, "v1", "2024-05-01T10:00:00Z".to_owned());
+    }
+    managers.cap();
+    let mut object = json!({"metadata": {}});
+    managers.write(&mut object);
+    let entries = object["metadata"]["managedFields"].as_array().unwrap();
+    assert!(entries.len() <= 10 && entries.iter().all(|entry| entry["apiVersion"] == "v1"), "{entries:?}");
+    let owned: usize = entries.iter().map(|entry| entry["fieldsV1"]["f:data"].as_object().unwrap().len()).sum();
+    assert_eq!(owned, 13);
+}
+
+#[test]
 fn many_plain_writers_are_folded_together() {
     let mut live = created(config_map(json!({"k0": "x"})), "m0");
     for n in 1..20 {

@@ -2,7 +2,7 @@
 //! fields a configuration names, how two objects differ, how a configuration merges into a live
 //! object, and how fields are taken out again.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
@@ -86,8 +86,19 @@ pub fn fields_of(node: Node<'_>, value: &Value) -> Entry {
     Entry { member: false, children }
 }
 
+/// Problems that are told, at most: each with a path that may be as long as the configuration.
+const MOST_PROBLEMS: usize = 100;
+
 /// Problems of a configuration that merging cannot express, in upstream's words.
 pub fn check(node: Node<'_>, value: &Value, path: &str, problems: &mut Vec<String>) {
+    check_at(node, value, &mut path.to_owned(), problems);
+}
+
+fn check_at(node: Node<'_>, value: &Value, path: &mut String, problems: &mut Vec<String>) {
+    if problems.len() >= MOST_PROBLEMS {
+        return;
+    }
+    let length = path.len();
     if let Some(problem) = mistyped(node.expected(), value) {
         let path = if path.is_empty() { String::new() } else { format!("{path}: ") };
         problems.push(format!("{path}{problem}"));
@@ -96,17 +107,26 @@ pub fn check(node: Node<'_>, value: &Value, path: &str, problems: &mut Vec<Strin
     match value {
         Value::Object(members) => {
             for (name, value) in members {
-                let inner = format!("{path}.{name}");
                 match node.member(name) {
-                    Some(node) => check(node, value, &inner, problems),
-                    None => problems.push(format!("{inner}: field not declared in schema")),
+                    Some(node) => {
+                        path.push('.');
+                        path.push_str(name);
+                        check_at(node, value, path, problems);
+                        path.truncate(length);
+                    }
+                    None if problems.len() < MOST_PROBLEMS => {
+                        problems.push(format!("{path}.{name}: field not declared in schema"));
+                    }
+                    None => return,
                 }
             }
         }
         Value::Array(items) => {
             let Some(topology) = list_topology(node, value) else {
                 for (index, item) in items.iter().enumerate() {
-                    check(node.item(), item, &format!("{path}[{index}]"), problems);
+                    path.push_str(&format!("[{index}]"));
+                    check_at(node.item(), item, path, problems);
+                    path.truncate(length);
                 }
                 return;
             };
@@ -118,10 +138,12 @@ pub fn check(node: Node<'_>, value: &Value, path: &str, problems: &mut Vec<Strin
                     Err(why) => return problems.push(format!("{path}: element {index}: {why}")),
                 };
                 let step = shown_key(&key);
-                if !seen.insert(key) {
+                if !seen.insert(key) && problems.len() < MOST_PROBLEMS {
                     problems.push(format!("{path}: duplicate entries for key {step}"));
                 }
-                check(node.item(), item, &format!("{path}{step}"), problems);
+                path.push_str(&step);
+                check_at(node.item(), item, path, problems);
+                path.truncate(length);
             }
         }
         _ => {}
@@ -365,14 +387,24 @@ pub fn merge(node: Node<'_>, live: Option<&Value>, config: &Value) -> Value {
 fn merge_lists(node: Node<'_>, topology: &Topology<'_>, live: &[Value], config: &[Value]) -> Vec<Value> {
     let live_keys = keys_of(node, topology, live);
     let config_keys = keys_of(node, topology, config);
-    let place_of = |key: &Option<String>| live_keys.iter().position(|known| known == key && key.is_some());
+    // The first live item of each key, and whether it is the only one.
+    let mut places: HashMap<&String, (usize, bool)> = HashMap::new();
+    for (at, key) in live_keys.iter().enumerate() {
+        if let Some(key) = key {
+            places.entry(key).and_modify(|(_, alone)| *alone = false).or_insert((at, true));
+        }
+    }
+    let place_of = |key: &Option<String>| places.get(key.as_ref()?).copied();
+    // For each item of the configuration the first live one that is still to come in its order.
+    let mut stops: Vec<Option<usize>> = config_keys.iter().map(|key| place_of(key).map(|(place, _)| place)).collect();
+    for at in (1..stops.len()).rev() {
+        stops[at - 1] = stops[at - 1].or(stops[at]);
+    }
     let shared: HashSet<&String> = config_keys.iter().flatten().collect();
     let is_shared = |key: &Option<String>| key.as_ref().is_some_and(|key| shared.contains(key));
     let mut merged = Vec::with_capacity(live.len() + config.len());
     let mut next = 0;
-    for (at, (item, key)) in config.iter().zip(&config_keys).enumerate() {
-        // The first live item that is still to come in the configuration's order.
-        let stop = config_keys[at..].iter().find_map(place_of);
+    for ((item, key), stop) in config.iter().zip(&config_keys).zip(stops) {
         while next < live.len() && Some(next) != stop {
             if !is_shared(&live_keys[next]) {
                 merged.push(live[next].clone());
@@ -380,9 +412,9 @@ fn merge_lists(node: Node<'_>, topology: &Topology<'_>, live: &[Value], config: 
             next += 1;
         }
         let place = place_of(key);
-        let alone = place.filter(|place| !live_keys[place + 1..].contains(key));
-        merged.push(merge(node.item(), alone.map(|place| &live[place]), item));
-        if place == Some(next) {
+        let alone = place.filter(|(_, alone)| *alone).map(|(place, _)| &live[place]);
+        merged.push(merge(node.item(), alone, item));
+        if place.is_some_and(|(place, _)| place == next) {
             next += 1;
         }
     }

@@ -12,7 +12,7 @@ mod rules;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use api::field::{Error, ErrorList, Path};
 use api::formats;
@@ -30,6 +30,8 @@ pub struct Constraints {
     int_or_string: bool,
     /// There are CEL rules, here or below.
     ruled: bool,
+    /// There are sets or map-like lists, here or below.
+    keyed: bool,
     /// One of [`TYPES`], or empty.
     kind: &'static str,
     required: Box<[Box<str>]>,
@@ -103,6 +105,12 @@ impl Constraints {
         properties.sort_unstable_by(|(a, _): &(Box<str>, Self), (b, _)| a.cmp(b));
         let (additional, items, rules) = (one("additionalProperties"), one("items"), rules_of(schema));
         let ruled = |schema: &Option<Box<Self>>| schema.as_ref().is_some_and(|schema| schema.ruled);
+        let keyed = |schema: &Option<Box<Self>>| schema.as_ref().is_some_and(|schema| schema.keyed);
+        let unique = match schema["x-kubernetes-list-type"].as_str() {
+            Some("set") => Unique::Values,
+            Some("map") => Unique::Keys(texts(schema, "x-kubernetes-list-map-keys")),
+            _ => Unique::No,
+        };
         Self {
             nullable: flag("nullable"),
             int_or_string: flag("x-kubernetes-int-or-string"),
@@ -110,6 +118,10 @@ impl Constraints {
                 || ruled(&additional)
                 || ruled(&items)
                 || properties.iter().any(|(_, schema)| schema.ruled),
+            keyed: unique != Unique::No
+                || keyed(&additional)
+                || keyed(&items)
+                || properties.iter().any(|(_, schema)| schema.keyed),
             kind: TYPES.into_iter().find(|kind| schema["type"] == *kind).unwrap_or_default(),
             required: texts(schema, "required"),
             limits: Limits::compile(schema),
@@ -117,11 +129,7 @@ impl Constraints {
             properties,
             additional,
             items,
-            unique: match schema["x-kubernetes-list-type"].as_str() {
-                Some("set") => Unique::Values,
-                Some("map") => Unique::Keys(texts(schema, "x-kubernetes-list-map-keys")),
-                _ => Unique::No,
-            },
+            unique,
             rules,
         }
     }
@@ -249,16 +257,40 @@ impl Constraints {
             errors.push(Error::too_many(path, items.len(), most));
         }
         if let Some(schema) = &self.items {
+            let known = self.by_key(old);
             for (index, item) in items.iter().enumerate() {
-                schema.check(item, self.before(item, old), &path.index(index), errors);
+                schema.check(item, self.before(item, &known), &path.index(index), errors);
             }
         }
-        let mut seen = HashSet::new();
-        for (index, item) in items.iter().enumerate() {
-            let Some(key) = self.item_key(item) else { continue };
-            if !seen.insert(key.to_string()) {
-                errors.push(Error::duplicate(&path.index(index), key));
+    }
+
+    /// Finds items that sets and map-like lists have twice.
+    fn check_unique(&self, value: &Value, path: &Path, errors: &mut ErrorList) {
+        if !self.keyed {
+            return;
+        }
+        match value {
+            Value::Array(items) => {
+                let mut seen = HashSet::new();
+                for (index, item) in items.iter().enumerate() {
+                    let Some(key) = self.item_key(item) else { continue };
+                    if !seen.insert(key.to_string()) {
+                        errors.push(Error::duplicate(&path.index(index), key));
+                    }
+                }
+                let Some(schema) = &self.items else { return };
+                for (index, item) in items.iter().enumerate() {
+                    schema.check_unique(item, &path.index(index), errors);
+                }
             }
+            Value::Object(members) => {
+                for (name, value) in members {
+                    let Some(schema) = self.member(name) else { continue };
+                    let path = if self.property(name).is_some() { path.child(name) } else { path.key(name) };
+                    schema.check_unique(value, &path, errors);
+                }
+            }
+            _ => {}
         }
     }
 
@@ -364,10 +396,11 @@ impl Constraints {
                 }
             }
             Value::Array(items) => {
-                let Some(schema) = &self.items else { return };
+                let Some(schema) = self.items.as_ref().filter(|schema| schema.ruled) else { return };
+                let known = if unchanged { HashMap::new() } else { self.by_key(old) };
                 for (index, item) in items.iter().enumerate() {
                     // No part of what did not change has changed, whether it can be told from others or not.
-                    let before = if unchanged { Some(item) } else { self.before(item, old) };
+                    let before = if unchanged { Some(item) } else { self.before(item, &known) };
                     schema.check_rules(item, before, &path.index(index), found);
                 }
             }
@@ -395,11 +428,25 @@ impl Constraints {
         }
     }
 
-    /// The old item that an item of a map-like list was: others cannot be told.
-    fn before<'a>(&self, item: &Value, old: Option<&'a Value>) -> Option<&'a Value> {
-        let Unique::Keys(_) = self.unique else { return None };
-        let key = self.item_key(item);
-        old?.as_array()?.iter().find(|known| self.item_key(known) == key)
+    /// The items of the old list by what they are known by: those of map-like lists only, others cannot be told.
+    fn by_key<'a>(&self, old: Option<&'a Value>) -> HashMap<String, &'a Value> {
+        let mut known = HashMap::new();
+        if let (Unique::Keys(_), Some(Value::Array(items))) = (&self.unique, old) {
+            for item in items {
+                if let Some(key) = self.item_key(item) {
+                    known.entry(key.to_string()).or_insert(item);
+                }
+            }
+        }
+        known
+    }
+
+    /// The old item that an item of a list was.
+    fn before<'a>(&self, item: &Value, known: &HashMap<String, &'a Value>) -> Option<&'a Value> {
+        if known.is_empty() {
+            return None;
+        }
+        known.get(&self.item_key(item)?.to_string()).copied()
     }
 }
 

@@ -17,11 +17,25 @@ impl Constraints {
     pub fn validate_at(&self, new: &Value, old: Option<&Value>, path: &Path) -> ErrorList {
         let mut errors = ErrorList::new();
         self.check(new, old, path, &mut errors);
+        errors.append(&mut self.duplicates(new, old, path));
         self.then_rules(new, old, path, &mut errors);
         errors
     }
 
-    /// What the schema says of an object, its rules left out.
+    /// What sets have twice, or map-like lists under one key. An object that had some before may keep
+    /// them, or have others: upstream compares no more than that.
+    pub fn duplicates(&self, new: &Value, old: Option<&Value>, path: &Path) -> ErrorList {
+        let found_in = |value: &Value| {
+            let mut errors = ErrorList::new();
+            self.check_unique(value, path, &mut errors);
+            errors
+        };
+        let found = found_in(new);
+        let had_some = || old.is_some_and(|old| !found_in(old).is_empty());
+        if !found.is_empty() && had_some() { ErrorList::new() } else { found }
+    }
+
+    /// What the schema says of an object, its rules and what is there twice left out.
     pub fn values(&self, new: &Value, old: Option<&Value>) -> ErrorList {
         let mut errors = ErrorList::new();
         self.check(new, old, &Path::empty(), &mut errors);

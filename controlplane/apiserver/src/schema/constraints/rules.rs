@@ -25,6 +25,8 @@ pub struct Rule {
     text: String,
     message: String,
     message_expression: String,
+    /// Made for the first value that breaks the rule; none inside: it is no expression.
+    message_program: OnceLock<Option<Box<Program>>>,
     reason: String,
     /// Below the place of the rule: `.spec.name`.
     field_path: String,
@@ -86,6 +88,7 @@ impl Rule {
             text: text("rule"),
             message: text("message"),
             message_expression: text("messageExpression"),
+            message_program: OnceLock::new(),
             reason: text("reason"),
             field_path: text("fieldPath"),
             optional_old_self: rule["optionalOldSelf"].as_bool().unwrap_or_default(),
@@ -154,8 +157,9 @@ impl Rule {
         if self.message_expression.is_empty() {
             return None;
         }
-        let program = cel::compile_shaped(&self.message_expression, self.shape.as_ref()).ok()?;
-        match budget.run(&program, variables) {
+        let compile = || cel::compile_shaped(&self.message_expression, self.shape.as_ref()).ok().map(Box::new);
+        let program = self.message_program.get_or_init(compile).as_ref()?;
+        match budget.run(program, variables) {
             Ok(cel::Value::String(text)) => Some(text.trim().to_owned()),
             _ => None,
         }

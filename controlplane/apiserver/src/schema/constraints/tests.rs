@@ -115,6 +115,52 @@ fn each_constraint_has_upstreams_message() {
 }
 
 #[test]
+fn what_was_twice_in_a_list_before_keeps_no_other_change_out() {
+    let schema = json!({"type": "object", "properties": {
+        "tags": {"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string"}},
+        "map": {"type": "object", "additionalProperties": {"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string"}}},
+    }});
+    let constraints = Constraints::new(&schema);
+    let found = |new: Value, old: Value| -> Vec<String> {
+        constraints.validate(&new, Some(&old)).iter().map(ToString::to_string).collect()
+    };
+    let twice = json!({"tags": ["a", "a"]});
+    assert_eq!(found(json!({"tags": ["a", "a", "b"]}), twice.clone()), Vec::<String>::new());
+    assert_eq!(found(twice.clone(), json!({"tags": ["a"]})), ["tags[1]: Duplicate value: \"a\""]);
+    assert_eq!(found(json!({"map": {"k": ["x", "x"]}}), json!({})), ["map[k][1]: Duplicate value: \"x\""]);
+}
+
+#[test]
+fn items_of_a_long_list_are_found_again_by_their_keys() {
+    let schema = json!({"type": "object", "properties": {"hosts": {"type": "array", "x-kubernetes-list-type": "map",
+        "x-kubernetes-list-map-keys": ["name"], "items": {"type": "object", "properties": {"name": {"type": "string"}},
+            "x-kubernetes-validations": [{"rule": "self.ip == oldSelf.ip", "message": "changed"}]}}}});
+    // Comparing each with each would take minutes.
+    let hosts = |last: &str| -> Value {
+        let ip = |at: i32| if at == 0 { last } else { "1" };
+        let hosts: Vec<Value> = (0..20_000).map(|at| json!({"name": format!("h{at}"), "ip": ip(at)})).collect();
+        json!({"hosts": hosts})
+    };
+    let mut new = hosts("2");
+    new["hosts"].as_array_mut().unwrap().reverse();
+    let found = Constraints::new(&schema).validate(&new, Some(&hosts("1")));
+    let told: Vec<String> = found.iter().map(ToString::to_string).collect();
+    assert_eq!(told, ["hosts[19999]: Invalid value: changed"]);
+}
+
+#[test]
+fn each_of_many_values_that_break_a_rule_has_its_own_message() {
+    let rules = json!([{"rule": "self < 0", "messageExpression": "string(self) + ' is not negative'"}]);
+    let schema = json!({"type": "object", "properties": {"list": {"type": "array",
+        "items": {"type": "integer", "x-kubernetes-validations": rules}}}});
+    // Compiling the message for each would take as long as all else together many times.
+    let object = json!({"list": (0..5_000).collect::<Vec<i64>>()});
+    let found = Constraints::new(&schema).validate(&object, None);
+    assert_eq!(found.len(), 5_000);
+    assert_eq!(found[4_999].to_string(), "list[4999]: Invalid value: 4999: 4999 is not negative");
+}
+
+#[test]
 fn rules_run_unless_values_are_not_what_they_may_expect() {
     let not_checked = "<nil>: Invalid value: null: some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
     let fewer = "spec: Invalid value: replicas should be at least minReplicas";

@@ -9,7 +9,7 @@ use super::{placement, spec};
 use crate::kinds::check::Node;
 use crate::kinds::core::diff;
 use crate::kinds::core::pod::internal::{self, SELECTOR_TERM};
-use crate::kinds::value::{self, annotation, at, copy, list, list_mut, same, same_at, set, text};
+use crate::kinds::value::{self, annotation, at, copy, list, list_mut, same, same_at, text};
 
 const ALLOWED: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
 const AFFINITY: &str = "spec.affinity.nodeAffinity";
@@ -156,12 +156,8 @@ fn gates(spec: &Node<'_>, was: &Node<'_>, errors: &mut ErrorList) {
 
 /// `pods/ephemeralcontainers`: of what was sent only the ephemeral containers count.
 pub fn keep_all_but_ephemeral(new: &mut Value, old: &Value) {
-    let added = at(new, "spec.ephemeralContainers").clone();
     let mut kept = old.clone();
-    if !added.is_null() {
-        set(&mut kept, "spec.ephemeralContainers", added);
-    }
-    for own in ["metadata.resourceVersion", "metadata.managedFields"] {
+    for own in ["spec.ephemeralContainers", "metadata.resourceVersion", "metadata.managedFields"] {
         copy(new, &mut kept, own);
     }
     *new = kept;
@@ -194,7 +190,10 @@ pub fn validate_ephemeral(new: &Value, old: &Value) -> ErrorList {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kinds::core::pod::defaults;
+    use crate::kinds::core::pod::{Pod, defaults};
+    use crate::kinds::tested;
+    use crate::kinds::value::set;
+    use crate::resource::Hooks;
     use api::field::join;
     use serde_json::json;
 
@@ -319,6 +318,15 @@ mod tests {
         ] {
             assert_eq!(join(&validate_ephemeral(&with(new.clone()), &with(old))), expected, "{new}");
         }
+        // A write that names none takes them all away.
+        let mut none = pod(json!({}));
+        tested::with(&none.clone(), "ephemeralcontainers", |ctx| {
+            Pod.prepare_subresource_update(ctx, &mut none, &with(json!([debug])));
+        });
+        assert_eq!(
+            join(&validate_ephemeral(&none, &with(json!([debug])))),
+            "spec.ephemeralContainers: Forbidden: existing ephemeral containers \"d\" may not be removed\n"
+        );
         let changed = join(&validate_ephemeral(&with(json!([{"name": "d", "image": "j"}])), &with(json!([debug]))));
         assert!(
             changed.starts_with(
