@@ -84,7 +84,9 @@ fn remove_old(config: &LogConfig, now: Timestamp) -> io::Result<()> {
     let ((stem, extension), dir) = (name_parts(&config.path), dir_of(config));
     let names = std::fs::read_dir(dir)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
     let old = superfluous(names, (&stem, &extension), config, now);
-    old.into_iter().map(|name| std::fs::remove_file(dir.join(name))).fold(Ok(()), |all, one| all.and(one))
+    // All of them are tried.
+    let outcomes: Vec<_> = old.into_iter().map(|name| std::fs::remove_file(dir.join(name))).collect();
+    outcomes.into_iter().collect()
 }
 
 /// That of a path without directories is the current one.
