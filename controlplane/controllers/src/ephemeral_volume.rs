@@ -10,6 +10,7 @@ use kube::api::PostParams;
 
 use crate::context::{Context, Controller, Key, Pods, synced};
 use crate::error::{During, Error, Result, is_already_exists, is_namespace_terminating, message};
+use crate::volume_protection::by_claim;
 use crate::{meta, podstate};
 
 pub fn start(context: &Context) {
@@ -22,15 +23,12 @@ pub fn start(context: &Context) {
             changed.add(meta::key(&pod.metadata));
         }
     });
-    let (changed, pods) = (queue.clone(), context.pods.informer.clone());
+    let (changed, users) = (queue.clone(), by_claim(context));
     claims.on_change(move |change| {
-        // a claim that went is made again while its pod lives
-        let owner = meta::controller_of(&change.object().metadata).filter(|owner| owner.kind == "Pod");
-        let namespace = change.object().namespace().unwrap_or_default();
-        if let Some(owner) = owner.filter(|_| change.new.is_none())
-            && pods.get(&namespace, &owner.name).is_some()
-        {
-            changed.add((namespace, owner.name.clone()));
+        // a claim that went is made again while its pod lives; another's of the name was in the way
+        if change.new.is_none() {
+            let claim = meta::display(&change.object().metadata);
+            users.get(&claim).iter().for_each(|pod| changed.add(meta::key(&pod.metadata)));
         }
     });
     let ready = synced!(claims, context.pods.informer);

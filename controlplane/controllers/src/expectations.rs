@@ -10,9 +10,11 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use component::{Informer, Kind};
 use parking_lot::Mutex;
 
 use crate::context::Key;
+use crate::meta;
 
 const LOST_AFTER: Duration = Duration::from_secs(5 * 60);
 
@@ -34,6 +36,18 @@ impl Pending {
 }
 
 impl Expectations {
+    /// Forgets what was expected of objects that go: one made anew under the name owes nothing, and sees
+    /// nothing of what the one before it did. To be called before the changes are enqueued.
+    pub fn follow<K: Kind>(&self, informer: &Informer<K>) {
+        let expectations = self.clone();
+        informer.on_change(move |change| {
+            let uid = |object: &Arc<K>| object.meta().uid.clone();
+            if change.old.is_some() && change.old.map(uid) != change.new.map(uid) {
+                expectations.forget(&meta::key(change.object().meta()));
+            }
+        });
+    }
+
     /// Whether the cache shows everything the last run did.
     pub fn satisfied(&self, key: &Key) -> bool {
         let mut pending = self.pending.lock();
@@ -85,6 +99,34 @@ impl Expectations {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use k8s_openapi::api::apps::v1::ReplicaSet;
+
+    #[test]
+    fn an_object_made_anew_expects_nothing() {
+        let (informer, expectations) = (Informer::<ReplicaSet>::detached(), Expectations::default());
+        expectations.follow(&informer);
+        let set = |uid: &str, version: &str| {
+            let mut set = ReplicaSet::default();
+            set.metadata.namespace = Some("default".into());
+            set.metadata.name = Some("web".into());
+            set.metadata.uid = Some(uid.into());
+            set.metadata.resource_version = Some(version.into());
+            set
+        };
+        let key = ("default".to_owned(), "web".to_owned());
+        informer.apply(set("first", "1"));
+        for next in ["", "second"] {
+            expectations.expect(&key, 1, []);
+            informer.apply(set("first", "2"));
+            assert!(!expectations.satisfied(&key), "it is still the same");
+            match next {
+                "" => informer.remove(&key),
+                uid => informer.apply(set(uid, "3")),
+            }
+            assert!(expectations.satisfied(&key));
+            informer.apply(set("first", "4"));
+        }
+    }
 
     #[test]
     fn satisfied_only_when_all_was_seen() {

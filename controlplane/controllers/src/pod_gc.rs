@@ -130,8 +130,8 @@ impl Worker {
     async fn quarantine(&self, pod: &Pod) -> Result<Outcome> {
         let node = podstate::node_name(pod);
         let since = *self.missing.lock().entry(node.to_owned()).or_insert_with(std::time::Instant::now);
-        if since.elapsed() < QUARANTINE {
-            return Ok(Outcome::After(QUARANTINE - since.elapsed()));
+        if let Some(left) = QUARANTINE.checked_sub(since.elapsed()).filter(|left| !left.is_zero()) {
+            return Ok(Outcome::After(left));
         }
         let api: Api<Node> = self.controller.cluster();
         if api.get_opt(node).await.during("looking for node", node)?.is_some() {

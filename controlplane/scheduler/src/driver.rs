@@ -221,8 +221,11 @@ impl Scheduler {
                 // It is on its way already.
                 return state.queue.refresh(pod);
             }
-            state.nominations.update(&pod, change.old.and_then(|old| nominated_node(old)));
-            state.queue.add(pod, &self.framework, Instant::now());
+            let moved = state.nominations.update(&pod, change.old.and_then(|old| nominated_node(old)));
+            state.queue.add(pod.clone(), &self.framework, Instant::now());
+            if moved {
+                return self.announce(state, &ClusterEvent::PodGone(pod));
+            }
             drop(state);
             self.changed.notify_one();
         }
@@ -247,9 +250,17 @@ impl Scheduler {
     fn pod_gone(&self, uid: &crate::pod::Uid) {
         let mut state = self.state.lock();
         state.queue.remove(uid);
-        state.nominations.remove(uid);
-        if let Some(pod) = state.cluster.remove_pod(uid) {
+        // The room kept for it is free again, also if it was never placed.
+        let expected = state.nominations.remove(uid).map(|(_, pod)| pod);
+        if let Some(pod) = state.cluster.remove_pod(uid).or(expected) {
             self.announce(state, &ClusterEvent::PodGone(pod));
+        }
+    }
+
+    /// A node expects a pod no more: those that left its room alone may have it.
+    fn vacate(&self, expected: Option<(String, Arc<PodInfo>)>) {
+        if let Some((_, pod)) = expected {
+            self.announce(self.state.lock(), &ClusterEvent::PodGone(pod));
         }
     }
 
@@ -312,12 +323,17 @@ impl Scheduler {
     }
 
     fn place(self: &Arc<Self>, pod: Arc<PodInfo>, node: String) {
-        {
+        let elsewhere = {
             let mut state = self.state.lock();
+            if state.cluster.pod(&pod.uid).is_some_and(|known| known.node_name().is_some()) {
+                // Somebody else bound it meanwhile: it stands where that is.
+                return;
+            }
             state.cluster.assume(pod.clone(), &node);
             state.queue.place(&pod.uid);
-            state.nominations.remove(&pod.uid);
-        }
+            state.nominations.remove(&pod.uid).filter(|(expected, _)| *expected != node)
+        };
+        self.vacate(elsewhere);
         if let Err(why) = self.framework.reserve(&pod, &node) {
             return self.undo(&pod, &why, false);
         }
@@ -354,14 +370,16 @@ impl Scheduler {
     /// nowhere until then.
     fn fail(&self, pod: &Arc<PodInfo>, why: &str, expected: bool) {
         let now = Instant::now();
-        let (waits, nominated) = {
+        let (waits, vacated) = {
             let mut state = self.state.lock();
-            let nominated = state.nominations.remove(&pod.uid) || expected || pod.nominated_node().is_some();
-            (state.queue.set_back(&pod.uid, Setback::Error, &self.framework, now), nominated)
+            let vacated = state.nominations.remove(&pod.uid);
+            (state.queue.set_back(&pod.uid, Setback::Error, &self.framework, now), vacated)
         };
         if waits {
+            let nominated = vacated.is_some() || expected || pod.nominated_node().is_some();
             self.report_failure(pod, report::SCHEDULER_ERROR, why.to_owned(), nominated.then(String::new));
         }
+        self.vacate(vacated);
     }
 
     fn reject(self: &Arc<Self>, pod: Arc<PodInfo>, error: FitError) {
@@ -372,39 +390,58 @@ impl Scheduler {
         let message = error.message();
         let now = Instant::now();
         let mut state = self.state.lock();
-        let mut displaced = Vec::new();
+        let (mut displaced, mut vacated) = (Vec::new(), None);
         let mut nomination = None;
         match &error.post_filter {
             Some(PostFilter::Nominate { node, .. }) => {
                 displaced = state.nominations.displace(node, pod.priority);
+                vacated = state.nominations.remove(&pod.uid).filter(|(before, _)| before != node);
                 state.nominations.set(pod.clone(), node);
                 nomination = Some(node.clone());
             }
-            Some(PostFilter::Nothing(_)) if state.nominations.remove(&pod.uid) => nomination = Some(String::new()),
+            Some(PostFilter::Nothing(_)) => {
+                vacated = state.nominations.remove(&pod.uid);
+                nomination = vacated.is_some().then(String::new);
+            }
             _ => {}
         }
         let setback = Setback::Unschedulable(error.rejected_by);
-        if !state.queue.set_back(&pod.uid, setback, &self.framework, now) {
+        let waits = match &error.post_filter {
+            // Its try ends when all victims are told to go: one before that would look for more of them.
+            Some(PostFilter::Nominate { .. }) => state.queue.is_in_flight(&pod.uid),
+            _ => state.queue.set_back(&pod.uid, setback, &self.framework, now),
+        };
+        if !waits {
             // It was deleted while it was being decided about.
             state.nominations.remove(&pod.uid);
             return;
         }
         drop(state);
         if let Some(PostFilter::Nominate { node, victims }) = error.post_filter {
-            self.preempt(&pod, node, victims, displaced);
+            self.preempt(&pod, node, victims, displaced, setback);
         }
         self.report_failure(&pod, report::UNSCHEDULABLE, message, nomination);
+        self.vacate(vacated);
     }
 
-    fn preempt(&self, pod: &Arc<PodInfo>, node: String, victims: Vec<Arc<PodInfo>>, displaced: Vec<Arc<PodInfo>>) {
-        let (client, recorder, pod) = (self.client.clone(), self.recorder.clone(), pod.clone());
+    fn preempt(
+        self: &Arc<Self>,
+        pod: &Arc<PodInfo>,
+        node: String,
+        victims: Vec<Arc<PodInfo>>,
+        displaced: Vec<Arc<PodInfo>>,
+        setback: Setback,
+    ) {
+        let (scheduler, pod) = (self.clone(), pod.clone());
         self.supervisor.spawn(format_args!("preempt for {}", pod.full_name()), async move {
             for lower in displaced {
-                report::clear_nomination(&client, &lower).await;
+                report::clear_nomination(&scheduler.client, &lower).await;
             }
             for victim in victims {
-                report::evict(&client, &recorder, &victim, &pod, &node).await;
+                report::evict(&scheduler.client, &scheduler.recorder, &victim, &pod, &node).await;
             }
+            scheduler.state.lock().queue.set_back(&pod.uid, setback, &scheduler.framework, Instant::now());
+            scheduler.changed.notify_one();
         });
     }
 

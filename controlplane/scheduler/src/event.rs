@@ -38,7 +38,7 @@ pub enum ClusterEvent {
         old: Arc<PodInfo>,
         new: Arc<PodInfo>,
     },
-    /// A bound or assumed pod ended, was deleted, or its binding failed.
+    /// A bound or assumed pod ended, was deleted, or its binding failed; or a node expects a pod no more.
     PodGone(Arc<PodInfo>),
     /// The labels of a namespace changed.
     NamespaceChanged,

@@ -16,18 +16,26 @@ impl Nominations {
         self.by_pod.insert(pod.uid.clone(), (node.to_owned(), pod));
     }
 
-    pub fn remove(&mut self, uid: &str) -> bool {
-        self.by_pod.remove(uid).is_some()
+    /// Returns where the pod was expected, and the pod.
+    pub fn remove(&mut self, uid: &str) -> Option<(String, Arc<PodInfo>)> {
+        self.by_pod.remove(uid)
     }
 
     /// A waiting pod changed; `before` is the node that its status named. What its status says counts,
-    /// unless a newer nomination is on its way there.
-    pub fn update(&mut self, pod: &Arc<PodInfo>, before: Option<&str>) {
+    /// unless a newer nomination is on its way there. Returns whether a node expects it no more.
+    pub fn update(&mut self, pod: &Arc<PodInfo>, before: Option<&str>) -> bool {
         match (pod.nominated_node(), self.by_pod.get_mut(&pod.uid)) {
-            (Some(node), _) => self.set(pod.clone(), node),
-            (None, Some(_)) if before.is_some() => drop(self.by_pod.remove(&pod.uid)),
-            (None, Some(known)) => known.1 = pod.clone(),
-            (None, None) => {}
+            (Some(node), known) => {
+                let moved = known.is_some_and(|known| known.0 != node);
+                self.set(pod.clone(), node);
+                moved
+            }
+            (None, Some(_)) if before.is_some() => self.by_pod.remove(&pod.uid).is_some(),
+            (None, Some(known)) => {
+                known.1 = pod.clone();
+                false
+            }
+            (None, None) => false,
         }
     }
 
@@ -64,12 +72,13 @@ mod tests {
     fn a_nomination_stands_until_it_was_seen_and_taken_back() {
         let mut nominations = Nominations::default();
         nominations.set(pod(None), "a");
-        nominations.update(&pod(None), None);
+        assert!(!nominations.update(&pod(None), None));
         assert!(nominations.by_node().contains_key("a"), "it is on its way into the status");
-        nominations.update(&pod(Some("a")), None);
-        nominations.update(&pod(Some("b")), Some("a"));
+        assert!(!nominations.update(&pod(Some("a")), None));
+        assert!(nominations.update(&pod(Some("b")), Some("a")), "a is free of it");
         assert!(nominations.by_node().contains_key("b"), "somebody else's word counts");
-        nominations.update(&pod(None), Some("b"));
+        assert!(nominations.update(&pod(None), Some("b")));
         assert!(nominations.by_node().is_empty());
+        assert!(!nominations.update(&pod(None), Some("b")), "nothing was kept for it");
     }
 }

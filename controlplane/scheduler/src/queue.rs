@@ -123,6 +123,11 @@ impl Queue {
         Some(pod)
     }
 
+    /// Whether the pod's try has not ended.
+    pub fn is_in_flight(&self, uid: &Uid) -> bool {
+        self.in_flight.contains_key(uid)
+    }
+
     /// Ends a try that did not place the pod, or the binding of a placed one. False: the pod was gone, or
     /// bound, before that.
     pub fn set_back(&mut self, uid: &Uid, setback: Setback, framework: &Framework, now: Instant) -> bool {
@@ -339,6 +344,19 @@ mod tests {
         bench.reject("a", "NodeResourcesFit", 0);
         assert_eq!(bench.queue.next_due(), Some(bench.at(1)), "it backs off for a second");
         assert_eq!(bench.pop(0).as_deref(), Some("a"), "but nothing else is to be done");
+    }
+
+    #[test]
+    fn a_pod_whose_victims_are_being_told_is_not_tried_before_all_know() {
+        let mut bench = Bench::new();
+        bench.add(asking("a", "2", "1Gi"));
+        bench.pop(0);
+        bench.event(ClusterEvent::PodGone(Arc::new(asking("first", "1", "1Gi"))), 0);
+        assert_eq!((bench.pop(2), bench.queue.is_in_flight(&"a".into())), (None, true));
+        bench.reject("a", "NodeResourcesFit", 2);
+        assert_eq!(bench.pop(2).as_deref(), Some("a"), "what went meanwhile helps it");
+        bench.queue.remove(&"a".into());
+        assert!(!bench.queue.is_in_flight(&"a".into()));
     }
 
     #[test]

@@ -106,6 +106,25 @@ async fn an_important_pod_displaces_a_lesser_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn room_kept_for_a_pod_that_is_deleted_is_taken_at_once() {
+    let cluster = Cluster::start().await;
+    cluster.add_node("n", "1").await;
+    let mut expected = asking("1");
+    expected["nodeSelector"] = json!({"kubernetes.io/hostname": "elsewhere"});
+    cluster.create("expected", expected).await;
+    cluster.condition("expected").await;
+    let nomination = Patch::Merge(json!({"status": {"nominatedNodeName": "n"}}));
+    cluster.pods.patch_status("expected", &PatchParams::default(), &nomination).await.unwrap();
+    cluster.create("other", asking("1")).await;
+    assert_contains(&cluster.condition("other").await.message.unwrap(), "1 Insufficient cpu");
+    let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+    cluster.pods.delete("expected", &now).await.unwrap();
+    let begin = Instant::now();
+    cluster.node_of("other").await;
+    assert!(begin.elapsed() < Duration::from_secs(3), "{:?}", begin.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn gates_hold_a_pod_until_they_are_removed() {
     let cluster = Cluster::start().await;
     cluster.add_node("n", "1").await;

@@ -17,6 +17,14 @@ pub struct History {
 }
 
 impl History {
+    /// What an autoscaler begins with, and a restarted controller: the present size counts as recommended,
+    /// so that shrinking waits for its window then too.
+    pub fn begin(&mut self, current: i32, now: Timestamp) {
+        if self.recommended.is_empty() {
+            self.recommended.push((now, current));
+        }
+    }
+
     pub fn scaled(&mut self, from: i32, to: i32, now: Timestamp) {
         self.changes.push((now, to - from));
     }
@@ -26,6 +34,12 @@ impl History {
         let since = meta::after(now, -i64::from(seconds));
         let recent = self.changes.iter().filter(|(at, change)| *at > since && (*change > 0) == up);
         recent.map(|(_, change)| change.abs()).sum()
+    }
+
+    /// What there were when the policy's period began.
+    fn before(&self, policy: &HPAScalingPolicy, current: i32, now: Timestamp) -> i32 {
+        let changed = |up| self.changed(policy.period_seconds, up, now);
+        current - changed(true) + changed(false)
     }
 
     fn forget(&mut self, now: Timestamp) {
@@ -131,7 +145,7 @@ fn stabilize(
     let within = |rules: &HPAScalingRules| {
         let seconds = i64::from(rules.stabilization_window_seconds.unwrap_or(0));
         let since = meta::after(now, -seconds);
-        history.recommended.iter().filter(move |(at, _)| *at >= since).map(|(_, replicas)| *replicas)
+        history.recommended.iter().filter(move |(at, _)| *at > since).map(|(_, replicas)| *replicas)
     };
     let lowest_up = within(up).chain([wish]).min().unwrap_or(wish);
     let highest_down = within(down).chain([wish]).max().unwrap_or(wish);
@@ -153,7 +167,7 @@ fn stabilize(
 
 fn up_limit(rules: &HPAScalingRules, history: &History, current: i32, now: Timestamp) -> i32 {
     let limits = rules.policies.iter().flatten().map(|policy| {
-        let start = current - history.changed(policy.period_seconds, true, now);
+        let start = history.before(policy, current, now);
         match policy.type_.as_str() {
             "Pods" => start + policy.value,
             _ => (f64::from(start) * (1.0 + f64::from(policy.value) / 100.0)).ceil() as i32,
@@ -168,7 +182,7 @@ fn up_limit(rules: &HPAScalingRules, history: &History, current: i32, now: Times
 
 fn down_limit(rules: &HPAScalingRules, history: &History, current: i32, now: Timestamp) -> i32 {
     let limits = rules.policies.iter().flatten().map(|policy| {
-        let start = current + history.changed(policy.period_seconds, false, now);
+        let start = history.before(policy, current, now);
         match policy.type_.as_str() {
             "Pods" => start - policy.value,
             _ => (f64::from(start) * (1.0 - f64::from(policy.value) / 100.0)) as i32,
@@ -209,6 +223,27 @@ mod tests {
         history.scaled(2, 6, at(9_995));
         assert_eq!(limit(&spec(1, 100), &mut history, 6, 50, at(10_000)).replicas, 6);
         assert_eq!(limit(&spec(1, 100), &mut history, 6, 50, at(10_020)).replicas, 12);
+    }
+
+    #[test]
+    fn the_size_it_begins_with_counts_as_recommended() {
+        let mut history = History::default();
+        history.begin(5, at(10_000));
+        let held = limit(&spec(1, 10), &mut history, 5, 1, at(10_000));
+        assert_eq!((held.replicas, held.stabilized.map(|told| told.0)), (5, Some("ScaleDownStabilized")));
+        history.begin(1, at(10_015));
+        assert_eq!(limit(&spec(1, 10), &mut history, 5, 1, at(10_299)).replicas, 5);
+        assert_eq!(limit(&spec(1, 10), &mut history, 5, 1, at(10_300)).replicas, 1);
+        let mut growing = History::default();
+        growing.begin(2, at(10_000));
+        assert_eq!(limit(&spec(1, 10), &mut growing, 2, 4, at(10_000)).replicas, 4, "growing has no window");
+    }
+
+    #[test]
+    fn what_shrank_within_the_period_may_grow_back() {
+        let mut history = History::default();
+        history.scaled(10, 4, at(9_995));
+        assert_eq!(limit(&spec(1, 100), &mut history, 4, 50, at(10_000)).replicas, 20, "twice of ten");
     }
 
     #[test]

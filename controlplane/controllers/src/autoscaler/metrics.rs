@@ -98,6 +98,11 @@ impl<'a> Reader<'a> {
         Self { client, namespace, selector, pods: own, current, tolerance: behavior::tolerance(&scaler.spec), now }
     }
 
+    /// The pods that the target's selector selects.
+    pub fn pods(&self) -> &[Arc<Pod>] {
+        &self.pods
+    }
+
     pub async fn propose(&self, spec: &MetricSpec) -> Result<Proposal, Problem> {
         let missing = |what: &str| {
             let text = format!("metric source of type {:?} has no {what}", spec.type_);

@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::selector::Selector;
 use component::{EventType, Informer, Outcome, WorkQueue};
 use jiff::Timestamp;
 use k8s_openapi::api::autoscaling::v1::Scale;
@@ -20,6 +21,7 @@ use k8s_openapi::api::autoscaling::v2::{
     HorizontalPodAutoscaler, HorizontalPodAutoscalerCondition, HorizontalPodAutoscalerSpec,
     HorizontalPodAutoscalerStatus, MetricStatus,
 };
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use parking_lot::Mutex;
@@ -46,9 +48,13 @@ pub fn start(context: &Context) {
         }
     });
     let ready = synced!(autoscalers, context.pods.informer);
-    let worker =
-        Worker { controller: controller.clone(), autoscalers, pods: context.pods.clone(), histories: Mutex::default() };
-    let worker = Arc::new(worker);
+    let worker = Arc::new(Worker {
+        controller: controller.clone(),
+        autoscalers,
+        pods: context.pods.clone(),
+        histories: Mutex::default(),
+        selectors: Mutex::default(),
+    });
     controller.run(&queue, WORKERS, ready, move |key| {
         let worker = worker.clone();
         async move { worker.reconcile(key).await }
@@ -60,6 +66,19 @@ struct Worker {
     autoscalers: Informer<HorizontalPodAutoscaler>,
     pods: Pods,
     histories: Mutex<HashMap<Key, History>>,
+    selectors: Mutex<Selectors>,
+}
+
+/// What the targets of the autoscalers select.
+type Selectors = HashMap<Key, Selector>;
+
+/// The autoscalers of a namespace whose targets select any of these pods.
+fn selecting(selectors: &Selectors, namespace: &str, pods: &[Arc<Pod>]) -> Vec<Key> {
+    let selects = |selector: &Selector| pods.iter().any(|pod| selector.matches(meta::labels(&pod.metadata)));
+    let own = selectors.iter().filter(|(key, selector)| key.0 == namespace && selects(selector));
+    let mut keys: Vec<Key> = own.map(|(key, _)| key.clone()).collect();
+    keys.sort();
+    keys
 }
 
 /// The condition, and its reason, that tells this controller's zero from one that a person set.
@@ -114,6 +133,7 @@ impl Worker {
     async fn reconcile(&self, key: Key) -> Result<Outcome> {
         let Some(scaler) = self.autoscalers.get(&key.0, &key.1) else {
             self.histories.lock().remove(&key);
+            self.selectors.lock().remove(&key);
             return Ok(Outcome::Done);
         };
         if meta::is_deleting(&scaler.metadata) {
@@ -131,6 +151,7 @@ impl Worker {
         };
         match self.target(&scaler).await {
             Err(problem) => {
+                self.selectors.lock().remove(&key);
                 self.warn(&scaler, "FailedGetScale", &problem);
                 let text = format!("the HPA controller was unable to get the target's current scale: {problem}");
                 set(&mut look.conditions, "AbleToScale", "False", "FailedGetScale", &text, now);
@@ -173,6 +194,7 @@ impl Worker {
         let current = target.scale.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(0);
         let (least, most) = (scaler.spec.min_replicas.unwrap_or(1), scaler.spec.max_replicas);
         look.current = current;
+        self.histories.lock().entry(key.clone()).or_default().begin(current, now);
         let outlives_pods = scales_without_pods(&scaler.spec);
         let slept = look.conditions.iter().any(|c| c.type_ == SCALED_TO_ZERO && c.status == "True");
         let wish = match course(current, least, most, slept, outlives_pods) {
@@ -188,8 +210,6 @@ impl Worker {
         let Some((desired, reason)) = wish else { return };
         look.desired = desired;
         if desired == current {
-            let text = "recommended size matches current size";
-            set(&mut look.conditions, "AbleToScale", "True", "ReadyForNewScale", text, now);
             return;
         }
         let to_zero = current > 0 && desired == 0 && least == 0 && outlives_pods;
@@ -250,6 +270,12 @@ impl Worker {
             return None;
         }
         let reader = metrics::Reader::new(&self.controller.client, &self.pods, scaler, &selector, look.current, now);
+        if let Some(text) = self.ambiguity(key, &selector, reader.pods()) {
+            self.warn(scaler, "AmbiguousSelector", &text);
+            self.warn(scaler, "FailedComputeMetricsReplicas", &text);
+            set(&mut look.conditions, "ScalingActive", "False", "AmbiguousSelector", &text, now);
+            return None;
+        }
         let mut best: Option<metrics::Proposal> = None;
         let (mut statuses, mut failures) = (Vec::new(), Vec::new());
         for spec in scaler.spec.metrics.iter().flatten() {
@@ -287,15 +313,26 @@ impl Worker {
         let mut histories = self.histories.lock();
         let history = histories.entry(key.clone()).or_default();
         let limited = behavior::limit(&scaler.spec, history, look.current, best.replicas, now);
-        if let Some((reason, text)) = limited.stabilized {
-            set(&mut look.conditions, "AbleToScale", "True", reason, text, now);
-        }
+        let (reason, text) =
+            limited.stabilized.unwrap_or(("ReadyForNewScale", "recommended size matches current size"));
+        set(&mut look.conditions, "AbleToScale", "True", reason, text, now);
         set(&mut look.conditions, "ScalingLimited", limited.status, limited.reason, limited.text, now);
         let reason = match limited.replicas > look.current {
             true => format!("{} above target", best.metric),
             false => "All metrics below target".to_owned(),
         };
         Some((limited.replicas, reason))
+    }
+
+    /// What is wrong where several autoscalers would scale the same pods: none of them does.
+    fn ambiguity(&self, key: &Key, selector: &str, pods: &[Arc<Pod>]) -> Option<String> {
+        let parsed = Selector::parse_labels(selector).unwrap_or_else(|_| Selector::nothing());
+        let mut selectors = self.selectors.lock();
+        selectors.insert(key.clone(), parsed);
+        let keys = selecting(&selectors, &key.0, pods);
+        let shown: Vec<String> = keys.iter().map(|(namespace, name)| format!("{namespace}/{name}")).collect();
+        (keys.len() > 1)
+            .then(|| format!("pods by selector {selector} are controlled by multiple HPAs: [{}]", shown.join(" ")))
     }
 
     fn warn(&self, scaler: &HorizontalPodAutoscaler, reason: &str, text: &str) {
@@ -368,6 +405,24 @@ fn set(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn autoscalers_of_the_same_pods_know_of_each_other() {
+        let key = |namespace: &str, name: &str| (namespace.to_owned(), name.to_owned());
+        let selector = |text: &str| Selector::parse_labels(text).expect("a selector");
+        let selectors = Selectors::from([
+            (key("default", "web"), selector("app=web")),
+            (key("default", "all"), selector("app")),
+            (key("default", "db"), selector("app=db")),
+            (key("other", "web"), selector("app=web")),
+        ]);
+        let mut pod = Pod::default();
+        pod.metadata.labels = Some([("app".to_owned(), "web".to_owned())].into());
+        let pods = [Arc::new(pod)];
+        assert_eq!(selecting(&selectors, "default", &pods), [key("default", "all"), key("default", "web")]);
+        assert_eq!(selecting(&selectors, "other", &pods), [key("other", "web")]);
+        assert!(selecting(&selectors, "default", &[]).is_empty());
+    }
 
     #[test]
     fn only_its_own_zero_is_left_again() {

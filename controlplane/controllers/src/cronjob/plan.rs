@@ -62,7 +62,7 @@ pub fn due(cron: &CronJob, status: &CronJobStatus, now: Timestamp) -> Result<Due
         (moment, cursor, missed) = (Some(next), next, missed + 1);
         if missed > MANY_MISSED {
             // far behind: only the newest matters, found from shortly before now
-            cursor = cursor.max(meta::after(now, -86_400));
+            cursor = schedule.leap(cursor, meta::after(now, -86_400));
             while let Some(next) = schedule.next(cursor, &zone).filter(|next| *next <= now) {
                 (moment, cursor) = (Some(next), next);
             }
@@ -70,7 +70,7 @@ pub fn due(cron: &CronJob, status: &CronJobStatus, now: Timestamp) -> Result<Due
         }
     }
     let late = deadline.zip(moment).is_some_and(|(seconds, moment)| meta::after(moment, seconds) < now);
-    Ok(Due { moment, late, too_many_missed: missed > MANY_MISSED, next: schedule.next(now, &zone) })
+    Ok(Due { moment, late, too_many_missed: missed > MANY_MISSED, next: schedule.next(cursor, &zone) })
 }
 
 /// What is said of moments like 31 February: to Kubernetes the first and the second of them are the same.
@@ -196,6 +196,18 @@ mod tests {
         assert_eq!(found(&cron, 1000).moment, None, "missed by more than the deadline");
         cron.spec.suspend = Some(true);
         assert_eq!(found(&cron, 1000), Due::default());
+    }
+
+    #[test]
+    fn a_schedule_of_every_so_often_comes_due() {
+        let mut cron = cron("@every 1h30m");
+        let found = |cron: &CronJob, now| due(cron, &cron.status.clone().unwrap_or_default(), at(now));
+        let first = found(&cron, 5_399).expect("a schedule");
+        assert_eq!((first.moment, first.next), (None, Some(at(5_400))));
+        assert_eq!(found(&cron, 5_400).map(|due| due.moment), Ok(Some(at(5_400))));
+        cron.status = Some(CronJobStatus { last_schedule_time: Some(Time(at(5_400))), ..Default::default() });
+        assert_eq!(found(&cron, 10_000).map(|due| due.moment), Ok(None));
+        assert_eq!(found(&cron, 10_900).map(|due| due.moment), Ok(Some(at(10_800))));
     }
 
     #[test]

@@ -2,13 +2,15 @@
 //!
 //! - [`nodes`]: which node should run the pod, and the pod for it;
 //! - [`plan`]: pods to create and delete, rolling update and surge, status; pure;
+//! - [`backoff`]: how long a node is left alone where pods fail; pure;
 //! - this module: watches, history and writes. The scheduler binds the pods, which ask for their
 //!   node by affinity.
 
+mod backoff;
 mod nodes;
 mod plan;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use api::selector::Selector;
@@ -18,6 +20,7 @@ use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::PostParams;
 use kube::{Api, Resource, ResourceExt};
+use parking_lot::Mutex;
 
 use crate::context::{self, Context, Controller, Key, Pods, synced};
 use crate::error::{During, Error, Result, is_namespace_terminating};
@@ -26,6 +29,7 @@ use crate::index::Index;
 use crate::podcontrol::{self, PodOwners};
 use crate::revisions::{self, Settled};
 use crate::{meta, ownership, podstate};
+use backoff::{Backoffs, Place};
 
 const WORKERS: usize = 2;
 
@@ -37,6 +41,7 @@ pub fn start(context: &Context) {
     let history = context.informers.of::<ControllerRevision>();
     let by_namespace = Index::new(&history, |r: &ControllerRevision| r.metadata.namespace.iter().cloned().collect());
     let expectations = Expectations::default();
+    expectations.follow(&sets);
     context::enqueue_changes(&sets, &queue);
     podcontrol::watch(&context.pods, owners(&sets), &expectations, &queue);
     watch_nodes(&nodes, &sets, &queue);
@@ -48,6 +53,7 @@ pub fn start(context: &Context) {
         history: by_namespace,
         pods: context.pods.clone(),
         expectations,
+        backoffs: Mutex::default(),
     });
     controller.run(&queue, WORKERS, ready, move |key| {
         let worker = worker.clone();
@@ -93,6 +99,7 @@ struct Worker {
     history: Index<ControllerRevision>,
     pods: Pods,
     expectations: Expectations,
+    backoffs: Mutex<Backoffs>,
 }
 
 impl Worker {
@@ -121,7 +128,10 @@ impl Worker {
         let in_step = self.expectations.satisfied(&key);
         let claim = ownership::claim(uid, false, &selector, self.pods.candidates(&key.0, uid), podstate::is_active);
         let pods = ownership::settle(&self.controller, &*set, claim).await?;
-        let view = plan::View::new(&set, &self.nodes.list(), &pods, &hash, Timestamp::now());
+        let now = Timestamp::now();
+        let resting = self.resting(&set, &pods, now);
+        let rested = resting.values().min().copied();
+        let view = plan::View::new(&set, &self.nodes.list(), &pods, &hash, now).leaving(resting.into_keys().collect());
         let failure = if in_step { self.manage(&key, &set, &view, &hash).await } else { None };
         if in_step && failure.is_none() {
             let used = |old: &ControllerRevision| {
@@ -136,8 +146,18 @@ impl Worker {
                 Err::<(), _>(error).during("syncing the pods of", &meta::display(&set.metadata))?;
                 Ok(Outcome::Retry)
             }
-            _ => Ok(view.next_look(&pods).map_or(Outcome::Done, |moment| context::at(moment, Timestamp::now()))),
+            _ => {
+                let next = [view.next_look(&pods), rested].into_iter().flatten().min();
+                Ok(next.map_or(Outcome::Done, |moment| context::at(moment, Timestamp::now())))
+            }
         }
+    }
+
+    /// Nodes whose failed pods are not deleted yet, and until when.
+    fn resting(&self, set: &DaemonSet, pods: &[Arc<Pod>], now: Timestamp) -> BTreeMap<String, Timestamp> {
+        let backoffs = self.backoffs.lock();
+        let failed = pods.iter().filter(|pod| podstate::phase(pod) == "Failed").filter_map(|pod| nodes::target(pod));
+        failed.filter_map(|node| Some((node.clone(), backoffs.until(&place(set, node), now)?))).collect()
     }
 
     async fn manage(&self, key: &Key, set: &Arc<DaemonSet>, view: &plan::View<'_>, hash: &str) -> Option<kube::Error> {
@@ -152,6 +172,9 @@ impl Worker {
             );
             let kind = if verb == "failed" { EventType::Warning } else { EventType::Normal };
             self.controller.events.event(&owner, kind, reason, text);
+            if let Some(node) = nodes::target(pod).filter(|_| verb == "failed") {
+                self.backoffs.lock().deleted(place(set, node), Timestamp::now());
+            }
         }
         let template = nodes::template(set, hash);
         self.expectations.expect(key, changes.create.len(), []);
@@ -195,6 +218,11 @@ impl Worker {
         let written = api.replace_status(&key.1, &PostParams::default(), &changed).await;
         written.during("updating the status of", &meta::display(set.meta())).map(drop)
     }
+}
+
+fn place(set: &DaemonSet, node: String) -> Place {
+    let generation = set.status.as_ref().and_then(|status| status.observed_generation).unwrap_or(0);
+    (meta::uid(&set.metadata).to_owned(), generation, node)
 }
 
 /// Pods by the node they are on, or are meant for.

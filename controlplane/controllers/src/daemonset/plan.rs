@@ -21,6 +21,8 @@ pub struct View<'a> {
     nodes: BTreeMap<String, OnNode>,
     /// Pods meant for nodes that do not exist.
     stray: Vec<Arc<Pod>>,
+    /// Nodes whose failed pods are left for now.
+    resting: BTreeSet<String>,
     hash: String,
     now: Timestamp,
 }
@@ -52,7 +54,12 @@ impl<'a> View<'a> {
         });
         let nodes = nodes.collect();
         let stray = placed.into_values().flatten().collect();
-        Self { set, nodes, stray, hash: hash.to_owned(), now }
+        Self { set, nodes, stray, resting: BTreeSet::new(), hash: hash.to_owned(), now }
+    }
+
+    /// The same where failed pods of some nodes are not deleted.
+    pub fn leaving(self, resting: BTreeSet<String>) -> Self {
+        Self { resting, ..self }
     }
 
     /// Whether a pod still is of the revision with this hash.
@@ -129,6 +136,7 @@ fn place(view: &View<'_>, name: &str, on: &OnNode, changes: &mut Changes) {
     let mut running = Vec::new();
     for pod in on.pods.iter().filter(|pod| !meta::is_deleting(&pod.metadata)) {
         match podstate::phase(pod) {
+            "Failed" if view.resting.contains(name) => {}
             "Failed" => changes.failed.push((pod.clone(), "FailedDaemonPod")),
             "Succeeded" => changes.failed.push((pod.clone(), "SucceededDaemonPod")),
             _ => running.push(pod.clone()),
@@ -280,6 +288,20 @@ mod tests {
         assert_eq!(outcome(&set, &["n1", "n2"], &pods), (vec!["n2".into()], vec!["b".into()]));
         let failed = Arc::new(pod("f", "n1", "Failed"));
         assert_eq!(outcome(&set, &["n1"], &[failed]).1, ["f"]);
+    }
+
+    #[test]
+    fn a_failed_pod_is_left_while_its_node_rests() {
+        let (set, nodes) = (set(1, 0), [node("n1"), node("n2")]);
+        let mut failed = [pod("a", "n1", "Failed"), pod("b", "n2", "Failed")];
+        for pod in &mut failed {
+            pod.metadata.labels = Some([(HASH_LABEL.to_owned(), "new".to_owned())].into());
+        }
+        let pods = failed.map(Arc::new);
+        let view = View::new(&set, &nodes, &pods, "new", at(100)).leaving(["n1".to_owned()].into());
+        let changes = changes(&view);
+        assert_eq!(changes.delete.iter().map(|pod| pod.name_any()).collect::<Vec<_>>(), ["b"]);
+        assert_eq!(changes.create, Vec::<String>::new());
     }
 
     #[test]

@@ -294,7 +294,7 @@ impl Run<'_> {
             self.worker.controller.events.object_event(
                 &self.deployment,
                 EventType::Warning,
-                "FailedCreateReplicaSet",
+                status::FAILED_CREATE,
                 text,
             );
         }

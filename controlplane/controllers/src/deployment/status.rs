@@ -12,6 +12,8 @@ const PROGRESSING: &str = "Progressing";
 const REPLICA_FAILURE: &str = "ReplicaFailure";
 const NEW_SET_AVAILABLE: &str = "NewReplicaSetAvailable";
 const TIMED_OUT: &str = "ProgressDeadlineExceeded";
+/// Of the condition and of the event.
+pub const FAILED_CREATE: &str = "ReplicaSetCreateError";
 const PAUSED: &str = "DeploymentPaused";
 
 type Conditions = Vec<DeploymentCondition>;
@@ -97,7 +99,7 @@ pub fn note_found(deployment: &mut Deployment, set: &str, now: Timestamp) {
 }
 
 pub fn note_failed_create(deployment: &mut Deployment, message: &str, now: Timestamp) {
-    note(deployment, condition(PROGRESSING, "False", "FailedCreateReplicaSet", message.to_owned(), now));
+    note(deployment, condition(PROGRESSING, "False", FAILED_CREATE, message.to_owned(), now));
 }
 
 /// Counts, with the conditions of before.
@@ -291,6 +293,16 @@ mod tests {
         let late = outcome(&web, &stuck, 12);
         assert_eq!(progress(&late), ("False".into(), TIMED_OUT.into()));
         assert_eq!(deadline(&web, &late, at(12)), None);
+    }
+
+    #[test]
+    fn a_replica_set_that_is_refused_is_told_by_kubernetes_reason() {
+        let mut web = deployment(1, 1, 0);
+        web.spec.progress_deadline_seconds = Some(10);
+        note_failed_create(&mut web, "quota", at(1));
+        let condition = current(&web, PROGRESSING).cloned().unwrap_or_default();
+        let told = (condition.status.as_deref(), condition.reason.as_deref(), condition.message.as_deref());
+        assert_eq!(told, (Some("False"), Some("ReplicaSetCreateError"), Some("quota")));
     }
 
     #[test]

@@ -135,7 +135,9 @@ impl Worker {
             let annotations = slice.metadata.annotations.get_or_insert_default();
             annotations.insert(service_pods::TRIGGER_TIME.to_owned(), trigger.clone());
         }
-        let result = self.write(&key, changes, &existing).await;
+        let result = self.write(&key, &changes, &existing).await;
+        // also after a failure: what was written before it may have been seen before it was waited for
+        self.settle_lag(&key, &changes.delete);
         if let Err(error) = &result
             && !error.is_ordinary()
         {
@@ -176,7 +178,7 @@ impl Worker {
         }
     }
 
-    async fn write(&self, key: &Key, changes: pack::Changes, existing: &[Arc<EndpointSlice>]) -> Result<()> {
+    async fn write(&self, key: &Key, changes: &pack::Changes, existing: &[Arc<EndpointSlice>]) -> Result<()> {
         let api: Api<EndpointSlice> = self.controller.namespaced(&key.0);
         let cached = |name: &str| existing.iter().find(|slice| slice.name_any() == name);
         for slice in &changes.create {
@@ -200,7 +202,6 @@ impl Worker {
                 return Err(error);
             }
         }
-        self.settle_lag(key, &changes.delete);
         Ok(())
     }
 

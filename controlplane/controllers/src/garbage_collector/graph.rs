@@ -3,7 +3,7 @@
 //! An owner that is referred to but has not been seen is *virtual*: it is checked against the API
 //! server, and either appears or is taken to be absent. Example: a pod refers to ReplicaSet `u1`.
 //! If the watch of ReplicaSets has shown `u1`, the pod needs no look at all. When `u1` is deleted,
-//! [`Graph::remove`] returns the pod.
+//! [`Graph::remove`] returns the pod. An owner in another namespace is none.
 
 use std::collections::{HashMap, HashSet};
 
@@ -61,6 +61,13 @@ pub struct Node {
     pub is_virtual: bool,
 }
 
+impl Node {
+    /// Whether objects of this namespace (none: cluster-scoped ones) can have it as their owner.
+    pub fn can_own_in(&self, namespace: &str) -> bool {
+        self.location.namespace.is_empty() || self.location.namespace == namespace
+    }
+}
+
 /// Nodes worth a look.
 #[derive(Debug, Default, PartialEq)]
 pub struct Work {
@@ -71,8 +78,8 @@ pub struct Work {
 #[derive(Default)]
 pub struct Graph {
     nodes: HashMap<Uid, Node>,
-    /// Owners known not to exist; forgotten now and then.
-    absent: HashSet<Uid>,
+    /// Owners known not to exist, and in which namespace (none: in no place); forgotten now and then.
+    absent: HashSet<(Uid, String)>,
 }
 
 const ABSENT_REMEMBERED: usize = 5000;
@@ -82,15 +89,16 @@ impl Graph {
         self.nodes.get(uid)
     }
 
-    pub fn is_absent(&self, uid: &str) -> bool {
-        self.absent.contains(uid)
+    /// Whether dependents of this namespace are known to have no such owner.
+    pub fn is_absent(&self, uid: &str, namespace: &str) -> bool {
+        ["", namespace].iter().any(|place| self.absent.contains(&(uid.to_owned(), (*place).to_owned())))
     }
 
-    pub fn note_absent(&mut self, uid: &str) {
+    pub fn note_absent(&mut self, uid: &str, namespace: &str) {
         if self.absent.len() >= ABSENT_REMEMBERED {
             self.absent.clear();
         }
-        self.absent.insert(uid.to_owned());
+        self.absent.insert((uid.to_owned(), namespace.to_owned()));
     }
 
     /// An object was added or changed.
@@ -100,9 +108,14 @@ impl Graph {
         let mut work = Work::default();
         let before = self.nodes.get(&uid).map(|node| (node.owners.clone(), node.deletion)).unwrap_or_default();
         let node = self.nodes.entry(uid.clone()).or_default();
-        (node.location, node.is_virtual) = (location.clone(), false);
+        let appeared = std::mem::take(&mut node.is_virtual);
+        node.location = location.clone();
         (node.owners, node.deletion) = (owners.clone(), deletion(metadata));
         let (now, dependents) = (node.deletion, node.dependents.clone());
+        if appeared && !location.namespace.is_empty() {
+            let strangers = dependents.iter().filter(|dependent| self.namespace_of(dependent) != location.namespace);
+            work.delete.extend(strangers.cloned());
+        }
         self.unlink(&uid, &before.0, &owners, &mut work);
         self.link(&uid, &location.namespace, &owners, &mut work);
         if now != before.1 {
@@ -116,6 +129,10 @@ impl Graph {
             }
         }
         work
+    }
+
+    fn namespace_of(&self, uid: &str) -> &str {
+        self.nodes.get(uid).map(|node| node.location.namespace.as_str()).unwrap_or_default()
     }
 
     /// Takes the node out of owners it no longer refers to; one that waits for it may go on.
@@ -152,6 +169,8 @@ impl Graph {
             match (owner.is_virtual, owner.deletion) {
                 // to be looked for
                 (true, _) => work.delete.push(reference.uid.clone()),
+                // it lost what it never had
+                _ if !owner.can_own_in(namespace) => work.delete.push(uid.to_owned()),
                 // it came while its owner waits for dependents to go
                 (false, Deletion::Foreground) => work.delete.push(uid.to_owned()),
                 _ => {}
@@ -159,12 +178,35 @@ impl Graph {
         }
     }
 
+    /// The API server has no such object. A virtual owner of a kind with namespaces was looked for in one of
+    /// them, and may be where others of its dependents are.
+    pub fn lost(&mut self, uid: &str, namespaced: bool) -> Work {
+        let Some(node) = self.nodes.get(uid).filter(|node| node.is_virtual) else { return self.remove(uid) };
+        if !namespaced {
+            self.note_absent(uid, "");
+            return self.remove(uid);
+        }
+        let place = node.location.namespace.clone();
+        let (here, elsewhere): (HashSet<Uid>, HashSet<Uid>) =
+            node.dependents.iter().cloned().partition(|dependent| self.namespace_of(dependent) == place);
+        let next = elsewhere.iter().map(|dependent| self.namespace_of(dependent)).filter(|place| !place.is_empty());
+        let Some(next) = next.min().map(str::to_owned) else { return self.remove(uid) };
+        if !place.is_empty() {
+            self.note_absent(uid, &place);
+        }
+        if let Some(node) = self.nodes.get_mut(uid) {
+            (node.location.namespace, node.dependents) = (next, elsewhere);
+        }
+        Work { delete: here.into_iter().chain([uid.to_owned()]).collect(), orphan: Vec::new() }
+    }
+
     /// An object is gone, or a virtual owner does not exist.
     pub fn remove(&mut self, uid: &str) -> Work {
         let mut work = Work::default();
         let Some(node) = self.nodes.remove(uid) else { return work };
-        if !node.dependents.is_empty() {
-            self.note_absent(uid);
+        // where a virtual one without a namespace was looked for says nothing of the others
+        if !node.dependents.is_empty() && !(node.is_virtual && node.location.namespace.is_empty()) {
+            self.note_absent(uid, &node.location.namespace);
         }
         work.delete.extend(node.dependents);
         for reference in &node.owners {
@@ -270,7 +312,7 @@ mod tests {
         assert_eq!(apply(&mut graph, &object("set", &[])), Work::default());
         assert_eq!(apply(&mut graph, &object("pod", &[("set", true)])), Work::default());
         assert_eq!(sorted(graph.remove("set")).0, ["pod"]);
-        assert!(graph.is_absent("set"));
+        assert!(graph.is_absent("set", "anywhere"), "it was in no namespace");
     }
 
     #[test]
@@ -280,6 +322,41 @@ mod tests {
         assert!(graph.get("set").is_some_and(|node| node.is_virtual));
         assert_eq!(apply(&mut graph, &object("set", &[])), Work::default(), "it appeared");
         assert_eq!(graph.get("set").map(|node| (node.is_virtual, node.dependents.len())), Some((false, 1)));
+    }
+
+    fn apply_in(graph: &mut Graph, namespace: &str, meta: &ObjectMeta) -> Vec<Uid> {
+        let location = Location { namespace: namespace.to_owned(), ..Location::default() };
+        sorted(graph.apply(location, meta)).0
+    }
+
+    #[test]
+    fn an_owner_in_another_namespace_is_none() {
+        let mut graph = Graph::default();
+        apply_in(&mut graph, "here", &object("set", &[]));
+        assert!(apply_in(&mut graph, "here", &object("own", &[("set", true)])).is_empty());
+        assert_eq!(apply_in(&mut graph, "there", &object("stranger", &[("set", true)])), ["stranger"]);
+        apply_in(&mut graph, "", &object("node", &[]));
+        assert!(apply_in(&mut graph, "there", &object("mirror", &[("node", true)])).is_empty(), "it is in none");
+    }
+
+    #[test]
+    fn an_unknown_owner_is_looked_for_wherever_it_is_referred_to() {
+        let mut graph = Graph::default();
+        apply_in(&mut graph, "there", &object("stranger", &[("set", true)]));
+        apply_in(&mut graph, "here", &object("own", &[("set", true)]));
+        assert_eq!(sorted(graph.lost("set", true)).0, ["set", "stranger"]);
+        assert!(graph.is_absent("set", "there") && !graph.is_absent("set", "here"));
+        let known = graph.get("set").map(|node| (node.location.namespace.clone(), node.dependents.len()));
+        assert_eq!(known, Some(("here".to_owned(), 1)));
+        assert!(apply_in(&mut graph, "here", &object("set", &[])).is_empty(), "it appeared with its own");
+        assert_eq!(sorted(graph.remove("set")).0, ["own"]);
+
+        apply_in(&mut graph, "there", &object("other", &[("late", true)]));
+        assert_eq!(apply_in(&mut graph, "here", &object("late", &[])), ["other"], "it appeared elsewhere");
+        apply_in(&mut graph, "a", &object("x", &[("node", true)]));
+        apply_in(&mut graph, "b", &object("y", &[("node", true)]));
+        assert_eq!(sorted(graph.lost("node", false)).0, ["x", "y"]);
+        assert!(graph.is_absent("node", "a") && graph.is_absent("node", "b"));
     }
 
     #[test]

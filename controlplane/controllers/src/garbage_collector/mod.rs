@@ -77,7 +77,8 @@ impl Worker {
             return Ok(Outcome::Done);
         }
         let Some(latest) = self.read(&node.location).await?.filter(|meta| meta::uid(meta) == uid) else {
-            let work = self.graph.lock().remove(uid);
+            let served = self.mapper.find(&node.location.api_version, &node.location.kind).await?;
+            let work = self.graph.lock().lost(uid, served.is_some_and(|served| served.namespaced));
             enqueue(&self.queue, work);
             return Ok(Outcome::Done);
         };
@@ -133,14 +134,16 @@ impl Worker {
     async fn standing(&self, dependent: &Location, owner: &OwnerReference) -> Result<Standing> {
         let (known, absent) = {
             let graph = self.graph.lock();
+            let known = graph.get(&owner.uid).filter(|node| !node.is_virtual);
             (
-                graph.get(&owner.uid).filter(|node| !node.is_virtual).map(|node| node.deletion),
-                graph.is_absent(&owner.uid),
+                known.map(|node| (node.deletion, node.can_own_in(&dependent.namespace))),
+                graph.is_absent(&owner.uid, &dependent.namespace),
             )
         };
         match known {
-            Some(Deletion::Foreground) => return Ok(Standing::Waiting),
-            Some(_) => return Ok(Standing::Solid),
+            Some((Deletion::Foreground, true)) => return Ok(Standing::Waiting),
+            Some((_, true)) => return Ok(Standing::Solid),
+            Some((_, false)) => self.warn_of_namespace(dependent, owner),
             None if absent => return Ok(Standing::Dangling),
             None => {}
         }
@@ -153,12 +156,14 @@ impl Worker {
         let namespaced =
             self.mapper.find(&owner.api_version, &owner.kind).await?.is_some_and(|served| served.namespaced);
         if namespaced && dependent.namespace.is_empty() {
-            self.warn_of_namespace(dependent, owner);
+            if known.is_none() {
+                self.warn_of_namespace(dependent, owner);
+            }
             return Ok(Standing::Solid);
         }
         match self.read(&location).await?.filter(|meta| meta::uid(meta) == owner.uid) {
             None => {
-                self.graph.lock().note_absent(&owner.uid);
+                self.graph.lock().note_absent(&owner.uid, &dependent.namespace);
                 Ok(Standing::Dangling)
             }
             Some(meta) if meta::is_deleting(&meta) && meta::has_finalizer(&meta, FOREGROUND) => Ok(Standing::Waiting),
@@ -170,11 +175,13 @@ impl Worker {
         let reference = ObjectReference {
             api_version: Some(dependent.api_version.clone()),
             kind: Some(dependent.kind.clone()),
+            namespace: Some(dependent.namespace.clone()).filter(|namespace| !namespace.is_empty()),
             name: Some(dependent.name.clone()),
             ..Default::default()
         };
+        let namespace = &dependent.namespace;
         let text = format!(
-            "ownerRef [{}/{}, namespace: , name: {}, uid: {}] does not exist in namespace \"\"",
+            "ownerRef [{}/{}, namespace: {namespace}, name: {}, uid: {}] does not exist in namespace \"{namespace}\"",
             owner.api_version, owner.kind, owner.name, owner.uid
         );
         self.controller.events.event(&reference, EventType::Warning, "OwnerRefInvalidNamespace", text);

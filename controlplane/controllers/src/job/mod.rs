@@ -45,6 +45,7 @@ pub fn start(context: &Context) {
     let controller = context.controller("job-controller");
     let jobs = context.informers.of::<Job>();
     let expectations = Expectations::default();
+    expectations.follow(&jobs);
     context::enqueue_changes(&jobs, &queue);
     podcontrol::watch(&context.pods, owners(&jobs), &expectations, &queue);
     watch_strays(context, &jobs, &strays);
@@ -138,6 +139,11 @@ impl Worker {
         let mut plan = plan::plan(&job, &pods, now);
         let in_step = self.expectations.satisfied(&key);
         if in_step {
+            if plan.uncounted {
+                // what goes with its finalizer is counted, as failed
+                let held = plan.delete.iter().filter(|pod| meta::has_finalizer(&pod.metadata, FINALIZER));
+                try_join_all(held.map(|pod| self.drop_finalizer(pod))).await?;
+            }
             let failure = self.change_pods(&key, &job, &mut plan).await;
             if let Some(error) = failure.filter(|error| !is_namespace_terminating(error)) {
                 Err::<(), _>(error).during("syncing the pods of", &meta::display(&job.metadata))?;

@@ -51,6 +51,7 @@ fn launch<K: Replicated>(context: &Context, objects: Informer<K>, siblings: Opti
     let queue = WorkQueue::<Key>::new();
     let controller = context.controller(K::CONTROLLER);
     let expectations = Expectations::default();
+    expectations.follow(&objects);
     context::enqueue_changes(&objects, &queue);
     podcontrol::watch(&context.pods, owners(&objects), &expectations, &queue);
     let ready = synced!(objects, context.pods.informer);

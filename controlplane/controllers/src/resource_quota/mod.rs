@@ -17,7 +17,7 @@ use kube::api::{DynamicObject, ListParams, PostParams};
 use kube::{Api, ResourceExt};
 
 use crate::context::{self, Context, Controller, Key, Pods, synced};
-use crate::discovery;
+use crate::discovery::{self, Served};
 use crate::error::{During, Result};
 use crate::index::Index;
 use crate::{meta, podstate};
@@ -105,12 +105,20 @@ impl Worker {
         let mut used = usage::pods(&quota, &self.pods.by_namespace.get(&key.0));
         usage::add(&mut used, usage::services(&self.services.get(&key.0)));
         usage::add(&mut used, usage::claims(&self.claims.get(&key.0)));
+        // discovered once, and only if there is something to be listed
+        let mut served: Option<Vec<Served>> = None;
         let mut status = BTreeMap::new();
         for name in hard.keys() {
             let amount = match used.get(name) {
                 Some(amount) => *amount,
                 None => match usage::counted_resource(name) {
-                    Some((resource, group)) => self.count(&key.0, &resource, &group).await?,
+                    Some((resource, group)) => {
+                        if served.is_none() {
+                            served = Some(discovery::discover(&self.controller.client).await?.resources);
+                        }
+                        let is_it = |served: &&Served| served.api.plural == resource && served.api.group == group;
+                        self.count(&key.0, served.iter().flatten().find(is_it)).await?
+                    }
                     None => Quantity::ZERO,
                 },
             };
@@ -127,9 +135,7 @@ impl Worker {
     }
 
     /// Objects of one resource; a resource that is not served counts nothing.
-    async fn count(&self, namespace: &str, resource: &str, group: &str) -> Result<Quantity> {
-        let found = discovery::discover(&self.controller.client).await?.resources;
-        let served = found.into_iter().find(|served| served.api.plural == resource && served.api.group == group);
+    async fn count(&self, namespace: &str, served: Option<&Served>) -> Result<Quantity> {
         let Some(served) = served.filter(|served| served.namespaced) else { return Ok(Quantity::ZERO) };
         let api: Api<DynamicObject> = Api::namespaced_with(self.controller.client.clone(), namespace, &served.api);
         let list = api.list_metadata(&ListParams::default()).await.during("counting", &served.name())?;

@@ -87,6 +87,25 @@ fn policy(set: &StatefulSet) -> (bool, bool) {
     (delete(policy.when_deleted), delete(policy.when_scaled))
 }
 
+/// Whether a claim of this name is one of the set's pods'.
+pub fn is_claim_of(set: &StatefulSet, claim: &str) -> bool {
+    set.spec.volume_claim_templates.iter().flatten().any(|template| {
+        let pod = claim.strip_prefix(&template.name_any()).and_then(|rest| rest.strip_prefix('-'));
+        pod.is_some_and(|pod| ordinal(set, pod).is_some())
+    })
+}
+
+/// Whether the claim goes with an earlier pod of a number that has none now: a new one must not take it.
+pub fn is_stale(set: &StatefulSet, ordinal: i32, claim: &PersistentVolumeClaim) -> bool {
+    let (_, when_scaled) = policy(set);
+    let name = pod_name(set, ordinal);
+    when_scaled && claim.owner_references().iter().any(|owner| is_named(owner, "v1", "Pod", &name))
+}
+
+fn is_named(owner: &OwnerReference, api_version: &str, kind: &str, name: &str) -> bool {
+    owner.api_version == api_version && owner.kind == kind && owner.name == name
+}
+
 /// Whether the pod is beyond the set's replicas.
 pub fn is_condemned(set: &StatefulSet, ordinal: i32) -> bool {
     let first = start_ordinal(set);
@@ -94,7 +113,8 @@ pub fn is_condemned(set: &StatefulSet, ordinal: i32) -> bool {
 }
 
 /// The claim's owner references as the retention policy asks for, or none when they are right.
-/// `whenDeleted: Delete` makes the set an owner; `whenScaled: Delete` makes a condemned pod one.
+/// `whenDeleted: Delete` makes the set its controller; `whenScaled: Delete` makes a condemned pod that. What
+/// an earlier set or pod of the name owns goes with that, and what somebody else controls is theirs.
 pub fn claim_owners(
     set: &StatefulSet,
     pod: &Pod,
@@ -103,26 +123,29 @@ pub fn claim_owners(
 ) -> Option<Vec<OwnerReference>> {
     let (when_deleted, when_scaled) = policy(set);
     let condemned = is_condemned(set, ordinal);
-    let reference = |kind: &str, name: String, uid: Option<String>, api_version: &str| OwnerReference {
-        api_version: api_version.to_owned(),
-        kind: kind.to_owned(),
-        name,
-        uid: uid.unwrap_or_default(),
-        controller: None,
-        block_owner_deletion: None,
+    let (set_name, pod_name) = (set.name_any(), pod.name_any());
+    let of_name = |owner: &OwnerReference| {
+        is_named(owner, "apps/v1", "StatefulSet", &set_name) || is_named(owner, "v1", "Pod", &pod_name)
     };
-    let before = claim.owner_references().to_vec();
-    let mut after = before.clone();
-    after.retain(|owner| Some(&owner.uid) != set.meta().uid.as_ref() && Some(&owner.uid) != pod.meta().uid.as_ref());
-    if when_scaled && condemned {
-        after.push(reference("Pod", pod.name_any(), pod.uid(), "v1"));
-    } else if when_deleted {
-        after.push(reference("StatefulSet", set.name_any(), set.uid(), "apps/v1"));
+    let is_ours = |owner: &OwnerReference| {
+        Some(&owner.uid) == set.meta().uid.as_ref() || Some(&owner.uid) == pod.meta().uid.as_ref()
+    };
+    let before = claim.owner_references();
+    if before.iter().any(|owner| of_name(owner) && !is_ours(owner)) {
+        return None;
     }
-    let uids = |owners: &[OwnerReference]| -> std::collections::BTreeSet<String> {
-        owners.iter().map(|owner| owner.uid.clone()).collect()
+    let mut after: Vec<_> = before.iter().filter(|owner| !is_ours(owner)).cloned().collect();
+    if after.iter().any(|owner| owner.controller == Some(true)) {
+        // there can be one controller only
+    } else if when_scaled && condemned {
+        after.push(meta::controller_ref(pod));
+    } else if when_deleted {
+        after.push(meta::controller_ref(set));
+    }
+    let owned = |owners: &[OwnerReference]| -> std::collections::BTreeSet<(String, bool)> {
+        owners.iter().map(|owner| (owner.uid.clone(), owner.controller == Some(true))).collect()
     };
-    (uids(&before) != uids(&after)).then_some(after)
+    (owned(before) != owned(&after)).then_some(after)
 }
 
 #[cfg(test)]
@@ -182,5 +205,35 @@ mod tests {
         });
         let owner = |ordinal| claim_owners(&set, &condemned, ordinal, &claim).map(|owners| owners[0].uid.clone());
         assert_eq!((owner(5).as_deref(), owner(1).as_deref()), (Some("uid-5"), Some("uid-web")));
+    }
+
+    #[test]
+    fn a_claim_that_goes_with_an_earlier_pod_is_left_to_go() {
+        let mut set = set();
+        set.spec.persistent_volume_claim_retention_policy = Some(StatefulSetPersistentVolumeClaimRetentionPolicy {
+            when_deleted: Some("Delete".into()),
+            when_scaled: Some("Delete".into()),
+        });
+        let named = |uid: &str| {
+            let mut pod = pod(&set, &PodTemplateSpec::default(), "web-abc", 1);
+            pod.metadata.uid = Some(uid.to_owned());
+            pod
+        };
+        let mut claim = claims(&set, 1).remove(0);
+        assert!(!is_stale(&set, 1, &claim));
+        claim.metadata.owner_references = Some(vec![meta::controller_ref(&named("gone"))]);
+        assert!(is_stale(&set, 1, &claim) && !is_stale(&set, 0, &claim));
+        assert_eq!(claim_owners(&set, &named("new"), 1, &claim), None, "the collector takes it");
+        let back = claim_owners(&set, &named("gone"), 1, &claim).expect("it is wanted again");
+        assert_eq!(back, [meta::controller_ref(&set)]);
+        let mut foreign = claims(&set, 1).remove(0);
+        let operator = OwnerReference { uid: "operator".into(), controller: Some(true), ..Default::default() };
+        foreign.metadata.owner_references = Some(vec![operator]);
+        assert_eq!(claim_owners(&set, &named("new"), 1, &foreign), None, "somebody else controls it");
+
+        assert!(is_claim_of(&set, "data-web-0") && is_claim_of(&set, "data-web-12"));
+        assert!(!is_claim_of(&set, "data-web-x") && !is_claim_of(&set, "logs-web-0"));
+        set.spec.persistent_volume_claim_retention_policy = None;
+        assert!(!is_stale(&set, 1, &claim), "claims are for whoever comes next");
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use api::selector::Selector;
 use component::{EventType, Informer, Outcome, WorkQueue};
-use futures::future::try_join_all;
+use futures::future::join_all;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
@@ -38,8 +38,10 @@ pub fn start(context: &Context) {
     let claims = context.informers.of::<PersistentVolumeClaim>();
     let by_namespace = Index::new(&history, |r: &ControllerRevision| r.metadata.namespace.iter().cloned().collect());
     let expectations = Expectations::default();
+    expectations.follow(&sets);
     context::enqueue_changes(&sets, &queue);
     podcontrol::watch(&context.pods, owners(&sets), &expectations, &queue);
+    watch_claims(&claims, &sets, &queue);
     let ready = synced!(sets, history, claims, context.pods.informer);
     let worker = Arc::new(Worker {
         controller: controller.clone(),
@@ -74,6 +76,19 @@ fn owners(sets: &Informer<StatefulSet>) -> PodOwners {
             matching.map(|set| meta::key(&set.metadata)).collect()
         }),
     }
+}
+
+/// A pod may wait for a claim of its name to be gone.
+fn watch_claims(claims: &Informer<PersistentVolumeClaim>, sets: &Informer<StatefulSet>, queue: &WorkQueue<Key>) {
+    let (sets, queue) = (sets.clone(), queue.clone());
+    claims.on_change(move |change| {
+        if change.new.is_some() {
+            return;
+        }
+        let (namespace, claim) = meta::key(&change.object().metadata);
+        let own = sets.list_namespace(&namespace).into_iter().filter(|set| identity::is_claim_of(set, &claim));
+        own.for_each(|set| queue.add(meta::key(&set.metadata)));
+    });
 }
 
 struct Worker {
@@ -122,6 +137,11 @@ impl Worker {
         }
         self.write_status(&key, &set, plan::status(&set, &pods, &versions, now)).await?;
         match failure {
+            // a claim is in the way: whoever removes it may need its time
+            Some(error @ Error::Object { .. }) => {
+                tracing::debug!(%error, "the StatefulSet's pods have to wait");
+                Ok(Outcome::Retry)
+            }
             Some(error) => Err(error),
             None => {
                 let seconds = set.spec.min_ready_seconds.unwrap_or(0);
@@ -147,13 +167,27 @@ impl Worker {
                 Action::Scale(pod, ordinal) => self.own_claims(key, set, &pod, ordinal).await,
             }
         });
-        try_join_all(work).await.map(drop)
+        // each to its end: what is dropped half-way would leave expectations that nothing fulfils
+        join_all(work).await.into_iter().collect()
     }
 
     async fn create(&self, key: &Key, set: &Arc<StatefulSet>, ordinal: i32, version: &Version) -> Result<()> {
         let pod = identity::pod(set, &version.template, &version.name, ordinal);
         let name = pod.name_any();
-        self.make_claims(key, set, ordinal, &pod).await?;
+        for claim in identity::claims(set, ordinal) {
+            let existing = self.claims.get(&key.0, &claim.name_any());
+            if existing.is_some_and(|existing| identity::is_stale(set, ordinal, &existing)) {
+                let problem = format!("claim {} goes with an earlier pod of this name", claim.name_any());
+                return Err(Error::Object { object: format!("pod {}/{name}", key.0), problem });
+            }
+        }
+        if let Err(error) = self.make_claims(key, set, ordinal, &pod).await {
+            if let Error::Object { problem, .. } = &error {
+                let text = format!("create Pod {name} in StatefulSet {} failed error: {problem}", key.1);
+                self.controller.events.object_event(&**set, EventType::Warning, "FailedCreate", text);
+            }
+            return Err(error);
+        }
         self.expectations.expect(key, 1, []);
         let api: Api<Pod> = self.controller.namespaced(&key.0);
         match api.create(&PostParams::default(), &pod).await {
@@ -180,8 +214,8 @@ impl Worker {
             let name = claim.name_any();
             match self.claims.get(&key.0, &name) {
                 Some(existing) if meta::is_deleting(&existing.metadata) => {
-                    let problem = "the claim of this name is still being deleted".to_owned();
-                    return Err(Error::Object { object: format!("claim {}/{name}", key.0), problem });
+                    let problem = format!("pvc {name} is being deleted");
+                    return Err(Error::Object { object: format!("pod {}/{}", key.0, pod.name_any()), problem });
                 }
                 Some(_) => continue,
                 None => {}

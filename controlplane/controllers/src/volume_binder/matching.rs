@@ -1,5 +1,6 @@
 //! Pure: the volume for a claim, and both as they are when bound.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use api::quantity::Quantity;
@@ -23,8 +24,9 @@ fn request(claim: &PersistentVolumeClaim) -> Quantity {
     requests.and_then(|requests| requests.get("storage")).map_or(Quantity::ZERO, Quantity::from)
 }
 
-/// The smallest volume that suits; one reserved for the claim before all others. While a claim
-/// `waits` for its pod only a reserved one will do: the scheduler has the choice of the others.
+/// The smallest volume that suits; one reserved for the claim before all others, whatever its class and
+/// labels. While a claim `waits` for its pod only a reserved one will do: the scheduler has the choice of
+/// the others.
 pub fn find(
     claim: &PersistentVolumeClaim,
     class: &str,
@@ -35,7 +37,7 @@ pub fn find(
     let suits = |volume: &&Arc<PersistentVolume>| {
         suits(volume, claim, class) && selector.matches(meta::labels(&volume.metadata))
     };
-    if let Some(reserved) = volumes.iter().filter(suits).find(|volume| is_for(volume, claim)) {
+    if let Some(reserved) = volumes.iter().find(|volume| is_for(volume, claim) && unfit(volume, claim).is_none()) {
         return Some(reserved.clone());
     }
     if waits {
@@ -54,16 +56,37 @@ fn selector_of(claim: &PersistentVolumeClaim) -> Selector {
 }
 
 fn suits(volume: &PersistentVolume, claim: &PersistentVolumeClaim, class: &str) -> bool {
-    let (Some(offer), Some(wish)) = (volume.spec.as_ref(), claim.spec.as_ref()) else { return false };
     let phase = volume.status.as_ref().and_then(|status| status.phase.as_deref());
+    !matches!(phase, Some("Released" | "Failed")) && refusal(volume, claim, class).is_none()
+}
+
+/// Why the claim cannot have the volume.
+pub fn refusal(volume: &PersistentVolume, claim: &PersistentVolumeClaim, class: &str) -> Option<Cow<'static, str>> {
+    let own_class = volume.spec.as_ref().and_then(|spec| spec.storage_class_name.as_deref()).unwrap_or_default();
+    unfit(volume, claim).or_else(|| (own_class != class).then_some("storageClassName does not match".into()))
+}
+
+/// The same whatever the class.
+fn unfit(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> Option<Cow<'static, str>> {
+    if meta::is_deleting(&volume.metadata) {
+        return Some(format!("the volume is marked for deletion \"{}\"", volume.name_any()).into());
+    }
+    let (Some(offer), Some(wish)) = (volume.spec.as_ref(), claim.spec.as_ref()) else {
+        return Some("one of them asks for nothing".into());
+    };
     let offers = |mode: &String| offer.access_modes.iter().flatten().any(|offered| offered == mode);
-    !meta::is_deleting(&volume.metadata)
-        && !matches!(phase, Some("Released" | "Failed"))
-        && offer.storage_class_name.as_deref().unwrap_or_default() == class
-        && offer.volume_mode.as_deref().unwrap_or(FILESYSTEM) == wish.volume_mode.as_deref().unwrap_or(FILESYSTEM)
-        && offer.volume_attributes_class_name == wish.volume_attributes_class_name
-        && capacity(volume) >= request(claim)
-        && wish.access_modes.iter().flatten().all(offers)
+    let other_class = offer.volume_attributes_class_name != wish.volume_attributes_class_name;
+    let reasons = [
+        (capacity(volume) < request(claim), "requested PV is too small"),
+        (other_class, "volumeAttributesClassName does not match"),
+        (mode(offer.volume_mode.as_ref()) != mode(wish.volume_mode.as_ref()), "incompatible volumeMode"),
+        (!wish.access_modes.iter().flatten().all(offers), "incompatible accessMode"),
+    ];
+    reasons.into_iter().find(|(holds, _)| *holds).map(|(_, why)| why.into())
+}
+
+fn mode(given: Option<&String>) -> &str {
+    given.map_or(FILESYSTEM, String::as_str)
 }
 
 /// The volume with its reference to the claim, or none when it has it.
@@ -146,6 +169,31 @@ mod tests {
         let wish = claim("1Gi", &["ReadWriteOnce"]);
         assert_eq!(find(&wish, "", &volumes, true).map(|volume| volume.name_any()).as_deref(), Some("mine"));
         assert!(find(&wish, "", &[volume("free", "1Gi", "", None)], true).is_none(), "the scheduler chooses");
+    }
+
+    #[test]
+    fn a_volume_reserved_for_a_claim_is_its_whatever_the_class() {
+        let wish = claim("1Gi", &["ReadWriteOnce"]);
+        let volumes = [volume("mine", "2Gi", "slow", Some("data"))];
+        assert!(find(&wish, "standard", &volumes, false).is_some());
+        assert!(find(&claim("3Gi", &["ReadWriteOnce"]), "standard", &volumes, false).is_none(), "but not its size");
+    }
+
+    #[test]
+    fn a_claim_that_asks_for_a_volume_is_told_why_it_cannot_have_it() {
+        let offered = volume("v", "2Gi", "fast", None);
+        let why = |size: &str, modes: &[&str], class: &str| refusal(&offered, &claim(size, modes), class);
+        for (size, mode, class, expected) in [
+            ("2Gi", "ReadWriteOnce", "fast", None),
+            ("3Gi", "ReadWriteOnce", "fast", Some("requested PV is too small")),
+            ("1Gi", "ReadWriteMany", "fast", Some("incompatible accessMode")),
+            ("1Gi", "ReadWriteOnce", "slow", Some("storageClassName does not match")),
+        ] {
+            assert_eq!(why(size, &[mode], class).as_deref(), expected);
+        }
+        let mut raw = claim("1Gi", &["ReadWriteOnce"]);
+        raw.spec.get_or_insert_default().volume_mode = Some("Block".into());
+        assert_eq!(refusal(&offered, &raw, "fast").as_deref(), Some("incompatible volumeMode"));
     }
 
     #[test]

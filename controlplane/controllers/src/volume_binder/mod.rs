@@ -181,9 +181,17 @@ impl Worker {
                 self.lose(claim, "ClaimLost", text).await
             }
             None => self.set_phase(claim, "Pending", None).await,
+            Some(volume) if !bound && claim_ref(&volume).is_none() => {
+                let Some(why) = matching::refusal(&volume, claim, class_of(claim)) else {
+                    return self.bind(&volume, claim).await;
+                };
+                let text = format!("Cannot bind to requested volume \"{name}\": {why}");
+                self.controller.events.object_event(claim, EventType::Warning, "VolumeMismatch", text);
+                self.set_phase(claim, "Pending", None).await
+            }
             Some(volume) if claim_ref(&volume).is_none() || is_for(&volume, claim) => self.bind(&volume, claim).await,
             Some(_) if bound => {
-                let text = "Bound claim has lost reference to PersistentVolume. Data on the volume is lost!";
+                let text = "Two claims are bound to the same volume, this one is bound incorrectly";
                 self.lose(claim, "ClaimMisbound", text).await
             }
             Some(_) => {
@@ -358,8 +366,13 @@ impl Worker {
         api.delete(&name, &only).await.unless_gone("deleting volume", &name).map(drop)
     }
 
-    /// The claim took another volume: this one is free again if it was this controller's choice.
+    /// The claim took another volume: this one is free again if it was this controller's choice. One that a
+    /// provisioner made for the claim goes as if the claim had gone.
     async fn give_back(&self, volume: &PersistentVolume) -> Result<()> {
+        let policy = volume.spec.as_ref().and_then(|spec| spec.persistent_volume_reclaim_policy.as_deref());
+        if policy == Some("Delete") && meta::annotation(&volume.metadata, PROVISIONED_BY).is_some() {
+            return self.release(volume).await;
+        }
         if meta::annotation(&volume.metadata, BOUND_BY_CONTROLLER).is_none() {
             return Ok(());
         }

@@ -43,6 +43,8 @@ pub struct Plan {
     pub status: JobStatus,
     pub create: Vec<NewPod>,
     pub delete: Vec<Arc<Pod>>,
+    /// The Job itself has no use for those of `delete`: they are not to count as failed.
+    pub uncounted: bool,
     /// Finished pods to take the finalizer off, after the status is written.
     pub release: Vec<Arc<Pod>>,
     pub events: Vec<Told>,
@@ -103,12 +105,14 @@ fn decide(view: &View<'_>, tally: &Tally, plan: &mut Plan) {
     }
     if is_suspended(view) {
         plan.delete = view.active().cloned().collect();
+        plan.uncounted = true;
         return;
     }
     let (active, terminating) = (view.active().count() as i32, view.terminating());
     let wanted = pods::wanted(view, tally, active);
     if active > wanted {
         plan.delete = pods::surplus(view, (active - wanted) as usize);
+        plan.uncounted = true;
         return;
     }
     let occupied = if view.waits_for_failed() || view.spec.pod_failure_policy.is_some() { terminating } else { 0 };
@@ -239,6 +243,24 @@ mod tests {
     }
 
     #[test]
+    fn a_failed_pod_stays_until_its_index_has_another_that_remembers() {
+        let mut job = indexed(2, 2);
+        job.spec.get_or_insert_default().backoff_limit_per_index = Some(1);
+        job.spec.get_or_insert_default().backoff_limit = Some(i32::MAX);
+        let failed = worker("a", "Failed", Some(0));
+        let first = plan(&job, std::slice::from_ref(&failed), at(1000));
+        assert!(first.release.is_empty(), "deleted now, it would be as if it had never failed");
+        assert_eq!(first.create[0], NewPod { index: Some(0), failures: Some(1) });
+        job.status = Some(first.status);
+        let all = [failed, worker("b", "Running", Some(0)), worker("c", "Running", Some(1))];
+        let second = plan(&job, &all, at(1001));
+        assert_eq!(second.release, [all[0].clone()]);
+        job.status = Some(second.status);
+        let after = [released(&all[0]), all[1].clone(), all[2].clone()];
+        assert_eq!(plan(&job, &after, at(1002)).status.failed, Some(1));
+    }
+
+    #[test]
     fn suspending_stops_pods_and_resuming_starts_the_clock() {
         let mut job = job(Some(1), 1);
         job.spec.get_or_insert_default().suspend = Some(true);
@@ -250,6 +272,48 @@ mod tests {
         let resumed = plan(&job, &[], at(20));
         assert_eq!(resumed.status.start_time, Some(Time(at(20))));
         assert_eq!(resumed.create.len(), 1);
+    }
+
+    #[test]
+    fn pods_that_the_job_itself_stops_are_no_failures() {
+        let running = |count: usize| -> Vec<_> {
+            (0..count).map(|index| worker(&format!("p{index}"), "Running", None)).collect()
+        };
+        let fewer = plan(&job(Some(5), 1), &running(3), at(1000));
+        assert_eq!((fewer.delete.len(), fewer.uncounted), (2, true), "parallelism was lowered");
+        let mut suspended = job(Some(5), 3);
+        suspended.spec.get_or_insert_default().suspend = Some(true);
+        let paused = plan(&suspended, &running(3), at(1000));
+        assert_eq!((paused.delete.len(), paused.uncounted), (3, true));
+        // as they go, without the finalizer that would have them counted
+        let leave = |pod: &Arc<Pod>| {
+            let mut pod = (*released(pod)).clone();
+            pod.metadata.deletion_timestamp = Some(Time(at(1001)));
+            Arc::new(pod)
+        };
+        let going: Vec<_> = running(3).iter().map(leave).collect();
+        let after = plan(&suspended, &going, at(1001));
+        assert_eq!((after.status.failed, after.status.terminating), (None, Some(3)));
+
+        let mut late = job(Some(5), 3);
+        late.spec.get_or_insert_default().active_deadline_seconds = Some(1);
+        late.status = Some(JobStatus { start_time: Some(Time(at(1))), ..Default::default() });
+        let ended = plan(&late, &running(3), at(1000));
+        assert_eq!((ended.delete.len(), ended.uncounted), (3, false), "what a failed Job stops has failed");
+    }
+
+    #[test]
+    fn indexes_beyond_lowered_completions_count_no_more() {
+        let mut job = indexed(3, 3);
+        job.status = Some(JobStatus {
+            completed_indexes: Some("0,3,4".into()),
+            succeeded: Some(3),
+            start_time: Some(Time(at(1))),
+            ..Default::default()
+        });
+        let plan = plan(&job, &[], at(1000));
+        assert_eq!((plan.status.completed_indexes.as_deref(), plan.status.succeeded), (Some("0"), Some(1)));
+        assert_eq!(plan.create.iter().filter_map(|new| new.index).collect::<Vec<_>>(), [1, 2]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::api::batch::v1::UncountedTerminatedPods;
 use k8s_openapi::api::core::v1::Pod;
 
+use super::conditions::condition;
 use super::view::{View, index_of};
 use super::{INDEX_FAILURES, Plan};
 use crate::job::FINALIZER;
@@ -41,11 +42,15 @@ pub fn count(view: &View<'_>, plan: &mut Plan) -> Tally {
     status.succeeded = some(status.succeeded.unwrap_or(0) + counted);
     let (mut failed, counted) = split(noted.failed);
     status.failed = some(status.failed.unwrap_or(0) + counted);
+    // an Indexed Job may have been given fewer completions since
+    let known = |text: Option<&str>| -> Indexes {
+        text.map(indexes::parse).unwrap_or_default().into_iter().filter(|index| view.in_range(*index)).collect()
+    };
     let mut tally = Tally {
         succeeded: 0,
         failed: 0,
-        completed: status.completed_indexes.as_deref().map(indexes::parse).unwrap_or_default(),
-        failed_indexes: status.failed_indexes.as_deref().map(indexes::parse).unwrap_or_default(),
+        completed: known(status.completed_indexes.as_deref()),
+        failed_indexes: known(status.failed_indexes.as_deref()),
         fail_job: None,
     };
     for (uid, pod) in &held {
@@ -79,9 +84,14 @@ pub fn count(view: &View<'_>, plan: &mut Plan) -> Tally {
     if view.indexed {
         fail_indexes(view, &mut tally);
         tally.succeeded = tally.completed.len() as i32;
+        status.succeeded = some((tally.succeeded - succeeded.len() as i32).max(0));
         status.completed_indexes = Some(indexes::format(&tally.completed)).filter(|text| !text.is_empty());
         if view.spec.backoff_limit_per_index.is_some() {
             status.failed_indexes = Some(indexes::format(&tally.failed_indexes));
+            if ["FailureTarget", "SuccessCriteriaMet"].iter().all(|name| condition(status, name).is_none()) {
+                let kept = memories(view, &tally);
+                plan.release.retain(|pod| !kept.contains(meta::uid(&pod.metadata)));
+            }
         }
     }
     let list = |uids: BTreeSet<String>| (!uids.is_empty()).then(|| uids.into_iter().collect());
@@ -100,6 +110,23 @@ pub fn failures_of(view: &View<'_>, index: i32) -> i32 {
     let counted = failed.filter(|pod| policy::judge(view.spec.pod_failure_policy.as_ref(), pod) != Verdict::Ignore);
     let before = |pod: &Arc<Pod>| meta::annotation(&pod.metadata, INDEX_FAILURES).and_then(|text| text.parse().ok());
     counted.map(|pod| before(pod).unwrap_or(0) + 1).max().unwrap_or(0)
+}
+
+/// The newest failed pod of each index that is to be tried again and has no new pod yet. Only its annotation
+/// says how often the index has failed, so it stays until the new pod says so, also if somebody deletes it.
+fn memories<'v>(view: &'v View<'_>, tally: &Tally) -> BTreeSet<&'v str> {
+    let mut newest: BTreeMap<i32, (i32, &'v str)> = BTreeMap::new();
+    for pod in view.pods.iter().filter(|pod| view.is_failed(pod)) {
+        let open = |index: &i32| !tally.completed.contains(index) && !tally.failed_indexes.contains(index);
+        let Some(index) = index_of(pod).filter(|index| view.in_range(*index) && open(index)) else { continue };
+        let failures = meta::annotation(&pod.metadata, INDEX_FAILURES).and_then(|text| text.parse().ok()).unwrap_or(0);
+        let next = (failures, meta::uid(&pod.metadata));
+        newest.entry(index).and_modify(|known| *known = next.max(*known)).or_insert(next);
+    }
+    for index in view.active().filter_map(|pod| index_of(pod)) {
+        newest.remove(&index);
+    }
+    newest.into_values().map(|(_, uid)| uid).collect()
 }
 
 fn fail_indexes(view: &View<'_>, tally: &mut Tally) {

@@ -13,7 +13,7 @@ mod offers;
 use std::sync::Arc;
 
 use component::{Informer, Informers};
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::storage::v1::{CSIStorageCapacity, StorageClass};
 use kube::Client;
 use tokio::sync::Notify;
@@ -34,16 +34,32 @@ pub struct VolumeBinding {
     client: Client,
     offers: Offers,
     nodes: Informer<Node>,
-    /// Some claim changed.
+    pods: Informer<Pod>,
+    /// Some claim or volume changed, or a pod or node has gone.
     changed: Arc<Notify>,
 }
 
 impl VolumeBinding {
     pub fn new(storage: Storage, informers: &Informers) -> Self {
         let changed = Arc::new(Notify::new());
+        let (nodes, pods) = (informers.of::<Node>(), informers.of::<Pod>());
         let notify = changed.clone();
         storage.claims.on_change(move |_| notify.notify_waiters());
-        Self { client: informers.client(), offers: Offers::new(storage), nodes: informers.of(), changed }
+        let notify = changed.clone();
+        storage.volumes.on_change(move |_| notify.notify_waiters());
+        let notify = changed.clone();
+        pods.on_change(move |change| {
+            if change.new.is_none() {
+                notify.notify_waiters();
+            }
+        });
+        let notify = changed.clone();
+        nodes.on_change(move |change| {
+            if change.new.is_none() {
+                notify.notify_waiters();
+            }
+        });
+        Self { client: informers.client(), offers: Offers::new(storage), nodes, pods, changed }
     }
 }
 

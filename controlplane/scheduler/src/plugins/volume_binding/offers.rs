@@ -203,7 +203,7 @@ fn name(claim: &Claim) -> &str {
 }
 
 /// The node that a volume for the claim is being made for.
-fn selected_node(claim: &Claim) -> Option<&str> {
+pub fn selected_node(claim: &Claim) -> Option<&str> {
     claim.metadata.annotations.as_ref()?.get(SELECTED_NODE).map(String::as_str)
 }
 
