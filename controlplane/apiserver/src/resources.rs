@@ -3,7 +3,6 @@
 //! An [`Endpoint`] is one resource with its cache. [`Resources`] is an immutable index of them;
 //! a change of the set swaps the whole index, so that a request keeps the one it began with.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 
@@ -86,8 +85,8 @@ impl Endpoint {
 #[derive(Default)]
 pub struct Resources {
     endpoints: Vec<Arc<Endpoint>>,
-    /// By plural: few have the same in another group.
-    by_plural: HashMap<String, Vec<Arc<Endpoint>>>,
+    /// By plural: few have the same in another group. Asked several times by every write.
+    by_plural: foldhash::HashMap<String, Vec<Arc<Endpoint>>>,
 }
 
 impl Resources {

@@ -164,7 +164,7 @@ impl State {
 
     /// Objects in key order, from `namespace` only unless it is empty.
     pub fn scan<'a>(&'a self, namespace: &str) -> Box<dyn Iterator<Item = &'a Arc<Item>> + 'a> {
-        if namespace.is_empty() {
+        if namespace.is_empty() || self.objects.is_empty() {
             return Box::new(self.objects.values());
         }
         // '0' follows '/' in ASCII: the end of all keys that start with "namespace/".

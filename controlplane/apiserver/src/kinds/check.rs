@@ -43,9 +43,13 @@ impl<'a> Node<'a> {
 
     /// The items of the list at `path`.
     pub fn items(&self, path: &str) -> Vec<Node<'a>> {
-        let list = self.child(path);
-        let items = list.value.as_array().map_or(&[][..], Vec::as_slice);
-        items.iter().enumerate().map(|(index, item)| Node { value: item, path: list.path.index(index) }).collect()
+        self.child(path).each()
+    }
+
+    /// The items of the list here.
+    pub fn each(&self) -> Vec<Node<'a>> {
+        let items = self.value.as_array().map_or(&[][..], Vec::as_slice);
+        items.iter().enumerate().map(|(index, item)| Node { value: item, path: self.path.index(index) }).collect()
     }
 
     /// The entries of the map at `path`, their paths as `path[key]`.

@@ -36,8 +36,8 @@ pub fn name_problems(rule: NameRule, name: &str, prefix: bool) -> Vec<String> {
 pub fn validate_create(object: &Value, namespaced: bool, rule: NameRule) -> ErrorList {
     let mut errors = Vec::new();
     let meta = Node::root(object).child("metadata");
-    let generate = meta.child("generateName");
-    if !generate.text().is_empty() {
+    if !text(meta.value, "generateName").is_empty() {
+        let generate = meta.child("generateName");
         for problem in name_problems(rule, generate.text(), true) {
             generate.invalid(&mut errors, problem);
         }
@@ -65,14 +65,21 @@ pub fn validate_create(object: &Value, namespaced: bool, rule: NameRule) -> Erro
 }
 
 fn generation(meta: &Node<'_>, errors: &mut ErrorList) {
-    meta.child("generation").non_negative(errors);
+    if meta.has("generation") {
+        meta.child("generation").non_negative(errors);
+    }
 }
 
 /// Checks of created and updated metadata alike.
 fn common(meta: &Node<'_>, errors: &mut ErrorList) {
-    labels(&meta.child("labels"), errors);
-    annotations(&meta.child("annotations"), errors);
-    owner_references(meta, errors);
+    // Most objects have none of these: what is not there needs no path.
+    for (field, check) in
+        [("labels", labels as fn(&Node<'_>, &mut ErrorList)), ("annotations", annotations), ("ownerReferences", owners)]
+    {
+        if meta.has(field) {
+            check(&meta.child(field), errors);
+        }
+    }
 }
 
 pub fn annotations(node: &Node<'_>, errors: &mut ErrorList) {
@@ -89,10 +96,9 @@ pub fn annotations(node: &Node<'_>, errors: &mut ErrorList) {
     }
 }
 
-fn owner_references(meta: &Node<'_>, errors: &mut ErrorList) {
+fn owners(all: &Node<'_>, errors: &mut ErrorList) {
     let mut controller: Option<String> = None;
-    let all = meta.child("ownerReferences");
-    for owner in meta.items("ownerReferences") {
+    for owner in all.each() {
         let version = owner.child("apiVersion");
         let parts: Vec<&str> = version.text().split('/').collect();
         if version.required(errors, "must not be empty") && (parts.len() > 2 || parts.last() == Some(&"")) {
@@ -118,11 +124,11 @@ fn owner_references(meta: &Node<'_>, errors: &mut ErrorList) {
 
 /// `ValidateFinalizers`, and that names without a prefix are Kubernetes' own.
 fn finalizers(meta: &Node<'_>, object: &Value, errors: &mut ErrorList) {
-    let items = meta.items("finalizers");
-    if items.is_empty() {
+    if !meta.has("finalizers") {
         return;
     }
     let all = meta.child("finalizers");
+    let items = all.each();
     for item in &items {
         for problem in names::qualified_name(item.text()) {
             errors.push(Error::invalid(&all.path, item.text(), problem));

@@ -28,11 +28,12 @@ pub fn generate_name(prefix: &str) -> String {
 /// `metadata` as a map, made if absent.
 pub fn metadata_mut(object: &mut Value) -> Result<&mut Map<String, Value>> {
     let map = object.as_object_mut().ok_or_else(|| ApiError::bad_request("the object is not a JSON object"))?;
-    let metadata = map.entry("metadata").or_insert_with(|| json!({}));
-    if metadata.is_null() {
-        *metadata = json!({});
+    // Not by `entry`, which is asked with a key of its own.
+    if map.get("metadata").is_none_or(Value::is_null) {
+        map.insert("metadata".to_owned(), json!({}));
     }
-    metadata.as_object_mut().ok_or_else(|| ApiError::bad_request("metadata is not a JSON object"))
+    let metadata = map.get_mut("metadata").and_then(Value::as_object_mut);
+    metadata.ok_or_else(|| ApiError::bad_request("metadata is not a JSON object"))
 }
 
 pub fn text<'a>(object: &'a Value, key: &str) -> &'a str {
@@ -93,7 +94,11 @@ pub fn check_type(object: &mut Value, api_version: &str, kind: &str, custom: boo
         .as_object_mut()
         .ok_or_else(|| ApiError::bad_request(format!("Object 'Kind' is missing: a {kind} is wanted")))?;
     let given = |key: &str| map.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
-    let (own_kind, own_version) = (given("kind").unwrap_or(kind), given("apiVersion").unwrap_or(api_version));
+    let (given_kind, given_version) = (given("kind"), given("apiVersion"));
+    if given_kind == Some(kind) && given_version == Some(api_version) {
+        return Ok(());
+    }
+    let (own_kind, own_version) = (given_kind.unwrap_or(kind), given_version.unwrap_or(api_version));
     let (group, version) = crate::resource::split_api_version(own_version);
     let known = || crate::schema::type_of(group, version, own_kind).is_some();
     if own_kind != kind || (own_version != api_version && !custom && !known()) {
@@ -110,11 +115,9 @@ pub fn check_type(object: &mut Value, api_version: &str, kind: &str, custom: boo
             "{own_kind} in version {version:?} cannot be handled as a {kind}: {why}"
         )));
     }
-    if let Some(own) = given("apiVersion")
-        && own != api_version
-    {
+    if own_version != api_version {
         return Err(ApiError::bad_request(format!(
-            "the API version in the data ({own}) does not match the expected API version ({api_version})"
+            "the API version in the data ({own_version}) does not match the expected API version ({api_version})"
         )));
     }
     for (key, text) in [("kind", kind), ("apiVersion", api_version)] {
@@ -142,7 +145,7 @@ pub fn clear_for_create(object: &mut Value) -> Result<()> {
 
 /// Takes repeated owners out of an object; the UIDs of those that were there before.
 pub fn drop_repeated_owners(object: &mut Value) -> Vec<String> {
-    let owners = value::get_mut(object, "metadata.ownerReferences").and_then(Value::as_array_mut);
+    let owners = object.get_mut("metadata").and_then(|metadata| metadata.get_mut("ownerReferences")?.as_array_mut());
     let Some(owners) = owners.filter(|owners| owners.len() > 1) else { return Vec::new() };
     let mut kept: Vec<Value> = Vec::with_capacity(owners.len());
     let mut repeated = Vec::new();

@@ -469,7 +469,9 @@ fn is_released(hooks: &dyn crate::resource::Hooks, object: &Value) -> bool {
 }
 
 pub(super) fn written(mut value: Value, stored: &Bytes, revision: u64, created: bool) -> Written {
-    value["metadata"]["resourceVersion"] = revision.to_string().into();
+    if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.insert("resourceVersion".to_owned(), revision.to_string().into());
+    }
     Written { value, bytes: with_version(stored, revision), created, deleted: false }
 }
 

@@ -117,7 +117,7 @@ impl Managers {
         if !object["metadata"].is_object() {
             object["metadata"] = Value::Object(Map::new());
         }
-        if let Some(metadata) = object["metadata"].as_object_mut() {
+        if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
             if entries.is_empty() {
                 metadata.remove("managedFields");
             } else {
