@@ -6,7 +6,6 @@ use rand::Rng;
 use serde_json::{Map, Value, json};
 
 use crate::error::{ApiError, Result};
-use crate::kinds::value;
 use crate::resource::{Descriptor, Paths};
 
 /// Letters and digits that names are generated from: no vowels, no look-alikes.

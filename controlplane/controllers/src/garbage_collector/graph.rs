@@ -205,7 +205,8 @@ impl Graph {
         let mut work = Work::default();
         let Some(node) = self.nodes.remove(uid) else { return work };
         // where a virtual one without a namespace was looked for says nothing of the others
-        if !node.dependents.is_empty() && !(node.is_virtual && node.location.namespace.is_empty()) {
+        let says_nothing = node.is_virtual && node.location.namespace.is_empty();
+        if !node.dependents.is_empty() && !says_nothing {
             self.note_absent(uid, &node.location.namespace);
         }
         work.delete.extend(node.dependents);
