@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 use crate::{Revision, StoreError, Txn, TxnOutcome, Write};
@@ -118,11 +118,16 @@ impl Inbox {
     }
 
     /// What waits, up to a group; empty after `limit` with nothing. None: closed and all is done.
-    pub fn take(&self, limit: Option<Duration>) -> Option<Vec<Request>> {
+    /// `crowded`: several have been writing at a time. Those of them that are about to hand in a request, and
+    /// have a processor's turn to come, go first: it then shares the sync.
+    pub fn take(&self, limit: Option<Duration>, crowded: bool) -> Option<Vec<Request>> {
         let mut waiting = self.waiting.lock();
         let deadline = limit.map(|limit| Instant::now() + limit);
         loop {
             if !waiting.requests.is_empty() || (waiting.nudged && !waiting.closed) {
+                if crowded {
+                    MutexGuard::unlocked(&mut waiting, std::thread::yield_now);
+                }
                 return Some(waiting.group());
             }
             if waiting.closed {

@@ -75,7 +75,9 @@ struct Change {
 impl Writer {
     /// Runs until the inbox is closed, or writing fails.
     pub fn run(mut self) {
-        while let Some(requests) = self.shared.inbox.take(self.patience()) {
+        let mut crowded = false;
+        while let Some(requests) = self.shared.inbox.take(self.patience(), crowded) {
+            crowded = requests.len() > 1;
             let path = self.shared.path.clone();
             let committed = catch_unwind(AssertUnwindSafe(|| self.commit(&requests)))
                 .unwrap_or_else(|panic| Err(Damage::of(&path).panicked(panic.as_ref())));
