@@ -1,9 +1,9 @@
-# What people and CI both run. `make demo` and `make test` need root (or sudo).
+# What people and CI both run. All but build, release and lint need root (or sudo).
 
 CARGO ?= cargo
 SUDO  := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E env "PATH=$$PATH")
 
-.PHONY: all setup build release demo test unit bench lint fmt clean-labs
+.PHONY: all setup build release demo test unit bench lint
 
 all: build
 
@@ -14,6 +14,7 @@ setup:
 build:
 	$(CARGO) build --workspace
 
+## release: skiff and skiff-cni, which belong side by side
 release:
 	$(CARGO) build --release -p cli -p cni-plugins
 
@@ -25,9 +26,9 @@ demo: setup release
 test: setup build
 	$(SUDO) $(CARGO) test --workspace --no-fail-fast
 
-## unit: only what needs no container runtime
+## unit: only what needs no container runtime; some make network namespaces
 unit:
-	$(CARGO) test --workspace --exclude integration --lib --bins
+	$(SUDO) $(CARGO) test --workspace --exclude integration --lib --bins
 
 ## bench: the figures of README, each beside its floor
 bench: setup release

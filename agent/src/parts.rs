@@ -2,11 +2,16 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
+use std::sync::Arc;
 
 use api::cluster::{ClusterNetwork, Net};
 use component::{Informers, Supervisor};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use k8s_openapi::api::core::v1::Pod;
 use kubelet::config::{CgroupDriver, ServerConfig};
 use kubelet::layout::Layout;
+use kubelet::network_contract::PodNetwork;
 use netlink::IpNet;
 use network::Network;
 
@@ -57,19 +62,25 @@ pub fn start_network(
 
 /// Starts the kubelet, with its server.
 pub fn start_kubelet(
-    config: &Config,
-    cluster: &ClusterNetwork,
-    node_ip: IpAddr,
-    runtime: &Path,
-    files: &Files,
+    config: kubelet::Config,
+    network: Network,
     informers: &Informers,
     supervisor: &Supervisor,
 ) -> Result<(), AgentError> {
-    kubelet::start(kubelet_config(config, cluster, node_ip, runtime, files), informers.clone(), supervisor)?;
+    kubelet::start(config, Some(Arc::new(OwnNetwork(network))), informers.clone(), supervisor)?;
     Ok(())
 }
 
-fn kubelet_config(
+/// The network part as the kubelet knows it.
+struct OwnNetwork(Network);
+
+impl PodNetwork for OwnNetwork {
+    fn isolate<'a>(&'a self, pod: &'a Arc<Pod>, addresses: &'a [IpAddr]) -> BoxFuture<'a, ()> {
+        self.0.isolate(pod, addresses).boxed()
+    }
+}
+
+pub fn kubelet_config(
     config: &Config,
     cluster: &ClusterNetwork,
     node_ip: IpAddr,

@@ -74,9 +74,10 @@ pub async fn start(mut config: Config, supervisor: &Supervisor) -> Result<Runnin
     }
     let addresses = config.directories.cni_state();
     let stale = collect::first_look(&addresses, &runtime.channel).await;
-    supervisor
-        .spawn("collect", collect::run(network, addresses, runtime.channel.clone(), stale, config.network_gc_period));
-    parts::start_kubelet(&config, &cluster, node_ip, &runtime.socket, &joined.files, &informers, &supervisor)?;
+    let collecting = collect::run(network.clone(), addresses, runtime.channel.clone(), stale, config.network_gc_period);
+    supervisor.spawn("collect", collecting);
+    let kubelet = parts::kubelet_config(&config, &cluster, node_ip, &runtime.socket, &joined.files);
+    parts::start_kubelet(kubelet, network, &informers, &supervisor)?;
     Ok(Running { node_name: config.node_name, node_ip, client: joined.client, runtime: runtime.socket })
 }
 

@@ -1,8 +1,8 @@
 //! Resource quantities (`k8s.io/apimachinery/pkg/api/resource`): a decimal number with an optional
 //! binary (`Ki` … `Ei`) or decimal (`n` … `E`) suffix or exponent.
 //!
-//! Values are exact integers of nano-units in 128 bits: enough for everything from `1n` to `1Ei`
-//! with room for sums. Finer fractions round up, as in Kubernetes.
+//! Values are exact integers of nano-units in 128 bits: enough for everything from `1n` to 10^29
+//! with room for sums. Finer fractions round up, and binary quantities end at 2^63-1 units, as in Kubernetes.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -36,7 +36,7 @@ pub enum QuantityError {
     Format,
     #[error("unable to parse quantity's suffix")]
     Suffix,
-    #[error("quantity is too large: at most 2^63-1 units are representable")]
+    #[error("quantity is too large: at most about 10^29 units are representable")]
     TooLarge,
 }
 
@@ -140,9 +140,9 @@ impl FromStr for Quantity {
 
     fn from_str(text: &str) -> Result<Self, QuantityError> {
         let Parts { negative, whole, fraction, scale, format } = Parts::of(text)?;
-        let nanos = scaled(whole, fraction, scale)?;
-        if nanos > i128::from(i64::MAX) * NANO {
-            return Err(QuantityError::TooLarge);
+        let mut nanos = scaled(whole, fraction, scale)?;
+        if format == Format::BinarySi && !negative {
+            nanos = nanos.min(i128::from(i64::MAX) * NANO);
         }
         Ok(Self { nanos: if negative { -nanos } else { nanos }, format })
     }
@@ -322,6 +322,11 @@ mod tests {
             ("12e6", "12e6"),
             ("1E", "1E"),
             ("1Ei", "1Ei"),
+            // As much as 64 bits hold, where they are binary.
+            ("8Ei", "9223372036854775807"),
+            ("100Ei", "9223372036854775807"),
+            ("100E", "100E"),
+            ("99999999999999999999", "99999999999999999999"),
             ("-5", "-5"),
             ("+5", "5"),
             (".5", "500m"),
@@ -354,7 +359,7 @@ mod tests {
             ("1ki", QuantityError::Suffix),
             ("1e", QuantityError::Suffix),
             ("1 Gi", QuantityError::Format),
-            ("99999999999999999999", QuantityError::TooLarge),
+            ("1e30", QuantityError::TooLarge),
         ] {
             assert_eq!(text.parse::<Quantity>().map(|q| q.to_string()), Err(error), "{text}");
         }

@@ -62,6 +62,7 @@ pub struct AccessArguments {
     /// A kubeconfig of the server that is asked about tokens (TokenReview)
     #[arg(long)]
     authentication_token_webhook_config_file: Option<PathBuf>,
+    /// How long its answers are good
     #[arg(long, default_value = "2m", value_parser = duration)]
     authentication_token_webhook_cache_ttl: Duration,
     #[command(flatten)]
@@ -75,8 +76,10 @@ pub struct AccessArguments {
     /// A kubeconfig of the server that is asked in mode Webhook (SubjectAccessReview)
     #[arg(long)]
     authorization_webhook_config_file: Option<PathBuf>,
+    /// How long it is remembered that somebody may
     #[arg(long, default_value = "5m", value_parser = duration)]
     authorization_webhook_cache_authorized_ttl: Duration,
+    /// How long it is remembered that somebody may not
     #[arg(long, default_value = "30s", value_parser = duration)]
     authorization_webhook_cache_unauthorized_ttl: Duration,
     /// More keys whose ServiceAccount tokens are good: PEM, public or private; may be repeated
@@ -104,13 +107,16 @@ struct OidcArguments {
     /// The audience that its tokens must be for
     #[arg(long, default_value = "", hide_default_value = true)]
     oidc_client_id: String,
+    /// The claim that is the user's name
     #[arg(long, default_value = "sub")]
     oidc_username_claim: String,
     /// Put before user names; - is nothing (default: the issuer's URL and #, unless the claim is email)
     #[arg(long, default_value = "", hide_default_value = true)]
     oidc_username_prefix: String,
+    /// The claim that lists the user's groups
     #[arg(long, default_value = "", hide_default_value = true)]
     oidc_groups_claim: String,
+    /// Put before the names of groups
     #[arg(long, default_value = "", hide_default_value = true)]
     oidc_groups_prefix: String,
     /// claim=value that a token must have; may be repeated
@@ -119,6 +125,7 @@ struct OidcArguments {
     /// The CA of the issuer, PEM (default: those of this machine)
     #[arg(long)]
     oidc_ca_file: Option<PathBuf>,
+    /// Algorithms with which its tokens may be signed
     #[arg(long, value_delimiter = ',', default_value = "RS256")]
     oidc_signing_algs: Vec<String>,
 }

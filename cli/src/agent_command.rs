@@ -15,17 +15,20 @@ use component::Supervisor;
 use k8s_openapi::api::core::v1::Taint;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::BadUsage;
+
 #[derive(Args)]
 pub struct AgentArguments {
     /// The API server, https://HOST:6443
     #[arg(long, env = "SKIFF_URL")]
     server: String,
     /// What `skiff token create` printed; needed until the node has its certificate
-    #[arg(long, env = "SKIFF_TOKEN", conflicts_with = "token_file")]
+    #[arg(long, env = "SKIFF_TOKEN", hide_env_values = true, conflicts_with = "token_file")]
     token: Option<String>,
     /// A file with the token
     #[arg(long)]
     token_file: Option<PathBuf>,
+    /// The node's directory
     #[arg(long, default_value = "/var/lib/skiff")]
     data_dir: PathBuf,
     #[command(flatten)]
@@ -84,8 +87,9 @@ pub struct NodeArguments {
     /// Another CRI socket instead of skiff's own containerd
     #[arg(long)]
     container_runtime_endpoint: Option<PathBuf>,
-    /// When pods are evicted, e.g. memory.available<100Mi,nodefs.available<10%
-    #[arg(long, default_value = "")]
+    /// When pods are evicted, SIGNAL<AMOUNT,... (default: memory.available<100Mi, nodefs.available<10%,
+    /// nodefs.inodesFree<5%, imagefs.available<15%, imagefs.inodesFree<5%); also pid.available; 0% is never
+    #[arg(long, default_value = "", hide_default_value = true)]
     eviction_hard: EvictionThresholds,
     /// Unused images are removed when their file system is fuller than this many percent
     #[arg(long, default_value_t = 85, value_parser = clap::value_parser!(u8).range(0..=100))]
@@ -125,7 +129,7 @@ impl NodeArguments {
             None => nix::unistd::gethostname()?.to_string_lossy().to_lowercase(),
         };
         if let Some(problem) = api::names::dns1123_subdomain(&name).first() {
-            anyhow::bail!("{name:?} cannot name a node ({problem}); choose with --node-name");
+            return Err(BadUsage(format!("{name:?} cannot name a node ({problem}); choose with --node-name")).into());
         }
         let credentials = match token.trim() {
             "" => Credentials::Stored,

@@ -29,6 +29,7 @@ pub struct RuntimeArguments {
 pub struct ImportArguments {
     #[command(flatten)]
     runtime: RuntimeArguments,
+    /// Paths of the archives
     #[arg(required = true)]
     archives: Vec<PathBuf>,
 }
@@ -37,6 +38,7 @@ pub struct ImportArguments {
 pub struct RemoveArguments {
     #[command(flatten)]
     runtime: RuntimeArguments,
+    /// The image's name, as `list` shows it
     name: String,
 }
 

@@ -11,10 +11,12 @@ use clap::Args;
 use component::Supervisor;
 use controlplane::{Store, token::BootstrapToken};
 
+use crate::BadUsage;
 use crate::agent_command::NodeArguments;
 
 #[derive(Args)]
 pub struct ServerArguments {
+    /// The directory of the cluster's state and keys, and of the node's own
     #[arg(long, default_value = "/var/lib/skiff")]
     data_dir: PathBuf,
     /// embedded, or etcd=URL,... for several servers
@@ -23,20 +25,22 @@ pub struct ServerArguments {
     /// Do not run a node in this process
     #[arg(long)]
     disable_agent: bool,
+    /// The address on which the server listens; 0.0.0.0 is every one
     #[arg(long, default_value = "0.0.0.0")]
     bind_address: IpAddr,
+    /// The port on which it listens
     #[arg(long, default_value_t = api::defaults::API_PORT)]
     port: u16,
-    /// The address under which nodes and pods reach this server (default: that of the default route)
+    /// The address under which nodes and pods reach this server (default: --bind-address, or that of the default route)
     #[arg(long)]
     advertise_address: Option<IpAddr>,
     /// More names or addresses for the server's certificate
     #[arg(long)]
     tls_san: Vec<String>,
-    /// A bootstrap token to accept, besides those of `skiff token create`
-    #[arg(long, env = "SKIFF_TOKEN")]
+    /// A bootstrap token to accept, besides those of `skiff token create` (default: one that the first start makes)
+    #[arg(long, env = "SKIFF_TOKEN", hide_env_values = true)]
     token: Option<BootstrapToken>,
-    /// Where to write the administrator's kubeconfig
+    /// Where the administrator's kubeconfig is written
     #[arg(long, default_value = "/etc/skiff/admin.kubeconfig")]
     kubeconfig: PathBuf,
     /// The pods' network
@@ -81,12 +85,16 @@ struct RequestHeaderArguments {
     /// Common names of proxies; an empty one allows any that the CA signed
     #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "front-proxy-client")]
     requestheader_allowed_names: Vec<String>,
+    /// Headers that hold the user's name
     #[arg(long, value_name = "HEADER", value_delimiter = ',', default_value = "X-Remote-User")]
     requestheader_username_headers: Vec<String>,
+    /// Headers that hold the user's UID
     #[arg(long, value_name = "HEADER", value_delimiter = ',', default_value = "X-Remote-Uid")]
     requestheader_uid_headers: Vec<String>,
+    /// Headers that hold the user's groups
     #[arg(long, value_name = "HEADER", value_delimiter = ',', default_value = "X-Remote-Group")]
     requestheader_group_headers: Vec<String>,
+    /// What headers begin with that hold the rest of what is known of the user
     #[arg(long, value_name = "PREFIX", value_delimiter = ',', default_value = "X-Remote-Extra-")]
     requestheader_extra_headers_prefix: Vec<String>,
 }
@@ -105,10 +113,20 @@ impl RequestHeaderArguments {
 }
 
 impl ServerArguments {
-    /// The cluster's networks and domain, if they fit together.
+    /// The cluster's networks and domain, if they and what nodes get of them fit together.
     pub fn network(&self) -> anyhow::Result<ClusterNetwork> {
-        ClusterNetwork::new(&self.cluster_cidr, &self.service_cidr, self.cluster_dns, &self.cluster_domain)
-            .map_err(|problem| anyhow::anyhow!(problem))
+        let (pods, services) = (&self.cluster_cidr, &self.service_cidr);
+        let network = ClusterNetwork::new(pods, services, self.cluster_dns, &self.cluster_domain).map_err(BadUsage)?;
+        let (whole, part) = (network.pods.prefix, self.node_cidr_mask);
+        if part < whole || part > 30 || part - whole > 16 {
+            return Err(BadUsage(format!(
+                "--node-cidr-mask {part} does not fit into the pod network {}: it has to be from {whole} to {}",
+                network.pods,
+                (whole + 16).min(30)
+            ))
+            .into());
+        }
+        Ok(network)
     }
 }
 
@@ -120,34 +138,45 @@ pub fn run(arguments: &ServerArguments) -> anyhow::Result<ExitCode> {
 
 async fn serve(arguments: &ServerArguments) -> anyhow::Result<()> {
     let supervisor = Supervisor::new("skiff");
-    let token = arguments.token.clone().unwrap_or_else(BootstrapToken::generate);
-    let configuration = configuration(arguments, token.clone())?;
+    let configuration = configuration(arguments)?;
     let address = configuration.advertise_address;
     let running = controlplane::start(configuration, &supervisor).await?;
     tracing::info!(url = running.url, kubeconfig = %arguments.kubeconfig.display(), "the API server answers");
-    if arguments.disable_agent {
-        if let Err(error) = agent::follow_pod_routes(address, running.client(), &supervisor) {
-            tracing::warn!(%error, "this server gets no routes to pods");
+    let asked_to_end = async {
+        if arguments.disable_agent {
+            if let Err(error) = agent::follow_pod_routes(address, running.client(), &supervisor) {
+                tracing::warn!(%error, "this server gets no routes to pods");
+            }
+        } else {
+            let join = controlplane::token::with_ca(&running.token.to_string(), &running.ca_certificate)?;
+            agent::start(arguments.node.configuration(&running.url, join, &arguments.data_dir)?, &supervisor).await?;
         }
-    } else {
-        let join = controlplane::token::with_ca(&token.to_string(), &running.ca_certificate)?;
-        agent::start(arguments.node.configuration(&running.url, join, &arguments.data_dir)?, &supervisor).await?;
-    }
-    component::memory::rest_lightly(&supervisor);
-    crate::agent_command::wait_for_end().await?;
+        component::memory::rest_lightly(&supervisor);
+        crate::agent_command::wait_for_end().await
+    };
+    let failure = tokio::select! {
+        asked = asked_to_end => {
+            asked?;
+            None
+        }
+        // Nothing is left to drain for: no request that writes can be answered.
+        failure = running.failed() => Some(failure),
+    };
     tracing::info!("ending; pods go on");
-    tokio::select! {
-        () = running.drain() => {}
-        // Asked twice: at once.
-        again = crate::agent_command::wait_for_end() => again?,
+    if failure.is_none() {
+        tokio::select! {
+            () = running.drain() => {}
+            // Asked twice: at once.
+            again = crate::agent_command::wait_for_end() => again?,
+        }
     }
     if !supervisor.shut_down(Duration::from_secs(10)).await {
         tracing::warn!("some tasks did not end within 10 s");
     }
-    Ok(())
+    failure.map_or(Ok(()), Err)
 }
 
-fn configuration(arguments: &ServerArguments, token: BootstrapToken) -> anyhow::Result<controlplane::Config> {
+fn configuration(arguments: &ServerArguments) -> anyhow::Result<controlplane::Config> {
     let advertise_address = match arguments.advertise_address {
         Some(address) => address,
         None if !arguments.bind_address.is_unspecified() => arguments.bind_address,
@@ -160,7 +189,7 @@ fn configuration(arguments: &ServerArguments, token: BootstrapToken) -> anyhow::
         port: arguments.port,
         advertise_address,
         tls_sans: arguments.tls_san.clone(),
-        token,
+        token: arguments.token.clone(),
         kubeconfig: arguments.kubeconfig.clone(),
         network: arguments.network()?,
         node_cidr_mask: arguments.node_cidr_mask,
@@ -189,4 +218,36 @@ fn default_address() -> std::io::Result<IpAddr> {
     // Connecting a datagram socket sends nothing; 192.0.2.1 is set aside for documentation.
     socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
     Ok(socket.local_addr()?.ip())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::{Command, CommandLine};
+
+    fn network(flags: &[&str]) -> anyhow::Result<ClusterNetwork> {
+        let words = ["skiff", "server"].iter().chain(flags);
+        match CommandLine::try_parse_from(words)?.command {
+            Command::Server(arguments) => arguments.network(),
+            _ => anyhow::bail!("this is no server"),
+        }
+    }
+
+    #[test]
+    fn networks_that_do_not_fit_are_bad_usage() {
+        let cases: &[(&[&str], &str)] = &[
+            (&["--cluster-cidr=10.42.0.0"], "no IPv4 network"),
+            (&["--service-cidr=10.42.0.0/16"], "overlap"),
+            (&["--node-cidr-mask=8"], "from 16 to 30"),
+            (&["--node-cidr-mask=200"], "from 16 to 30"),
+            (&["--node-cidr-mask=25", "--cluster-cidr=11.0.0.0/8"], "from 8 to 24"),
+        ];
+        for (flags, words) in cases {
+            let error = network(flags).unwrap_err();
+            assert!(error.is::<BadUsage>() && error.to_string().contains(words), "{flags:?}: {error}");
+        }
+        assert!(network(&["--node-cidr-mask=24", "--cluster-cidr=11.0.0.0/8"]).is_ok());
+    }
 }

@@ -33,13 +33,16 @@ pub struct GetArguments {
     /// Every key that begins so
     #[arg(long)]
     prefix: bool,
+    /// Print no values
     #[arg(long)]
     keys_only: bool,
+    /// Print no keys
     #[arg(long, conflicts_with = "keys_only")]
     print_value_only: bool,
     /// At most so many keys; 0 for all
     #[arg(long, default_value_t = 0)]
     limit: usize,
+    /// How to print: text, or JSON as etcdctl's
     #[arg(short = 'w', long, default_value = "simple")]
     write_out: Output,
 }

@@ -45,6 +45,7 @@ pub struct CreateArguments {
 pub struct DeleteArguments {
     #[command(flatten)]
     connection: ConnectionArguments,
+    /// The id, or the whole token
     token: String,
 }
 

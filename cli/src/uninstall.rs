@@ -14,10 +14,13 @@ pub struct UninstallArguments {
     /// Do not ask
     #[arg(long)]
     yes: bool,
+    /// What --data-dir of the server or the agent was
     #[arg(long, default_value = "/var/lib/skiff")]
     data_dir: PathBuf,
+    /// What --run-dir was
     #[arg(long, default_value = "/run/skiff")]
     run_dir: PathBuf,
+    /// Configuration and the administrator's kubeconfig
     #[arg(long, default_value = "/etc/skiff")]
     config_dir: PathBuf,
 }

@@ -2,8 +2,8 @@
 //! scheduler and controllers, and one of them at a time acts.
 //!
 //! The decision is [`step`], pure: what this candidate does next, given the Lease it read. A
-//! leader that could not renew for [`RENEW_DEADLINE`] stops before others may take over, since a
-//! Lease is only theirs after [`LEASE_DURATION`] of their own clock without a change.
+//! leader that could not renew for [`RENEW_DEADLINE`] stops before others may take over ([`until`]),
+//! since a Lease is only theirs after [`LEASE_DURATION`] of their own clock without a change.
 
 use std::time::Duration;
 
@@ -55,6 +55,12 @@ fn step(lease: Option<&Lease>, identity: &str, unchanged_for: Duration) -> Step 
     }
 }
 
+/// How long a renewal lets its holder act. Others may have seen it as soon as it was asked for, however late
+/// the answer came.
+fn until(asked: Instant, answered: Instant) -> Instant {
+    (answered + RENEW_DEADLINE).min(asked + LEASE_DURATION - RETRY_PERIOD)
+}
+
 impl Candidate {
     /// Runs `lead` with a supervisor of its own whenever this candidate leads; cancels that
     /// supervisor when the lead is lost, and stands for election again.
@@ -63,11 +69,11 @@ impl Candidate {
         let name = format!("election-{}", self.lease);
         supervisor.spawn(name, async move {
             loop {
-                self.acquire().await;
+                let until = self.acquire().await;
                 tracing::info!(lease = self.lease, identity = self.identity, "leading");
                 let term = parent.child(&self.lease);
                 lead(&term);
-                self.hold().await;
+                self.hold(until).await;
                 tracing::warn!(lease = self.lease, identity = self.identity, "no longer leading");
                 term.cancel();
             }
@@ -78,8 +84,8 @@ impl Candidate {
         Api::namespaced(self.client.clone(), "kube-system")
     }
 
-    /// Returns when this candidate holds the Lease.
-    async fn acquire(&self) {
+    /// Returns when this candidate holds the Lease, and until when it does without renewing it.
+    async fn acquire(&self) -> Instant {
         let (mut seen, mut since) = (None, Instant::now());
         loop {
             let lease = self.api().get_opt(&self.lease).await;
@@ -89,8 +95,13 @@ impl Candidate {
                     (seen, since) = (version, Instant::now());
                 }
                 let next = step(lease.as_ref(), &self.identity, since.elapsed());
+                let asked = Instant::now();
                 if next != Step::Wait && self.write(lease, next).await.is_ok() {
-                    return;
+                    let until = until(asked, Instant::now());
+                    // Otherwise the answer took so long that it is to be renewed before anything else.
+                    if Instant::now() < until {
+                        return until;
+                    }
                 }
             }
             tokio::time::sleep(RETRY_PERIOD).await;
@@ -98,17 +109,16 @@ impl Candidate {
     }
 
     /// Renews until that failed for too long, or someone else holds the Lease.
-    async fn hold(&self) {
-        let mut renewed = Instant::now();
+    async fn hold(&self, mut held: Instant) {
         loop {
-            tokio::time::sleep(RETRY_PERIOD).await;
-            match tokio::time::timeout(RENEW_DEADLINE, self.renew()).await {
-                Ok(Ok(true)) => renewed = Instant::now(),
-                Ok(Ok(false)) => return,
+            let asked = held.min(Instant::now() + RETRY_PERIOD);
+            tokio::time::sleep_until(asked).await;
+            match tokio::time::timeout_at(held, self.renew()).await {
+                Ok(Ok(true)) => held = until(asked, Instant::now()),
+                Ok(Ok(false)) | Err(_) => return,
                 Ok(Err(error)) => tracing::warn!(lease = self.lease, %error, "the lease could not be renewed"),
-                Err(_) => {}
             }
-            if renewed.elapsed() >= RENEW_DEADLINE {
+            if Instant::now() >= held {
                 return;
             }
         }
@@ -173,6 +183,15 @@ mod tests {
             (Some(held_by("")), seconds(0), Step::TakeOver),
         ] {
             assert_eq!(step(lease.as_ref(), "me", silent), expected, "{lease:?} {silent:?}");
+        }
+    }
+
+    #[test]
+    fn a_leader_stops_before_others_may_lead_however_late_its_renewals_were_answered() {
+        let asked = Instant::now();
+        for (seconds, lasts) in [(0, 10), (2, 12), (9, 13), (60, 13)] {
+            let until = until(asked, asked + Duration::from_secs(seconds));
+            assert_eq!(until - asked, Duration::from_secs(lasts), "answered after {seconds} s");
         }
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! The same event about the same object is counted, not repeated (client-go's
 //! `EventCorrelator`): the first occurrence creates it, the next ones patch `count` and
-//! `lastTimestamp`. Recording never blocks and never fails the caller: a full queue drops the
-//! event and says so in the log.
+//! `lastTimestamp`. Of one object's events only so many are written at once, and then one in five
+//! minutes: a probe that fails every second is no write every second. Recording never blocks and
+//! never fails the caller: a full queue drops the event and says so in the log.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -19,8 +20,12 @@ use crate::Supervisor;
 
 /// Events waiting to be sent; more are dropped.
 const QUEUE: usize = 1000;
-/// Distinct events remembered for counting.
+/// Distinct events remembered for counting, and objects for what is written of theirs.
 const REMEMBERED: usize = 4096;
+/// How many events of one object are written at once.
+const BURST: f64 = 25.0;
+/// Seconds until one more is.
+const REFILL: f64 = 300.0;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventType {
@@ -48,6 +53,34 @@ impl Occurrence {
     fn identity(&self, hasher: &RandomState) -> u64 {
         let about = (&self.regarding.uid, &self.regarding.field_path);
         hasher.hash_one((about, self.kind == EventType::Warning, &self.reason, &self.message))
+    }
+
+    /// Equal for occurrences about the same object, whatever part of it.
+    fn object(&self, hasher: &RandomState) -> u64 {
+        let about = &self.regarding;
+        hasher.hash_one((&about.api_version, &about.kind, &about.namespace, &about.name, &about.uid))
+    }
+}
+
+/// How many events may still be written of each object, and since when (`EventSourceObjectSpamFilter`).
+#[derive(Default)]
+struct Allowance {
+    objects: HashMap<u64, (f64, Timestamp)>,
+}
+
+impl Allowance {
+    fn take(&mut self, object: u64, at: Timestamp) -> bool {
+        if self.objects.len() >= REMEMBERED {
+            self.objects.clear();
+        }
+        let (left, since) = self.objects.entry(object).or_insert((BURST, at));
+        let passed = at.duration_since(*since).as_secs_f64().max(0.0);
+        (*left, *since) = ((*left + passed / REFILL).min(BURST), at);
+        let may = *left >= 1.0;
+        if may {
+            *left -= 1.0;
+        }
+        may
     }
 }
 
@@ -92,11 +125,19 @@ async fn send_all(client: Client, source: EventSource, mut waiting: mpsc::Receiv
     let hasher = RandomState::new();
     // name of the event object and its count so far
     let mut sent: HashMap<u64, (String, i32)> = HashMap::new();
+    let mut allowance = Allowance::default();
     while let Some(occurrence) = waiting.recv().await {
         if sent.len() >= REMEMBERED {
             sent.clear();
         }
         let identity = occurrence.identity(&hasher);
+        if !allowance.take(occurrence.object(&hasher), occurrence.at) {
+            // The next that is written has the count of all.
+            if let Some((_, count)) = sent.get_mut(&identity) {
+                *count += 1;
+            }
+            continue;
+        }
         let namespace = occurrence.regarding.namespace.clone().unwrap_or_else(|| "default".to_owned());
         let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
         let repeated = match sent.get_mut(&identity) {
@@ -149,5 +190,26 @@ fn first_occurrence(occurrence: &Occurrence, namespace: &str, source: &EventSour
         reporting_component: source.component.clone(),
         reporting_instance: source.host.clone(),
         ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::SignedDuration;
+
+    use super::*;
+
+    #[test]
+    fn an_object_that_fails_every_second_is_not_written_every_second() {
+        let mut allowance = Allowance::default();
+        let mut at = Timestamp::UNIX_EPOCH;
+        let mut written = 0;
+        for _ in 0..3600 {
+            at += SignedDuration::from_secs(1);
+            written += u32::from(allowance.take(1, at));
+        }
+        assert!((36..=38).contains(&written), "25 and one in five minutes: {written}");
+        assert!(allowance.take(2, at), "another object's are its own");
+        assert!(allowance.take(1, at + SignedDuration::from_hours(24)));
     }
 }

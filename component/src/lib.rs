@@ -5,6 +5,7 @@
 //! - [`WorkQueue`]: keys waiting for their reconcile, one run per key at a time;
 //! - [`Candidate`]: leader election through a Lease;
 //! - [`EventRecorder`]: `Event` objects with Kubernetes' aggregation;
+//! - [`keep_alive`]: clients that vanish are noticed;
 //! - [`local_http`]: health checks and the like for those on the same machine;
 //! - [`memory`]: a resting process gives back what only work needs;
 //! - [`zpages`]: `/statusz` and `/flagz`;
@@ -16,6 +17,7 @@ mod election;
 mod events;
 mod files;
 mod informer;
+mod keepalive;
 pub mod local_http;
 pub mod memory;
 mod queue;
@@ -26,6 +28,7 @@ pub use election::Candidate;
 pub use events::{EventRecorder, EventType};
 pub use files::Files;
 pub use informer::{Change, Informer, Informers, Kind};
+pub use keepalive::keep_alive;
 pub use queue::{Outcome, WorkQueue};
 pub use supervisor::Supervisor;
 

@@ -35,6 +35,8 @@ pub mod access {
 use crate::pki::{Pki, ServerNames};
 use crate::token::BootstrapToken;
 
+/// How often a running server looks whether its certificates are near their end.
+const RENEWAL: Duration = Duration::from_secs(12 * 3600);
 /// The group of everyone with a name.
 const AUTHENTICATED: &str = "system:authenticated";
 
@@ -57,8 +59,9 @@ pub struct Config {
     pub advertise_address: IpAddr,
     /// More names for the server's certificate.
     pub tls_sans: Vec<String>,
-    /// Accepted for joining, besides tokens made later.
-    pub token: BootstrapToken,
+    /// Accepted for joining, besides tokens made later. None: that of the last start, as long as nobody has
+    /// deleted it, or a new one.
+    pub token: Option<BootstrapToken>,
     /// Where the administrator's kubeconfig is written.
     pub kubeconfig: PathBuf,
     pub network: ClusterNetwork,
@@ -82,7 +85,11 @@ pub struct Running {
     pub url: String,
     /// PEM
     pub ca_certificate: String,
+    /// What nodes may join with.
+    pub token: BootstrapToken,
     server: ApiServer,
+    /// The store, if it is one of this process.
+    embedded: Option<Arc<store::Embedded>>,
 }
 
 impl Running {
@@ -96,10 +103,31 @@ impl Running {
     pub async fn drain(&self) {
         self.server.drain().await;
     }
+
+    /// Returns, with the reason, once the store of this process takes no more writes. Only who opens its files
+    /// anew can go on: the process is to end, for whoever supervises it to start it again.
+    pub async fn failed(&self) -> anyhow::Error {
+        failed(self.embedded.as_deref()).await
+    }
+}
+
+async fn failed(embedded: Option<&store::Embedded>) -> anyhow::Error {
+    match embedded {
+        Some(embedded) => anyhow::Error::new(embedded.failed().await).context("the store takes no more writes"),
+        // A cluster of etcd is mended without this process.
+        None => std::future::pending().await,
+    }
 }
 
 /// Starts everything; returns when requests are answered. All tasks belong to `supervisor`.
 pub async fn start(config: Config, supervisor: &Supervisor) -> anyhow::Result<Running> {
+    // Before any other file is written: a second server at this address or in this directory ends here, and
+    // leaves the first one's certificates, kubeconfig and join token as they are.
+    let address = SocketAddr::new(config.bind_address, config.port);
+    let listener = TcpListener::bind(address).await.with_context(|| {
+        format!("listening on {address}; is another server running? choose with --bind-address and --port")
+    })?;
+    let (store, embedded) = open_store(&config).await?;
     let names = ServerNames::new(
         &config.network.domain,
         config
@@ -111,26 +139,46 @@ pub async fn start(config: Config, supervisor: &Supervisor) -> anyhow::Result<Ru
     let pki = Pki::ensure(&config.data_dir.join("server/tls"), &names)?;
     let url = format!("https://{}", SocketAddr::new(config.advertise_address, config.port));
     write_kubeconfig(&config.kubeconfig, &url, &pki)?;
-    write_join_token(&config, &pki)?;
-
-    let address = SocketAddr::new(config.bind_address, config.port);
-    let listener = TcpListener::bind(address).await.with_context(|| {
-        format!("listening on {address}; is another server running? choose with --bind-address and --port")
-    })?;
-    let server = ApiServer::start(api_config(&config, &pki), open_store(&config).await?, supervisor).await?;
+    let server = ApiServer::start(api_config(&config, &pki), store, supervisor).await?;
     server.serve(listener, supervisor)?;
 
-    tokio::try_join!(
-        insist(|| accept_token(&server, &config.token)),
-        insist(|| publish_network(&server, &config.network))
-    )?;
+    let written = async {
+        tokio::try_join!(
+            insist(|| accept_token(&server, &config)),
+            insist(|| publish_network(&server, &config.network))
+        )
+    };
+    let (token, ()) = tokio::select! {
+        written = written => written?,
+        error = failed(embedded.as_deref()) => return Err(error),
+    };
+    write_join_token(&config, &token, &pki)?;
     start_clients(&server, &config, &pki, &url, supervisor);
-    Ok(Running { url, ca_certificate: pki.ca.certificate, server })
+    supervisor.spawn("renewal of certificates", keep_certificates(config, names, url.clone(), pki.clone()));
+    Ok(Running { url, ca_certificate: pki.ca.certificate, token, server, embedded })
+}
+
+/// Remakes what is near its end, as a start does: a server may run for longer than its certificates last.
+/// What uses them reads them again.
+async fn keep_certificates(config: Config, names: ServerNames, url: String, mut held: Pki) {
+    loop {
+        tokio::time::sleep(RENEWAL).await;
+        let renewed = Pki::ensure(&held.dir, &names).map_err(anyhow::Error::from).and_then(|pki| {
+            if pki.admin.certificate != held.admin.certificate {
+                write_kubeconfig(&config.kubeconfig, &url, &pki)?;
+            }
+            Ok(pki)
+        });
+        match renewed {
+            Ok(pki) => held = pki,
+            Err(error) => tracing::warn!("{error:#}; the certificates stay as they are for now"),
+        }
+    }
 }
 
 /// Does what a server that answers already still has to write. The store may just then be without one
 /// of its members, which is no reason for the server to end; what fails for a minute is.
-async fn insist<F: Future<Output = anyhow::Result<()>>>(mut write: impl FnMut() -> F) -> anyhow::Result<()> {
+async fn insist<T, F: Future<Output = anyhow::Result<T>>>(mut write: impl FnMut() -> F) -> anyhow::Result<T> {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     loop {
         match write().await {
@@ -143,19 +191,22 @@ async fn insist<F: Future<Output = anyhow::Result<()>>>(mut write: impl FnMut() 
     }
 }
 
-async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn store::Store>> {
-    Ok(match &config.store {
+/// The store, and the same again if it is one of this process.
+async fn open_store(config: &Config) -> anyhow::Result<(Arc<dyn store::Store>, Option<Arc<store::Embedded>>)> {
+    match &config.store {
         Store::Embedded => {
             let dir = snapshot::store_dir(&config.data_dir);
             std::fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
-            Arc::new(store::Embedded::open(&dir)?)
+            let embedded = Arc::new(store::Embedded::open(&dir)?);
+            Ok((embedded.clone(), Some(embedded)))
         }
-        Store::Etcd(endpoints) => Arc::new(
-            store::Etcd::connect(&store::EtcdOptions::new(endpoints.clone()))
+        Store::Etcd(endpoints) => {
+            let etcd = store::Etcd::connect(&store::EtcdOptions::new(endpoints.clone()))
                 .await
-                .with_context(|| format!("connecting to etcd at {}", endpoints.join(", ")))?,
-        ),
-    })
+                .with_context(|| format!("connecting to etcd at {}", endpoints.join(", ")))?;
+            Ok((Arc::new(etcd), None))
+        }
+    }
 }
 
 fn api_config(config: &Config, pki: &Pki) -> apiserver::Config {
@@ -241,13 +292,27 @@ fn controllers_start(
     }
 }
 
-/// Makes the Secret of the start's own bootstrap token, unless it is there.
-async fn accept_token(server: &ApiServer, token: &BootstrapToken) -> anyhow::Result<()> {
+/// Makes the Secret of the start's own bootstrap token, unless it is there. Without a token of its own a start
+/// goes on with the last one's: otherwise each would leave one more that lets nodes in for ever.
+async fn accept_token(server: &ApiServer, config: &Config) -> anyhow::Result<BootstrapToken> {
     let secrets: Api<Secret> = Api::namespaced(server.client(&UserInfo::admin()), "kube-system");
-    let secret = token::secret(token, "given to the server when it started", None);
+    let token = match &config.token {
+        Some(given) => given.clone(),
+        None => {
+            let kept = std::fs::read_to_string(join_token(config)).unwrap_or_default();
+            if let Some(kept) = BootstrapToken::of_join_token(&kept) {
+                let secret = secrets.get_opt(&kept.secret_name()).await.context("looking for the join token")?;
+                if secret.is_some_and(|secret| kept.is_in(&secret)) {
+                    return Ok(kept);
+                }
+            }
+            BootstrapToken::generate()
+        }
+    };
+    let secret = token::secret(&token, "given to the server when it started", None);
     match secrets.create(&PostParams::default(), &secret).await {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Ok(()),
+        Ok(_) => Ok(token),
+        Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Ok(token),
         Err(error) => Err(error).context("storing the join token"),
     }
 }
@@ -274,8 +339,42 @@ fn write_kubeconfig(path: &Path, url: &str, pki: &Pki) -> anyhow::Result<()> {
     Ok(pki::write(path, &serde_json::to_string_pretty(&kubeconfig)?, 0o600)?)
 }
 
+fn join_token(config: &Config) -> PathBuf {
+    config.data_dir.join("server/join-token")
+}
+
 /// For people: what to give `skiff agent --token` on another machine.
-fn write_join_token(config: &Config, pki: &Pki) -> anyhow::Result<()> {
-    let token = token::with_ca(&config.token.to_string(), &pki.ca.certificate)?;
-    Ok(pki::write(&config.data_dir.join("server/join-token"), &token, 0o600)?)
+fn write_join_token(config: &Config, token: &BootstrapToken, pki: &Pki) -> anyhow::Result<()> {
+    let token = token::with_ca(&token.to_string(), &pki.ca.certificate)?;
+    Ok(pki::write(&join_token(config), &token, 0o600)?)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
+mod tests {
+    use futures::FutureExt;
+    use store::{Embedded, Options, Store, Txn};
+
+    use super::failed;
+
+    /// Its supervisor starts it again, which is all that a full disk needs once it has room.
+    #[tokio::test]
+    async fn a_control_plane_whose_store_takes_no_more_writes_ends_and_says_why() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options { segment_bytes: 4096, ..Options::default() };
+        let store = Embedded::open_with(&dir.path().join("db"), &options).unwrap();
+        assert!(failed(Some(&store)).now_or_never().is_none());
+        assert!(failed(None).now_or_never().is_none(), "etcd is not this process's");
+        // No file can be made any more.
+        std::fs::remove_dir_all(dir.path().join("db")).unwrap();
+        let mut written = 0;
+        while store.txn(Txn::create(format!("/{written}"), vec![0u8; 1000])).await.is_ok() {
+            written += 1;
+            assert!(written < 1000, "it takes writes without end");
+        }
+        let why = format!("{:#}", failed(Some(&store)).await);
+        assert!(why.starts_with("the store takes no more writes: "), "{why}");
+        assert!(why.contains(&dir.path().join("db").display().to_string()), "{why}");
+        assert!(why.ends_with("; check the disk's free space and health, then start the server again"), "{why}");
+    }
 }

@@ -5,9 +5,12 @@
 //! | `ca.crt`, `ca.key` | the cluster CA: signs servers, clients and nodes |
 //! | `front-proxy-ca.*`, `front-proxy-client.*` | identifies this server to aggregated API servers |
 //! | `service-account.key` | signs ServiceAccount tokens (ES256) |
-//! | `apiserver.*` | what the API server shows; remade when its names change or it nears its end |
+//! | `apiserver.*` | what the API server shows; remade when its names change |
 //! | `apiserver-kubelet-client.*` | what it shows to kubelets |
 //! | `admin.*` | the administrator's client certificate |
+//!
+//! All but authorities are remade when they near their end, and when another authority takes the place of the
+//! one that signed them.
 //!
 //! Keys are written 0600 before their certificates, each file by rename, so that a kill in between
 //! leaves either the old pair or a state that the next start mends.
@@ -18,14 +21,16 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use aws_lc_rs::signature::{self, UnparsedPublicKey, VerificationAlgorithm};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
 };
+use x509_parser::certificate::X509Certificate;
 
 const CA_LIFETIME: Duration = Duration::from_secs(3650 * 24 * 3600);
 const LEAF_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
-/// A leaf with less than this left is remade at start.
+/// A leaf with less than this left is remade.
 const RENEW_BEFORE: Duration = Duration::from_secs(90 * 24 * 3600);
 /// Clocks of other machines may be behind.
 const BACKDATE: Duration = Duration::from_secs(3600);
@@ -38,6 +43,8 @@ pub enum PkiError {
     Make { path: PathBuf, source: rcgen::Error },
     #[error("{path} is not a usable certificate or key: {source}; move it away to have a new one made")]
     Damaged { path: PathBuf, source: rcgen::Error },
+    #[error("{certificate} needs its own key, which is not in {key}; copy both from where the authority was made")]
+    OtherKey { certificate: PathBuf, key: PathBuf },
 }
 
 /// A certificate and its key, both PEM.
@@ -138,10 +145,16 @@ impl Pki {
 
 fn authority(dir: &Path, name: &str, common_name: &str) -> Result<Pair, PkiError> {
     let path = dir.join(format!("{name}.crt"));
-    let key = key(dir, name)?;
     if let Some(certificate) = read(&path)? {
-        return Ok(Pair { certificate, key });
+        // Without its key: another one would sign what nobody accepts.
+        let key_path = path.with_extension("key");
+        let key = read(&key_path)?.unwrap_or_default();
+        if !key.is_empty() && is_of_key(&certificate, &parse_key(&path, &key)?) {
+            return Ok(Pair { certificate, key });
+        }
+        return Err(PkiError::OtherKey { certificate: path, key: key_path });
     }
+    let key = key(dir, name)?;
     let key_pair = parse_key(&path, &key)?;
     let params =
         params(common_name, &Subject::Authority).map_err(|source| PkiError::Make { path: path.clone(), source })?;
@@ -153,13 +166,15 @@ fn authority(dir: &Path, name: &str, common_name: &str) -> Result<Pair, PkiError
 fn leaf(dir: &Path, name: &str, common_name: &str, ca: &Pair, subject: Subject<'_>) -> Result<Pair, PkiError> {
     let path = dir.join(format!("{name}.crt"));
     let key = key(dir, name)?;
+    let key_pair = parse_key(&path, &key)?;
     if let Some(certificate) = read(&path)?
         && still_good(&certificate, &subject)
+        && is_of_key(&certificate, &key_pair)
+        && is_signed_by(&certificate, &ca.certificate)
     {
         return Ok(Pair { certificate, key });
     }
     let make = |source| PkiError::Make { path: path.clone(), source };
-    let key_pair = parse_key(&path, &key)?;
     let issuer = Issuer::from_ca_cert_pem(&ca.certificate, parse_key(&path, &ca.key)?)
         .map_err(|source| PkiError::Damaged { path: path.clone(), source })?;
     let made = params(common_name, &subject).map_err(make)?.signed_by(&key_pair, &issuer).map_err(make)?;
@@ -211,6 +226,35 @@ fn params(common_name: &str, subject: &Subject<'_>) -> Result<CertificateParams,
     Ok(params)
 }
 
+/// Calls `is` with a certificate, if it is one.
+fn parsed(pem: &str, is: impl FnOnce(&X509Certificate<'_>) -> bool) -> bool {
+    let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(pem.as_bytes()) else { return false };
+    pem.parse_x509().is_ok_and(|parsed| is(&parsed))
+}
+
+fn is_of_key(certificate: &str, key: &KeyPair) -> bool {
+    parsed(certificate, |certificate| *certificate.public_key().subject_public_key.data == *key.public_key_raw())
+}
+
+/// Whether an authority's key signed a certificate, whatever both are called.
+fn is_signed_by(certificate: &str, authority: &str) -> bool {
+    let algorithms: [&'static dyn VerificationAlgorithm; 5] = [
+        &signature::ECDSA_P256_SHA256_ASN1,
+        &signature::ECDSA_P384_SHA384_ASN1,
+        &signature::ECDSA_P521_SHA512_ASN1,
+        &signature::ED25519,
+        &signature::RSA_PKCS1_2048_8192_SHA256,
+    ];
+    parsed(authority, |authority| {
+        let key = &authority.public_key().subject_public_key.data;
+        parsed(certificate, |certificate| {
+            let signed: &[u8] = certificate.tbs_certificate.as_ref();
+            let by = &certificate.signature_value.data;
+            algorithms.iter().any(|algorithm| UnparsedPublicKey::new(*algorithm, key).verify(signed, by).is_ok())
+        })
+    })
+}
+
 /// Whether a certificate has time left and names all it should.
 fn still_good(certificate: &str, subject: &Subject<'_>) -> bool {
     let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(certificate.as_bytes()) else { return false };
@@ -247,18 +291,19 @@ fn read(path: &Path) -> Result<Option<String>, PkiError> {
 
 /// Writes by rename, so that nobody ever reads half a file.
 pub(crate) fn write(path: &Path, text: &str, mode: u32) -> Result<(), PkiError> {
-    let failed = |source| PkiError::File { doing: "writing", path: path.to_owned(), source };
     let temporary = path.with_extension(format!("tmp-{}", std::process::id()));
-    let mut file = std::fs::OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(mode)
-        .open(&temporary)
-        .map_err(failed)?;
-    file.write_all(text.as_bytes()).map_err(failed)?;
-    file.sync_all().map_err(failed)?;
-    std::fs::rename(&temporary, path).map_err(failed)
+    let write = || {
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options.create(true).truncate(true).write(true).mode(mode).open(&temporary)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)
+    };
+    write().map_err(|source| {
+        // On a full disk each start would leave one more.
+        let _ = std::fs::remove_file(&temporary);
+        PkiError::File { doing: "writing", path: path.to_owned(), source }
+    })
 }
 
 #[cfg(test)]
@@ -277,6 +322,54 @@ mod tests {
         assert_ne!(first.apiserver.certificate, third.apiserver.certificate);
         assert_eq!(first.ca.certificate, third.ca.certificate);
         assert_eq!(first.admin.certificate, third.admin.certificate);
+    }
+
+    #[test]
+    fn what_another_authority_signed_is_remade() {
+        let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let names = ServerNames::new("cluster.local", ["10.0.0.1".to_owned()]);
+        let cluster = Pki::ensure(first.path(), &names).unwrap();
+        let own = Pki::ensure(second.path(), &names).unwrap();
+        for file in ["ca.crt", "ca.key"] {
+            std::fs::copy(first.path().join(file), second.path().join(file)).unwrap();
+        }
+        let joined = Pki::ensure(second.path(), &names).unwrap();
+        assert_eq!(joined.ca.certificate, cluster.ca.certificate);
+        for (before, after) in [
+            (&own.apiserver, &joined.apiserver),
+            (&own.admin, &joined.admin),
+            (&own.kubelet_client, &joined.kubelet_client),
+        ] {
+            assert!(!is_signed_by(&before.certificate, &cluster.ca.certificate));
+            assert!(is_signed_by(&after.certificate, &cluster.ca.certificate));
+            assert_eq!(before.key, after.key);
+        }
+        assert_eq!(own.front_proxy_client.certificate, joined.front_proxy_client.certificate);
+    }
+
+    #[test]
+    fn an_authority_without_its_key_is_told_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = ServerNames::new("cluster.local", ["10.0.0.1".to_owned()]);
+        Pki::ensure(dir.path(), &names).unwrap();
+        let key = dir.path().join("ca.key");
+        for other in [None, Some(KeyPair::generate().unwrap().serialize_pem())] {
+            std::fs::remove_file(&key).unwrap();
+            other.iter().for_each(|other| std::fs::write(&key, other).unwrap());
+            let error = Pki::ensure(dir.path(), &names).err().unwrap().to_string();
+            assert!(error.contains("ca.crt needs its own key") && error.contains("ca.key"), "{error}");
+            std::fs::write(&key, "").unwrap();
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_written_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ca.crt");
+        // A directory with something in it is in the way of the rename.
+        std::fs::create_dir_all(path.join("other")).unwrap();
+        assert!(write(&path, "text", 0o600).is_err());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -46,6 +46,22 @@ impl BootstrapToken {
         };
         Self { id: text(6), secret: text(16) }
     }
+
+    /// The one in a join token.
+    pub fn of_join_token(text: &str) -> Option<Self> {
+        text.trim().split("::").next()?.parse().ok()
+    }
+
+    /// The name of its Secret.
+    pub fn secret_name(&self) -> String {
+        format!("bootstrap-token-{}", self.id)
+    }
+
+    /// Whether this Secret of its name makes it valid.
+    pub fn is_in(&self, secret: &Secret) -> bool {
+        let held = secret.data.as_ref().and_then(|data| data.get("token-secret"));
+        held.is_some_and(|held| held.0 == self.secret.as_bytes())
+    }
 }
 
 /// The id only: the rest is a secret.
@@ -103,7 +119,7 @@ pub fn secret(token: &BootstrapToken, description: &str, expires: Option<Timesta
     }
     Secret {
         metadata: ObjectMeta {
-            name: Some(format!("bootstrap-token-{}", token.id)),
+            name: Some(token.secret_name()),
             namespace: Some("kube-system".to_owned()),
             ..Default::default()
         },
@@ -124,5 +140,15 @@ mod tests {
         for bad in ["", "abc", "ABCDEF.0123456789abcdef", "abcdef.0123", "abcdef0123456789abcdef"] {
             assert!(bad.parse::<BootstrapToken>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_restart_knows_the_token_of_the_last_start() {
+        let token = BootstrapToken::generate();
+        assert_eq!(BootstrapToken::of_join_token(&format!("{token}::sha256:abc\n")), Some(token.clone()));
+        assert_eq!(BootstrapToken::of_join_token(""), None);
+        assert!(token.is_in(&secret(&token, "", None)));
+        let other = BootstrapToken { secret: "0123456789abcdef".to_owned(), ..token.clone() };
+        assert!(!token.is_in(&secret(&other, "", None)) && !token.is_in(&Secret::default()));
     }
 }

@@ -2,6 +2,9 @@
 //!
 //! Answers are passed on as they came but for the id and the remaining time. Equal questions that
 //! come while one is under way wait for it: a loop through this server ends after one round.
+//!
+//! Servers are asked in resolv.conf's order, but those that do not answer ([`Failing`]) after the others.
+//! Whether one answers again is tried beside a question that another server answers.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -20,6 +23,10 @@ use tokio::time::timeout;
 /// How long one server may take before the next is asked.
 const ATTEMPT: Duration = Duration::from_millis(1500);
 const ROUNDS: usize = 2;
+/// A server that failed so often in a row is asked last (`max_fails` of CoreDNS' forward).
+const MOST_FAILURES: u32 = 2;
+/// ... and tried again this often, while there are questions.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 /// Seconds, whatever an answer says.
 const LONGEST_POSITIVE: u32 = 30;
 const LONGEST_NEGATIVE: u32 = 5;
@@ -57,6 +64,7 @@ struct Shared {
     behind_stub: PathBuf,
     own: IpAddr,
     upstream: Mutex<Upstream>,
+    failing: Mutex<Failing>,
     cache: Mutex<HashMap<Key, Cached>>,
     under_way: Mutex<HashMap<Key, watch::Receiver<Option<Outcome>>>>,
 }
@@ -76,8 +84,8 @@ impl Forwarder {
 
     fn with_stub(resolv_conf: PathBuf, behind_stub: PathBuf, own: IpAddr) -> Self {
         let upstream = Mutex::new(Upstream { servers: Vec::new(), looked: None, modified: None });
-        let (cache, under_way) = (Mutex::default(), Mutex::default());
-        Self { shared: Arc::new(Shared { resolv_conf, behind_stub, own, upstream, cache, under_way }) }
+        let (failing, cache, under_way) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { shared: Arc::new(Shared { resolv_conf, behind_stub, own, upstream, failing, cache, under_way }) }
     }
 
     /// The answer to `request`, which has exactly one question. SERVFAIL when there is none to be had.
@@ -160,17 +168,43 @@ impl Forwarder {
 
     async fn ask_upstream(&self, request: &Message) -> Option<Message> {
         let servers = self.servers();
+        let (servers, again) = self.shared.failing.lock().order(servers, Instant::now());
+        for server in again {
+            // It keeps nobody waiting, and ends by itself.
+            let (forwarder, request) = (self.clone(), request.clone());
+            tokio::spawn(async move { forwarder.attempt(server, &request).await });
+        }
         for _ in 0..ROUNDS {
             for server in &servers {
-                match timeout(ATTEMPT, ask_server(*server, request)).await {
-                    Ok(Ok(answer)) if answer.metadata.response_code != ResponseCode::ServFail => return Some(answer),
-                    Ok(Ok(_)) => tracing::debug!(%server, "upstream DNS server failed"),
-                    Ok(Err(error)) => tracing::debug!(%server, %error, "upstream DNS server cannot be asked"),
-                    Err(_) => tracing::debug!(%server, "upstream DNS server did not answer"),
+                match self.attempt(*server, request).await {
+                    Some(answer) if answer.metadata.response_code != ResponseCode::ServFail => return Some(answer),
+                    Some(_) => tracing::debug!(%server, "upstream DNS server failed"),
+                    None => {}
                 }
             }
         }
         None
+    }
+
+    /// Asks one server once, and remembers whether it answered: any answer will do.
+    async fn attempt(&self, server: SocketAddr, request: &Message) -> Option<Message> {
+        let answer = match timeout(ATTEMPT, ask_server(server, request)).await {
+            Ok(Ok(answer)) => Some(answer),
+            Ok(Err(error)) => {
+                tracing::debug!(%server, %error, "upstream DNS server cannot be asked");
+                None
+            }
+            Err(_) => {
+                tracing::debug!(%server, "upstream DNS server did not answer");
+                None
+            }
+        };
+        let mut failing = self.shared.failing.lock();
+        match &answer {
+            Some(_) => failing.answered(server),
+            None => failing.failed(server, Instant::now()),
+        }
+        answer
     }
 
     fn servers(&self) -> Vec<SocketAddr> {
@@ -199,6 +233,44 @@ impl Forwarder {
             }
         }
         servers
+    }
+}
+
+/// The servers that did not answer when they were last asked: how often in a row, and when they were last
+/// tried.
+#[derive(Default)]
+struct Failing {
+    servers: HashMap<SocketAddr, (u32, Instant)>,
+}
+
+impl Failing {
+    fn failed(&mut self, server: SocketAddr, now: Instant) {
+        let (failures, tried) = self.servers.entry(server).or_insert((0, now));
+        (*failures, *tried) = (failures.saturating_add(1), now);
+    }
+
+    fn answered(&mut self, server: SocketAddr) {
+        self.servers.remove(&server);
+    }
+
+    fn is_down(&self, server: &SocketAddr) -> bool {
+        self.servers.get(server).is_some_and(|(failures, _)| *failures >= MOST_FAILURES)
+    }
+
+    /// The order to ask in, and those to try besides. When all are down, all are asked as if none were.
+    fn order(&mut self, mut servers: Vec<SocketAddr>, now: Instant) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
+        self.servers.retain(|server, _| servers.contains(server));
+        servers.sort_by_key(|server| self.is_down(server));
+        let mut again = Vec::new();
+        if servers.first().is_some_and(|first| !self.is_down(first)) {
+            for (server, (failures, tried)) in &mut self.servers {
+                if *failures >= MOST_FAILURES && now.duration_since(*tried) >= TRY_AGAIN {
+                    *tried = now;
+                    again.push(*server);
+                }
+            }
+        }
+        (servers, again)
     }
 }
 
@@ -322,6 +394,8 @@ fn is_answer(answer: &Message, query: &Message) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use hickory_proto::rr::{Name, RecordType};
+
     use super::*;
 
     #[test]
@@ -346,5 +420,76 @@ mod tests {
         written.set_modified(SystemTime::now() + Duration::from_secs(60)).unwrap();
         forwarder.shared.upstream.lock().looked = None;
         assert_eq!(forwarder.servers(), [SocketAddr::from(([192, 0, 2, 2], 53))]);
+    }
+
+    #[test]
+    fn servers_that_do_not_answer_are_asked_last_until_they_do() {
+        let servers = [1u8, 2, 3].map(|last| SocketAddr::from(([192, 0, 2, last], 53)));
+        let [first, second, third] = servers;
+        let (mut failing, start) = (Failing::default(), Instant::now());
+        failing.failed(first, start);
+        assert_eq!(failing.order(servers.to_vec(), start), (servers.to_vec(), vec![]), "once is nothing");
+        failing.failed(first, start);
+        assert_eq!(failing.order(servers.to_vec(), start), (vec![second, third, first], vec![]));
+        let later = start + TRY_AGAIN;
+        assert_eq!(failing.order(servers.to_vec(), later), (vec![second, third, first], vec![first]));
+        assert!(failing.order(servers.to_vec(), later).1.is_empty(), "one question tries it for all");
+        failing.answered(first);
+        assert_eq!(failing.order(servers.to_vec(), later), (servers.to_vec(), vec![]));
+        for server in [first, second, third, first, second, third] {
+            failing.failed(server, start);
+        }
+        assert_eq!(failing.order(servers.to_vec(), later), (servers.to_vec(), vec![]), "all are asked anyway");
+        failing.order(vec![first], later);
+        assert_eq!(failing.servers.len(), 1, "what resolv.conf names no more is forgotten");
+    }
+
+    fn question(name: &str) -> Message {
+        let mut message = Message::new(7, MessageType::Query, OpCode::Query);
+        message.add_query(Query::query(Name::from_ascii(name).unwrap(), RecordType::A));
+        message
+    }
+
+    /// Says for every name that it does not exist.
+    async fn deny(socket: UdpSocket) {
+        let mut buffer = vec![0; 4096];
+        loop {
+            let (length, peer) = socket.recv_from(&mut buffer).await.unwrap();
+            let answer = failure(&Message::from_vec(&buffer[..length]).unwrap(), ResponseCode::NXDomain);
+            socket.send_to(&answer.to_vec().unwrap(), peer).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_dead_server_does_not_slow_every_name() {
+        let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let live = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let servers = vec![silent.local_addr().unwrap(), live.local_addr().unwrap()];
+        let live = tokio::spawn(deny(live));
+        let forwarder =
+            Forwarder::with_stub("/nonexistent".into(), "/nonexistent".into(), "10.43.0.10".parse().unwrap());
+        // As read from files that are not there, and so do not change.
+        *forwarder.shared.upstream.lock() =
+            Upstream { servers, looked: Some(Instant::now()), modified: Some([None, None]) };
+        let (one, two) = (question("one.example."), question("two.example."));
+        tokio::join!(forwarder.ask(&one), forwarder.ask(&two));
+        let began = Instant::now();
+        let third = forwarder.ask(&question("three.example.")).await;
+        assert_eq!(third.metadata.response_code, ResponseCode::NXDomain);
+        assert!(began.elapsed() < ATTEMPT, "{:?}", began.elapsed());
+
+        // It comes back, and is the first again.
+        let silent = tokio::spawn(deny(silent));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        for number in 0.. {
+            forwarder.ask(&question(&format!("again-{number}.example."))).await;
+            if forwarder.shared.failing.lock().servers.is_empty() {
+                break;
+            }
+            assert!(Instant::now() < deadline, "it answers and is not asked");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        live.abort();
+        silent.abort();
     }
 }

@@ -34,7 +34,17 @@ pub fn refuse(pod: &Pod, view: &View<'_>) -> Option<Verdict> {
     let spec = pod.spec.as_ref()?;
     refuse_under_pressure(pod, view.pressure)
         .or_else(|| refuse_resources(spec, view))
-        .or_else(|| refuse_ports(spec, view))
+        .or_else(|| refuse_otherwise(pod, spec, view))
+}
+
+/// The reason to refuse a pod for which others make room.
+pub fn refuse_given_room(pod: &Pod, view: &View<'_>) -> Option<Verdict> {
+    let spec = pod.spec.as_ref()?;
+    refuse_under_pressure(pod, view.pressure).or_else(|| refuse_otherwise(pod, spec, view))
+}
+
+fn refuse_otherwise(pod: &Pod, spec: &PodSpec, view: &View<'_>) -> Option<Verdict> {
+    refuse_ports(spec, view)
         .or_else(|| refuse_selectors(spec, view))
         .or_else(|| refuse_groups(spec, view.strict_groups))
         .or_else(|| refuse_sysctls(spec, view.unsafe_sysctls))
@@ -163,12 +173,18 @@ fn refuse_resources(spec: &PodSpec, view: &View<'_>) -> Option<Verdict> {
     Some(Verdict::refused(format!("OutOf{}", short.name), short))
 }
 
-/// What is missing for the pod beside the others.
+/// What is missing for the pod beside the others, if anything is.
 pub fn shortage(spec: &PodSpec, view: &View<'_>) -> Option<Shortage> {
+    shortages(spec, view).into_iter().next()
+}
+
+/// Everything that is missing for the pod beside the others.
+pub fn shortages(spec: &PodSpec, view: &View<'_>) -> Vec<Shortage> {
+    let mut missing = Vec::new();
     let capacity = |name: &str| view.allocatable.get(name).copied().unwrap_or(Quantity::ZERO);
     let pods = i64::try_from(view.others.len()).unwrap_or(i64::MAX);
     if view.allocatable.contains_key("pods") && pods + 1 > capacity("pods").units() {
-        return Some(out_of("pods", 1, pods, capacity("pods").units()));
+        missing.push(out_of("pods", 1, pods, capacity("pods").units()));
     }
     let mut used = Amounts::new();
     for other in view.others.iter().filter_map(|pod| pod.spec.as_ref()) {
@@ -186,10 +202,10 @@ pub fn shortage(spec: &PodSpec, view: &View<'_>) -> Option<Shortage> {
         let have = used.get(&name).copied().unwrap_or(Quantity::ZERO);
         if have + wanted > capacity(&name) {
             let count = |quantity: Quantity| if name == "cpu" { quantity.milli() } else { quantity.units() };
-            return Some(out_of(&name, count(wanted), count(have), count(capacity(&name))));
+            missing.push(out_of(&name, count(wanted), count(have), count(capacity(&name))));
         }
     }
-    None
+    missing
 }
 
 fn out_of(name: &str, requested: i64, used: i64, capacity: i64) -> Shortage {

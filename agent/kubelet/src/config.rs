@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use api::quantity::Quantity;
 use api::resources::Amounts;
 use k8s_openapi::api::core::v1::Taint;
 
@@ -60,6 +61,22 @@ impl Default for ContainerLogs {
     }
 }
 
+/// A threshold, of a whole or as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    Amount(Quantity),
+    Percent(u8),
+}
+
+impl std::fmt::Display for Limit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Amount(amount) => write!(f, "{amount}"),
+            Self::Percent(percent) => write!(f, "{percent}%"),
+        }
+    }
+}
+
 /// Hard eviction thresholds; Kubernetes' defaults.
 #[derive(Debug, Clone)]
 pub struct EvictionThresholds {
@@ -71,6 +88,10 @@ pub struct EvictionThresholds {
     pub nodefs_inodes_percent: u8,
     /// `imagefs.available`, percent.
     pub imagefs_available_percent: u8,
+    /// `imagefs.inodesFree`, percent.
+    pub imagefs_inodes_percent: u8,
+    /// `pid.available`; without one nobody is evicted for the number of processes.
+    pub pid_available: Option<Limit>,
     /// How long a pressure condition stays after the signal recovered.
     pub transition_period: Duration,
 }
@@ -82,18 +103,22 @@ impl Default for EvictionThresholds {
             nodefs_available_percent: 10,
             nodefs_inodes_percent: 5,
             imagefs_available_percent: 15,
+            imagefs_inodes_percent: 5,
+            pid_available: None,
             transition_period: Duration::from_secs(300),
         }
     }
 }
 
 /// `memory.available<100Mi,nodefs.available<10%,…`, as upstream's `--eviction-hard`; signals that
-/// are not named keep their default, `0%` switches one off.
+/// are not named keep their default, `0%` switches one off. Of inodes the images' file system keeps what
+/// is named for the node's, unless it is named too.
 impl std::str::FromStr for EvictionThresholds {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         let mut thresholds = Self::default();
+        let mut imagefs_inodes = None;
         for part in text.split(',').filter(|part| !part.is_empty()) {
             let (signal, limit) =
                 part.split_once('<').ok_or_else(|| format!("{part:?} has not the form signal<limit"))?;
@@ -105,21 +130,28 @@ impl std::str::FromStr for EvictionThresholds {
             };
             match signal {
                 "memory.available" => {
-                    let bytes: api::quantity::Quantity =
-                        limit.parse().map_err(|error| format!("{limit:?}: {error}"))?;
+                    let bytes: Quantity = limit.parse().map_err(|error| format!("{limit:?}: {error}"))?;
                     thresholds.memory_available =
                         u64::try_from(bytes.units()).map_err(|_| format!("{limit:?} is negative"))?;
                 }
                 "nodefs.available" => thresholds.nodefs_available_percent = percent()?,
                 "nodefs.inodesFree" => thresholds.nodefs_inodes_percent = percent()?,
                 "imagefs.available" => thresholds.imagefs_available_percent = percent()?,
+                "imagefs.inodesFree" => imagefs_inodes = Some(percent()?),
+                "pid.available" => {
+                    thresholds.pid_available = Some(match limit.ends_with('%') {
+                        true => Limit::Percent(percent()?),
+                        false => Limit::Amount(limit.parse().map_err(|error| format!("{limit:?}: {error}"))?),
+                    });
+                }
                 other => {
                     return Err(format!(
-                        "{other:?} is no eviction signal: use memory.available, nodefs.available, nodefs.inodesFree or imagefs.available"
+                        "{other:?} is no eviction signal: use memory.available, nodefs.available, nodefs.inodesFree, imagefs.available, imagefs.inodesFree or pid.available"
                     ));
                 }
             }
         }
+        thresholds.imagefs_inodes_percent = imagefs_inodes.unwrap_or(thresholds.nodefs_inodes_percent);
         Ok(thresholds)
     }
 }
@@ -217,6 +249,14 @@ impl Config {
             CgroupDriver::Cgroupfs => "cgroupfs",
             CgroupDriver::Systemd => "systemd",
         };
+        let mut eviction_hard = BTreeMap::from([
+            ("memory.available", self.eviction.memory_available.to_string()),
+            ("nodefs.available", format!("{}%", self.eviction.nodefs_available_percent)),
+            ("nodefs.inodesFree", format!("{}%", self.eviction.nodefs_inodes_percent)),
+            ("imagefs.available", format!("{}%", self.eviction.imagefs_available_percent)),
+            ("imagefs.inodesFree", format!("{}%", self.eviction.imagefs_inodes_percent)),
+        ]);
+        eviction_hard.extend(self.eviction.pid_available.map(|limit| ("pid.available", limit.to_string())));
         let reserved: BTreeMap<&String, String> =
             self.system_reserved.iter().map(|(name, quantity)| (name, quantity.to_string())).collect();
         serde_json::json!({
@@ -244,16 +284,34 @@ impl Config {
             "serializeImagePulls": self.max_parallel_image_pulls <= 1,
             "imagePullCredentialsVerificationPolicy": self.image_verification.name(),
             "preloadedImagesVerificationAllowlist": self.image_verification.allowlist(),
-            "evictionHard": {
-                "memory.available": self.eviction.memory_available.to_string(),
-                "nodefs.available": format!("{}%", self.eviction.nodefs_available_percent),
-                "nodefs.inodesFree": format!("{}%", self.eviction.nodefs_inodes_percent),
-                "imagefs.available": format!("{}%", self.eviction.imagefs_available_percent),
-            },
+            "evictionHard": eviction_hard,
             "containerLogMaxSize": self.container_logs.max_size.to_string(),
             "containerLogMaxFiles": self.container_logs.max_files,
             "systemReserved": reserved,
             "podLogsDir": self.layout.logs,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn eviction_thresholds_are_read() {
+        let read = |text: &str| text.parse::<EvictionThresholds>();
+        let default = read("").unwrap();
+        assert_eq!((default.nodefs_inodes_percent, default.imagefs_inodes_percent), (5, 5));
+        assert_eq!(default.pid_available, None);
+        let off = read("nodefs.available<0%,nodefs.inodesFree<0%").unwrap();
+        assert_eq!((off.nodefs_inodes_percent, off.imagefs_inodes_percent, off.imagefs_available_percent), (0, 0, 15));
+        assert_eq!(read("imagefs.inodesFree<7%,nodefs.inodesFree<1%").unwrap().imagefs_inodes_percent, 7);
+        for (text, limit) in [("10%", Limit::Percent(10)), ("1k", Limit::Amount("1k".parse().unwrap()))] {
+            let limited = read(&format!("pid.available<{text}")).unwrap().pid_available;
+            assert_eq!((limited, limited.unwrap().to_string()), (Some(limit), text.to_owned()));
+        }
+        for bad in ["pid.available", "pid.available<101%", "pid.available<x", "pods<1"] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
     }
 }

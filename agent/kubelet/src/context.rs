@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference, Pod, Secret, Servic
 use kube::{Api, Client};
 use parking_lot::{Mutex, RwLock};
 use proto::runtime::v1::DnsConfig;
+use tokio::time::Instant;
 
 use crate::cgroups::Cgroups;
 use crate::config::Config;
@@ -16,6 +17,7 @@ use crate::cri::Runtime;
 use crate::devices::Devices;
 use crate::dra::Dra;
 use crate::images::Images;
+use crate::network_contract::PodNetwork;
 use crate::node::status::Pressure;
 use crate::pods_api;
 use crate::spec::dns::{ClusterDns, parse_resolv_conf};
@@ -32,6 +34,8 @@ pub struct NodeContext {
     pub devices: Arc<Devices>,
     pub dra: Arc<Dra>,
     pub cgroups: Cgroups,
+    /// Whom to ask for a pod's network policies.
+    pub network: Option<Arc<dyn PodNetwork>>,
     pub statuses: StatusWriter,
     /// What programs on this node are told of its pods.
     pub feed: Arc<pods_api::Feed>,
@@ -43,6 +47,8 @@ pub struct NodeContext {
     /// What pods may use, for downward values and admission.
     pub allocatable: Arc<RwLock<Amounts>>,
     pub runtime_features: RwLock<RuntimeFeatures>,
+    /// When all that the runtime has was last listed.
+    pub relisted: RwLock<Option<Instant>>,
     /// What the node runs out of, for admission.
     pub pressure: RwLock<Pressure>,
     /// Who has which users of its own.

@@ -7,9 +7,11 @@
 //!   `pod_resources`: who has what of both; `pods_api`: the pods themselves, both on sockets (`unix_server`,
 //!   and `grpc_authority`: what their clients call them);
 //! - [`node`]: the Node object; [`status_writer`]: pods' statuses; [`static_pods`], [`admission`];
+//! - `preemption`: who makes room for a pod that the node needs;
 //! - `user_namespaces`: users of their own for pods;
 //! - `retry`, `locks`, `files`: what several of these need to try again, to take turns, to remember;
-//! - [`server_contract`] and [`volume_contract`]: what the 10250 server and the volumes are to this room.
+//! - [`server_contract`], [`volume_contract`] and [`network_contract`]: what the 10250 server, the volumes and the
+//!   pod network are to this room.
 //!
 //! Deciding is pure throughout; effects are at the edge of each module. Nothing is kept on disk but
 //! what pods need (which users, too), what only plugins' answers said (which device, which mount) and whose
@@ -31,11 +33,13 @@ pub mod layout;
 mod locks;
 pub mod log_rotation;
 pub mod manager;
+pub mod network_contract;
 pub mod node;
 pub mod plugins;
 pub mod pod;
 mod pod_resources;
 pub mod pods_api;
+mod preemption;
 pub mod probes;
 pub mod resize;
 mod retry;
@@ -62,6 +66,7 @@ use context::{NodeContext, References};
 use cri::Runtime;
 use images::Images;
 use manager::Manager;
+use network_contract::PodNetwork;
 use node::heartbeat::Heartbeat;
 use node::machine::{Machine, file_system};
 use status_writer::StatusWriter;
@@ -87,8 +92,13 @@ pub struct Running {
 }
 
 /// Starts the kubelet below `supervisor`. It registers the node and runs its pods until cancelled;
-/// the pods' containers outlive it.
-pub fn start(config: Config, informers: Informers, supervisor: &Supervisor) -> Result<Running, StartError> {
+/// the pods' containers outlive it. `network` is asked before a pod's containers start.
+pub fn start(
+    config: Config,
+    network: Option<Arc<dyn PodNetwork>>,
+    informers: Informers,
+    supervisor: &Supervisor,
+) -> Result<Running, StartError> {
     let supervisor = supervisor.child("kubelet");
     let path = config.layout.root.display().to_string();
     let layout = config.layout.settle().map_err(|source| StartError::Directory { path, source })?;
@@ -117,7 +127,8 @@ pub fn start(config: Config, informers: Informers, supervisor: &Supervisor) -> R
     let watched = layout.plugins_registry();
     let resolve: plugins::Resolve = Arc::new(move |path| layout.own(path));
     let registering = plugins::watch(watched, Arc::new(handlers), resolve, supervisor.child("plugins"));
-    let running = start_with(config, informers, &supervisor, Parts { volumes, devices, dra, allocatable, recorder })?;
+    let parts = Parts { volumes, devices, dra, network, allocatable, recorder };
+    let running = start_with(config, informers, &supervisor, parts)?;
     supervisor.spawn("plugins", registering);
     Ok(running)
 }
@@ -127,6 +138,7 @@ struct Parts {
     volumes: Arc<dyn Volumes>,
     devices: Arc<devices::Devices>,
     dra: Arc<dra::Dra>,
+    network: Option<Arc<dyn PodNetwork>>,
     allocatable: Arc<RwLock<api::resources::Amounts>>,
     recorder: EventRecorder,
 }
@@ -137,7 +149,7 @@ fn start_with(
     supervisor: &Supervisor,
     parts: Parts,
 ) -> Result<Running, StartError> {
-    let Parts { volumes, devices, dra, allocatable, recorder } = parts;
+    let Parts { volumes, devices, dra, network, allocatable, recorder } = parts;
     let layout = &config.layout;
     for directory in [layout.pods(), layout.plugins(), layout.device_plugins(), layout.logs.clone()] {
         std::fs::create_dir_all(&directory)
@@ -166,9 +178,11 @@ fn start_with(
         recorder,
         devices,
         dra,
+        network,
         services: informers.of::<Service>(),
         references: References::default(),
         runtime_features: RwLock::default(),
+        relisted: RwLock::default(),
         pressure: RwLock::default(),
         user_namespaces: UserNamespaces::start(&config.layout, config.max_pods)?,
         probe_totals: probes::Totals::default(),

@@ -14,16 +14,20 @@ use component::{EventType, Informer, Supervisor};
 use futures::FutureExt;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
-use crate::admission;
+use crate::admission::{self, Shortage};
 use crate::cgroups;
 use crate::context::NodeContext;
 use crate::devices::is_extended;
+use crate::eviction::is_critical;
 use crate::locks::Locks;
+use crate::pod::ending;
 use crate::pod::mailbox::{Mailbox, Snapshot, Source, Wish};
 use crate::pod::observed::Fingerprint;
 use crate::pod::status::Verdict;
 use crate::pod::worker::Worker;
+use crate::preemption;
 use crate::resize;
 use crate::retry::Delays;
 use crate::static_pods;
@@ -108,7 +112,9 @@ impl Manager {
 
     async fn runtime_lists(&self) -> Result<HashMap<String, Fingerprint>, crate::cri::RuntimeError> {
         let runtime = &self.node.runtime;
+        let began = Instant::now();
         let (sandboxes, containers) = tokio::try_join!(runtime.list_sandboxes(None), runtime.list_containers(None))?;
+        *self.node.relisted.write() = Some(began);
         Ok(Fingerprint::by_pod(&sandboxes, &containers))
     }
 
@@ -349,7 +355,29 @@ impl Manager {
             strict_groups: self.node.runtime_features.read().strict_groups,
             pressure: *self.node.pressure.read(),
         };
-        admission::refuse(pod, &view)
+        let missing = match &pod.spec {
+            Some(spec) if is_critical(pod) => admission::shortages(spec, &view),
+            _ => Vec::new(),
+        };
+        if missing.is_empty() {
+            return admission::refuse(pod, &view);
+        }
+        admission::refuse_given_room(pod, &view).or_else(|| self.make_room(pod, &others, &missing))
+    }
+
+    /// Ends others for a pod that the node needs; the reason to refuse it if they are too few. What they had is
+    /// the pod's from now on, before the last of them has ended.
+    fn make_room(&self, pod: &Pod, others: &[&Pod], missing: &[Shortage]) -> Option<Verdict> {
+        let chosen = match preemption::choose(pod, others, missing) {
+            Ok(chosen) => chosen,
+            Err(unmet) => return Some(preemption::refusal(&unmet)),
+        };
+        for other in chosen {
+            let verdict = preemption::verdict();
+            self.node.event(other, EventType::Warning, &verdict.reason, verdict.message.clone());
+            self.evict(&uid_of(other), verdict, ending::grace(other));
+        }
+        None
     }
 
     fn add_worker(self: &Arc<Self>, uid: String, wish: Wish, known: bool) {

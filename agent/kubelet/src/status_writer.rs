@@ -135,7 +135,7 @@ impl Inner {
                         entry.base = wanted;
                     }
                 }
-                Err(error) => return self.failed(uid, "writing the status of", &namespace, &name, &error),
+                Err(error) => return self.failed(uid, "writing the status of", &namespace, &name, &error).await,
             }
         }
         if !delete {
@@ -148,20 +148,35 @@ impl Inner {
         };
         match api.delete(&name, &parameters).await {
             Ok(_) => Outcome::Done,
-            Err(error) => self.failed(uid, "deleting", &namespace, &name, &error),
+            Err(error) => self.failed(uid, "deleting", &namespace, &name, &error).await,
         }
     }
 
-    fn failed(&self, uid: &str, action: &str, namespace: &str, name: &str, error: &kube::Error) -> Outcome {
-        if let kube::Error::Api(status) = error
-            && (status.code == 404 || status.code == 409)
-        {
-            // The object is gone, or another one has its name.
+    async fn failed(&self, uid: &str, action: &str, namespace: &str, name: &str, error: &kube::Error) -> Outcome {
+        let is_gone = match error {
+            kube::Error::Api(status) if status.code == 404 => true,
+            // Another pod may have its name, or only many others write to it.
+            kube::Error::Api(status) if status.code == 409 => !self.rebase(uid, namespace, name).await,
+            _ => false,
+        };
+        if is_gone {
             self.entries.lock().remove(uid);
             return Outcome::Done;
         }
         tracing::warn!(pod = format!("{namespace}/{name}"), %error, "{action} a pod failed; trying again");
         Outcome::Retry
+    }
+
+    /// Looks at what the API has now. False if it no longer has this pod.
+    async fn rebase(&self, uid: &str, namespace: &str, name: &str) -> bool {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        // Without an answer the next try tells.
+        let Ok(found) = api.get_opt(name).await else { return true };
+        let Some(pod) = found.filter(|pod| pod.metadata.uid.as_deref() == Some(uid)) else { return false };
+        if let Some(entry) = self.entries.lock().get_mut(uid) {
+            entry.base = serde_json::to_value(pod.status.unwrap_or_default()).unwrap_or_else(|_| json!({}));
+        }
+        true
     }
 }
 
@@ -246,6 +261,37 @@ fn replaced_ips(base: Option<&Value>, wanted: &Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// An API that refuses every patch for a conflict, and has the pod `p` with this UID.
+    fn conflicting(uid: &'static str) -> Client {
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let meta = json!({"name": "p", "uid": uid});
+            let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "status": {"phase": "Pending"}});
+            let conflict = json!({"apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure",
+                "message": "no", "reason": "Conflict", "code": 409});
+            let (code, body): (u16, Value) =
+                if request.method() == http::Method::GET { (200, pod) } else { (409, conflict) };
+            async move {
+                let body = kube::client::Body::from(body.to_string().into_bytes());
+                http::Response::builder().status(code).body(body).map_err(tower::BoxError::from)
+            }
+        });
+        Client::new(service, "default")
+    }
+
+    #[tokio::test]
+    async fn a_conflict_is_tried_again_unless_the_pod_is_another() {
+        let pod = json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}});
+        let pod: Pod = serde_json::from_value(pod).unwrap();
+        let running = PodStatus { phase: Some("Running".to_owned()), ..Default::default() };
+        let known = Some(json!({"phase": "Pending"}));
+        for (uid, outcome, base) in [("u", Outcome::Retry, known), ("v", Outcome::Done, None)] {
+            let writer = StatusWriter::detached(conflicting(uid));
+            writer.set(&pod, "u".to_owned(), &running, false);
+            assert_eq!(writer.inner.write("u").await, outcome, "{uid}");
+            assert_eq!(writer.inner.entries.lock().get("u").map(|entry| entry.base.clone()), base, "{uid}");
+        }
+    }
 
     #[test]
     fn only_what_changed_is_sent() {

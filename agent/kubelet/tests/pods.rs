@@ -303,3 +303,46 @@ fn a_static_pod_that_is_put_back_while_it_ends_begins_again() {
         assert_ne!(main_status(&after)["containerID"], main_status(&before)["containerID"]);
     });
 }
+
+#[test]
+fn a_second_deletion_leaves_less_time_and_sidecars_still_end_last() {
+    on_a_node("hasty", |node| async move {
+        let node = node.lock().await;
+        let directory = node.directory.join("order");
+        std::fs::create_dir_all(&directory).unwrap();
+        let ending = |name: &str, seconds: u32| {
+            let end = format!("sleep {seconds}; echo {name} >> /order/ended; exit 0");
+            let mut container = shell(name, &format!("trap '{end}' TERM; while :; do sleep 0.1; done"));
+            container["volumeMounts"] = json!([{"name": "order", "mountPath": "/order"}]);
+            container
+        };
+        let mut sidecar = ending("sidecar", 0);
+        sidecar["restartPolicy"] = json!("Always");
+        let volumes = json!([{"name": "order", "hostPath": {"path": directory}}]);
+        let spec = json!({"terminationGracePeriodSeconds": 60, "initContainers": [sidecar],
+            "containers": [ending("main", 3)], "volumes": volumes});
+        node.create("hasty", spec).await;
+        node.wait("hasty", "Ready", ready).await;
+        for seconds in [60, 20] {
+            let within = kube::api::DeleteParams { grace_period_seconds: Some(seconds), ..Default::default() };
+            node.pods().delete("hasty", &within).await.unwrap();
+        }
+        node.wait("hasty", "gone", Value::is_null).await;
+        assert_eq!(std::fs::read_to_string(directory.join("ended")).unwrap(), "main\nsidecar\n");
+    });
+}
+
+#[test]
+fn a_container_that_somebody_else_removes_runs_again_and_that_counts() {
+    on_a_node("removed", |node| async move {
+        let node = node.lock().await;
+        node.create("web", json!({"containers": [shell("main", "while :; do sleep 0.1; done")]})).await;
+        let before = node.wait("web", "Ready", ready).await;
+        let id = main_status(&before)["containerID"].as_str().unwrap().trim_start_matches("containerd://").to_owned();
+        let cri = kubelet::cri::Runtime::new(&node.options.paths.socket);
+        cri.remove_container(&id).await.unwrap();
+        let again = |pod: &Value| ready(pod) && main_status(pod)["containerID"] != main_status(&before)["containerID"];
+        let after = node.wait("web", "Ready again", again).await;
+        assert_eq!((phase(&after), main_status(&after)["restartCount"].as_i64()), ("Running", Some(1)));
+    });
+}

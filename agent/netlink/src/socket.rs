@@ -110,39 +110,72 @@ impl Socket {
     /// Sends one request and waits for its acknowledgement; returns what came before it.
     pub fn request(&mut self, operation: &str, mut message: Message) -> Result<Vec<Reply>> {
         message.add_flags(flag::ACK);
-        self.exchange(operation, message)
+        Ok(self.exchange(operation, message)?.replies)
     }
 
     /// Lists objects; taken again when another writer disturbed it.
     pub fn dump(&mut self, operation: &str, mut message: Message) -> Result<Vec<Reply>> {
         message.add_flags(flag::DUMP);
-        let mut found = Vec::new();
+        let mut found = Answer::default();
         for _ in 0..DUMP_ATTEMPTS {
             found = self.exchange(operation, message.clone())?;
-            if found.iter().all(|reply| reply.flags & flag::DUMP_INTERRUPTED == 0) {
+            if !found.disturbed {
                 break;
             }
         }
-        Ok(found)
+        Ok(found.replies)
     }
 
-    fn exchange(&mut self, operation: &str, message: Message) -> Result<Vec<Reply>> {
+    fn exchange(&mut self, operation: &str, message: Message) -> Result<Answer> {
         let sequence = self.next_sequence();
         self.send(operation, &message.finish(sequence))?;
-        let mut answers = Vec::new();
+        let mut answer = Answer::default();
         loop {
             let waiting = self.receive(operation, true)?.unwrap_or_default();
-            for reply in waiting {
-                if reply.sequence != sequence {
-                    continue;
-                }
-                match reply.kind {
-                    NLMSG_DONE => return Ok(answers),
-                    NLMSG_ERROR => return error_of(operation, &reply).map(|()| answers),
-                    _ => answers.push(reply),
+            for reply in waiting.into_iter().filter(|reply| reply.sequence == sequence) {
+                if answer.take(operation, reply)? {
+                    return Ok(answer);
                 }
             }
         }
+    }
+}
+
+/// What came for one request.
+#[derive(Debug, Default)]
+struct Answer {
+    replies: Vec<Reply>,
+    /// Another writer changed what was listed meanwhile.
+    disturbed: bool,
+}
+
+impl Answer {
+    /// Whether it is complete with this message.
+    fn take(&mut self, operation: &str, reply: Reply) -> Result<bool> {
+        match reply.kind {
+            NLMSG_ERROR => return error_of(operation, &reply).map(|()| true),
+            NLMSG_DONE => end_of_dump(operation, &reply)?,
+            _ => {}
+        }
+        // Flags of the last message may be the only ones that say so.
+        self.disturbed |= reply.flags & flag::DUMP_INTERRUPTED != 0;
+        let complete = reply.kind == NLMSG_DONE;
+        if !complete {
+            self.replies.push(reply);
+        }
+        Ok(complete)
+    }
+}
+
+/// The last message of a dump: a number below zero says that it ended early. The kernel's words follow the
+/// number, with no request between.
+fn end_of_dump(operation: &str, reply: &Reply) -> Result<()> {
+    match reply.payload.get(..4).map(|code| u32_at(code, 0) as i32) {
+        Some(code) if code < 0 => {
+            let errno = Errno::from_raw(code.wrapping_neg());
+            Err(Error::Kernel { operation: operation.to_owned(), errno, detail: detail_after(reply, 4) })
+        }
+        _ => Ok(()),
     }
 }
 
@@ -164,11 +197,54 @@ pub(crate) fn is_error(reply: &Reply) -> bool {
 }
 
 fn error_detail(reply: &Reply) -> String {
-    if reply.flags & flag::ACK_TLVS == 0 || reply.payload.len() < 20 {
+    if reply.payload.len() < 20 {
         return String::new();
     }
     // The request's header follows the number, and its payload too unless it was capped.
     let request = if reply.flags & flag::CAPPED != 0 { 16 } else { aligned(u32_at(&reply.payload, 4) as usize) };
-    let attributes = Attributes(reply.payload.get(4 + request..).unwrap_or_default());
+    detail_after(reply, 4 + request)
+}
+
+/// The kernel's own words, which begin at byte `start`, where it sent any.
+fn detail_after(reply: &Reply, start: usize) -> String {
+    if reply.flags & flag::ACK_TLVS == 0 {
+        return String::new();
+    }
+    let attributes = Attributes(reply.payload.get(start..).unwrap_or_default());
     attributes.string(ERROR_MESSAGE).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reply(kind: u16, flags: u16, payload: &[u8]) -> Reply {
+        Reply { kind, flags: flags | flag::MULTI, sequence: 1, payload: payload.to_vec() }
+    }
+
+    #[test]
+    fn a_dump_that_ended_early_is_an_error() {
+        let mut answer = Answer::default();
+        assert!(!answer.take("list", reply(16, 0, &[1])).unwrap());
+        let mut payload = (-(Errno::ENOENT as i32)).to_ne_bytes().to_vec();
+        payload.extend(11u16.to_ne_bytes());
+        payload.extend(ERROR_MESSAGE.to_ne_bytes());
+        payload.extend(b"no set\0\0");
+        let error = answer.take("list", reply(NLMSG_DONE, flag::ACK_TLVS, &payload)).unwrap_err();
+        assert!(error.is_missing());
+        assert!(error.to_string().ends_with("(no set)"), "{error}");
+        for whole in [&b""[..], &[0; 4]] {
+            assert!(Answer::default().take("list", reply(NLMSG_DONE, 0, whole)).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_dump_that_was_disturbed_at_its_end_is_known() {
+        let mut answer = Answer::default();
+        answer.take("list", reply(16, 0, &[1])).unwrap();
+        assert!(!answer.disturbed);
+        assert!(answer.take("list", reply(NLMSG_DONE, flag::DUMP_INTERRUPTED, &0i32.to_ne_bytes())).unwrap());
+        assert!(answer.disturbed);
+        assert_eq!(answer.replies.len(), 1);
+    }
 }

@@ -27,13 +27,13 @@ mod plan;
 pub mod policy;
 pub mod routes;
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use component::{Informer, Informers, Supervisor};
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use netlink::IpNet;
 use tokio::sync::{Notify, watch};
 
@@ -117,6 +117,8 @@ pub struct Network {
     config: Arc<Config>,
     state: watch::Receiver<State>,
     conflist: Arc<watch::Sender<Option<serde_json::Value>>>,
+    /// None where they are not enforced.
+    policies: Option<policy::Policies>,
 }
 
 /// How far the pod network is.
@@ -155,6 +157,19 @@ impl Network {
         cni::collect(&self.config.cni_bin_dir, &conflist, &valid).await
     }
 
+    /// Returns once network policies hold for a pod of this node that has these addresses, which the API may not
+    /// show yet. To be waited for before a container of the pod starts.
+    pub async fn isolate(&self, pod: &Arc<Pod>, addresses: &[IpAddr]) {
+        let Some(policies) = &self.policies else { return };
+        let first = addresses.iter().find_map(|address| match address {
+            IpAddr::V4(address) => Some(*address),
+            IpAddr::V6(_) => None,
+        });
+        if let Some(address) = first {
+            policies.hold(pod, address).await;
+        }
+    }
+
     /// Asks the plugins whether they could serve an ADD.
     pub async fn status(&self) -> Result<(), Error> {
         let Some(conflist) = self.conflist.borrow().clone() else { return Ok(()) };
@@ -181,10 +196,8 @@ pub fn start(config: Config, informers: Informers, supervisor: &Supervisor) -> N
     } else {
         supervisor.spawn("nodes", reconcile_forever(config.clone(), nodes, changed, state, conflist.clone()));
     }
-    if config.enforce_policies {
-        policy::start(&config.node_name, &informers, &supervisor);
-    }
-    Network { config, state: state_seen, conflist }
+    let policies = config.enforce_policies.then(|| policy::start(&config.node_name, &informers, &supervisor));
+    Network { config, state: state_seen, conflist, policies }
 }
 
 async fn reconcile_forever(

@@ -6,10 +6,12 @@
 mod api;
 
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::Api;
 use component::{Informers, Supervisor};
+use k8s_openapi::api::core::v1::Pod;
 use netlink::nft::{Family, Nft};
 use netlink::{Address, LinkKind, Rtnl};
 use network::{Attachment, Config};
@@ -98,10 +100,33 @@ async fn scenario() {
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
         "metadata": { "name": "p", "namespace": "default", "resourceVersion": "4" }, "spec": { "podSelector": {} },
     });
+    let new = json!({
+        "metadata": { "name": "new", "namespace": "default", "uid": "1" },
+        "spec": { "nodeName": "n1", "containers": [{ "name": "c" }] },
+    });
+    let new: Arc<Pod> = Arc::new(serde_json::from_value(new).unwrap());
+    let isolate = |last: u8| {
+        let (network, new) = (network.clone(), new.clone());
+        async move {
+            let address = [10, 42, 7, last].into();
+            tokio::time::timeout(Duration::from_secs(10), network.isolate(&new, &[address])).await
+        }
+    };
+    let chain_of = |last: u8| {
+        let table = Nft::open().unwrap().list(&network::policy::table()).unwrap().unwrap_or_default();
+        table.chains.iter().any(|chain| chain.name == format!("ingress-10.42.7.{last}"))
+    };
     let has_table = || Nft::open().unwrap().tables(Family::Ipv4).unwrap().contains(&"skiff_policy".to_owned());
     assert!(!has_table());
+    isolate(20).await.expect("without a policy nobody waits");
     api.push("networkpolicies", "ADDED", &policy);
     until("a policy table", has_table).await;
+
+    // a pod whose address the API does not show has its rules when the answer comes, and so has another sandbox
+    isolate(20).await.expect("the rules of a new pod");
+    assert!(chain_of(20));
+    isolate(21).await.expect("the rules of its other sandbox");
+    assert!(chain_of(21) && !chain_of(20));
     api.push("networkpolicies", "DELETED", &policy);
     until("no policy table", || !has_table()).await;
 

@@ -5,7 +5,7 @@
 //! containerd, directories and cgroup. Nothing of a lab is outside:
 //!
 //! ```text
-//! /var/lib/skiff/lab/<name>/         lab.json, token, admin.kubeconfig, <member>.log, <member>/…
+//! /var/lib/skiff/lab/<name>/         lab.json, token, join-token, admin.kubeconfig, <member>.log, <member>/…
 //! /run/skiff/lab/<name>/<member>/    sockets and pid files
 //! netns skiff-<name>-<member>, bridge skl…, links skl…p…, nf_tables table skiff_lab_<name>
 //! cgroup skiff-lab-<name>/<member>
@@ -41,7 +41,7 @@ pub enum LabCommand {
     Kubeconfig(NameArguments),
     /// Run a command in a node's network, with its container runtime and the cluster's kubeconfig
     Exec(node::ExecArguments),
-    /// Stop, start, kill, partition or heal a node (or `server`)
+    /// Stop, start, kill, partition, slow down or heal a node (or `server`)
     #[command(subcommand)]
     Node(node::NodeCommand),
     /// Show the life of a pod with milliseconds, from the logs of a lab
@@ -50,6 +50,7 @@ pub enum LabCommand {
 
 #[derive(Args)]
 pub struct NameArguments {
+    /// The lab's name
     #[arg(default_value = DEFAULT_NAME)]
     pub name: String,
 }

@@ -21,6 +21,7 @@ use crate::{BadUsage, Command, CommandLine};
 
 #[derive(Args, Debug, Clone)]
 pub struct UpArguments {
+    /// The lab's name
     #[arg(default_value = super::DEFAULT_NAME)]
     pub name: String,
     /// How many nodes (default: 1, or as many as the lab has); 0 only with hollow nodes
@@ -36,7 +37,7 @@ pub struct UpArguments {
     /// Where the cluster's state is kept: embedded, or etcd=URL,...
     #[arg(long)]
     pub store: Option<String>,
-    /// Prefix length of each node's part of the pod network 10.42.0.0/16 (default: 24)
+    /// Prefix length of each node's part of the pod network (default: 24)
     #[arg(long, value_parser = clap::value_parser!(u8).range(17..=30))]
     pub node_cidr_mask: Option<u8>,
     /// An image archive that every node imports when it starts; may be repeated
@@ -60,7 +61,7 @@ pub fn run(arguments: &UpArguments) -> anyhow::Result<()> {
     let _lock = lock()?;
     let lab = plan(arguments)?;
     // A member that refuses its arguments is told of before anything is made.
-    let network = server_options(&lab)?.network().map_err(|problem| BadUsage(problem.to_string()))?;
+    let network = server_options(&lab)?.network()?;
     for node in &lab.nodes {
         parse(&agent_arguments(&lab, node)?)?;
     }

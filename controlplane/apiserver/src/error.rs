@@ -179,6 +179,13 @@ impl ApiError {
         error
     }
 
+    /// What went wrong before anything could be said about the request itself: a plain page, too.
+    pub fn internal_page(message: impl Into<String>) -> Self {
+        let mut error = Self::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", message);
+        error.inner.page = true;
+        error
+    }
+
     /// What to answer as plain text, instead of a `Status`.
     pub fn page(&self) -> Option<String> {
         self.inner.page.then(|| format!("{}\n", self.message))

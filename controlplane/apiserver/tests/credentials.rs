@@ -290,6 +290,25 @@ async fn webhooks_know_tokens_and_decide_about_rights() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_right_that_nobody_could_be_asked_about_is_not_a_no() {
+    let cluster = Cluster::start_with(|config| {
+        let rights = config.client_ca.with_file_name("rights");
+        let text = "{apiVersion: v1, kind: Config, current-context: a, contexts: [{name: a, context: {cluster: a, user: a}}], users: [{name: a, user: {}}], clusters: [{name: a, cluster: {server: 'http://127.0.0.1:1/authorize'}}]}";
+        std::fs::write(&rights, text).unwrap();
+        config.options.authorization.modes = ["RBAC", "Webhook"].map(str::to_owned).to_vec();
+        config.options.authorization.webhook = Some((rights, Duration::ZERO, Duration::ZERO));
+    })
+    .await;
+    let request = http::Request::get("/api/v1/pods?limit=1").body(Body::empty()).unwrap();
+    let response = cluster.client("jane").send(request).await.unwrap();
+    assert_eq!(response.status(), 500);
+    assert_eq!(response.headers()["content-type"], "text/plain; charset=utf-8");
+    let page = response.into_body().collect().await.unwrap().to_bytes();
+    let page = String::from_utf8_lossy(&page);
+    assert!(page.starts_with("Internal Server Error: \"/api/v1/pods?limit=1\": "), "{page}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn anonymous_requests_may_be_good_for_some_paths_only() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("authentication.yaml");

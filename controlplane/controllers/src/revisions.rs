@@ -69,15 +69,16 @@ pub fn plan(wanted: &PodTemplateSpec, existing: &[Arc<ControllerRevision>]) -> P
     }
 }
 
-/// Old revisions beyond the limit, oldest first, but none that `in_use` names.
+/// Old revisions beyond the limit, oldest first, but none that `in_use` names. A negative limit keeps all.
 pub fn expired(
     existing: &[Arc<ControllerRevision>],
     limit: Option<i32>,
     in_use: impl Fn(&ControllerRevision) -> bool,
 ) -> Vec<String> {
+    let Ok(limit) = usize::try_from(limit.unwrap_or(10)) else { return Vec::new() };
     let mut unused: Vec<_> = existing.iter().filter(|revision| !in_use(revision)).collect();
     unused.sort_by_key(|revision| number(revision));
-    let surplus = unused.len().saturating_sub(usize::try_from(limit.unwrap_or(10)).unwrap_or(0));
+    let surplus = unused.len().saturating_sub(limit);
     unused.into_iter().take(surplus).map(|revision| revision.name_any()).collect()
 }
 
@@ -190,5 +191,13 @@ mod tests {
         let used = |revision: &ControllerRevision| revision.revision == Some(1);
         assert_eq!(expired(&existing, Some(1), used), ["r2", "r3"]);
         assert!(expired(&existing, None, used).is_empty());
+    }
+
+    /// `revisionHistoryLimit: -1` of a StatefulSet.
+    #[test]
+    fn a_negative_limit_keeps_all_history() {
+        let existing = [revision("a", 1), revision("b", 2)];
+        assert_eq!(expired(&existing, Some(0), |_| false), ["r1", "r2"]);
+        assert!(expired(&existing, Some(-1), |_| false).is_empty());
     }
 }

@@ -53,6 +53,9 @@ pub trait Store: Send + Sync + 'static {
     /// The store's revision now (linearizable).
     async fn revision(&self) -> Result<Revision, StoreError>;
 
+    /// Whether it is of use, as far as that is known without a write; `Err` says why it is not.
+    async fn healthy(&self) -> Result<(), StoreError>;
+
     /// Forgets the versions that were superseded at or before `revision`. Both implementations
     /// compact by themselves; this is for those who want it sooner.
     async fn compact(&self, revision: Revision) -> Result<(), StoreError>;

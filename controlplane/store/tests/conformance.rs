@@ -29,6 +29,7 @@ for_both_engines!(
 async fn writes_are_conditional(engine: Engine) {
     let bench = Bench::new(engine).await;
     let store = &bench.store;
+    assert_eq!(store.healthy().await, Ok(()));
     assert_eq!(store.get("/a").await.unwrap(), Got { kv: None, revision: 1 });
 
     let created = done(store.txn(Txn::create("/a", "1")).await);

@@ -226,6 +226,20 @@ async fn a_snapshot_for_sending_leaves_no_file() {
 }
 
 #[tokio::test]
+async fn snapshots_that_are_sent_at_the_same_time_are_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, want) = filled(&dir.path().join("a"), 2000).await;
+    let sent = futures::future::join_all((0..16).map(|_| Store::snapshot(&store))).await;
+    for sent in sent {
+        let copy = dir.path().join("copy");
+        std::io::copy(&mut sent.unwrap(), &mut std::fs::File::create(&copy).unwrap()).unwrap();
+        let mut read = Vec::new();
+        read_snapshot(&copy, |kv| read.push(kv)).unwrap();
+        assert_eq!(read, want);
+    }
+}
+
+#[tokio::test]
 async fn a_damaged_snapshot_is_refused_and_named() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = filled(&dir.path().join("a"), 50).await;

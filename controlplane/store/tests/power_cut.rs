@@ -226,6 +226,33 @@ async fn nothing_is_lost_without_a_failure() {
     assert_eq!(events_until(&mut watch, next).await.len(), 1);
 }
 
+/// A full disk, say: whoever looks after the server must see it, and who opens the store anew finds all.
+#[tokio::test]
+async fn a_store_that_takes_no_more_writes_says_so_until_it_is_opened_anew() {
+    let (disk, options) = (Arc::new(SimDisk::new(u64::MAX)), Options::default());
+    let store = Arc::new(Embedded::open_disk(disk.clone(), &options).unwrap());
+    common::done(store.txn(Txn::create("/a", "1")).await);
+    assert_eq!(store.healthy().await, Ok(()));
+    let waiting = store.clone();
+    let waiting = tokio::spawn(async move { waiting.failed().await });
+    disk.fail_next_sync();
+    let error = store.txn(Txn::create("/b", "2")).await.unwrap_err();
+    let text = "syncing (simulated)/00000001.log: the disk refuses; check the disk's free space and health, then start the server again";
+    assert_eq!(error.to_string(), text);
+    assert_eq!(store.txn(Txn::create("/b", "2")).await, Err(error.clone()));
+    assert_eq!(store.healthy().await, Err(error.clone()));
+    assert_eq!((waiting.await.unwrap(), store.failed().await), (error.clone(), error), "before and after it");
+    assert!(store.get("/a").await.unwrap().kv.is_some(), "reads go on");
+    drop(store);
+
+    let store = Embedded::open_disk(disk.clone(), &options).unwrap();
+    assert_eq!(store.healthy().await, Ok(()));
+    common::done(store.txn(Txn::create("/c", "3")).await);
+    assert!(store.get("/a").await.unwrap().kv.is_some());
+    store.close();
+    assert_eq!(store.healthy().await, Err(StoreError::Closed));
+}
+
 /// A kernel whose sync failed shows what the disk does not have, and a later sync does not write it: what
 /// comes behind it would, after the next power cut, lie behind a hole.
 #[tokio::test]

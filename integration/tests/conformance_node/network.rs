@@ -262,6 +262,48 @@ impl Story {
         self.lab.kubectl(&["delete", "networkpolicy", "--all"]);
         check("stays", "stays", "stays");
     }
+
+    /// What policies forbid a pod fails from its first instant on, in init containers too.
+    fn isolated_from_the_first_instant(&self) {
+        let stays = self.lab.get(&["pod", "stays"])["status"]["podIP"].as_str().unwrap().to_owned();
+        let apps = json!([{"key": "app", "operator": "In", "values": ["client", "early"]}]);
+        let spec = json!({"podSelector": {"matchExpressions": apps}, "policyTypes": ["Egress"]});
+        let metadata = json!({"name": "closed"});
+        let kind = "NetworkPolicy";
+        self.apply(json!([{"apiVersion": "networking.k8s.io/v1", "kind": kind, "metadata": metadata, "spec": spec}]));
+        // Both nodes know of it before the first of the pods comes.
+        for from in ["near", "far"] {
+            self.answers(from, ("tcp", &stays, 8080), &["silent"]);
+        }
+        let ask = format!("timeout 1 wget -q -O - http://{stays}:8080/ & sleep 0.02");
+        let asking = format!("i=0; while [ $i -lt 40 ]; do {ask}; i=$((i+1)); done");
+        let script = format!("exec 2>/dev/null; {asking}; wait; echo done");
+        let command = json!(["sh", "-c", script]);
+        let hasty = |name: &str, node: &str, app: &str| {
+            let init = json!({"name": "init", "image": BUSYBOX, "imagePullPolicy": "IfNotPresent", "command": command});
+            let more = json!({"restartPolicy": "Never", "initContainers": [init]});
+            pod(name, node, json!({"app": app}), json!({"command": command}), more)
+        };
+        let early = ["early-1", "early-2", "early-3", "early-4"];
+        let mut pods = vec![hasty("open", "node-1", "open")];
+        for (at, name) in early.into_iter().enumerate() {
+            pods.push(hasty(name, ["node-1", "node-2"][at % 2], "early"));
+        }
+        self.apply(json!(pods));
+        for name in early.into_iter().chain(["open"]) {
+            self.lab.wait(&format!("pod/{name}"), "jsonpath={.status.phase}=Succeeded", 60);
+            for container in ["init", "main"] {
+                let log = self.lab.kubectl(&["logs", name, "-c", container]);
+                match name {
+                    "open" => assert!(log.contains("stays"), "{container} shows that the attempts can succeed: {log}"),
+                    _ => assert_eq!(log, "done\n", "{name} {container}"),
+                }
+            }
+        }
+        let late = self.lab.get(&["events", "--field-selector", "reason=NetworkNotReady"]);
+        assert_eq!(late["items"], json!([]), "pods started without their policies");
+        self.lab.kubectl(&["delete", "networkpolicy", "--all"]);
+    }
 }
 
 fn network(story: &str, mode: &str) {
@@ -300,6 +342,7 @@ fn network(story: &str, mode: &str) {
     story.terminating();
     story.type_changes();
     story.policies();
+    story.isolated_from_the_first_instant();
 }
 
 #[test]

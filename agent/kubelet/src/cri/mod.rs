@@ -304,11 +304,6 @@ impl Runtime {
         within("ExecSync", wait, self.runtime.clone().exec_sync(request)).await
     }
 
-    /// Bytes that each container wrote into its image, by container id.
-    pub async fn written(&self) -> Answer<BTreeMap<String, u64>> {
-        Ok(self.layers().await?.into_iter().map(|(id, layer)| (id, layer.bytes)).collect())
-    }
-
     /// What each container wrote into its image, by container id.
     pub async fn layers(&self) -> Answer<BTreeMap<String, Layer>> {
         let request = cri::ListContainerStatsRequest::default();

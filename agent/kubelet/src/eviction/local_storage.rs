@@ -10,21 +10,45 @@ use k8s_openapi::api::core::v1::{Pod, Volume};
 
 use super::{disk_usage, evict, viable};
 use crate::context::NodeContext;
+use crate::cri::Layer;
 use crate::manager::Manager;
 use crate::pod::mailbox::Snapshot;
 
 const EPHEMERAL_STORAGE: &str = "ephemeral-storage";
 
-/// What each run wrote into its image, bytes by run id.
-pub type Written = BTreeMap<String, u64>;
+/// What each run wrote into its image, by run id.
+pub type Written = BTreeMap<String, Layer>;
 
-/// Bytes on disk.
+/// Something on disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Disk {
+    pub bytes: u64,
+    pub inodes: u64,
+}
+
+impl std::ops::AddAssign for Disk {
+    fn add_assign(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.inodes += other.inodes;
+    }
+}
+
+impl std::iter::Sum for Disk {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |mut sum, one| {
+            sum += one;
+            sum
+        })
+    }
+}
+
+/// What a pod has on disk.
 #[derive(Debug, Default)]
 pub struct Used {
     /// Of emptyDir volumes, by name.
-    empty_dirs: BTreeMap<String, u64>,
+    empty_dirs: BTreeMap<String, Disk>,
     /// Of containers, by name: what they wrote into their image, and their logs.
-    containers: BTreeMap<String, u64>,
+    pub(super) containers: BTreeMap<String, Disk>,
 }
 
 /// The limit of an emptyDir, if it has one.
@@ -42,29 +66,29 @@ fn exceeded(pod: &Pod, used: &Used) -> Option<String> {
     let spec = pod.spec.as_ref()?;
     for volume in spec.volumes.iter().flatten() {
         let Some(limit) = size_limit(volume) else { continue };
-        if used.empty_dirs.get(&volume.name).is_some_and(|used| *used > bytes(limit)) {
+        if used.empty_dirs.get(&volume.name).is_some_and(|used| used.bytes > bytes(limit)) {
             return Some(format!("Usage of EmptyDir volume \"{}\" exceeds the limit \"{limit}\". ", volume.name));
         }
     }
     if let Some(limit) = resources::of_pod(spec, Side::Limits).get(EPHEMERAL_STORAGE).copied()
         && !limit.is_zero()
-        && on_disk(pod, used) > bytes(limit)
+        && on_disk(pod, used).bytes > bytes(limit)
     {
         return Some(format!("Pod ephemeral local storage usage exceeds the total limit of containers {limit}. "));
     }
     spec.containers.iter().find_map(|container| {
         let limit = resources::of_container(container, Side::Limits).get(EPHEMERAL_STORAGE).copied()?;
-        let used = *used.containers.get(&container.name)?;
+        let used = used.containers.get(&container.name)?.bytes;
         (!limit.is_zero() && used > bytes(limit))
             .then(|| format!("Container {} exceeded its local ephemeral storage limit \"{limit}\". ", container.name))
     })
 }
 
 /// Everything that the pod has on disk. Volumes that lie elsewhere are not among that.
-pub fn on_disk(pod: &Pod, used: &Used) -> u64 {
+pub fn on_disk(pod: &Pod, used: &Used) -> Disk {
     let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).filter(|volume| !in_memory(volume));
-    let volumes: u64 = volumes.filter_map(|volume| used.empty_dirs.get(&volume.name)).sum();
-    volumes + used.containers.values().sum::<u64>()
+    let volumes = volumes.filter_map(|volume| used.empty_dirs.get(&volume.name));
+    volumes.chain(used.containers.values()).copied().sum()
 }
 
 fn in_memory(volume: &Volume) -> bool {
@@ -98,7 +122,7 @@ pub async fn enforce(node: &Arc<NodeContext>, manager: &Manager) -> bool {
 }
 
 pub async fn written(node: &NodeContext) -> Written {
-    node.runtime.written().await.unwrap_or_else(|error| {
+    node.runtime.layers().await.unwrap_or_else(|error| {
         tracing::debug!(%error, "the container runtime did not say what containers have written");
         Written::new()
     })
@@ -115,9 +139,10 @@ pub fn measure(node: &NodeContext, snapshot: &Snapshot, written: &Written) -> Us
     });
     let mut used = Used { empty_dirs: empty_dirs.collect(), containers: BTreeMap::new() };
     for run in snapshot.observed.runs.iter().filter(|run| run.is_running()) {
-        let logs = std::path::Path::new(&run.log_path).parent().map_or(0, disk_usage);
-        let layer = written.get(&run.id).copied().unwrap_or(0);
-        used.containers.insert(run.name.clone(), logs + layer);
+        let mut disk = std::path::Path::new(&run.log_path).parent().map(disk_usage).unwrap_or_default();
+        let layer = written.get(&run.id).copied().unwrap_or_default();
+        disk += Disk { bytes: layer.bytes, inodes: layer.inodes };
+        used.containers.insert(run.name.clone(), disk);
     }
     used
 }
@@ -148,9 +173,10 @@ mod tests {
                 Some("Pod ephemeral local storage usage exceeds the total limit of containers 12Mi. "),
             ),
         ] {
+            let disk = |name: &str, bytes: u64| (name.to_owned(), Disk { bytes, inodes: 1 });
             let used = Used {
-                empty_dirs: BTreeMap::from([("v".to_owned(), v), ("m".to_owned(), 0)]),
-                containers: BTreeMap::from([("c".to_owned(), c), ("d".to_owned(), d)]),
+                empty_dirs: BTreeMap::from([disk("v", v), disk("m", 0)]),
+                containers: BTreeMap::from([disk("c", c), disk("d", d)]),
             };
             assert_eq!(exceeded(&pod(resources), &used).as_deref(), expected, "{v} {c} {d}");
         }
@@ -161,10 +187,11 @@ mod tests {
         let volumes = json!([{"name": "v", "emptyDir": {}}, {"name": "m", "emptyDir": {"medium": "Memory"}},
             {"name": "far", "nfs": {"server": "s", "path": "/"}}]);
         let pod: Pod = serde_json::from_value(json!({"spec": {"containers": [], "volumes": volumes}})).unwrap();
+        let disk = |name: &str, bytes: u64, inodes: u64| (name.to_owned(), Disk { bytes, inodes });
         let used = Used {
-            empty_dirs: BTreeMap::from([("v".to_owned(), 1), ("m".to_owned(), 10)]),
-            containers: BTreeMap::from([("c".to_owned(), 100)]),
+            empty_dirs: BTreeMap::from([disk("v", 1, 2), disk("m", 10, 20)]),
+            containers: BTreeMap::from([disk("c", 100, 200)]),
         };
-        assert_eq!(on_disk(&pod, &used), 101);
+        assert_eq!(on_disk(&pod, &used), Disk { bytes: 101, inodes: 202 });
     }
 }

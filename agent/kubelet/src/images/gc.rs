@@ -59,7 +59,8 @@ where
 
 /// Bytes to free: down to the low mark once the high mark is passed.
 pub fn wanted(fs: FileSystem, high_percent: u8, low_percent: u8) -> u64 {
-    if fs.bytes == 0 {
+    // Kubernetes' way to switch it off.
+    if fs.bytes == 0 || high_percent >= 100 {
         return 0;
     }
     let used = 100 - fs.available * 100 / fs.bytes;
@@ -204,6 +205,7 @@ mod tests {
         let fs = |available| FileSystem { bytes: 1000, available, ..Default::default() };
         assert_eq!((wanted(fs(200), 85, 80), wanted(fs(150), 85, 80), wanted(fs(100), 85, 80)), (0, 50, 100));
         assert_eq!(wanted(FileSystem::default(), 85, 80), 0);
+        assert_eq!(wanted(fs(0), 100, 80), 0, "a full disk does not switch it on again");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::{Manager, is_final, uid_of};
 use crate::admission;
 use crate::node::status::Pressure;
 use crate::pod::mailbox::Source;
+use crate::preemption::is_preempted;
 use crate::resize;
 
 /// A pod that waits for room.
@@ -46,7 +47,8 @@ impl Manager {
         let mailboxes = self.state.lock().pods.clone();
         let others = mailboxes.iter().filter(|(other, _)| *other != uid).filter(|(_, mailbox)| {
             let snapshot = mailbox.snapshot();
-            !snapshot.ended && !is_final(&snapshot.pod)
+            let gives_way = mailbox.wish.borrow().verdict.as_ref().is_some_and(|(verdict, _)| is_preempted(verdict));
+            !snapshot.ended && !is_final(&snapshot.pod) && !gives_way
         });
         // The latest wish: a worker may not have looked at it yet.
         others.map(|(_, mailbox)| mailbox.wish.borrow().pod.clone()).collect()

@@ -23,8 +23,10 @@ use tokio::time::Instant;
 
 use super::lease;
 use super::machine::file_system;
+use super::runtime::Heard;
 use super::status::{self, Pressure, View};
 use crate::context::{NodeContext, RuntimeFeatures};
+use crate::cri::RuntimeError;
 
 /// How often the status is made anew.
 const UPDATE: Duration = Duration::from_secs(10);
@@ -39,6 +41,7 @@ pub struct Heartbeat {
     wanted: Notify,
     pressure: Mutex<Pressure>,
     last: Mutex<Option<NodeStatus>>,
+    heard: Mutex<Heard>,
 }
 
 impl Heartbeat {
@@ -243,18 +246,49 @@ fn same(a: &Value, b: &Value) -> bool {
     without(a) == without(b)
 }
 
+/// How long the runtime has to say how it is. One that hangs must not keep the node from telling.
+const ANSWER: Duration = Duration::from_secs(10);
+
+async fn soon<T>(answer: impl Future<Output = Result<T, RuntimeError>>) -> Option<T> {
+    match tokio::time::timeout(ANSWER, answer).await {
+        Ok(Ok(answer)) => Some(answer),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "the container runtime does not say how it is; asking again");
+            None
+        }
+        Err(_) => {
+            tracing::warn!(seconds = ANSWER.as_secs(), "the container runtime does not answer; asking again");
+            None
+        }
+    }
+}
+
 async fn fresh_status(
     node: &NodeContext,
     heartbeat: &Heartbeat,
     held: Option<&NodeStatus>,
     advertised: &Amounts,
 ) -> (NodeStatus, bool) {
-    let (runtime, version, images) =
-        tokio::join!(node.runtime.status(), node.runtime.version(), node.runtime.list_images());
-    let problem = runtime.as_ref().err().map(ToString::to_string).unwrap_or_default();
-    let version =
-        version.map(|version| format!("{}://{}", version.runtime_name, version.runtime_version)).unwrap_or_default();
-    if let Ok(status) = &runtime {
+    let runtime = &node.runtime;
+    let (told, version, images) =
+        tokio::join!(soon(runtime.status()), soon(runtime.version()), soon(runtime.list_images()));
+    let now = Instant::now();
+    let heard = {
+        let mut heard = heartbeat.heard.lock();
+        if let Some(status) = told {
+            heard.note(status, now);
+        }
+        if let Some(version) = version {
+            heard.version = format!("{}://{}", version.runtime_name, version.runtime_version);
+        }
+        if let Some(images) = images {
+            heard.images = images;
+        }
+        heard.clone()
+    };
+    let judged = heard.judge(*node.relisted.read(), now);
+    let runtime = judged.as_deref().map_err(String::as_str);
+    if let Ok(status) = runtime {
         let default = status.runtime_handlers.iter().find(|handler| handler.name.is_empty());
         let recursive =
             default.and_then(|handler| handler.features.as_ref()).is_some_and(|f| f.recursive_read_only_mounts);
@@ -268,9 +302,9 @@ async fn fresh_status(
         config: &node.config,
         machine: &node.machine,
         root,
-        runtime: runtime.as_ref().map_err(|_| problem.as_str()),
-        runtime_version: &version,
-        images: images.as_deref().unwrap_or_default(),
+        runtime,
+        runtime_version: &heard.version,
+        images: &heard.images,
         pressure: heartbeat.pressure(),
         volumes_in_use: &node.volumes.in_use().borrow().clone(),
         devices: &node.devices.counts(),
@@ -278,7 +312,7 @@ async fn fresh_status(
         last: &last,
         now: Timestamp::now(),
     });
-    let ready = status::readiness(runtime.as_ref().map_err(|_| problem.as_str())).0;
+    let ready = status::readiness(runtime).0;
     (status, ready)
 }
 

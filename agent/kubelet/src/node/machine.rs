@@ -56,6 +56,26 @@ pub fn available_memory() -> u64 {
     kilobytes(&std::fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemAvailable") << 10
 }
 
+/// How many processes and threads there may be, and how many there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Processes {
+    pub most: u64,
+    pub running: u64,
+}
+
+/// As the kernel has it now (`pkg/kubelet/stats/pidlimit`).
+pub fn processes() -> Option<Processes> {
+    let text = |path: &str| std::fs::read_to_string(path).ok();
+    let limits = ["/proc/sys/kernel/pid_max", "/proc/sys/kernel/threads-max"].into_iter().filter_map(text);
+    let most = limits.filter_map(|limit| limit.trim().parse().ok()).min()?;
+    Some(Processes { most, running: running(&text("/proc/loadavg")?)? })
+}
+
+/// The fourth field of `/proc/loadavg` is what is on a CPU, and all there is.
+fn running(loadavg: &str) -> Option<u64> {
+    loadavg.split_whitespace().nth(3)?.split_once('/')?.1.parse().ok()
+}
+
 /// The host's own user namespace maps every id to itself.
 fn is_mapped(uid_map: &str) -> bool {
     let fields: Vec<&str> = uid_map.split_whitespace().collect();
@@ -119,6 +139,8 @@ mod tests {
     fn proc_files() {
         assert_eq!(kilobytes("MemTotal:       24689420 kB\nMemFree: 1 kB\n", "MemTotal"), 24_689_420);
         assert_eq!(kilobytes("", "MemTotal"), 0);
+        assert_eq!((running("0.31 0.22 0.14 2/731 4242\n"), running("")), (Some(731), None));
+        assert!(processes().is_some_and(|processes| processes.running > 0 && processes.running < processes.most));
         for (uid_map, mapped) in
             [("", false), ("         0          0 4294967295", false), ("0 1000 1\n1 100000 65536", true)]
         {

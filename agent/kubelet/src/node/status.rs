@@ -38,7 +38,7 @@ pub struct View<'a> {
     pub config: &'a Config,
     pub machine: &'a Machine,
     pub root: FileSystem,
-    /// The runtime's own word; the error if it gave none.
+    /// The runtime's own word; why there is none to rely on.
     pub runtime: Result<&'a cri::StatusResponse, &'a str>,
     /// e.g. `containerd://1.6.20`.
     pub runtime_version: &'a str,
@@ -311,9 +311,7 @@ pub fn readiness(runtime: Result<&cri::StatusResponse, &str>) -> (bool, &'static
     const NOT_READY: &str = "KubeletNotReady";
     let status = match runtime {
         Ok(status) => status,
-        Err(error) => {
-            return (false, NOT_READY, format!("[container runtime status check may not have completed yet: {error}]"));
-        }
+        Err(problem) => return (false, NOT_READY, problem.to_owned()),
     };
     let conditions = status.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
     let mut problems = Vec::new();
@@ -362,7 +360,8 @@ mod tests {
             message,
             "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:Network plugin returns error: cni plugin not initialized"
         );
-        assert!(!readiness(Err("connection refused")).0);
+        let down = "container runtime is down";
+        assert_eq!(readiness(Err(down)), (false, "KubeletNotReady", down.to_owned()));
     }
 
     #[test]

@@ -139,6 +139,8 @@ pub fn decide(view: &View<'_>) -> Decision {
     }
     match view.observed.ready_sandbox() {
         Some(sandbox) if sandbox.host_network || !sandbox.ips.is_empty() => {
+            // A pod has one. Another was made in vain when the runtime took too long to say so.
+            decision.stop_sandbox = view.observed.superseded().map(|older| older.id.clone());
             decide_containers(view, spec, &sandbox.id.clone(), &mut decision);
         }
         _ => decide_sandbox(view, spec, &mut decision),

@@ -147,6 +147,8 @@ fn sandboxes_that_are_lost() {
     ] {
         assert_eq!(words(&decide_plain(spec.clone(), sandboxes, runs)), expected);
     }
+    let two = vec![sandbox("sb0", 0, true), sandbox("sb1", 1, true)];
+    assert_eq!(words(&decide_plain(spec.clone(), two, vec![])), "stop sb0, start a #0", "a pod has one sandbox");
     let mut no_address = sandbox("sb", 0, true);
     no_address.ips.clear();
     assert_eq!(words(&decide_plain(spec.clone(), vec![no_address.clone()], vec![])), "stop sb");

@@ -2,12 +2,16 @@
 
 use std::time::Duration;
 
+use component::EventType;
 use k8s_openapi::api::core::v1::{Container, HTTPGetAction, LifecycleHandler, Pod};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::actions::pod_id;
 use crate::context::NodeContext;
 use crate::probes::http;
+
+/// A hook has the time that it takes: what bounds it is the end of its pod.
+const LIMIT: Duration = Duration::from_secs(86_400);
 
 /// Runs one hook to its end. The error is what Kubernetes puts into its event.
 pub async fn run(
@@ -40,7 +44,11 @@ pub async fn run(
         };
     }
     if let Some(get) = &hook.http_get {
-        return http_hook(container, pod_ip, get).await;
+        return http_hook(container, pod_ip, get).await.map(|fell_back| {
+            if let Some(message) = fell_back {
+                node.event(pod, EventType::Warning, "LifecycleHTTPFallback", message);
+            }
+        });
     }
     if let Some(sleep) = &hook.sleep {
         tokio::time::sleep(Duration::from_secs(sleep.seconds.max(0).unsigned_abs())).await;
@@ -53,7 +61,9 @@ pub async fn run(
     Err("cannot run a lifecycle hook without a handler".to_owned())
 }
 
-async fn http_hook(container: &Container, pod_ip: Option<&str>, get: &HTTPGetAction) -> Result<(), String> {
+/// Returns what is to be told if it was a server without TLS that was asked by HTTPS: the scheme of hooks once
+/// did not count.
+async fn http_hook(container: &Container, pod_ip: Option<&str>, get: &HTTPGetAction) -> Result<Option<String>, String> {
     let port = resolve_port(container, &get.port).ok_or_else(|| format!("couldn't find port: {:?}", get.port))?;
     let host = get.host.clone().filter(|host| !host.is_empty()).or_else(|| pod_ip.map(str::to_owned));
     let host = host.ok_or("the pod has no address yet")?;
@@ -62,7 +72,15 @@ async fn http_hook(container: &Container, pod_ip: Option<&str>, get: &HTTPGetAct
         request.headers.push(("user-agent".to_owned(), format!("kube-lifecycle/{}", api::version::SHORT)));
     }
     // Whoever answers was told, whatever the answer is (`handlers.go: runHTTPHandler`).
-    http::fetch(&request, Duration::from_secs(30)).await.map(drop)
+    let Err(message) = http::fetch(&request, LIMIT).await else { return Ok(None) };
+    if !request.tls || !message.ends_with(http::PLAIN_HTTP) {
+        return Err(message);
+    }
+    request.tls = false;
+    request.headers.retain(|(name, _)| !name.eq_ignore_ascii_case("authorization"));
+    http::fetch(&request, LIMIT).await.map_err(|_| message)?;
+    let authority = http::authority(&host, port);
+    Ok(Some(format!("request to HTTPS lifecycle hook {authority} got HTTP response, retry with HTTP succeeded")))
 }
 
 /// A port by number, or by the name the container gives it.
@@ -98,9 +116,35 @@ mod tests {
         };
         let container = Container::default();
         let (asked, outcome) = tokio::join!(answer, http_hook(&container, Some("127.0.0.1"), &get));
-        assert_eq!(outcome, Ok(()));
+        assert_eq!(outcome, Ok(None));
         assert!(asked.contains("user-agent: kube-lifecycle/1."), "{asked}");
         drop(listener);
         assert!(http_hook(&container, Some("127.0.0.1"), &get).await.is_err(), "nobody answers");
+    }
+
+    #[tokio::test]
+    async fn a_hook_by_https_is_asked_by_http_where_nobody_speaks_tls() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let headers = json!([{"name": "Authorization", "value": "secret"}]);
+        let action = json!({"path": "/", "port": port, "scheme": "HTTPS", "httpHeaders": headers});
+        let get: HTTPGetAction = serde_json::from_value(action).unwrap();
+        let answer = async {
+            let mut asked = String::new();
+            for status in ["400 Bad Request", "200 OK"] {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut buffer = vec![0; 4096];
+                let read = stream.read(&mut buffer).await.unwrap();
+                let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                asked = String::from_utf8_lossy(&buffer[..read]).to_lowercase();
+            }
+            asked
+        };
+        let container = Container::default();
+        let (asked, outcome) = tokio::join!(answer, http_hook(&container, Some("127.0.0.1"), &get));
+        let told = outcome.unwrap().unwrap();
+        assert_eq!(told.split(" got ").next(), Some(&*format!("request to HTTPS lifecycle hook 127.0.0.1:{port}")));
+        assert!(asked.starts_with("get / ") && !asked.contains("authorization"), "{asked}");
     }
 }

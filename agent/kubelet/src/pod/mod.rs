@@ -2,7 +2,8 @@
 //!
 //! Pure: [`actions`] and [`ending`] decide, [`status`], [`phase`] and [`conditions`] describe,
 //! [`restart`] says what runs again, [`backoff`] waits, [`observed`] is what they look at. Effects: [`observe`], [`make_sandbox`],
-//! [`make_container`], [`devices`], [`stop`], [`cleanup`], [`hooks`], [`sub_path`]. [`worker`] ties them together.
+//! [`isolation`], [`make_container`], [`devices`], [`stop`], [`cleanup`], [`hooks`], [`sub_path`]. [`worker`] ties
+//! them together.
 
 pub mod actions;
 pub mod backoff;
@@ -11,6 +12,7 @@ pub mod conditions;
 pub mod devices;
 pub mod ending;
 pub mod hooks;
+pub mod isolation;
 pub mod labels;
 pub mod mailbox;
 pub mod make_container;

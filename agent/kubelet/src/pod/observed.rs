@@ -158,6 +158,11 @@ impl Observed {
         self.sandboxes.first().filter(|sandbox| sandbox.ready)
     }
 
+    /// An older sandbox that is still ready.
+    pub fn superseded(&self) -> Option<&Sandbox> {
+        self.sandboxes.iter().skip(1).find(|sandbox| sandbox.ready)
+    }
+
     /// The newest run of a container.
     pub fn newest(&self, name: &str) -> Option<&Run> {
         self.runs.iter().find(|run| run.name == name)

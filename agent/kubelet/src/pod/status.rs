@@ -293,8 +293,10 @@ fn one(
     };
     let Some(run) = newest else {
         match before {
-            Some(before) if view.ending || lost(before) => keep_without_run(view, &mut status, before),
-            _ => status.state = Some(waiting_state(waiting.cloned().unwrap_or_else(|| default_waiting(view, kind)))),
+            Some(before) if view.ending || ended(before) && waiting.is_none() => {
+                keep_without_run(view, &mut status, before);
+            }
+            _ => wait_without_run(view, &mut status, kind, before),
         }
         return status;
     };
@@ -366,9 +368,34 @@ fn in_post_start(view: &View<'_>, run: &Run) -> bool {
     run.is_running() && view.memory.in_post_start.contains(&run.id) && !view.ending
 }
 
-/// The API server remembers a container that the runtime no longer has.
-fn lost(before: &ContainerStatus) -> bool {
+/// The API server remembers the end of a container that the runtime no longer has.
+fn ended(before: &ContainerStatus) -> bool {
     before.state.as_ref().is_some_and(|state| state.terminated.is_some())
+}
+
+/// The container is to be started. One that was last seen running was removed by somebody else: how it ended
+/// nobody knows, and that it did counts as an end (`kubelet_pods.go: convertToAPIContainerStatuses`).
+fn wait_without_run(
+    view: &View<'_>,
+    status: &mut ContainerStatus,
+    kind: ContainerKind,
+    before: Option<&ContainerStatus>,
+) {
+    let waiting = view.waiting.get(&status.name).cloned().unwrap_or_else(|| default_waiting(view, kind));
+    status.state = Some(waiting_state(waiting));
+    let Some(before) = before else { return };
+    let state = before.state.clone().unwrap_or_default();
+    status.last_state = if state.terminated.is_some() { before.state.clone() } else { before.last_state.clone() };
+    // One whose postStart hook is under way is there.
+    if state.running.is_none() || view.observed.newest(&status.name).is_some() {
+        status.container_id = before.container_id.clone();
+        return;
+    }
+    status.restart_count += 1;
+    if status.last_state.as_ref().is_none_or(|last| last.terminated.is_none()) {
+        let message = "The container could not be located when the pod was deleted.  The container used to be Running";
+        status.last_state = Some(terminated(137, "ContainerStatusUnknown", message));
+    }
 }
 
 fn keep_without_run(view: &View<'_>, status: &mut ContainerStatus, before: &ContainerStatus) {
@@ -513,8 +540,11 @@ pub fn tell_devices(status: &mut PodStatus, mut devices: BTreeMap<String, Vec<Re
 pub fn runs_before(status: &PodStatus, name: &str) -> u32 {
     let lists = [&status.container_statuses, &status.init_container_statuses];
     let known = lists.into_iter().flat_map(|list| list.iter().flatten()).find(|status| status.name == name);
-    let ran = known.filter(|known| known.container_id.is_some());
-    ran.map_or(0, |known| u32::try_from(known.restart_count).unwrap_or_default() + 1)
+    known.map_or(0, |known| {
+        let count = u32::try_from(known.restart_count).unwrap_or_default();
+        // One that was lost has no id any more, and its end is counted already.
+        count + u32::from(known.container_id.is_some())
+    })
 }
 
 /// Whether the status says that a container is crash-looping (for the event `BackOff`).

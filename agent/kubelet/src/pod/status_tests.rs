@@ -62,6 +62,30 @@ fn the_image_of_a_container_is_the_runtimes_once_there_is_a_run() {
 }
 
 #[test]
+fn a_container_that_somebody_else_removed_ended_and_counts() {
+    let pod = json!({"spec": {"restartPolicy": "Always", "containers": [{"name": "c"}]}});
+    let after = |last: &Value| {
+        let observed = Observed::new(vec![sandbox("sb", 0, true)], Vec::new());
+        status_after(&pod, last, &observed, None, Resize::default())
+    };
+    let runs = |status: &Value| runs_before(&serde_json::from_value(status.clone()).unwrap(), "c");
+    let before = status(&pod, vec![run("c", "sb", RunState::Running, 2)]);
+    assert_eq!(runs(&before), 3);
+    let lost = after(&before);
+    let container = &lost["containerStatuses"][0];
+    assert_eq!((&lost["phase"], &container["restartCount"]), (&json!("Running"), &json!(3)));
+    assert_eq!(container["state"]["waiting"]["reason"], "ContainerCreating");
+    let last = &container["lastState"]["terminated"];
+    assert_eq!((&last["reason"], &last["exitCode"]), (&json!("ContainerStatusUnknown"), &json!(137)));
+    // until it runs again it goes on like that
+    assert_eq!((after(&lost)["containerStatuses"][0].clone(), runs(&lost)), (container.clone(), 3));
+    // one that had ended, and may not run again yet, keeps its end
+    let ended = status(&pod, vec![exited("c", "sb", 1, 2)]);
+    assert_eq!(after(&ended)["containerStatuses"][0]["state"]["terminated"]["exitCode"], 1);
+    assert_eq!(runs(&ended), 3);
+}
+
+#[test]
 fn a_pod_as_a_whole_tells_what_it_was_granted_and_then_what_its_group_has() {
     let limited = json!({"name": "a", "resources": {"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1", "memory": "1Gi", "example.com/x": "1"}}});
     let half = json!({"name": "b", "resources": {"limits": {"cpu": "1"}, "requests": {"cpu": "200m"}}});

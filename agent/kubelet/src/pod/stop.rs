@@ -55,14 +55,18 @@ pub async fn stop(node: &NodeContext, order: Order) -> Result<Run, RuntimeError>
     {
         run_pre_stop(node, &order, &hook).await;
     }
-    let grace = order.grace;
+    end(node, &order.run, order.turn, order.grace, began).await
+}
+
+/// The last of it, within what is left of the grace period that `began`.
+pub async fn end(node: &NodeContext, run: &Run, turn: Turn, grace: i64, began: Instant) -> Result<Run, RuntimeError> {
     let left = || grace - i64::try_from(began.elapsed().as_secs()).unwrap_or(i64::MAX);
     let patience = Duration::from_secs(left().max(0).unsigned_abs());
     // Whoever is before it and does not end leaves it only the least.
-    let _ = tokio::time::timeout(patience, order.turn.wait()).await;
+    let _ = tokio::time::timeout(patience, turn.wait()).await;
     let left = if grace > 0 { left().max(LEAST_GRACE) } else { 0 };
-    node.runtime.stop_container(&order.run.id, left).await?;
-    observe::run(&node.runtime, &order.run.id, &order.run.sandbox_id).await
+    node.runtime.stop_container(&run.id, left).await?;
+    observe::run(&node.runtime, &run.id, &run.sandbox_id).await
 }
 
 /// The pod's own hook, or what the container's annotations remember of it.

@@ -100,10 +100,10 @@ async fn check_http(target: &Target<'_>, get: &HTTPGetAction, timeout: Duration)
     };
     let request = http::Request::from_action(get, host, port);
     match http::fetch(&request, timeout).await {
-        Ok(answer) if answer.redirected_away => {
+        Ok(answer) if (300..400).contains(&answer.status) => {
             Answer::Warning(format!("Probe terminated redirects, Response body: {}", cut(&answer.body)))
         }
-        Ok(answer) if (200..400).contains(&answer.status) => Answer::Success,
+        Ok(answer) if (200..300).contains(&answer.status) => Answer::Success,
         Ok(answer) => Answer::Failure(format!("HTTP probe failed with statuscode: {}", answer.status)),
         Err(message) => Answer::Failure(message),
     }
@@ -226,6 +226,8 @@ mod tests {
         assert_eq!(ask(json!({"httpGet": {"port": bad}})).await, failed);
         let away = server("HTTP/1.1 302 Found\r\nlocation: http://elsewhere.example/\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
         assert!(matches!(ask(json!({"httpGet": {"port": away}})).await, Answer::Warning(_)));
+        let nowhere = server("HTTP/1.1 304 Not Modified\r\nconnection: close\r\n\r\n").await;
+        assert!(matches!(ask(json!({"httpGet": {"port": nowhere}})).await, Answer::Warning(_)), "without a location");
     }
 
     #[tokio::test]

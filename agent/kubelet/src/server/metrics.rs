@@ -56,6 +56,7 @@ struct Measured {
     pod: String,
     container: String,
     id: String,
+    image: String,
     started: f64,
     usage: Usage,
 }
@@ -64,6 +65,21 @@ impl Measured {
     fn labels(&self) -> [(&'static str, &str); 3] {
         [("container", self.container.as_str()), ("namespace", self.namespace.as_str()), ("pod", self.pod.as_str())]
     }
+
+    /// Under cAdvisor's names. That there is an image tells a container from a group.
+    fn labels_of_cadvisor(&self) -> [(&'static str, &str); 6] {
+        let [container, namespace, pod] = self.labels();
+        let (id, image) = (self.id.as_str(), self.image.as_str());
+        [container, ("id", id), ("image", image), ("name", id), namespace, pod]
+    }
+}
+
+/// The image that a container's status names.
+fn image_of(pod: &Pod, container: &str) -> String {
+    let Some(status) = &pod.status else { return String::new() };
+    let lists = [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
+    let known = lists.into_iter().flatten().flatten().find(|known| known.name == container);
+    known.map(|known| known.image.clone()).unwrap_or_default()
 }
 
 fn containers(pods: &dyn NodePods) -> Vec<Measured> {
@@ -75,6 +91,7 @@ fn containers(pods: &dyn NodePods) -> Vec<Measured> {
             found.push(Measured {
                 namespace: pod.metadata.namespace.clone().unwrap_or_default(),
                 pod: pod.metadata.name.clone().unwrap_or_default(),
+                image: image_of(&pod, &run.name),
                 container: run.name,
                 id: run.id,
                 started: run.started_at.map_or(0.0, |at| at.as_millisecond() as f64 / 1000.0),
@@ -189,11 +206,7 @@ pub fn cadvisor(pods: &dyn NodePods) -> String {
     for (name, kind, help, value) in columns {
         let mut family = Family::new(text, name, kind, help);
         for one in &measured {
-            let [container, namespace, pod] = one.labels();
-            family.sample(
-                &[container, ("id", one.id.as_str()), ("name", one.id.as_str()), namespace, pod],
-                value(&one.usage),
-            );
+            family.sample(&one.labels_of_cadvisor(), value(&one.usage));
         }
         text = family.text;
     }
@@ -236,9 +249,7 @@ fn pressure(text: String, measured: &[Measured]) -> String {
         }
         let mut family = Family::new(text, &format!("container_pressure_{name}_seconds_total"), "counter", help);
         for (one, nanoseconds) in samples {
-            let [container, namespace, pod] = one.labels();
-            let labels = [container, ("id", one.id.as_str()), ("name", one.id.as_str()), namespace, pod];
-            family.sample(&labels, nanoseconds as f64 / 1e9);
+            family.sample(&one.labels_of_cadvisor(), nanoseconds as f64 / 1e9);
         }
         family.text
     })
@@ -351,6 +362,28 @@ mod tests {
         family.sample(&[("a", "x\"y")], 1.5);
         family.sample(&[], 2);
         assert_eq!(family.text, "# HELP m Help.\n# TYPE m gauge\nm{a=\"x\\\"y\"} 1.5\nm 2\n");
+    }
+
+    #[test]
+    fn containers_are_told_with_their_image() {
+        let status = |name: &str, image: &str| serde_json::json!({"name": name, "image": image, "imageID": "", "ready": true, "restartCount": 0});
+        let statuses = serde_json::json!({"containerStatuses": [status("c", "docker.io/library/busybox:latest")],
+            "initContainerStatuses": [status("s", "r.io/sidecar:1")]});
+        let pod: Pod = serde_json::from_value(serde_json::json!({"status": statuses})).unwrap();
+        assert_eq!(image_of(&pod, "c"), "docker.io/library/busybox:latest");
+        let measured = Measured {
+            namespace: "n".into(),
+            pod: "p".into(),
+            container: "s".into(),
+            id: "i".into(),
+            image: image_of(&pod, "s"),
+            started: 0.0,
+            usage: Usage::default(),
+        };
+        let mut family = Family::new(String::new(), "m", "gauge", "Help.");
+        family.sample(&measured.labels_of_cadvisor(), 1);
+        let sample = "m{container=\"s\",id=\"i\",image=\"r.io/sidecar:1\",name=\"i\",namespace=\"n\",pod=\"p\"} 1\n";
+        assert!(family.text.ends_with(sample), "{}", family.text);
     }
 
     #[test]

@@ -25,6 +25,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use component::Supervisor;
 use component::zpages::Page;
@@ -47,6 +48,9 @@ use route::Route;
 use tls::TlsFiles;
 
 pub use pages::serve_healthz;
+
+/// Before a client that says nothing is asked whether it is still there: Go's own default, which the kubelet has.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// What the server needs beside the pods.
 pub struct Options {
@@ -77,6 +81,7 @@ pub async fn start(
     let address = options.config.address;
     let failed = |error| ListenError { address, error };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
+    component::keep_alive(&listener, KEEP_ALIVE).map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     let supervisor = supervisor.child("server");
     let server = Arc::new(Server {
@@ -116,7 +121,7 @@ async fn accept(listener: TcpListener, server: Arc<Server>) {
             Err(error) => {
                 // out of descriptors, most likely: without a pause this would be a busy loop
                 tracing::warn!(%error, "accepting a connection failed");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
     }
@@ -131,7 +136,7 @@ async fn serve(server: Arc<Server>, stream: TcpStream, peer: SocketAddr) {
         }
     };
     let handshake = TlsAcceptor::from(config).accept(stream);
-    let stream = match tokio::time::timeout(std::time::Duration::from_secs(10), handshake).await {
+    let stream = match tokio::time::timeout(Duration::from_secs(10), handshake).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return tracing::debug!(%peer, %error, "a TLS handshake failed"),
         Err(_) => return tracing::debug!(%peer, "a TLS handshake took too long"),

@@ -15,6 +15,7 @@ use super::disk_stats::{self, Used, Volumes};
 use super::{machine, network_stats};
 use crate::cgroups::{Pressure, Psi, Stall, Usage};
 use crate::cri::Layer;
+use crate::node::machine::processes;
 use crate::server_contract::{ContainerRun, NodePods};
 use crate::volume_contract::VolumeUsage;
 
@@ -279,11 +280,12 @@ fn directory_use(path: &Path) -> Used {
 }
 
 fn process_limits() -> Value {
-    let number = |path: &str| std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
-    let running = std::fs::read_to_string("/proc/loadavg").ok();
-    let current =
-        running.as_deref().and_then(|text| text.split_whitespace().nth(3)?.split('/').nth(1)?.parse::<u64>().ok());
-    json!({ "time": now(), "maxpid": number("/proc/sys/kernel/pid_max"), "curproc": current })
+    let processes = processes();
+    json!({
+        "time": now(),
+        "maxpid": processes.map(|processes| processes.most),
+        "curproc": processes.map(|processes| processes.running),
+    })
 }
 
 fn now() -> String {

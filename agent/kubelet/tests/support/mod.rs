@@ -117,9 +117,10 @@ impl Node {
         config.eviction.nodefs_available_percent = 0;
         config.eviction.nodefs_inodes_percent = 0;
         config.eviction.imagefs_available_percent = 0;
+        config.eviction.imagefs_inodes_percent = 0;
         config.image_gc.high_percent = 100;
         config.manifests_dir = Some(self.directory.join("manifests"));
-        self.running = Some(kubelet::start(config, informers, &supervisor).unwrap());
+        self.running = Some(kubelet::start(config, None, informers, &supervisor).unwrap());
         self.kubelet = Some(supervisor);
     }
 

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use api::selector::Selector;
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::api::networking::v1::{
     IPBlock, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
 };
@@ -68,12 +68,12 @@ struct Cluster {
 
 pub fn render(
     policies: &[Arc<NetworkPolicy>],
-    pods: &[Arc<Pod>],
+    pods: Vec<PodView>,
     namespaces: &[Arc<Namespace>],
     node: &str,
 ) -> Ruleset {
     let cluster = Cluster {
-        pods: one_per_address(pods.iter().filter_map(|pod| PodView::new(pod)).collect()),
+        pods: one_per_address(pods),
         namespaces: namespaces
             .iter()
             .map(|each| {
@@ -94,6 +94,12 @@ pub fn render(
         }
     }
     ruleset
+}
+
+/// Whether any of the policies says something about the pod.
+pub fn any_applies(policies: &[Arc<NetworkPolicy>], pod: &PodView) -> bool {
+    let directions = [Direction::Ingress, Direction::Egress];
+    policies.iter().any(|policy| directions.iter().any(|direction| applies(policy, pod, *direction)))
 }
 
 /// An address belongs to the pod that is staying.

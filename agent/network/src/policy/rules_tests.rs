@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
 use super::*;
@@ -13,6 +14,10 @@ fn pod(name: &str, namespace: &str, node: &str, ip: &str, labels: Value) -> Arc<
         "status": { "podIP": ip, "phase": "Running" },
     });
     Arc::new(serde_json::from_value(pod).unwrap())
+}
+
+fn views(pods: &[Arc<Pod>]) -> Vec<PodView> {
+    pods.iter().filter_map(|pod| PodView::new(pod)).collect()
 }
 
 fn namespace(name: &str) -> Arc<Namespace> {
@@ -38,7 +43,7 @@ fn table_of(policies: &[Arc<NetworkPolicy>]) -> Ruleset {
         pod("far", "default", "there", FAR, json!({ "app": "client" })),
         pod("other", "other", "there", OTHER, json!({ "app": "client" })),
     ];
-    render(policies, &pods, &[namespace("default"), namespace("other")], "here")
+    render(policies, views(&pods), &[namespace("default"), namespace("other")], "here")
 }
 
 /// A new connection, through the forward hook.
@@ -246,7 +251,7 @@ fn a_policy_with_the_longest_name_does_not_keep_the_kernel_from_the_others() {
     metadata.namespace = Some(namespace_name.clone());
     metadata.uid = Some("9c5b3f9e-3d0f-4d4a-8f58-0f6f5f1f2a3b".into());
     let pods = [pod("web", &namespace_name, "here", WEB, json!({ "app": "web" }))];
-    let table = render(&[long], &pods, &[namespace(&namespace_name)], "here");
+    let table = render(&[long], views(&pods), &[namespace(&namespace_name)], "here");
     assert!(table.sets.keys().any(|name| name.ends_with("/named")), "{:?}", table.sets.keys());
     assert!(table.sets.keys().all(|name| name.len() <= 255), "{:?}", table.sets.keys());
 }
@@ -260,7 +265,7 @@ fn an_address_belongs_to_the_pod_that_stays() {
     let open = policy(json!({ "podSelector": { "matchLabels": { "app": "web" } }, "ingress": [{}] }));
     let mut closed = policy(json!({ "podSelector": { "matchLabels": { "app": "old" } } }));
     Arc::make_mut(&mut closed).metadata.name = Some("closed".into());
-    let table = render(&[open, closed], &[leaving, staying], &[namespace("default")], "here");
+    let table = render(&[open, closed], views(&[leaving, staying]), &[namespace("default")], "here");
     assert!(passes(&table, OUTSIDE, WEB, 6, 80));
 }
 

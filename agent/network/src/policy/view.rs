@@ -31,13 +31,18 @@ pub fn protocol(name: Option<&str>) -> Option<u8> {
 impl PodView {
     /// None for a pod without an address of its own: on the host's network, not started, or over.
     pub fn new(pod: &Pod) -> Option<Self> {
-        let (spec, status) = (pod.spec.as_ref()?, pod.status.as_ref()?);
-        let over = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
-        if over || spec.host_network == Some(true) {
+        let status = pod.status.as_ref()?;
+        let addresses = status.pod_ips.iter().flatten().map(|each| &each.ip).chain(&status.pod_ip);
+        Self::at(pod, addresses.filter_map(|ip| ip.parse().ok()).next()?)
+    }
+
+    /// The same for a pod whose status may not show its address yet.
+    pub fn at(pod: &Pod, address: Ipv4Addr) -> Option<Self> {
+        let spec = pod.spec.as_ref()?;
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        if matches!(phase, Some("Succeeded" | "Failed")) || spec.host_network == Some(true) {
             return None;
         }
-        let addresses = status.pod_ips.iter().flatten().map(|each| &each.ip).chain(&status.pod_ip);
-        let address = addresses.filter_map(|ip| ip.parse().ok()).next()?;
         // A restartable init container serves beside the others.
         let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
         let ports = containers.flat_map(|container| container.ports.iter().flatten()).filter_map(|port| {

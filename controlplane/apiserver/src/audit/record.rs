@@ -15,6 +15,7 @@ use super::policy::{Decision, Level, Stage};
 use crate::authn::UserInfo;
 use crate::http::info::RequestInfo;
 use crate::registry::user_object;
+use crate::webhook::PATCH;
 
 /// One audited request. Its last stage is reported when the last holder lets go: the pipeline, or
 /// the stream that a watch or a tunnel is.
@@ -113,8 +114,13 @@ impl Record {
         self.decision.level >= Level::RequestResponse
     }
 
+    /// Patches are parts of the request's object: they are told where that is.
     pub fn annotate(&self, key: impl Into<String>, value: impl Into<String>) {
-        self.known.lock().annotations.entry(key.into()).or_insert_with(|| value.into());
+        let key = key.into();
+        if key.starts_with(PATCH) && !self.wants_request() {
+            return;
+        }
+        self.known.lock().annotations.entry(key).or_insert_with(|| value.into());
     }
 
     pub fn impersonated(&self, user: &UserInfo, constraint: Option<&str>) {
@@ -248,6 +254,19 @@ mod tests {
         {
             let (record, _events) = record(level);
             assert_eq!((record.wants_request(), record.wants_response()), (request, response), "{level:?}");
+        }
+    }
+
+    #[test]
+    fn patches_of_webhooks_are_told_where_the_object_is() {
+        for (level, told) in [(Level::Metadata, false), (Level::Request, true)] {
+            let (record, mut events) = record(level);
+            record.annotate(format!("{PATCH}round_0_index_0"), "{}");
+            record.annotate("other", "x");
+            drop(record);
+            let event = events.try_recv().unwrap();
+            assert_eq!(event["annotations"][format!("{PATCH}round_0_index_0")].is_string(), told, "{level:?}");
+            assert_eq!(event["annotations"]["other"], "x");
         }
     }
 

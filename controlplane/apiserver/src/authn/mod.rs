@@ -187,8 +187,7 @@ impl Authenticator {
         if let Some(user) = certificate {
             return Ok(user);
         }
-        let bearer = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer_token);
-        match bearer {
+        match token_of(headers) {
             Some(token) => {
                 // Boxed, as all that few requests need: every request would keep room for it otherwise.
                 let found = Box::pin(self.by_token(api, token, std::slice::from_ref(&self.issuer))).await;
@@ -294,6 +293,11 @@ pub fn same(a: &str, b: &str) -> bool {
 /// leave the request to whoever sent it.
 fn header_text(value: &HeaderValue) -> String {
     String::from_utf8_lossy(value.as_bytes()).into_owned()
+}
+
+/// The bearer token that a request carries.
+pub fn token_of(headers: &HeaderMap) -> Option<&str> {
+    headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer_token)
 }
 
 fn bearer_token(header: &str) -> Option<&str> {

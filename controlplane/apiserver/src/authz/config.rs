@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::Mode;
-use super::webhook::{Settings, Webhook};
+use super::webhook::{Settings, Version, Webhook};
 use crate::cel;
 use crate::error::{ApiError, Result};
 
@@ -132,6 +132,7 @@ fn from_flags(options: &AuthorizationOptions) -> Result<Vec<Planned>, String> {
                     authorized: *authorized,
                     unauthorized: *unauthorized,
                     denies_on_failure: false,
+                    version: Version::V1,
                     conditions: Vec::new(),
                 };
                 Planned::Webhook(path.clone(), settings)
@@ -231,6 +232,7 @@ impl WebhookEntry {
             authorized: time("authorizedTTL", self.authorized.as_deref(), self.cache_authorized_requests, 300)?,
             unauthorized: time("unauthorizedTTL", self.unauthorized.as_deref(), self.cache_unauthorized_requests, 30)?,
             denies_on_failure,
+            version: if self.subject_access_review_version == "v1" { Version::V1 } else { Version::V1Beta1 },
             conditions: conditions.collect::<Result<_, _>>()?,
         };
         Ok(Planned::Webhook(path, settings))
@@ -291,6 +293,10 @@ mod tests {
         assert_eq!((path.as_path(), settings.conditions.len()), (std::path::Path::new("/x"), 1));
         assert_eq!((settings.authorized, settings.unauthorized), (Duration::from_secs(300), Duration::from_secs(60)));
         assert!(settings.denies_on_failure);
+        assert_eq!(settings.version, Version::V1);
+        let older = hook("").replace("subjectAccessReviewVersion: v1,", "subjectAccessReviewVersion: v1beta1,");
+        let older = parse(&older).unwrap();
+        assert!(matches!(&older[0], Planned::Webhook(_, settings) if settings.version == Version::V1Beta1));
         for (text, word) in [
             (with(""), "at least one"),
             (with("{type: RBAC, name: a}, {type: Node, name: a}"), "Duplicate"),

@@ -115,6 +115,8 @@ pub struct Refused {
     pub reason: String,
     /// Somebody said no, and not only nobody yes.
     pub denied: bool,
+    /// What went wrong with those who were asked: a request is then not forbidden, its answer is unknown.
+    pub failure: Option<String>,
 }
 
 /// One of those asked in turn: the first that has an opinion decides.
@@ -153,6 +155,11 @@ enum Opinion {
     Deny(String),
     /// With a reason, which may be empty.
     None(String),
+    /// There is no answer, which may be as good as a no.
+    Failed {
+        why: String,
+        denies: bool,
+    },
 }
 
 impl Authorizer {
@@ -191,16 +198,25 @@ impl Authorizer {
         if user.in_group("system:masters") {
             return Ok(Arc::from(""));
         }
-        let mut reasons: Vec<String> = Vec::new();
+        let (mut reasons, mut failures): (Vec<String>, Vec<String>) = Default::default();
         for mode in self.modes().iter() {
             match self.ask(mode, api, user, request).await {
                 Opinion::Allow(reason) => return Ok(reason),
-                Opinion::Deny(reason) => return Err(Refused { reason, denied: true }),
+                Opinion::Deny(reason) => return Err(Refused { reason, denied: true, failure: None }),
+                Opinion::Failed { why, denies: true } => {
+                    return Err(Refused { reason: String::new(), denied: true, failure: Some(why) });
+                }
+                Opinion::Failed { why, .. } => failures.push(why),
                 Opinion::None(reason) if reason.is_empty() => {}
                 Opinion::None(reason) => reasons.push(reason),
             }
         }
-        Err(Refused { reason: reasons.join("\n"), denied: false })
+        let failure = match failures.as_slice() {
+            [] => None,
+            [one] => Some(one.clone()),
+            many => Some(format!("[{}]", many.join(", "))),
+        };
+        Err(Refused { reason: reasons.join("\n"), denied: false, failure })
     }
 
     async fn ask(&self, mode: &Mode, api: &Api, user: &UserInfo, request: &Request<'_>) -> Opinion {

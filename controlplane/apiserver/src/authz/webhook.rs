@@ -20,8 +20,17 @@ pub struct Settings {
     pub unauthorized: Duration,
     /// Nobody may while the webhook does not answer.
     pub denies_on_failure: bool,
+    /// Of the reviews that it is sent.
+    pub version: Version,
     /// All must hold for the webhook to be asked at all; they see `request`, a review's spec.
     pub conditions: Vec<Program>,
+}
+
+/// A version of `SubjectAccessReview`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    V1,
+    V1Beta1,
 }
 
 pub struct Webhook {
@@ -46,9 +55,7 @@ impl Webhook {
         if let Some(status) = self.known.get(&question) {
             return opinion(&status);
         }
-        let review = json!({"kind": "SubjectAccessReview", "apiVersion": "authorization.k8s.io/v1",
-            "metadata": {"creationTimestamp": null}, "spec": spec, "status": {"allowed": false}});
-        match self.remote.post(review.to_string(), self.settings.timeout).await {
+        match self.remote.post(review(spec, self.settings.version).to_string(), self.settings.timeout).await {
             Ok(review) => {
                 let status = review["status"].clone();
                 let time =
@@ -62,7 +69,7 @@ impl Webhook {
 
     fn failed(&self, why: &str) -> Opinion {
         tracing::warn!(why, "asking the authorization webhook");
-        if self.settings.denies_on_failure { Opinion::Deny(String::new()) } else { Opinion::None(String::new()) }
+        Opinion::Failed { why: why.to_owned(), denies: self.settings.denies_on_failure }
     }
 
     /// One condition that does not hold is enough; one that fails counts only if all others hold.
@@ -85,7 +92,10 @@ impl Webhook {
 
 fn opinion(status: &Value) -> Opinion {
     let reason = status["reason"].as_str().unwrap_or_default();
-    if status["denied"] == true {
+    if status["denied"] == true && status["allowed"] == true {
+        let why = "webhook subject access review returned both allow and deny response";
+        Opinion::Failed { why: why.to_owned(), denies: true }
+    } else if status["denied"] == true {
         Opinion::Deny(reason.to_owned())
     } else if status["allowed"] == true {
         Opinion::Allow(reason.into())
@@ -94,7 +104,22 @@ fn opinion(status: &Value) -> Opinion {
     }
 }
 
-/// `SubjectAccessReviewSpec`. Pure.
+/// The question as it is sent.
+fn review(mut spec: Value, version: Version) -> Value {
+    let version = match version {
+        Version::V1 => "authorization.k8s.io/v1",
+        Version::V1Beta1 => {
+            // It calls the groups by another name.
+            spec["group"] = spec["groups"].take();
+            spec.as_object_mut().map(|spec| spec.remove("groups"));
+            "authorization.k8s.io/v1beta1"
+        }
+    };
+    json!({"kind": "SubjectAccessReview", "apiVersion": version,
+        "metadata": {"creationTimestamp": null}, "spec": spec, "status": {"allowed": false}})
+}
+
+/// `SubjectAccessReviewSpec` of v1. Pure.
 fn spec(user: &UserInfo, request: &Request<'_>) -> Value {
     let mut spec = json!({"user": user.name, "groups": user.groups});
     if !user.uid.is_empty() {
@@ -180,5 +205,24 @@ mod tests {
         );
         let path = Request { verb: "get", path: "/x", ..Request::default() };
         assert_eq!(spec(&user, &path)["nonResourceAttributes"], json!({"path": "/x", "verb": "get"}));
+    }
+
+    #[test]
+    fn a_webhook_is_asked_in_the_version_that_its_configuration_names() {
+        let user = UserInfo::new("jane", &["dev"]);
+        let asked =
+            |version: Version| review(spec(&user, &Request { verb: "get", path: "/x", ..Request::default() }), version);
+        let new = asked(Version::V1);
+        assert_eq!((&new["apiVersion"], &new["spec"]["groups"]), (&json!("authorization.k8s.io/v1"), &json!(["dev"])));
+        let old = asked(Version::V1Beta1);
+        assert_eq!(old["apiVersion"], "authorization.k8s.io/v1beta1");
+        assert_eq!((&old["spec"]["group"], old["spec"].get("groups")), (&json!(["dev"]), None));
+    }
+
+    #[test]
+    fn a_webhook_that_says_yes_and_no_has_failed() {
+        let both = opinion(&json!({"allowed": true, "denied": true}));
+        assert!(matches!(both, Opinion::Failed { denies: true, .. }));
+        assert!(matches!(opinion(&json!({"allowed": false, "denied": true})), Opinion::Deny(_)));
     }
 }

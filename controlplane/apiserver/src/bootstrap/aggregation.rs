@@ -56,10 +56,32 @@ pub async fn aggregate_all(api: &Api) -> Result<()> {
             })
         };
         let aggregated = all.iter().filter(|role| role["aggregationRule"].is_object());
-        let writes = aggregated.filter_map(|role| changed(role)).map(|role| api.update(RBAC, "clusterroles", "", role));
+        let writes = aggregated.filter_map(|role| changed(role));
+        let writes = writes.map(|role| async { settled(api.update(RBAC, "clusterroles", "", role).await) });
         if futures::future::try_join_all(writes).await?.is_empty() {
             break;
         }
     }
     Ok(())
+}
+
+/// Another server that starts at the same time does the same; what it left is looked at in the next round.
+fn settled(outcome: Result<Arc<Value>>) -> Result<()> {
+    match outcome {
+        Err(error) if error.is_conflict() || error.is_not_found() => Ok(()),
+        outcome => outcome.map(drop),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ApiError;
+
+    #[test]
+    fn servers_that_start_at_once_do_not_end_at_each_others_roles() {
+        assert!(settled(Err(ApiError::modified(RBAC, "clusterroles", "admin"))).is_ok());
+        assert!(settled(Err(ApiError::not_found(RBAC, "clusterroles", "mine"))).is_ok());
+        assert!(settled(Err(ApiError::internal("the store is gone"))).is_err());
+    }
 }

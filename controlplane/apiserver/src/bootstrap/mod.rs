@@ -136,13 +136,19 @@ fn authorities(api: &Api) -> Value {
 
 /// Says what the authorities are now.
 pub async fn extension_authentication(api: &Api) -> Result<()> {
-    let mut wanted = authorities(api);
+    let wanted = authorities(api);
     ensure(api, "", "configmaps", wanted.clone()).await?;
-    let Some(held) = api.get_live("", "configmaps", "kube-system", AUTHORITIES).await? else { return Ok(()) };
-    if held["data"] != wanted["data"] {
+    loop {
+        let Some(held) = api.get_live("", "configmaps", "kube-system", AUTHORITIES).await? else { return Ok(()) };
+        if held["data"] == wanted["data"] {
+            return Ok(());
+        }
         let mut changed = (*held).clone();
-        changed["data"] = wanted["data"].take();
-        api.update("", "configmaps", "", changed).await?;
+        changed["data"] = wanted["data"].clone();
+        match api.update("", "configmaps", "", changed).await {
+            // Another server says so at the same time, or something else.
+            Err(error) if error.is_conflict() => {}
+            outcome => return outcome.map(drop),
+        }
     }
-    Ok(())
 }

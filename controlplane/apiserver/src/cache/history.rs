@@ -272,6 +272,10 @@ mod tests {
             self.inner.revision().await
         }
 
+        async fn healthy(&self) -> Result<(), StoreError> {
+            self.inner.healthy().await
+        }
+
         async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
             self.inner.compact(revision).await
         }

@@ -11,6 +11,7 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use api::field::{ErrorList, Path};
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -18,6 +19,8 @@ use serde_json::{Value, json};
 use crate::cache::Decode;
 use crate::cache::item::encode;
 use crate::error::{ApiError, Result};
+use crate::kinds::check::{Node, labels};
+use crate::kinds::meta::annotations;
 use crate::schema::Schema;
 use crate::server::Api;
 use crate::webhook::call;
@@ -154,12 +157,28 @@ fn accepted(old: &Value, mut new: Value, to: &str) -> Result<Value, String> {
                 if let Some((name, _)) = entries.iter().find(|(_, value)| !value.is_string()) {
                     return Err(format!("metadata.{key}[{name}] must be a string in converted object"));
                 }
+                // What has always been there may be as it is.
+                if metadata.get(key) != Some(&made[key]) {
+                    check(key, &made[key])?;
+                }
                 metadata.insert(key.to_owned(), made[key].clone());
             }
             _ => return Err(format!("invalid metadata.{key} in converted object")),
         }
     }
     Ok(new)
+}
+
+/// Whether these may be an object's labels or annotations.
+fn check(key: &str, entries: &Value) -> Result<(), String> {
+    let (mut errors, metadata) = (ErrorList::new(), Path::root("metadata"));
+    if key == "labels" {
+        labels(&Node::new(entries, metadata.child("labels")), &mut errors);
+    } else {
+        // Upstream's word for the path.
+        annotations(&Node::new(entries, metadata.child("annotation")), &mut errors);
+    }
+    if errors.is_empty() { Ok(()) } else { Err(api::field::join(&errors)) }
 }
 
 /// What one version makes of stored objects.
@@ -262,5 +281,21 @@ mod tests {
             assert_eq!(accepted(&old, new(metadata), "e.com/v2").unwrap_err(), why);
         }
         assert!(accepted(&old, old.clone(), "e.com/v2").unwrap_err().starts_with("invalid groupVersion"));
+    }
+
+    #[test]
+    fn labels_and_annotations_that_a_webhook_makes_are_those_that_may_be() {
+        let old = json!({"apiVersion": "e.com/v1", "kind": "W", "metadata": {"name": "w", "uid": "1"}});
+        let new = |metadata: Value| json!({"apiVersion": "e.com/v2", "kind": "W", "metadata": metadata});
+        let bad = json!({"name": "w", "uid": "1", "labels": {"a": "b c"}});
+        let why = accepted(&old, new(bad.clone()), "e.com/v2").unwrap_err();
+        assert!(why.starts_with("metadata.labels: Invalid value: \"b c\": a valid label must be"), "{why}");
+        let note = json!({"name": "w", "uid": "1", "annotations": {"a b": "x"}});
+        let why = accepted(&old, new(note), "e.com/v2").unwrap_err();
+        assert!(why.starts_with("metadata.annotation: Invalid value: \"a b\": name part must consist of"), "{why}");
+        // An object that has had them is converted all the same.
+        let mut stored = old.clone();
+        stored["metadata"] = bad.clone();
+        assert!(accepted(&stored, new(bad), "e.com/v2").is_ok());
     }
 }

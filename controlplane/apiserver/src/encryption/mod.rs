@@ -11,6 +11,7 @@ mod provider;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use component::Supervisor;
@@ -22,6 +23,9 @@ use self::provider::{ENCRYPTED, Provider};
 use crate::error::{ApiError, Result};
 use crate::reload::{self, AsyncReload};
 use crate::resource::Resource;
+
+/// Before a configuration whose plugins are not well is tried again: at first, and at most.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// The store as the rest of the server sees it.
 pub struct Sealed {
@@ -76,15 +80,7 @@ impl Sealed {
     /// Whether every KMS plugin is well; `Err` names those that are not.
     pub async fn health(&self) -> std::result::Result<(), String> {
         let rules = self.rules.current.read().clone();
-        // Together: one that does not answer is not to be waited for by the others' turn.
-        let answers = futures::future::join_all(rules.iter().flat_map(plugins).map(kms::Kms::health)).await;
-        let ill = answers.into_iter().enumerate().filter_map(|(at, answer)| Some((at, answer.err()?)));
-        let ill: Vec<String> = ill.map(|(at, why)| format!("kms-provider-{at}: {why}")).collect();
-        match ill.as_slice() {
-            [] => Ok(()),
-            [one] => Err(one.clone()),
-            many => Err(format!("[{}]", many.join(", "))),
-        }
+        health(&rules).await
     }
 
     /// Whether the value under `key` is there in another form than a write would give it now: an
@@ -102,6 +98,18 @@ fn plugins(rule: &Rule) -> impl Iterator<Item = &kms::Kms> {
         Provider::Kms(kms) => Some(&**kms),
         _ => None,
     })
+}
+
+async fn health(rules: &[Rule]) -> std::result::Result<(), String> {
+    // Together: one that does not answer is not to be waited for by the others' turn.
+    let answers = futures::future::join_all(rules.iter().flat_map(plugins).map(kms::Kms::health)).await;
+    let ill = answers.into_iter().enumerate().filter_map(|(at, answer)| Some((at, answer.err()?)));
+    let ill: Vec<String> = ill.map(|(at, why)| format!("kms-provider-{at}: {why}")).collect();
+    match ill.as_slice() {
+        [] => Ok(()),
+        [one] => Err(one.clone()),
+        many => Err(format!("[{}]", many.join(", "))),
+    }
 }
 
 impl Provider {
@@ -131,9 +139,20 @@ struct Reread {
 }
 
 impl AsyncReload for Reread {
+    /// With a plugin that is not well nothing could be written: what is in force stays until it is, or until the
+    /// file says something else.
     async fn reload(&mut self) -> Result<()> {
-        *self.rules.current.write() = read(&self.file)?;
-        Ok(())
+        let mut pause = RETRY.0;
+        loop {
+            let fresh = read(&self.file)?;
+            let Err(why) = health(&fresh).await else {
+                *self.rules.current.write() = fresh;
+                return Ok(());
+            };
+            tracing::warn!(why, "the old encryption configuration stays until the plugins of the new one are well");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY.1);
+        }
     }
 }
 
@@ -237,6 +256,10 @@ impl Store for Sealed {
 
     async fn revision(&self) -> std::result::Result<Revision, StoreError> {
         self.inner.revision().await
+    }
+
+    async fn healthy(&self) -> std::result::Result<(), StoreError> {
+        self.inner.healthy().await
     }
 
     async fn snapshot(&self) -> std::result::Result<std::fs::File, StoreError> {

@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use super::queues::{QueueSet, QueueView, Queuing};
 use super::schema::Schema;
 use super::seen::{Entry, Seen};
-use super::shares::{Bounds, Claim, Demand};
+use super::shares::{Bounds, Demand};
 
 /// In [`Level::seats`]: somebody waits.
 const CROWDED: u64 = 1 << 63;
@@ -28,13 +28,6 @@ pub enum Kind {
     Exempt,
     Reject,
     Queue(Queuing),
-}
-
-/// A priority level's specification.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Spec {
-    pub kind: Kind,
-    pub claim: Claim,
 }
 
 /// Why a request is not served.
@@ -78,8 +71,8 @@ pub struct Level {
     pub uid: String,
     /// `uid` as answers carry it.
     pub shown: HeaderValue,
-    pub spec: Spec,
-    pub bounds: Bounds,
+    pub kind: Kind,
+    bounds: Mutex<Bounds>,
     seats: AtomicU64,
     pub limit: AtomicU32,
     /// Of the seats wanted at once, since the last look.
@@ -109,18 +102,18 @@ pub struct Ticket {
 
 impl Level {
     /// `before`: the level of this name as it was; who sits or waits there goes on there.
-    pub fn new(name: &str, uid: &str, spec: Spec, bounds: Bounds, before: Option<&Level>) -> Self {
-        let queuing = match spec.kind {
+    pub fn new(name: &str, uid: &str, kind: Kind, bounds: Bounds, before: Option<&Level>) -> Self {
+        let queuing = match kind {
             Kind::Queue(queuing) => queuing,
             _ => Queuing { queues: 0, hand_size: 0, length_limit: 0 },
         };
-        let limit = before.filter(|before| before.bounds == bounds).map(|before| before.limit.load(Ordering::Relaxed));
+        let limit = before.filter(|before| before.bounds() == bounds).map(Level::limit);
         Self {
             name: name.to_owned(),
             uid: uid.to_owned(),
             shown: super::header(uid),
-            spec,
-            bounds,
+            kind,
+            bounds: Mutex::new(bounds),
             seats: AtomicU64::new(0),
             limit: AtomicU32::new(limit.unwrap_or(bounds.initial())),
             peak: AtomicU32::new(0),
@@ -128,6 +121,17 @@ impl Level {
             demand: Mutex::new(before.map(|before| *before.demand.lock()).unwrap_or_default()),
             waiting: Mutex::new(WaitingRoom { queues: QueueSet::new(queuing), wake: HashMap::new() }),
             started: Instant::now(),
+        }
+    }
+
+    pub fn bounds(&self) -> Bounds {
+        *self.bounds.lock()
+    }
+
+    /// Changes what the level has of itself; who sits or waits stays.
+    pub fn set_bounds(&self, bounds: Bounds) {
+        if std::mem::replace(&mut *self.bounds.lock(), bounds) != bounds {
+            self.set_limit(bounds.initial());
         }
     }
 
@@ -167,9 +171,9 @@ impl Level {
     /// Takes seats if nobody waits and there is room.
     fn take(&self, seats: u32) -> bool {
         let limit = u64::from(self.limit());
-        let exempt = self.spec.kind == Kind::Exempt;
+        let exempt = self.kind == Kind::Exempt;
         // Where requests queue and there is no seat at all, they wait.
-        let closed = limit == 0 && matches!(self.spec.kind, Kind::Queue(_));
+        let closed = limit == 0 && matches!(self.kind, Kind::Queue(_));
         let taken = self.seats.fetch_update(Ordering::AcqRel, Ordering::Acquire, |held| {
             let alone = held == 0 && u64::from(seats) > limit && !closed;
             (exempt || alone || held + u64::from(seats) <= limit).then_some(held + u64::from(seats))
@@ -192,7 +196,7 @@ impl Level {
     ) -> Result<Ticket, Refused> {
         let outcome = if self.take(seats) {
             Ok(self.ticket(schema, seats, None))
-        } else if let Kind::Queue(_) = self.spec.kind {
+        } else if let Kind::Queue(_) = self.kind {
             Box::pin(self.wait(schema, flow, seats, patience, seen)).await
         } else {
             Err(Refused::ConcurrencyLimit)
@@ -362,8 +366,7 @@ mod tests {
     use serde_json::json;
 
     fn level(kind: Kind, seats: u32) -> Arc<Level> {
-        let spec = Spec { kind, claim: Claim::default() };
-        Arc::new(Level::new("x", "", spec, Bounds { nominal: seats, least: seats, most: seats }, None))
+        Arc::new(Level::new("x", "", kind, Bounds { nominal: seats, least: seats, most: seats }, None))
     }
 
     fn schema() -> Arc<Schema> {

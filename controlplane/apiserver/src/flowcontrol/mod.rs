@@ -22,7 +22,7 @@ use parking_lot::RwLock;
 use serde_json::Value;
 
 pub use self::level::Ticket;
-use self::level::{Kind, Level, Spec};
+use self::level::{Kind, Level};
 use self::queues::Queuing;
 use self::schema::Schema;
 use self::seen::{Register, Seen};
@@ -78,17 +78,20 @@ impl FlowControl {
     /// Takes over FlowSchemas and PriorityLevelConfigurations as they are now.
     pub fn configure(&self, schemas: &[Arc<Value>], levels: &[Arc<Value>]) {
         let mut configuration = self.configuration.write();
-        let specs: Vec<(&Value, Spec)> = levels.iter().map(|level| (&**level, spec(level))).collect();
-        let claims: Vec<Claim> = specs.iter().map(|(_, spec)| spec.claim).collect();
+        let (kinds, claims): (Vec<Kind>, Vec<Claim>) = levels.iter().map(|level| spec(level)).unzip();
         let bounds = shares::divide(self.total, &claims);
         let text = |value: &Value, key: &str| value["metadata"][key].as_str().unwrap_or_default().to_owned();
         let old = std::mem::take(&mut *configuration);
-        for ((object, spec), bounds) in specs.into_iter().zip(bounds) {
+        for ((object, kind), bounds) in levels.iter().zip(kinds).zip(bounds) {
             let (name, uid) = (text(object, "name"), text(object, "uid"));
             let before = old.levels.get(&name);
             let level = match before {
-                Some(level) if level.spec == spec && level.bounds == bounds && level.uid == uid => level.clone(),
-                _ => Arc::new(Level::new(&name, &uid, spec, bounds, before.map(|level| &**level))),
+                // A share that changes anywhere moves the bounds of all levels: their requests go on to count.
+                Some(level) if level.kind == kind && level.uid == uid => {
+                    level.set_bounds(bounds);
+                    level.clone()
+                }
+                _ => Arc::new(Level::new(&name, &uid, kind, bounds, before.map(|level| &**level))),
             };
             configuration.levels.insert(name, level);
         }
@@ -143,12 +146,13 @@ impl FlowControl {
             let (peak, average) = level.take_demand(period);
             let demand = level.demand.lock().after(peak, average);
             *level.demand.lock() = demand;
-            total += level.bounds.nominal;
-            if level.spec.kind == Kind::Exempt {
-                exempt += level.bounds.least.max(peak);
+            let bounds = level.bounds();
+            total += bounds.nominal;
+            if level.kind == Kind::Exempt {
+                exempt += bounds.least.max(peak);
             } else {
                 limited.push(level);
-                inputs.push((level.bounds, demand));
+                inputs.push((bounds, demand));
             }
         }
         for (level, limit) in limited.iter().zip(shares::borrow(&inputs, total, exempt)) {
@@ -163,7 +167,7 @@ fn header(uid: &str) -> HeaderValue {
 }
 
 /// A `PriorityLevelConfiguration`'s specification. A level that is not limited is exempt.
-fn spec(level: &Value) -> Spec {
+fn spec(level: &Value) -> (Kind, Claim) {
     let number = |value: &Value| value.as_u64().and_then(|number| u32::try_from(number).ok());
     let exempt = level["spec"]["type"] == "Exempt";
     let part = if exempt { &level["spec"]["exempt"] } else { &level["spec"]["limited"] };
@@ -185,7 +189,7 @@ fn spec(level: &Value) -> Spec {
         lendable_percent: number(&part["lendablePercent"]).unwrap_or(0),
         borrowing_percent: number(&part["borrowingLimitPercent"]),
     };
-    Spec { kind, claim }
+    (kind, claim)
 }
 
 /// How many seats a request takes: lists and watches that begin with one by what they read.
@@ -195,7 +199,7 @@ fn width(api: &Api, level: &Level, info: &RequestInfo, query: &Query) -> u32 {
         "watch" => query.flag("sendInitialEvents") || matches!(query.text("resourceVersion"), "" | "0"),
         _ => false,
     };
-    if !lists || level.spec.kind == Kind::Exempt || !info.name.is_empty() {
+    if !lists || level.kind == Kind::Exempt || !info.name.is_empty() {
         return 1;
     }
     let resources = api.resources();
@@ -204,9 +208,33 @@ fn width(api: &Api, level: &Level, info: &RequestInfo, query: &Query) -> u32 {
     let average = state.scan("").next().map_or(0, |item| item.bytes.len());
     let limit = query.text("limit").parse::<usize>().ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
     let bytes = state.len().min(limit).saturating_mul(average).min(MOST_BYTES);
-    let widest = match level.spec.kind {
-        Kind::Queue(queuing) => level.bounds.widest(queuing.hand_size).min(WIDEST),
+    let widest = match level.kind {
+        Kind::Queue(queuing) => level.bounds().widest(queuing.hand_size).min(WIDEST),
         _ => WIDEST,
     };
     u32::try_from(bytes.div_ceil(BYTES_PER_SEAT)).unwrap_or(u32::MAX).clamp(1, widest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[tokio::test]
+    async fn requests_go_on_to_count_when_another_level_gets_other_shares() {
+        let flow = FlowControl::new((4, 2), Duration::from_secs(60));
+        let level = |name: &str, shares: u32| {
+            Arc::new(json!({"metadata": {"name": name, "uid": name}, "spec": {"type": "Limited", "limited": {
+                "nominalConcurrencyShares": shares, "limitResponse": {"type": "Reject"}}}}))
+        };
+        let low = || flow.configuration.read().levels["low"].clone();
+        flow.configure(&[], &[level("low", 1), level("high", 1)]);
+        let schema = Arc::new(Schema::from_json(&json!({"metadata": {"name": "s"}, "spec": {}})));
+        let ticket = low().enter(&schema, "", 3, Duration::ZERO, None).await.ok().unwrap();
+        flow.configure(&[], &[level("low", 1), level("high", 5)]);
+        assert_eq!((low().in_use(), low().bounds().nominal), (3, 1));
+        assert!(low().enter(&schema, "", 1, Duration::ZERO, None).await.is_err(), "there is no seat left");
+        drop(ticket);
+        assert_eq!(low().in_use(), 0);
+    }
 }

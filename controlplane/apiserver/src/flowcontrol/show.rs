@@ -150,17 +150,17 @@ type OfSchema = fn(&Schema) -> f64;
 fn per_level(out: &mut String, configuration: &Configuration) {
     let gauges: &[(&str, &str, OfLevel)] = &[
         ("nominal_limit_seats", "Nominal number of execution seats configured for each priority level", |level| {
-            f64::from(level.bounds.nominal)
+            f64::from(level.bounds().nominal)
         }),
         (
             "lower_limit_seats",
             "Configured lower bound on number of execution seats available to each priority level",
-            |level| f64::from(level.bounds.least),
+            |level| f64::from(level.bounds().least),
         ),
         (
             "upper_limit_seats",
             "Configured upper bound on number of execution seats available to each priority level",
-            |level| f64::from(level.bounds.most),
+            |level| f64::from(level.bounds().most),
         ),
         (
             "current_limit_seats",
@@ -178,8 +178,7 @@ fn per_level(out: &mut String, configuration: &Configuration) {
     for (name, help, value) in gauges {
         let name = format!("apiserver_flowcontrol_{name}");
         head(out, &name, "BETA", "gauge", help);
-        for level in
-            configuration.levels.values().filter(|level| level.spec.kind != Kind::Exempt || name.contains("seats"))
+        for level in configuration.levels.values().filter(|level| level.kind != Kind::Exempt || name.contains("seats"))
         {
             let _ = writeln!(out, "{name}{{priority_level=\"{}\"}} {}", level.name, value(level));
         }

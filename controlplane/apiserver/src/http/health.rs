@@ -101,7 +101,9 @@ impl Results {
 /// Why a check fails. `etcd` is the store, whichever it is: scripts know it by that name.
 async fn check(api: &Api, name: &str) -> std::result::Result<(), String> {
     match name {
-        "etcd" | "etcd-readiness" => api.store.revision().await.map(|_| ()).map_err(|error| error.to_string()),
+        "etcd" | "etcd-readiness" => {
+            api.store.healthy().await.map_err(|error| format!("error getting data from etcd: {error}"))
+        }
         PLUGINS => api.sealed.health().await,
         "shutdown" if api.ending.begun.is_cancelled() => Err("process is shutting down".to_owned()),
         _ => Ok(()),

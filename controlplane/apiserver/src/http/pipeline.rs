@@ -19,7 +19,7 @@ use super::info::RequestInfo;
 use super::metrics::knows;
 use super::negotiate::{Output, check_route, pretty};
 use super::query::Query;
-use super::tls::Shown;
+use super::tls::{Client, Shown};
 use super::{paths, render, resources, socket_token};
 use crate::audit::{Record, Stage};
 use crate::authn::{self, UserInfo, impersonation};
@@ -42,8 +42,8 @@ static PRIORITY_LEVEL: HeaderName = HeaderName::from_static("x-kubernetes-pf-pri
 
 /// What is known of a TLS connection.
 pub struct Connection {
-    /// Whom its client certificate stands for.
-    pub shown: Shown,
+    /// None: it showed no certificate.
+    pub client: Option<Client>,
     /// When that certificate ends, in seconds since 1970: the connection may live longer.
     pub ends: Option<i64>,
     pub peer: Option<SocketAddr>,
@@ -54,19 +54,19 @@ pub struct Connection {
 impl Connection {
     /// Who asks by this connection's certificate, if it says so.
     fn user(&self, api: &Api, headers: &HeaderMap) -> Result<Option<Arc<UserInfo>>> {
-        let user = match &self.shown {
+        let user = match self.client.as_ref().map_or(Shown::Nothing, Client::shown) {
             Shown::Nothing => return Ok(None),
             _ if self.has_ended(Timestamp::now()) => None,
-            Shown::User(user) => return Ok(Some(user.clone())),
+            Shown::User(user) => return Ok(Some(user)),
             Shown::Bad => None,
             Shown::Proxy(name) => {
                 let names = &api.config.requestheader;
-                let user = names.user_of(headers).filter(|_| names.allows(name));
+                let user = names.user_of(headers).filter(|_| names.allows(&name));
                 user.map(|user| Arc::new(authn::authenticated(user)))
             }
         };
         // The certificate is no client's: without a token it stands for nobody.
-        let refused = user.is_none() && !headers.contains_key(header::AUTHORIZATION);
+        let refused = user.is_none() && authn::token_of(headers).is_none();
         if refused { Err(ApiError::unauthorized()) } else { Ok(user) }
     }
 
@@ -382,7 +382,8 @@ where
     let limit = if long { Duration::MAX } else { time_limit(&query, api.config.options.request_timeout)? };
     let info = Arc::new(info);
     enter(&api, &user, &info, &query, journey).await?;
-    authorize(&api, &user, &info, &query, journey.record.as_deref()).await?;
+    let uri = parts.uri.path_and_query().map_or("/", |uri| uri.as_str());
+    authorize(&api, &user, &info, (&query, uri), journey.record.as_deref()).await?;
     let record = journey.record.clone();
     let query = Arc::new(query);
     // No deadline: none, and one that is further than the clock goes.
@@ -440,7 +441,7 @@ async fn authorize(
     api: &Api,
     user: &UserInfo,
     info: &RequestInfo,
-    query: &Query,
+    (query, uri): (&Query, &str),
     record: Option<&Record>,
 ) -> Result<()> {
     let mut request = authz::Request::from(info);
@@ -451,13 +452,24 @@ async fn authorize(
     let decision = api.authz.decide(api, user, &request).await;
     if let Some(record) = record {
         let (decision, reason) = match &decision {
-            Ok(reason) => ("allow", &**reason),
-            Err(refused) => ("forbid", refused.reason.as_str()),
+            Ok(reason) => (Some("allow"), &**reason),
+            Err(refused) if refused.failure.is_some() => (None, "internal error"),
+            Err(refused) => (Some("forbid"), refused.reason.as_str()),
         };
-        record.annotate("authorization.k8s.io/decision", decision);
+        if let Some(decision) = decision {
+            record.annotate("authorization.k8s.io/decision", decision);
+        }
         record.annotate("authorization.k8s.io/reason", reason);
     }
-    decision.map(|_| ()).map_err(|refused| request.refusal(user, &refused.reason))
+    decision.map(|_| ()).map_err(|refused| match refused.failure {
+        Some(why) => ApiError::internal_page(harmless(&format!("Internal Server Error: {uri:?}: {why}"))),
+        None => request.refusal(user, &refused.reason),
+    })
+}
+
+/// Text that no browser takes for a page of its own.
+fn harmless(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 async fn dispatch<B>(mut asked: Asked, body: B) -> Result<Response<Body>>
@@ -520,8 +532,7 @@ mod tests {
 
     #[test]
     fn a_connection_does_not_outlive_its_certificate() {
-        let connection =
-            |ends| Connection { shown: Shown::Nothing, ends, peer: None, ending: CancellationToken::new() };
+        let connection = |ends| Connection { client: None, ends, peer: None, ending: CancellationToken::new() };
         let now = Timestamp::from_second(1000).unwrap();
         for (ends, ended) in [(None, false), (Some(1000), false), (Some(999), true)] {
             assert_eq!(connection(ends).has_ended(now), ended, "{ends:?}");

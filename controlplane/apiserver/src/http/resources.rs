@@ -55,7 +55,7 @@ pub async fn handle(asked: &Asked, body: Bytes) -> Result<Response<Body>> {
     let call = Arc::new(call);
     // Warnings also go along with refusals.
     let mut response = route(asked, call.clone(), body).await.unwrap_or_else(|error| asked.wish().refuse(&error));
-    add_warnings(&call, &mut response);
+    add_warnings(&call.warnings.lock(), &mut response);
     Ok(response)
 }
 
@@ -122,8 +122,9 @@ fn media_type(asked: &Asked) -> &str {
     asked.header(header::CONTENT_TYPE).split(';').next().unwrap_or_default().trim()
 }
 
-fn add_warnings(call: &Call, response: &mut Response<Body>) {
-    for warning in call.warnings.lock().iter().take(MOST_WARNINGS) {
+/// Adds the `Warning` headers of an answer.
+pub fn add_warnings(warnings: &[String], response: &mut Response<Body>) {
+    for warning in warnings.iter().take(MOST_WARNINGS) {
         let escaped = warning.replace('\\', "\\\\").replace('"', "\\\"").replace(['\n', '\r'], " ");
         if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{escaped}\"")) {
             response.headers_mut().append(header::WARNING, value);

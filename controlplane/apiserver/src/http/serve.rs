@@ -17,7 +17,6 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use parking_lot::RwLock;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
@@ -25,19 +24,22 @@ use tokio_util::task::TaskTracker;
 
 use super::body::Body;
 use super::pipeline::{self, Caller};
-use super::tls::{Shown, Tls};
+use super::tls::{Client, Current, Tls};
 use crate::authn::certificate;
 use crate::error::{ApiError, Result};
 use crate::server::Api;
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// Before a client that says nothing is asked whether it is still there, whatever it speaks; upstream's.
+const TCP_KEEP_ALIVE: Duration = Duration::from_secs(180);
 /// Of a request's line and headers, in bytes, as Go takes them: selectors may be long.
 const MAX_HEAD: u32 = 1 << 20;
 
 /// Begins to accept on `listener`.
 pub fn start(api: &Arc<Api>, listener: TcpListener, supervisor: &Supervisor) -> Result<()> {
-    let tls = Arc::new(RwLock::new(Tls::read(&api.config)?));
+    component::keep_alive(&listener, TCP_KEEP_ALIVE).map_err(ApiError::internal)?;
+    let tls = Arc::new(Current::new(Tls::read(&api.config)?));
     let paths = api.config.tls_files();
     let files = Files::watch(paths.iter().map(AsRef::as_ref)).map_err(ApiError::internal)?;
     supervisor.spawn_try("certificates", reload(api.clone(), tls.clone(), files));
@@ -49,8 +51,9 @@ pub fn start(api: &Arc<Api>, listener: TcpListener, supervisor: &Supervisor) -> 
     Ok(())
 }
 
-/// Reads the certificates again when they change; connections that are open keep theirs.
-async fn reload(api: Arc<Api>, held: Arc<RwLock<Tls>>, files: Files) -> std::io::Result<()> {
+/// Reads the certificates again when they change. Connections that are open keep what they were shown; what
+/// their clients showed is judged again.
+async fn reload(api: Arc<Api>, held: Arc<Current>, files: Files) -> std::io::Result<()> {
     let content = || api.config.tls_files().iter().map(|path| std::fs::read(path).ok()).collect::<Vec<_>>();
     let mut seen = content();
     loop {
@@ -62,7 +65,7 @@ async fn reload(api: Arc<Api>, held: Arc<RwLock<Tls>>, files: Files) -> std::io:
         seen = now;
         match Tls::read(&api.config) {
             Ok(fresh) => {
-                *held.write() = fresh;
+                held.replace(fresh);
                 tracing::info!("certificates were read again");
             }
             // A certificate without its new key, mostly: that one comes next.
@@ -92,7 +95,7 @@ impl Ending {
     }
 }
 
-async fn accept(api: Arc<Api>, listener: TcpListener, tls: Arc<RwLock<Tls>>, token: CancellationToken) {
+async fn accept(api: Arc<Api>, listener: TcpListener, tls: Arc<Current>, token: CancellationToken) {
     let (connections, leaving) = (TaskTracker::new(), CancellationToken::new());
     let mut closing = std::pin::pin!(async {
         tokio::select! {
@@ -112,9 +115,8 @@ async fn accept(api: Arc<Api>, listener: TcpListener, tls: Arc<RwLock<Tls>>, tok
         };
         match accepted {
             Ok((stream, _)) => {
-                let tls = tls.read().clone();
                 // Ends with its client, or when the listener drains.
-                connections.spawn(connection(api.clone(), stream, tls, leaving.clone()));
+                connections.spawn(connection(api.clone(), stream, tls.clone(), leaving.clone()));
             }
             Err(error) => {
                 // Out of file descriptors, mostly: others must end first.
@@ -136,16 +138,17 @@ async fn accept(api: Arc<Api>, listener: TcpListener, tls: Arc<RwLock<Tls>>, tok
 
 /// One connection. What it needs is boxed step by step: it lives long and mostly waits, and would
 /// keep room for the largest step all the time.
-async fn connection(api: Arc<Api>, stream: TcpStream, tls: Tls, leaving: CancellationToken) {
+async fn connection(api: Arc<Api>, stream: TcpStream, tls: Arc<Current>, leaving: CancellationToken) {
     let peer = stream.peer_addr().ok();
-    let Some((stream, shown)) = Box::pin(handshake(stream, tls)).await else {
+    let Some(stream) = Box::pin(handshake(stream, &tls)).await else {
         api.metrics.tls_errors.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         return;
     };
     let two = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let own = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-    let ends = own.and_then(|own| certificate::end_of(own));
-    let known = Arc::new(pipeline::Connection { shown, ends, peer, ending: CancellationToken::new() });
+    let chain = stream.get_ref().1.peer_certificates();
+    let ends = chain.and_then(<[_]>::first).and_then(|own| certificate::end_of(own));
+    let client = chain.map(|chain| Client::new(chain, tls));
+    let known = Arc::new(pipeline::Connection { client, ends, peer, ending: CancellationToken::new() });
     let leaving = [leaving, known.ending.clone()];
     let service = Answers { api, connection: known, one_by_one: !two };
     let stream = TokioIo::new(stream);
@@ -159,11 +162,10 @@ async fn connection(api: Arc<Api>, stream: TcpStream, tls: Tls, leaving: Cancell
     }
 }
 
-async fn handshake(stream: TcpStream, tls: Tls) -> Option<(TlsStream<TcpStream>, Shown)> {
+async fn handshake(stream: TcpStream, tls: &Current) -> Option<TlsStream<TcpStream>> {
     let _ = stream.set_nodelay(true);
-    let stream = tokio::time::timeout(HANDSHAKE, tls.acceptor.accept(stream)).await.ok()?.ok()?;
-    let shown = tls.shown(stream.get_ref().1.peer_certificates());
-    Some((stream, shown))
+    let acceptor = tls.get().acceptor;
+    tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await.ok()?.ok()
 }
 
 async fn http1(

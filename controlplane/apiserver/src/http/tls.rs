@@ -3,7 +3,9 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::RwLock;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::CryptoProvider;
 use rustls::server::WebPkiClientVerifier;
@@ -63,8 +65,8 @@ impl Tls {
     }
 
     /// Judges what a client showed in the handshake, which takes any certificate.
-    pub fn shown(&self, chain: Option<&[CertificateDer<'_>]>) -> Shown {
-        let Some([own, between @ ..]) = chain else { return Shown::Nothing };
+    fn shown(&self, chain: &[CertificateDer<'_>]) -> Shown {
+        let [own, between @ ..] = chain else { return Shown::Nothing };
         let Some(user) = certificate::user_of(own) else { return Shown::Bad };
         let signed = |by: &Arc<dyn ClientCertVerifier>| by.verify_client_cert(own, between, UnixTime::now()).is_ok();
         if signed(&self.clients) {
@@ -74,6 +76,60 @@ impl Tls {
         } else {
             Shown::Bad
         }
+    }
+}
+
+/// What connections are accepted with now: it changes with its files.
+pub struct Current {
+    tls: RwLock<Tls>,
+    /// How often it was read again.
+    reads: AtomicU64,
+}
+
+impl Current {
+    pub fn new(tls: Tls) -> Self {
+        Self { tls: RwLock::new(tls), reads: AtomicU64::new(0) }
+    }
+
+    pub fn get(&self) -> Tls {
+        self.tls.read().clone()
+    }
+
+    pub fn replace(&self, fresh: Tls) {
+        *self.tls.write() = fresh;
+        self.reads.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// The certificates that a connection's client showed. Upstream verifies them for every request; here their
+/// judgement holds until the authorities are read again, one of which may then be gone.
+pub struct Client {
+    chain: Vec<CertificateDer<'static>>,
+    current: Arc<Current>,
+    /// After how many reads it was found.
+    judged: RwLock<(u64, Shown)>,
+}
+
+impl Client {
+    pub fn new(chain: &[CertificateDer<'_>], current: Arc<Current>) -> Self {
+        let reads = current.reads.load(Ordering::Acquire);
+        let chain: Vec<_> = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
+        let judged = RwLock::new((reads, current.get().shown(&chain)));
+        Self { chain, current, judged }
+    }
+
+    /// Whom they stand for.
+    pub fn shown(&self) -> Shown {
+        let reads = self.current.reads.load(Ordering::Acquire);
+        {
+            let judged = self.judged.read();
+            if judged.0 == reads {
+                return judged.1.clone();
+            }
+        }
+        let shown = self.current.get().shown(&self.chain);
+        *self.judged.write() = (reads, shown.clone());
+        shown
     }
 }
 

@@ -321,9 +321,7 @@ mod tests {
 
     #[test]
     fn doubtful_slices_are_warned_of() {
-        let slice = |kind: &str, address: &str| {
-            json!({"metadata": {"name": "s"}, "addressType": kind, "endpoints": [{"addresses": [address]}]})
-        };
+        let slice = |kind: &str, address: &str| json!({"metadata": {"name": "s"}, "addressType": kind, "endpoints": [{"addresses": [address]}]});
         let named = slice("FQDN", "a.example");
         assert_eq!(Slice.warnings(&named, None), ["spec.addressType: FQDN endpoints are deprecated"]);
         assert!(Slice.warnings(&named, Some(&named)).is_empty());

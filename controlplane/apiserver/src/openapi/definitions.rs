@@ -76,6 +76,15 @@ fn special(base: Base) -> Option<(String, Value)> {
     })
 }
 
+/// What a special type may be, where that is more than text. Version 2 cannot say so.
+fn alternatives(base: Base) -> &'static [&'static str] {
+    match base {
+        Base::IntOrString => &["integer", "string"],
+        Base::Quantity => &["string", "number"],
+        _ => &[],
+    }
+}
+
 /// Something a schema refers to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reference {
@@ -116,7 +125,7 @@ impl<'a> Definitions<'a> {
     /// The schema of something in [`Definitions::needed`]; may add to it.
     pub fn render(&mut self, target: Reference, kinds: &[Value]) -> Value {
         let id = match target {
-            Reference::Special(base) => return special(base).map(|(_, schema)| schema).unwrap_or_default(),
+            Reference::Special(base) => return self.special(base),
             Reference::Type(id) => id,
         };
         let texts: Vec<&str> = self.texts.of(id).collect();
@@ -144,6 +153,19 @@ impl<'a> Definitions<'a> {
             schema.insert("x-kubernetes-group-version-kind".to_owned(), kinds.to_vec().into());
         }
         Value::Object(schema)
+    }
+
+    fn special(&self, base: Base) -> Value {
+        let mut schema = special(base).map(|(_, schema)| schema).unwrap_or_default();
+        let types = alternatives(base);
+        if self.version == Version::V3
+            && !types.is_empty()
+            && let Some(members) = schema.as_object_mut()
+        {
+            members.remove("type");
+            members.insert("oneOf".to_owned(), types.iter().map(|kind| json!({"type": kind})).collect());
+        }
+        schema
     }
 
     fn field(&mut self, field: Field, text: &str) -> Value {

@@ -77,6 +77,8 @@ struct State {
     /// `api/v1`, `apis/apps/v1` → its resources.
     groups: BTreeMap<String, Group>,
     v2: HashMap<&'static str, Document>,
+    /// How often what version 2 is made of has changed.
+    changes: u64,
     /// Paths and definitions of other servers, for version 2.
     foreign: Arc<[Arc<Value>]>,
     /// The index of resources that was looked at last; weak, so as to keep no caches alive.
@@ -91,6 +93,11 @@ struct Group {
 }
 
 impl State {
+    fn drop_v2(&mut self) {
+        self.v2.clear();
+        self.changes += 1;
+    }
+
     fn pages(&self) -> Vec<pages::Page> {
         pages::pages(&pages::groups(self.groups.values().flat_map(|group| group.sources.iter())))
     }
@@ -114,6 +121,12 @@ impl OpenApi {
 
     /// Replaces what is described; documents of groups that stay as they were are kept.
     pub fn set_sources(&self, sources: Vec<Source>) {
+        self.describe(sources, Weak::new());
+    }
+
+    /// What is described and where it is from change as one: of two requests that follow at the same time, the
+    /// one that began with the older index may come last, and the next one sees that.
+    fn describe(&self, sources: Vec<Source>, seen: Weak<Resources>) {
         let mut groups: BTreeMap<String, Vec<Source>> = BTreeMap::new();
         for source in sources {
             for served in source.descriptor.served.iter().filter(|served| served.served) {
@@ -130,8 +143,9 @@ impl OpenApi {
             next.insert(path, kept.unwrap_or(Group { sources: Arc::new(sources), hash, document: None }));
         }
         state.groups = next;
+        state.seen = seen;
         if changed {
-            state.v2.clear();
+            state.drop_v2();
         }
     }
 
@@ -139,8 +153,7 @@ impl OpenApi {
     pub fn follow(&self, resources: &Arc<Resources>) {
         let seen = self.state.lock().seen.as_ptr();
         if seen != Arc::as_ptr(resources) {
-            self.set_sources(serve::sources(resources));
-            self.state.lock().seen = Arc::downgrade(resources);
+            self.describe(serve::sources(resources), Arc::downgrade(resources));
         }
     }
 
@@ -152,7 +165,7 @@ impl OpenApi {
             && foreign.iter().zip(state.foreign.iter()).all(|(new, held)| Arc::ptr_eq(new, held));
         if !same {
             state.foreign = foreign.into();
-            state.v2.clear();
+            state.drop_v2();
         }
     }
 
@@ -210,7 +223,7 @@ impl OpenApi {
             V2Format::Json => "application/json",
             V2Format::Protobuf => V2_PROTOBUF,
         };
-        let (sources, foreign, hash) = {
+        let (sources, foreign, hash, changes) = {
             let state = self.state.lock();
             if let Some(document) = state.v2.get(content_type) {
                 return document.clone();
@@ -229,7 +242,7 @@ impl OpenApi {
             for other in state.foreign.iter() {
                 digest.update(other.to_string());
             }
-            (sources, state.foreign.clone(), hex(&digest.finalize()))
+            (sources, state.foreign.clone(), hex(&digest.finalize()), state.changes)
         };
         let document = finish(hash, content_type, |out| match format {
             V2Format::Json => Writer { version: Version::V2, out }.document(&sources, &foreign, None),
@@ -239,8 +252,16 @@ impl OpenApi {
                 out.write_all(&encoder.finish(&info()))
             }
         });
-        self.state.lock().v2.insert(content_type, document.clone());
+        self.keep_v2(changes, &document);
         document
+    }
+
+    /// Keeps a document of version 2, unless what it is made of has changed while it was made.
+    fn keep_v2(&self, changes: u64, document: &Document) {
+        let mut state = self.state.lock();
+        if state.changes == changes {
+            state.v2.insert(document.content_type, document.clone());
+        }
     }
 }
 

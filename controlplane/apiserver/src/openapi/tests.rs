@@ -171,6 +171,33 @@ fn only_what_changed_is_made_again() {
 }
 
 #[test]
+fn a_definition_that_came_while_version_two_was_made_is_in_it_afterwards() {
+    let openapi = OpenApi::new(sources()[..2].to_vec());
+    let before = openapi.state.lock().changes;
+    let old = openapi.v2(V2Format::Json);
+    openapi.set_sources(sources());
+    // Whoever began before the definition came ends only now.
+    openapi.keep_v2(before, &old);
+    let document = parsed(&openapi.v2(V2Format::Json));
+    assert!(document["definitions"]["com.example.v1.Widget"].is_object());
+}
+
+#[test]
+fn numbers_are_good_where_text_is_too() {
+    let openapi = OpenApi::new(sources());
+    let v2 = parsed(&openapi.v2(V2Format::Json));
+    let v3 = parsed(&openapi.v3("api/v1").unwrap());
+    for (name, other) in [
+        ("io.k8s.apimachinery.pkg.util.intstr.IntOrString", json!([{"type": "integer"}, {"type": "string"}])),
+        ("io.k8s.apimachinery.pkg.api.resource.Quantity", json!([{"type": "string"}, {"type": "number"}])),
+    ] {
+        assert_eq!(v2["definitions"][name]["type"], "string");
+        let schema = &v3["components"]["schemas"][name];
+        assert_eq!((&schema["oneOf"], schema.get("type")), (&other, None));
+    }
+}
+
+#[test]
 fn operations_are_named_as_upstreams() {
     let mut pods = Descriptor::new("", "v1", "Pod", "pods").with_status();
     pods.returns_deleted = true;

@@ -16,6 +16,9 @@ const MAX_OPERATIONS: usize = 10_000;
 const MAX_COPIED: usize = 3 * 1024 * 1024;
 /// Documents that a patch would nest deeper are refused: every later step may then recurse.
 const MAX_DEPTH: usize = 120;
+/// Values that may be looked at to find out how deep they are when they are moved: moving costs little, looking
+/// costs what the value holds.
+const MAX_LOOKED_AT: usize = 20_000_000;
 
 /// Why a patch was not applied; the texts are upstream's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -73,11 +76,52 @@ pub fn json(live: &Value, patch: &Value) -> Result<Value> {
         return Err(JsonPatchError::TooMany(operations.len()));
     }
     let mut document = live.clone();
-    let mut copied = 0;
+    let mut spent = Spent::default();
     for operation in operations {
-        operation.apply(&mut document, &mut copied)?;
+        operation.apply(&mut document, &mut spent)?;
     }
     Ok(document)
+}
+
+/// What a patch has used up, and made.
+#[derive(Default)]
+struct Spent {
+    /// Bytes that were copied.
+    copied: usize,
+    /// Values that were looked at for what is moved.
+    looked_at: usize,
+    /// The document nests no deeper. None: nothing was moved so far, and nobody knows.
+    depth: Option<usize>,
+}
+
+impl Spent {
+    /// Takes note of a value `at` so many levels.
+    fn made(&mut self, at: usize, depth: usize) -> Result<()> {
+        self.depth = self.depth.map(|known| known.max(at + depth));
+        if at + depth > MAX_DEPTH { Err(JsonPatchError::TooDeep) } else { Ok(()) }
+    }
+
+    fn look(&mut self, value: &Value) -> Result<usize> {
+        let depth = measured(value, &mut self.looked_at);
+        if self.looked_at > MAX_LOOKED_AT { Err(JsonPatchError::TooDeep) } else { Ok(depth) }
+    }
+
+    /// Takes note of a value that was taken out of the `document` at one level and comes to another. Mostly what is
+    /// known of the document tells that it fits.
+    fn moved(&mut self, document: &Value, value: &Value, from: usize, to: usize) -> Result<()> {
+        let known = match self.depth {
+            Some(known) => known,
+            None => self.look(document)?.max(from + self.look(value)?),
+        };
+        self.depth = Some(known);
+        let at_most = known.saturating_sub(from);
+        if to + at_most <= MAX_DEPTH {
+            return self.made(to, at_most);
+        }
+        let exact = self.look(value)?;
+        self.depth = Some(self.look(document)?);
+        self.made(to, exact)
+    }
 }
 
 fn malformed(value: &Value, target: &str) -> JsonPatchError {
@@ -108,24 +152,25 @@ impl<'a> Operation<'a> {
         Ok(Self { kind: text("op")?.unwrap_or("unknown"), path: text("path")?, from: text("from")?, value })
     }
 
-    fn apply(&self, document: &mut Value, copied: &mut usize) -> Result<()> {
+    fn apply(&self, document: &mut Value, spent: &mut Spent) -> Result<()> {
         match self.kind {
-            "add" => self.put(document, "add", self.value.cloned().unwrap_or_default()),
+            "add" => self.put(document, "add", self.value.cloned().unwrap_or_default(), spent),
             "remove" => self.place(document, "remove", "path", self.path)?.remove().map(drop),
-            "replace" => self.replace(document),
+            "replace" => self.replace(document, spent),
             "move" => {
                 let from = self.place(document, "move", "from path", self.from)?;
                 from.get()?;
                 let value = from.remove()?;
-                self.put(document, "move", value)
+                spent.moved(document, &value, levels(self.from), levels(self.path))?;
+                self.place(document, "move", "path", self.path)?.add(value)
             }
             "copy" => {
                 let value = self.place(document, "copy", "from path", self.from)?.get()?.cloned().unwrap_or_default();
-                *copied += value.to_string().len();
-                if *copied > MAX_COPIED {
-                    return Err(JsonPatchError::TooMuchCopied(*copied));
+                spent.copied += value.to_string().len();
+                if spent.copied > MAX_COPIED {
+                    return Err(JsonPatchError::TooMuchCopied(spent.copied));
                 }
-                self.put(document, "copy", value)
+                self.put(document, "copy", value, spent)
             }
             "test" => self.test(document),
             other => Err(JsonPatchError::UnknownOperation(other.to_owned())),
@@ -148,27 +193,22 @@ impl<'a> Operation<'a> {
         })
     }
 
-    fn put(&self, document: &mut Value, operation: &'static str, value: Value) -> Result<()> {
-        self.check_depth(&value)?;
+    fn put(&self, document: &mut Value, operation: &'static str, value: Value, spent: &mut Spent) -> Result<()> {
+        spent.made(levels(self.path), depth(&value))?;
         self.place(document, operation, "path", self.path)?.add(value)
     }
 
-    /// How deep the operation reaches into the document that it makes.
-    fn check_depth(&self, value: &Value) -> Result<()> {
-        let at = self.path.map_or(0, |path| path.matches('/').count());
-        if at + depth(value) > MAX_DEPTH { Err(JsonPatchError::TooDeep) } else { Ok(()) }
-    }
-
-    fn replace(&self, document: &mut Value) -> Result<()> {
+    fn replace(&self, document: &mut Value, spent: &mut Spent) -> Result<()> {
         let value = self.value.cloned().unwrap_or_default();
         if self.path == Some("") {
             if !value.is_object() && !value.is_array() {
                 return Err(JsonPatchError::NoDocument);
             }
             *document = value;
+            spent.depth = None;
             return Ok(());
         }
-        self.check_depth(&value)?;
+        spent.made(levels(self.path), depth(&value))?;
         self.place(document, "replace", "path", self.path)?.set(value)
     }
 
@@ -266,10 +306,21 @@ fn index(key: &str, length: usize) -> Result<usize> {
     at.ok_or(JsonPatchError::InvalidIndex(asked))
 }
 
+/// How far down in the document a pointer leads.
+fn levels(pointer: Option<&str>) -> usize {
+    pointer.map_or(0, |pointer| pointer.matches('/').count())
+}
+
 fn depth(value: &Value) -> usize {
+    measured(value, &mut 0)
+}
+
+/// The same; counts the values that it looks at.
+fn measured(value: &Value, looked_at: &mut usize) -> usize {
+    *looked_at += 1;
     match value {
-        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
-        Value::Object(members) => 1 + members.values().map(depth).max().unwrap_or(0),
+        Value::Array(items) => 1 + items.iter().map(|item| measured(item, looked_at)).max().unwrap_or(0),
+        Value::Object(members) => 1 + members.values().map(|member| measured(member, looked_at)).max().unwrap_or(0),
         _ => 0,
     }
 }
@@ -399,6 +450,26 @@ mod tests {
             path = deeper;
         }
         json(&json!({"a": {}}), &operations.into()).unwrap_err();
+    }
+
+    #[test]
+    fn moving_much_to_and_fro_costs_no_more_than_moving_little() {
+        let much: Value = (0..50_000).collect();
+        let there = |n: usize| json!({"op": "move", "from": "/a", "path": format!("/b/c/d{n}")});
+        let back = |n: usize| json!({"op": "move", "from": format!("/b/c/d{n}"), "path": "/a"});
+        let operations: Vec<Value> = (0..MAX_OPERATIONS / 2).flat_map(|n| [there(n), back(n)]).collect();
+        let live = json!({"a": much, "b": {"c": {}}});
+        assert_eq!(json(&live, &operations.into()).unwrap(), live);
+    }
+
+    #[test]
+    fn moves_that_nest_a_document_too_deep_are_refused() {
+        let chain = |levels: usize| (0..levels).fold(json!({}), |inner, _| json!({"x": inner}));
+        let deep = |levels: usize| format!("/a{}", "/x".repeat(levels));
+        let live = json!({"a": chain(80), "b": chain(30), "c": chain(80)});
+        let to = |from: &str| json!([{"op": "move", "from": from, "path": format!("{}/y", deep(80))}]);
+        assert!(json(&live, &to("/b")).is_ok());
+        assert_eq!(json(&live, &to("/c")), Err(JsonPatchError::TooDeep));
     }
 
     proptest! {

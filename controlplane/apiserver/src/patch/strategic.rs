@@ -422,8 +422,7 @@ mod tests {
         let patch = json!({"metadata": {"finalizers": names("new")}});
         let merged = patched(live, patch).unwrap();
         assert_eq!(merged["metadata"]["finalizers"], json!([names("new"), names("live")].concat()));
-        let containers =
-            |prefix: &str| names(prefix).iter().map(|name| json!({"name": name})).collect::<Vec<Value>>();
+        let containers = |prefix: &str| names(prefix).iter().map(|name| json!({"name": name})).collect::<Vec<Value>>();
         let delete = |name: &Value| json!({"name": name["name"], "$patch": "delete"});
         let mut change = containers("new");
         change.extend(containers("live").iter().map(delete));

@@ -62,7 +62,7 @@ pub struct Evaluation<'a> {
     request_resource: cel::Value,
     declared: &'a [Value],
     computed: HashMap<String, Result<cel::Value, String>>,
-    budget: u64,
+    pub(super) budget: u64,
 }
 
 impl<'a> Evaluation<'a> {
@@ -87,8 +87,22 @@ impl<'a> Evaluation<'a> {
 
     /// The value of an expression, or why there is none.
     pub fn value(&mut self, expression: &str) -> Result<cel::Value, String> {
-        self.value_before(expression, self.declared.len())
-            .map_err(|why| format!("expression '{}' resulted in error: {why}", expression.trim()))
+        let value = self.value_before(expression, self.declared.len());
+        if self.is_spent() {
+            // Nothing that this one expression alone did.
+            return value;
+        }
+        value.map_err(|why| format!("expression '{}' resulted in error: {why}", expression.trim()))
+    }
+
+    /// Whether nothing more can be evaluated.
+    pub fn is_spent(&self) -> bool {
+        self.budget == 0
+    }
+
+    /// Gives what follows a budget of its own.
+    pub fn renew(&mut self) {
+        self.budget = cel::BUDGET;
     }
 
     /// The same for an expression that sees only the first few variables.

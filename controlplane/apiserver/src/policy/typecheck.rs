@@ -1,6 +1,7 @@
 //! Writes what the checker finds wrong with a policy's expressions, for the kinds that it matches,
 //! into `status.typeChecking` (upstream's controller `validatingadmissionpolicy-status`).
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use crate::admit::Cluster;
 use crate::cel::decl::Decl;
 use crate::cel::{self, CelError};
 use crate::error::Result;
-use crate::resource::{api_version, split_api_version};
+use crate::resource::split_api_version;
 use crate::schema::Schema;
 use crate::schema::table::Element;
 use crate::server::Api;
@@ -63,21 +64,27 @@ async fn check_all(api: &Api) -> Result<()> {
     Ok(())
 }
 
-/// The kinds that a policy names without wildcards, as `(apiVersion, kind)`.
-fn kinds(policy: &Value, api: &Api) -> Vec<(String, String)> {
-    let mut kinds = Vec::new();
+/// Group, version and kind.
+type Named = (String, String, String);
+
+/// The kinds that a policy names without wildcards, in order.
+fn kinds(policy: &Value, api: &Api) -> BTreeSet<Named> {
+    let mut kinds = BTreeSet::new();
     let list = |value: &Value| -> Vec<String> {
         value.as_array().into_iter().flatten().filter_map(|text| text.as_str().map(str::to_owned)).collect()
     };
     let resources = api.resources();
     for rule in policy["spec"]["matchConstraints"]["resourceRules"].as_array().into_iter().flatten() {
-        for group in list(&rule["apiGroups"]) {
-            for version in list(&rule["apiVersions"]) {
+        let (groups, versions) = (list(&rule["apiGroups"]), list(&rule["apiVersions"]));
+        if groups.iter().chain(&versions).any(|text| text.contains('*')) {
+            continue;
+        }
+        for group in &groups {
+            for version in &versions {
                 for plural in list(&rule["resources"]) {
-                    let Some(endpoint) = resources.find(&group, &version, &plural) else { continue };
-                    let kind = (api_version(&group, &version), endpoint.descriptor().kind.to_string());
-                    if kinds.len() < MOST_KINDS && !kinds.contains(&kind) {
-                        kinds.push(kind);
+                    let Some(endpoint) = resources.find(group, version, &plural) else { continue };
+                    if kinds.len() < MOST_KINDS {
+                        kinds.insert((group.clone(), version.clone(), endpoint.descriptor().kind.to_string()));
                     }
                 }
             }
@@ -86,44 +93,40 @@ fn kinds(policy: &Value, api: &Api) -> Vec<(String, String)> {
     kinds
 }
 
-fn typed(api: &dyn Cluster, api_version: &str, kind: &str) -> Option<Decl> {
-    let (group, version) = split_api_version(api_version);
+fn typed(api: &dyn Cluster, group: &str, version: &str, kind: &str) -> Option<Decl> {
     match api.schema(group, version, kind)? {
         Schema::Builtin(id) => Some(crate::cel::native(Element::of_type(id))),
         Schema::Custom(schema) => Decl::of_schema(&schema.source.as_ref()?.value()?, true),
     }
 }
 
-fn warnings(policy: &Value, kinds: &[(String, String)], api: &dyn Cluster) -> Vec<Value> {
+/// In order of the expressions. Kinds of which nothing is known are left out, and parameters of such a kind are
+/// none; of variables it is only told what comes of them.
+fn warnings(policy: &Value, kinds: &BTreeSet<Named>, api: &dyn Cluster) -> Vec<Value> {
     let spec = &policy["spec"];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let (purpose, params) = if spec["paramKind"].is_object() {
-        let (version, kind) = (text(&spec["paramKind"]["apiVersion"]), text(&spec["paramKind"]["kind"]));
-        (Purpose::WithParams, typed(api, &version, &kind))
-    } else {
-        (Purpose::Plain, None)
-    };
-    let mut found: Vec<(String, String)> = Vec::new();
-    for (api_version, kind) in kinds {
-        let object = typed(api, api_version, kind);
-        let mut note = |place: String, error: &CelError| {
+    let (version, kind) = (text(&spec["paramKind"]["apiVersion"]), text(&spec["paramKind"]["kind"]));
+    let (group, version) = split_api_version(&version);
+    let params = if kind.is_empty() { None } else { typed(api, group, version, &kind) };
+    let purpose = if params.is_some() { Purpose::WithParams } else { Purpose::Plain };
+    let mut found: BTreeMap<(usize, &str), String> = BTreeMap::new();
+    for (group, version, kind) in kinds {
+        let Some(object) = typed(api, group, version, kind) else { continue };
+        let object = Some(object);
+        let mut note = |place: (usize, &'static str), error: &CelError| {
             let why = error.to_string();
-            let line = format!("{api_version}, Kind={kind}: {}\n", why.trim_start_matches("compilation failed: "));
-            match found.iter_mut().find(|(known, _)| *known == place) {
-                Some((_, lines)) => lines.push_str(&line),
-                None => found.push((place, line)),
+            let why = why.trim_start_matches("compilation failed: ");
+            let lines = found.entry(place).or_default();
+            if !lines.is_empty() {
+                lines.push('\n');
             }
+            lines.push_str(&format!("{group}/{version}, Kind={kind}: {why}\n"));
         };
         let mut variables: Vec<(String, Decl)> = Vec::new();
-        for (index, variable) in spec["variables"].as_array().into_iter().flatten().enumerate() {
+        for variable in spec["variables"].as_array().into_iter().flatten() {
             let known = declarations(purpose, object.clone(), params.clone(), Some(&variables));
-            let decl = match cel::compile_checked(&text(&variable["expression"]), &known) {
-                Ok((_, checked)) => checked.decl,
-                Err(error) => {
-                    note(format!("spec.variables[{index}].expression"), &error);
-                    Decl::dynamic()
-                }
-            };
+            let checked = cel::compile_checked(&text(&variable["expression"]), &known);
+            let decl = checked.map_or_else(|_| Decl::dynamic(), |(_, checked)| checked.decl);
             variables.push((text(&variable["name"]), decl));
         }
         let known = declarations(purpose, object, params.clone(), Some(&variables));
@@ -131,10 +134,11 @@ fn warnings(policy: &Value, kinds: &[(String, String)], api: &dyn Cluster) -> Ve
             for key in ["expression", "messageExpression"] {
                 let Some(expression) = validation[key].as_str().filter(|text| !text.is_empty()) else { continue };
                 if let Err(error) = cel::compile_checked(expression, &known) {
-                    note(format!("spec.validations[{index}].{key}"), &error);
+                    note((index, key), &error);
                 }
             }
         }
     }
-    found.into_iter().map(|(place, warning)| json!({"fieldRef": place, "warning": warning})).collect()
+    let place = |(index, key): (usize, &str)| format!("spec.validations[{index}].{key}");
+    found.into_iter().map(|(at, warning)| json!({"fieldRef": place(at), "warning": warning})).collect()
 }

@@ -156,20 +156,43 @@ fn judge(policy: &Value, run: &mut Evaluation<'_>) -> Verdict {
             return verdict;
         }
     }
-    for (index, validation) in policy["spec"]["validations"].as_array().into_iter().flatten().enumerate() {
-        match run.value(validation["expression"].as_str().unwrap_or_default()) {
-            Ok(cel::Value::Bool(true)) => {}
-            Ok(_) => verdict.denials.push(Denial {
+    let validations = policy["spec"]["validations"].as_array().map_or(&[][..], Vec::as_slice);
+    let mut values = Vec::with_capacity(validations.len());
+    for validation in validations {
+        let value = run.value(validation["expression"].as_str().unwrap_or_default());
+        if run.is_spent() {
+            // Nothing of it counts, and no more is looked at.
+            verdict.denials.extend(value.err().filter(|_| !ignores).map(|why| failed(0, why)));
+            return verdict;
+        }
+        values.push(value);
+    }
+    let messages = messages(validations, run);
+    for (index, (validation, value)) in validations.iter().zip(values).enumerate() {
+        match (value, &messages) {
+            (Err(why), _) => verdict.denials.extend((!ignores).then(|| failed(index, why))),
+            // Upstream denies then also what passed.
+            (Ok(_), Err(why)) => {
+                let why = format!("failed messageExpression: {why}");
+                verdict.denials.extend((!ignores).then(|| failed(index, why)));
+            }
+            (Ok(cel::Value::Bool(true)), Ok(_)) => {}
+            (Ok(_), Ok(messages)) => verdict.denials.push(Denial {
                 index,
-                message: message(validation, run),
+                message: message(validation, messages[index].as_deref()),
                 reason: validation["reason"].as_str().unwrap_or("Invalid").to_owned(),
             }),
-            Err(why) => verdict.denials.extend((!ignores).then(|| failed(index, why))),
         }
     }
+    run.renew();
     for annotation in policy["spec"]["auditAnnotations"].as_array().into_iter().flatten() {
         let key = annotation["key"].as_str().unwrap_or_default().to_owned();
-        match run.value(annotation["valueExpression"].as_str().unwrap_or_default()) {
+        let value = run.value(annotation["valueExpression"].as_str().unwrap_or_default());
+        if run.is_spent() {
+            let denials = value.err().filter(|_| !ignores).map(|why| failed(0, why)).into_iter().collect();
+            return Verdict { denials, ..Verdict::default() };
+        }
+        match value {
             Ok(cel::Value::String(text)) if !text.trim().is_empty() => {
                 verdict.annotations.push((key, shortened(text.trim(), LONGEST_ANNOTATION).to_owned()));
             }
@@ -193,15 +216,80 @@ fn shortened(text: &str, most: usize) -> &str {
     &text[..end]
 }
 
-fn message(validation: &Value, run: &mut Evaluation<'_>) -> String {
-    let computed = validation["messageExpression"].as_str().and_then(|expression| match run.value(expression) {
-        Ok(cel::Value::String(text)) => Some(text.trim().to_owned()),
-        _ => None,
-    });
+/// What the message expressions come to, where they do; the error is that they spent the budget.
+fn messages(validations: &[Value], run: &mut Evaluation<'_>) -> Result<Vec<Option<String>>, String> {
+    let mut messages = Vec::with_capacity(validations.len());
+    for validation in validations {
+        let expression = validation["messageExpression"].as_str().filter(|expression| !expression.is_empty());
+        let value = expression.map(|expression| run.value(expression));
+        messages.push(match value {
+            Some(Err(why)) if run.is_spent() => return Err(why),
+            Some(Ok(cel::Value::String(text))) => Some(text.trim().to_owned()),
+            _ => None,
+        });
+    }
+    Ok(messages)
+}
+
+fn message(validation: &Value, computed: Option<&str>) -> String {
     let given = validation["message"].as_str().unwrap_or_default().trim();
     match computed.filter(|text| !text.is_empty() && !text.contains('\n') && text.len() <= LONGEST_MESSAGE) {
-        Some(text) => text,
+        Some(text) => text.to_owned(),
         None if !given.is_empty() => given.to_owned(),
         None => format!("failed expression: {}", validation["expression"].as_str().unwrap_or_default().trim()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admission::fake::Fixed;
+    use crate::admit::Operation;
+    use crate::authn::UserInfo;
+    use crate::resource::Descriptor;
+    use crate::webhook::matching::Version;
+
+    #[tokio::test]
+    async fn messages_that_spend_the_budget_fail_the_whole_policy() {
+        let descriptor = Descriptor::new("", "v1", "Namespace", "namespaces");
+        let (user, options, cluster) = (UserInfo::admin(), json!({}), Fixed::default());
+        let attributes = Attributes {
+            user: &user,
+            descriptor: &descriptor,
+            group: "",
+            version: "v1",
+            subresource: "",
+            operation: Operation::Create,
+            namespace: "",
+            name: "x",
+            object: json!({"kind": "Namespace", "metadata": {"name": "x"}}),
+            old: None,
+            options: &options,
+            dry_run: false,
+            deadline: None,
+            patched: false,
+            warnings: Vec::new(),
+            audit: Vec::new(),
+        };
+        let version = Version { group: String::new(), version: "v1".to_owned() };
+        let versioned = versioned(&attributes, &cluster, version).await.unwrap();
+        let scope = Scope::of(&attributes, &versioned, &cluster).await.unwrap();
+        let long = "[1, 2, 3].all(x, [1, 2, 3].all(y, [1, 2, 3].all(z, x + y + z > 0))) ? 'long' : 'never'";
+        let mut policy = json!({"spec": {"failurePolicy": "Fail", "validations": [
+            {"expression": "true"}, {"expression": "false", "messageExpression": long}, {"expression": "false"}]}});
+        let params = cel::Value::Null;
+        let judged = |policy: &Value, budget: u64| -> Vec<(usize, String)> {
+            let mut run = Evaluation::new(&scope, &params, policy, cel::Value::Null);
+            run.budget = budget;
+            judge(policy, &mut run).denials.into_iter().map(|denial| (denial.index, denial.message)).collect()
+        };
+        let said = |index: usize, message: &str| (index, message.to_owned());
+        assert_eq!(judged(&policy, cel::BUDGET), [said(1, "long"), said(2, "failed expression: false")]);
+        let spent = "validation failed due to running out of cost budget, no further validation rules will be run";
+        let failed = format!("failed messageExpression: {spent}");
+        assert_eq!(judged(&policy, 50), [said(0, &failed), said(1, &failed), said(2, &failed)]);
+        assert_eq!(judged(&policy, 0), [said(0, spent)], "the first expression spends it");
+        policy["spec"]["failurePolicy"] = "Ignore".into();
+        assert!(judged(&policy, 50).is_empty());
     }
 }

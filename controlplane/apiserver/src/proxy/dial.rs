@@ -28,6 +28,8 @@ use crate::server::{Api, KeyPair};
 /// Larger documents are refused.
 const MAX_DOCUMENT: usize = 32 << 20;
 const DIAL: Duration = Duration::from_secs(10);
+/// Before a node that says nothing is asked whether it is still there; upstream's.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
 /// How a connection is protected.
 #[derive(Debug, Clone)]
@@ -55,6 +57,7 @@ pub async fn send(api: &Api, target: &Target, request: Request<RequestBody>) -> 
     let dialing = async {
         let stream = TcpStream::connect((target.address.as_str(), target.port)).await?;
         stream.set_nodelay(true)?;
+        component::keep_alive(&stream, KEEP_ALIVE)?;
         let Some((config, name)) = tls else { return Ok::<_, std::io::Error>(Err(stream)) };
         let name = ServerName::try_from(name).map_err(std::io::Error::other)?;
         TlsConnector::from(config).connect(name, stream).await.map(Ok)

@@ -29,6 +29,7 @@ use crate::authz;
 use crate::error::{ApiError, Result};
 use crate::http::body::{Body, BoxError};
 use crate::http::pipeline::Asked;
+use crate::http::resources::add_warnings;
 use crate::server::Api;
 
 /// A kubelet's complaint is passed on up to this many bytes.
@@ -43,8 +44,30 @@ where
     B::Error: Into<BoxError>,
 {
     may_create(&asked).await?;
-    let target = target::of(&asked).await?;
-    admit(&asked, &target).await?;
+    let (wish, mut warnings) = (asked.wish(), Vec::new());
+    let admitted = admit(&asked, &mut warnings).await;
+    let outcome = match admitted {
+        Ok(options) => opened(asked, &options, body).await,
+        Err(error) => Err(error),
+    };
+    if warnings.is_empty() {
+        return outcome;
+    }
+    // Warnings also go along with refusals; what was upgraded is answered by the other side alone.
+    let mut response = outcome.unwrap_or_else(|error| wish.refuse(&error));
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        add_warnings(&warnings, &mut response);
+    }
+    Ok(response)
+}
+
+/// Answers a request that was admitted with these options.
+async fn opened<B>(asked: Asked, options: &Value, body: B) -> Result<Response<Body>>
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let target = target::of(&asked, options).await?;
     let upgrades = asked.parts.headers.contains_key(header::UPGRADE);
     match asked.info.subresource.as_str() {
         "log" => {
@@ -83,7 +106,10 @@ async fn may_create(asked: &Asked) -> Result<()> {
     }
     let request = authz::Request { verb: "create", ..authz::Request::from(&*asked.info) };
     let decision = asked.api.authz.decide(&asked.api, &asked.user, &request).await;
-    decision.map(drop).map_err(|refused| request.refusal(&asked.user, &refused.reason))
+    decision.map(drop).map_err(|refused| match refused.failure {
+        Some(why) => ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "", why),
+        None => request.refusal(&asked.user, &refused.reason),
+    })
 }
 
 /// Relative links of a server's first page need the slash at the end of its path.
@@ -178,11 +204,11 @@ pub async fn ask_kubelet(api: &Api, node: &str, path: &str) -> std::result::Resu
     serde_json::from_slice(&body).map_err(|error| format!("{path} of {} is no JSON: {error}", target.host))
 }
 
-/// Runs admission for `CONNECT`.
-async fn admit(asked: &Asked, target: &Target) -> Result<()> {
+/// Runs admission for `CONNECT`: what the connection is then opened with.
+async fn admit(asked: &Asked, warnings: &mut Vec<String>) -> Result<Value> {
     let (api, info) = (&asked.api, &asked.info);
-    if matches!(info.subresource.as_str(), "log") {
-        return Ok(());
+    if info.subresource == "log" {
+        return Ok(Value::Null);
     }
     let resources = api.resources();
     let endpoint = resources.find("", "v1", &info.resource).ok_or_else(ApiError::no_such_path)?;
@@ -194,8 +220,8 @@ async fn admit(asked: &Asked, target: &Target) -> Result<()> {
         subresource: &info.subresource,
         operation: Operation::Connect,
         namespace: if endpoint.descriptor().namespaced { &info.namespace } else { "" },
-        name: &target.name,
-        object: target.options.clone(),
+        name: &info.name,
+        object: target::options(info, &asked.query)?,
         old: None,
         options: &Value::Null,
         dry_run: false,
@@ -209,7 +235,8 @@ async fn admit(asked: &Asked, target: &Target) -> Result<()> {
     if let Some(record) = &asked.record {
         attributes.audit.drain(..).for_each(|(key, value)| record.annotate(key, value));
     }
-    outcome
+    warnings.append(&mut attributes.warnings);
+    outcome.map(|()| attributes.object)
 }
 
 async fn admitted(api: &Api, attributes: &mut Attributes<'_>) -> Result<()> {

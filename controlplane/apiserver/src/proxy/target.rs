@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::dial::Security;
 use crate::admit::Cluster;
 use crate::error::{ApiError, Result};
+use crate::http::info::RequestInfo;
 use crate::http::pipeline::Asked;
 use crate::http::query::Query;
 use crate::server::Api;
@@ -29,10 +30,6 @@ pub struct Target {
     pub takes_body: bool,
     /// More headers than the client's.
     pub headers: HeaderMap,
-    /// The object's name, without scheme and port.
-    pub name: String,
-    /// `PodExecOptions` and so on, for admission.
-    pub options: Value,
 }
 
 impl Target {
@@ -48,19 +45,61 @@ impl Target {
             path,
             takes_body: true,
             headers: HeaderMap::new(),
-            name: String::new(),
-            options: Value::Null,
         }
     }
 }
 
-pub async fn of(asked: &Asked) -> Result<Target> {
+/// What a request opens its connection with, as admission sees it: `PodExecOptions` and so on. What is not said is
+/// left out, as Go's encoder leaves it.
+pub fn options(info: &RequestInfo, query: &Query) -> Result<Value> {
+    let kind = match (info.resource.as_str(), info.subresource.as_str()) {
+        (_, "exec") => "PodExecOptions",
+        (_, "attach") => "PodAttachOptions",
+        (_, "portforward") => "PodPortForwardOptions",
+        ("pods", _) => "PodProxyOptions",
+        ("services", _) => "ServiceProxyOptions",
+        _ => "NodeProxyOptions",
+    };
+    let mut options = json!({"kind": kind, "apiVersion": "v1"});
+    match kind {
+        "PodExecOptions" | "PodAttachOptions" => {
+            for key in ["stdin", "stdout", "stderr", "tty"] {
+                if query.flag(key) {
+                    options[key] = true.into();
+                }
+            }
+            if !query.text("container").is_empty() {
+                options["container"] = query.text("container").into();
+            }
+            if kind == "PodExecOptions" {
+                let command: Vec<&str> = query.all("command").collect();
+                options["command"] = if command.is_empty() { Value::Null } else { command.into() };
+            }
+        }
+        "PodPortForwardOptions" => {
+            let number = |text: &str| {
+                let why = || format!("strconv.ParseInt: parsing {text:?}: invalid syntax");
+                text.parse::<i32>().map_err(|_| ApiError::bad_request(why()))
+            };
+            let ports = query.all("ports").map(number).collect::<Result<Vec<i32>>>()?;
+            if !ports.is_empty() {
+                options["ports"] = ports.into();
+            }
+        }
+        _ if info.rest.is_empty() => {}
+        _ => options["path"] = info.rest.as_str().into(),
+    }
+    Ok(options)
+}
+
+/// `options`: as admission left them; a log has none.
+pub async fn of(asked: &Asked, options: &Value) -> Result<Target> {
     let info = &asked.info;
     match (info.resource.as_str(), info.subresource.as_str()) {
-        ("pods", "proxy") => pod_proxy(asked).await,
-        ("services", _) => service_proxy(asked).await,
-        ("nodes", _) => node_proxy(asked).await,
-        _ => kubelet_call(asked).await,
+        ("pods", "proxy") => pod_proxy(asked, options).await,
+        ("services", _) => service_proxy(asked, options).await,
+        ("nodes", _) => node_proxy(asked, options).await,
+        _ => kubelet_call(asked, options).await,
     }
 }
 
@@ -78,11 +117,12 @@ fn split_name<'a>(text: &'a str, kind: &str) -> Result<(&'a str, &'a str, &'a st
 }
 
 /// What is asked of the proxied server.
-fn proxied_path(asked: &Asked) -> String {
-    let rest = if asked.info.rest.is_empty() { "/" } else { &asked.info.rest };
+fn proxied_path(asked: &Asked, options: &Value) -> String {
+    let path = options["path"].as_str().unwrap_or_default();
+    let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
     match asked.parts.uri.query() {
-        Some(query) => format!("{rest}?{query}"),
-        None => rest.to_owned(),
+        Some(query) => format!("{path}?{query}"),
+        None => path,
     }
 }
 
@@ -113,15 +153,17 @@ fn host(address: &str, port: u16) -> String {
     if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
 }
 
-async fn kubelet_call(asked: &Asked) -> Result<Target> {
+async fn kubelet_call(asked: &Asked, options: &Value) -> Result<Target> {
     let (api, info) = (&asked.api, &asked.info);
     let pod = find(api, "pods", &info.namespace, &info.name).await?;
     let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
-    let asked_container = asked.query.text("container");
+    let is_log = info.subresource == "log";
+    let asked_container =
+        if is_log { asked.query.text("container") } else { options["container"].as_str().unwrap_or_default() };
     let container =
         if info.subresource == "portforward" { String::new() } else { container_of(&pod, asked_container)? };
     if node.is_empty() {
-        if info.subresource == "log" {
+        if is_log {
             // Nothing has run yet: there is nothing to read.
             return Err(ApiError::bad_request(format!(
                 "container \"{container}\" in pod \"{}\" is not available: the pod is not assigned to a node",
@@ -131,20 +173,13 @@ async fn kubelet_call(asked: &Asked) -> Result<Target> {
         return Err(ApiError::bad_request(format!("pod {} does not have a host assigned", info.name)));
     }
     let (address, port) = kubelet(api, node).await?;
-    let path = kubelet_path(&info.subresource, &info.namespace, &info.name, &container, &asked.query)?;
-    let kind = match info.subresource.as_str() {
-        "exec" => "PodExecOptions",
-        "attach" => "PodAttachOptions",
-        "portforward" => "PodPortForwardOptions",
-        _ => "PodLogOptions",
+    let path = if is_log {
+        log_path(&info.namespace, &info.name, &container, &asked.query)?
+    } else {
+        stream_path(&info.subresource, &info.namespace, &info.name, &container, options)
     };
-    let mut options = json!({"kind": kind, "apiVersion": "v1", "container": container});
-    for key in ["stdin", "stdout", "stderr", "tty"] {
-        options[key] = asked.query.flag(key).into();
-    }
-    options["command"] = asked.query.all("command").collect::<Vec<_>>().into();
     let target = Target::passing(Security::Kubelet, address, port, path);
-    Ok(Target { is_kubelet_call: true, takes_body: false, name: info.name.clone(), options, ..target })
+    Ok(Target { is_kubelet_call: true, takes_body: false, ..target })
 }
 
 /// The container asked for, or the only one.
@@ -170,59 +205,56 @@ fn container_of(pod: &Value, asked: &str) -> Result<String> {
     Err(ApiError::bad_request(message))
 }
 
-/// The kubelet's path for a pod's subresource.
-fn kubelet_path(subresource: &str, namespace: &str, pod: &str, container: &str, query: &Query) -> Result<String> {
+/// The kubelet's path for a container's log.
+fn log_path(namespace: &str, pod: &str, container: &str, query: &Query) -> Result<String> {
+    if query.get("sinceSeconds").is_some() && query.get("sinceTime").is_some() {
+        return Err(ApiError::unprocessable(format!(
+            "PodLogOptions \"{pod}\" is invalid: : Forbidden: at most one of `sinceTime` or `sinceSeconds` may be specified"
+        )));
+    }
+    // `PodLogsQuerySplitStreams` is off.
+    if query.get("stream").is_some() {
+        return Err(ApiError::unprocessable(format!(
+            "PodLogOptions \"{pod}\" is invalid: stream: Forbidden: may not be specified"
+        )));
+    }
+    for key in ["sinceSeconds", "tailLines", "limitBytes"] {
+        if query.number(key)?.is_some_and(|number| number < 0 || (number == 0 && key != "tailLines")) {
+            let least =
+                if key == "tailLines" { "must be greater than or equal to 0" } else { "must be greater than 0" };
+            return Err(ApiError::unprocessable(format!(
+                "PodLogOptions \"{pod}\" is invalid: {key}: Invalid value: {}: {least}",
+                query.text(key)
+            )));
+        }
+    }
+    let mut pairs = Vec::new();
+    for key in ["follow", "previous", "sinceSeconds", "sinceTime", "timestamps", "tailLines", "limitBytes"] {
+        pairs.extend(query.all(key).map(|value| (key.to_owned(), value.to_owned())));
+    }
+    Ok(with_query(format!("/containerLogs/{namespace}/{pod}/{container}"), &pairs))
+}
+
+/// The kubelet's path for a stream that is opened with `options`.
+fn stream_path(subresource: &str, namespace: &str, pod: &str, container: &str, options: &Value) -> String {
+    let all = |key: &str| options[key].as_array().into_iter().flatten();
     let mut pairs: Vec<(String, String)> = Vec::new();
-    let mut copy = |key: &str, as_key: &str| {
-        for value in query.all(key) {
-            pairs.push((as_key.to_owned(), value.to_owned()));
+    if subresource == "portforward" {
+        pairs.extend(all("ports").map(|port| ("port".to_owned(), port.to_string())));
+        return with_query(format!("/portForward/{namespace}/{pod}"), &pairs);
+    }
+    let words = all("command").filter_map(Value::as_str);
+    pairs.extend(words.map(|word| ("command".to_owned(), word.to_owned())));
+    for (key, short) in [("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")] {
+        if options[key] == true {
+            pairs.push((short.to_owned(), "1".to_owned()));
         }
-    };
-    let path = match subresource {
-        "log" => {
-            if query.get("sinceSeconds").is_some() && query.get("sinceTime").is_some() {
-                return Err(ApiError::unprocessable(format!(
-                    "PodLogOptions \"{pod}\" is invalid: : Forbidden: at most one of `sinceTime` or `sinceSeconds` may be specified"
-                )));
-            }
-            // `PodLogsQuerySplitStreams` is off.
-            if query.get("stream").is_some() {
-                return Err(ApiError::unprocessable(format!(
-                    "PodLogOptions \"{pod}\" is invalid: stream: Forbidden: may not be specified"
-                )));
-            }
-            let keys = ["follow", "previous", "sinceSeconds", "sinceTime", "timestamps", "tailLines", "limitBytes"];
-            for key in ["sinceSeconds", "tailLines", "limitBytes"] {
-                if query.number(key)?.is_some_and(|number| number < 0 || (number == 0 && key != "tailLines")) {
-                    let least = if key == "tailLines" {
-                        "must be greater than or equal to 0"
-                    } else {
-                        "must be greater than 0"
-                    };
-                    return Err(ApiError::unprocessable(format!(
-                        "PodLogOptions \"{pod}\" is invalid: {key}: Invalid value: {}: {least}",
-                        query.text(key)
-                    )));
-                }
-            }
-            keys.iter().for_each(|key| copy(key, key));
-            format!("/containerLogs/{namespace}/{pod}/{container}")
-        }
-        "portforward" => {
-            copy("ports", "port");
-            format!("/portForward/{namespace}/{pod}")
-        }
-        which => {
-            copy("command", "command");
-            for (key, short) in [("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")] {
-                if query.flag(key) {
-                    pairs.push((short.to_owned(), "1".to_owned()));
-                }
-            }
-            format!("/{which}/{namespace}/{pod}/{container}")
-        }
-    };
-    Ok(if pairs.is_empty() { path } else { format!("{path}?{}", encode(&pairs)) })
+    }
+    with_query(format!("/{subresource}/{namespace}/{pod}/{container}"), &pairs)
+}
+
+fn with_query(path: String, pairs: &[(String, String)]) -> String {
+    if pairs.is_empty() { path } else { format!("{path}?{}", encode(pairs)) }
 }
 
 fn encode(pairs: &[(String, String)]) -> String {
@@ -237,20 +269,39 @@ fn encode(pairs: &[(String, String)]) -> String {
     pairs.iter().map(|(key, value)| format!("{}={}", escape(key), escape(value))).collect::<Vec<_>>().join("&")
 }
 
-async fn node_proxy(asked: &Asked) -> Result<Target> {
+async fn node_proxy(asked: &Asked, options: &Value) -> Result<Target> {
     let (scheme, name, port) = split_name(&asked.info.name, "node")?;
     let (address, own_port) = kubelet(&asked.api, name).await?;
     let port = if port.is_empty() { own_port } else { port_number(port)? };
     // The kubelet's own port is known to be its own, whatever scheme is named.
-    let security = if port == own_port { Security::Kubelet } else { security(scheme) };
-    Ok(direct(asked, security, &address, port, name, "NodeProxyOptions"))
+    if port == own_port {
+        return Ok(direct(asked, options, Security::Kubelet, &address, port));
+    }
+    if !asked.api.config.proxies_to_itself {
+        check_host(&address).await?;
+    }
+    Ok(direct(asked, options, security(scheme), &address, port))
+}
+
+/// Who may write a node's addresses is not to reach by way of this server what listens for its machine alone.
+async fn check_host(host: &str) -> Result<()> {
+    let found = tokio::net::lookup_host((host, 0)).await;
+    let found = found.map_err(|error| ApiError::bad_request(format!("lookup {host}: {error}")))?;
+    let addresses: Vec<IpAddr> = found.map(|address| address.ip()).collect();
+    if addresses.is_empty() {
+        return Err(ApiError::bad_request("no addresses for hostname"));
+    }
+    if !addresses.into_iter().all(is_global_unicast) {
+        return Err(ApiError::bad_request("address not allowed"));
+    }
+    Ok(())
 }
 
 fn port_number(text: &str) -> Result<u16> {
     text.parse().map_err(|_| ApiError::bad_request(format!("{text:?} is no port number")))
 }
 
-async fn pod_proxy(asked: &Asked) -> Result<Target> {
+async fn pod_proxy(asked: &Asked, options: &Value) -> Result<Target> {
     let (scheme, name, port) = split_name(&asked.info.name, "pod")?;
     let pod = find(&asked.api, "pods", &asked.info.namespace, name).await?;
     let address = pod["status"]["podIP"].as_str().unwrap_or_default();
@@ -266,11 +317,13 @@ async fn pod_proxy(asked: &Asked) -> Result<Target> {
     } else {
         port_number(port)?
     };
-    Ok(direct(asked, security(scheme), address, port, name, "PodProxyOptions"))
+    Ok(direct(asked, options, security(scheme), address, port))
 }
 
 /// Not of this machine, of the link or of a group.
 fn is_global_unicast(address: IpAddr) -> bool {
+    // Also when it is written as `::ffff:127.0.0.1`.
+    let address = address.to_canonical();
     let link_local = match address {
         IpAddr::V4(address) => address.is_link_local() || address.is_broadcast(),
         IpAddr::V6(address) => address.is_unicast_link_local(),
@@ -282,21 +335,19 @@ fn security(scheme: &str) -> Security {
     if scheme == "https" { Security::Unverified } else { Security::Plain }
 }
 
-fn direct(asked: &Asked, security: Security, address: &str, port: u16, name: &str, kind: &str) -> Target {
+fn direct(asked: &Asked, options: &Value, security: Security, address: &str, port: u16) -> Target {
     let mut headers = HeaderMap::new();
     if let Ok(path) = asked.info.path.parse() {
         headers.insert("x-forwarded-uri", path);
     }
     Target {
         headers,
-        name: name.to_owned(),
         keeps_host: true,
-        options: json!({"kind": kind, "apiVersion": "v1", "path": asked.info.rest}),
-        ..Target::passing(security, address.to_owned(), port, proxied_path(asked))
+        ..Target::passing(security, address.to_owned(), port, proxied_path(asked, options))
     }
 }
 
-async fn service_proxy(asked: &Asked) -> Result<Target> {
+async fn service_proxy(asked: &Asked, options: &Value) -> Result<Target> {
     let (scheme, name, port) = split_name(&asked.info.name, "service")?;
     let namespace = &asked.info.namespace;
     let service = find(&asked.api, "services", namespace, name).await?;
@@ -309,7 +360,7 @@ async fn service_proxy(asked: &Asked) -> Result<Target> {
     let Some(Endpoint { address, port, .. }) = ready_pod(&*asked.api, &service, namespace, port).await? else {
         return Err(ApiError::unavailable(format!("no endpoints available for service {:?}", asked.info.name)));
     };
-    Ok(direct(asked, security(scheme), &address, port, name, "ServiceProxyOptions"))
+    Ok(direct(asked, options, security(scheme), &address, port))
 }
 
 /// An address that a Service leads to.
@@ -412,22 +463,35 @@ mod tests {
 
     #[test]
     fn kubelet_paths_carry_the_options() {
-        let query = Query::parse("container=c&stdin=true&stdout=true&tty=false&command=sh&command=-c&command=a%20b");
+        let of = |subresource: &str, query: &str| {
+            let (resource, subresource) = ("pods".to_owned(), subresource.to_owned());
+            options(&RequestInfo { resource, subresource, ..RequestInfo::default() }, &Query::parse(query))
+        };
+        let exec = of("exec", "container=c&stdin=true&stdout=true&tty=false&command=sh&command=-c&command=a%20b");
+        let mut exec = exec.unwrap();
         assert_eq!(
-            kubelet_path("exec", "ns", "p", "c", &query).unwrap(),
-            "/exec/ns/p/c?command=sh&command=-c&command=a%20b&input=1&output=1"
+            exec,
+            json!({"kind": "PodExecOptions", "apiVersion": "v1", "container": "c", "stdin": true, "stdout": true,
+                "command": ["sh", "-c", "a b"]})
         );
-        let query = Query::parse("follow=true&tailLines=0&container=c&pretty=1");
+        let path = |options: &Value| stream_path("exec", "ns", "p", "c", options);
+        assert_eq!(path(&exec), "/exec/ns/p/c?command=sh&command=-c&command=a%20b&input=1&output=1");
+        // What a webhook makes of it counts.
+        exec["command"] = json!(["true"]);
+        exec["stdin"] = false.into();
+        assert_eq!(path(&exec), "/exec/ns/p/c?command=true&output=1");
+        let forward = of("portforward", "ports=80").unwrap();
+        assert_eq!(forward, json!({"kind": "PodPortForwardOptions", "apiVersion": "v1", "ports": [80]}));
+        assert_eq!(stream_path("portforward", "ns", "p", "", &forward), "/portForward/ns/p?port=80");
+        let why = of("portforward", "ports=web").unwrap_err();
+        assert_eq!(why.message(), "strconv.ParseInt: parsing \"web\": invalid syntax");
+        let log = |query: &str| log_path("ns", "p", "c", &Query::parse(query));
         assert_eq!(
-            kubelet_path("log", "ns", "p", "c", &query).unwrap(),
+            log("follow=true&tailLines=0&container=c&pretty=1").unwrap(),
             "/containerLogs/ns/p/c?follow=true&tailLines=0"
         );
-        assert!(kubelet_path("log", "ns", "p", "c", &Query::parse("tailLines=-1")).is_err());
-        assert!(kubelet_path("log", "ns", "p", "c", &Query::parse("stream=Stdout")).is_err());
-        assert_eq!(
-            kubelet_path("portforward", "ns", "p", "", &Query::parse("ports=80")).unwrap(),
-            "/portForward/ns/p?port=80"
-        );
+        assert!(log("tailLines=-1").is_err());
+        assert!(log("stream=Stdout").is_err());
     }
 
     #[test]
@@ -496,5 +560,6 @@ mod tests {
         {
             assert_eq!(is_global_unicast(address.parse().unwrap()), allowed, "{address}");
         }
+        assert!(!is_global_unicast("::ffff:127.0.0.1".parse().unwrap()));
     }
 }

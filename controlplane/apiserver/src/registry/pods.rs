@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
@@ -18,8 +19,10 @@ use crate::http::pipeline::Asked;
 use crate::kinds::core::pod::eviction::{self, Decision, put_condition};
 use crate::resource::GroupVersionKind;
 
-/// Attempts at taking a disruption from a budget that others write.
+/// Attempts at taking a disruption from a budget that others write, and at deleting a pod that does not run
+/// yet as it stands, with the pause between these.
 const BUDGET_ATTEMPTS: usize = 20;
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// Assigns a pod to a node.
 pub async fn bind(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response<Body>> {
@@ -158,21 +161,44 @@ pub async fn evict(asked: &Asked, call: &Call, body: &Bytes) -> Result<Response<
     let mut delete = DeleteOptions::parse(&eviction["deleteOptions"])?;
     delete.dry_run |= call.options.dry_run;
     let pod_call = on_pod(call, &call.info.name, "eviction")?;
-    let Current { value: pod, .. } = pod_call.current().await?.ok_or_else(|| pod_call.not_found())?;
-    delete.preconditions.check_delete("", "Pod", &pod)?;
-    spend(call, &pod, delete.dry_run).await?;
-    if !delete.dry_run && !metadata::is_deleting(&pod) {
+    // What is insisted on is not tried again with another version.
+    let insists = delete.preconditions.resource_version.is_some();
+    for attempt in 1.. {
+        let Current { value: pod, .. } = pod_call.current().await?.ok_or_else(|| pod_call.not_found())?;
+        delete.preconditions.check_delete("", "Pod", &pod)?;
+        let decision = spend(call, &pod, delete.dry_run).await?;
+        match remove(call, &pod_call, &pod, as_it_stands(&delete, &decision, &pod)).await {
+            Err(error) if error.is_conflict() && !insists => match decision {
+                Decision::DeletePending if attempt < BUDGET_ATTEMPTS => tokio::time::sleep(PAUSE).await,
+                Decision::DeleteUnready(budget) => return Err(eviction::being_processed(&budget)),
+                _ => return Err(error),
+            },
+            Err(error) if !error.is_not_found() => return Err(error),
+            _ => break,
+        }
+    }
+    subresource::succeed(asked, StatusCode::CREATED)
+}
+
+/// The options for a pod that may go without a budget as long as it is what it was when that was decided.
+fn as_it_stands(delete: &DeleteOptions, decision: &Decision, pod: &Value) -> DeleteOptions {
+    let mut delete = delete.clone();
+    if matches!(decision, Decision::DeletePending | Decision::DeleteUnready(_)) {
+        delete.preconditions.resource_version.get_or_insert_with(|| metadata::text(pod, "resourceVersion").to_owned());
+    }
+    delete
+}
+
+/// Marks a pod as evicted and deletes it.
+async fn remove(call: &Call, pod_call: &Call, pod: &Value, mut delete: DeleteOptions) -> Result<()> {
+    if !delete.dry_run && !metadata::is_deleting(pod) {
         let marked = mark_evicted(call, &call.info.name, &delete.preconditions).await?;
         // The version asked for is the one that was marked.
         if delete.preconditions.resource_version.is_some() {
             delete.preconditions.resource_version = marked;
         }
     }
-    match pod_call.delete(&delete).await {
-        Err(error) if !error.is_not_found() => return Err(error),
-        _ => {}
-    }
-    subresource::succeed(asked, StatusCode::CREATED)
+    pod_call.delete(&delete).await.map(drop)
 }
 
 /// Says why the pod goes, so that a Job does not count it as its own failure. The version of the pod that
@@ -191,24 +217,25 @@ async fn mark_evicted(call: &Call, name: &str, wanted: &Preconditions) -> Result
     Err(ApiError::too_many_requests("Cannot evict pod: its status is being changed by others", 10))
 }
 
-/// Takes a disruption from the budget that covers the pod.
-async fn spend(call: &Call, pod: &Value, dry_run: bool) -> Result<()> {
+/// Decides whether the pod may go, and takes a disruption from the budget that covers it.
+async fn spend(call: &Call, pod: &Value, dry_run: bool) -> Result<Decision> {
     let now = api::scalar::time(call.now);
     for _ in 0..BUDGET_ATTEMPTS {
         let budgets = call.api.list("policy", "poddisruptionbudgets", &call.info.namespace).await?;
         let budgets: Vec<&Value> = budgets.iter().map(|budget| &**budget).collect();
-        let Decision::SpendThenDelete(budget) = eviction::decide(pod, &budgets, &now)? else { return Ok(()) };
+        let decision = eviction::decide(pod, &budgets, &now)?;
+        let Decision::SpendThenDelete(budget) = &decision else { return Ok(decision) };
         if dry_run {
-            return Ok(());
+            return Ok(decision);
         }
-        match call.api.update("policy", "poddisruptionbudgets", "status", *budget).await {
+        match call.api.update("policy", "poddisruptionbudgets", "status", (**budget).clone()).await {
             Err(error) if error.is_conflict() => {
                 // The cache will show the newer budget in a moment.
                 if let Some(endpoint) = call.api.resources().by_hub("policy", "poddisruptionbudgets") {
                     endpoint.cache.fresh().await?;
                 }
             }
-            outcome => return outcome.map(|_| ()),
+            outcome => return outcome.map(|_| decision),
         }
     }
     Err(ApiError::too_many_requests("Cannot evict pod: its disruption budget is being changed by others", 10))
@@ -230,6 +257,25 @@ mod tests {
         ] {
             assert_eq!(api::field::join(&target_problems(&json!({"target": target}))), expected, "{target}");
         }
+    }
+
+    /// It may become ready between the look at it and its deletion, and then a budget has a say.
+    #[test]
+    fn a_pod_that_needs_no_budget_is_evicted_only_as_it_was_seen() {
+        let pod = json!({"metadata": {"name": "a", "resourceVersion": "7"}});
+        let insisting = DeleteOptions {
+            preconditions: Preconditions { uid: None, resource_version: Some("6".to_owned()) },
+            ..DeleteOptions::default()
+        };
+        let version = |delete: &DeleteOptions, decision: Decision| {
+            as_it_stands(delete, &decision, &pod).preconditions.resource_version.unwrap_or_default()
+        };
+        let free = DeleteOptions::default();
+        assert_eq!(version(&free, Decision::DeletePending), "7");
+        assert_eq!(version(&free, Decision::DeleteUnready("b".to_owned())), "7");
+        assert_eq!(version(&free, Decision::Delete), "");
+        assert_eq!(version(&free, Decision::SpendThenDelete(Box::default())), "");
+        assert_eq!(version(&insisting, Decision::DeletePending), "6", "the caller's own goes first");
     }
 
     #[test]

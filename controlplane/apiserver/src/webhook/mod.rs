@@ -27,10 +27,17 @@ use crate::policy::{self, Conditions};
 use crate::schema;
 
 use credentials::{Credentials, File};
-use matching::{Criteria, Version};
+use matching::{Criteria, Version, Versioned};
 
 const GROUP: &str = "admissionregistration.k8s.io";
 const DEFAULT_TIMEOUT: u64 = 10;
+
+/// What the audit log is told under: that a mutating webhook was asked, its patch, and that a webhook did not
+/// answer and was done without.
+const MUTATION: &str = "mutation.webhook.admission.k8s.io/";
+pub const PATCH: &str = "patch.webhook.admission.k8s.io/";
+const MUTATION_FAILED_OPEN: &str = "failed-open.mutation.webhook.admission.k8s.io/";
+const VALIDATION_FAILED_OPEN: &str = "failed-open.validating.webhook.admission.k8s.io/";
 
 /// Webhooks that may change the object, and policies that may: each may call for the other again.
 pub struct Mutating {
@@ -92,7 +99,7 @@ impl Admission for Mutating {
         };
         let mut last_change = None;
         for (at, webhook) in webhooks.iter().enumerate() {
-            if Box::pin(self.mutate_by(webhook, attributes, cluster)).await? {
+            if Box::pin(self.mutate_by(webhook, &Place { round: 0, index: at }, attributes, cluster)).await? {
                 last_change = Some(at);
             }
         }
@@ -105,9 +112,9 @@ impl Admission for Mutating {
             None => false,
         };
         let earlier = if completed || again { webhooks.len() } else { last_change.unwrap_or(0) };
-        for webhook in webhooks.iter().take(earlier) {
-            if webhook["reinvocationPolicy"] == "IfNeeded" {
-                Box::pin(self.mutate_by(webhook, attributes, cluster)).await?;
+        for (at, webhook) in webhooks.iter().enumerate().take(earlier) {
+            if webhook.webhook["reinvocationPolicy"] == "IfNeeded" {
+                Box::pin(self.mutate_by(webhook, &Place { round: 1, index: at }, attributes, cluster)).await?;
             }
         }
         Ok(())
@@ -137,44 +144,94 @@ impl Mutating {
     }
 
     /// Whether the webhook changed the object.
-    async fn mutate_by(&self, webhook: &Value, attributes: &mut Attributes<'_>, cluster: &dyn Cluster) -> Result<bool> {
-        let Some((response, seen)) = consult(webhook, attributes, cluster, &self.credentials, true).await? else {
-            return Ok(false);
+    async fn mutate_by(
+        &self,
+        Configured { configuration, webhook }: &Configured,
+        place: &Place,
+        attributes: &mut Attributes<'_>,
+        cluster: &dyn Cluster,
+    ) -> Result<bool> {
+        let asked = match relevant(webhook, attributes, cluster).await? {
+            Some(versioned) => ask(webhook, attributes, versioned, cluster, &self.credentials, true).await,
+            None => return Ok(false),
         };
-        heard(webhook, &response, attributes)?;
-        if !has_patch(&response) {
-            return Ok(false);
-        }
-        let patch = match decoded(&response["patch"]) {
-            Ok(patch) => patch,
-            Err(_) if ignores_failures(webhook) => return Ok(false),
-            Err(why) => {
-                return Err(failed(webhook, &format!("received undecodable patch in webhook response: {why}")));
-            }
+        let mut patch = None;
+        let outcome = match asked {
+            Ok(Some((response, seen))) => take(webhook, &response, seen, attributes, cluster, &mut patch).await,
+            Ok(None) => Ok(None),
+            Err(error) => Err(error),
         };
-        if patch.as_array().is_some_and(Vec::is_empty) {
-            return Ok(false);
+        let (configuration, named) = (Value::from(configuration.as_str()), Value::from(name(webhook)));
+        let about = format!("\"configuration\":{configuration},\"webhook\":{named}");
+        if let Some(patch) = patch {
+            let note = format!("{{{about},\"patch\":{patch},\"patchType\":\"JSONPatch\"}}");
+            attributes.audit.push((place.key(PATCH), note));
         }
-        if !seen.object.is_object() {
-            return Err(ApiError::internal(format!(
-                "admission webhook {:?} attempted to modify the object, which is not supported for this operation",
-                name(webhook)
-            )));
+        let mutated = matches!(outcome, Ok(Some(true)));
+        attributes.audit.push((place.key(MUTATION), format!("{{{about},\"mutated\":{mutated}}}")));
+        if matches!(outcome, Ok(None)) {
+            attributes.audit.push((place.key(MUTATION_FAILED_OPEN), name(webhook).to_owned()));
         }
-        match response["patchType"].as_str() {
-            Some(kind) if kind != "JSONPatch" && !ignores_failures(webhook) => {
-                return Err(failed(webhook, &format!("unsupported patch type {kind:?}")));
-            }
-            Some(kind) if kind != "JSONPatch" => return Ok(false),
-            _ => {}
-        }
-        let patched = patch::json(&seen.object, &patch).map_err(|error| ApiError::internal(error.to_string()))?;
-        let patched = matching::restored(attributes, cluster, patched, &seen.version).await?;
-        let changed = patched != attributes.object;
-        attributes.object = patched;
-        attributes.patched = true;
-        Ok(changed)
+        outcome.map(|_| mutated)
     }
+}
+
+/// Which call of a webhook it is: those that are asked again are in the second round.
+struct Place {
+    round: usize,
+    index: usize,
+}
+
+impl Place {
+    fn key(&self, prefix: &str) -> String {
+        format!("{prefix}round_{}_index_{}", self.round, self.index)
+    }
+}
+
+/// Does what a mutating webhook answered; whether that changed the object. None: the answer is no use, which is to
+/// be ignored. `applied` is the patch that was applied.
+async fn take(
+    webhook: &Value,
+    response: &Value,
+    seen: Seen,
+    attributes: &mut Attributes<'_>,
+    cluster: &dyn Cluster,
+    applied: &mut Option<Value>,
+) -> Result<Option<bool>> {
+    heard(webhook, response, attributes)?;
+    if !has_patch(response) {
+        return Ok(Some(false));
+    }
+    let patch = match decoded(&response["patch"]) {
+        Ok(patch) => patch,
+        Err(_) if ignores_failures(webhook) => return Ok(None),
+        Err(why) => {
+            return Err(failed(webhook, &format!("received undecodable patch in webhook response: {why}")));
+        }
+    };
+    if patch.as_array().is_some_and(Vec::is_empty) {
+        return Ok(Some(false));
+    }
+    if !seen.object.is_object() {
+        return Err(ApiError::internal(format!(
+            "admission webhook {:?} attempted to modify the object, which is not supported for this operation",
+            name(webhook)
+        )));
+    }
+    match response["patchType"].as_str() {
+        Some(kind) if kind != "JSONPatch" && !ignores_failures(webhook) => {
+            return Err(failed(webhook, &format!("unsupported patch type {kind:?}")));
+        }
+        Some(kind) if kind != "JSONPatch" => return Ok(None),
+        _ => {}
+    }
+    let patched = patch::json(&seen.object, &patch).map_err(|error| ApiError::internal(error.to_string()))?;
+    let patched = matching::restored(attributes, cluster, patched, &seen.version).await?;
+    *applied = Some(patch);
+    let changed = patched != attributes.object;
+    attributes.object = patched;
+    attributes.patched = true;
+    Ok(Some(changed))
 }
 
 #[async_trait]
@@ -192,16 +249,21 @@ impl Admission for Validating {
         if webhooks.is_empty() {
             return Ok(());
         }
-        let answers = webhooks.iter().map(|webhook| consult(webhook, attributes, cluster, &self.credentials, false));
+        let answers = webhooks.iter().map(|one| consult(&one.webhook, attributes, cluster, &self.credentials));
         let answers = futures::future::join_all(answers).await;
         // Each has its say; the first refusal is the answer.
-        let mut outcome = Ok(());
-        for (webhook, answer) in webhooks.iter().zip(answers) {
+        let (mut outcome, mut place) = (Ok(()), Place { round: 0, index: 0 });
+        for (Configured { webhook, .. }, answer) in webhooks.iter().zip(answers) {
             let said = match answer {
-                Ok(None) => Ok(()),
-                Ok(Some((response, _))) => heard(webhook, &response, attributes),
+                Ok(Consulted::Not) => continue,
+                Ok(Consulted::FailedOpen) => {
+                    attributes.audit.push((place.key(VALIDATION_FAILED_OPEN), name(webhook).to_owned()));
+                    Ok(())
+                }
+                Ok(Consulted::Answered(response)) => heard(webhook, &response, attributes),
                 Err(error) => Err(error),
             };
+            place.index += 1;
             outcome = outcome.and(said);
         }
         outcome
@@ -212,6 +274,12 @@ fn name(webhook: &Value) -> &str {
     webhook["name"].as_str().unwrap_or_default()
 }
 
+/// A webhook, and the name of its configuration.
+struct Configured {
+    configuration: String,
+    webhook: Value,
+}
+
 /// All webhooks that a request may go to, in order of their configurations' names: those from files
 /// first.
 async fn configured(
@@ -219,40 +287,79 @@ async fn configured(
     cluster: &dyn Cluster,
     plural: &str,
     manifests: &Manifests,
-) -> Result<Vec<Value>> {
+) -> Result<Vec<Configured>> {
     let mut configurations = manifests.of(plural);
     if attributes.group != GROUP {
         configurations.extend(cluster.list(GROUP, plural, "").await?);
     }
-    let webhooks = configurations.iter().flat_map(|all| all["webhooks"].as_array().into_iter().flatten());
-    Ok(webhooks.cloned().collect())
+    let mut found = Vec::new();
+    for all in &configurations {
+        let configuration = all["metadata"]["name"].as_str().unwrap_or_default();
+        found.extend(
+            all["webhooks"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|webhook| Configured { configuration: configuration.to_owned(), webhook: webhook.clone() }),
+        );
+    }
+    Ok(found)
 }
 
 fn failed(webhook: &Value, why: &str) -> ApiError {
     ApiError::internal(format!("failed calling webhook {:?}: {why}", name(webhook)))
 }
 
-/// Asks one webhook, if the request is for it: what it answers, and the version it was asked in.
-/// `None`: it was not asked, or could not be, and that is to be ignored.
+/// What came of a webhook that only says yes or no.
+enum Consulted {
+    /// The request is not for it.
+    Not,
+    FailedOpen,
+    Answered(Value),
+}
+
 async fn consult(
     webhook: &Value,
     attributes: &Attributes<'_>,
     cluster: &dyn Cluster,
     credentials: &Credentials,
-    mutating: bool,
-) -> Result<Option<(Value, Seen)>> {
+) -> Result<Consulted> {
+    let Some(versioned) = relevant(webhook, attributes, cluster).await? else { return Ok(Consulted::Not) };
+    let answer = ask(webhook, attributes, versioned, cluster, credentials, false).await?;
+    Ok(answer.map_or(Consulted::FailedOpen, |(response, _)| Consulted::Answered(response)))
+}
+
+/// What a webhook is to be shown, if the request is for it. `None` also where that cannot be found out, and it is to
+/// be ignored.
+async fn relevant<'a>(
+    webhook: &Value,
+    attributes: &'a Attributes<'_>,
+    cluster: &dyn Cluster,
+) -> Result<Option<Versioned<'a>>> {
     let Some(version) = Criteria::of_webhook(webhook).matched(attributes, cluster).await? else { return Ok(None) };
     let versioned = match matching::versioned(attributes, cluster, version).await {
         Ok(versioned) => versioned,
         Err(_) if ignores_failures(webhook) => return Ok(None),
         Err(error) => return Err(failed(webhook, &format!("failed to call webhook: {error}"))),
     };
-    match policy::match_conditions(webhook, attributes, &versioned, cluster).await? {
-        Conditions::Met => {}
-        Conditions::NotMet => return Ok(None),
-        Conditions::Failed(_) if ignores_failures(webhook) => return Ok(None),
-        Conditions::Failed(why) => return Err(attributes.forbid(why)),
+    let conditions = policy::match_conditions(webhook, attributes, &versioned, cluster).await?;
+    match conditions {
+        Conditions::Met => Ok(Some(versioned)),
+        Conditions::NotMet => Ok(None),
+        Conditions::Failed(_) if ignores_failures(webhook) => Ok(None),
+        Conditions::Failed(why) => Err(attributes.forbid(why)),
     }
+}
+
+/// Asks a webhook: what it answers, and what it was shown. `None`: it could not be asked, and that is to be ignored.
+async fn ask(
+    webhook: &Value,
+    attributes: &Attributes<'_>,
+    versioned: Versioned<'_>,
+    cluster: &dyn Cluster,
+    credentials: &Credentials,
+    mutating: bool,
+) -> Result<Option<(Value, Seen)>> {
     if attributes.dry_run && !matches!(webhook["sideEffects"].as_str(), Some("None" | "NoneOnDryRun")) {
         return Err(ApiError::bad_request(format!("admission webhook {:?} does not support dry run", name(webhook))));
     }
@@ -388,6 +495,52 @@ fn decoded(patch: &Value) -> std::result::Result<Value, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admission::fake::Fixed;
+    use crate::admit::Operation;
+    use crate::authn::UserInfo;
+    use crate::resource::Descriptor;
+
+    #[tokio::test]
+    async fn a_webhook_that_is_done_without_is_told_to_the_audit_log() {
+        let descriptor = Descriptor::new("", "v1", "ConfigMap", "configmaps");
+        let (user, options) = (UserInfo::admin(), json!({}));
+        let mut attributes = Attributes {
+            user: &user,
+            descriptor: &descriptor,
+            group: "",
+            version: "v1",
+            subresource: "",
+            operation: Operation::Create,
+            namespace: "a",
+            name: "x",
+            object: json!({"kind": "ConfigMap", "metadata": {"name": "x"}}),
+            old: None,
+            options: &options,
+            dry_run: false,
+            deadline: None,
+            patched: false,
+            warnings: Vec::new(),
+            audit: Vec::new(),
+        };
+        let rules = json!([{"operations": ["*"], "apiGroups": ["*"], "apiVersions": ["*"], "resources": ["*"]}]);
+        // Nobody listens there.
+        let webhook = json!({"name": "x.y", "failurePolicy": "Ignore", "rules": rules,
+            "clientConfig": {"url": "http://127.0.0.1:1/"}});
+        let configured = Configured { configuration: "c".to_owned(), webhook: webhook.clone() };
+        let credentials = Credentials::default();
+        let mutating = Mutating { policies: None, webhooks: None, credentials, before: Vec::new() };
+        let (place, cluster) = (Place { round: 1, index: 2 }, Fixed::default());
+        assert_eq!(mutating.mutate_by(&configured, &place, &mut attributes, &cluster).await, Ok(false));
+        let told =
+            [(MUTATION, r#"{"configuration":"c","webhook":"x.y","mutated":false}"#), (MUTATION_FAILED_OPEN, "x.y")];
+        assert_eq!(attributes.audit, told.map(|(key, value)| (format!("{key}round_1_index_2"), value.to_owned())));
+        attributes.audit.clear();
+        let configuration = json!({"metadata": {"name": "c"}, "webhooks": [webhook]});
+        let cluster = Fixed::with(&[(GROUP, "validatingwebhookconfigurations", configuration)]);
+        let validating = Validating { credentials: Credentials::default(), manifests: Manifests::default() };
+        validating.validate(&mut attributes, &cluster).await.unwrap();
+        assert_eq!(attributes.audit, [(format!("{VALIDATION_FAILED_OPEN}round_0_index_0"), "x.y".to_owned())]);
+    }
 
     #[test]
     fn patches_and_refusals() {

@@ -1,6 +1,6 @@
 //! Connections that become something else: watches through a WebSocket, requests passed on to a node.
 
-use apiserver::testing::Cluster;
+use apiserver::testing::{Cluster, authority};
 use futures::StreamExt;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -84,7 +84,7 @@ async fn backend() -> u16 {
 
 #[tokio::test]
 async fn a_proxied_server_seems_to_be_below_the_path_of_the_proxy() {
-    let cluster = Cluster::start().await;
+    let cluster = Cluster::start_with(|config| config.proxies_to_itself = true).await;
     let address = cluster.listen().await;
     let client = cluster.admin();
     let root = cluster.key_pair("root", &["system:masters"]);
@@ -151,6 +151,21 @@ async fn a_proxied_server_seems_to_be_below_the_path_of_the_proxy() {
     }
 }
 
+#[tokio::test]
+async fn a_node_whose_address_is_this_machines_own_leads_to_its_kubelet_alone() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    for (name, address) in [("own", "127.0.0.1"), ("link", "169.254.169.254")] {
+        let node = json!({"metadata": {"name": name}, "status": {
+            "addresses": [{"type": "InternalIP", "address": address}], "daemonEndpoints": {"kubeletEndpoint": {"Port": 1}}}});
+        ask(&client, "POST", "/api/v1/nodes", &node.to_string()).await;
+        let (code, answer) = ask(&client, "GET", &format!("/api/v1/nodes/http:{name}:2/proxy/"), "").await;
+        assert_eq!((code, answer["message"].as_str().unwrap()), (400, "address not allowed"), "{name}");
+    }
+    let (code, answer) = ask(&client, "GET", "/api/v1/nodes/own/proxy/", "").await;
+    assert_eq!(code, 503, "{answer}");
+}
+
 /// WebSockets begin as a GET, which who may read pods may send; to run commands takes the right to create.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_may_only_get_an_exec_may_not_run_anything() {
@@ -198,5 +213,46 @@ async fn who_has_not_said_who_they_are_gets_one_request_of_an_http2_connection()
             let ended = tokio::time::timeout(std::time::Duration::from_secs(10), &mut connection).await;
             assert!(ended.is_ok(), "the connection stays open");
         }
+    }
+}
+
+#[tokio::test]
+async fn an_authority_that_is_taken_out_is_not_believed_on_open_connections_either() {
+    let cluster = Cluster::start().await;
+    let address = cluster.listen().await;
+    let admin = cluster.key_pair("admin", &["system:masters"]);
+    let stream = connect_for(&[b"h2"], cluster.ca_pem(), Some(&admin), address).await.unwrap();
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, io).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let mut ask = async || {
+        let body = http_body_util::Empty::<bytes::Bytes>::new();
+        let request = Request::get("https://localhost/api/v1/nodes").body(body).unwrap();
+        sender.send_request(request).await.unwrap().status().as_u16()
+    };
+    assert_eq!(ask().await, 200);
+    std::fs::write(&cluster.server.config().client_ca, authority().1).unwrap();
+    let mut code = 200;
+    for _ in 0..600 {
+        code = ask().await;
+        if code != 200 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(code, 401);
+    connection.abort();
+}
+
+#[tokio::test]
+async fn a_bad_certificate_is_nobodys_whatever_comes_along_but_a_token() {
+    let cluster = Cluster::start().await;
+    let address = cluster.listen().await;
+    let foreign = cluster.foreign_key_pair("admin");
+    for shown in ["Basic YTpi", "Bearer", "Bearer wrong"] {
+        let stream = connect(cluster.ca_pem(), Some(&foreign), address).await.unwrap();
+        let answer = exchange(stream, &format!("GET /version HTTP/1.1\nauthorization: {shown}")).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 401 "), "{shown}: {answer}");
     }
 }

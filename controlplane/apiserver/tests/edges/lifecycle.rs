@@ -6,7 +6,7 @@ use apiserver::testing::{Cluster, authority, leaf};
 use futures::{AsyncBufReadExt, StreamExt};
 use http::Request;
 use serde_json::{Value, json};
-use store::{Embedded, Store, Txn};
+use store::{Embedded, Options, Store, Txn};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{ask, connect, eventually, exchange};
@@ -95,6 +95,52 @@ async fn a_server_that_ends_says_so_first_and_finishes_what_it_began() {
     assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
     drained.await.unwrap();
     assert!(open().await.is_err(), "nobody listens any more");
+}
+
+/// A full disk, or one that is gone: only a restart mends it, so whoever looks after the server must see it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_whose_store_takes_no_more_writes_is_neither_alive_nor_ready() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { segment_bytes: 64 * 1024, ..Options::default() };
+    let store = Embedded::open_with(&dir.path().join("db"), &options).unwrap();
+    let cluster = Cluster::start_over(store).await;
+    let address = cluster.listen().await;
+    let client = cluster.admin();
+    for path in ["/livez", "/readyz", "/healthz", "/livez/etcd", "/readyz/etcd-readiness"] {
+        assert_eq!(ask(&client, "GET", path, "").await, (200, json!("ok")), "{path}");
+    }
+    // No file can be made any more.
+    std::fs::remove_dir_all(dir.path().join("db")).unwrap();
+    let (mut refused, filler) = (Value::Null, "x".repeat(10_000));
+    for number in 0..1000 {
+        let metadata = json!({"name": format!("m-{number}")});
+        let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"filler": filler}});
+        let path = "/api/v1/namespaces/default/configmaps";
+        let (code, answer) = ask(&client, "POST", path, &map.to_string()).await;
+        if code != 201 {
+            refused = answer;
+            break;
+        }
+    }
+    let why = refused["message"].as_str().unwrap_or_default();
+    assert!(why.ends_with("; check the disk's free space and health, then start the server again"), "{refused}");
+    for endpoint in ["livez", "readyz", "healthz"] {
+        let (code, page) = ask(&client, "GET", &format!("/{endpoint}"), "").await;
+        let page = page.as_str().unwrap();
+        assert!(code == 500 && page.contains("[-]etcd failed: reason withheld\n"), "{page}");
+        assert!(page.ends_with(&format!("{endpoint} check failed\n")), "{page}");
+        let (code, page) = ask(&client, "GET", &format!("/{endpoint}/etcd"), "").await;
+        let said = page.as_str().unwrap();
+        assert!(code == 500 && said.starts_with("internal server error: error getting data from etcd: "), "{said}");
+    }
+    let (code, components) = ask(&client, "GET", "/api/v1/componentstatuses/etcd-0", "").await;
+    assert_eq!((code, &components["conditions"][0]["status"]), (200, &json!("False")));
+    // It ends all the same, with a client that listens, whose answer may be cut short.
+    let root = cluster.key_pair("root", &["system:masters"]);
+    let stream = connect(cluster.ca_pem(), Some(&root), address).await.unwrap();
+    let watch = tokio::spawn(exchange(stream, "GET /api/v1/namespaces?watch=true HTTP/1.1"));
+    tokio::time::timeout(Duration::from_secs(20), cluster.server.drain()).await.expect("the server drains");
+    drop(watch.await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -37,12 +37,17 @@ impl Found {
 
     /// Reads the value; `scratch` is space to do so.
     pub fn read(&self, key: &Key, scratch: &mut Vec<u8>) -> Result<KeyValue, StoreError> {
+        self.read_expiring(key, scratch).map(|(kv, _)| kv)
+    }
+
+    /// The same, and the second since 1970 at which it expires; 0: never.
+    pub fn read_expiring(&self, key: &Key, scratch: &mut Vec<u8>) -> Result<(KeyValue, u64), StoreError> {
         let record = self.record(key, scratch)?;
         let value = record.value.ok_or_else(|| {
             self.segment.damage().because(format!("revision {} of {key:?} has no value", self.revision))
         })?;
         let value = bytes::Bytes::copy_from_slice(value);
-        Ok(KeyValue { key: key.clone(), value, mod_revision: self.revision })
+        Ok((KeyValue { key: key.clone(), value, mod_revision: self.revision }, record.expires))
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use crate::{Revision, StoreError, Txn, TxnOutcome, Write};
 
@@ -57,6 +57,8 @@ impl Request {
 pub struct Inbox {
     waiting: Mutex<Waiting>,
     arrived: Condvar,
+    /// The writer has failed.
+    failing: Notify,
 }
 
 #[derive(Default)]
@@ -70,6 +72,15 @@ struct Waiting {
 }
 
 impl Waiting {
+    /// Why no requests are taken, if that is so.
+    fn check(&self) -> Result<(), StoreError> {
+        match &self.failed {
+            Some(error) => Err(error.clone()),
+            None if self.closed => Err(StoreError::Closed),
+            None => Ok(()),
+        }
+    }
+
     /// The oldest requests, as many as share a commit well.
     fn group(&mut self) -> Vec<Request> {
         self.nudged = false;
@@ -87,16 +98,29 @@ impl Waiting {
 impl Inbox {
     pub fn push(&self, request: Request) -> Result<(), StoreError> {
         let mut waiting = self.waiting.lock();
-        if let Some(error) = &waiting.failed {
-            return Err(error.clone());
-        }
-        if waiting.closed {
-            return Err(StoreError::Closed);
-        }
+        waiting.check()?;
         waiting.requests.push_back(request);
         drop(waiting);
         self.arrived.notify_one();
         Ok(())
+    }
+
+    /// Why no requests are taken, if that is so.
+    pub fn check(&self) -> Result<(), StoreError> {
+        self.waiting.lock().check()
+    }
+
+    /// Waits until the writer has failed. Returns why.
+    pub async fn failed(&self) -> StoreError {
+        loop {
+            // Before the look: what comes after it is heard.
+            let failing = self.failing.notified();
+            let failed = self.waiting.lock().failed.clone();
+            if let Some(error) = failed {
+                return error;
+            }
+            failing.await;
+        }
     }
 
     pub fn close(&self) {
@@ -114,6 +138,7 @@ impl Inbox {
     pub fn fail(&self, error: &StoreError) -> VecDeque<Request> {
         let mut waiting = self.waiting.lock();
         waiting.failed = Some(error.clone());
+        self.failing.notify_waiters();
         std::mem::take(&mut waiting.requests)
     }
 

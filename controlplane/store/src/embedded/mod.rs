@@ -115,6 +115,12 @@ impl Embedded {
         }
     }
 
+    /// Returns once writing has failed, and why. That is for good: what the files hold is then only known to
+    /// who opens them anew.
+    pub async fn failed(&self) -> StoreError {
+        self.shared.inbox.failed().await
+    }
+
     /// Runs `read` where it may block.
     async fn read<T: Send + 'static>(
         &self,
@@ -167,6 +173,11 @@ impl Store for Embedded {
 
     async fn revision(&self) -> Result<Revision, StoreError> {
         self.shared.revision()
+    }
+
+    async fn healthy(&self) -> Result<(), StoreError> {
+        // Reads go on without the writer.
+        self.shared.inbox.check()
     }
 
     async fn compact(&self, revision: Revision) -> Result<(), StoreError> {

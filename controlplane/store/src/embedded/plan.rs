@@ -12,7 +12,7 @@ use super::group::{Buffer, Within};
 use super::record::{Head, Record};
 use crate::{Event, Key, KeyValue, Revision, StoreError, Txn, TxnOutcome, Write};
 
-/// When keys expire: (second since 1970, revision). Entries of superseded revisions stay until due.
+/// When keys expire: (second since 1970, revision).
 pub type Expiry = BTreeMap<(u64, Revision), Key>;
 
 /// A write in the group.
@@ -21,15 +21,24 @@ pub struct Planned {
     pub deleted: bool,
     pub previous: Head,
     pub expires: u64,
+    /// When the version that it replaces would have expired; 0: never.
+    pub would_expire: u64,
     pub within: Within,
+}
+
+/// Where a key of the group stands.
+struct Pending {
+    head: Head,
+    value: Option<Bytes>,
+    expires: u64,
 }
 
 pub struct Plan<'a> {
     core: &'a Core,
     store: u64,
     group: &'a mut Buffer,
-    /// Keys this group writes: where they stand, and with which value.
-    pending: HashMap<Key, (Head, Option<Bytes>)>,
+    /// Keys this group writes.
+    pending: HashMap<Key, Pending>,
     pub writes: Vec<Planned>,
     pub events: Vec<Event>,
     pub revision: Revision,
@@ -56,7 +65,7 @@ impl<'a> Plan<'a> {
     pub fn apply(&mut self, txn: &Txn, now: u64) -> Result<TxnOutcome, StoreError> {
         let head = self.head(&txn.key);
         if head.live() != txn.expected {
-            let current = self.current(&txn.key, head)?;
+            let (current, _) = self.current(&txn.key, head)?;
             return Ok(TxnOutcome::Conflict { current, revision: self.revision });
         }
         if head.live() == 0 && txn.write == Write::Delete {
@@ -66,19 +75,20 @@ impl<'a> Plan<'a> {
             Write::Put { value, ttl } => (Some(value), ttl.map_or(0, |ttl| now + ttl.as_secs().max(1))),
             Write::Delete => (None, 0),
         };
-        let previous = self.current(&txn.key, head)?;
-        self.write(&txn.key, value, head, expires);
+        let (previous, would_expire) = self.current(&txn.key, head)?;
+        self.write(&txn.key, value, head, expires, would_expire);
         self.events.push(Event { key: txn.key.clone(), revision: self.revision, value: value.cloned(), previous });
         Ok(TxnOutcome::Done { revision: self.revision })
     }
 
-    fn write(&mut self, key: &Key, value: Option<&Bytes>, previous: Head, expires: u64) {
+    fn write(&mut self, key: &Key, value: Option<&Bytes>, previous: Head, expires: u64, would_expire: u64) {
         self.revision += 1;
         let record = Record { key, value: value.map(AsRef::as_ref), previous, expires };
         let within = self.group.push(self.store, self.revision, &record);
         let deleted = value.is_none();
-        self.writes.push(Planned { key: key.clone(), deleted, previous, expires, within });
-        self.pending.insert(key.clone(), (Head { revision: self.revision, deleted }, value.cloned()));
+        self.writes.push(Planned { key: key.clone(), deleted, previous, expires, would_expire, within });
+        let head = Head { revision: self.revision, deleted };
+        self.pending.insert(key.clone(), Pending { head, value: value.cloned(), expires });
     }
 
     /// Deletes what has expired by `now`, at most `limit` keys.
@@ -106,19 +116,20 @@ impl<'a> Plan<'a> {
     }
 
     fn head(&self, key: &Key) -> Head {
-        self.pending.get(key).map_or_else(|| self.core.index.head(key), |(head, _)| *head)
+        self.pending.get(key).map_or_else(|| self.core.index.head(key), |pending| pending.head)
     }
 
-    /// The value a key has, at `head`.
-    fn current(&mut self, key: &Key, head: Head) -> Result<Option<KeyValue>, StoreError> {
+    /// The value a key has, at `head`, and when it expires.
+    fn current(&mut self, key: &Key, head: Head) -> Result<(Option<KeyValue>, u64), StoreError> {
         if head.live() == 0 {
-            return Ok(None);
+            return Ok((None, 0));
         }
-        if let Some((_, value)) = self.pending.get(key) {
+        if let Some(Pending { value, expires, .. }) = self.pending.get(key) {
             let version =
                 |value: &Bytes| KeyValue { key: key.clone(), value: value.clone(), mod_revision: head.revision };
-            return Ok(value.as_ref().map(version));
+            return Ok((value.as_ref().map(version), *expires));
         }
-        self.core.find(key, head.revision)?.read(key, &mut self.scratch).map(Some)
+        let (kv, expires) = self.core.find(key, head.revision)?.read_expiring(key, &mut self.scratch)?;
+        Ok((Some(kv), expires))
     }
 }

@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Seek, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Embedded;
 use super::damage::Damage;
@@ -59,7 +60,10 @@ fn save(shared: &Shared, file: &Path) -> Result<SnapshotInfo, StoreError> {
 /// Writes a snapshot to a file in `dir` that has lost its name, so that nothing stays behind
 /// whatever happens to its reader.
 pub fn unnamed(shared: &Shared, dir: &Path) -> Result<File, StoreError> {
-    let path = dir.join(format!("sending-{}.snapshot", std::process::id()));
+    // Another one may be asked for at the same moment.
+    static TAKEN: AtomicU64 = AtomicU64::new(0);
+    let number = TAKEN.fetch_add(1, Ordering::Relaxed);
+    let path = dir.join(format!("sending-{}-{number}.snapshot", std::process::id()));
     let damage = Damage::of(&path);
     let mut options = File::options();
     options.read(true).write(true).create(true).truncate(true);

@@ -187,8 +187,11 @@ impl Writer {
     fn note(&mut self, change: &Change, start: u32) {
         let before = change.revision - change.writes.len() as u64;
         for (revision, write) in (before + 1..).zip(&change.writes) {
-            let Planned { key, deleted, previous, expires, within } = write;
+            let Planned { key, deleted, previous, expires, would_expire, within } = write;
             self.tail.note(&entry(key, revision, *deleted, *previous, *expires, start, *within));
+            if *would_expire != 0 {
+                self.expiry.remove(&(*would_expire, previous.revision));
+            }
             if *expires != 0 {
                 self.expiry.insert((*expires, revision), key.clone());
             }
@@ -244,4 +247,39 @@ fn entry(
 
 pub fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::super::open::{self, Options};
+    use super::*;
+    use crate::{Txn, TxnOutcome};
+
+    /// Commits together; the revision of the last.
+    fn commit(writer: &mut Writer, txns: Vec<Txn>) -> Revision {
+        let requests = txns.into_iter().map(|txn| Request::Txn { txn, reply: oneshot::channel().0 });
+        match writer.commit(&requests.collect::<Vec<_>>()).unwrap().pop() {
+            Some(Outcome::Txn(TxnOutcome::Done { revision })) => revision,
+            _ => panic!("nobody else writes"),
+        }
+    }
+
+    /// An Event is written again whenever it happens again, and lasts an hour from then on.
+    #[test]
+    fn a_key_waits_once_to_expire_however_often_it_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = open::open(dir.path(), &Options::default()).unwrap();
+        let lasting = |expected, seconds| Txn::update("/e", expected, "1").with_ttl(Duration::from_secs(seconds));
+        let first = commit(&mut writer, vec![lasting(0, 3600)]);
+        let third = commit(&mut writer, vec![lasting(first, 3601), lasting(first + 1, 3602)]);
+        assert_eq!(writer.expiry.keys().map(|(_, revision)| *revision).collect::<Vec<_>>(), [third]);
+        let deleted = commit(&mut writer, vec![Txn::delete("/e", third)]);
+        assert!(writer.expiry.is_empty());
+        let again = commit(&mut writer, vec![Txn::create("/f", "1"), lasting(0, 3600)]);
+        assert_eq!((again, writer.expiry.len()), (deleted + 2, 1));
+        commit(&mut writer, vec![Txn::update("/e", again, "now it stays")]);
+        assert!(writer.expiry.is_empty());
+    }
 }

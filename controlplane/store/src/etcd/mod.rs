@@ -214,6 +214,10 @@ impl Store for Etcd {
         current_revision(&self.shared.endpoints).await
     }
 
+    async fn healthy(&self) -> Result<(), StoreError> {
+        current_revision(&self.shared.endpoints).await.map(drop)
+    }
+
     async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
         let request = CompactionRequest { revision: convert::to_wire(revision), physical: false };
         let answer = self.shared.endpoints.call("compacting", Repeat::IfUnsent, |channel| async move {

@@ -95,7 +95,7 @@ impl Worker {
                 self.memory.stopping.remove(&id);
                 match result {
                     Ok(run) => self.saw_run(run),
-                    Err(error) if error.is_not_found() => self.observed.forget_run(&id),
+                    Err(error) if error.is_not_found() => self.forget_run(&id),
                     Err(error) => self.stop_failed(&id, &error),
                 }
             }
@@ -110,28 +110,20 @@ impl Worker {
                 }
             }
             Done::Seen { run: Ok(run), .. } => self.saw_run(run),
-            Done::Seen { id, run: Err(error) } if error.is_not_found() => self.observed.forget_run(&id),
+            Done::Seen { id, run: Err(error) } if error.is_not_found() => self.forget_run(&id),
             Done::Seen { run: Err(error), .. } | Done::SandboxSeen(Err(error)) => {
                 tracing::debug!(pod = pod_id(self.pod()), %error, "looking again later");
             }
             Done::SandboxSeen(Ok(sandbox)) => self.saw_sandbox(sandbox),
             Done::AllSeen { changes, observed } => self.all_seen(changes, observed),
             Done::Removed { asked, gone } => {
-                // A look that began before would bring them back.
-                self.changes += 1;
                 if gone.len() < asked.len() {
                     self.pause(SignedDuration::from_secs(1));
                 }
                 for id in asked {
                     self.memory.stopping.remove(&id);
                 }
-                for id in gone {
-                    self.observed.forget_run(&id);
-                    self.memory.applied.remove(&id);
-                    self.memory.killed.remove(&id);
-                    self.memory.in_post_start.remove(&id);
-                    self.backoff_told.remove(&id);
-                }
+                gone.iter().for_each(|id| self.forget_run(id));
             }
             Done::Resized(step) => self.resized(step),
             Done::Cleaned(result) => self.cleaned(result),
@@ -141,6 +133,18 @@ impl Worker {
                 self.left_behind(message, "what is left of the pod could not be removed; trying again");
             }
         }
+    }
+
+    /// The runtime has it no longer: nobody probes it any more either.
+    fn forget_run(&mut self, id: &str) {
+        // A look that began before would bring it back.
+        self.changes += 1;
+        self.observed.forget_run(id);
+        self.forget_probes(id);
+        self.memory.applied.remove(id);
+        self.memory.killed.remove(id);
+        self.memory.in_post_start.remove(id);
+        self.backoff_told.remove(id);
     }
 
     pub(super) fn pause(&mut self, delay: SignedDuration) {

@@ -1,6 +1,7 @@
 //! A worker's way down: everything is stopped, what the pod had is given back, what is left is removed.
 
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use component::EventType;
 use futures::FutureExt;
@@ -11,7 +12,7 @@ use crate::cri::RuntimeError;
 use crate::pod::actions::pod_id;
 use crate::pod::observed::Run;
 use crate::pod::status::Verdict;
-use crate::pod::{cleanup, ending, make_container, observe, stop};
+use crate::pod::{cleanup, ending, make_container, stop};
 
 impl Worker {
     pub(super) fn begin_ending(&mut self, grace: i64, verdict: Option<Verdict>) {
@@ -46,30 +47,20 @@ impl Worker {
         }
     }
 
-    /// A second deletion may leave less time: what still runs is stopped with the new grace too.
+    /// A second deletion may leave less time: what still runs is stopped with the new grace too, in the same order.
     pub(super) fn shorten(&mut self, seconds: i64) {
         let Stage::Ending { grace, .. } = &mut self.stage else { return };
         if seconds >= *grace {
             return;
         }
         *grace = seconds;
-        let running: Vec<String> =
-            self.observed.runs.iter().filter(|run| run.is_running()).map(|run| run.id.clone()).collect();
-        for id in running {
-            let node = self.node.clone();
-            let sandbox = self
-                .observed
-                .runs
-                .iter()
-                .find(|run| run.id == id)
-                .map(|run| run.sandbox_id.clone())
-                .unwrap_or_default();
+        for run in self.observed.runs.iter().filter(|run| run.is_running()) {
+            let first = ending::before(self.pod(), &self.observed, run);
+            let turn = stop::Turn { first, running: self.running.subscribe() };
+            let (node, run) = (self.node.clone(), run.clone());
             let stop = async move {
-                let result = match node.runtime.stop_container(&id, seconds).await {
-                    Ok(()) => observe::run(&node.runtime, &id, &sandbox).await,
-                    Err(error) => Err(error),
-                };
-                Done::Stopped { id, result }
+                let result = stop::end(&node, &run, turn, seconds, Instant::now()).await;
+                Done::Stopped { id: run.id, result }
             };
             self.tasks.push(stop.boxed());
         }

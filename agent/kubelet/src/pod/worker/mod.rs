@@ -32,7 +32,7 @@ use super::mailbox::{Mailbox, Wish};
 use super::make_sandbox::SandboxError;
 use super::observed::{Observed, Run, RunState, Sandbox};
 use super::status::{self, Cause, Verdict};
-use super::{ending, make_container, make_sandbox};
+use super::{ending, isolation, make_container, make_sandbox};
 use crate::context::NodeContext;
 use crate::cri::RuntimeError;
 use crate::resize::{self, Given};
@@ -130,6 +130,10 @@ pub struct Worker {
     starting: Option<(String, Given)>,
     ending: Arc<AtomicBool>,
     stopped_sandboxes: HashSet<String>,
+    /// The sandbox whose network policies were waited for.
+    isolated: Option<String>,
+    /// The useless sandbox whose end was told as an event.
+    sandbox_told: Option<String>,
     /// What runs, for those that wait for its end.
     running: watch::Sender<HashSet<String>>,
     /// Changes of containers that were not known yet.
@@ -170,6 +174,8 @@ impl Worker {
             starting: None,
             ending: Arc::default(),
             stopped_sandboxes: HashSet::new(),
+            isolated: None,
+            sandbox_told: None,
             running: watch::Sender::default(),
             early: HashMap::new(),
             sandbox_failures: 0,
@@ -316,20 +322,21 @@ impl Worker {
         if let Some(at) = decision.wake_at {
             self.wake(at);
         }
-        for kill in decision.kills {
-            if let Some(run) = self.observed.runs.iter().find(|run| run.id == kill.run_id).cloned() {
-                let grace = kill.grace.unwrap_or_else(|| ending::grace(self.pod()));
-                self.memory.killed.insert(run.id.clone());
-                self.stop_run(run, kill.message, grace);
-            }
-        }
+        // What could not be stopped is tried again when the pause is over, not as fast as it fails.
         if self.pause_until.is_none() {
+            for kill in decision.kills {
+                if let Some(run) = self.observed.runs.iter().find(|run| run.id == kill.run_id).cloned() {
+                    let grace = kill.grace.unwrap_or_else(|| ending::grace(self.pod()));
+                    self.memory.killed.insert(run.id.clone());
+                    self.stop_run(run, kill.message, grace);
+                }
+            }
             let removed = |run: &&Run| decision.remove.contains(&run.id) && !self.memory.stopping.contains(&run.id);
             let mut runs: Vec<Run> = self.observed.runs.iter().filter(removed).cloned().collect();
             runs.sort_by_key(|run| decision.remove.iter().position(|id| *id == run.id));
             self.remove_runs(runs);
         }
-        if let Some(id) = decision.stop_sandbox {
+        if let Some(id) = decision.stop_sandbox.filter(|_| self.pause_until.is_none()) {
             self.end_sandbox(id);
         }
         match decision.setup {
@@ -349,8 +356,11 @@ impl Worker {
         if self.memory.stopping.contains(&id) || running.iter().any(|run| self.memory.stopping.contains(&run.id)) {
             return;
         }
-        let message = "Pod sandbox changed, it will be killed and re-created.";
-        self.node.event(self.pod(), EventType::Normal, "SandboxChanged", message);
+        if self.sandbox_told.as_ref() != Some(&id) {
+            let message = "Pod sandbox changed, it will be killed and re-created.";
+            self.node.event(self.pod(), EventType::Normal, "SandboxChanged", message);
+            self.sandbox_told = Some(id.clone());
+        }
         if running.is_empty() {
             return self.stop_sandbox(id);
         }
@@ -399,10 +409,14 @@ impl Worker {
         }
         let target = self.ephemeral_target(&name);
         self.starting = Some((name.clone(), Given::of(self.pod(), &container)));
+        let first = self.isolated.replace(sandbox.id.clone()).as_ref() != Some(&sandbox.id);
         let (node, mailbox) = (self.node.clone(), self.mailbox.clone());
         let order =
             make_container::Order { pod: self.wish.pod.clone(), container, kind, restart_count, sandbox, target };
         let start = async move {
+            if first {
+                isolation::isolate(&node, &order.pod, &order.sandbox).await;
+            }
             let announce = |run: Run| mailbox.post(|mail| mail.announced.push(run));
             let outcome = make_container::start(&node, &order, announce).await;
             Done::Container { name, outcome }

@@ -3,6 +3,7 @@
 //! A long line is written as several records tagged `P` (partial) and a last one tagged `F` (full).
 
 use jiff::Timestamp;
+use jiff::fmt::temporal::Pieces;
 
 use super::options::{LogOptions, Stream};
 
@@ -10,6 +11,8 @@ use super::options::{LogOptions, Stream};
 #[derive(Debug, PartialEq, Eq)]
 pub struct Record<'a> {
     pub time: Timestamp,
+    /// The time as it was written.
+    pub written: &'a str,
     pub is_stdout: bool,
     pub partial: bool,
     pub content: &'a [u8],
@@ -18,14 +21,26 @@ pub struct Record<'a> {
 /// None for what is not a record (a damaged line is skipped, as the kubelet skips it).
 pub fn parse(line: &[u8]) -> Option<Record<'_>> {
     let mut parts = line.splitn(4, |byte| *byte == b' ');
-    let time = std::str::from_utf8(parts.next()?).ok()?.parse().ok()?;
+    let written = std::str::from_utf8(parts.next()?).ok()?;
+    let time = written.parse().ok()?;
     let is_stdout = match parts.next()? {
         b"stdout" => true,
         b"stderr" => false,
         _ => return None,
     };
     let partial = parts.next()?.split(|byte| *byte == b':').any(|tag| tag == b"P");
-    Some(Record { time, is_stdout, partial, content: parts.next().unwrap_or_default() })
+    Some(Record { time, written, is_stdout, partial, content: parts.next().unwrap_or_default() })
+}
+
+impl Record<'_> {
+    /// The time with all of its digits, in the zone in which it was written.
+    fn shown_time(&self) -> String {
+        let offset = Pieces::parse(self.written).ok().and_then(|pieces| pieces.to_numeric_offset());
+        match offset.filter(|offset| !offset.is_zero()) {
+            Some(offset) => self.time.to_zoned(offset.to_time_zone()).strftime("%Y-%m-%dT%H:%M:%S.%9f%:z").to_string(),
+            None => self.time.strftime("%Y-%m-%dT%H:%M:%S.%9fZ").to_string(),
+        }
+    }
 }
 
 /// Turns records into what the user sees.
@@ -61,7 +76,8 @@ impl Renderer {
         let continues = std::mem::replace(&mut self.inside_line[usize::from(record.is_stdout)], record.partial);
         let before = out.len();
         if self.options.timestamps && !continues {
-            out.extend_from_slice(record.time.strftime("%Y-%m-%dT%H:%M:%S.%9fZ ").to_string().as_bytes());
+            out.extend_from_slice(record.shown_time().as_bytes());
+            out.push(b' ');
         }
         out.extend_from_slice(record.content);
         if !record.partial {
@@ -115,6 +131,18 @@ mod tests {
         let options = LogOptions { timestamps: true, ..LogOptions::default() };
         let expected = "2026-11-22T05:00:00.500000000Z one\n2026-11-22T05:00:01.000000000Z two, continued\n2026-11-22T05:00:03.000000000Z three\n";
         assert_eq!(render(options), expected);
+    }
+
+    #[test]
+    fn timestamps_stay_in_the_zone_of_the_log() {
+        for (written, shown) in [
+            ("2026-11-22T06:00:02.5+01:00", "2026-11-22T06:00:02.500000000+01:00"),
+            ("2026-11-22T00:30:02-05:30", "2026-11-22T00:30:02.000000000-05:30"),
+            ("2026-11-22T05:00:02.000000001+00:00", "2026-11-22T05:00:02.000000001Z"),
+        ] {
+            let line = format!("{written} stdout F one");
+            assert_eq!(parse(line.as_bytes()).unwrap().shown_time(), shown);
+        }
     }
 
     #[test]

@@ -164,6 +164,35 @@ async fn plugins_say_how_they_are() {
 }
 
 #[tokio::test]
+async fn a_configuration_whose_plugin_is_not_well_is_put_in_force_when_it_is() {
+    use crate::encryption::{Reread, Rules};
+    use crate::reload::AsyncReload;
+
+    let dir = tempfile::tempdir().unwrap();
+    let (socket, file) = (dir.path().join("kms.sock"), dir.path().join("encryption.yaml"));
+    let fake = Arc::new(Fake::default());
+    *fake.key.lock() = "one".to_owned();
+    *fake.ill.lock() = "out of paper".to_owned();
+    serve(fake.clone(), &socket);
+    let text = format!(
+        "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n- resources: [secrets]\n  providers: [{{kms: {{apiVersion: v2, name: k, timeout: 20s, endpoint: 'unix://{}'}}}}]\n",
+        socket.display()
+    );
+    std::fs::write(&file, text).unwrap();
+    let rules = Arc::new(Rules::default());
+    let mut reread = Reread { rules: rules.clone(), file };
+    let reloading = tokio::spawn(async move { reread.reload().await });
+    // Asked again once it has said that it is not well: nothing was put in force by then.
+    while fake.asked.load(Ordering::SeqCst) < 2 {
+        assert!(rules.current.read().is_empty());
+        tokio::task::yield_now().await;
+    }
+    fake.ill.lock().clear();
+    reloading.await.unwrap().unwrap();
+    assert_eq!(rules.current.read().len(), 1);
+}
+
+#[tokio::test]
 async fn a_plugin_that_does_not_say_how_it_is_is_asked_once_and_still_opens_values() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("kms.sock");

@@ -114,8 +114,15 @@ impl Hooks for Policy {
     }
 
     fn validate_subresource_update(&self, _ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
-        let mut errors = ErrorList::new();
-        conditions(&Node::root(new), "status.conditions", &mut errors);
+        let (mut errors, policy) = (ErrorList::new(), Node::root(new));
+        for warning in policy.items("status.typeChecking.expressionWarnings") {
+            warning.child("warning").required(&mut errors, "");
+            let place = warning.child("fieldRef");
+            if place.text().trim().is_empty() {
+                place.missing(&mut errors, "");
+            }
+        }
+        conditions(&policy, "status.conditions", &mut errors);
         errors
     }
 
@@ -178,7 +185,9 @@ fn validate_validation(validation: &Node<'_>, known: &[(&str, Decl)], errors: &m
     if is_blank(&computed) {
         computed.invalid(errors, "must be non-empty if specified");
     } else if !computed.text().is_empty() {
-        compiles(&computed, known, &["string"], errors);
+        // What is said of a refusal does not depend on anybody's rights.
+        let known: Vec<_> = known.iter().filter(|(name, _)| !name.starts_with("authorizer")).cloned().collect();
+        compiles(&computed, &known, &["string"], errors);
     }
     if is_blank(&message) {
         message.invalid(errors, "message must be non-empty if specified");
@@ -326,6 +335,29 @@ mod tests {
     }
 
     #[test]
+    fn messages_do_not_ask_for_rights() {
+        let with = |validation: Value| tested::created(&VALIDATING, &policy(json!({"spec.validations": [validation]})));
+        let check = "authorizer.group('').resource('pods').check('get').reason()";
+        let refused = with(json!({"expression": "true", "messageExpression": check}));
+        assert!(refused.starts_with("spec.validations[0].messageExpression: Invalid value: "), "{refused}");
+        assert!(refused.contains("undeclared reference to 'authorizer'"), "{refused}");
+        assert_eq!(with(json!({"expression": "authorizer.group('').resource('pods').check('get').allowed()"})), "[]");
+    }
+
+    #[test]
+    fn warnings_about_types_say_what_and_where() {
+        let with = |warnings: Value| {
+            let made = policy(json!({"status": {"typeChecking": {"expressionWarnings": warnings}}}));
+            tested::updated_sub(&VALIDATING, "status", &made, &made)
+        };
+        assert_eq!(with(json!([{"fieldRef": "spec.validations[0].expression", "warning": "x"}])), "[]");
+        assert_eq!(
+            with(json!([{"fieldRef": " "}])),
+            "[status.typeChecking.expressionWarnings[0].warning: Required value, status.typeChecking.expressionWarnings[0].fieldRef: Required value]"
+        );
+    }
+
+    #[test]
     fn variables_have_names_that_expressions_can_say() {
         for (name, fits) in [("_a1", true), ("a-b", false), ("1a", false), ("in", false), ("namespace", false)] {
             let made = policy(json!({"spec.variables": [{"name": name, "expression": "1"}]}));
@@ -359,9 +391,8 @@ mod tests {
     #[test]
     fn audit_annotations_have_keys_of_their_own() {
         let one = |key: &str| json!({"key": key, "valueExpression": "'x'"});
-        let with = |annotations: Value| {
-            tested::created(&VALIDATING, &policy(json!({"spec.auditAnnotations": annotations})))
-        };
+        let with =
+            |annotations: Value| tested::created(&VALIDATING, &policy(json!({"spec.auditAnnotations": annotations})));
         assert_eq!(with(json!([one("a"), one("b")])), "[]");
         assert_eq!(with(json!([one("a"), one("a")])), "spec.auditAnnotations[1].key: Duplicate value: \"a\"");
         let slashed = with(json!([one("a/b")]));

@@ -41,6 +41,10 @@ const COUNTS: Counts = Counts {
     within_ready: Some("cannot be greater than status.readyReplicas"),
 };
 
+/// Said of a limit below zero.
+const KEEPS_ALL: &str =
+    "spec.revisionHistoryLimit: a negative value retains all historical revisions; a value >= 0 is recommended";
+
 /// What of a spec is looked at: stored objects may hold what is refused today.
 #[derive(Clone, Copy)]
 struct Strict {
@@ -108,6 +112,9 @@ impl Hooks for StatefulSet {
         for (index, claim) in list(new, "spec.volumeClaimTemplates").iter().enumerate() {
             found.extend(fractional_sizes(at(claim, "spec"), &format!("spec.volumeClaimTemplates[{index}]")));
         }
+        if int(new, "spec.revisionHistoryLimit") < 0 {
+            found.push(KEEPS_ALL.to_owned());
+        }
         found
     }
 
@@ -128,7 +135,7 @@ fn validate(set: &Value, strict: Strict) -> ErrorList {
     for field in ["whenDeleted", "whenScaled"] {
         spec.child("persistentVolumeClaimRetentionPolicy").child(field).one_of(&mut errors, &["Retain", "Delete"]);
     }
-    for field in ["replicas", "minReadySeconds", "ordinals.start", "revisionHistoryLimit"] {
+    for field in ["replicas", "minReadySeconds", "ordinals.start"] {
         spec.child(field).non_negative(&mut errors);
     }
     if strict.service_name && !spec.child("serviceName").text().is_empty() {
@@ -218,6 +225,17 @@ mod tests {
                 "spec.volumeClaimTemplates[0].resources.requests[storage]: fractional byte value \"500m\" is invalid, must be an integer"
             ]
         );
+    }
+
+    #[test]
+    fn a_negative_history_limit_is_taken_with_a_warning() {
+        let old = stateful(json!({}));
+        let endless = stateful(json!({"spec.revisionHistoryLimit": -1}));
+        assert_eq!(join(&validate(&endless, ALL)), "[]");
+        assert_eq!(tested::updated(&StatefulSet, &old, &endless), "[]");
+        assert_eq!(StatefulSet.warnings(&endless, None), [KEEPS_ALL]);
+        assert_eq!(StatefulSet.warnings(&endless, Some(&old)), [KEEPS_ALL]);
+        assert!(StatefulSet.warnings(&old, None).is_empty());
     }
 
     #[test]

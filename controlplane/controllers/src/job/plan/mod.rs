@@ -294,6 +294,12 @@ mod tests {
         let going: Vec<_> = running(3).iter().map(leave).collect();
         let after = plan(&suspended, &going, at(1001));
         assert_eq!((after.status.failed, after.status.terminating), (None, Some(3)));
+        let mut each = indexed(2, 2);
+        each.spec.get_or_insert_default().backoff_limit_per_index = Some(0);
+        each.spec.get_or_insert_default().suspend = Some(true);
+        let going = [0, 1].map(|index| leave(&worker(&format!("i{index}"), "Running", Some(index))));
+        let after = plan(&each, &going, at(1001));
+        assert_eq!(after.status.failed_indexes.as_deref(), Some(""), "nor are they of their indexes");
 
         let mut late = job(Some(5), 3);
         late.spec.get_or_insert_default().active_deadline_seconds = Some(1);

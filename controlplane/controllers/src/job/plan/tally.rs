@@ -106,17 +106,23 @@ fn some(count: i32) -> Option<i32> {
 
 /// Failures of an index so far, from its pods.
 pub fn failures_of(view: &View<'_>, index: i32) -> i32 {
-    let failed = view.pods.iter().filter(|pod| index_of(pod) == Some(index) && view.is_failed(pod));
+    let failed = view.pods.iter().filter(|pod| index_of(pod) == Some(index) && is_counting(view, pod));
     let counted = failed.filter(|pod| policy::judge(view.spec.pod_failure_policy.as_ref(), pod) != Verdict::Ignore);
     let before = |pod: &Arc<Pod>| meta::annotation(&pod.metadata, INDEX_FAILURES).and_then(|text| text.parse().ok());
     counted.map(|pod| before(pod).unwrap_or(0) + 1).max().unwrap_or(0)
+}
+
+/// Whether the pod's failure is still to be counted: a pod that the Job itself stopped gave up its finalizer
+/// before, and of one that was counted the next pod of its index knows.
+fn is_counting(view: &View<'_>, pod: &Pod) -> bool {
+    meta::has_finalizer(&pod.metadata, FINALIZER) && view.is_failed(pod)
 }
 
 /// The newest failed pod of each index that is to be tried again and has no new pod yet. Only its annotation
 /// says how often the index has failed, so it stays until the new pod says so, also if somebody deletes it.
 fn memories<'v>(view: &'v View<'_>, tally: &Tally) -> BTreeSet<&'v str> {
     let mut newest: BTreeMap<i32, (i32, &'v str)> = BTreeMap::new();
-    for pod in view.pods.iter().filter(|pod| view.is_failed(pod)) {
+    for pod in view.pods.iter().filter(|pod| is_counting(view, pod)) {
         let open = |index: &i32| !tally.completed.contains(index) && !tally.failed_indexes.contains(index);
         let Some(index) = index_of(pod).filter(|index| view.in_range(*index) && open(index)) else { continue };
         let failures = meta::annotation(&pod.metadata, INDEX_FAILURES).and_then(|text| text.parse().ok()).unwrap_or(0);

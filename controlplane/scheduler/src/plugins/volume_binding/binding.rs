@@ -56,8 +56,8 @@ impl VolumeBinding {
                 let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &pod.namespace);
                 let patch = json!({ "metadata": { "annotations": { SELECTED_NODE: node } } });
                 let answer = claims.patch(claim, &PatchParams::default(), &Patch::Merge(patch)).await;
-                let told = answer
-                    .map_err(|error| format!("binding volumes: selecting a node for claim {claim}: {error}"))?;
+                let told =
+                    answer.map_err(|error| format!("binding volumes: selecting a node for claim {claim}: {error}"))?;
                 Ok(Some((claim.clone(), version(&told))))
             }
             Promise::Bind { claim, volume } => self.reserve_volume(pod, claim, volume).await.map(|()| None),

@@ -17,6 +17,10 @@ const MAX_DISRUPTED: usize = 2000;
 pub enum Decision {
     /// Delete the pod; no budget is spent.
     Delete,
+    /// The same, as the pod stands: it does not run yet, and may do so in a moment.
+    DeletePending,
+    /// The same, as the pod stands: it is not ready, and this budget has enough without it.
+    DeleteUnready(String),
     /// Delete the pod after this PodDisruptionBudget (with its new status) was written.
     SpendThenDelete(Box<Value>),
 }
@@ -24,9 +28,11 @@ pub enum Decision {
 /// Whether `pod` may go. `budgets` are all PodDisruptionBudgets of its namespace.
 pub fn decide(pod: &Value, budgets: &[&Value], now: &str) -> Result<Decision, ApiError> {
     // What does not run, or goes already, costs no availability.
-    if matches!(text(pod, "status.phase"), "Succeeded" | "Failed" | "Pending") || has(pod, "metadata.deletionTimestamp")
-    {
+    if matches!(text(pod, "status.phase"), "Succeeded" | "Failed") || has(pod, "metadata.deletionTimestamp") {
         return Ok(Decision::Delete);
+    }
+    if text(pod, "status.phase") == "Pending" {
+        return Ok(Decision::DeletePending);
     }
     let labels = get(pod, "metadata.labels");
     let mut matching = budgets.iter().filter(|budget| {
@@ -39,7 +45,7 @@ pub fn decide(pod: &Value, budgets: &[&Value], now: &str) -> Result<Decision, Ap
         return Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "", why));
     }
     if !ready(pod) && unhealthy_may_go(budget) {
-        return Ok(Decision::Delete);
+        return Ok(Decision::DeleteUnready(name(budget).to_owned()));
     }
     spend(budget, name(pod), now).map(|budget| Decision::SpendThenDelete(Box::new(budget)))
 }
@@ -60,10 +66,7 @@ fn unhealthy_may_go(budget: &Value) -> bool {
 fn spend(budget: &Value, pod: &str, now: &str) -> Result<Value, ApiError> {
     let budget_name = name(budget);
     if int(budget, "status.observedGeneration") < int(budget, "metadata.generation") {
-        return Err(too_many(
-            &format!("The disruption budget {budget_name} is still being processed by the server."),
-            10,
-        ));
+        return Err(being_processed(budget_name));
     }
     let allowed = int(budget, "status.disruptionsAllowed");
     if allowed < 0 {
@@ -140,6 +143,11 @@ pub fn put_condition(pod: &mut Value, condition: Value) {
     }
 }
 
+/// To be asked again soon.
+pub fn being_processed(budget: &str) -> ApiError {
+    too_many(&format!("The disruption budget {budget} is still being processed by the server."), 10)
+}
+
 fn too_many(why: &str, retry_after: u64) -> ApiError {
     let message = "Cannot evict pod as it would violate the pod's disruption budget.";
     let error = ApiError::too_many_requests(message, retry_after);
@@ -171,9 +179,11 @@ mod tests {
     #[test]
     fn decisions() {
         let (open, closed) = (budget(1), budget(0));
-        assert_eq!(decide(&pod("Pending", "False"), &[&closed], "t"), Ok(Decision::Delete));
+        assert_eq!(decide(&pod("Pending", "False"), &[&closed], "t"), Ok(Decision::DeletePending));
+        assert_eq!(decide(&pod("Failed", "False"), &[&closed], "t"), Ok(Decision::Delete));
         assert_eq!(decide(&pod("Running", "True"), &[], "t"), Ok(Decision::Delete));
-        assert_eq!(decide(&pod("Running", "False"), &[&closed], "t"), Ok(Decision::Delete));
+        let unready = decide(&pod("Running", "False"), &[&closed], "t");
+        assert_eq!(unready, Ok(Decision::DeleteUnready("b".to_owned())));
         let refused = decide(&pod("Running", "True"), &[&closed], "t").unwrap_err();
         assert_eq!(refused.code(), 429);
         assert_eq!(refused.message(), "Cannot evict pod as it would violate the pod's disruption budget.");
