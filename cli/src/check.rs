@@ -65,7 +65,6 @@ fn findings() -> Vec<Finding> {
         program("runc", "runc", "runc"),
         program("nft (rules of a lab's way out)", "nft", "nftables"),
         program("iptables (--proxy-mode iptables)", "iptables-restore", "iptables"),
-        program("conntrack", "conntrack", "conntrack"),
         cgroup_controllers(),
         filesystem("overlay file system", "overlay"),
         sysctl("network namespaces", "/proc/self/ns/net"),
