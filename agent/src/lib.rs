@@ -28,6 +28,7 @@ mod start;
 pub use config::{Config, Directories, ProxyMode};
 pub use kubelet::config::{EvictionThresholds, ImageGc};
 pub use kubelet::images::{providers as credential_providers, records as image_records};
+pub use network::Exception as FirewallException;
 pub use start::{
     AgentError, Running, follow_pod_routes, kubelet_elsewhere, kubelet_entries, remove_network_objects, start,
 };

@@ -1,14 +1,18 @@
 //! What a pod asks of a node (`k8s.io/component-helpers/resource`), and its QoS class.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodSpec, PodStatus, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as WireQuantity;
 
 use crate::quantity::Quantity;
 
 /// Amounts by resource name (`cpu`, `memory`, `example.com/gpu`).
 pub type Amounts = BTreeMap<String, Quantity>;
+
+/// The same as they stand in an object.
+type Wire = BTreeMap<String, WireQuantity>;
 
 /// Which half of `resources` is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +39,7 @@ impl QosClass {
     }
 }
 
-fn read(amounts: Option<&BTreeMap<String, WireQuantity>>) -> Amounts {
+fn read(amounts: Option<&Wire>) -> Amounts {
     amounts.into_iter().flatten().map(|(name, quantity)| (name.clone(), quantity.into())).collect()
 }
 
@@ -107,6 +111,55 @@ pub fn of_pod(spec: &PodSpec, side: Side) -> Amounts {
     total
 }
 
+/// The spec with what its containers hold while they are being resized: the most of what they ask for,
+/// have, and were granted. Of a resize that the node can never do, only what they have counts.
+pub fn held<'s>(spec: &'s PodSpec, status: Option<&PodStatus>) -> Cow<'s, PodSpec> {
+    let mut held = Cow::Borrowed(spec);
+    let Some(status) = status else { return held };
+    let mut pending = status.conditions.iter().flatten().filter(|condition| condition.type_ == "PodResizePending");
+    let infeasible = pending.any(|condition| condition.reason.as_deref() == Some("Infeasible"));
+    for (at, container) in spec.containers.iter().enumerate() {
+        if let Some(resources) = held_by(container, status.container_statuses.as_ref(), infeasible) {
+            held.to_mut().containers[at].resources = Some(resources);
+        }
+    }
+    for (at, container) in spec.init_containers.iter().flatten().enumerate() {
+        if !is_sidecar(container) {
+            continue;
+        }
+        if let Some(resources) = held_by(container, status.init_container_statuses.as_ref(), infeasible) {
+            held.to_mut().init_containers.get_or_insert_default()[at].resources = Some(resources);
+        }
+    }
+    held
+}
+
+/// What a container holds, if that is not what it asks for.
+fn held_by(
+    container: &Container,
+    statuses: Option<&Vec<ContainerStatus>>,
+    infeasible: bool,
+) -> Option<ResourceRequirements> {
+    let status = statuses?.iter().find(|status| status.name == container.name)?;
+    let given = status.resources.as_ref()?;
+    let wanted = container.resources.clone().unwrap_or_default();
+    let most = |wanted: &Option<Wire>, given: [&Option<Wire>; 2]| {
+        let mut most = if infeasible { Wire::new() } else { wanted.clone().unwrap_or_default() };
+        for (name, amount) in given.into_iter().flatten().flatten() {
+            if most.get(name).is_none_or(|known| Quantity::from(known) < Quantity::from(amount)) {
+                most.insert(name.clone(), amount.clone());
+            }
+        }
+        if most.is_empty() && wanted.is_none() { None } else { Some(most) }
+    };
+    let held = ResourceRequirements {
+        requests: most(&wanted.requests, [&given.requests, &status.allocated_resources]),
+        limits: most(&wanted.limits, [&given.limits, &None]),
+        claims: wanted.claims.clone(),
+    };
+    (held != wanted).then_some(held)
+}
+
 /// Kubernetes' rule: no cpu or memory anywhere is BestEffort; every container with limits for both
 /// and requests equal to them is Guaranteed; the rest is Burstable.
 pub fn qos_class(pod: &Pod) -> QosClass {
@@ -166,6 +219,26 @@ mod tests {
         let amounts = of_pod(pod.spec.as_ref().unwrap(), Side::Requests);
         assert_eq!(amounts["cpu"].milli(), 610, "the init container beside its sidecar is more than the steady state");
         assert_eq!(amounts["memory"].units(), 1 << 30);
+    }
+
+    #[test]
+    fn a_container_being_resized_holds_the_most_of_its_requests_and_limits() {
+        let held_limits = |wanted: &str, has: &str, pending: &str| {
+            let pod: Pod = serde_json::from_value(json!({
+                "spec": {"containers": [container(json!({"cpu": "1"}), json!({"cpu": wanted}))]},
+                "status": {
+                    "containerStatuses": [{"name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+                        "resources": {"requests": {"cpu": "1"}, "limits": {"cpu": has}}}],
+                    "conditions": [{"type": "PodResizePending", "status": "True", "reason": pending}],
+                },
+            }))
+            .unwrap();
+            let held = held(pod.spec.as_ref().unwrap(), pod.status.as_ref());
+            (of_pod(&held, Side::Requests)["cpu"].milli(), of_pod(&held, Side::Limits)["cpu"].milli())
+        };
+        assert_eq!(held_limits("1", "4", "Deferred"), (1000, 4000));
+        assert_eq!(held_limits("8", "4", "Deferred"), (1000, 8000));
+        assert_eq!(held_limits("8", "4", "Infeasible"), (1000, 4000));
     }
 
     #[test]

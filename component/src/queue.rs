@@ -4,7 +4,7 @@
 //! back until that run ends. Failures come back after an exponential delay per key
 //! (5 ms doubling to 1000 s, as client-go's default controller rate limiter).
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt::Debug;
 use std::future::Future;
 use std::hash::Hash;
@@ -47,9 +47,16 @@ struct State<K> {
     dirty: HashSet<K>,
     running: HashSet<K>,
     /// The earliest time a delayed key becomes ready; later requests only move it earlier.
-    delayed: HashMap<K, Instant>,
+    delayed: HashMap<K, Due>,
+    /// The same by time: looking for what is due costs nothing for what is not.
+    by_time: BTreeMap<Due, K>,
+    /// Delays asked for so far.
+    delays: u64,
     failures: HashMap<K, u32>,
 }
+
+/// A moment, and which delay it is of: two keys may be due at the same moment.
+type Due = (Instant, u64);
 
 impl<K> Clone for WorkQueue<K> {
     fn clone(&self) -> Self {
@@ -70,6 +77,8 @@ impl<K: Eq + Hash + Clone + Debug + Send + Sync + 'static> WorkQueue<K> {
             dirty: HashSet::new(),
             running: HashSet::new(),
             delayed: HashMap::new(),
+            by_time: BTreeMap::new(),
+            delays: 0,
             failures: HashMap::new(),
         };
         Self { inner: Arc::new(Inner { state: Mutex::new(state), changed: Notify::new() }) }
@@ -79,7 +88,7 @@ impl<K: Eq + Hash + Clone + Debug + Send + Sync + 'static> WorkQueue<K> {
     pub fn add(&self, key: K) {
         {
             let mut state = self.inner.state.lock();
-            state.delayed.remove(&key);
+            state.undelay(&key);
             state.make_ready(key);
         }
         self.inner.changed.notify_one();
@@ -90,12 +99,7 @@ impl<K: Eq + Hash + Clone + Debug + Send + Sync + 'static> WorkQueue<K> {
         if delay.is_zero() {
             return self.add(key);
         }
-        {
-            let due = Instant::now() + delay;
-            let mut state = self.inner.state.lock();
-            let entry = state.delayed.entry(key).or_insert(due);
-            *entry = (*entry).min(due);
-        }
+        self.inner.state.lock().delay(key, Instant::now() + delay);
         self.inner.changed.notify_one();
     }
 
@@ -190,14 +194,35 @@ impl<K: Eq + Hash + Clone> State<K> {
         }
     }
 
+    fn delay(&mut self, key: K, until: Instant) {
+        if self.delayed.get(&key).is_some_and(|(at, _)| *at <= until) {
+            return;
+        }
+        self.undelay(&key);
+        self.delays += 1;
+        let due = (until, self.delays);
+        self.delayed.insert(key.clone(), due);
+        self.by_time.insert(due, key);
+    }
+
+    fn undelay(&mut self, key: &K) {
+        if let Some(due) = self.delayed.remove(key) {
+            self.by_time.remove(&due);
+        }
+    }
+
     /// Moves due keys to `ready`; returns when the next delayed key is due.
     fn promote_due(&mut self, now: Instant) -> Option<Instant> {
-        let due: Vec<K> = self.delayed.iter().filter(|(_, at)| **at <= now).map(|(key, _)| key.clone()).collect();
-        for key in due {
+        while let Some(first) = self.by_time.first_entry() {
+            let (at, _) = *first.key();
+            if at > now {
+                return Some(at);
+            }
+            let key = first.remove();
             self.delayed.remove(&key);
             self.make_ready(key);
         }
-        self.delayed.values().min().copied()
+        None
     }
 }
 
@@ -240,5 +265,24 @@ mod tests {
         let before = Instant::now();
         queue.next().await;
         assert!(before.elapsed() < Duration::from_secs(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn delayed_keys_are_noted_once_however_often_they_are_moved() {
+        let queue = WorkQueue::new();
+        for seconds in [30, 20, 10, 40] {
+            queue.add_after("a", Duration::from_secs(seconds));
+            queue.add_after("b", Duration::from_secs(seconds + 1));
+        }
+        let noted = |queue: &WorkQueue<&str>| {
+            let state = queue.inner.state.lock();
+            (state.delayed.len(), state.by_time.len())
+        };
+        assert_eq!(noted(&queue), (2, 2));
+        let before = Instant::now();
+        assert_eq!((queue.next().await, before.elapsed().as_secs()), ("a", 10));
+        queue.add("b");
+        assert_eq!((queue.next().await, before.elapsed().as_secs()), ("b", 10));
+        assert_eq!(noted(&queue), (0, 0));
     }
 }

@@ -2,12 +2,16 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use netlink::message::Attributes;
 use netlink::{
     Address, ForwardingEntry, IpNet, Link, LinkKind, Mac, Neighbour, PROTOCOL_SKIFF, Route, RouteScope, Rtnl, sysctl,
 };
 
 use crate::plan::{Peer, Plan, Uplink, Vxlan, vtep_mac};
 use crate::{BRIDGE, Error, VXLAN, masquerade};
+
+/// IFLA_VXLAN_LOCAL: the address that a VXLAN link sends from.
+const VXLAN_LOCAL: u16 = 4;
 
 /// The link that holds the node's address.
 pub fn uplink(node_ip: Ipv4Addr) -> Result<Uplink, Error> {
@@ -101,6 +105,7 @@ fn ensure_vxlan(rtnl: &mut Rtnl, plan: &Plan, vxlan: &Vxlan) -> Result<Link, Err
     let fits = |link: &Link| {
         link.vxlan_id() == Some(vxlan.id)
             && link.vxlan_port() == Some(vxlan.port)
+            && Attributes(&link.data).get(VXLAN_LOCAL) == Some(&vxlan.local.octets()[..])
             && link.mac == Some(vxlan.mac)
             && link.parent.is_none_or(|parent| parent == plan.uplink)
     };
@@ -118,6 +123,9 @@ fn ensure_vxlan(rtnl: &mut Rtnl, plan: &Plan, vxlan: &Vxlan) -> Result<Link, Err
     let own = IpNet::host(plan.pods.network().address);
     if !rtnl.addresses_of(link.index)?.iter().any(|address| address.net == own) {
         rtnl.add_address(&Address::new(link.index, own))?;
+    }
+    if link.mtu != vxlan.mtu {
+        rtnl.set_mtu(link.index, vxlan.mtu)?;
     }
     if !link.up {
         rtnl.set_up(link.index)?;

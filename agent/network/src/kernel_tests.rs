@@ -179,3 +179,46 @@ fn a_changed_pod_prefix_moves_the_gateway() {
         addresses.unwrap().iter().filter(|each| each.net.address.is_ipv4()).map(|each| each.net.to_string()).collect();
     assert_eq!(nets, ["10.42.9.1/24"]);
 }
+
+#[test]
+fn a_node_whose_address_changed_tunnels_from_the_new_one() {
+    let (_cable, mut nodes) = nodes(2, Backend::Vxlan);
+    for node in &nodes {
+        bring_up(node, peers(&nodes));
+    }
+    let (a, _) = pod(&nodes[0], 2);
+    let (b, address) = pod(&nodes[1], 3);
+    reach(&a, &b, address).unwrap();
+    nodes[0].config.node_ip = Ipv4Addr::new(192, 0, 2, 77);
+    let net = |last: u8| IpNet::new(Ipv4Addr::new(192, 0, 2, last).into(), 24);
+    let change = || {
+        let mut rtnl = Rtnl::open().unwrap();
+        let eth0 = rtnl.link("eth0").unwrap().index;
+        rtnl.delete_address(&Address::new(eth0, net(1))).unwrap();
+        rtnl.add_address(&Address::new(eth0, net(77))).unwrap();
+    };
+    nodes[0].namespace.run(change).unwrap();
+    for node in &nodes {
+        bring_up(node, peers(&nodes));
+    }
+    reach(&a, &b, address).unwrap();
+}
+
+#[test]
+fn a_tunnel_follows_the_mtu_of_its_link() {
+    let (_cable, nodes) = nodes(1, Backend::Vxlan);
+    for mtu in [1500, 1400, 1450] {
+        let change = || {
+            let mut rtnl = Rtnl::open().unwrap();
+            let eth0 = rtnl.link("eth0").unwrap().index;
+            rtnl.set_mtu(eth0, mtu).unwrap();
+        };
+        nodes[0].namespace.run(change).unwrap();
+        bring_up(&nodes[0], peers(&nodes));
+        let found = nodes[0].namespace.run(|| {
+            let mut rtnl = Rtnl::open().unwrap();
+            [VXLAN, BRIDGE].map(|name| rtnl.link(name).unwrap().mtu)
+        });
+        assert_eq!(found.unwrap(), [mtu - 50, mtu - 50]);
+    }
+}

@@ -39,6 +39,7 @@ use tokio::sync::{Notify, watch};
 
 pub use cleanup::cleanup;
 pub use cni::Attachment;
+pub use forwarding::Exception;
 pub use plan::Backend;
 
 /// The bridge that pods hang on.
@@ -249,7 +250,7 @@ fn reconcile(config: &Config, nodes: &[Arc<Node>]) -> Result<Option<serde_json::
     let peers = nodes.iter().filter_map(|node| plan::peer(node));
     let Some(plan) = plan::plan(config, &uplink, peers) else { return Ok(None) };
     kernel::apply(&plan)?;
-    forwarding::accept(config.cluster_cidr);
+    forwarding::accept(config.cluster_cidr, config.service_cidr);
     let content = conflist::render(config, &plan);
     conflist::write(&config.cni_conf_dir, &content)?;
     Ok(Some(content))

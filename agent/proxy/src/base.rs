@@ -78,6 +78,32 @@ fn set_limits() {
     }
 }
 
+/// When the kernel is looked at next, however often it is written before that: where something always
+/// changes, what others removed would never come back.
+struct Audits {
+    next: Instant,
+}
+
+impl Audits {
+    fn new(now: Instant) -> Self {
+        Self { next: now + AUDIT }
+    }
+
+    /// How long it is until then.
+    fn pause(&self, now: Instant) -> Duration {
+        self.next.saturating_duration_since(now)
+    }
+
+    /// Whether it is time; once for each.
+    fn is_due(&mut self, now: Instant) -> bool {
+        let due = now >= self.next;
+        if due {
+            self.next = now + AUDIT;
+        }
+        due
+    }
+}
+
 struct Watched {
     services: Informer<Service>,
     slices: Informer<EndpointSlice>,
@@ -185,6 +211,7 @@ async fn sync_forever(
     };
     let mut kernel = Kernel::new(mode);
     let mut first = true;
+    let mut audits = Audits::new(Instant::now());
     loop {
         let began = Instant::now();
         health.begun();
@@ -201,7 +228,7 @@ async fn sync_forever(
             let outcome = kernel.write(&rules, &pass_settings);
             (kernel, rules, outcome)
         });
-        let pause = match pass.await {
+        let retry = match pass.await {
             Ok((returned, rules, outcome)) => {
                 kernel = returned;
                 checks.update(&rules.health_checks);
@@ -219,23 +246,26 @@ async fn sync_forever(
                                 set_limits();
                             }));
                         }
-                        AUDIT
+                        None
                     }
                     Err(error) => {
                         tracing::error!(%error, "Service rules could not be written; retrying");
-                        RETRY
+                        Some(RETRY)
                     }
                 }
             }
             Err(panic) => {
                 tracing::error!(%panic, "building or writing Service rules panicked; retrying");
                 kernel = Kernel::new(mode);
-                RETRY
+                Some(RETRY)
             }
         };
         // As long a rest as the work took, so that a burst is gathered and a single change is not.
         tokio::time::sleep(began.elapsed().min(LONGEST_PAUSE)).await;
-        if tokio::time::timeout(pause, changed.notified()).await.is_err() {
+        let pause = retry.unwrap_or_else(|| audits.pause(Instant::now()));
+        // Either way there is another pass.
+        let _ = tokio::time::timeout(pause, changed.notified()).await;
+        if audits.is_due(Instant::now()) {
             let audited = tokio::task::spawn_blocking(move || {
                 let outcome = kernel.audit();
                 (kernel, outcome)
@@ -250,5 +280,22 @@ async fn sync_forever(
                 Err(_) => kernel = Kernel::new(mode),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_do_not_put_an_audit_off() {
+        let start = Instant::now();
+        let mut audits = Audits::new(start);
+        let second = Duration::from_secs(1);
+        // a change every second
+        let due: Vec<u32> = (0..70).filter(|passed| audits.is_due(start + second * *passed)).collect();
+        assert_eq!(due, [30, 60]);
+        assert_eq!(audits.pause(start + second * 70), second * 20);
+        assert_eq!(audits.pause(start + second * 100), Duration::ZERO);
     }
 }

@@ -191,9 +191,11 @@ impl Joined {
     /// takes it from [`Files::serving`] as soon as it is there.
     pub fn keep_serving_certificate(&self, addresses: Vec<IpAddr>, hostname: String, supervisor: &Supervisor) {
         let (client, node, path) = (self.client.clone(), self.node_name.clone(), self.files.serving.clone());
-        let purpose = Purpose::Serving { addresses, hostname };
+        let purpose = Purpose::Serving { addresses: addresses.clone(), hostname };
         supervisor.spawn("serving-certificate", async move {
-            let known = usable(&path, &format!("system:node:{node}"));
+            // With one for an address that the node had before, the API server would take it for another machine.
+            let stored = usable(&path, &format!("system:node:{node}"));
+            let known = stored.filter(|identity| identity.names(&addresses));
             keep_fresh(known, || renew(&client, &node, &purpose, &path), |_| {}).await;
         });
     }

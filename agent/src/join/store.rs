@@ -4,6 +4,7 @@
 //! reader ever sees a certificate with another's key. Files are readable by root only.
 
 use std::io::Write;
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use jiff::Timestamp;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::JoinError;
 
@@ -50,6 +51,21 @@ impl Identity {
 
     pub fn is_valid_at(&self, now: Timestamp) -> bool {
         self.not_before <= now && now < self.not_after
+    }
+
+    /// Whether the certificate is one for all of these addresses.
+    pub fn names(&self, addresses: &[IpAddr]) -> bool {
+        let Some(leaf) = self.key.cert.first() else { return false };
+        let Ok((_, parsed)) = X509Certificate::from_der(leaf) else { return false };
+        let Ok(Some(alternatives)) = parsed.subject_alternative_name() else { return false };
+        addresses.iter().all(|address| {
+            let octets = match address {
+                IpAddr::V4(address) => address.octets().to_vec(),
+                IpAddr::V6(address) => address.octets().to_vec(),
+            };
+            let names = &alternatives.value.general_names;
+            names.iter().any(|name| matches!(name, GeneralName::IPAddress(named) if *named == octets))
+        })
     }
 
     /// When to ask for the next certificate: at a point between 70 and 90 % of its life, given by
@@ -126,6 +142,18 @@ mod tests {
         assert_eq!(identity.renewal(0.0), day(7));
         assert_eq!(identity.renewal(1.0), day(9));
         assert!(identity.is_valid_at(day(9)) && !identity.is_valid_at(day(10)));
+    }
+
+    #[test]
+    fn a_certificate_for_the_address_before_is_none_for_the_address_now() {
+        let address = |last: u8| IpAddr::from([192, 0, 2, last]);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.subject_alt_names.push(rcgen::SanType::IpAddress(address(1)));
+        let pem = format!("{}{}", params.self_signed(&key).unwrap().pem(), key.serialize_pem());
+        let identity = Identity::from_pem(pem.as_bytes()).unwrap();
+        assert!(identity.names(&[address(1)]));
+        assert!(!identity.names(&[address(2)]) && !identity.names(&[address(1), address(2)]));
     }
 
     #[test]

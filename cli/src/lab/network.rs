@@ -27,13 +27,33 @@ pub fn free_subnet(taken: &[Subnet]) -> anyhow::Result<Subnet> {
     used.extend(rtnl.addresses()?.into_iter().map(|address| address.net));
     // The default route covers everything and forbids nothing.
     used.retain(|net| net.prefix > 0 && net.address.is_ipv4());
-    Subnet::all()
-        .find(|subnet| !taken.contains(subnet) && !used.iter().any(|net| overlap(*net, *subnet)))
-        .context("every subnet of 100.64.0.0/10 is in use on this host; take a lab down: skiff lab list")
+    choose(taken, &used).context(
+        "every subnet of 100.64.0.0/10 and 198.18.0.0/15 is in use on this host; take a lab down: skiff lab list",
+    )
+}
+
+/// Pure.
+fn choose(taken: &[Subnet], used: &[IpNet]) -> Option<Subnet> {
+    let of_a_lab =
+        |net: &IpNet| net.prefix >= Subnet::PREFIX && taken.iter().any(|lab| whole(*lab).contains(net.address));
+    // Who has an address of the shared space may claim all of it: Tailscale drops what comes from there by a link
+    // that is not its own.
+    let shared = IpNet::new(IpAddr::V4(Ipv4Addr::new(100, 64, 0, 0)), 10);
+    let claimed = used.iter().any(|net| shared.contains(net.address) && !of_a_lab(net));
+    let fits = |subnet: &Subnet| {
+        !(claimed && subnet.is_shared())
+            && !taken.contains(subnet)
+            && !used.iter().any(|net| overlap(*net, *subnet))
+    };
+    Subnet::all().find(fits)
+}
+
+fn whole(subnet: Subnet) -> IpNet {
+    net(subnet.address(0))
 }
 
 fn overlap(net: IpNet, subnet: Subnet) -> bool {
-    let own = IpNet::new(IpAddr::V4(subnet.address(0)), Subnet::PREFIX);
+    let own = whole(subnet);
     net.contains(own.address) || own.contains(net.address)
 }
 
@@ -62,7 +82,8 @@ pub fn ensure_members(lab: &Lab, members: &[&str]) -> anyhow::Result<()> {
     }
     let forwarding = netlink::sysctl::ensure("net/ipv4/ip_forward", "1");
     let masquerading = nft(&host_table(lab));
-    if let Err(error) = forwarding.map_err(anyhow::Error::from).and(masquerading) {
+    let passing = exception(lab).ensure().map_err(anyhow::Error::msg);
+    if let Err(error) = forwarding.map_err(anyhow::Error::from).and(masquerading).and(passing) {
         // The lab works without: only pulling from registries needs the way out.
         eprintln!("the lab cannot reach outside networks: {error:#}");
     }
@@ -164,6 +185,17 @@ fn host_table(lab: &Lab) -> String {
          oifname \"{bridge}\" iifname != \"{bridge}\" ct state != {{ established, related }} drop\n \
          iifname \"{bridge}\" oifname != \"{bridge}\" ip daddr {{ {pods}, {services} }} reject\n}}\n}}\n"
     )
+}
+
+/// From a host whose iptables drop what is forwarded, as Docker's do. Where br_netfilter is loaded that is also what
+/// members send each other.
+fn exception(lab: &Lab) -> agent::FirewallException {
+    let bridge = lab.bridge();
+    agent::FirewallException {
+        built_in: "FORWARD",
+        chain: format!("SKIFF-{bridge}"),
+        packets: vec![format!("-i {bridge}"), format!("-o {bridge} -m conntrack --ctstate RELATED,ESTABLISHED")],
+    }
 }
 
 fn nft(text: &str) -> anyhow::Result<()> {
@@ -276,8 +308,10 @@ pub fn remove(lab: &Lab, problems: &mut Vec<String>) {
     }
     let table = lab.table();
     note(&table, remove_table(Family::Ipv4, &table));
-    let others = Lab::all().unwrap_or_default().into_iter().any(|other| other.name != lab.name);
-    if !others && lab.forwarding_before == "0" {
+    exception(lab).remove();
+    let others = Lab::all_of_this_boot().unwrap_or_default().into_iter().any(|other| other.name != lab.name);
+    // After a reboot it is as others want it.
+    if !others && lab.forwarding_before == "0" && lab.is_of_this_boot() {
         note("ip_forward", netlink::sysctl::ensure("net/ipv4/ip_forward", "0").map_err(Into::into));
     }
 }

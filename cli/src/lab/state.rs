@@ -46,18 +46,32 @@ pub struct Lab {
     pub forwarding_before: String,
 }
 
-/// A /24 of the shared address space 100.64.0.0/10 (RFC 6598), which ordinary hosts do not route.
+/// A /24 of one of two address spaces that ordinary hosts do not route: the shared 100.64.0.0/10 (RFC 6598), and
+/// 198.18.0.0/15, that of benchmarks (RFC 2544).
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Subnet {
+    /// Not in `lab.json` as earlier versions wrote it.
+    #[serde(default = "shared")]
+    pub first: u8,
     pub second: u8,
     pub third: u8,
+}
+
+/// The first number of the shared address space.
+const fn shared() -> u8 {
+    100
 }
 
 impl Subnet {
     pub const PREFIX: u8 = 24;
 
+    /// Of the shared address space.
+    pub fn is_shared(self) -> bool {
+        self.first == shared()
+    }
+
     pub fn address(self, host: u8) -> Ipv4Addr {
-        Ipv4Addr::new(100, self.second, self.third, host)
+        Ipv4Addr::new(self.first, self.second, self.third, host)
     }
 
     /// The host's address on the lab's bridge.
@@ -82,7 +96,10 @@ impl Subnet {
 
     /// All candidates, in the order they are tried.
     pub fn all() -> impl Iterator<Item = Subnet> {
-        (64..128).flat_map(|second| (0..=255).map(move |third| Subnet { second, third }))
+        let shared = (64..128).map(|second| (shared(), second));
+        let benchmarks = (18..20).map(|second| (198, second));
+        let starts = shared.chain(benchmarks);
+        starts.flat_map(|(first, second)| (0..=255).map(move |third| Subnet { first, second, third }))
     }
 }
 
@@ -164,6 +181,11 @@ impl Lab {
             _ => {}
         }
         self.nodes.iter().position(|node| node == member).map(|index| self.subnet.node(index))
+    }
+
+    /// Whether it was up since this machine started: `/run` begins empty.
+    pub fn is_of_this_boot(&self) -> bool {
+        self.run_dir().exists()
     }
 
     /// The network namespace's name, as `ip netns` shows it.
@@ -249,6 +271,10 @@ impl Lab {
         labs.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(labs)
     }
+
+    pub fn all_of_this_boot() -> anyhow::Result<Vec<Self>> {
+        Ok(Self::all()?.into_iter().filter(Self::is_of_this_boot).collect())
+    }
 }
 
 /// Writes what only root may read.
@@ -286,7 +312,7 @@ mod tests {
     fn lab(name: &str) -> Lab {
         Lab {
             name: name.into(),
-            subnet: Subnet { second: 127, third: 255 },
+            subnet: Subnet { first: 100, second: 127, third: 255 },
             nodes: (1..=MAX_NODES).map(|n| format!("node-{n}")).collect(),
             hollow_nodes: 1,
             proxy_mode: "nftables".into(),
@@ -321,6 +347,12 @@ mod tests {
         let mut old: serde_json::Value = serde_json::from_str(&text).unwrap();
         old["token"] = lab.token.clone().into();
         assert_eq!(serde_json::from_value::<Lab>(old).unwrap(), lab);
+    }
+
+    #[test]
+    fn labs_of_earlier_versions_keep_their_addresses() {
+        let subnet: Subnet = serde_json::from_str(r#"{"second":64,"third":7}"#).unwrap();
+        assert_eq!(subnet.server(), Ipv4Addr::new(100, 64, 7, 2));
     }
 
     #[test]

@@ -111,21 +111,22 @@ fn add(call: &Call) -> Result<Value> {
     let store = Store::open(&plan.store_dir)?;
     let owner = owner(call);
     let mut requested = plan.requested;
-    let mut ips = Vec::new();
+    let mut ips: Vec<Ip> = Vec::new();
+    // Half an allocation is none. What the container held before stays: it may be running with it.
+    let undo = |ips: &[Ip]| ips.iter().try_for_each(|ip| store.free(ip.address.address));
     for (at, set) in plan.sets.iter().enumerate() {
         let wanted = requested.iter().position(|ip| set.iter().any(|range| range.contains(*ip)));
         let wanted = wanted.map(|at| requested.swap_remove(at));
         match allocate(&store, &owner, at, set, wanted) {
             Ok(ip) => ips.push(ip),
             Err(error) => {
-                // Half an allocation is none.
-                store.release(&owner)?;
+                undo(&ips)?;
                 return Err(Error::internal(format!("failed to allocate for range {at}: {error}")));
             }
         }
     }
     if !requested.is_empty() {
-        store.release(&owner)?;
+        undo(&ips)?;
         return Err(Error::internal(format!("failed to allocate all requested IPs: {requested:?}")));
     }
     NetworkResult { ips, routes: plan.routes, dns: plan.dns, ..NetworkResult::default() }.into_json(&call.version)
@@ -212,4 +213,33 @@ fn status(call: &Call) -> Result<()> {
     let unavailable = |error: Error| Error::unavailable(error.message);
     let plan = plan(call).map_err(unavailable)?;
     Store::open(&plan.store_dir).map(drop).map_err(unavailable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::collections::HashSet;
+
+    #[test]
+    fn a_second_add_leaves_the_address_of_the_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let call = |ranges: Value| Call {
+            container_id: "c1".to_owned(),
+            netns: String::new(),
+            ifname: "eth0".to_owned(),
+            path: Vec::new(),
+            args: Default::default(),
+            config: json!({"ipam": {"ranges": ranges, "dataDir": directory.path()}}),
+            version: "1.0.0".to_owned(),
+            network: "net".to_owned(),
+        };
+        let one = call(json!([[{"subnet": "10.1.0.0/24"}]]));
+        add(&one).unwrap();
+        assert!(add(&one).is_err(), "it has one already");
+        let more = call(json!([[{"subnet": "fd00::/64"}], [{"subnet": "10.1.0.0/24"}]]));
+        assert!(add(&more).is_err());
+        let store = Store::open(&directory.path().join("net")).unwrap();
+        assert_eq!(store.taken().unwrap(), HashSet::from(["10.1.0.2".parse().unwrap()]));
+    }
 }

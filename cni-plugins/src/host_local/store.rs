@@ -60,8 +60,17 @@ impl Store {
             return Err(io("write", &path, error));
         }
         let last = self.directory.join(format!("{LAST}{set}"));
-        std::fs::write(&last, ip.to_string()).map_err(|error| io("write", &last, error))?;
+        if let Err(error) = std::fs::write(&last, ip.to_string()) {
+            let _ = std::fs::remove_file(&path);
+            return Err(io("write", &last, error));
+        }
         Ok(true)
+    }
+
+    /// Takes back a reservation that was made just now.
+    pub fn free(&self, ip: IpAddr) -> Result<()> {
+        let path = self.directory.join(ip.to_string());
+        std::fs::remove_file(&path).map_err(|error| io("remove", &path, error))
     }
 
     pub fn last_reserved(&self, set: usize) -> Option<IpAddr> {

@@ -3,6 +3,8 @@
 //! [`budget`] is pure; the scale of what a pod belongs to comes from caches, or from the `scale`
 //! subresource of kinds that only the API server knows. The eviction subresource spends what is
 //! granted here and notes the pods in `disruptedPods`.
+//!
+//! And pods that say they are to be disrupted, but are not deleted after all: they say so no more.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,8 +16,9 @@ use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{Pod, ReplicationController};
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference, Time};
-use kube::api::{DynamicObject, PostParams};
+use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
+use serde_json::json;
 
 use crate::context::{self, Context, Controller, Key, Pods, synced};
 use crate::discovery;
@@ -25,6 +28,8 @@ use crate::podstate;
 
 /// An eviction that did not lead to a deletion within this time counts no longer.
 const EVICTION_EXPIRES: i64 = 2 * 60;
+/// A pod that says it is to be disrupted is deleted within this time, or not at all.
+const DISRUPTION_EXPIRES: i64 = 2 * 60;
 const WORKERS: usize = 2;
 
 pub fn start(context: &Context) {
@@ -56,6 +61,50 @@ pub fn start(context: &Context) {
         let worker = worker.clone();
         async move { worker.reconcile(key).await }
     });
+    reset_stale(context, &controller);
+}
+
+fn reset_stale(context: &Context, controller: &Controller) {
+    let queue = WorkQueue::<Key>::new();
+    let (pods, changed) = (context.pods.informer.clone(), queue.clone());
+    pods.on_change(move |change| {
+        if change.new.is_some_and(|pod| stale_at(pod).is_some()) {
+            changed.add(meta::key(&change.object().metadata));
+        }
+    });
+    let (ready, writer) = (synced!(pods), controller.clone());
+    controller.run(&queue, 1, ready, move |key| {
+        let (pods, writer) = (pods.clone(), writer.clone());
+        async move { reset(&writer, &pods, key).await }
+    });
+}
+
+/// When it is stale that a pod says it is to be disrupted. What its kubelet says holds, however long that
+/// takes.
+fn stale_at(pod: &Pod) -> Option<Timestamp> {
+    let condition = podstate::condition(pod, "DisruptionTarget").filter(|condition| condition.status == "True")?;
+    if condition.reason.as_deref() == Some("TerminationByKubelet") || !podstate::is_active(pod) {
+        return None;
+    }
+    let since = condition.last_transition_time.as_ref().map_or(meta::created(&pod.metadata), |time| time.0);
+    Some(meta::after(since, DISRUPTION_EXPIRES))
+}
+
+async fn reset(controller: &Controller, pods: &Informer<Pod>, key: Key) -> Result<Outcome> {
+    let Some(pod) = pods.get(&key.0, &key.1) else { return Ok(Outcome::Done) };
+    let (Some(moment), now) = (stale_at(&pod), Timestamp::now()) else { return Ok(Outcome::Done) };
+    if moment > now {
+        return Ok(context::at(moment, now));
+    }
+    let condition = json!({"type": "DisruptionTarget", "status": "False", "reason": null, "message": null,
+        "observedGeneration": pod.metadata.generation, "lastTransitionTime": Time(meta::now())});
+    // Of this very version: by the next one it may be going after all.
+    let patch = Patch::Strategic(json!({"metadata": {"resourceVersion": pod.metadata.resource_version},
+        "status": {"conditions": [condition]}}));
+    let api: Api<Pod> = controller.namespaced(&key.0);
+    let written = api.patch_status(&key.1, &PatchParams::default(), &patch).await;
+    written.unless_gone("resetting the stale disruption of pod", &meta::display(&pod.metadata))?;
+    Ok(Outcome::Done)
 }
 
 struct Sizes {
@@ -291,6 +340,7 @@ fn conditions(object: &PodDisruptionBudget, status: &str, reason: &str, text: &s
 mod tests {
     use super::*;
     use crate::podstate::testing::{at, pod, ready};
+    use k8s_openapi::api::core::v1::PodCondition;
 
     #[test]
     fn what_is_healthy_beyond_the_desired_may_go() {
@@ -318,5 +368,32 @@ mod tests {
         object.status = Some(budget(&object, &pods, counts, at(10)));
         assert_eq!(Some(budget(&object, &pods, counts, at(99))), object.status);
         assert_eq!(failed(&object, "why", at(99)).disruptions_allowed, Some(0));
+    }
+
+    #[test]
+    fn a_disruption_that_led_to_no_deletion_is_stale_after_two_minutes() {
+        let disrupted = |status: &str, reason: &str, phase: &str| {
+            let mut pod = pod("p", "n", phase);
+            pod.status.get_or_insert_default().conditions = Some(vec![PodCondition {
+                type_: "DisruptionTarget".into(),
+                status: status.into(),
+                reason: Some(reason.into()),
+                last_transition_time: Some(Time(at(100))),
+                ..Default::default()
+            }]);
+            pod
+        };
+        assert_eq!(stale_at(&disrupted("True", "EvictionByEvictionAPI", "Running")), Some(at(220)));
+        for held in [
+            disrupted("False", "EvictionByEvictionAPI", "Running"),
+            disrupted("True", "TerminationByKubelet", "Running"),
+            disrupted("True", "EvictionByEvictionAPI", "Failed"),
+            pod("p", "n", "Running"),
+        ] {
+            assert_eq!(stale_at(&held), None);
+        }
+        let mut going = disrupted("True", "PreemptionByScheduler", "Running");
+        going.metadata.deletion_timestamp = Some(Time(at(101)));
+        assert_eq!(stale_at(&going), None);
     }
 }

@@ -21,6 +21,9 @@ use crate::service_pods::SERVICE_NAME;
 const MANAGER: &str = "endpointslicemirroring-controller.k8s.io";
 const SKIP: &str = "endpointslice.kubernetes.io/skip-mirror";
 const LEADER: &str = "control-plane.alpha.kubernetes.io/leader";
+/// Annotations of Endpoints that say nothing about their slices.
+const OWN: [&str; 2] =
+    ["endpoints.kubernetes.io/last-change-trigger-time", "kubectl.kubernetes.io/last-applied-configuration"];
 const MOST_ADDRESSES: usize = 1000;
 
 pub fn start(context: &Context) {
@@ -103,8 +106,10 @@ fn is_mirrored(service: &Service, endpoints: &Endpoints) -> bool {
 }
 
 fn is_same(a: &EndpointSlice, b: &EndpointSlice) -> bool {
-    (&a.endpoints, &a.ports, &a.address_type, meta::labels(&a.metadata), &a.metadata.owner_references)
-        == (&b.endpoints, &b.ports, &b.address_type, meta::labels(&b.metadata), &b.metadata.owner_references)
+    let (of, to) = (&a.metadata, &b.metadata);
+    (&a.endpoints, &a.ports, &a.address_type) == (&b.endpoints, &b.ports, &b.address_type)
+        && (meta::labels(of), &of.annotations, &of.owner_references)
+            == (meta::labels(to), &to.annotations, &to.owner_references)
 }
 
 /// One slice per subset and address family; their names follow from the position, so that a
@@ -141,10 +146,13 @@ fn metadata(endpoints: &Endpoints, number: usize, family: &str) -> ObjectMeta {
     let mut labels: BTreeMap<String, String> = meta::labels(&endpoints.metadata).clone();
     labels.insert(SERVICE_NAME.to_owned(), endpoints.name_any());
     labels.insert(MANAGED_BY.to_owned(), MANAGER.to_owned());
+    let mut annotations = endpoints.metadata.annotations.clone().unwrap_or_default();
+    annotations.retain(|key, _| !OWN.contains(&key.as_str()));
     ObjectMeta {
         name: Some(format!("{}-mirror-{number}-{}", endpoints.name_any(), family.to_ascii_lowercase())),
         namespace: endpoints.namespace(),
         labels: Some(labels),
+        annotations: (!annotations.is_empty()).then_some(annotations),
         owner_references: Some(vec![meta::controller_ref(endpoints)]),
         ..Default::default()
     }
@@ -186,6 +194,17 @@ mod tests {
             .map(|slice| (slice.address_type.as_str(), slice.endpoints.as_ref().map_or(0, Vec::len), slice.name_any()))
             .collect();
         assert_eq!(shape, [("IPv4", 2, "db-mirror-0-ipv4".to_owned()), ("IPv6", 1, "db-mirror-0-ipv6".to_owned())]);
+    }
+
+    #[test]
+    fn slices_have_the_annotations_of_their_endpoints() {
+        let mut annotated = endpoints();
+        let given = [("team", "db"), (OWN[0], "x"), (OWN[1], "x")];
+        annotated.metadata.annotations = Some(given.map(|(key, value)| (key.to_owned(), value.to_owned())).into());
+        let mirrored = slices(&annotated);
+        let kept = BTreeMap::from([("team".to_owned(), "db".to_owned())]);
+        assert_eq!(mirrored[0].metadata.annotations, Some(kept));
+        assert!(!is_same(&slices(&endpoints())[0], &mirrored[0]));
     }
 
     #[test]

@@ -159,6 +159,11 @@ impl Worker {
             Ok(true) => {}
             // the write comes back as a change, newer than what is known here
             Ok(false) => return Ok(Outcome::Done),
+            // nothing of the migration changes when the part of discovery that failed comes back
+            Err(Stop::Later(error @ Error::Object { .. })) => {
+                tracing::debug!(%error, "the migration waits for discovery");
+                return Ok(Outcome::Retry);
+            }
             Err(Stop::Later(error)) => return Err(error),
             Err(Stop::Failed(text)) => {
                 self.tell_definition(resource, ("False", "MigrationFailed", "The migration has failed"), None).await?;

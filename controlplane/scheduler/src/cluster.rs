@@ -1,7 +1,7 @@
 //! The scheduler's picture of the cluster, and snapshots of it.
 //!
 //! [`Cluster`] is kept current by informers, plus pods that were placed but whose binding is not
-//! seen yet (assumed). A [`Snapshot`] shares its memory: taking one copies two pointers, and the
+//! seen yet (assumed). A [`Snapshot`] shares its memory: taking one copies a few pointers, and the
 //! next change copies only what it touches (the node's entry, and the array if a snapshot still
 //! holds it).
 
@@ -15,6 +15,8 @@ use crate::node::NodeInfo;
 use crate::pod::{PodInfo, Uid};
 
 type Labels = BTreeMap<String, String>;
+/// The labels that Services select pods by, by namespace and name.
+type Services = HashMap<String, BTreeMap<String, Labels>>;
 
 #[derive(Debug, Default)]
 pub struct Cluster {
@@ -22,6 +24,7 @@ pub struct Cluster {
     positions: HashMap<String, usize>,
     pods: HashMap<Uid, Placed>,
     namespaces: Arc<HashMap<String, Labels>>,
+    services: Arc<Services>,
 }
 
 #[derive(Debug)]
@@ -37,6 +40,7 @@ pub struct Snapshot {
     pub nodes: Arc<Vec<Arc<NodeInfo>>>,
     /// Labels by namespace.
     pub namespaces: Arc<HashMap<String, Labels>>,
+    pub services: Arc<Services>,
     /// When, if that matters: a long search ends so long after it.
     pub taken: Option<Instant>,
 }
@@ -44,6 +48,13 @@ pub struct Snapshot {
 impl Snapshot {
     pub fn namespace_labels(&self, namespace: &str) -> Option<&Labels> {
         self.namespaces.get(namespace)
+    }
+
+    /// What the Services in front of a pod select by, all together; empty: there are none.
+    pub fn service_labels(&self, pod: &PodInfo) -> Labels {
+        let here = self.services.get(&pod.namespace).into_iter().flat_map(BTreeMap::values);
+        let of_pod = here.filter(|selector| selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value)));
+        of_pod.flat_map(Clone::clone).collect()
     }
 
     /// The same with another entry for one node.
@@ -56,7 +67,12 @@ impl Snapshot {
 
 impl Cluster {
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot { nodes: self.nodes.clone(), namespaces: self.namespaces.clone(), taken: None }
+        Snapshot {
+            nodes: self.nodes.clone(),
+            namespaces: self.namespaces.clone(),
+            services: self.services.clone(),
+            taken: None,
+        }
     }
 
     /// A node appeared or changed. Pods seen before their node are on it from now on.
@@ -131,6 +147,19 @@ impl Cluster {
         };
     }
 
+    /// A Service appeared, changed or went; `selector`: the labels of its pods, if it selects any.
+    pub fn set_service(&mut self, namespace: &str, name: &str, selector: Option<Labels>) {
+        let services = Arc::make_mut(&mut self.services);
+        if let Some(selector) = selector {
+            services.entry(namespace.to_owned()).or_default().insert(name.to_owned(), selector);
+        } else if let Some(here) = services.get_mut(namespace) {
+            here.remove(name);
+            if here.is_empty() {
+                services.remove(namespace);
+            }
+        }
+    }
+
     fn node_mut(&mut self, name: &str) -> Option<&mut NodeInfo> {
         let at = *self.positions.get(name)?;
         Arc::make_mut(&mut self.nodes).get_mut(at).map(Arc::make_mut)
@@ -176,6 +205,26 @@ mod tests {
         cluster.set_pod(pod.clone(), "n1");
         cluster.forget(&pod.uid);
         assert_eq!(used(&cluster, "n1"), 1000);
+    }
+
+    #[test]
+    fn the_labels_of_all_services_of_a_pod_tell_its_siblings() {
+        let mut cluster = Cluster::default();
+        let labels = |pairs: &[(&str, &str)]| -> Labels {
+            pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+        };
+        cluster.set_service("default", "web", Some(labels(&[("app", "web")])));
+        cluster.set_service("default", "front", Some(labels(&[("tier", "front")])));
+        cluster.set_service("default", "other", Some(labels(&[("app", "web"), ("tier", "back")])));
+        cluster.set_service("elsewhere", "web", Some(labels(&[("zone", "a")])));
+        let pod = crate::testing::object(json!({"spec": {"containers": []},
+            "metadata": {"name": "p", "labels": {"app": "web", "tier": "front", "zone": "a"}}}));
+        assert_eq!(cluster.snapshot().service_labels(&pod), labels(&[("app", "web"), ("tier", "front")]));
+        cluster.set_service("default", "front", None);
+        assert_eq!(cluster.snapshot().service_labels(&pod), labels(&[("app", "web")]));
+        cluster.set_service("default", "web", None);
+        cluster.set_service("default", "other", None);
+        assert!(cluster.snapshot().service_labels(&pod).is_empty() && !cluster.services.contains_key("default"));
     }
 
     #[test]

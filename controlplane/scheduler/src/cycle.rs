@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::cluster::Snapshot;
 use crate::framework::{CycleState, Framework, MAX_SCORE, PluginSet, Point, PostFilter, PreFilter, Rejection};
 use crate::node::NodeInfo;
+use crate::plugins::default_preemption::Budgets;
 use crate::pod::PodInfo;
 
 /// Below so many nodes all are looked at; also the fewest that are enough to choose from.
@@ -46,14 +47,14 @@ pub struct Failed<'a> {
     pub nominated: &'a Nominated,
     pub pod: &'a PodInfo,
     pub error: &'a FitError,
-    pub budgets: &'a [crate::plugins::default_preemption::Budget],
+    pub budgets: Budgets<'a>,
 }
 
 pub struct Cycle<'a> {
     pub framework: &'a Framework,
     pub snapshot: &'a Snapshot,
     pub nominated: &'a Nominated,
-    pub budgets: &'a [crate::plugins::default_preemption::Budget],
+    pub budgets: Budgets<'a>,
     /// Where to begin looking, so that the first nodes are not always the chosen ones.
     pub start: usize,
 }
@@ -312,13 +313,19 @@ pub fn histogram<'a>(rejections: impl Iterator<Item = &'a Rejection>) -> String 
 mod tests {
     use super::*;
     use crate::plugins::deciding;
+    use crate::plugins::default_preemption::Budget;
     use crate::testing::{asking, named, node, object};
     use serde_json::json;
+    use std::cell::Cell;
+
+    fn no_budgets() -> Vec<Budget> {
+        Vec::new()
+    }
 
     fn run_with(pod: &PodInfo, nodes: Vec<NodeInfo>, nominated: &Nominated) -> Verdict {
         let framework = Framework::new(deciding());
         let snapshot = Snapshot { nodes: Arc::new(nodes.into_iter().map(Arc::new).collect()), ..Snapshot::default() };
-        Cycle { framework: &framework, snapshot: &snapshot, nominated, budgets: &[], start: 0 }.run(pod, |_| 0)
+        Cycle { framework: &framework, snapshot: &snapshot, nominated, budgets: &no_budgets, start: 0 }.run(pod, |_| 0)
     }
 
     fn run(pod: &PodInfo, nodes: Vec<NodeInfo>) -> Verdict {
@@ -433,6 +440,33 @@ mod tests {
     }
 
     #[test]
+    fn budgets_are_read_once_and_only_where_pods_could_make_room() {
+        let framework = Framework::new(deciding());
+        let node = holding("n", vec![with_priority("a", "4", 1), with_priority("b", "0", 1)]);
+        let snapshot = Snapshot { nodes: Arc::new(vec![Arc::new(node)]), ..Snapshot::default() };
+        let nominated = Nominated::new();
+        let reads = |pod: &PodInfo| {
+            let read = Cell::new(0);
+            let budgets = || -> Vec<Budget> {
+                read.set(read.get() + 1);
+                Vec::new()
+            };
+            let cycle = Cycle {
+                framework: &framework,
+                snapshot: &snapshot,
+                nominated: &nominated,
+                budgets: &budgets,
+                start: 0,
+            };
+            cycle.run(pod, |_| 0);
+            read.get()
+        };
+        assert_eq!(reads(&with_priority("fits", "0", 10)), 0);
+        assert_eq!(reads(&with_priority("p", "2", 10)), 1);
+        assert_eq!(reads(&named("p", json!({"containers": [], "nodeSelector": {"disk": "ssd"}, "priority": 10}))), 0);
+    }
+
+    #[test]
     fn room_made_for_one_pod_is_not_taken_by_a_lesser_one() {
         let nominated = Nominated::from([("n".to_owned(), vec![Arc::new(with_priority("first", "3", 10))])]);
         let node = || vec![node("n", json!({}))];
@@ -478,7 +512,8 @@ mod tests {
         let nodes = ["a", "b"].map(|name| Arc::new(node(name, json!({}))));
         let snapshot = Snapshot { nodes: Arc::new(nodes.into()), ..Snapshot::default() };
         let nominated = Nominated::new();
-        let cycle = Cycle { framework: &framework, snapshot: &snapshot, nominated: &nominated, budgets: &[], start: 0 };
+        let cycle =
+            Cycle { framework: &framework, snapshot: &snapshot, nominated: &nominated, budgets: &no_budgets, start: 0 };
         match cycle.run(&asking("p", "1", "1Gi"), |_| 0) {
             Verdict::Reject(error) => {
                 assert_eq!(error.pre_filter.as_deref(), Some("running \"Failing\" filter plugin: no idea"));
@@ -506,7 +541,8 @@ mod tests {
         let nodes: Arc<Vec<_>> = Arc::new(nodes.into_iter().map(Arc::new).collect());
         let snapshot = Snapshot { nodes, ..Snapshot::default() };
         let (framework, nominated) = (Framework::new(deciding()), Nominated::new());
-        let cycle = Cycle { framework: &framework, snapshot: &snapshot, nominated: &nominated, budgets: &[], start: 7 };
+        let cycle =
+            Cycle { framework: &framework, snapshot: &snapshot, nominated: &nominated, budgets: &no_budgets, start: 7 };
         let begin = std::time::Instant::now();
         for _ in 0..10 {
             placed(cycle.run(&asking("p", "1", "1Gi"), |_| 0));

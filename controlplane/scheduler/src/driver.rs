@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use component::{Change, EventRecorder, EventType, Informer, Informers, Kind, Supervisor};
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim};
 use kube::Client;
@@ -46,11 +46,15 @@ pub fn start(informers: Informers, recorder: EventRecorder, supervisor: &Supervi
         budgets: informers.of(),
     });
     let (pods, nodes, namespaces) = (informers.of::<Pod>(), informers.of::<Node>(), informers.of::<Namespace>());
+    let services = informers.of::<Service>();
+    let changing = scheduler.clone();
+    services.on_change(move |change| changing.service_changed(change));
     scheduler.clone().follow(&pods, &nodes, &namespaces);
     let storage = scheduler.follow_storage(storage);
     supervisor.spawn("queue", async move {
         // Deciding on half a cluster would put pods on full nodes.
-        tokio::join!(pods.synced(), nodes.synced(), namespaces.synced(), scheduler.budgets.synced(), storage);
+        tokio::join!(pods.synced(), nodes.synced(), namespaces.synced(), services.synced());
+        tokio::join!(scheduler.budgets.synced(), storage);
         scheduler.run().await;
     });
 }
@@ -71,6 +75,7 @@ struct State {
     cluster: Cluster,
     queue: Queue,
     nominations: Nominations,
+    reports: report::Reports,
     /// Where the next cycle begins among the nodes.
     start: usize,
 }
@@ -199,6 +204,20 @@ impl Scheduler {
         self.announce(state, &ClusterEvent::NamespaceChanged);
     }
 
+    /// No pod waits for a Service: it only says which pods are to be spread.
+    fn service_changed(&self, change: &Change<'_, Service>) {
+        let selector = |service: &Arc<Service>| {
+            let selector = service.spec.as_ref().and_then(|spec| spec.selector.clone());
+            selector.filter(|selector| !selector.is_empty())
+        };
+        let (old, new) = (change.old.and_then(selector), change.new.and_then(selector));
+        if old != new {
+            let meta = &change.object().metadata;
+            let namespace = meta.namespace.as_deref().unwrap_or_default();
+            self.state.lock().cluster.set_service(namespace, meta.name.as_deref().unwrap_or_default(), new);
+        }
+    }
+
     fn pod_changed(self: &Arc<Self>, change: &Change<'_, Pod>) {
         let uid = |pod: &&Arc<Pod>| pod.metadata.uid.clone().unwrap_or_default();
         let (old, new) = (change.old.as_ref().map(uid), change.new.as_ref().map(uid));
@@ -316,7 +335,7 @@ impl Scheduler {
             let snapshot = Snapshot { taken: Some(Instant::now()), ..state.cluster.snapshot() };
             (snapshot, state.nominations.by_node(), state.start)
         };
-        let budgets: Vec<Budget> = self.budgets.list().iter().map(|budget| Budget::of(budget)).collect();
+        let budgets = || -> Vec<Budget> { self.budgets.list().iter().map(|budget| Budget::of(budget)).collect() };
         let cycle =
             Cycle { framework: &self.framework, snapshot: &snapshot, nominated: &nominated, budgets: &budgets, start };
         cycle.run(pod, |equal| rand::rng().random_range(0..equal))
@@ -338,8 +357,10 @@ impl Scheduler {
             return self.undo(&pod, &why, false);
         }
         let expected = self.framework.will_act(&pod);
+        let told = self.state.lock().reports.take(&pod.uid);
         let scheduler = self.clone();
         self.supervisor.spawn(format_args!("bind {}", pod.full_name()), async move {
+            report::after(told).await;
             if expected {
                 report::nominate(&scheduler.client, &pod, &node).await;
             }
@@ -368,7 +389,7 @@ impl Scheduler {
 
     /// Something failed that says nothing about nodes: the pod is tried again later, and is expected
     /// nowhere until then.
-    fn fail(&self, pod: &Arc<PodInfo>, why: &str, expected: bool) {
+    fn fail(self: &Arc<Self>, pod: &Arc<PodInfo>, why: &str, expected: bool) {
         let now = Instant::now();
         let (waits, vacated) = {
             let mut state = self.state.lock();
@@ -446,11 +467,21 @@ impl Scheduler {
     }
 
     /// Tells the user, by event and condition. `nomination`: a node's name, or empty to clear it.
-    fn report_failure(&self, pod: &Arc<PodInfo>, reason: &'static str, message: String, nomination: Option<String>) {
+    fn report_failure(
+        self: &Arc<Self>,
+        pod: &Arc<PodInfo>,
+        reason: &'static str,
+        message: String,
+        nomination: Option<String>,
+    ) {
         self.recorder.object_event(pod.pod.as_ref(), EventType::Warning, report::FAILED, message.clone());
-        let (client, pod) = (self.client.clone(), pod.clone());
+        let (scheduler, pod) = (self.clone(), pod.clone());
+        let (before, writing) = self.state.lock().reports.begin(&pod.uid);
         self.supervisor.spawn(format_args!("report {}", pod.full_name()), async move {
-            report::not_scheduled(&client, &pod, reason, &message, nomination.as_deref()).await;
+            report::after(before).await;
+            report::not_scheduled(&scheduler.client, &pod, reason, &message, nomination.as_deref()).await;
+            drop(writing);
+            scheduler.state.lock().reports.end(&pod.uid);
         });
     }
 }

@@ -1,16 +1,11 @@
 //! A pod as the scheduler looks at it: everything parsed once, when it is seen.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use api::quantity::Quantity;
-use api::resources::{Side, of_pod};
+use api::resources::{Side, held, of_pod};
 use api::selector::{Requirement, Selector};
-use k8s_openapi::api::core::v1::{
-    Container, ContainerStatus, Pod, PodAffinityTerm, PodSpec, PodStatus, Toleration, WeightedPodAffinityTerm,
-};
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity as WireQuantity;
+use k8s_openapi::api::core::v1::{Pod, PodAffinityTerm, PodSpec, Toleration, WeightedPodAffinityTerm};
 
 use crate::node_selector::NodeAffinity;
 use crate::resource::Resources;
@@ -172,49 +167,6 @@ impl PodInfo {
 
 pub fn nominated_node(pod: &Pod) -> Option<&str> {
     pod.status.as_ref()?.nominated_node_name.as_deref().filter(|name| !name.is_empty())
-}
-
-/// The spec with what its containers hold while they are being resized: the most of what they ask for,
-/// have, and were granted. Of a resize that the node can never do, only what they have counts.
-fn held<'s>(spec: &'s PodSpec, status: Option<&PodStatus>) -> Cow<'s, PodSpec> {
-    let mut held = Cow::Borrowed(spec);
-    let Some(status) = status else { return held };
-    let mut pending = status.conditions.iter().flatten().filter(|condition| condition.type_ == "PodResizePending");
-    let infeasible = pending.any(|condition| condition.reason.as_deref() == Some("Infeasible"));
-    for (at, container) in spec.containers.iter().enumerate() {
-        if let Some(requests) = held_by(container, status.container_statuses.as_ref(), infeasible) {
-            held.to_mut().containers[at].resources.get_or_insert_default().requests = Some(requests);
-        }
-    }
-    for (at, container) in spec.init_containers.iter().flatten().enumerate() {
-        if !api::resources::is_sidecar(container) {
-            continue;
-        }
-        if let Some(requests) = held_by(container, status.init_container_statuses.as_ref(), infeasible) {
-            let containers = held.to_mut().init_containers.get_or_insert_default();
-            containers[at].resources.get_or_insert_default().requests = Some(requests);
-        }
-    }
-    held
-}
-
-/// What a container holds, if that is not what it asks for.
-fn held_by(
-    container: &Container,
-    statuses: Option<&Vec<ContainerStatus>>,
-    infeasible: bool,
-) -> Option<BTreeMap<String, WireQuantity>> {
-    let status = statuses?.iter().find(|status| status.name == container.name)?;
-    let given = status.resources.as_ref()?.requests.iter().flatten();
-    let given = given.chain(status.allocated_resources.iter().flatten());
-    let wanted = container.resources.as_ref().and_then(|resources| resources.requests.clone()).unwrap_or_default();
-    let mut most = if infeasible { BTreeMap::new() } else { wanted.clone() };
-    for (name, amount) in given {
-        if most.get(name).is_none_or(|known| Quantity::from(known) < Quantity::from(amount)) {
-            most.insert(name.clone(), amount.clone());
-        }
-    }
-    (most != wanted).then_some(most)
 }
 
 /// cpu and memory with a default for each container that asks for none, so that many pods without

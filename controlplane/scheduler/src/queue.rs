@@ -58,6 +58,8 @@ struct InFlight {
     entry: Entry,
     /// Those of the time of the try; none: the pod was placed, and is being bound.
     events: Option<Vec<ClusterEvent>>,
+    /// The pod itself changed meanwhile, in a way that could let it be placed.
+    changed: bool,
 }
 
 /// How a try ended that did not place the pod.
@@ -73,6 +75,7 @@ impl Queue {
     /// A pod to place appeared or changed.
     pub fn add(&mut self, pod: Arc<PodInfo>, framework: &Framework, now: Instant) {
         if let Some(flight) = self.in_flight.get_mut(&pod.uid) {
+            flight.changed |= matters(&flight.entry.pod, &pod);
             flight.entry.pod = pod;
             return;
         }
@@ -119,7 +122,7 @@ impl Queue {
         entry.tries += 1;
         entry.last_try = Some(now);
         let pod = entry.pod.clone();
-        self.in_flight.insert(uid, InFlight { entry, events: Some(Vec::new()) });
+        self.in_flight.insert(uid, InFlight { entry, events: Some(Vec::new()), changed: false });
         Some(pod)
     }
 
@@ -131,11 +134,11 @@ impl Queue {
     /// Ends a try that did not place the pod, or the binding of a placed one. False: the pod was gone, or
     /// bound, before that.
     pub fn set_back(&mut self, uid: &Uid, setback: Setback, framework: &Framework, now: Instant) -> bool {
-        let Some(InFlight { mut entry, events }) = self.in_flight.remove(uid) else { return false };
+        let Some(InFlight { mut entry, events, changed }) = self.in_flight.remove(uid) else { return false };
         let place = match setback {
             Setback::Error => Place::Backoff { until: now + backoff(entry.tries), after_error: true },
             Setback::Unschedulable(plugins) => {
-                if events.iter().flatten().any(|event| framework.helps(&entry.pod, plugins, event)) {
+                if changed || events.iter().flatten().any(|event| framework.helps(&entry.pod, plugins, event)) {
                     Place::Backoff { until: now + backoff(entry.tries), after_error: false }
                 } else {
                     Place::Unschedulable { since: now, rejected_by: plugins }
@@ -344,6 +347,19 @@ mod tests {
         bench.reject("a", "NodeResourcesFit", 0);
         assert_eq!(bench.queue.next_due(), Some(bench.at(1)), "it backs off for a second");
         assert_eq!(bench.pop(0).as_deref(), Some("a"), "but nothing else is to be done");
+    }
+
+    #[test]
+    fn a_change_of_the_pod_during_its_try_is_not_missed() {
+        let mut bench = Bench::new();
+        bench.add(named("a", json!({"containers": []})));
+        bench.pop(0);
+        bench.add(named("a", json!({"containers": [], "tolerations": [{"operator": "Exists"}]})));
+        bench.reject("a", "TaintToleration", 0);
+        assert_eq!(bench.pop(0).as_deref(), Some("a"), "it tolerates more by now");
+        bench.add(named("a", json!({"containers": [], "tolerations": [{"operator": "Exists"}]})));
+        bench.reject("a", "TaintToleration", 0);
+        assert_eq!(bench.pop(20), None, "nothing that matters changed");
     }
 
     #[test]

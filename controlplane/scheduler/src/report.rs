@@ -1,5 +1,7 @@
 //! What users see of a pod that could not be placed, and what victims of preemption get.
 
+use std::collections::HashMap;
+
 use component::{EventRecorder, EventType};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
@@ -7,8 +9,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client};
 use serde_json::{Value, json};
+use tokio::sync::oneshot::error::TryRecvError;
+use tokio::sync::oneshot::{Receiver, Sender, channel};
 
-use crate::pod::{DEFAULT_SCHEDULER, PodInfo};
+use crate::pod::{DEFAULT_SCHEDULER, PodInfo, Uid};
 use crate::refusal;
 
 /// Event reasons.
@@ -19,6 +23,41 @@ pub const PREEMPTED: &str = "Preempted";
 /// Reasons of the condition `PodScheduled`.
 pub const UNSCHEDULABLE: &str = "Unschedulable";
 pub const SCHEDULER_ERROR: &str = "SchedulerError";
+
+/// Reports that are being written, by pod. What comes next for the pod waits for the one before: a late
+/// one would say that a bound pod is not scheduled, or what an earlier try found.
+#[derive(Debug, Default)]
+pub struct Reports {
+    written: HashMap<Uid, Receiver<()>>,
+}
+
+impl Reports {
+    /// A report begins. Returns what is to be awaited first, and what is to be dropped once it is written.
+    pub fn begin(&mut self, pod: &Uid) -> (Option<Receiver<()>>, Sender<()>) {
+        let (writing, written) = channel();
+        (self.written.insert(pod.clone(), written), writing)
+    }
+
+    /// What is still being written about the pod.
+    pub fn take(&mut self, pod: &Uid) -> Option<Receiver<()>> {
+        self.written.remove(pod)
+    }
+
+    /// A report was written; a later one of the same pod stays.
+    pub fn end(&mut self, pod: &Uid) {
+        if self.written.get_mut(pod).is_some_and(|written| written.try_recv() == Err(TryRecvError::Closed)) {
+            self.written.remove(pod);
+        }
+    }
+}
+
+/// Returns when an earlier report is written, or given up.
+pub async fn after(earlier: Option<Receiver<()>>) {
+    if let Some(written) = earlier {
+        // Nothing is ever sent: its writer lets go of it.
+        let _ = written.await;
+    }
+}
 
 /// Writes the condition `PodScheduled: False`, unless the pod says the same already.
 pub async fn not_scheduled(client: &Client, pod: &PodInfo, reason: &str, message: &str, nomination: Option<&str>) {
@@ -112,4 +151,38 @@ fn changed_condition(
         observed_generation: pod.pod.metadata.generation,
         ..PodCondition::default()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+
+    #[test]
+    fn what_follows_for_a_pod_waits_for_the_report_before() {
+        let mut reports = Reports::default();
+        let pod: Uid = "p".into();
+        let (before, first) = reports.begin(&pod);
+        assert!(before.is_none());
+        let (before, second) = reports.begin(&pod);
+        let mut before = Box::pin(after(before));
+        assert!(before.as_mut().now_or_never().is_none(), "the first is being written");
+        drop(first);
+        reports.end(&pod);
+        assert!(before.as_mut().now_or_never().is_some());
+        let mut bound = Box::pin(after(reports.take(&pod)));
+        assert!(bound.as_mut().now_or_never().is_none(), "the second is being written");
+        drop(second);
+        reports.end(&pod);
+        assert!(bound.as_mut().now_or_never().is_some());
+    }
+
+    #[test]
+    fn written_reports_are_forgotten() {
+        let mut reports = Reports::default();
+        let (_, writing) = reports.begin(&"p".into());
+        drop(writing);
+        reports.end(&"p".into());
+        assert!(reports.written.is_empty());
+    }
 }

@@ -136,6 +136,24 @@ async fn the_file_stays_in_proportion_to_what_lives() {
     assert!(size < 2 * (live + live / 2) + 3 * 1024 * 1024, "{size} bytes for {live} live ones");
 }
 
+/// One large object, written again and again, would else fill the disk with its past in minutes.
+#[tokio::test]
+async fn the_past_of_a_large_value_is_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { history_bytes: 2 << 20, ..Options::default() };
+    let store = Embedded::open_with(dir.path(), &options).unwrap();
+    let mut last = 0;
+    for n in 0..60u8 {
+        last = done(store.txn(Txn::update("/a", last, vec![n; 256 << 10])).await);
+    }
+    assert!(matches!(store.watch("/", last - 12).await, Err(StoreError::Compacted { .. })));
+    let mut watch = store.watch("/", last - 6).await.unwrap();
+    assert_eq!(events_until(&mut watch, last).await.len(), 6);
+    drop((watch, store));
+    let size = size_of_files(dir.path());
+    assert!(size < 10 << 20, "{size} bytes of 15 MiB that were written");
+}
+
 fn size_of_files(dir: &Path) -> u64 {
     std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum()
 }

@@ -18,7 +18,7 @@ mod view;
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use component::{Informer, Informers, Supervisor};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
@@ -79,6 +79,32 @@ pub fn start(node_name: &str, informers: &Informers, supervisor: &Supervisor) ->
     kept
 }
 
+/// When the table is looked at next, however often it is written before that: where pods always come and go, one
+/// that somebody removed would never come back.
+struct Audits {
+    next: Instant,
+}
+
+impl Audits {
+    fn new(now: Instant) -> Self {
+        Self { next: now + AUDIT }
+    }
+
+    /// How long it is until then.
+    fn pause(&self, now: Instant) -> Duration {
+        self.next.saturating_duration_since(now)
+    }
+
+    /// Whether it is time; once for each.
+    fn is_due(&mut self, now: Instant) -> bool {
+        let due = now >= self.next;
+        if due {
+            self.next = now + AUDIT;
+        }
+        due
+    }
+}
+
 /// The caches that a selector needs.
 struct Selected {
     pods: Informer<Pod>,
@@ -117,6 +143,7 @@ async fn enforce(node_name: String, informers: Informers, kept: Policies) {
     let mut written: Option<Ruleset> = None;
     // An earlier process may have left a table.
     let mut is_there = true;
+    let mut audits = Audits::new(Instant::now());
     loop {
         // Claims that come after this look are for the next round.
         let claims = kept.claims.borrow().clone();
@@ -135,12 +162,13 @@ async fn enforce(node_name: String, informers: Informers, kept: Policies) {
             };
             let namespaces = selected.namespaces.list();
             let (pods, settled) = claims.views(&selected.pods.list());
-            let wanted = rules::render(&found, pods, &namespaces, &node_name);
-            match write(wanted, written.take()).await {
+            let node = node_name.clone();
+            let render = move || rules::render(&found, pods, &namespaces, &node);
+            match write(render, written.take()).await {
                 Ok(now) => {
                     written = Some(now);
                     kept.claims.send_if_modified(|now| now.hold(claims.made(), &settled));
-                    AUDIT
+                    audits.pause(Instant::now())
                 }
                 Err(error) => {
                     tracing::error!(%error, "network policies could not be written; retrying");
@@ -152,8 +180,9 @@ async fn enforce(node_name: String, informers: Informers, kept: Policies) {
                 }
             }
         };
-        let woken = tokio::time::timeout(pause, kept.changed.notified()).await.is_ok();
-        if !woken && pause == AUDIT {
+        // Either way there is another round.
+        let _ = tokio::time::timeout(pause, kept.changed.notified()).await;
+        if audits.is_due(Instant::now()) {
             // The next write looks at what is there.
             written = None;
         }
@@ -174,9 +203,14 @@ async fn remove_table() -> bool {
     }
 }
 
-/// Sends what differs from `written`, or everything when that is not known.
-async fn write(wanted: Ruleset, written: Option<Ruleset>) -> Result<Ruleset, netlink::Error> {
+/// Sends what differs from `written`, or everything when that is not known. Large clusters take `render` long:
+/// it is not for a thread on which others wait.
+async fn write(
+    render: impl FnOnce() -> Ruleset + Send + 'static,
+    written: Option<Ruleset>,
+) -> Result<Ruleset, netlink::Error> {
     let work = move || {
+        let wanted = render();
         let mut nft = Nft::open()?;
         if let Some(written) = written
             && nft.commit(wanted.changes(&written)).is_ok()
@@ -215,6 +249,17 @@ mod tests {
         let spec = json!({ "podSelector": { "matchLabels": { "app": app } }, "policyTypes": ["Egress"] });
         let metadata = json!({ "name": format!("{namespace}-{app}"), "namespace": namespace });
         serde_json::from_value(json!({ "metadata": metadata, "spec": spec })).unwrap()
+    }
+
+    #[test]
+    fn changes_do_not_put_an_audit_off() {
+        let start = Instant::now();
+        let mut audits = Audits::new(start);
+        let second = Duration::from_secs(1);
+        // a change every second
+        let due: Vec<u32> = (0..130).filter(|passed| audits.is_due(start + second * *passed)).collect();
+        assert_eq!(due, [60, 120]);
+        assert_eq!(audits.pause(start + second * 130), second * 50);
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@
 //! A rule's pods are the elements of a set of their own, so that a pod that comes or goes somewhere
 //! in the cluster changes an element and no rule.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use api::selector::Selector;
@@ -133,14 +133,26 @@ fn applies(policy: &NetworkPolicy, pod: &PodView, direction: Direction) -> bool 
         _ => direction == Direction::Ingress || spec.egress.as_ref().is_some_and(|rules| !rules.is_empty()),
     };
     says && policy.metadata.namespace.as_deref() == Some(&pod.namespace)
-        && matches(spec.pod_selector.as_ref(), &pod.labels)
+        && selector(spec.pod_selector.as_ref()).matches(&pod.labels)
 }
 
 /// An absent or empty selector matches everything; one that cannot be read nothing.
-fn matches(selector: Option<&LabelSelector>, labels: &BTreeMap<String, String>) -> bool {
-    match selector {
-        None => true,
-        Some(selector) => Selector::from_label_selector(Some(selector)).is_ok_and(|selector| selector.matches(labels)),
+fn selector(of: Option<&LabelSelector>) -> Selector {
+    match of {
+        None => Selector::everything(),
+        Some(selector) => Selector::from_label_selector(Some(selector)).unwrap_or_else(|_| Selector::nothing()),
+    }
+}
+
+/// A peer's selectors, read once for all pods.
+struct Chosen<'a> {
+    namespaces: BTreeSet<&'a str>,
+    pods: Selector,
+}
+
+impl Chosen<'_> {
+    fn has(&self, pod: &PodView) -> bool {
+        self.namespaces.contains(pod.namespace.as_str()) && self.pods.matches(&pod.labels)
     }
 }
 
@@ -282,17 +294,25 @@ impl RuleSource<'_> {
     }
 
     /// The pods that any of the peers' selectors select.
-    fn selected<'s>(&'s self, peers: &'s [NetworkPolicyPeer]) -> impl Iterator<Item = &'s PodView> {
-        let selects = |peer: &NetworkPolicyPeer, pod: &PodView| {
-            let namespace = match &peer.namespace_selector {
-                None => pod.namespace == self.pod.namespace,
-                selector => {
-                    self.cluster.namespaces.get(&pod.namespace).is_some_and(|labels| matches(selector.as_ref(), labels))
-                }
-            };
-            peer.ip_block.is_none() && namespace && matches(peer.pod_selector.as_ref(), &pod.labels)
-        };
-        self.cluster.pods.iter().filter(move |pod| peers.iter().any(|peer| selects(peer, pod)))
+    fn selected(&self, peers: &[NetworkPolicyPeer]) -> impl Iterator<Item = &PodView> {
+        let by_labels = peers.iter().filter(|peer| peer.ip_block.is_none());
+        let chosen: Vec<Chosen<'_>> = by_labels
+            .map(|peer| Chosen {
+                namespaces: self.namespaces(peer.namespace_selector.as_ref()),
+                pods: selector(peer.pod_selector.as_ref()),
+            })
+            .collect();
+        self.cluster.pods.iter().filter(move |pod| chosen.iter().any(|peer| peer.has(pod)))
+    }
+
+    /// Those that a peer's selector selects; the policy's own without one.
+    fn namespaces(&self, of: Option<&LabelSelector>) -> BTreeSet<&str> {
+        if of.is_none() {
+            return BTreeSet::from([self.pod.namespace.as_str()]);
+        }
+        let selector = selector(of);
+        let selected = self.cluster.namespaces.iter().filter(|(_, labels)| selector.matches(labels));
+        selected.map(|(name, _)| name.as_str()).collect()
     }
 
     /// Named ports of peers: address, protocol and port together are the element.

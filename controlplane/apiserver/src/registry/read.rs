@@ -130,9 +130,9 @@ impl Call {
         let selection = self.selection()?;
         let version = self.query.text("resourceVersion");
         let limit = usize::try_from(self.query.number("limit")?.unwrap_or(0)).unwrap_or(0);
+        // Whatever is held at once is given at once, also the rest of a list in chunks.
+        let limit = if version == "0" { 0 } else { limit };
         let token = self.query.text("continue");
-        // Whatever is held at once is given at once; who goes on with a list in chunks reads the store.
-        let limit = if version == "0" && token.is_empty() { 0 } else { limit };
         if !token.is_empty() {
             let position = Position::decode(token)?;
             if !matches!(version, "" | "0") {

@@ -216,7 +216,11 @@ impl Walk {
             },
             Base::Bytes => match value {
                 Value::String(text) => {
-                    scalar::base64(text).map_err(DecodeError)?;
+                    let bytes = scalar::base64(text).map_err(DecodeError)?;
+                    // Go takes text that was broken into lines, and writes it in one.
+                    if text.contains(['\r', '\n']) {
+                        *text = scalar::to_base64(&bytes);
+                    }
                     Ok(if text.is_empty() { Found::Empty } else { Found::Set })
                 }
                 // Go fills bytes from numbers as it fills any list.
@@ -644,6 +648,12 @@ mod tests {
     fn bytes_may_come_as_numbers() {
         let (secret, _) = run("", "Secret", json!({"data": {"a": [104, 105], "b": []}})).unwrap();
         assert_eq!(secret["data"], json!({"a": "aGk=", "b": ""}));
+    }
+
+    #[test]
+    fn base64_in_lines_is_kept_in_one() {
+        let (secret, _) = run("", "Secret", json!({"data": {"a": "aGVs\nbG8=\n", "b": "\r\n"}})).unwrap();
+        assert_eq!(secret["data"], json!({"a": "aGVsbG8=", "b": ""}));
     }
 
     #[test]

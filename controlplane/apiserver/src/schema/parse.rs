@@ -63,15 +63,36 @@ fn parse_yaml(bytes: &[u8], watch: &Watch) -> Result<Value, String> {
     let text = std::str::from_utf8(bytes).map_err(|error| error.to_string())?;
     let options = serde_saphyr::options! {
         duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::PassThrough,
+        // YAML 1.1, as upstream reads it: the mode 0644 is no 644.
+        legacy_octal_numbers: true,
         with_snippet: false,
     };
-    let mut value = serde_saphyr::with_deserializer_from_str_with_options(text, options, |reader| {
+    let mut value = serde_saphyr::with_deserializer_from_str_with_options(first_document(text), options, |reader| {
         Seed { watch, depth: 0 }.deserialize(reader)
     })
     .map_err(|error| error.to_string())?;
     // Upstream makes JSON of it first: there is no `1.0` in that.
     super::numbers::canonical(&mut value);
     Ok(value)
+}
+
+/// The document that a stream of them begins with: upstream reads no further. A line that starts with a
+/// marker is one wherever it stands.
+fn first_document(text: &str) -> &str {
+    let (mut begun, mut end) = (false, 0);
+    for line in text.split_inclusive('\n') {
+        let marks = |marker: &str| {
+            line.strip_prefix(marker).is_some_and(|rest| rest.chars().next().is_none_or(char::is_whitespace))
+        };
+        let starts = marks("---");
+        if begun && (starts || marks("...")) {
+            return &text[..end];
+        }
+        let content = line.trim_start();
+        begun |= starts || !(content.is_empty() || content.starts_with('#') || line.starts_with('%'));
+        end += line.len();
+    }
+    text
 }
 
 /// What is looked out for while reading.
@@ -246,6 +267,32 @@ mod tests {
             json!({"kind": "Pod", "spec": {"n": 2, "f": 1.5, "g": 2, "t": "1", "b": true, "z": null}, "l": ["a", {"x": "w"}]})
         );
         assert_eq!(parsed.duplicates, ["duplicate field \"spec.n\""]);
+    }
+
+    #[test]
+    fn yaml_numbers_and_words_are_those_of_yaml_1_1() {
+        let text = b"mode: 0644\ntop: 0\nodd: 08\nnew: 0o17\nhex: 0x1F\nminus: -010\nsum: 1_000\ntext: \"0644\"\nso: yes\nnot: Off\nday: 2026-01-02\n";
+        assert_eq!(
+            parse(text, ContentType::Yaml).unwrap().value,
+            json!({"mode": 420, "top": 0, "odd": 8, "new": 15, "hex": 31, "minus": -8, "sum": 1000, "text": "0644",
+                "so": true, "not": false, "day": "2026-01-02"})
+        );
+    }
+
+    #[test]
+    fn only_the_first_document_of_a_stream_is_read() {
+        for text in [
+            "a: 1\n---\na: 2\n",
+            "# said before\n---\na: 1\n---\nb: [\n",
+            "---\na: 1\n...\nb: 2\n",
+            "--- {a: 1}\n---\n",
+            "a: 1\r\n---\r\n",
+            "a: 1\n---",
+        ] {
+            let parsed = parse(text.as_bytes(), ContentType::Yaml).unwrap();
+            assert_eq!(parsed.value, json!({"a": 1}), "{text}");
+        }
+        assert_eq!(first_document("a: |\n  ---\n----\n--- # end\nb"), "a: |\n  ---\n----\n");
     }
 
     #[test]

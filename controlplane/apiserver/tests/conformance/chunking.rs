@@ -46,22 +46,6 @@ async fn a_list_in_chunks_is_one_list() {
 
 /// Not every client leaves the version out when it goes on.
 #[tokio::test]
-async fn a_list_that_goes_on_keeps_its_limit_at_any_version() {
-    let cluster = Cluster::start().await;
-    let client = cluster.admin();
-    for name in ["a", "b", "c", "d", "e"] {
-        post(&client, MAPS, &map(name, json!({}))).await.expect(201);
-    }
-    let all = get(&client, &format!("{MAPS}?limit=2&resourceVersion=0")).await.expect(200);
-    assert_eq!(names(&all).len(), 5, "what is held at once is given at once");
-    let first = get(&client, &format!("{MAPS}?limit=2")).await.expect(200);
-    let token = first["metadata"]["continue"].as_str().unwrap();
-    let second = get(&client, &format!("{MAPS}?limit=2&resourceVersion=0&continue={token}")).await.expect(200);
-    assert_eq!((names(&second), &second["metadata"]["remainingItemCount"]), (vec!["c".into(), "d".into()], &json!(1)));
-    assert!(second["metadata"]["continue"].is_string(), "{second}");
-}
-
-#[tokio::test]
 async fn a_whole_list_of_custom_resources_says_that_nothing_is_left() {
     let cluster = Cluster::start().await;
     let client = cluster.admin();

@@ -17,7 +17,7 @@ use kube::{Client, ResourceExt};
 use serde_json::Value;
 
 use super::behavior;
-use super::replicas::{self, Groups, Input, Values};
+use super::replicas::{self, Groups, Input, Sample, Samples, Values};
 use crate::context::Pods;
 use crate::{discovery, meta};
 
@@ -184,11 +184,15 @@ impl<'a> Reader<'a> {
     async fn resource(&self, name: &str, container: Option<&str>, target: &MetricTarget) -> Result<Proposal, Problem> {
         let reason = if container.is_some() { "FailedGetContainerResourceMetric" } else { "FailedGetResourceMetric" };
         let problem = |text: String| Problem::new(reason, text);
+        let group = |values: &Values, samples: &Samples| {
+            let cpu = (name == "cpu").then_some(samples);
+            replicas::group(&self.pods, values, cpu, self.now)
+        };
         let (replicas, metric, shown) = match (target.average_value.as_ref(), target.average_utilization) {
             (Some(_), _) => {
                 let failed = |why: String| problem(format!("failed to get {name} usage: {why}"));
-                let values = self.usage(name, container).await.map_err(failed)?;
-                let groups = replicas::group(&self.pods, &values, name == "cpu", self.now);
+                let (values, samples) = self.usage(name, container).await.map_err(failed)?;
+                let groups = group(&values, &samples);
                 self.check(&groups).map_err(|why| failed(why.to_owned()))?;
                 let average = target_milli(target.average_value.as_ref()).unwrap_or(1);
                 let (replicas, shown) = replicas::by_average(&self.input(&values, &groups), average);
@@ -197,8 +201,8 @@ impl<'a> Reader<'a> {
             }
             (None, Some(percent)) => {
                 let failed = |why: String| problem(format!("failed to get {name} utilization: {why}"));
-                let values = self.usage(name, container).await.map_err(failed)?;
-                let groups = replicas::group(&self.pods, &values, name == "cpu", self.now);
+                let (values, samples) = self.usage(name, container).await.map_err(failed)?;
+                let groups = group(&values, &samples);
                 self.check(&groups).map_err(|why| failed(why.to_owned()))?;
                 let requests = self.requests(name, container).map_err(failed)?;
                 let (replicas, shown) = replicas::by_utilization(&self.input(&values, &groups), &requests, percent);
@@ -238,23 +242,24 @@ impl<'a> Reader<'a> {
         Ok(Proposal { replicas, metric, status })
     }
 
-    /// What each pod (or its `container`) uses of a resource; never empty.
-    async fn usage(&self, name: &str, container: Option<&str>) -> Result<Values, String> {
+    /// What each pod (or its `container`) uses of a resource, and when that was measured; never empty.
+    async fn usage(&self, name: &str, container: Option<&str>) -> Result<(Values, Samples), String> {
         let problem = |why: &str| format!("unable to get metrics for resource {name}: {why}");
         let answer = self.pod_metrics().await.map_err(|why| problem(&why))?;
-        let mut values = Values::new();
+        let (mut values, mut samples) = (Values::new(), Samples::new());
         for item in answer["items"].as_array().into_iter().flatten() {
             let containers = item["containers"].as_array().into_iter().flatten();
             let chosen = containers.filter(|c| container.is_none_or(|wanted| c["name"] == wanted));
             let amounts: Option<Vec<i64>> = chosen.map(|c| milli(c["usage"].get(name))).collect();
             if let (Some(pod), Some(amounts)) = (item["metadata"]["name"].as_str(), amounts.filter(|a| !a.is_empty())) {
                 values.insert(pod.to_owned(), amounts.iter().sum());
+                samples.extend(sample(item).map(|sample| (pod.to_owned(), sample)));
             }
         }
         if values.is_empty() {
             return Err(problem("no metrics returned from resource metrics API"));
         }
-        Ok(values)
+        Ok((values, samples))
     }
 
     fn requests(&self, name: &str, container: Option<&str>) -> Result<BTreeMap<String, i64>, String> {
@@ -295,7 +300,7 @@ impl<'a> Reader<'a> {
         if values.is_empty() {
             return Err(unable("no metrics returned from custom metrics API"));
         }
-        let groups = replicas::group(&self.pods, &values, false, self.now);
+        let groups = replicas::group(&self.pods, &values, None, self.now);
         self.check(&groups).map_err(|why| problem(why.to_owned()))?;
         let (replicas, shown) = replicas::by_average(
             &self.input(&values, &groups),
@@ -397,10 +402,32 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// When a pod's metrics were measured; seconds that were begun count.
+fn sample(metrics: &Value) -> Option<Sample> {
+    let at: Timestamp = metrics["timestamp"].as_str()?.parse().ok()?;
+    let nanos = api::scalar::go_duration(metrics["window"].as_str()?).ok()?;
+    Some(Sample { at, window: nanos.saturating_add(999_999_999) / 1_000_000_000 })
+}
+
 fn http_get(path: &str) -> Result<http::Request<Vec<u8>>, kube::Error> {
     http::Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)
 }
 
 fn unfetched(api: &str, error: &kube::Error) -> String {
     format!("unable to fetch metrics from {api} metrics API: {}", crate::error::message(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn samples_say_when_and_over_how_long() {
+        let of = |window: &str| sample(&json!({"timestamp": "1970-01-01T00:01:00Z", "window": window}));
+        let at = Timestamp::from_second(60).expect("a small number is a timestamp");
+        assert_eq!(of("15s"), Some(Sample { at, window: 15 }));
+        assert_eq!(of("1m2.001s"), Some(Sample { at, window: 63 }));
+        assert_eq!((of("soon"), sample(&json!({}))), (None, None));
+    }
 }

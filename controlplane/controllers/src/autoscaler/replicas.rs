@@ -17,6 +17,15 @@ const FIRST_READINESS: i64 = 30;
 /// A pod's name to its measured amount (millicores, bytes × 1000, or any milli-unit).
 pub type Values = BTreeMap<String, i64>;
 
+/// When a pod's amount was measured, and over how many seconds before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sample {
+    pub at: Timestamp,
+    pub window: i64,
+}
+
+pub type Samples = BTreeMap<String, Sample>;
+
 #[derive(Debug, Default, PartialEq)]
 pub struct Groups {
     pub measured: BTreeSet<String>,
@@ -24,12 +33,14 @@ pub struct Groups {
     pub missing: BTreeSet<String>,
 }
 
-/// Sorts the target's pods; finished ones and those being deleted are left out.
-pub fn group(pods: &[Arc<Pod>], values: &Values, cpu: bool, now: Timestamp) -> Groups {
+/// Sorts the target's pods; finished ones and those being deleted are left out. `cpu`: when its values were
+/// measured, if they are of CPU.
+pub fn group(pods: &[Arc<Pod>], values: &Values, cpu: Option<&Samples>, now: Timestamp) -> Groups {
     let mut groups = Groups::default();
     for pod in pods.iter().filter(|pod| podstate::phase(pod) != "Failed" && !meta::is_deleting(&pod.metadata)) {
         let name = pod.name_any();
-        if podstate::phase(pod) == "Pending" || (cpu && values.contains_key(&name) && is_starting(pod, now)) {
+        let starts = |samples: &Samples| values.contains_key(&name) && is_starting(pod, samples.get(&name), now);
+        if podstate::phase(pod) == "Pending" || cpu.is_some_and(starts) {
             groups.unready.insert(name);
         } else if values.contains_key(&name) {
             groups.measured.insert(name);
@@ -40,13 +51,14 @@ pub fn group(pods: &[Arc<Pod>], values: &Values, cpu: bool, now: Timestamp) -> G
     groups
 }
 
-fn is_starting(pod: &Pod, now: Timestamp) -> bool {
+fn is_starting(pod: &Pod, sample: Option<&Sample>, now: Timestamp) -> bool {
     let start = pod.status.as_ref().and_then(|status| status.start_time.as_ref()).map(|time| time.0);
     let ready = podstate::condition(pod, "Ready");
     let (Some(start), Some(ready)) = (start, ready) else { return true };
     let changed = ready.last_transition_time.as_ref().map_or(start, |time| time.0);
     if meta::after(start, INITIALIZATION) > now {
-        ready.status != "True"
+        // What it used before it was ready is still in the sample.
+        ready.status != "True" || sample.is_some_and(|sample| sample.at < meta::after(changed, sample.window))
     } else {
         ready.status != "True" && meta::after(start, FIRST_READINESS) > changed
     }
@@ -211,5 +223,25 @@ mod tests {
         assert_eq!([0, 1, 10, 25].map(|value| by_value(value, 10, 0, 0, TOLERANCE)), [0, 1, 1, 3]);
         assert_eq!([0, 1, 10, 25].map(|value| by_value_per_pod(value, 10, 0, TOLERANCE)), [0, 1, 1, 3]);
         assert_eq!(by_value(0, 10, 3, 3, TOLERANCE), 0);
+    }
+
+    #[test]
+    fn a_cpu_sample_from_before_readiness_does_not_count() {
+        use crate::podstate::testing::{at, pod, ready};
+        use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+        let started = |started: i64, since: i64| {
+            let mut pod = ready(pod("a", "n1", "Running"), since);
+            pod.status.get_or_insert_default().start_time = Some(Time(at(started)));
+            [Arc::new(pod)]
+        };
+        let values = Values::from([("a".to_owned(), 100)]);
+        let unready = |pods: &[Arc<Pod>], measured: i64, now: i64| {
+            let samples = Samples::from([("a".to_owned(), Sample { at: at(measured), window: 15 })]);
+            group(pods, &values, Some(&samples), at(now)).unready.contains("a")
+        };
+        assert!(unready(&started(100, 120), 134, 140), "the window began before the pod was ready");
+        assert!(!unready(&started(100, 120), 135, 140));
+        assert!(!unready(&started(100, 450), 451, 460), "it started long ago");
+        assert_eq!(group(&started(100, 120), &values, None, at(140)).measured.len(), 1, "not of CPU");
     }
 }

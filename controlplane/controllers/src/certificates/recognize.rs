@@ -1,6 +1,7 @@
 //! Pure: which requests are approved by themselves, what each signer accepts, when one is old.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use jiff::Timestamp;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
@@ -49,9 +50,23 @@ pub fn candidates(csr: &CertificateSigningRequest, request: &Request) -> Vec<Rec
             };
             if own { vec![renewal, first] } else { vec![first] }
         }
-        KUBELET_SERVING if own && validate(csr, request).is_ok() => vec![Recognized::Serving],
+        KUBELET_SERVING if own && validate(csr, request).is_ok() && names_a_machine(request) => {
+            vec![Recognized::Serving]
+        }
         _ => Vec::new(),
     }
+}
+
+/// Whether the names could be a node's. A node that was taken over is not to pass for the API server or another
+/// Service of the cluster; who wants such a certificate asks a person to approve it.
+fn names_a_machine(request: &Request) -> bool {
+    let of_the_cluster = |name: &str| {
+        let name = name.trim_end_matches('.').to_ascii_lowercase();
+        let mut parts = name.split('.').skip(2);
+        matches!(name.as_str(), "kubernetes" | "kubernetes.default" | "localhost") || parts.any(|part| part == "svc")
+    };
+    let anywhere = |address: &IpAddr| address.is_loopback() || address.is_unspecified() || address.is_multicast();
+    !request.dns_names.iter().any(|name| of_the_cluster(name)) && !request.addresses.iter().any(anywhere)
 }
 
 /// What the request's signer demands of it; the error is the message of its `Failed` condition.
@@ -194,6 +209,27 @@ mod tests {
         assert!(permissions(&csr(KUBELET_SERVING, "system:node:n2", &serving), &named).is_empty(), "another node's");
         assert!(permissions(&csr(KUBELET_SERVING, "system:node:n1", &serving), &node).is_empty(), "without names");
         assert!(permissions(&csr(CLIENT, "jane", &client), &request("jane", "dev", &[])).is_empty());
+    }
+
+    #[test]
+    fn a_node_does_not_get_the_names_of_the_api_server_or_of_services() {
+        for (dns, own) in [
+            ("n1", true),
+            ("n1.example.com", true),
+            ("svc.example.com", true),
+            ("kubernetes", false),
+            ("Kubernetes.default", false),
+            ("kubernetes.default.svc.cluster.local", false),
+            ("web.shop.svc.", false),
+            ("localhost", false),
+        ] {
+            assert_eq!(names_a_machine(&request("system:node:n1", "system:nodes", &["n1", dns])), own, "{dns}");
+        }
+        let mut of_this_machine = request("system:node:n1", "system:nodes", &["n1"]);
+        of_this_machine.addresses = vec!["10.0.0.1".parse().unwrap()];
+        assert!(names_a_machine(&of_this_machine));
+        of_this_machine.addresses.push("::1".parse().unwrap());
+        assert!(!names_a_machine(&of_this_machine));
     }
 
     #[test]

@@ -135,8 +135,9 @@ fn until(given: &DeviceRequestAllocationResult, taint: &DeviceTaint, now: Timest
     if covering.is_empty() {
         return Some(added);
     }
-    let seconds = covering.iter().filter_map(|toleration| toleration.toleration_seconds).min();
-    seconds.map(|seconds| meta::after(added, seconds.max(0)))
+    // One without a time tolerates for ever, whatever others say.
+    let seconds: Option<Vec<i64>> = covering.iter().map(|toleration| toleration.toleration_seconds).collect();
+    seconds?.into_iter().min().map(|seconds| meta::after(added, seconds.max(0)))
 }
 
 /// The devices that a claim was given.
@@ -371,6 +372,11 @@ mod tests {
                 json!([{"operator": "Exists", "tolerationSeconds": 300}]),
                 vec![taint("NoExecute", 900), taint("NoExecute", 800)],
                 Some(at(1100)),
+            ),
+            (
+                json!([{"operator": "Exists"}, {"operator": "Exists", "tolerationSeconds": 300}]),
+                vec![taint("NoExecute", 900)],
+                None,
             ),
             (json!([{"key": "other", "operator": "Exists"}]), vec![taint("NoExecute", 900)], Some(at(900))),
         ] {

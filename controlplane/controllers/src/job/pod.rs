@@ -8,6 +8,16 @@ use super::FINALIZER;
 use super::plan::{INDEX, INDEX_FAILURES, NewPod};
 use crate::{meta, podcontrol};
 
+/// So much of a prefix the API server keeps before what it makes up.
+const LONGEST_PREFIX: usize = 58;
+
+/// What the name of an index's pod begins with: the index stays, however long the Job's name is.
+fn prefix(job: &str, index: i32) -> String {
+    let end = format!("-{index}-");
+    let kept: String = job.chars().take(LONGEST_PREFIX - end.len()).collect();
+    kept + &end
+}
+
 /// The pod to create.
 pub fn new(job: &Job, new: &NewPod) -> Pod {
     let spec = job.spec.clone().unwrap_or_default();
@@ -15,7 +25,7 @@ pub fn new(job: &Job, new: &NewPod) -> Pod {
     pod.metadata.finalizers.get_or_insert_default().push(FINALIZER.to_owned());
     let Some(index) = new.index else { return pod };
     let name = job.name_any();
-    pod.metadata.generate_name = Some(format!("{name}-{index}-"));
+    pod.metadata.generate_name = Some(prefix(&name, index));
     let annotations = pod.metadata.annotations.get_or_insert_default();
     annotations.insert(INDEX.to_owned(), index.to_string());
     if let Some(failures) = new.failures {
@@ -42,4 +52,17 @@ pub fn new(job: &Job, new: &NewPod) -> Pod {
         }
     }
     pod
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_index_stays_in_the_names_of_a_long_jobs_pods() {
+        assert_eq!(prefix("work", 3), "work-3-");
+        let long = "a".repeat(60);
+        assert_eq!(prefix(&long, 12), format!("{}-12-", "a".repeat(54)));
+        assert_eq!(prefix(&"a".repeat(55), 0), format!("{}-0-", "a".repeat(55)));
+    }
 }

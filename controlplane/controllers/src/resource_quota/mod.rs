@@ -1,8 +1,8 @@
 //! ResourceQuotas: what a namespace uses, counted again when something goes or changes.
 //!
 //! Admission counts up as objects are created; this controller is the one that counts down, and
-//! that corrects. [`usage`] is pure. Pods, claims and Services come from caches; every other
-//! resource that a quota names is counted by listing its metadata.
+//! that corrects. [`usage`] is pure. Pods, claims and Services come from caches; claims for devices,
+//! and every other resource that a quota names, are listed: the latter by their metadata.
 
 mod usage;
 
@@ -11,8 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::quantity::{Format, Quantity};
+use api::resources::Amounts;
 use component::{Informer, Outcome, WorkQueue};
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, ResourceQuota, ResourceQuotaStatus, Service};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, ResourceQuotaStatus, Service};
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::api::{DynamicObject, ListParams, PostParams};
 use kube::{Api, ResourceExt};
 
@@ -46,8 +48,12 @@ pub fn start(context: &Context) {
     let wake = waker(&quotas, &queue);
     let wake_pods = wake.clone();
     context.pods.informer.on_change(move |change| {
-        let counts = |pod: &&Arc<_>| !podstate::is_finished(pod);
-        if change.old.filter(counts).is_some() && change.new.filter(counts).is_none() {
+        let counts = |pod: &&Arc<Pod>| !podstate::is_finished(pod);
+        let fewer = match (change.old.filter(counts), change.new.filter(counts)) {
+            (Some(old), Some(new)) => resources(old) != resources(new) && usage::of_pod(old) != usage::of_pod(new),
+            (old, new) => old.is_some() && new.is_none(),
+        };
+        if fewer {
             wake_pods(&change.object().namespace().unwrap_or_default());
         }
     });
@@ -80,6 +86,17 @@ pub fn start(context: &Context) {
     });
 }
 
+/// What a resize changes of a pod, on its way and at its end.
+fn resources(pod: &Pod) -> impl PartialEq {
+    let wanted = pod.spec.iter().flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten()));
+    let wanted: Vec<_> = wanted.map(|container| &container.resources).collect();
+    let statuses = pod.status.iter().flat_map(|status| [&status.container_statuses, &status.init_container_statuses]);
+    let held: Vec<_> =
+        statuses.flatten().flatten().map(|status| (&status.resources, &status.allocated_resources)).collect();
+    let pending = podstate::condition(pod, "PodResizePending").map(|condition| &condition.reason);
+    (wanted, held, pending)
+}
+
 /// Enqueues the quotas of a namespace.
 fn waker(quotas: &Informer<ResourceQuota>, queue: &WorkQueue<Key>) -> impl Fn(&str) + Clone + Send + Sync + 'static {
     let (quotas, queue) = (quotas.clone(), queue.clone());
@@ -102,15 +119,24 @@ impl Worker {
     async fn reconcile(&self, key: Key) -> Result<Outcome> {
         let Some(quota) = self.quotas.get(&key.0, &key.1) else { return Ok(Outcome::Done) };
         let hard = quota.spec.as_ref().and_then(|spec| spec.hard.clone()).unwrap_or_default();
-        let mut used = usage::pods(&quota, &self.pods.by_namespace.get(&key.0));
+        let now = meta::now();
+        let pods = self.pods.by_namespace.get(&key.0);
+        let mut used = usage::pods(&quota, &pods, now);
         usage::add(&mut used, usage::services(&self.services.get(&key.0)));
-        usage::add(&mut used, usage::claims(&self.claims.get(&key.0)));
+        usage::add(&mut used, usage::claims(&quota, &self.claims.get(&key.0)));
         // discovered once, and only if there is something to be listed
         let mut served: Option<Vec<Served>> = None;
+        let mut devices: Option<Amounts> = None;
         let mut status = BTreeMap::new();
         for name in hard.keys() {
             let amount = match used.get(name) {
                 Some(amount) => *amount,
+                None if usage::counts_devices(name) => {
+                    if devices.is_none() {
+                        devices = Some(self.devices(&key.0).await?);
+                    }
+                    devices.as_ref().and_then(|devices| devices.get(name)).copied().unwrap_or(Quantity::ZERO)
+                }
                 None => match usage::counted_resource(name) {
                     Some((resource, group)) => {
                         if served.is_none() {
@@ -132,6 +158,13 @@ impl Worker {
             written.during("updating the status of", &meta::display(&quota.metadata))?;
         }
         Ok(context::at(meta::after(meta::now(), RESYNC.as_secs() as i64), meta::now()))
+    }
+
+    /// The devices that the namespace's claims ask for, by class.
+    async fn devices(&self, namespace: &str) -> Result<Amounts> {
+        let api: Api<ResourceClaim> = self.controller.namespaced(namespace);
+        let claims = api.list(&ListParams::default()).await.unless_gone("listing claims in", namespace)?;
+        Ok(claims.map(|claims| usage::devices(&claims.items)).unwrap_or_default())
     }
 
     /// Objects of one resource; a resource that is not served counts nothing.

@@ -108,14 +108,22 @@ impl Worker {
             return Ok(Outcome::Done);
         };
         let (selector, uid) = (selector(&set), meta::uid(&set.metadata));
-        if selector.is_everything() || meta::is_deleting(&set.metadata) {
+        if selector.is_everything() {
+            return Ok(Outcome::Done);
+        }
+        let deleting = meta::is_deleting(&set.metadata);
+        let member = |pod: &Pod| identity::ordinal(&set, &pod.name_any()).is_some();
+        let claim = ownership::claim(uid, deleting, &selector, self.pods.candidates(&key.0, uid), member);
+        let pods = ownership::settle(&self.controller, &*set, claim).await?;
+        if deleting {
+            // Its pods go before it does: they are counted, and nothing is made for it any more.
+            if let Some(versions) = last_versions(&set) {
+                self.write_status(&key, &set, plan::status(&set, &pods, &versions, Timestamp::now())).await?;
+            }
             return Ok(Outcome::Done);
         }
         let claim = ownership::claim(uid, false, &selector, self.history.get(&key.0), |_| true);
         let history = ownership::settle(&self.controller, &*set, claim).await?;
-        let member = |pod: &Pod| identity::ordinal(&set, &pod.name_any()).is_some();
-        let claim = ownership::claim(uid, false, &selector, self.pods.candidates(&key.0, uid), member);
-        let pods = ownership::settle(&self.controller, &*set, claim).await?;
 
         let collisions = set.status.as_ref().and_then(|status| status.collision_count);
         let settled = revisions::settle(&self.controller, &*set, &set.spec.template, &history, collisions).await?;
@@ -317,6 +325,13 @@ impl Worker {
     }
 }
 
+/// The versions that the status names; none: it was never written.
+fn last_versions(set: &StatefulSet) -> Option<plan::Versions> {
+    let status = set.status.as_ref()?;
+    let version = |name: &Option<String>| Some(Version { name: name.clone()?, template: set.spec.template.clone() });
+    Some(plan::Versions { current: version(&status.current_revision)?, update: version(&status.update_revision)? })
+}
+
 /// The revision being rolled out, and the one it replaces.
 fn versions(set: &StatefulSet, update: &ControllerRevision, history: &[Arc<ControllerRevision>]) -> plan::Versions {
     let version = |revision: &ControllerRevision| Version {
@@ -327,4 +342,31 @@ fn versions(set: &StatefulSet, update: &ControllerRevision, history: &[Arc<Contr
     let current = history.iter().find(|revision| Some(revision.name_any().as_str()) == named);
     let update = Version { name: update.name_any(), template: set.spec.template.clone() };
     plan::Versions { current: current.map_or_else(|| update.clone(), |revision| version(revision)), update }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::podstate::testing::{at, pod, ready};
+    use k8s_openapi::api::apps::v1::StatefulSetStatus;
+
+    #[test]
+    fn pods_of_a_set_being_deleted_are_counted_by_the_versions_it_had() {
+        let mut set = StatefulSet::default();
+        set.metadata.name = Some("web".into());
+        assert!(last_versions(&set).is_none(), "nothing was ever counted");
+        set.status = Some(StatefulSetStatus {
+            replicas: 3,
+            ready_replicas: Some(3),
+            current_revision: Some("old".into()),
+            update_revision: Some("new".into()),
+            ..Default::default()
+        });
+        let versions = last_versions(&set).expect("the status names both");
+        let mut left = ready(pod("web-0", "n1", "Running"), 0);
+        left.metadata.labels = Some([(revisions::HASH_LABEL.to_owned(), "old".to_owned())].into());
+        let status = plan::status(&set, &[Arc::new(left)], &versions, at(10));
+        assert_eq!((status.replicas, status.ready_replicas, status.current_replicas), (1, Some(1), Some(1)));
+        assert_eq!((status.current_revision.as_deref(), status.update_revision.as_deref()), (Some("old"), Some("new")));
+    }
 }

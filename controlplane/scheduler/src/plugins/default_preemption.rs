@@ -28,6 +28,9 @@ const FEWEST_CANDIDATES: usize = 100;
 
 pub struct DefaultPreemption;
 
+/// Reads and parses the budgets: asked for only when pods could be deleted.
+pub type Budgets<'a> = &'a dyn Fn() -> Vec<Budget>;
+
 /// A PodDisruptionBudget, parsed.
 #[derive(Debug, Clone)]
 pub struct Budget {
@@ -121,8 +124,9 @@ fn find_candidates(failed: &Failed<'_>) -> (Vec<Candidate>, Vec<Rejection>) {
     let hopeless = failed.snapshot.nodes.len() - possible.len();
     let mut rejections = vec![Rejection::unresolvable(NOT_HELPFUL); hopeless];
     let mut candidates = Vec::new();
+    let budgets = if possible.is_empty() { Vec::new() } else { (failed.budgets)() };
     for at in possible {
-        match select_victims(failed, at) {
+        match select_victims(failed, at, &budgets) {
             Ok(candidate) => candidates.push(candidate),
             Err(rejection) => rejections.push(rejection),
         }
@@ -133,7 +137,7 @@ fn find_candidates(failed: &Failed<'_>) -> (Vec<Candidate>, Vec<Rejection>) {
     (candidates, rejections)
 }
 
-fn select_victims(failed: &Failed<'_>, at: usize) -> Result<Candidate, Rejection> {
+fn select_victims(failed: &Failed<'_>, at: usize, budgets: &[Budget]) -> Result<Candidate, Rejection> {
     let node = &failed.snapshot.nodes[at];
     let mut lower: Vec<Arc<PodInfo>> =
         node.pods.iter().filter(|pod| pod.priority < failed.pod.priority).cloned().collect();
@@ -150,7 +154,7 @@ fn select_victims(failed: &Failed<'_>, at: usize) -> Result<Candidate, Rejection
     fits(&trial).map_err(|(_, rejection)| rejection)?;
 
     lower.sort_by_key(|pod| (Reverse(pod.priority), started(pod)));
-    let (violating, others) = split_by_budgets(lower, failed.budgets);
+    let (violating, others) = split_by_budgets(lower, budgets);
     let mut candidate = Candidate { node: node.name.clone(), victims: Vec::new(), budget_violations: 0 };
     let budget_bound = violating.len();
     for (nth, pod) in violating.into_iter().chain(others).enumerate() {

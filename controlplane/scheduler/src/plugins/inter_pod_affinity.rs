@@ -20,8 +20,8 @@ const HARD_AFFINITY_WEIGHT: i64 = 1;
 
 pub struct InterPodAffinity;
 
-/// Numbers by topology key and value.
-type Domains = HashMap<(String, String), i64>;
+/// Numbers by topology key, then by its value: a node looks its own few domains up, however many there are.
+type Domains = HashMap<String, HashMap<String, i64>>;
 
 #[derive(Default)]
 struct Counts {
@@ -37,13 +37,18 @@ struct Scores(Domains);
 
 fn add(domains: &mut Domains, term: &Term, node: &NodeInfo, amount: i64) {
     if let Some(value) = node.label(&term.topology_key) {
-        *domains.entry((term.topology_key.clone(), value.to_owned())).or_default() += amount;
+        *domains.entry(term.topology_key.clone()).or_default().entry(value.to_owned()).or_default() += amount;
     }
+}
+
+/// The numbers of the domains that the node is in.
+fn of_node<'a>(domains: &'a Domains, node: &'a NodeInfo) -> impl Iterator<Item = i64> + 'a {
+    domains.iter().filter_map(move |(key, values)| values.get(node.label(key)?).copied())
 }
 
 fn at(domains: &Domains, term: &Term, node: &NodeInfo) -> Option<i64> {
     let value = node.label(&term.topology_key)?;
-    Some(domains.get(&(term.topology_key.clone(), value.to_owned())).copied().unwrap_or(0))
+    Some(domains.get(&term.topology_key).and_then(|values| values.get(value)).copied().unwrap_or(0))
 }
 
 fn count(pod: &PodInfo, snapshot: &Snapshot) -> Counts {
@@ -90,7 +95,7 @@ impl Counts {
     }
 
     fn is_kept_out(&self, node: &NodeInfo) -> bool {
-        self.existing_anti.iter().any(|((key, value), count)| *count > 0 && node.label(key) == Some(value))
+        of_node(&self.existing_anti, node).any(|count| count > 0)
     }
 }
 
@@ -166,9 +171,7 @@ impl Plugin for InterPodAffinity {
     }
 
     fn score(&self, state: &CycleState, _pod: &PodInfo, node: &NodeInfo) -> i64 {
-        let Some(Scores(domains)) = state.get::<Scores>() else { return 0 };
-        let here = domains.iter().filter(|((key, value), _)| node.label(key) == Some(value));
-        here.map(|(_, score)| score).sum()
+        state.get::<Scores>().map_or(0, |Scores(domains)| of_node(domains, node).sum())
     }
 
     /// Scores may be negative here: the range between the worst and the best is spread out.
@@ -279,5 +282,23 @@ mod tests {
         assert_eq!(scores, [-5, -5, 0, 0]);
         InterPodAffinity.normalize(&state, &pod, &mut scores);
         assert_eq!(scores, [0, 0, 100, 100]);
+    }
+
+    #[test]
+    fn what_a_node_costs_does_not_grow_with_the_domains() {
+        let far = json!({"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
+            {"labelSelector": {"matchLabels": {"app": "web"}}, "topologyKey": "kubernetes.io/hostname"}]}});
+        let nodes = (0..50).map(|at| {
+            let mut here = node(&format!("n{at}"), json!({}));
+            here.add_pod(Arc::new(labelled(&format!("p{at}"), "web", far.clone())));
+            Arc::new(here)
+        });
+        let mut nodes: Vec<Arc<NodeInfo>> = nodes.collect();
+        nodes.push(Arc::new(node("free", json!({}))));
+        let snapshot = Snapshot { nodes: Arc::new(nodes), ..Snapshot::default() };
+        let pod = labelled("p", "web", far);
+        let counts = count(&pod, &snapshot);
+        assert_eq!(counts.existing_anti.len(), 1, "one key, which a node is asked for once");
+        assert_eq!(filtered(&pod, &snapshot).iter().filter(|refused| refused.is_none()).count(), 1);
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! `DoNotSchedule` constraints filter, `ScheduleAnyway` ones score. A pod without constraints of its
 //! own is spread with its siblings (pods of the same ReplicaSet, StatefulSet or
-//! ReplicationController) over hosts and zones, as Kubernetes' system defaults do: siblings are
-//! told by their controller's UID, which spares this plugin a cache of controllers.
+//! ReplicationController, or else behind the same Services) over hosts and zones, as Kubernetes'
+//! system defaults do: siblings of a controller are told by its UID, which spares this plugin a
+//! cache of controllers.
 
 use std::collections::HashMap;
 
@@ -70,17 +71,26 @@ impl Constraint {
     }
 
     /// Kubernetes' system defaults.
-    fn defaults(pod: &PodInfo) -> Vec<Self> {
+    fn defaults(pod: &PodInfo, snapshot: &Snapshot) -> Vec<Self> {
         let owners = pod.pod.metadata.owner_references.iter().flatten();
         let controller = owners
             .filter(|owner| owner.controller == Some(true))
             .find(|owner| matches!(owner.kind.as_str(), "ReplicaSet" | "StatefulSet" | "ReplicationController"));
-        let Some(controller) = controller else { return Vec::new() };
+        let siblings = match controller {
+            Some(controller) => Siblings::Controller(controller.uid.clone()),
+            None => {
+                let labels = snapshot.service_labels(pod);
+                if labels.is_empty() {
+                    return Vec::new();
+                }
+                Siblings::Selected(Selector::from_map(&labels))
+            }
+        };
         let over = |key: &str, max_skew| Self {
             key: key.to_owned(),
             max_skew,
             min_domains: 1,
-            siblings: Siblings::Controller(controller.uid.clone()),
+            siblings: siblings.clone(),
             honor_affinity: true,
             honor_taints: false,
         };
@@ -130,17 +140,31 @@ fn count(constraints: &[Constraint], pod: &PodInfo, snapshot: &Snapshot, require
     counts
 }
 
-struct Hard(Vec<(Constraint, Counts)>);
+struct Hard(Vec<Spread>);
+
+struct Spread {
+    constraint: Constraint,
+    counts: Counts,
+    /// Siblings in the domain with the fewest: found once, not for every node.
+    fewest: i64,
+}
+
+impl Spread {
+    fn of((constraint, counts): (Constraint, Counts)) -> Self {
+        let fewest = match counts.values().min() {
+            Some(fewest) if counts.len() >= constraint.min_domains => *fewest,
+            // A domain that is missing has none.
+            _ => 0,
+        };
+        Self { constraint, counts, fewest }
+    }
+}
 
 impl Hard {
     fn check(&self, pod: &PodInfo, node: &NodeInfo) -> Result<(), Rejection> {
-        for (constraint, counts) in &self.0 {
+        for Spread { constraint, counts, fewest } in &self.0 {
             let Some(value) = node.label(&constraint.key) else {
                 return Err(Rejection::unresolvable(MISSING_LABEL));
-            };
-            let fewest = match counts.values().min() {
-                Some(fewest) if counts.len() >= constraint.min_domains => *fewest,
-                _ => 0,
             };
             let with_it = i64::from(constraint.is_sibling(pod, pod));
             let here = counts.get(value).copied().unwrap_or(0);
@@ -166,7 +190,7 @@ impl Soft {
         let own = Constraint::of(pod, "ScheduleAnyway");
         let has_own =
             pod.spec().is_some_and(|spec| spec.topology_spread_constraints.as_ref().is_some_and(|c| !c.is_empty()));
-        let constraints = if has_own { own } else { Constraint::defaults(pod) };
+        let constraints = if has_own { own } else { Constraint::defaults(pod, snapshot) };
         if constraints.is_empty() {
             return None;
         }
@@ -224,7 +248,7 @@ impl Plugin for PodTopologySpread {
             return PreFilter::Skip;
         }
         let counts = count(&constraints, pod, snapshot, true);
-        state.put(Hard(constraints.into_iter().zip(counts).collect()));
+        state.put(Hard(constraints.into_iter().zip(counts).map(Spread::of).collect()));
         PreFilter::Go
     }
 
@@ -282,6 +306,7 @@ mod tests {
     use super::*;
     use crate::testing::{node, object};
     use serde_json::{Value, json};
+    use std::collections::BTreeMap;
     use std::sync::Arc;
 
     fn web(name: &str, constraints: Value) -> PodInfo {
@@ -334,6 +359,18 @@ mod tests {
     }
 
     #[test]
+    fn the_emptiest_domain_is_looked_for_once() {
+        let mut of_three = constraint("DoNotSchedule", 1);
+        of_three["minDomains"] = json!(3);
+        for (constraint, fewest) in [(constraint("DoNotSchedule", 1), 2), (of_three, 0)] {
+            let (pod, snapshot) = (web("new", json!([constraint])), snapshot(&[3, 2]));
+            let mut state = CycleState::default();
+            PodTopologySpread.pre_filter(&mut state, &pod, &snapshot);
+            assert_eq!(state.get::<Hard>().map(|hard| hard.0[0].fewest), Some(fewest));
+        }
+    }
+
+    #[test]
     fn soft_constraints_prefer_fewer_siblings() {
         let (pod, snapshot) = (web("new", json!([constraint("ScheduleAnyway", 1)])), snapshot(&[2, 1, 0]));
         let mut state = CycleState::default();
@@ -360,6 +397,25 @@ mod tests {
         };
         let mut state = CycleState::default();
         let pod = replica("b");
+        assert!(PodTopologySpread.pre_score(&mut state, &pod, &snapshot, &[0, 1]));
+        let scores: Vec<i64> = snapshot.nodes.iter().map(|node| PodTopologySpread.score(&state, &pod, node)).collect();
+        assert!(scores[0] > scores[1], "more siblings before normalizing: {scores:?}");
+    }
+
+    #[test]
+    fn bare_pods_behind_a_service_spread_over_hosts_without_being_told() {
+        let mut busy = node("busy", json!({}));
+        busy.add_pod(Arc::new(web("a", json!([]))));
+        let mut snapshot = Snapshot {
+            nodes: Arc::new(vec![Arc::new(busy), Arc::new(node("free", json!({})))]),
+            ..Snapshot::default()
+        };
+        let pod = web("b", json!([]));
+        assert!(!PodTopologySpread.pre_score(&mut CycleState::default(), &pod, &snapshot, &[0, 1]), "no Service");
+        let selector = BTreeMap::from([("app".to_owned(), "web".to_owned())]);
+        let services = BTreeMap::from([("web".to_owned(), selector)]);
+        snapshot.services = Arc::new(HashMap::from([("default".to_owned(), services)]));
+        let mut state = CycleState::default();
         assert!(PodTopologySpread.pre_score(&mut state, &pod, &snapshot, &[0, 1]));
         let scores: Vec<i64> = snapshot.nodes.iter().map(|node| PodTopologySpread.score(&state, &pod, node)).collect();
         assert!(scores[0] > scores[1], "more siblings before normalizing: {scores:?}");

@@ -6,9 +6,9 @@
 //! survive once [`DiskFile::sync`] returned, names (made, replaced, removed) once
 //! [`Disk::sync_names`] did, and a sector of 512 bytes is written whole or not at all.
 
-use std::fs::{File, TryLockError};
+use std::fs::{File, Permissions, TryLockError};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -42,6 +42,9 @@ pub trait DiskFile: Send + Sync + 'static {
 }
 
 const LOCK: &str = "lock";
+/// Every Secret is in these files: they are their owner's alone, as etcd's are.
+const OWN_DIRECTORY: u32 = 0o700;
+pub const OWN_FILE: u32 = 0o600;
 
 /// A directory of the file system, locked against other processes as long as this lives.
 pub struct Directory {
@@ -54,6 +57,9 @@ impl Directory {
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let damage = Damage::of(path);
         std::fs::create_dir_all(path).map_err(damage.io("making the directory"))?;
+        // Also where an earlier version made it.
+        let own = std::fs::set_permissions(path, Permissions::from_mode(OWN_DIRECTORY));
+        own.map_err(damage.io("setting the permissions of"))?;
         let place = path.join(LOCK);
         let lock = File::options().create(true).truncate(false).write(true).open(&place);
         let lock = lock.map_err(Damage::of(&place).io("opening"))?;
@@ -77,7 +83,7 @@ impl Disk for Directory {
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         let mut options = File::options();
-        options.read(true).write(true).create(true).truncate(true);
+        options.read(true).write(true).create(true).truncate(true).mode(OWN_FILE);
         Ok(Arc::new(options.open(self.path.join(name))?))
     }
 
@@ -117,5 +123,22 @@ impl DiskFile for File {
 
     fn sync(&self) -> io::Result<()> {
         self.sync_data()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_stored_is_open_to_its_owner_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("server/db");
+        std::fs::create_dir_all(&path).unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+        let disk = Directory::open(&path).unwrap();
+        drop(disk.create("00000001.log").unwrap());
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&path), mode(&path.join("00000001.log"))), (OWN_DIRECTORY, OWN_FILE));
     }
 }

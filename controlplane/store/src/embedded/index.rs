@@ -34,6 +34,8 @@ pub struct Index {
     pub compacted: Revision,
     cleaned: Revision,
     pub usage: Usage,
+    /// Bytes of the versions that only history needs.
+    superseded: u64,
 }
 
 /// Where one key stands.
@@ -51,6 +53,8 @@ pub struct Past {
     pub place: Place,
     pub deleted: bool,
     pub previous: Head,
+    /// Bytes of the version it replaced, which is kept as long as this is not forgotten.
+    pub replaced: u32,
 }
 
 impl Entry {
@@ -118,6 +122,11 @@ impl Index {
 
     /// A new write, one revision above the last.
     pub fn push(&mut self, key: Key, place: Place, deleted: bool, previous: Head) {
+        let replaced = match previous.live() {
+            0 => 0,
+            revision => self.place(&key, revision).map_or(0, |place| place.length),
+        };
+        self.superseded += u64::from(replaced);
         self.revision += 1;
         let head = Head { revision: self.revision, deleted };
         // The key's first copy is the one that is kept.
@@ -133,7 +142,22 @@ impl Index {
             }
         };
         self.usage.need(place);
-        self.history.push_back(Past { key, place, deleted, previous });
+        self.history.push_back(Past { key, place, deleted, previous, replaced });
+    }
+
+    /// The revision up to which history is to go, so that what only it needs weighs no more than `bytes`, or
+    /// than half of what lives.
+    pub fn heavy_until(&self, bytes: u64) -> Revision {
+        let limit = bytes.max(self.usage.needed().saturating_sub(self.superseded) / 2);
+        let (mut weight, mut revision) = (self.superseded, self.cleaned);
+        for past in &self.history {
+            if weight <= limit {
+                break;
+            }
+            weight -= u64::from(past.replaced);
+            revision += 1;
+        }
+        revision
     }
 
     /// The newest version at or below the cleaned revision, while the index is being filled.
@@ -171,6 +195,7 @@ impl Index {
             return false;
         }
         let Some(past) = self.history.pop_front() else { return false };
+        self.superseded -= u64::from(past.replaced);
         self.cleaned += 1;
         let head = Head { revision: self.cleaned, deleted: past.deleted };
         if self.history.capacity() > 4096 && self.history.len() * 4 < self.history.capacity() {
@@ -280,6 +305,23 @@ mod tests {
         assert_eq!(index.usage.needed(), 20, "/a at 9, /c at 5");
         assert!(index.needs("/a", 9, place(9)) && !index.needs("/a", 8, place(8)));
         assert!(!index.needs("/b", 7, place(7)));
+    }
+
+    /// One large object that is written again and again would else fill the disk within minutes.
+    #[test]
+    fn history_goes_by_weight() {
+        let mut index = index();
+        assert_eq!(index.superseded, 30, "/a at 4 and at 8, /b at 6");
+        // 30 live: half of that may stay.
+        for (bytes, until) in [(30, 3), (29, 7), (20, 7), (19, 8), (0, 8)] {
+            assert_eq!(index.heavy_until(bytes), until, "{bytes}");
+        }
+        index.compacted = 8;
+        while index.forget(u64::MAX) {}
+        assert_eq!((index.superseded, index.heavy_until(0)), (10, 8));
+        index.compacted = 9;
+        while index.forget(u64::MAX) {}
+        assert_eq!(index.superseded, 0);
     }
 
     #[test]

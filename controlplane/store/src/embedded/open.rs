@@ -40,8 +40,10 @@ pub struct Options {
     pub segment_bytes: u32,
     /// History younger than this is kept ...
     pub history_age: Duration,
-    /// ... unless it is more than this many revisions, and more than half the live keys.
+    /// ... unless it is more than this many revisions, and more than half the live keys ...
     pub history_revisions: u64,
+    /// ... or what only history needs is more than so many bytes, and more than half of what lives.
+    pub history_bytes: u64,
     /// Events that may wait for one watcher before its watch is ended.
     pub watch_events: usize,
     /// The same in bytes of keys and values.
@@ -50,11 +52,12 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        let Retention { age, revisions } = Retention::default();
+        let Retention { age, revisions, bytes } = Retention::default();
         Self {
             segment_bytes: 0,
             history_age: age,
             history_revisions: revisions,
+            history_bytes: bytes,
             watch_events: 16_384,
             watch_bytes: 64 * 1024 * 1024,
         }
@@ -163,7 +166,8 @@ fn start(disk: Arc<dyn Disk>, manifest: Manifest, loaded: Loaded, options: &Opti
         },
     };
     let limits = QueueLimits { events: options.watch_events, bytes: options.watch_bytes };
-    let retention = Retention { age: options.history_age, revisions: options.history_revisions };
+    let (age, revisions, bytes) = (options.history_age, options.history_revisions, options.history_bytes);
+    let retention = Retention { age, revisions, bytes };
     let shared = Shared {
         path: path.clone(),
         inbox: Inbox::default(),

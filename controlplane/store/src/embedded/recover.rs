@@ -154,7 +154,9 @@ impl Reading {
                 let detail = format!("it has revision {}, the store ends before", entry.revision);
                 return Err(segment.damage().because(detail));
             };
-            *past = Some(Past { key: entry.key.into(), place, deleted: entry.deleted, previous: entry.previous });
+            // What it replaced is weighed when the index takes it in.
+            let (key, replaced) = (entry.key.into(), 0);
+            *past = Some(Past { key, place, deleted: entry.deleted, previous: entry.previous, replaced });
         }
         Ok(Builder::after(entries, count))
     }

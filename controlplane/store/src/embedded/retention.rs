@@ -1,8 +1,9 @@
 //! How far back history is kept. Pure: the writer asks it once a second.
 //!
 //! History younger than [`Retention::age`] is kept, unless there is more of it than
-//! [`Retention::revisions`] or half the live keys, whichever is more: so the file stays within
-//! about twice the live data however fast is written.
+//! [`Retention::revisions`] or half the live keys, whichever is more, or what only it needs weighs more
+//! than [`Retention::bytes`] and than half of what lives: so the disk is not filled however fast is
+//! written, nor by how large values.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -13,12 +14,13 @@ use crate::Revision;
 pub struct Retention {
     pub age: Duration,
     pub revisions: u64,
+    pub bytes: u64,
 }
 
 impl Default for Retention {
     fn default() -> Self {
         // Kubernetes compacts etcd every five minutes.
-        Self { age: Duration::from_secs(300), revisions: 20_000 }
+        Self { age: Duration::from_secs(300), revisions: 20_000, bytes: 512 << 20 }
     }
 }
 
@@ -34,6 +36,11 @@ impl History {
     /// What was written before `now` counts as written at `now`: nobody noted when it was.
     pub fn new(retention: Retention, now: Instant, revision: Revision) -> Self {
         Self { retention, samples: VecDeque::from([(now, revision)]) }
+    }
+
+    /// What superseded versions may weigh.
+    pub fn bytes(&self) -> u64 {
+        self.retention.bytes
     }
 
     /// Notes the revision, at most once a second, and says up to which one history may go.
@@ -60,7 +67,7 @@ mod tests {
     fn history_goes_by_age_and_by_amount() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let retention = Retention { age: Duration::from_secs(300), revisions: 1000 };
+        let retention = Retention { age: Duration::from_secs(300), revisions: 1000, ..Retention::default() };
         let mut history = History::new(retention, start, 10);
         // (seconds, revision, live keys) -> compact to
         let table = [

@@ -7,11 +7,13 @@
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Embedded;
 use super::damage::Damage;
+use super::disk::OWN_FILE;
 use super::record::{self, Head, Record};
 use super::view::Walk;
 use super::writer::Shared;
@@ -50,7 +52,9 @@ pub fn read_snapshot(file: &Path, mut f: impl FnMut(KeyValue)) -> Result<Snapsho
 fn save(shared: &Shared, file: &Path) -> Result<SnapshotInfo, StoreError> {
     let damage = Damage::of(file);
     let partial = file.with_extension("partial");
-    let out = File::create(&partial).map_err(damage.io("creating the snapshot"))?;
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true).mode(OWN_FILE);
+    let out = options.open(&partial).map_err(damage.io("creating the snapshot"))?;
     let info = write_to(shared, &out, damage)?;
     out.sync_all().map_err(damage.io("syncing the snapshot"))?;
     std::fs::rename(&partial, file).map_err(damage.io("renaming the snapshot"))?;
@@ -66,7 +70,7 @@ pub fn unnamed(shared: &Shared, dir: &Path) -> Result<File, StoreError> {
     let path = dir.join(format!("sending-{}-{number}.snapshot", std::process::id()));
     let damage = Damage::of(&path);
     let mut options = File::options();
-    options.read(true).write(true).create(true).truncate(true);
+    options.read(true).write(true).create(true).truncate(true).mode(OWN_FILE);
     let mut out = options.open(&path).map_err(damage.io("creating the snapshot"))?;
     std::fs::remove_file(&path).map_err(damage.io("taking the name from the snapshot"))?;
     write_to(shared, &out, damage)?;

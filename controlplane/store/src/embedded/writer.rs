@@ -172,6 +172,7 @@ impl Writer {
         }
         plan.expire(&mut self.expiry, now, EXPIRE_STEP)?;
         let target = self.history.compact_to(Instant::now(), core.index.revision, core.index.keys());
+        let target = target.max(core.index.heavy_until(self.history.bytes()));
         let due = target.saturating_sub(plan.compacted);
         if due >= IDLE_FORGET_STEP as u64 || (due > 0 && !requests.is_empty()) {
             plan.compacted = target.min(core.index.revision);

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::stream::{self, BoxStream, StreamExt};
+use futures::stream::{self, BoxStream, Stream, StreamExt};
 use proto::etcdserverpb::watch_client::WatchClient;
 use proto::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse, watch_request};
 use proto::mvccpb;
@@ -144,7 +144,7 @@ pub fn replay(
 
 /// The part of a stream up to `to`, with only the events under `prefix`.
 fn cut(
-    stream: Streaming<WatchResponse>,
+    stream: impl Stream<Item = Result<WatchResponse, Status>> + Unpin + Send + 'static,
     shared: Arc<Shared>,
     prefix: String,
     from: Revision,
@@ -154,7 +154,9 @@ fn cut(
         let (shared, prefix) = (shared.clone(), prefix.clone());
         async move {
             let mut stream = stream?;
-            let response = match stream.next().await? {
+            // What follows on the end of a replay is what the feed brings: events in between would be lost.
+            let ended = || Err(Status::unavailable("the stream ended"));
+            let response = match stream.next().await.unwrap_or_else(ended) {
                 Ok(response) => response,
                 Err(status) => return Some((Err(shared.endpoints.error("watching", &status)), None)),
             };
@@ -182,4 +184,29 @@ fn cut(
         }
     });
     batches.filter(|batch| std::future::ready(batch.as_ref().map_or(true, |batch| batch.revision > 0))).boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::QueueLimits;
+
+    /// As a proxy between ends it; the watch would go on behind what was still to come.
+    #[tokio::test]
+    async fn a_replay_whose_stream_ends_early_fails() {
+        let (asked, _asking) = mpsc::unbounded_channel();
+        let shared = Arc::new(Shared {
+            endpoints: Endpoints::new(&["http://127.0.0.1:1".to_owned()], None).unwrap(),
+            hub: Arc::new(Hub::new(9, QueueLimits { events: 10, bytes: 1000 })),
+            published: watch::Sender::new(9),
+            asked,
+        });
+        let created = mvccpb::KeyValue { create_revision: 7, mod_revision: 7, ..mvccpb::KeyValue::default() };
+        let kv = mvccpb::KeyValue { key: "/a".into(), ..created };
+        let told = mvccpb::Event { kv: Some(kv), ..mvccpb::Event::default() };
+        let response = WatchResponse { events: vec![told], ..WatchResponse::default() };
+        let mut batches = cut(stream::iter([Ok(response)]), shared, "/".to_owned(), 7, 9);
+        assert!(matches!(batches.next().await, Some(Ok(Batch { revision: 7, .. }))));
+        assert!(matches!(batches.next().await, Some(Err(StoreError::Unavailable { .. }))));
+    }
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use api::quantity::{Format, Quantity};
-use api::resources::{Side, of_pod};
+use api::resources::{Side, held, of_pod};
 use async_trait::async_trait;
 use serde_json::{Map, Value};
 use tokio::sync::Mutex;
@@ -198,6 +198,8 @@ fn pod_usage(pod: &Value, counted: &mut Usage) {
     }
     counted.insert("pods".to_owned(), Quantity::from_units(1, Format::DecimalSi));
     let Ok(spec) = serde_json::from_value(at(pod, "spec").clone()) else { return };
+    let status = serde_json::from_value(at(pod, "status").clone()).ok();
+    let spec = held(&spec, status.as_ref());
     for (side, prefix) in [(Side::Requests, "requests"), (Side::Limits, "limits")] {
         for (resource, amount) in of_pod(&spec, side) {
             let standard = matches!(resource.as_str(), "cpu" | "memory" | "ephemeral-storage")

@@ -102,6 +102,21 @@ fn what_counts() {
 }
 
 #[test]
+fn a_pod_being_resized_counts_what_it_holds() {
+    let resized = |wanted: &str, pending: &str| {
+        let mut pod = pod(json!({"requests": {"cpu": wanted}}));
+        pod["status"] = json!({"phase": "Running",
+            "containerStatuses": [{"name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+                "resources": {"requests": {"cpu": "2"}}, "allocatedResources": {"cpu": "2"}}],
+            "conditions": [{"type": "PodResizePending", "status": "True", "reason": pending}]});
+        usage("", "pods", &pod)["requests.cpu"].to_string()
+    };
+    assert_eq!(resized("3", "Deferred"), "3");
+    assert_eq!(resized("1", "Deferred"), "2", "it has not given back what it had");
+    assert_eq!(resized("9", "Infeasible"), "2", "it will never have that");
+}
+
+#[test]
 fn scopes() {
     let scoped = |scope: &str| json!({"spec": {"scopes": [scope]}});
     assert!(matches(&scoped("BestEffort"), "pods", &pod(json!({}))));

@@ -2,13 +2,16 @@
 //!
 //! Key functions: [`pod`] for Pods, [`template`] for everything that embeds a `PodTemplateSpec`:
 //! what differs is only what upstream sets on Pods alone (requests from limits, service links,
-//! host ports of the host network).
+//! host ports of the host network). [`pod_level`] waits until admission has seen the containers.
 
-use serde_json::{Map, Value, json};
+use api::quantity::{Format, Quantity};
+use serde_json::{Value, json};
 
+use super::resources;
+use crate::kinds::check::Node;
 use crate::kinds::value::{
-    at, default, default_int, default_text, ensure_map, flag, get, get_mut, has, int, list_mut, map, opt_text, set,
-    text,
+    at, default, default_int, default_text, ensure_map, flag, get, get_mut, has, int, list, list_mut, map, opt_text,
+    set, text,
 };
 
 /// Where the three kinds of containers are.
@@ -18,7 +21,6 @@ pub const CONTAINER_LISTS: [&str; 3] = ["initContainers", "containers", "ephemer
 pub fn pod(pod: &mut Value) {
     let spec = ensure_spec(pod);
     requests_from_limits(spec);
-    pod_level_requests(spec);
     default(spec, "enableServiceLinks", true);
     if flag(spec, "hostNetwork") {
         host_ports(spec);
@@ -42,6 +44,9 @@ fn pod_spec(spec: &mut Value) {
     default(spec, "terminationGracePeriodSeconds", 30);
     default_text(spec, "schedulerName", "default-scheduler");
     service_account_alias(spec);
+    for amounts in ["overhead", "resources.limits", "resources.requests"] {
+        thousandths(spec, amounts);
+    }
     for containers in CONTAINER_LISTS {
         for item in list_mut(spec, containers) {
             container(item);
@@ -72,12 +77,18 @@ fn container(container: &mut Value) {
     default_text(container, "terminationMessagePath", "/dev/termination-log");
     default_text(container, "terminationMessagePolicy", "File");
     default(container, "resources", json!({}));
+    for amounts in ["resources.limits", "resources.requests"] {
+        thousandths(container, amounts);
+    }
     for port in list_mut(container, "ports") {
         default_text(port, "protocol", "TCP");
     }
     for variable in list_mut(container, "env") {
         if has(variable, "valueFrom.fieldRef") {
             default_text(variable, "valueFrom.fieldRef.apiVersion", "v1");
+        }
+        if has(variable, "valueFrom.fileKeyRef") {
+            default(variable, "valueFrom.fileKeyRef.optional", false);
         }
     }
     for probe_name in ["livenessProbe", "readinessProbe", "startupProbe"] {
@@ -110,15 +121,27 @@ fn http_get(handler: &mut Value) {
     }
 }
 
-/// `Always` for `:latest` and for no tag at all, `IfNotPresent` otherwise.
-pub fn pull_policy(image: &str) -> &'static str {
-    if image.contains('@') || image.is_empty() {
-        return "IfNotPresent";
+/// Amounts are whole thousandths, rounded up (`SetDefaults_ResourceList`).
+fn thousandths(owner: &mut Value, amounts: &str) {
+    let Some(Value::Object(amounts)) = get_mut(owner, amounts) else { return };
+    for amount in amounts.values_mut() {
+        // Whatever is finer is written with one of these.
+        let fine = amount.as_str().filter(|text| text.ends_with(['n', 'u']) || text.contains("e-"));
+        let exact = fine.and_then(|text| text.parse::<Quantity>().ok());
+        if let Some(exact) = exact.filter(|exact| exact.nanos() % 1_000_000 != 0) {
+            *amount = Quantity::from_milli(exact.milli(), Format::DecimalSi).to_string().into();
+        }
     }
-    let last = image.rsplit('/').next().unwrap_or(image);
-    match last.split_once(':') {
-        None | Some((_, "latest")) => "Always",
-        Some(_) => "IfNotPresent",
+}
+
+/// `Always` for `:latest`, also beside a digest, and for neither tag nor digest; `IfNotPresent` otherwise.
+pub fn pull_policy(image: &str) -> &'static str {
+    let (name, digest) = image.split_once('@').map_or((image, None), |(name, digest)| (name, Some(digest)));
+    let last = name.rsplit('/').next().unwrap_or(name);
+    match (last.split_once(':'), digest) {
+        (Some((_, "latest")), _) => "Always",
+        (None, None) if !image.is_empty() => "Always",
+        _ => "IfNotPresent",
     }
 }
 
@@ -196,42 +219,48 @@ fn requests_from_limits(spec: &mut Value) {
     }
 }
 
-/// Defaults of a pod's own resources, after they changed.
+/// What a pod as a whole asks for and may use, once it says any of it itself: the rest follows from its
+/// containers (`DefaultPodLevelResources`). Each step builds on the one before.
 pub fn pod_level(pod: &mut Value) {
-    pod_level_requests(ensure_spec(pod));
-}
-
-/// Requests of the pod as a whole, where only its limits or its containers' requests are given.
-fn pod_level_requests(spec: &mut Value) {
-    if !has(spec, "resources") {
+    let spec = ensure_spec(pod);
+    let given: &Value = spec;
+    let own = |side: &str| map(given, &format!("resources.{side}")).cloned().unwrap_or_default();
+    let (mut requests, mut limits) = (own("requests"), own("limits"));
+    if requests.is_empty() && limits.is_empty() {
         return;
     }
-    let mut requests: Map<String, Value> = map(spec, "resources.requests").cloned().unwrap_or_default();
-    let asked = container_requests(spec);
-    for (resource, amount) in &asked {
-        requests.entry(resource).or_insert_with(|| amount.clone());
-    }
-    for (resource, limit) in map(spec, "resources.limits").into_iter().flatten() {
-        requests.entry(resource).or_insert_with(|| limit.clone());
-    }
-    if !requests.is_empty() {
-        set(spec, "resources.requests", requests);
-    }
-}
-
-/// Sum of the containers' requests for what can be asked at pod level.
-fn container_requests(spec: &Value) -> Map<String, Value> {
-    let mut sums: std::collections::BTreeMap<String, api::quantity::Quantity> = std::collections::BTreeMap::new();
-    for container in crate::kinds::value::list(spec, "containers") {
-        for (resource, amount) in crate::kinds::value::entries(container, "resources.requests") {
-            let supported = resource == "cpu" || resource == "memory" || resource.starts_with("hugepages-");
-            if let (true, Some(amount)) = (supported, super::quantity(amount)) {
-                let sum = sums.get(resource).map_or(amount, |sum| *sum + amount);
-                sums.insert(resource.to_owned(), sum);
-            }
+    let root = Node::root(given);
+    let (asked, most) = (resources::aggregate(&root, "requests"), resources::aggregate(&root, "limits"));
+    for (name, limit) in &most {
+        if resources::is_huge(name) && !requests.contains_key(*name) {
+            limits.entry(*name).or_insert_with(|| limit.to_string().into());
         }
     }
-    sums.into_iter().map(|(resource, sum)| (resource, Value::from(sum.to_string()))).collect()
+    for name in resources::POD_LEVEL {
+        if let Some(sum) = asked.get(name) {
+            requests.entry(name).or_insert_with(|| sum.to_string().into());
+        }
+    }
+    for (name, limit) in &limits {
+        if resources::POD_LEVEL.contains(&name.as_str()) || resources::is_huge(name) {
+            requests.entry(name).or_insert_with(|| limit.clone());
+        }
+    }
+    let containers: Vec<&Value> =
+        ["containers", "initContainers"].iter().flat_map(|field| list(given, field)).collect();
+    for name in resources::POD_LEVEL {
+        // One container without a limit leaves the pod without one.
+        let limited = |container: &&Value| map(container, "resources.limits").is_some_and(|own| own.contains_key(name));
+        if let Some(sum) = most.get(name).filter(|_| containers.iter().all(limited)) {
+            let least = requests.get(name).and_then(super::quantity).unwrap_or(Quantity::ZERO);
+            limits.entry(name).or_insert_with(|| least.max(*sum).to_string().into());
+        }
+    }
+    for (side, amounts) in [("resources.requests", requests), ("resources.limits", limits)] {
+        if !amounts.is_empty() {
+            set(spec, side, amounts);
+        }
+    }
 }
 
 /// On the host's network a container port is a host port.
@@ -263,6 +292,9 @@ mod tests {
             ("registry:5000/nginx", "Always"),
             ("registry:5000/nginx:1", "IfNotPresent"),
             ("nginx@sha256:00", "IfNotPresent"),
+            ("registry:5000/nginx:1@sha256:00", "IfNotPresent"),
+            ("nginx:latest@sha256:00", "Always"),
+            ("", "IfNotPresent"),
         ] {
             assert_eq!(pull_policy(image), policy, "{image}");
         }
@@ -318,6 +350,75 @@ mod tests {
                 {"name": "p", "projected": {"defaultMode": 420, "sources": [{"serviceAccountToken": {"path": "t", "expirationSeconds": 3600}}]}}
             ])
         );
+    }
+
+    #[test]
+    fn amounts_finer_than_thousandths_are_rounded_up() {
+        let amounts = json!({"cpu": "100u", "memory": "1500001n", "ephemeral-storage": "1500m", "x/y": "1e-3"});
+        let rounded = json!({"cpu": "1m", "memory": "2m", "ephemeral-storage": "1500m", "x/y": "1e-3"});
+        let mut given = json!({"spec": {"overhead": {"cpu": "1n"}, "containers": [{"name": "c", "image": "a", "resources": {"limits": amounts}}]}});
+        template(&mut given);
+        assert_eq!(given["spec"]["containers"][0]["resources"]["limits"], rounded);
+        assert_eq!(given["spec"]["overhead"], json!({"cpu": "1m"}));
+    }
+
+    #[test]
+    fn keys_of_files_must_be_there() {
+        let variable = json!({"name": "A", "valueFrom": {"fileKeyRef": {"volumeName": "v", "path": "p", "key": "k"}}});
+        let mut given = json!({"spec": {"containers": [{"name": "c", "image": "a", "env": [variable]}]}});
+        template(&mut given);
+        assert_eq!(given["spec"]["containers"][0]["env"][0]["valueFrom"]["fileKeyRef"]["optional"], false);
+    }
+
+    #[test]
+    fn a_pods_own_resources_follow_from_all_its_containers() {
+        let container = |asked: Value, most: Value| json!({"resources": {"requests": asked, "limits": most}});
+        let whole = container(json!({"cpu": "1", "memory": "1Gi"}), json!({"cpu": "2", "memory": "1Gi"}));
+        let setup = container(json!({"cpu": "3"}), json!({"cpu": "3"}));
+        let mut sidecar = container(json!({"cpu": "1"}), json!({"cpu": "1"}));
+        set(&mut sidecar, "restartPolicy", "Always");
+        let huge = json!({"cpu": "1", "hugepages-2Mi": "4Mi"});
+        for (own, containers, init, expected) in [
+            (json!({}), json!([whole]), json!([]), json!({})),
+            (
+                json!({"requests": {"memory": "2Gi"}}),
+                json!([whole]),
+                json!([]),
+                json!({"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"cpu": "2", "memory": "2Gi"}}),
+            ),
+            // What an init container asks for is asked for, and it has no limit of memory.
+            (
+                json!({"requests": {"memory": "1Gi"}}),
+                json!([whole]),
+                json!([setup]),
+                json!({"requests": {"cpu": "3", "memory": "1Gi"}, "limits": {"cpu": "3"}}),
+            ),
+            (
+                json!({"limits": {"memory": "4Gi"}}),
+                json!([whole]),
+                json!([sidecar]),
+                json!({"requests": {"cpu": "2", "memory": "1Gi"}, "limits": {"cpu": "3", "memory": "4Gi"}}),
+            ),
+            (
+                json!({"limits": {"cpu": "4"}}),
+                json!([{}]),
+                json!([]),
+                json!({"requests": {"cpu": "4"}, "limits": {"cpu": "4"}}),
+            ),
+            (
+                json!({"requests": {"cpu": "1"}}),
+                json!([container(huge.clone(), huge.clone())]),
+                json!([]),
+                json!({"requests": huge, "limits": huge}),
+            ),
+        ] {
+            let mut given = json!({"spec": {"resources": own, "containers": containers, "initContainers": init}});
+            pod_level(&mut given);
+            assert_eq!(given["spec"]["resources"], expected, "{own}");
+            let once = given.clone();
+            pod_level(&mut given);
+            assert_eq!(given, once);
+        }
     }
 
     #[test]

@@ -61,6 +61,7 @@ impl Hooks for Pod {
     }
 
     fn prepare_create(&self, ctx: &Context<'_>, pod: &mut Value) {
+        defaults::pod_level(pod);
         let mut status = json!({"phase": "Pending", "qosClass": qos_class(pod)});
         if !list(pod, "spec.schedulingGates").is_empty() {
             status["conditions"] = json!([{

@@ -10,7 +10,7 @@ use super::quantity;
 use crate::kinds::check::{NON_NEGATIVE, Node, Seen};
 
 /// What may be asked for at pod level, beside huge pages.
-const POD_LEVEL: [&str; 2] = ["cpu", "memory"];
+pub const POD_LEVEL: [&str; 2] = ["cpu", "memory"];
 
 /// Resources and quotas that are known by a bare name.
 const STANDARD: [&str; 19] = [
@@ -287,7 +287,7 @@ fn pod_level_name(name: &str, node: &Node<'_>, errors: &mut ErrorList) {
     }
 }
 
-fn is_huge(name: &str) -> bool {
+pub fn is_huge(name: &str) -> bool {
     name.starts_with("hugepages-")
 }
 
