@@ -66,7 +66,8 @@ impl Exception {
         let Self { built_in, chain, packets } = self;
         let has = |wanted: &str| listing.lines().any(|line| line == wanted);
         // of a rule for all packets
-        let target = |line: &str| line.strip_prefix(&format!("-A {built_in} -j "))?.split(' ').next().map(str::to_owned);
+        let target =
+            |line: &str| line.strip_prefix(&format!("-A {built_in} -j "))?.split(' ').next().map(str::to_owned);
         let refused = listing.lines().filter_map(target).any(|target| matches!(target.as_str(), "DROP" | "REJECT"));
         if !refused && !has(&format!("-P {built_in} DROP")) {
             return Vec::new();
@@ -158,11 +159,8 @@ mod tests {
     #[test]
     fn pods_ask_the_cluster_dns_of_a_host_that_takes_nothing() {
         let [_, input] = exceptions();
-        let expected = [
-            "-N SKIFF-INPUT",
-            "-A SKIFF-INPUT -s 10.42.0.0/16 -d 10.43.0.0/16 -j ACCEPT",
-            "-I INPUT 1 -j SKIFF-INPUT",
-        ];
+        let expected =
+            ["-N SKIFF-INPUT", "-A SKIFF-INPUT -s 10.42.0.0/16 -d 10.43.0.0/16 -j ACCEPT", "-I INPUT 1 -j SKIFF-INPUT"];
         assert_eq!(input.missing("-P INPUT DROP\n-A INPUT -j ufw-before-input\n"), expected);
     }
 

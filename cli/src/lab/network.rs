@@ -41,9 +41,7 @@ fn choose(taken: &[Subnet], used: &[IpNet]) -> Option<Subnet> {
     let shared = IpNet::new(IpAddr::V4(Ipv4Addr::new(100, 64, 0, 0)), 10);
     let claimed = used.iter().any(|net| shared.contains(net.address) && !of_a_lab(net));
     let fits = |subnet: &Subnet| {
-        !(claimed && subnet.is_shared())
-            && !taken.contains(subnet)
-            && !used.iter().any(|net| overlap(*net, *subnet))
+        !(claimed && subnet.is_shared()) && !taken.contains(subnet) && !used.iter().any(|net| overlap(*net, *subnet))
     };
     Subnet::all().find(fits)
 }
