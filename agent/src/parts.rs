@@ -45,6 +45,7 @@ pub fn start_network(
         ProxyMode::Nftables => proxy::Mode::Nftables,
         ProxyMode::Iptables => proxy::Mode::Iptables,
     };
+    proxy.node_ip = Some(address);
     proxy.metrics_bind = config.proxy_metrics;
     proxy.cluster_cidr = pods;
     proxy.dns_address = Some(cluster.dns);

@@ -2,11 +2,12 @@
 //!
 //! The same event about the same object is counted, not repeated (client-go's
 //! `EventCorrelator`): the first occurrence creates it, the next ones patch `count` and
-//! `lastTimestamp`. Of one object's events only so many are written at once, and then one in five
+//! `lastTimestamp`. Events that differ in nothing but their messages are counted together from the
+//! tenth message on: a ReplicaSet of a hundred pods is no hundred events. Of one object's events only so many are written at once, and then one in five
 //! minutes: a probe that fails every second is no write every second. Recording never blocks and
 //! never fails the caller: a full queue drops the event and says so in the log.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 
 use jiff::Timestamp;
@@ -26,6 +27,11 @@ const REMEMBERED: usize = 4096;
 const BURST: f64 = 25.0;
 /// Seconds until one more is.
 const REFILL: f64 = 300.0;
+
+/// From so many messages on events of one sort are counted together.
+const SIMILAR: usize = 10;
+/// Seconds without such an event after which its messages are told one by one again.
+const SIMILAR_FOR: f64 = 600.0;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventType {
@@ -51,14 +57,47 @@ impl Occurrence {
     /// Equal for occurrences of the same event. Only a hash is remembered of each: the texts of some
     /// thousand events would be most of what a resting component holds.
     fn identity(&self, hasher: &RandomState) -> u64 {
-        let about = (&self.regarding.uid, &self.regarding.field_path);
-        hasher.hash_one((about, self.kind == EventType::Warning, &self.reason, &self.message))
+        hasher.hash_one((self.sort(hasher), &self.regarding.field_path, &self.message))
+    }
+
+    /// Equal for occurrences about the same object that differ in their messages only.
+    fn sort(&self, hasher: &RandomState) -> u64 {
+        hasher.hash_one((self.object(hasher), self.kind == EventType::Warning, &self.reason))
     }
 
     /// Equal for occurrences about the same object, whatever part of it.
     fn object(&self, hasher: &RandomState) -> u64 {
         let about = &self.regarding;
         hasher.hash_one((&about.api_version, &about.kind, &about.namespace, &about.name, &about.uid))
+    }
+}
+
+/// The messages of each sort of event that are told one by one, and when one of it came last
+/// (`EventAggregator`).
+#[derive(Default)]
+struct Similar {
+    messages: HashMap<u64, (HashSet<u64>, Timestamp)>,
+}
+
+impl Similar {
+    /// Whether an event with this message is counted together with others of its sort.
+    fn joins(&mut self, sort: u64, message: u64, at: Timestamp) -> bool {
+        if self.messages.len() >= REMEMBERED {
+            self.messages.clear();
+        }
+        let (known, last) = self.messages.entry(sort).or_insert_with(|| (HashSet::new(), at));
+        if at.duration_since(*last).as_secs_f64() > SIMILAR_FOR {
+            known.clear();
+        }
+        *last = at;
+        if known.contains(&message) {
+            return false;
+        }
+        let joins = known.len() + 1 >= SIMILAR;
+        if !joins {
+            known.insert(message);
+        }
+        joins
     }
 }
 
@@ -125,12 +164,16 @@ async fn send_all(client: Client, source: EventSource, mut waiting: mpsc::Receiv
     let hasher = RandomState::new();
     // name of the event object and its count so far
     let mut sent: HashMap<u64, (String, i32)> = HashMap::new();
-    let mut allowance = Allowance::default();
-    while let Some(occurrence) = waiting.recv().await {
+    let (mut allowance, mut similar) = (Allowance::default(), Similar::default());
+    while let Some(mut occurrence) = waiting.recv().await {
         if sent.len() >= REMEMBERED {
             sent.clear();
         }
-        let identity = occurrence.identity(&hasher);
+        let (mut identity, sort) = (occurrence.identity(&hasher), occurrence.sort(&hasher));
+        if similar.joins(sort, hasher.hash_one(&occurrence.message), occurrence.at) {
+            identity = sort;
+            occurrence.message.insert_str(0, "(combined from similar events): ");
+        }
         if !allowance.take(occurrence.object(&hasher), occurrence.at) {
             // The next that is written has the count of all.
             if let Some((_, count)) = sent.get_mut(&identity) {
@@ -143,7 +186,7 @@ async fn send_all(client: Client, source: EventSource, mut waiting: mpsc::Receiv
         let repeated = match sent.get_mut(&identity) {
             Some((name, count)) => {
                 *count += 1;
-                count_again(&api, name, *count, occurrence.at).await
+                count_again(&api, name, *count, &occurrence).await
             }
             None => false,
         };
@@ -161,9 +204,10 @@ async fn send_all(client: Client, source: EventSource, mut waiting: mpsc::Receiv
     }
 }
 
-/// Returns whether the event still existed.
-async fn count_again(api: &Api<Event>, name: &str, count: i32, at: Timestamp) -> bool {
-    let patch = serde_json::json!({ "count": count, "lastTimestamp": Time(at) });
+/// Returns whether the event still existed. One that stands for several has the newest one's message.
+async fn count_again(api: &Api<Event>, name: &str, count: i32, newest: &Occurrence) -> bool {
+    let (at, message) = (Time(newest.at), &newest.message);
+    let patch = serde_json::json!({ "count": count, "lastTimestamp": at, "message": message });
     api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.is_ok()
 }
 
@@ -198,6 +242,31 @@ mod tests {
     use jiff::SignedDuration;
 
     use super::*;
+
+    #[test]
+    fn objects_without_a_uid_are_told_apart_by_their_names() {
+        let hasher = RandomState::new();
+        let of = |name: &str| Occurrence {
+            regarding: ObjectReference { name: Some(name.to_owned()), ..Default::default() },
+            kind: EventType::Warning,
+            reason: "OwnerRefInvalidNamespace".to_owned(),
+            message: "the same".to_owned(),
+            at: Timestamp::UNIX_EPOCH,
+        };
+        assert_eq!(of("a").identity(&hasher), of("a").identity(&hasher));
+        assert_ne!(of("a").identity(&hasher), of("b").identity(&hasher));
+    }
+
+    #[test]
+    fn a_hundred_messages_of_one_sort_are_ten_events() {
+        let (mut similar, mut at) = (Similar::default(), Timestamp::UNIX_EPOCH);
+        let alone = (0..100).filter(|message| !similar.joins(1, *message, at)).count();
+        assert_eq!(alone, 9, "the tenth stands for all that follow");
+        assert!(!similar.joins(1, 3, at), "one that was told alone is counted alone");
+        assert!(!similar.joins(2, 200, at), "another sort has its own");
+        at += SignedDuration::from_secs(601);
+        assert!(!similar.joins(1, 300, at), "they are forgotten after ten minutes");
+    }
 
     #[test]
     fn an_object_that_fails_every_second_is_not_written_every_second() {

@@ -156,6 +156,7 @@ impl<K: Kind> Informer<K> {
     }
 
     async fn follow(self, api: Api<K>, config: watcher::Config) {
+        let _ended = Ended(self.clone());
         let mut relisted: Option<Vec<K>> = None;
         let mut events = std::pin::pin!(kube::runtime::WatchStreamExt::default_backoff(watcher(api, config)));
         while let Some(event) = events.next().await {
@@ -192,6 +193,18 @@ impl<K: Kind> Informer<K> {
         for key in gone {
             self.remove(&key);
         }
+    }
+}
+
+/// Lets the handlers go with the watch, however it ends: they hold caches, often this very one, which would stay
+/// for as long as the process. A server that loses its lead and wins it again starts all of them anew.
+struct Ended<K>(Informer<K>);
+
+impl<K> Drop for Ended<K> {
+    fn drop(&mut self) {
+        // Not under the lock: with them goes what they alone held.
+        let handlers = std::mem::take(&mut *self.0.inner.handlers.lock());
+        drop(handlers);
     }
 }
 
@@ -282,6 +295,16 @@ mod tests {
             [("a".to_owned(), false, true), ("b".to_owned(), false, true), ("a".to_owned(), true, false)]
         );
         assert!(informer.get("default", "a").is_none());
+    }
+
+    #[test]
+    fn a_cache_goes_with_its_watch_although_a_handler_holds_it() {
+        let informer = Informer::<ConfigMap>::detached();
+        let (cache, held) = (Arc::downgrade(&informer.inner), informer.clone());
+        informer.on_change(move |_| assert!(held.len() < 2));
+        informer.apply(config_map("a", "1"));
+        drop(Ended(informer));
+        assert!(cache.upgrade().is_none());
     }
 
     #[test]

@@ -14,8 +14,18 @@ fn table() -> Table {
     Table::new(Family::Ipv4, "skiff_dns")
 }
 
-/// Idempotent.
+/// The address, and the rules beside it. Idempotent.
 pub fn ensure(address: Ipv4Addr) -> netlink::Result<()> {
+    put(address)?;
+    if let Err(error) = untracked(address).apply_over_unknown(&mut Nft::open()?) {
+        // Answers are as right with conntrack, only dearer.
+        tracing::debug!(%error, "DNS packets stay in conntrack");
+    }
+    Ok(())
+}
+
+/// Puts the address where it belongs, if it is not there.
+pub fn put(address: Ipv4Addr) -> netlink::Result<()> {
     let mut rtnl = Rtnl::open()?;
     let lo = rtnl.link("lo")?;
     if !lo.up {
@@ -25,14 +35,9 @@ pub fn ensure(address: Ipv4Addr) -> netlink::Result<()> {
     // Global scope: packets to it come from other interfaces.
     let wanted = Address { link: lo.index, net, scope: AddressScope::Global, label: LABEL.to_owned() };
     match rtnl.add_address(&wanted) {
-        Err(error) if !error.is_exists() => return Err(error),
-        _ => {}
+        Err(error) if !error.is_exists() => Err(error),
+        _ => Ok(()),
     }
-    if let Err(error) = untracked(address).apply_over_unknown(&mut Nft::open()?) {
-        // Answers are as right with conntrack, only dearer.
-        tracing::debug!(%error, "DNS packets stay in conntrack");
-    }
-    Ok(())
 }
 
 /// Both directions, before conntrack looks at a packet.
@@ -77,4 +82,26 @@ fn remove_addresses() -> netlink::Result<()> {
         rtnl.delete_address(address)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_somebody_took_away_is_put_back() {
+        let host = || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("run the tests as root");
+            let address = Ipv4Addr::new(10, 43, 0, 10);
+            let is_there = || Rtnl::open().unwrap().addresses().unwrap().iter().any(|each| each.label == LABEL);
+            ensure(address).unwrap();
+            put(address).unwrap();
+            assert!(is_there());
+            remove_addresses().unwrap();
+            assert!(!is_there());
+            put(address).unwrap();
+            assert!(is_there());
+        };
+        std::thread::spawn(host).join().unwrap();
+    }
 }

@@ -37,6 +37,8 @@ const REREAD: Duration = Duration::from_secs(5);
 /// names the servers behind it.
 const BEHIND_STUB: &str = "/run/systemd/resolve/resolv.conf";
 const DNS_PORT: u16 = 53;
+/// Bytes that an answer by UDP may have, whatever its asker has room for.
+const LARGEST_ANSWER: u16 = 4096;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key {
@@ -353,6 +355,9 @@ async fn ask_server(server: SocketAddr, request: &Message) -> std::io::Result<Me
     query.metadata.checking_disabled = request.metadata.checking_disabled;
     query.queries.clone_from(&request.queries);
     query.edns.clone_from(&request.edns);
+    if let Some(edns) = &mut query.edns {
+        edns.set_max_payload(edns.max_payload().min(LARGEST_ANSWER));
+    }
     let bytes = query.to_vec().map_err(std::io::Error::other)?;
     let answer = by_udp(server, &bytes, &query).await?;
     if answer.metadata.truncation { by_tcp(server, &bytes, &query).await } else { Ok(answer) }
@@ -363,7 +368,7 @@ async fn by_udp(server: SocketAddr, bytes: &[u8], query: &Message) -> std::io::R
     let socket = UdpSocket::bind(local).await?;
     socket.connect(server).await?;
     socket.send(bytes).await?;
-    let mut buffer = vec![0; 4096];
+    let mut buffer = vec![0; LARGEST_ANSWER.into()];
     loop {
         let length = socket.recv(&mut buffer).await?;
         // Anything else on this port is a stray or a forgery: the real answer may still come.
@@ -394,6 +399,7 @@ fn is_answer(answer: &Message, query: &Message) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use hickory_proto::op::Edns;
     use hickory_proto::rr::{Name, RecordType};
 
     use super::*;
@@ -458,6 +464,23 @@ mod tests {
             let answer = failure(&Message::from_vec(&buffer[..length]).unwrap(), ResponseCode::NXDomain);
             socket.send_to(&answer.to_vec().unwrap(), peer).await.unwrap();
         }
+    }
+
+    #[tokio::test]
+    async fn no_server_is_promised_more_room_than_there_is() {
+        let upstream = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let server = upstream.local_addr().unwrap();
+        let mut request = question("large.example.");
+        let mut edns = Edns::new();
+        edns.set_max_payload(65_494);
+        request.edns = Some(edns);
+        let asking = tokio::spawn(async move { ask_server(server, &request).await });
+        let mut buffer = vec![0; 4096];
+        let (length, peer) = upstream.recv_from(&mut buffer).await.unwrap();
+        let asked = Message::from_vec(&buffer[..length]).unwrap();
+        assert_eq!(asked.edns.as_ref().map(Edns::max_payload), Some(LARGEST_ANSWER));
+        upstream.send_to(&failure(&asked, ResponseCode::NXDomain).to_vec().unwrap(), peer).await.unwrap();
+        assert_eq!(asking.await.unwrap().unwrap().metadata.response_code, ResponseCode::NXDomain);
     }
 
     #[tokio::test]

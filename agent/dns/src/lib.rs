@@ -91,6 +91,8 @@ impl Dns {
 
 /// A failed start is tried again this often.
 const RETRY: Duration = Duration::from_secs(1);
+/// Whether the address is still there is looked at this often.
+const AUDIT: Duration = Duration::from_secs(30);
 
 /// Starts answering. Returns at once; see [`Dns::ready`].
 pub fn start(config: Config, informers: Informers, supervisor: &Supervisor) -> Dns {
@@ -126,7 +128,13 @@ pub fn start(config: Config, informers: Informers, supervisor: &Supervisor) -> D
         index.write().complete = true;
         listening.send_replace(true);
         // Whoever waits sees the value as long as this task lives.
-        std::future::pending::<()>().await;
+        loop {
+            tokio::time::sleep(AUDIT).await;
+            // Who configures the loopback interface anew may take it away. What listens on it stays.
+            if let Err(error) = address::put(config.address) {
+                tracing::warn!(%error, "the cluster DNS address cannot be put on this node");
+            }
+        }
     });
     Dns { listening: seen }
 }

@@ -65,10 +65,10 @@ impl Exception {
     fn missing(&self, listing: &str) -> Vec<String> {
         let Self { built_in, chain, packets } = self;
         let has = |wanted: &str| listing.lines().any(|line| line == wanted);
-        // of a rule for all packets
-        let target =
-            |line: &str| line.strip_prefix(&format!("-A {built_in} -j "))?.split(' ').next().map(str::to_owned);
-        let refused = listing.lines().filter_map(target).any(|target| matches!(target.as_str(), "DROP" | "REJECT"));
+        // Those of rules for all packets.
+        let start = format!("-A {built_in} -j ");
+        let mut targets = listing.lines().filter_map(|line| line.strip_prefix(&start)?.split(' ').next());
+        let refused = targets.any(|target| matches!(target, "DROP" | "REJECT"));
         if !refused && !has(&format!("-P {built_in} DROP")) {
             return Vec::new();
         }

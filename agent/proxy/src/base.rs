@@ -208,10 +208,12 @@ async fn sync_forever(
         cluster_cidr: config.cluster_cidr,
         node_port_nets: config.node_port_nets.clone(),
         served_here: config.dns_address,
+        node_ip: config.node_ip,
     };
     let mut kernel = Kernel::new(mode);
     let mut first = true;
     let mut audits = Audits::new(Instant::now());
+    let mut said: Option<String> = None;
     loop {
         let began = Instant::now();
         health.begun();
@@ -234,6 +236,7 @@ async fn sync_forever(
                 checks.update(&rules.health_checks);
                 match outcome {
                     Ok(()) => {
+                        said = None;
                         health.succeeded();
                         for pod in &unrouted {
                             component::timeline(pod, "routed");
@@ -249,7 +252,11 @@ async fn sync_forever(
                         None
                     }
                     Err(error) => {
-                        tracing::error!(%error, "Service rules could not be written; retrying");
+                        let message = error.to_string();
+                        if said.as_ref() != Some(&message) {
+                            tracing::error!(%error, "Service rules could not be written; retrying");
+                        }
+                        said = Some(message);
                         Some(RETRY)
                     }
                 }

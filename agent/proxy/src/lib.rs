@@ -77,6 +77,8 @@ impl std::str::FromStr for Mode {
 pub struct Config {
     pub mode: Mode,
     pub node_name: String,
+    /// The node's own address, where it is known.
+    pub node_ip: Option<Ipv4Addr>,
     /// The pods of all nodes: packets from elsewhere to a cluster IP are masqueraded.
     pub cluster_cidr: IpNet,
     /// Prefixes of this node's addresses on which node ports are served; empty for all but loopback.
@@ -95,6 +97,7 @@ impl Config {
         Self {
             mode: Mode::Auto,
             node_name: node_name.into(),
+            node_ip: None,
             cluster_cidr: IpNet::new(Ipv4Addr::new(10, 42, 0, 0).into(), 16),
             node_port_nets: Vec::new(),
             health_bind: Some(SocketAddr::from(([0, 0, 0, 0], HEALTH_PORT))),
@@ -110,6 +113,7 @@ pub struct Settings {
     pub cluster_cidr: IpNet,
     pub node_port_nets: Vec<IpNet>,
     pub served_here: Option<Ipv4Addr>,
+    pub node_ip: Option<Ipv4Addr>,
 }
 
 #[derive(Debug, thiserror::Error)]

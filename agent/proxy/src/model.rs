@@ -121,6 +121,16 @@ impl ServicePort {
         self.external_ips.iter().chain(&self.load_balancer_ips).copied()
     }
 
+    /// From where the load balancer's addresses may be used, if not from everywhere. They may be `node`'s own, as
+    /// kube-vip makes them: what it sends to one of them itself then has that as its source.
+    pub fn allowed_sources(&self, node: Option<Ipv4Addr>) -> Vec<IpNet> {
+        let mut allowed = self.source_ranges.clone();
+        if node.is_some_and(|node| self.source_ranges.iter().any(|range| range.contains(node.into()))) {
+            allowed.extend(self.load_balancer_ips.iter().map(|address| IpNet::host((*address).into())));
+        }
+        allowed
+    }
+
     /// All endpoints that some rule leads to, each once.
     pub fn all_endpoints(&self) -> Vec<&Endpoint> {
         let mut all: Vec<&Endpoint> = self.cluster_endpoints.iter().collect();

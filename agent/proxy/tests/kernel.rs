@@ -137,6 +137,7 @@ fn settings() -> Settings {
         cluster_cidr: "10.42.0.0/16".parse().unwrap(),
         node_port_nets: Vec::new(),
         served_here: Some("10.43.0.10".parse().unwrap()),
+        node_ip: None,
     }
 }
 

@@ -16,9 +16,14 @@ use super::state::{Lab, SERVER};
 pub fn run(name: &str) -> anyhow::Result<()> {
     super::require_root()?;
     Lab::check_name(name)?;
-    let Some(lab) = Lab::load(name).unwrap_or_else(|_| Some(network::reconstruct(name))) else {
-        eprintln!("there is no lab {name:?}: nothing to do");
-        return Ok(());
+    let lab = match Lab::load(name) {
+        Ok(Some(lab)) => lab,
+        Ok(None) if !network::has_traces(name) => {
+            eprintln!("there is no lab {name:?}: nothing to do");
+            return Ok(());
+        }
+        // Who removed its directory did not remove the lab.
+        _ => network::reconstruct(name),
     };
     let mut problems = Vec::new();
     end_processes(&lab, &lab.members().map(str::to_owned).collect::<Vec<_>>(), &mut problems);

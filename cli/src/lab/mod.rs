@@ -8,7 +8,7 @@
 //! /var/lib/skiff/lab/<name>/         lab.json, token, join-token, admin.kubeconfig, <member>.log, <member>/…
 //! /run/skiff/lab/<name>/<member>/    sockets and pid files
 //! netns skiff-<name>-<member>, bridge skl…, links skl…p…, nf_tables table skiff_lab_<name>
-//! cgroup skiff-lab-<name>/<member>
+//! cgroup skiff-lab-<name>/<member>, iptables chain SKIFF-skl… where the host drops what is forwarded
 //! ```
 //!
 //! [`state`] says what a lab is, [`network`] and [`processes`] make and remove its parts,

@@ -41,7 +41,8 @@ fn choose(taken: &[Subnet], used: &[IpNet]) -> Option<Subnet> {
     let shared = IpNet::new(IpAddr::V4(Ipv4Addr::new(100, 64, 0, 0)), 10);
     let claimed = used.iter().any(|net| shared.contains(net.address) && !of_a_lab(net));
     let fits = |subnet: &Subnet| {
-        !(claimed && subnet.is_shared()) && !taken.contains(subnet) && !used.iter().any(|net| overlap(*net, *subnet))
+        let others = claimed && subnet.is_shared();
+        !others && !taken.contains(subnet) && !used.iter().any(|net| overlap(*net, *subnet))
     };
     Subnet::all().find(fits)
 }
@@ -185,8 +186,8 @@ fn host_table(lab: &Lab) -> String {
     )
 }
 
-/// From a host whose iptables drop what is forwarded, as Docker's do. Where br_netfilter is loaded that is also what
-/// members send each other.
+/// What lets the lab's packets pass a host whose iptables drop what is forwarded, as Docker has them do. Where
+/// br_netfilter is loaded these are also what members send each other.
 fn exception(lab: &Lab) -> agent::FirewallException {
     let bridge = lab.bridge();
     agent::FirewallException {
@@ -335,20 +336,30 @@ fn remove_namespace(name: &str) -> anyhow::Result<()> {
     std::fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))
 }
 
+/// The members of a lab whose network namespaces are there.
+fn members_found(name: &str, namespaces: &Path) -> Vec<String> {
+    let prefix = format!("skiff-{name}-");
+    let entries = std::fs::read_dir(namespaces).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.strip_prefix(&prefix).map(str::to_owned))
+        .filter(|member| is_member(member))
+        .collect()
+}
+
+/// Whether the host still has something of a lab whose directory is gone.
+pub fn has_traces(name: &str) -> bool {
+    !members_found(name, Path::new(NAMESPACES)).is_empty()
+}
+
 /// A lab whose `lab.json` cannot be read, put together from the names it left on the host. After a reboot
 /// that is nothing but its directories.
 pub fn reconstruct(name: &str) -> Lab {
-    let prefix = format!("skiff-{name}-");
-    let entries = std::fs::read_dir(NAMESPACES).into_iter().flatten().flatten();
-    let members: Vec<String> = entries
-        .filter_map(|entry| entry.file_name().to_str()?.strip_prefix(&prefix).map(str::to_owned))
-        .filter(|member| is_member(member))
-        .collect();
+    let members = members_found(name, Path::new(NAMESPACES));
     let subnet = members.iter().find_map(|member| namespace_subnet(name, member));
     Lab {
         name: name.to_owned(),
         // That of no lab: it names no link of this host.
-        subnet: subnet.unwrap_or(Subnet { second: 0, third: 0 }),
+        subnet: subnet.unwrap_or(Subnet { first: 0, second: 0, third: 0 }),
         nodes: members.into_iter().filter(|member| member != SERVER).collect(),
         hollow_nodes: 0,
         proxy_mode: String::new(),
@@ -372,8 +383,11 @@ fn namespace_subnet(name: &str, member: &str) -> Option<Subnet> {
     let namespace = Namespace::open(netns_path(&format!("skiff-{name}-{member}"))).ok()?;
     let addresses = Rtnl::open_in(&namespace).ok()?.addresses().ok()?;
     addresses.iter().find_map(|address| match address.net.address {
-        IpAddr::V4(v4) if v4.octets()[0] == 100 => Some(Subnet { second: v4.octets()[1], third: v4.octets()[2] }),
-        _ => None,
+        IpAddr::V4(v4) => match v4.octets() {
+            [first @ (100 | 198), second, third, _] => Some(Subnet { first, second, third }),
+            _ => None,
+        },
+        IpAddr::V6(_) => None,
     })
 }
 
@@ -398,6 +412,78 @@ mod tests {
     }
 
     #[test]
+    fn a_lab_without_its_directory_is_found_by_its_namespaces() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["skiff-a-server", "skiff-a-node-2", "skiff-a-b-server", "somebody-elses"] {
+            File::create(directory.path().join(name)).unwrap();
+        }
+        let mut found = members_found("a", directory.path());
+        found.sort();
+        assert_eq!(found, ["node-2", "server"]);
+        assert!(members_found("c", directory.path()).is_empty() && !has_traces("nowhere"));
+    }
+
+    #[test]
+    fn a_lab_keeps_away_from_whoever_claims_the_shared_addresses() {
+        let nets = |texts: &[&str]| -> Vec<IpNet> { texts.iter().map(|text| text.parse().unwrap()).collect() };
+        let other = Subnet { first: 100, second: 64, third: 0 };
+        // in use, labs, the subnet that is chosen
+        let cases: &[(&[&str], &[Subnet], &str)] = &[
+            (&["192.0.2.1/24"], &[], "100.64.0.0"),
+            // another lab's bridge
+            (&["100.64.0.1/24", "100.64.0.0/24"], &[other], "100.64.1.0"),
+            // Tailscale's interface
+            (&["100.101.102.103/32"], &[], "198.18.0.0"),
+            (&["100.101.102.103/32", "100.64.0.1/24", "198.18.0.0/16"], &[other], "198.19.0.0"),
+            (&["100.64.0.0/10"], &[], "198.18.0.0"),
+        ];
+        for (used, taken, expected) in cases {
+            let chosen = choose(taken, &nets(used)).unwrap();
+            assert_eq!(chosen.address(0).to_string(), *expected, "{used:?}");
+        }
+    }
+
+    #[test]
+    fn a_lab_passes_a_host_whose_iptables_drop_what_is_forwarded() {
+        let host = || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("run the tests as root");
+            let iptables = |arguments: &[&str]| {
+                let output = Command::new("iptables").args(arguments).output().expect("apt-get install iptables");
+                String::from_utf8(output.stdout).unwrap()
+            };
+            iptables(&["-P", "FORWARD", "DROP"]);
+            let lab = reconstruct("nowhere");
+            exception(&lab).ensure().unwrap();
+            let listing = iptables(&["-S"]);
+            for rule in [
+                "-A FORWARD -j SKIFF-skl0000",
+                "-A SKIFF-skl0000 -i skl0000 -j ACCEPT",
+                "-A SKIFF-skl0000 -o skl0000 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+            ] {
+                assert!(listing.lines().any(|line| line == rule), "{rule}: {listing}");
+            }
+            exception(&lab).ensure().unwrap();
+            assert_eq!(iptables(&["-S"]), listing, "once is enough");
+            remove(&lab, &mut Vec::new());
+            assert!(!iptables(&["-S"]).contains("SKIFF"));
+        };
+        std::thread::spawn(host).join().unwrap();
+    }
+
+    #[test]
+    fn a_lab_of_before_a_reboot_leaves_the_hosts_forwarding_alone() {
+        let host = || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("run the tests as root");
+            netlink::sysctl::write("net/ipv4/ip_forward", "1").unwrap();
+            let lab = Lab { forwarding_before: "0".to_owned(), ..reconstruct("nowhere") };
+            let mut problems = Vec::new();
+            remove(&lab, &mut problems);
+            assert_eq!((problems, forwarding()), (Vec::<String>::new(), "1".to_owned()));
+        };
+        std::thread::spawn(host).join().unwrap();
+    }
+
+    #[test]
     fn rules_go_without_the_nft_program() {
         let host = || {
             unshare(CloneFlags::CLONE_NEWNET).expect("run the tests as root");
@@ -416,7 +502,7 @@ mod tests {
 
     #[test]
     fn overlaps_in_both_directions() {
-        let subnet = Subnet { second: 64, third: 0 };
+        let subnet = Subnet { first: 100, second: 64, third: 0 };
         for (text, expected) in [([100, 64, 0, 5], 32), ([100, 64, 0, 0], 10), ([100, 64, 0, 0], 24)]
             .map(|(octets, prefix)| ((octets, prefix), true))
             .into_iter()

@@ -96,9 +96,8 @@ impl Subnet {
 
     /// All candidates, in the order they are tried.
     pub fn all() -> impl Iterator<Item = Subnet> {
-        let shared = (64..128).map(|second| (shared(), second));
         let benchmarks = (18..20).map(|second| (198, second));
-        let starts = shared.chain(benchmarks);
+        let starts = (64..128).map(|second| (shared(), second)).chain(benchmarks);
         starts.flat_map(|(first, second)| (0..=255).map(move |third| Subnet { first, second, third }))
     }
 }

@@ -67,6 +67,7 @@ pub fn run(arguments: &UpArguments) -> anyhow::Result<()> {
     }
     check_size(&lab, &network)?;
     lab.save()?;
+    std::fs::create_dir_all(lab.run_dir()).with_context(|| format!("creating {}", lab.run_dir().display()))?;
     super::network::ensure(&lab).context("setting up the lab's network")?;
     write_credentials(&lab, &network)?;
     for member in lab.members() {
@@ -135,10 +136,12 @@ fn plan(arguments: &UpArguments) -> anyhow::Result<Lab> {
         for number in lab.nodes.len()..wanted.unwrap_or(0) {
             lab.nodes.push(format!("node-{}", number + 1));
         }
+        if !lab.is_of_this_boot() {
+            lab.forwarding_before = forwarding_before(&Lab::all_of_this_boot()?);
+        }
         return Ok(lab);
     }
-    let others = Lab::all()?;
-    let taken: Vec<Subnet> = others.iter().map(|lab| lab.subnet).collect();
+    let taken: Vec<Subnet> = Lab::all()?.iter().map(|lab| lab.subnet).collect();
     Ok(Lab {
         name: arguments.name.clone(),
         subnet: super::network::free_subnet(&taken)?,
@@ -151,11 +154,12 @@ fn plan(arguments: &UpArguments) -> anyhow::Result<Lab> {
         server_arguments: arguments.server_arg.clone(),
         node_arguments: arguments.node_arg.clone(),
         token: controlplane::token::BootstrapToken::generate().to_string(),
-        forwarding_before: forwarding_before(&others),
+        forwarding_before: forwarding_before(&Lab::all_of_this_boot()?),
     })
 }
 
-/// The host's forwarding before the first lab, which turned it on: from another lab, as long as there is one.
+/// The host's forwarding before the first lab, which turned it on: from another lab of this boot, as long as there
+/// is one.
 fn forwarding_before(others: &[Lab]) -> String {
     others.first().map_or_else(super::network::forwarding, |lab| lab.forwarding_before.clone())
 }

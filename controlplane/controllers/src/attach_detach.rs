@@ -3,7 +3,7 @@
 //!
 //! One key per node. [`wanted`] is pure: from the node's pods through their claims to volumes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ use kube::{Api, ResourceExt};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
-use crate::context::{Context, Controller, Pods, synced};
+use crate::context::{Context, Controller, Key, Pods, synced};
 use crate::error::{During, Result, is_already_exists};
 use crate::index::Index;
 use crate::node_lifecycle::is_ready;
@@ -30,6 +30,9 @@ const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 /// How long a node that is not ready may keep a volume mounted that nobody there needs.
 const PATIENCE: Duration = Duration::from_secs(6 * 60);
 
+/// How soon a node looks again for a volume that another has, should nothing tell that it is free.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
 pub fn start(context: &Context) {
     let queue = WorkQueue::<String>::new();
     let controller = context.controller("attachdetach-controller");
@@ -39,6 +42,10 @@ pub fn start(context: &Context) {
     let drivers = context.informers.of::<CSIDriver>();
     let attachments = context.informers.of::<VolumeAttachment>();
     let by_node = Index::new(&attachments, |attachment: &VolumeAttachment| vec![attachment.spec.node_name.clone()]);
+    let by_volume = Index::new(&attachments, |attachment: &VolumeAttachment| {
+        attachment.spec.source.persistent_volume_name.iter().cloned().collect()
+    });
+    let making = Making::default();
     let changed = queue.clone();
     context.pods.informer.on_change(move |change| {
         let pod = change.object();
@@ -48,18 +55,27 @@ pub fn start(context: &Context) {
         }
     });
     let (changed, users) = (queue.clone(), by_claim(context));
+    let waiting = users.clone();
     claims.on_change(move |change| {
         let key = meta::display(&change.object().metadata);
         users.get(&key).iter().for_each(|pod| changed.add(podstate::node_name(pod).to_owned()));
     });
-    let changed = queue.clone();
+    let (changed, all, made) = (queue.clone(), volumes.clone(), making.clone());
     let (pods, known, events) = (context.pods.clone(), claims.clone(), controller.events.clone());
     attachments.on_change(move |change| {
         let attachment = change.object();
         changed.add(attachment.spec.node_name.clone());
+        let volume = attachment.spec.source.persistent_volume_name.as_deref().unwrap_or_default();
+        made.lock().remove(volume);
+        if change.new.is_none() {
+            // another node may have waited for it
+            let claim = all.get("", volume).and_then(|volume| volume.spec.as_ref()?.claim_ref.clone());
+            let key = claim.map(|claim| [claim.namespace, claim.name].map(Option::unwrap_or_default).join("/"));
+            let pods = key.map(|key| waiting.get(&key)).unwrap_or_default();
+            pods.iter().for_each(|pod| changed.add(podstate::node_name(pod).to_owned()));
+        }
         let news = change.new.and_then(|new| news(change.old.map(AsRef::as_ref), new));
         if let Some((kind, reason, message)) = news {
-            let volume = attachment.spec.source.persistent_volume_name.as_deref().unwrap_or_default();
             for pod in pods.by_node.get(&attachment.spec.node_name) {
                 if uses(&pod, volume, |namespace, claim| known.get(namespace, claim)) {
                     events.object_event(&*pod, kind, reason, message.clone());
@@ -85,8 +101,11 @@ pub fn start(context: &Context) {
         volumes,
         drivers,
         attachments: by_node,
+        by_volume,
+        making,
         pods: context.pods.clone(),
         waiting: Mutex::default(),
+        refused: Mutex::default(),
     };
     let worker = Arc::new(worker);
     controller.run(&queue, WORKERS, ready, move |node: String| {
@@ -140,6 +159,31 @@ fn may_leave(node: Option<&Node>, mounted: bool, waited: Duration) -> std::resul
     }
 }
 
+/// Whether only one node may have the volume. Of one that does not say its driver knows.
+fn is_exclusive(volume: &PersistentVolume) -> bool {
+    let modes = volume.spec.as_ref().and_then(|spec| spec.access_modes.as_deref()).unwrap_or_default();
+    !modes.is_empty() && !modes.iter().any(|mode| mode == "ReadWriteMany" || mode == "ReadOnlyMany")
+}
+
+/// Why a pod of a namespace cannot have a volume that these pods have elsewhere.
+fn refusal(volume: &str, namespace: &str, users: &[Key]) -> String {
+    let (here, others): (Vec<&Key>, Vec<&Key>) = users.iter().partition(|(of, _)| of == namespace);
+    let names: Vec<&str> = here.iter().map(|(_, name)| name.as_str()).collect();
+    let used = match (names.join(", "), others.len()) {
+        (names, 0) if names.is_empty() => {
+            "exclusively attached to one node and can't be attached to another".to_owned()
+        }
+        (names, others) if names.is_empty() => format!("used by {others} pod(s) in different namespaces"),
+        (names, 0) => format!("used by pod(s) {names}"),
+        (names, others) => format!("used by pod(s) {names} and {others} pod(s) in different namespaces"),
+    };
+    format!("Multi-Attach error for volume {volume:?} Volume is already {used}")
+}
+
+/// The node that a volume is just being attached to, and since when, by the volume's name: no watch has shown
+/// that yet.
+type Making = Arc<Mutex<HashMap<String, (String, Instant)>>>;
+
 struct Worker {
     controller: Controller,
     nodes: Informer<Node>,
@@ -147,9 +191,14 @@ struct Worker {
     volumes: Informer<PersistentVolume>,
     drivers: Informer<CSIDriver>,
     attachments: Index<VolumeAttachment>,
+    /// By the volume's name.
+    by_volume: Index<VolumeAttachment>,
+    making: Making,
     pods: Pods,
     /// Attachments that wait for their kubelet, and since when.
     waiting: Mutex<HashMap<String, Instant>>,
+    /// Volumes that a node was told it cannot have, by the node's name.
+    refused: Mutex<HashMap<String, BTreeSet<String>>>,
 }
 
 impl Worker {
@@ -168,17 +217,25 @@ impl Worker {
         let wanted = wanted(node, &pods, volume, attach_required);
         let existing = self.attachments.get(node);
         let api: Api<VolumeAttachment> = self.controller.cluster();
-        for (name, attachment) in &wanted {
-            if existing.iter().all(|known| known.name_any() != *name) {
-                match api.create(&PostParams::default(), attachment).await {
-                    Err(error) if is_already_exists(&error) => {}
-                    other => drop(other.during("attaching a volume by VolumeAttachment", name)?),
+        let mut refused = BTreeSet::new();
+        for (name, attachment) in wanted.iter().filter(|(name, _)| !existing.iter().any(|a| a.name_any() == **name)) {
+            let volume = attachment.spec.source.persistent_volume_name.clone().unwrap_or_default();
+            if !self.may_take(&volume, node) {
+                refused.insert(volume);
+                continue;
+            }
+            match api.create(&PostParams::default(), attachment).await {
+                Err(error) if is_already_exists(&error) => {}
+                other => {
+                    let made = other.during("attaching a volume by VolumeAttachment", name);
+                    made.inspect_err(|_| drop(self.making.lock().remove(&volume)))?;
                 }
             }
         }
+        let mut soonest = (!refused.is_empty()).then_some(LOOK_AGAIN);
+        self.refuse(node, refused, &pods);
         let object = self.nodes.get("", node);
         let in_use = object.as_ref().and_then(|node| node.status.as_ref()?.volumes_in_use.clone()).unwrap_or_default();
-        let mut soonest: Option<Duration> = None;
         for known in &existing {
             let name = known.name_any();
             if wanted.contains_key(&name) || !name.starts_with("csi-") || meta::is_deleting(&known.metadata) {
@@ -201,6 +258,41 @@ impl Worker {
             self.report(&object, &existing).await?;
         }
         Ok(soonest.map_or(Outcome::Done, Outcome::After))
+    }
+
+    /// Whether no other node has the volume, or that does not matter. The node then has it, for all others.
+    fn may_take(&self, volume: &str, node: &str) -> bool {
+        if !self.volumes.get("", volume).is_some_and(|volume| is_exclusive(&volume)) {
+            return true;
+        }
+        let mut making = self.making.lock();
+        let promised = making.get(volume).is_some_and(|(to, since)| to != node && since.elapsed() < LOOK_AGAIN);
+        if promised || self.by_volume.get(volume).iter().any(|attachment| attachment.spec.node_name != node) {
+            return false;
+        }
+        making.insert(volume.to_owned(), (node.to_owned(), Instant::now()));
+        true
+    }
+
+    /// Tells the node's pods, once, which volumes they cannot have, and who has them.
+    fn refuse(&self, node: &str, volumes: BTreeSet<String>, pods: &[Arc<Pod>]) {
+        let told = match volumes.is_empty() {
+            true => self.refused.lock().remove(node),
+            false => self.refused.lock().insert(node.to_owned(), volumes.clone()),
+        };
+        let told = told.unwrap_or_default();
+        let using = |pod: &Pod, volume: &str| {
+            needs_volumes(pod) && uses(pod, volume, |namespace, claim| self.claims.get(namespace, claim))
+        };
+        for volume in volumes.difference(&told) {
+            let elsewhere = self.by_volume.get(volume).into_iter().filter(|other| other.spec.node_name != node);
+            let users = elsewhere.flat_map(|other| self.pods.by_node.get(&other.spec.node_name));
+            let users: Vec<Key> = users.filter(|pod| using(pod, volume)).map(|pod| meta::key(&pod.metadata)).collect();
+            for pod in pods.iter().filter(|pod| using(pod, volume)) {
+                let text = refusal(volume, &pod.namespace().unwrap_or_default(), &users);
+                self.controller.events.object_event(&**pod, EventType::Warning, "FailedAttachVolume", text);
+            }
+        }
     }
 
     /// The volume's name as kubelets use it: `kubernetes.io/csi/<driver>^<handle>`.
@@ -291,6 +383,25 @@ mod tests {
         for (old, new) in [(Some(&failed), &failed), (Some(&attached), &attached), (None, &attached), (None, &waiting)]
         {
             assert_eq!(message(old, new), None);
+        }
+    }
+
+    #[test]
+    fn a_volume_for_one_node_is_refused_to_another_with_who_has_it() {
+        let volume = |modes: serde_json::Value| -> PersistentVolume {
+            serde_json::from_value(json!({"spec": {"accessModes": modes}})).expect("a volume")
+        };
+        assert!(is_exclusive(&volume(json!(["ReadWriteOnce"]))) && is_exclusive(&volume(json!(["ReadWriteOncePod"]))));
+        assert!(!is_exclusive(&volume(json!(["ReadWriteOnce", "ReadOnlyMany"]))) && !is_exclusive(&volume(json!([]))));
+        let pod = |namespace: &str, name: &str| (namespace.to_owned(), name.to_owned());
+        for (users, expected) in [
+            (vec![], "exclusively attached to one node and can't be attached to another"),
+            (vec![pod("a", "web-0"), pod("a", "web-1")], "used by pod(s) web-0, web-1"),
+            (vec![pod("b", "x")], "used by 1 pod(s) in different namespaces"),
+            (vec![pod("a", "web-0"), pod("b", "x")], "used by pod(s) web-0 and 1 pod(s) in different namespaces"),
+        ] {
+            let whole = format!("Multi-Attach error for volume \"pv\" Volume is already {expected}");
+            assert_eq!(refusal("pv", "a", &users), whole);
         }
     }
 

@@ -161,13 +161,20 @@ impl Worker {
         }
         let now = meta::now();
         let counts = self.counts(&object, &pods).await;
+        let events = &self.controller.events;
         let status = match counts {
-            Ok(counts) => budget(&object, &pods, counts, now),
+            Ok(counts) => {
+                for pod in spared(&object, &pods, now) {
+                    let text = format!("Pod was expected by PDB {}/{} to be deleted but it wasn't", key.0, key.1);
+                    events.object_event(&**pod, EventType::Warning, "NotDeleted", text);
+                }
+                budget(&object, &pods, counts, now)
+            }
             Err(problem) => {
                 let text = format!("Failed to calculate the number of expected pods: {problem}");
-                let events = &self.controller.events;
-                events.object_event(&*object, EventType::Warning, "CalculateExpectedPodCountFailed", text.clone());
-                failed(&object, &text, now)
+                events.object_event(&*object, EventType::Warning, "CalculateExpectedPodCountFailed", text);
+                // the condition has the problem alone
+                failed(&object, &problem, now)
             }
         };
         let wake = status.disrupted_pods.iter().flatten().map(|(_, time)| meta::after(time.0, EVICTION_EXPIRES)).min();
@@ -288,6 +295,14 @@ fn disrupted(budget: &PodDisruptionBudget, pods: &[Arc<Pod>], now: Timestamp) ->
     noted.into_iter().filter(|(name, time)| pending(name) && meta::after(time.0, EVICTION_EXPIRES) > now).collect()
 }
 
+/// Pods whose eviction did not lead to a deletion in time.
+fn spared<'p>(budget: &PodDisruptionBudget, pods: &'p [Arc<Pod>], now: Timestamp) -> Vec<&'p Arc<Pod>> {
+    let noted = budget.status.as_ref().and_then(|status| status.disrupted_pods.as_ref());
+    let since = |pod: &Pod| noted?.get(pod.metadata.name.as_deref()?);
+    let is_overdue = |pod: &Pod| since(pod).is_some_and(|time| meta::after(time.0, EVICTION_EXPIRES) <= now);
+    pods.iter().filter(|pod| !meta::is_deleting(&pod.metadata) && is_overdue(pod)).collect()
+}
+
 fn budget(
     object: &PodDisruptionBudget,
     pods: &[Arc<Pod>],
@@ -358,6 +373,18 @@ mod tests {
         assert_eq!(allowed(&object, 3), Some(0));
         let later = budget(&object, &pods, Counts { expected: 5, desired: 3 }, at(1100));
         assert_eq!((later.disruptions_allowed, later.disrupted_pods), (Some(1), None));
+    }
+
+    #[test]
+    fn an_eviction_that_led_to_no_deletion_is_told_when_it_expires() {
+        let mut object = PodDisruptionBudget::default();
+        let mut going = pod("going", "n", "Running");
+        going.metadata.deletion_timestamp = Some(Time(at(11)));
+        let pods = [Arc::new(pod("spared", "n", "Running")), Arc::new(going), Arc::new(pod("other", "n", "Running"))];
+        let noted = ["spared", "going"].map(|name| (name.to_owned(), Time(at(10))));
+        object.status = Some(PodDisruptionBudgetStatus { disrupted_pods: Some(noted.into()), ..Default::default() });
+        assert!(spared(&object, &pods, at(100)).is_empty());
+        assert_eq!(spared(&object, &pods, at(130)), [&pods[0]]);
     }
 
     #[test]

@@ -69,9 +69,12 @@ impl Worker {
             Err(error) if existing.is_none() && is_already_exists(&error) => Ok(Outcome::Retry),
             Err(error) => {
                 if !crate::error::is_conflict(&error) {
-                    let text =
-                        format!("Failed to update endpoint {}/{}: {}", key.0, key.1, crate::error::message(&error));
-                    self.controller.events.object_event(&*service, EventType::Warning, "FailedToUpdateEndpoint", text);
+                    let (reason, doing) = match existing {
+                        Some(_) => ("FailedToUpdateEndpoint", "update endpoint"),
+                        None => ("FailedToCreateEndpoint", "create endpoint for service"),
+                    };
+                    let text = format!("Failed to {doing} {}/{}: {}", key.0, key.1, crate::error::message(&error));
+                    self.controller.events.object_event(&wanted, EventType::Warning, reason, text);
                 }
                 Err(error).during("writing Endpoints", &format!("{}/{}", key.0, key.1))
             }

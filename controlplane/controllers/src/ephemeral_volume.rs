@@ -79,8 +79,7 @@ impl Worker {
                 if !meta::is_controlled_by(&existing.metadata, meta::uid(&pod.metadata)) {
                     let problem =
                         format!("PVC {}/{name} was not created for pod {}/{} (pod is not owner)", key.0, key.0, key.1);
-                    let events = &self.controller.events;
-                    events.object_event(&*pod, EventType::Warning, "EphemeralVolumeCreationFailed", problem.clone());
+                    self.tell(&pod, volume, &problem);
                     return Err(Error::Object { object: meta::display(&pod.metadata), problem });
                 }
                 continue;
@@ -91,14 +90,17 @@ impl Worker {
                 Err(error) if is_already_exists(&error) => return Ok(Outcome::Retry),
                 Err(error) if is_namespace_terminating(&error) => return Ok(Outcome::Done),
                 Err(error) => {
-                    let text = format!("ephemeral volume {volume}: create PVC {name}: {}", message(&error));
-                    let events = &self.controller.events;
-                    events.object_event(&*pod, EventType::Warning, "EphemeralVolumeCreationFailed", text);
+                    self.tell(&pod, volume, &format!("create PVC {name}: {}", message(&error)));
                     return Err(error).during("creating claim", &format!("{}/{name}", key.0));
                 }
             }
         }
         Ok(Outcome::Done)
+    }
+
+    fn tell(&self, pod: &Pod, volume: &str, problem: &str) {
+        let text = format!("ephemeral volume {volume}: {problem}");
+        self.controller.events.object_event(pod, EventType::Warning, "FailedBinding", text);
     }
 }
 

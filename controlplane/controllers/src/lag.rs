@@ -2,22 +2,28 @@
 //!
 //! For owners of objects other than pods: a run records the resource version it wrote of each
 //! object (or that it deleted it); until the cache shows all of it, the key is not reconciled
-//! again. The watch's own event starts the next run.
+//! again. The watch's own event starts the next run. What was written and deleted again while a watch
+//! was broken is never shown: after five minutes it is waited for no longer.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use parking_lot::Mutex;
 
 use crate::context::Key;
 
+/// For so long a key waits at most for what it wrote.
+pub const LOST_AFTER: Duration = Duration::from_secs(5 * 60);
+
 /// Written name → its version; none when it was deleted.
 type Awaited = HashMap<String, Option<u64>>;
 
 #[derive(Clone, Default)]
 pub struct Lag {
-    awaited: Arc<Mutex<HashMap<Key, Awaited>>>,
+    /// With the time of the last write.
+    awaited: Arc<Mutex<HashMap<Key, (Awaited, Instant)>>>,
 }
 
 fn version(meta: &ObjectMeta) -> u64 {
@@ -32,13 +38,20 @@ impl Lag {
             return;
         }
         let name = owned.name.clone().unwrap_or_default();
-        self.awaited.lock().entry(key.clone()).or_default().insert(name, Some(written));
+        self.wait_for(key, name, Some(written));
     }
 
     pub fn deleted(&self, key: &Key, name: &str, still_seen: bool) {
         if still_seen {
-            self.awaited.lock().entry(key.clone()).or_default().insert(name.to_owned(), None);
+            self.wait_for(key, name.to_owned(), None);
         }
+    }
+
+    fn wait_for(&self, key: &Key, name: String, version: Option<u64>) {
+        let mut all = self.awaited.lock();
+        let (awaited, since) = all.entry(key.clone()).or_insert_with(|| (Awaited::new(), Instant::now()));
+        awaited.insert(name, version);
+        *since = Instant::now();
     }
 
     /// The cache shows this version of an object of `key`.
@@ -55,7 +68,7 @@ impl Lag {
 
     fn settle(&self, key: &Key, name: &str, done: impl Fn(Option<u64>) -> bool) {
         let mut all = self.awaited.lock();
-        let Some(awaited) = all.get_mut(key) else { return };
+        let Some((awaited, _)) = all.get_mut(key) else { return };
         if awaited.get(name).is_some_and(|awaited| done(*awaited)) {
             awaited.remove(name);
         }
@@ -65,7 +78,15 @@ impl Lag {
     }
 
     pub fn caught_up(&self, key: &Key) -> bool {
-        !self.awaited.lock().contains_key(key)
+        self.caught_up_at(key, Instant::now())
+    }
+
+    fn caught_up_at(&self, key: &Key, now: Instant) -> bool {
+        let mut all = self.awaited.lock();
+        if all.get(key).is_some_and(|(_, since)| now.saturating_duration_since(*since) >= LOST_AFTER) {
+            all.remove(key);
+        }
+        !all.contains_key(key)
     }
 
     pub fn forget(&self, key: &Key) {
@@ -93,5 +114,13 @@ mod tests {
         assert!(!lag.caught_up(&key), "only an older version was seen");
         lag.seen(&key, &object("a", 9));
         assert!(lag.caught_up(&key));
+    }
+
+    #[test]
+    fn what_no_watch_will_ever_show_is_not_waited_for_for_ever() {
+        let (lag, key) = (Lag::default(), ("ns".to_owned(), "svc".to_owned()));
+        lag.wrote(&key, &object("a", 7), None);
+        assert!(!lag.caught_up_at(&key, Instant::now()));
+        assert!(lag.caught_up_at(&key, Instant::now() + LOST_AFTER));
     }
 }

@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use api::selector::Selector;
 use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::context::Controller;
 use crate::error::{During, Result, is_invalid};
@@ -54,15 +55,26 @@ where
     O: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
 {
+    settle_with(controller, owner, claim, None).await
+}
+
+/// The same; what is adopted gets this finalizer.
+pub async fn settle_with<O, K>(
+    controller: &Controller,
+    owner: &O,
+    claim: Claim<K>,
+    finalizer: Option<&str>,
+) -> Result<Vec<Arc<K>>>
+where
+    O: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
+{
     let namespace = owner.namespace().unwrap_or_default();
     let api: Api<K> = controller.namespaced(&namespace);
     let mut mine = claim.mine;
     if !claim.adopt.is_empty() && may_adopt(controller, owner).await? {
         for object in claim.adopt {
-            let patch = json!({"metadata": {
-                "ownerReferences": [meta::controller_ref(owner)],
-                "uid": object.meta().uid,
-            }});
+            let patch = adoption(owner, object.meta(), finalizer);
             let name = object.name_any();
             let patched = api.patch(&name, &PatchParams::default(), &Patch::Strategic(patch)).await;
             if let Some(adopted) = patched.unless_gone("adopting", &name)? {
@@ -83,6 +95,15 @@ where
         }
     }
     Ok(mine)
+}
+
+/// The strategic merge patch that makes an object the owner's.
+fn adoption<O: Resource<DynamicType = ()>>(owner: &O, object: &ObjectMeta, finalizer: Option<&str>) -> Value {
+    let mut patch = json!({"metadata": {"ownerReferences": [meta::controller_ref(owner)], "uid": object.uid}});
+    if let Some(finalizer) = finalizer {
+        patch["metadata"]["finalizers"] = json!([finalizer]);
+    }
+    patch
 }
 
 /// Whether the owner, read afresh, is still the same and not being deleted.
@@ -112,6 +133,16 @@ mod tests {
 
     fn names(pods: &[Arc<Pod>]) -> Vec<String> {
         pods.iter().map(|pod| pod.name_any()).collect()
+    }
+
+    #[test]
+    fn a_pod_that_a_job_adopts_gets_the_finalizer_by_which_it_is_counted() {
+        let (owner, orphan) = (pod("owner", "", "Running"), pod("orphan", "n", "Running"));
+        let patch = adoption(&owner, &orphan.metadata, Some("batch.kubernetes.io/job-tracking"));
+        assert_eq!(patch["metadata"]["finalizers"], json!(["batch.kubernetes.io/job-tracking"]));
+        assert_eq!(patch["metadata"]["ownerReferences"][0]["uid"], "uid-owner");
+        let plain = adoption(&owner, &orphan.metadata, None);
+        assert_eq!((&plain["metadata"]["uid"], plain["metadata"].get("finalizers")), (&json!("uid-orphan"), None));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use component::{Informer, Outcome, WorkQueue};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::context::{Context, Controller, Pods, synced};
 use crate::error::{During, Result};
@@ -98,6 +98,19 @@ fn judge(pod: &Pod, node: Option<&Node>) -> Verdict {
     }
 }
 
+/// What a pod's status says at its end, with `why` as a condition; none: it has ended already. Whoever holds the
+/// pod by a finalizer, as a Job that waits for it to fail, learns of its end by this alone.
+fn last_status(pod: &Pod, why: Option<&str>) -> Option<Value> {
+    if podstate::is_finished(pod) {
+        return None;
+    }
+    let mut status = json!({"phase": "Failed"});
+    if let Some(why) = why {
+        status["conditions"] = json!([taint_eviction::disruption("DeletionByPodGC", why)]);
+    }
+    Some(status)
+}
+
 struct Worker {
     controller: Controller,
     nodes: Informer<Node>,
@@ -152,13 +165,11 @@ impl Worker {
         Ok(Outcome::Done)
     }
 
-    /// Deletes without grace; the kubelet is not there to confirm. `why` first marks the pod failed.
+    /// Deletes without grace, marked as failed before; the kubelet is not there to confirm.
     async fn remove(&self, pod: &Pod, why: Option<&str>) -> Result<()> {
         let (name, shown) = (pod.name_any(), meta::display(&pod.metadata));
         let api: Api<Pod> = self.controller.namespaced(&pod.namespace().unwrap_or_default());
-        if let Some(why) = why.filter(|_| !podstate::is_finished(pod)) {
-            let condition = taint_eviction::disruption("DeletionByPodGC", why);
-            let status = json!({"phase": "Failed", "conditions": [condition]});
+        if let Some(status) = last_status(pod, why) {
             let patch = Patch::Strategic(json!({"metadata": {"uid": pod.metadata.uid}, "status": status}));
             let marked = api.patch_status(&name, &PatchParams::default(), &patch).await;
             if marked.unless_gone("marking as failed pod", &shown)?.is_none() {
@@ -177,6 +188,14 @@ mod tests {
     use crate::podstate::testing::{at, pod};
     use k8s_openapi::api::core::v1::{NodeSpec, Taint};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+    #[test]
+    fn a_pod_that_was_never_scheduled_has_failed_when_it_is_collected() {
+        assert_eq!(last_status(&pod("a", "", "Pending"), None), Some(json!({"phase": "Failed"})));
+        let lost = last_status(&pod("a", "n1", "Running"), Some("PodGC: node no longer exists")).unwrap_or_default();
+        assert_eq!((&lost["phase"], &lost["conditions"][0]["reason"]), (&json!("Failed"), &json!("DeletionByPodGC")));
+        assert_eq!(last_status(&pod("a", "n1", "Succeeded"), Some("gone")), None);
+    }
 
     #[test]
     fn pods_nobody_will_finish_are_found() {

@@ -19,9 +19,19 @@ pub const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time
 /// The selector of a Service whose endpoints a controller keeps; none for ExternalName and for
 /// Services whose endpoints somebody else writes.
 pub fn selector(service: &Service) -> Option<Selector> {
+    selected(service).map(Selector::from_map)
+}
+
+/// The labels that such a Service's pods have.
+fn selected(service: &Service) -> Option<&meta::Labels> {
     let spec = service.spec.as_ref()?;
     let selector = spec.selector.as_ref().filter(|selector| !selector.is_empty())?;
-    (spec.type_.as_deref() != Some("ExternalName")).then(|| Selector::from_map(selector))
+    (spec.type_.as_deref() != Some("ExternalName")).then_some(selector)
+}
+
+fn selects(service: &Service, pod: &Pod) -> bool {
+    let labels = meta::labels(&pod.metadata);
+    selected(service).is_some_and(|wanted| wanted.iter().all(|(key, value)| labels.get(key) == Some(value)))
 }
 
 pub fn is_headless(service: &Service) -> bool {
@@ -122,9 +132,9 @@ pub fn watch(services: &Informer<Service>, index: &Index<Service>, pods: &Pods, 
         }
         let namespace = change.object().metadata.namespace.clone().unwrap_or_default();
         let versions: Vec<&Arc<Pod>> = change.old.into_iter().chain(change.new).collect();
+        // each change of a pod looks at every Service of its namespace: nothing is parsed here
         for service in index.get(&namespace) {
-            let Some(selector) = selector(&service) else { continue };
-            if versions.iter().any(|pod| selector.matches(meta::labels(&pod.metadata))) {
+            if versions.iter().any(|pod| selects(&service, pod)) {
                 queue.add(meta::key(&service.metadata));
             }
         }
@@ -144,6 +154,25 @@ mod tests {
     use super::*;
     use crate::podstate::testing::pod;
     use k8s_openapi::api::core::v1::{Container, ContainerPort};
+
+    #[test]
+    fn a_pod_wakes_the_services_that_select_it_alone() {
+        let service = |selector: Option<&str>, kind: &str| {
+            let mut service = Service::default();
+            let spec = service.spec.get_or_insert_default();
+            spec.selector = selector.map(|app| [("app".to_owned(), app.to_owned())].into());
+            spec.type_ = Some(kind.into());
+            service
+        };
+        let mut web = pod("a", "n", "Running");
+        web.metadata.labels = Some([("app", "web"), ("tier", "1")].map(|(k, v)| (k.to_owned(), v.to_owned())).into());
+        assert!(selects(&service(Some("web"), "ClusterIP"), &web));
+        for other in
+            [service(Some("db"), "ClusterIP"), service(None, "ClusterIP"), service(Some("web"), "ExternalName")]
+        {
+            assert!(!selects(&other, &web));
+        }
+    }
 
     #[test]
     fn named_ports_are_found_by_name_and_protocol() {

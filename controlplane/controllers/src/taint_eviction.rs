@@ -1,7 +1,7 @@
 //! Taint eviction: deletes pods from nodes with `NoExecute` taints, when they do not tolerate them
 //! or no longer do.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use component::{EventType, Outcome, WorkQueue};
@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod, PodCondition, Taint};
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use serde_json::json;
 
 use crate::context::{self, Context, Controller, Key, Pods, synced};
@@ -41,7 +41,8 @@ pub fn start(context: &Context) {
         }
     });
     let ready = synced!(nodes, context.pods.informer);
-    let worker = Arc::new(Worker { controller: controller.clone(), tainted, pods: context.pods.clone() });
+    let (writer, pods) = (controller.clone(), context.pods.clone());
+    let worker = Arc::new(Worker { controller: writer, tainted, pods, planned: Planned::default() });
     controller.run(&queue, WORKERS, ready, move |key| {
         let worker = worker.clone();
         async move { worker.reconcile(key).await }
@@ -109,20 +110,52 @@ fn eviction(pod: &Pod, taints: &[Taint], now: Timestamp) -> Eviction {
     earliest.map_or(Eviction::Never, Eviction::At)
 }
 
+/// Pods that are to go at a later moment.
+#[derive(Default)]
+struct Planned(Mutex<HashSet<Key>>);
+
+impl Planned {
+    /// Returns whether a pod that was to go stays.
+    fn cancels(&self, key: &Key, eviction: &Eviction, now: Timestamp) -> bool {
+        let mut planned = self.0.lock();
+        match eviction {
+            Eviction::At(moment) if *moment > now => {
+                planned.insert(key.clone());
+                false
+            }
+            Eviction::At(_) => {
+                planned.remove(key);
+                false
+            }
+            Eviction::Never => planned.remove(key),
+        }
+    }
+
+    fn forget(&self, key: &Key) {
+        self.0.lock().remove(key);
+    }
+}
+
 struct Worker {
     controller: Controller,
     tainted: Arc<Tainted>,
     pods: Pods,
+    planned: Planned,
 }
 
 impl Worker {
     async fn reconcile(&self, key: Key) -> Result<Outcome> {
-        let Some(pod) = self.pods.informer.get(&key.0, &key.1) else { return Ok(Outcome::Done) };
-        if meta::is_deleting(&pod.metadata) || podstate::is_finished(&pod) {
+        let Some(pod) = self.pods.informer.get(&key.0, &key.1).filter(|pod| podstate::is_active(pod)) else {
+            self.planned.forget(&key);
             return Ok(Outcome::Done);
-        }
+        };
         let now = Timestamp::now();
-        match eviction(&pod, &self.tainted.of(podstate::node_name(&pod)), now) {
+        let eviction = eviction(&pod, &self.tainted.of(podstate::node_name(&pod)), now);
+        if self.planned.cancels(&key, &eviction, now) {
+            let text = format!("Cancelling deletion of Pod {}", meta::display(&pod.metadata));
+            self.controller.events.object_event(&*pod, EventType::Normal, "TaintManagerEviction", text);
+        }
+        match eviction {
             Eviction::Never => Ok(Outcome::Done),
             Eviction::At(moment) if moment > now => Ok(context::at(moment, now)),
             Eviction::At(_) => {
@@ -194,6 +227,18 @@ mod tests {
         assert!(tainted.see("n1", vec![], at(1006)));
         assert!(tainted.see("n1", bare(), at(1020)), "added again, it counts again");
         assert_eq!(eviction(&pod, &tainted.of("n1"), at(1020)), Eviction::At(at(1030)));
+    }
+
+    #[test]
+    fn a_pod_that_was_to_go_and_stays_is_told_so_once() {
+        let (planned, key) = (Planned::default(), ("default".to_owned(), "a".to_owned()));
+        assert!(!planned.cancels(&key, &Eviction::Never, at(1)), "it was never to go");
+        assert!(!planned.cancels(&key, &Eviction::At(at(10)), at(1)));
+        assert!(planned.cancels(&key, &Eviction::Never, at(2)), "the taint was taken away");
+        assert!(!planned.cancels(&key, &Eviction::Never, at(3)));
+        assert!(!planned.cancels(&key, &Eviction::At(at(10)), at(4)));
+        assert!(!planned.cancels(&key, &Eviction::At(at(10)), at(10)), "now it goes");
+        assert!(!planned.cancels(&key, &Eviction::Never, at(11)));
     }
 
     #[test]

@@ -33,7 +33,9 @@ pub fn start(context: &Context) {
                 Some(moment) if moment > now => Ok(context::at(moment, now)),
                 Some(_) => {
                     let mut params = DeleteParams::foreground();
-                    params.preconditions = Some(Preconditions { uid: job.uid(), resource_version: None });
+                    // of this very version: somebody may have given it more time just now
+                    params.preconditions =
+                        Some(Preconditions { uid: job.uid(), resource_version: job.resource_version() });
                     let deleted = writer.namespaced::<Job>(&key.0).delete(&key.1, &params).await;
                     deleted.unless_gone("deleting finished job", &meta::display(&job.metadata))?;
                     Ok(Outcome::Done)

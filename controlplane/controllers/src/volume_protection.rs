@@ -2,17 +2,15 @@
 //! `kubernetes.io/pvc-protection` and `kubernetes.io/pv-protection`. A bound claim's condition
 //! `Unused` says since when no pod names it.
 
-use std::sync::Arc;
-
 use component::{Outcome, WorkQueue};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimCondition, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
-use kube::api::PostParams;
+use kube::api::{ListParams, PostParams};
 
-use crate::context::{self, Context, Key, synced};
-use crate::error::During;
+use crate::context::{self, Context, Controller, Key, synced};
+use crate::error::{During, Result};
 use crate::index::Index;
 use crate::{meta, podstate};
 
@@ -118,11 +116,13 @@ fn start_claims(context: &Context) {
         let (cached, writer, users) = (cached.clone(), writer.clone(), users.clone());
         async move {
             let Some(claim) = cached.get(&key.0, &key.1) else { return Ok(Outcome::Done) };
-            // kubelets see pods only when they are scheduled
-            let scheduled = |pod: &Arc<Pod>| !podstate::node_name(pod).is_empty();
             let users = users.get(&format!("{}/{}", key.0, key.1));
-            let in_use = users.iter().any(scheduled);
+            let in_use = users.iter().any(|pod| is_user(pod, &key.1));
             let change = change(&claim.metadata, CLAIM, in_use);
+            if change == Change::Remove && has_user(&writer, &key).await? {
+                // it is looked at again when that pod comes here, and when it goes
+                return Ok(Outcome::Done);
+            }
             if change != Change::None {
                 let mut changed = (*claim).clone();
                 apply(&mut changed.metadata, CLAIM, &change);
@@ -143,6 +143,18 @@ fn start_claims(context: &Context) {
             Ok(Outcome::Done)
         }
     });
+}
+
+/// Whether the pod's node may use the claim: kubelets see pods only when they are scheduled.
+fn is_user(pod: &Pod, claim: &str) -> bool {
+    !podstate::node_name(pod).is_empty() && claims_of(pod).iter().any(|name| name == claim)
+}
+
+/// Whether the API server has a pod that uses the claim: what is held here may be behind, and data goes on its word.
+async fn has_user(controller: &Controller, (namespace, claim): &Key) -> Result<bool> {
+    let pods = controller.namespaced::<Pod>(namespace).list(&ListParams::default()).await;
+    let pods = pods.during("looking for the pods of a claim in", namespace)?;
+    Ok(pods.items.iter().any(|pod| is_user(pod, claim)))
 }
 
 fn start_volumes(context: &Context) {
@@ -192,6 +204,18 @@ mod tests {
         }
         let expected = [(1, "True", "NoPodsUsingPVC"), (3, "False", "PodUsingPVC"), (5, "True", "NoPodsUsingPVC")];
         assert_eq!(told, expected.map(|(second, status, reason)| (second, status.to_owned(), reason.to_owned())));
+    }
+
+    #[test]
+    fn a_pod_uses_a_claim_from_when_it_is_scheduled() {
+        use k8s_openapi::api::core::v1::{PersistentVolumeClaimVolumeSource, Volume};
+        let mut pod = crate::podstate::testing::pod("web", "", "Pending");
+        let source = PersistentVolumeClaimVolumeSource { claim_name: "data".into(), ..Default::default() };
+        let spec = pod.spec.get_or_insert_default();
+        spec.volumes = Some(vec![Volume { persistent_volume_claim: Some(source), ..Default::default() }]);
+        assert!(!is_user(&pod, "data"));
+        pod.spec.get_or_insert_default().node_name = Some("n1".into());
+        assert!(is_user(&pod, "data") && !is_user(&pod, "other"));
     }
 
     #[test]

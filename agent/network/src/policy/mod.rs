@@ -144,6 +144,7 @@ async fn enforce(node_name: String, informers: Informers, kept: Policies) {
     // An earlier process may have left a table.
     let mut is_there = true;
     let mut audits = Audits::new(Instant::now());
+    let mut said: Option<String> = None;
     loop {
         // Claims that come after this look are for the next round.
         let claims = kept.claims.borrow().clone();
@@ -166,12 +167,17 @@ async fn enforce(node_name: String, informers: Informers, kept: Policies) {
             let render = move || rules::render(&found, pods, &namespaces, &node);
             match write(render, written.take()).await {
                 Ok(now) => {
+                    said = None;
                     written = Some(now);
                     kept.claims.send_if_modified(|now| now.hold(claims.made(), &settled));
                     audits.pause(Instant::now())
                 }
                 Err(error) => {
-                    tracing::error!(%error, "network policies could not be written; retrying");
+                    let message = error.to_string();
+                    if said.as_ref() != Some(&message) {
+                        tracing::error!(%error, "network policies could not be written; retrying");
+                    }
+                    said = Some(message);
                     if error.is_unsupported() {
                         // No later write will do better: nobody waits for it.
                         kept.claims.send_if_modified(|now| now.hold(claims.made(), &settled));

@@ -291,7 +291,7 @@ impl Render<'_> {
         }
         let firewall = self.chain("KUBE-FW-");
         let comment = self.comment(" loadbalancer IP");
-        for range in &self.port.source_ranges {
+        for range in self.port.allowed_sources(self.settings.node_ip) {
             self.nat(&firewall, format!("{comment} -s {range} -j {chain}"));
         }
         let dropped = format!("-m comment --comment \"{} traffic not accepted by {firewall}\"", self.name);

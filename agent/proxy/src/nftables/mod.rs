@@ -309,8 +309,8 @@ impl Render<'_> {
             return;
         }
         let chain = nft_name("firewall", self.name, None);
-        for range in &self.port.source_ranges {
-            let allowed = Statement::in_net(Field::SourceAddress, *range);
+        for range in self.port.allowed_sources(self.settings.node_ip) {
+            let allowed = Statement::in_net(Field::SourceAddress, range);
             self.ruleset.rule(&chain, Rule::new([allowed, Statement::Verdict(Verdict::Return)]));
         }
         self.ruleset.rule(&chain, Rule::new([Statement::drop()]));

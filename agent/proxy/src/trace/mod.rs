@@ -43,6 +43,7 @@ fn settings() -> Settings {
         cluster_cidr: "10.42.0.0/16".parse().unwrap(),
         node_port_nets: Vec::new(),
         served_here: Some("10.43.0.10".parse().unwrap()),
+        node_ip: None,
     }
 }
 
@@ -202,6 +203,19 @@ fn packets_go_where_they_should_with_either_writer() {
         let expected: Ways = expected.iter().map(|way| (*way).to_owned()).collect();
         assert_eq!(nft_walk::ways(&tables, packet), expected, "nftables: {source} to {destination}:{port}");
         assert_eq!(iptables_walk::ways(&text, packet), expected, "iptables: {source} to {destination}:{port}");
+    }
+}
+
+#[test]
+fn a_node_reaches_a_load_balancers_address_that_is_its_own() {
+    let own: Ipv4Addr = "198.51.100.9".parse().unwrap();
+    let packet = Packet { source: own, destination: own, protocol: Protocol::Tcp, port: 80, mark: 0 };
+    // whether loadBalancerSourceRanges have the node's address
+    for (node, way) in [("203.0.113.1", "10.42.0.5:8080 masq"), ("192.0.2.1", "drop")] {
+        let settings = Settings { node_ip: Some(node.parse().unwrap()), ..settings() };
+        let expected = Ways::from([way.to_owned()]);
+        assert_eq!(nft_walk::ways(&nftables::render(&rules(), &settings), packet), expected, "nftables: {node}");
+        assert_eq!(iptables_walk::ways(&iptables::render(&rules(), &settings), packet), expected, "iptables: {node}");
     }
 }
 

@@ -5,13 +5,15 @@
 //! its first use. Reads are consistent: [`Cache::fresh`] waits until the cache has seen every
 //! write that was answered before the call. Watchers hold no queue of their own: a
 //! [`Watcher`](watch::Watcher) is a position (a revision) in the window, so that a thousand of them
-//! cost a thousand positions. Those that the window does not reach back to, slow ones and all that come
-//! back after a restart, share what one reader (`history`) brings from the store.
+//! cost a thousand positions; a change wakes those that watch its namespace (`scope`). Those that the
+//! window does not reach back to, slow ones and all that come back after a restart, share what one
+//! reader (`history`) brings from the store.
 
 mod history;
 pub mod item;
 mod past;
 pub mod pluck;
+mod scope;
 pub mod state;
 mod text;
 pub mod unreadable;
@@ -125,9 +127,7 @@ impl Cache {
     }
 
     async fn catch_up(&self, target: u64) -> Result<()> {
-        if let Some(progress) = &*self.progress.lock() {
-            progress.request();
-        }
+        self.ask_for_progress();
         let mut changed = self.subscribe();
         let reached = async {
             loop {
@@ -137,10 +137,8 @@ impl Cache {
                 // The sender lives in `self`.
                 let _ = changed.changed().await;
                 // A feed that was only starting when progress was asked for.
-                if !self.ready_at(target)
-                    && let Some(progress) = &*self.progress.lock()
-                {
-                    progress.request();
+                if !self.ready_at(target) {
+                    self.ask_for_progress();
                 }
             }
         };
@@ -168,10 +166,15 @@ impl Cache {
         Box::pin(self.reach(revision)).await
     }
 
-    async fn reach(&self, revision: u64) -> Result<()> {
+    /// Has the feed say soon how far it has come, also where nothing happens.
+    pub fn ask_for_progress(&self) {
         if let Some(progress) = &*self.progress.lock() {
             progress.request();
         }
+    }
+
+    async fn reach(&self, revision: u64) -> Result<()> {
+        self.ask_for_progress();
         let mut changed = self.subscribe();
         let reached =
             changed.wait_for(|(epoch, reached)| (*epoch > 0 && *reached >= revision) || self.failure.lock().is_some());
@@ -202,7 +205,7 @@ impl Cache {
     /// A resource of very many objects takes a while to be read for the first time: clients come
     /// again by themselves.
     fn check_initialized(&self) -> Result<()> {
-        if self.read().epoch > 0 { Ok(()) } else { Err(ApiError::too_many_requests("storage is (re)initializing", 1)) }
+        if self.read().epoch > 0 { Ok(()) } else { Err(reinitializing()) }
     }
 
     fn ready_at(&self, revision: u64) -> bool {
@@ -221,12 +224,15 @@ impl Cache {
         }
     }
 
-    /// Ends the feed and every watcher: the resource is no longer served.
+    /// Ends the feed and every watcher: the resource is no longer served. Who found this before and comes late is
+    /// to come again, and finds what has taken its place.
     pub fn stop(&self) {
         self.supervisor.cancel();
-        self.state.write().reset(Vec::new(), 0);
+        self.state.write().end();
+        *self.failure.lock() = Some(reinitializing());
         *self.history.lock() = History::default();
         self.announce();
+        self.read().wake_all();
     }
 
     async fn feed(self: Arc<Self>) {
@@ -271,6 +277,7 @@ impl Cache {
             self.state.write().end_watches();
         }
         self.announce();
+        self.read().wake_all();
         lasts || broken
     }
 
@@ -282,6 +289,7 @@ impl Cache {
         self.state.write().reset(items, revision);
         *self.progress.lock() = Some(watch.progress());
         self.announce();
+        self.read().wake_all();
         loop {
             let due = self.trim_due().map(tokio::time::Instant::from_std);
             tokio::select! {
@@ -401,6 +409,7 @@ impl Cache {
             state.progress(batch.revision);
         }
         self.announce();
+        self.read().wake(batch.events.iter().filter_map(|event| event.key.strip_prefix(&self.root)));
         Ok(())
     }
 
@@ -423,6 +432,11 @@ impl From<StoreError> for FeedError {
     fn from(error: StoreError) -> Self {
         FeedError::Store(error)
     }
+}
+
+/// The client comes again by itself.
+fn reinitializing() -> ApiError {
+    ApiError::too_many_requests("storage is (re)initializing", 1)
 }
 
 /// A version that is yet to come; the client may ask again.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::item::Item;
+use super::scope::{Scope, Scopes};
 
 /// Events older than this are forgotten: as long as Kubernetes' own cache keeps them. Who comes from
 /// further back gets them from the store, which remembers more (`cache::history`).
@@ -61,18 +62,25 @@ pub struct State {
     /// Grows with every change of any object, and not with mere progress: what was derived from
     /// the objects is current while this is the same. Never 0 once there was a list.
     pub changed: u64,
-    /// Grows when events may have been missed: watchers of an older one end.
+    /// Grows when events may have been missed: watchers of an older one end. 0: there was no list yet.
     pub epoch: u64,
+    scopes: Scopes,
+    /// Nothing comes any more.
+    ended: bool,
 }
 
 impl State {
     /// Starts anew from a complete list at `revision`.
     pub fn reset(&mut self, items: Vec<Arc<Item>>, revision: u64) {
+        if self.ended {
+            return;
+        }
         self.bytes = items.iter().map(|item| item.bytes.len()).sum();
         self.objects = items.into_iter().map(|item| (item.key.clone(), item)).collect();
         self.window.clear();
         self.window_bytes = 0;
         self.complete_after = revision;
+        self.scopes.forget_all(revision);
         self.revision = revision;
         self.changed = self.changed.max(revision) + 1;
         self.epoch += 1;
@@ -81,6 +89,31 @@ impl State {
     /// Every watch ends at its next look.
     pub fn end_watches(&mut self) {
         self.epoch += u64::from(self.epoch > 0);
+    }
+
+    /// Holds nothing any more, whatever comes; every watch ends at its next look, also one that only begins.
+    pub fn end(&mut self) {
+        let scopes = std::mem::take(&mut self.scopes);
+        *self = Self { changed: self.changed + 1, scopes, ended: true, ..Self::default() };
+    }
+
+    /// Whether a watch that began in this epoch goes on.
+    pub fn goes_on(&self, epoch: u64) -> bool {
+        self.epoch == epoch && !self.ended
+    }
+
+    /// Where a watcher of this namespace, or of all, is woken.
+    pub fn enter(&self, namespace: &str) -> Arc<Scope> {
+        self.scopes.enter(namespace, self.complete_after, self.revision)
+    }
+
+    /// Wakes the watchers of objects with these keys.
+    pub fn wake<'a>(&self, keys: impl Iterator<Item = &'a str>) {
+        self.scopes.wake(keys.map(|key| key.split_once('/').map_or("", |(namespace, _)| namespace)));
+    }
+
+    pub fn wake_all(&self) {
+        self.scopes.wake_all();
     }
 
     pub fn put(&mut self, item: Item) {
@@ -108,6 +141,7 @@ impl State {
         self.revision = self.revision.max(item.revision);
         self.changed += 1;
         self.window_bytes += item.bytes.len();
+        self.scopes.note(item.namespace(), item.revision);
         self.window.push_back(Arc::new(Event::new(item.revision, item, previous, deleted)));
         self.trim(Instant::now());
     }
@@ -141,6 +175,7 @@ impl State {
             }
             self.window_bytes -= oldest.item.bytes.len();
             self.complete_after = oldest.revision;
+            self.scopes.forget(oldest.item.namespace(), oldest.revision);
             self.window.pop_front();
         }
     }
@@ -173,10 +208,14 @@ impl State {
         Box::new(self.objects.range::<str, _>(range).map(|(_, item)| item))
     }
 
-    /// Events after `revision`, at most `limit`; none if some of them are no longer held.
-    pub fn events_after(&self, revision: u64, limit: usize) -> Option<Vec<Arc<Event>>> {
-        if revision < self.complete_after {
+    /// Events after `revision`, about `limit` at most, some of other scopes among them; none if some of `scope`
+    /// are no longer held.
+    pub fn events_after(&self, revision: u64, scope: &Scope, limit: usize) -> Option<Vec<Arc<Event>>> {
+        if revision < scope.forgotten() {
             return None;
+        }
+        if revision >= scope.newest() {
+            return Some(Vec::new());
         }
         let from = self.window.partition_point(|event| event.revision <= revision);
         let mut events: Vec<Arc<Event>> = self.window.range(from..).take(limit).cloned().collect();
@@ -213,13 +252,44 @@ mod tests {
         state.put(item("a/x", 6));
         state.put(item("b/y", 7));
         state.delete("a/x", 9);
-        assert!(state.events_after(4, 10).is_none(), "before the list");
-        let events = state.events_after(5, 10).unwrap();
+        let all = state.enter("");
+        assert!(state.events_after(4, &all, 10).is_none(), "before the list");
+        let events = state.events_after(5, &all, 10).unwrap();
         let seen: Vec<_> = events.iter().map(|e| (e.revision, e.deleted, e.previous.is_some())).collect();
         assert_eq!(seen, [(6, false, true), (7, false, false), (9, true, true)]);
         assert_eq!(events[2].item.decode()["metadata"]["resourceVersion"], "9");
-        assert_eq!(state.events_after(9, 10).unwrap().len(), 0);
+        assert_eq!(state.events_after(9, &all, 10).unwrap().len(), 0);
         assert_eq!(state.revision, 9);
+    }
+
+    /// A lease that ends takes many keys along at one revision.
+    #[test]
+    fn what_is_forgotten_of_one_namespace_is_not_missed_in_another() {
+        let mut state = State::default();
+        state.reset(Vec::new(), 0);
+        let [all, a, b, quiet] = ["", "a", "b", "quiet"].map(|namespace| state.enter(namespace));
+        state.put(item("a/x", 1));
+        state.put(item("b/x", 1));
+        (2..=KEEP_AT_MOST as u64).for_each(|revision| state.put(item("c/x", revision)));
+        assert_eq!(state.oldest(), 1, "one went");
+        assert!(state.events_after(0, &all, 1).is_none() && state.events_after(0, &a, 1).is_none());
+        assert_eq!(&*state.events_after(0, &b, 1).unwrap()[0].item.key, "b/x");
+        (1..KEEP_AT_MOST as u64).for_each(|more| state.put(item("c/x", KEEP_AT_MOST as u64 + more)));
+        assert!(state.events_after(0, &b, 1).is_none());
+        assert!(state.events_after(0, &quiet, 1).is_some(), "however far it is behind");
+        state.reset(Vec::new(), 100_000);
+        assert!(state.events_after(99_999, &quiet, 1).is_none());
+    }
+
+    #[test]
+    fn nothing_comes_to_a_state_that_has_ended() {
+        let mut state = State::default();
+        state.reset(vec![Arc::new(item("a/x", 3))], 5);
+        assert!(state.goes_on(1));
+        state.end();
+        assert!(!state.goes_on(1) && !state.goes_on(0) && state.is_empty());
+        state.reset(vec![Arc::new(item("a/x", 3))], 7);
+        assert!(state.is_empty() && state.epoch == 0);
     }
 
     #[test]
@@ -240,8 +310,9 @@ mod tests {
             state.put(item("a/x", revision));
         }
         assert_eq!(state.oldest(), 10);
-        assert!(state.events_after(9, 1).is_none());
-        assert_eq!(state.events_after(10, 1).unwrap()[0].revision, 11);
+        let all = state.enter("");
+        assert!(state.events_after(9, &all, 1).is_none());
+        assert_eq!(state.events_after(10, &all, 1).unwrap()[0].revision, 11);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use tokio::sync::watch as signal;
 
 use super::Cache;
 use super::item::Item;
+use super::scope::Scope;
 use super::state::Event;
 use crate::error::{ApiError, Result};
 
@@ -65,7 +66,8 @@ pub struct Seen {
 
 pub struct Watcher {
     cache: Arc<Cache>,
-    changed: signal::Receiver<(u64, u64)>,
+    scope: Arc<Scope>,
+    changed: signal::Receiver<()>,
     pub selection: Selection,
     position: u64,
     epoch: u64,
@@ -73,18 +75,26 @@ pub struct Watcher {
     held: Vec<Seen>,
 }
 
+/// What a look into the window shows.
+enum Look {
+    Seen(Vec<Seen>),
+    /// The window does not reach back to the position.
+    Behind,
+    Ended,
+}
+
 impl Watcher {
     /// Watches everything after `revision`: from the store as long as the window does not reach back so far,
     /// as when the client goes on here where another server, or this one before a restart, left off.
     pub async fn after(cache: &Arc<Cache>, selection: Selection, revision: u64) -> Result<Self> {
-        let changed = cache.subscribe();
-        let (oldest, epoch) = {
+        let (scope, oldest, epoch) = {
             let state = cache.read();
-            (state.oldest(), state.epoch)
+            (state.enter(&selection.namespace), state.oldest(), state.epoch)
         };
+        let changed = scope.subscribe();
         let held = Vec::new();
-        let mut watcher = Self { cache: cache.clone(), changed, selection, position: revision, epoch, held };
-        if revision < oldest {
+        let mut watcher = Self { cache: cache.clone(), scope, changed, selection, position: revision, epoch, held };
+        if revision < watcher.scope.forgotten() {
             // Whether the store remembers has to be known before the watch is answered.
             watcher.held = watcher.catch_up().await.map_err(|error| {
                 tracing::debug!(root = cache.root, revision, %error, "the store does not reach back");
@@ -96,13 +106,13 @@ impl Watcher {
 
     /// Watches everything after what is held now, and gives that.
     pub fn from_now(cache: &Arc<Cache>, selection: Selection) -> (Self, Vec<Arc<Item>>) {
-        let changed = cache.subscribe();
         let state = cache.read();
         let items =
             state.scan(&selection.namespace).filter(|item| selection.matches(cache, item)).cloned().collect::<Vec<_>>();
-        let (position, epoch) = (state.revision, state.epoch);
+        let (scope, position, epoch) = (state.enter(&selection.namespace), state.revision, state.epoch);
         drop(state);
-        (Self { cache: cache.clone(), changed, selection, position, epoch, held: Vec::new() }, items)
+        let changed = scope.subscribe();
+        (Self { cache: cache.clone(), scope, changed, selection, position, epoch, held: Vec::new() }, items)
     }
 
     /// Every event up to here has been seen: what a bookmark says.
@@ -123,27 +133,31 @@ impl Watcher {
                 return Some(std::mem::take(&mut self.held));
             }
             self.changed.borrow_and_update();
-            if self.is_behind() {
-                match self.catch_up().await {
+            match self.look() {
+                Look::Ended => return None,
+                Look::Seen(seen) if seen.is_empty() => self.changed.changed().await.ok()?,
+                Look::Seen(seen) => return Some(seen),
+                Look::Behind => match self.catch_up().await {
                     Ok(seen) => self.held = seen,
                     Err(error) => {
                         tracing::debug!(root = self.cache.root, %error, "a watcher was left behind");
                         return None;
                     }
-                }
-                continue;
+                },
             }
-            let seen = self.take()?;
-            if !seen.is_empty() {
-                return Some(seen);
-            }
-            self.changed.changed().await.ok()?;
         }
     }
 
-    fn is_behind(&self) -> bool {
-        let state = self.cache.read();
-        state.epoch == self.epoch && self.position < state.oldest()
+    /// Moves on to where the cache is now: what concerns others does not wake a watcher. Returns what it finds on
+    /// the way; where that is something, or there is more to come, the position is behind still.
+    pub fn move_on(&mut self) -> Vec<Seen> {
+        if !self.held.is_empty() {
+            return std::mem::take(&mut self.held);
+        }
+        match self.look() {
+            Look::Seen(seen) => seen,
+            Look::Behind | Look::Ended => Vec::new(),
+        }
     }
 
     /// Some of what the store remembers; it moves the position.
@@ -155,23 +169,24 @@ impl Watcher {
         Ok(seen)
     }
 
-    fn take(&mut self) -> Option<Vec<Seen>> {
+    fn look(&mut self) -> Look {
         loop {
             let (events, revision) = {
                 let state = self.cache.read();
-                if state.epoch != self.epoch {
-                    return None;
+                if !state.goes_on(self.epoch) {
+                    return Look::Ended;
                 }
-                (state.events_after(self.position, BATCH)?, state.revision)
+                (state.events_after(self.position, &self.scope, BATCH), state.revision)
             };
+            let Some(events) = events else { return Look::Behind };
             let Some(last) = events.last() else {
                 self.position = self.position.max(revision);
-                return Some(Vec::new());
+                return Look::Seen(Vec::new());
             };
             self.position = self.position.max(last.revision);
             let seen: Vec<Seen> = events.iter().filter_map(|event| self.seen(event)).collect();
             if !seen.is_empty() {
-                return Some(seen);
+                return Look::Seen(seen);
             }
         }
     }
@@ -195,5 +210,93 @@ impl Watcher {
             }
         };
         Some(Seen { change, revision, item, bytes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use component::Supervisor;
+    use futures::FutureExt;
+    use serde_json::json;
+
+    use super::*;
+    use crate::cache::item::{encode, parts};
+    use crate::resource::Descriptor;
+
+    fn put(cache: &Cache, key: &str, revision: u64) {
+        let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}});
+        let parts = parts(&cache.descriptor);
+        let item = Item::new(&cache.descriptor, &parts, key.into(), &encode(&object), revision).unwrap();
+        cache.state.write().put(item);
+        cache.read().wake(std::iter::once(key));
+    }
+
+    async fn started(dir: &tempfile::TempDir) -> Arc<Cache> {
+        let store = Arc::new(store::Embedded::open(&dir.path().join("db")).unwrap());
+        let descriptor = Arc::new(Descriptor::new("", "v1", "Pod", "pods"));
+        let cache = Cache::new(descriptor, store, &Supervisor::new("test"));
+        cache.ready().await.unwrap();
+        cache
+    }
+
+    fn of(namespace: &str) -> Selection {
+        Selection { namespace: namespace.to_owned(), ..Selection::default() }
+    }
+
+    /// It is not woken meanwhile, and the store may have forgotten where it was.
+    #[tokio::test]
+    async fn a_watcher_sleeps_while_other_namespaces_fill_the_window() {
+        const OTHERS: u64 = 20_000;
+        let dir = tempfile::tempdir().unwrap();
+        let cache = started(&dir).await;
+        let (mut watcher, _) = Watcher::from_now(&cache, of("a"));
+        assert!(watcher.next().now_or_never().is_none());
+        let begun = watcher.position();
+        (1..=OTHERS).for_each(|more| put(&cache, "b/x", begun + more));
+        assert!(cache.read().oldest() > begun);
+        assert!(!watcher.changed.has_changed().unwrap());
+        put(&cache, "a/x", begun + OTHERS + 1);
+        let seen = watcher.next().now_or_never().expect("from the window").expect("it goes on");
+        assert_eq!(seen.iter().map(|seen| seen.revision).collect::<Vec<_>>(), [begun + OTHERS + 1]);
+        // What it says in a bookmark is where the cache is all the same.
+        put(&cache, "b/x", begun + OTHERS + 2);
+        assert!(watcher.move_on().is_empty());
+        assert_eq!(watcher.position(), begun + OTHERS + 2);
+    }
+
+    /// Who knows a version of long ago only has to list anew after a restart.
+    #[tokio::test]
+    async fn a_bookmark_leads_past_what_happens_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = started(&dir).await;
+        let (mut watcher, _) = Watcher::from_now(&cache, of("a"));
+        let elsewhere = store::Txn::create("/registry/secrets/a/b", "{}");
+        let store::TxnOutcome::Done { revision } = cache.store.txn(elsewhere).await.unwrap() else {
+            panic!("nobody else writes");
+        };
+        let mut told = cache.subscribe();
+        cache.ask_for_progress();
+        told.wait_for(|(_, reached)| *reached >= revision).await.unwrap();
+        assert!(!watcher.changed.has_changed().unwrap(), "it was woken");
+        assert!(watcher.move_on().is_empty());
+        assert_eq!(watcher.position(), revision);
+    }
+
+    /// A request may have found the cache before its definition was changed, and come to it after.
+    #[tokio::test]
+    async fn who_comes_to_a_cache_that_was_stopped_is_sent_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = started(&dir).await;
+        let (mut before, _) = Watcher::from_now(&cache, of("a"));
+        assert!(before.next().now_or_never().is_none());
+        cache.stop();
+        let (mut late, items) = Watcher::from_now(&cache, of("a"));
+        assert!(items.is_empty());
+        for watcher in [&mut before, &mut late] {
+            assert!(watcher.next().now_or_never().expect("at once").is_none());
+        }
+        let outcomes = [cache.ready().await, cache.fresh().await];
+        let codes = outcomes.map(|outcome| outcome.err().as_ref().map(ApiError::code));
+        assert_eq!(codes, [Some(http::StatusCode::TOO_MANY_REQUESTS); 2]);
     }
 }

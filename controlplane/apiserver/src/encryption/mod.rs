@@ -27,6 +27,9 @@ use crate::resource::Resource;
 /// Before a configuration whose plugins are not well is tried again: at first, and at most.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
+const UNKNOWN: &str =
+    "no matching prefix found; --encryption-provider-config must name the key or identity that it was written with";
+
 /// The store as the rest of the server sees it.
 pub struct Sealed {
     inner: Arc<dyn Store>,
@@ -89,7 +92,7 @@ impl Sealed {
         let rules = self.rules.current.read().clone();
         let Some(writer) = self.rules.find(&rules, key).map(Provider::writer) else { return Ok(false) };
         let stored = self.inner.get(key).await?.kv;
-        Ok(stored.is_some_and(|kv| !writer.is_current(&kv.value)))
+        Ok(stored.is_some_and(|kv| !writer.is_current(key, &kv.value)))
     }
 }
 
@@ -193,11 +196,20 @@ impl Rules {
             return Ok(stored.clone());
         }
         let providers = self.find(&rules, key).map_or(&[Provider::Identity][..], |rule| &rule.providers);
-        let Some(provider) = providers.iter().find(|provider| provider.owns(stored)) else {
-            let why = "no matching prefix found; --encryption-provider-config must name the key or identity that it was written with";
-            return Err(why.to_owned());
-        };
-        provider.open(key, stored)
+        let mut failed: Vec<String> = Vec::new();
+        // Several may have one prefix: a key and the one it was rotated from, of the same name.
+        for provider in providers.iter().filter(|provider| provider.owns(stored)) {
+            match provider.open(key, stored) {
+                Ok(plain) => return Ok(plain),
+                Err(why) if failed.contains(&why) => {}
+                Err(why) => failed.push(why),
+            }
+        }
+        Err(match failed.as_slice() {
+            [] => UNKNOWN.to_owned(),
+            [one] => one.clone(),
+            many => format!("[{}]", many.join(", ")),
+        })
     }
 
     fn open_one(&self, kv: &mut KeyValue) -> std::result::Result<(), Unreadable> {
@@ -277,12 +289,45 @@ mod tests {
     use super::*;
     use futures::StreamExt;
 
-    /// Secrets under an AES-GCM key of a name.
-    fn rules(key: &str) -> Arc<[Rule]> {
+    const SECRET: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
+    const OTHER_SECRET: &str = "YWJjZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXoxMjM0NTY=";
+
+    /// Secrets under AES-GCM keys, each a name and a secret.
+    fn keys(keys: &[(&str, &str)]) -> Arc<[Rule]> {
+        let key = |(name, secret): &(&str, &str)| format!("{{name: {name}, secret: {secret}}}");
+        let providers = keys.iter().map(|one| format!("{{aesgcm: {{keys: [{}]}}}}", key(one)));
+        let providers = providers.collect::<Vec<_>>().join(", ");
         let text = format!(
-            "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n- resources: [secrets]\n  providers: [{{aesgcm: {{keys: [{{name: {key}, secret: MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=}}]}}}}]\n"
+            "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n- resources: [secrets]\n  providers: [{providers}]\n"
         );
         config::parse(&text).unwrap().into()
+    }
+
+    fn rules(key: &str) -> Arc<[Rule]> {
+        keys(&[(key, SECRET)])
+    }
+
+    /// People leave the name as their first example had it.
+    #[tokio::test]
+    async fn a_key_may_be_rotated_to_another_of_the_same_name() {
+        const KEY: &str = "/registry/secrets/n/a";
+        let dir = tempfile::tempdir().unwrap();
+        let inner = Arc::new(store::Embedded::open(dir.path()).unwrap());
+        let resources = HashMap::from([("secrets".to_owned(), "secrets".to_owned())]);
+        let held = Arc::new(Rules { current: RwLock::new(rules("one")), resources });
+        let sealed = Sealed { inner: inner.clone(), rules: held.clone(), reloads: false };
+        let TxnOutcome::Done { revision } = sealed.txn(Txn::create(KEY, "{}")).await.unwrap() else {
+            panic!("nobody else writes");
+        };
+        assert_eq!(sealed.is_stale(KEY).await, Ok(false));
+        *held.current.write() = keys(&[("one", OTHER_SECRET), ("one", SECRET)]);
+        assert_eq!(&sealed.get(KEY).await.unwrap().kv.unwrap().value[..], b"{}");
+        assert_eq!(sealed.is_stale(KEY).await, Ok(true), "it is to be written again");
+        sealed.txn(Txn::update(KEY, revision, "{}")).await.unwrap();
+        assert_eq!(sealed.is_stale(KEY).await, Ok(false));
+        *held.current.write() = keys(&[("one", OTHER_SECRET)]);
+        assert_eq!(&sealed.get(KEY).await.unwrap().kv.unwrap().value[..], b"{}");
+        inner.close();
     }
 
     #[tokio::test]

@@ -103,11 +103,12 @@ impl Provider {
         }
     }
 
-    /// Whether a write would give a value the form that `stored` has.
-    pub fn is_current(&self, stored: &[u8]) -> bool {
+    /// Whether a write would give the value of `context` the form that `stored` has.
+    pub fn is_current(&self, context: &str, stored: &Bytes) -> bool {
         match self {
             Self::Kms(kms) => kms.is_current(stored),
-            _ => self.owns(stored),
+            // A key that it was rotated from may have the same name.
+            _ => self.owns(stored) && self.open(context, stored).is_ok(),
         }
     }
 

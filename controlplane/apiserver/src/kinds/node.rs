@@ -3,12 +3,14 @@
 use api::field::ErrorList;
 use api::names;
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::check::{Node, labels};
-use super::core::pod::container::resource_quantity;
 use super::core::pod::placement::validate_toleration;
+use super::core::pod::resources::container as container_resources;
+use super::core::pod::warn::old_label;
 use super::table::{cell, named, row, words};
+use super::value::entries;
 use crate::resource::{Column, Context, Descriptor, Hooks, Resource};
 
 pub fn resources() -> Vec<Resource> {
@@ -28,11 +30,9 @@ impl Hooks for Class {
     fn validate_create(&self, _ctx: &Context<'_>, class: &Value) -> ErrorList {
         let mut errors = ErrorList::new();
         let root = Node::root(class);
-        for (name, amount) in root.entries("overhead.podFixed") {
-            // The overhead is checked as the limits of a container are, and named so.
-            let path = root.child("overhead.limits").path.key(name);
-            resource_quantity(name, &Node::new(amount.value, path), &mut errors);
-        }
+        // The overhead is checked as the limits of a container are, and named so.
+        let limits = json!({ "limits": root.child("overhead.podFixed").value });
+        container_resources(&Node::new(&limits, root.child("overhead").path), &[], &mut errors);
         labels(&root.child("scheduling.nodeSelector"), &mut errors);
         for toleration in root.items("scheduling.tolerations") {
             validate_toleration(&toleration, &mut errors);
@@ -48,6 +48,11 @@ impl Hooks for Class {
         errors
     }
 
+    fn warnings(&self, new: &Value, _old: Option<&Value>) -> Vec<String> {
+        let selected = entries(new, "scheduling.nodeSelector").filter_map(|(key, _)| old_label(key));
+        selected.map(|words| format!("scheduling.nodeSelector: {words}")).collect()
+    }
+
     fn row(&self, class: &Value, now: Timestamp) -> Vec<Value> {
         row(class, now, vec![cell(class, "handler")])
     }
@@ -61,7 +66,6 @@ fn columns() -> Vec<Column> {
 mod tests {
     use super::*;
     use crate::kinds::tested::{cells, created, updated};
-    use serde_json::json;
 
     #[test]
     fn classes() {
@@ -73,10 +77,23 @@ mod tests {
                 json!({"metadata": {"name": "r"}, "handler": "a", "overhead": {"podFixed": {"cpu": "-1"}}}),
                 "overhead.limits[cpu]: Invalid value: \"-1\": must be greater than or equal to 0",
             ),
+            (
+                json!({"metadata": {"name": "r"}, "handler": "a", "overhead": {"podFixed": {"pods": "1"}}}),
+                "overhead.limits[pods]: Invalid value: \"pods\": must be a standard resource for containers",
+            ),
         ] {
             assert_eq!(created(&Class, &class), expected, "{class}");
         }
         assert_eq!(updated(&Class, &with("a"), &with("b")), "handler: Invalid value: null: field is immutable");
         assert_eq!(cells(&Class, &with("runc"), "2026-01-01T00:00:00Z"), "r|runc|<unknown>");
+    }
+
+    #[test]
+    fn node_labels_of_before_are_warned_of() {
+        let class = json!({"scheduling": {"nodeSelector": {"beta.kubernetes.io/os": "linux", "a": "b"}}});
+        assert_eq!(
+            Class.warnings(&class, None),
+            ["scheduling.nodeSelector: deprecated since v1.14; use \"kubernetes.io/os\" instead"]
+        );
     }
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::check::Node;
 use super::table::{boolean, count, number, words};
-use super::value::{default_text, flag, int, name, text};
+use super::value::{default_text, flag, int, name, set, text};
 use crate::resource::{Column, Context, Descriptor, Hooks, Resource, age};
 
 /// The largest priority that users may give.
@@ -19,10 +19,7 @@ pub fn resources() -> Vec<Resource> {
 }
 
 fn descriptor() -> Descriptor {
-    Descriptor::new("scheduling.k8s.io", "v1", "PriorityClass", "priorityclasses")
-        .cluster_scoped()
-        .short(&["pc"])
-        .with_generation()
+    Descriptor::new("scheduling.k8s.io", "v1", "PriorityClass", "priorityclasses").cluster_scoped().short(&["pc"])
 }
 
 struct Class;
@@ -30,6 +27,11 @@ struct Class;
 impl Hooks for Class {
     fn defaults(&self, class: &mut Value) {
         default_text(class, "preemptionPolicy", "PreemptLowerPriority");
+    }
+
+    /// What may change of a class makes no further generation.
+    fn prepare_create(&self, _ctx: &Context<'_>, class: &mut Value) {
+        set(class, "metadata.generation", 1);
     }
 
     fn validate_create(&self, _ctx: &Context<'_>, class: &Value) -> ErrorList {
@@ -108,8 +110,17 @@ fn columns() -> Vec<Column> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kinds::tested::with;
     use api::field::join;
     use serde_json::json;
+
+    #[test]
+    fn a_class_is_of_the_first_generation() {
+        assert!(!descriptor().generation, "the registry would count on");
+        let mut class = json!({"metadata": {"name": "a"}});
+        with(&json!({}), "", |ctx| Class.prepare_create(ctx, &mut class));
+        assert_eq!(class["metadata"]["generation"], 1);
+    }
 
     #[test]
     fn classes() {

@@ -20,6 +20,13 @@ use crate::http::options::check_list;
 use crate::http::render;
 use crate::table::{self, Include};
 
+/// A list in chunks reads no fewer objects at a time, and where few of them match so many at most: each page
+/// counts what lies behind it.
+const SMALLEST_PAGE: usize = 100;
+const LARGEST_PAGE: usize = 10_000;
+/// Pages of so many bytes grow no more.
+const HEAVY_PAGE: usize = 4 << 20;
+
 /// The version a read asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Version {
@@ -184,7 +191,8 @@ impl Call {
         let root = descriptor.registry_root();
         let prefix =
             if selection.namespace.is_empty() { root.clone() } else { format!("{root}{}/", selection.namespace) };
-        let mut range = Range::prefix(prefix).at(revision).limit(if limit == 0 { 2000 } else { limit.max(100) });
+        let page = if limit == 0 { 2000 } else { limit.max(SMALLEST_PAGE) };
+        let mut range = Range::prefix(prefix).at(revision).limit(page);
         if let Some(start) = start {
             range = range.starting_at(format!("{root}{start}"));
         }
@@ -218,6 +226,7 @@ impl Call {
                 Some(last) if more => range.start = Some(format!("{}\0", last.key)),
                 _ => return Ok(Listing { items, revision: page.revision, continue_: None, remaining: None }),
             }
+            range.limit = next_limit(range.limit, page.kvs.iter().map(|kv| kv.value.len()).sum());
         }
     }
 
@@ -317,6 +326,11 @@ impl Listing {
     }
 }
 
+/// How many objects the page after one of so many, and so many bytes, has.
+fn next_limit(limit: usize, bytes: usize) -> usize {
+    if bytes > HEAVY_PAGE || limit > LARGEST_PAGE { limit } else { (limit * 2).min(LARGEST_PAGE) }
+}
+
 /// A paged list whose revision is gone says how to go on.
 fn continue_error(error: StoreError, range: &Range, root: &str) -> ApiError {
     let StoreError::Compacted { .. } = error else { return store_error(error) };
@@ -328,4 +342,23 @@ fn continue_error(error: StoreError, range: &Range, root: &str) -> ApiError {
         "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.",
     )
     .with_list_continue(token)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each of a hundred pages would count what lies behind it, of a hundred thousand objects.
+    #[test]
+    fn a_selection_of_few_is_found_in_few_pages() {
+        const OBJECTS: usize = 150_000;
+        let (mut limit, mut read, mut pages) = (SMALLEST_PAGE, 0, 0);
+        while read < OBJECTS {
+            (read, pages) = (read + limit, pages + 1);
+            limit = next_limit(limit, limit * 300);
+        }
+        assert!(pages < 25, "{pages}");
+        assert_eq!(next_limit(SMALLEST_PAGE, HEAVY_PAGE + 1), SMALLEST_PAGE, "of large objects few are held at once");
+        assert_eq!(next_limit(50_000, 0), 50_000, "as many as the client wants");
+    }
 }

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::Call;
 use crate::admit::Cluster;
 use crate::aggregate::register;
+use crate::cache::watch::Selection;
 use crate::error::{ApiError, Result};
 use crate::http::body::Body;
 use crate::http::negotiate::Output;
@@ -68,13 +69,13 @@ pub async fn answer(asked: &Asked, call: &Call) -> Result<Response<Body>> {
     }
     let version = &api_version(GROUP, &call.info.version);
     let plural = &*call.descriptor().plural;
-    let labels = api::selector::Selector::parse_labels(asked.query.text("labelSelector"))
-        .map_err(|error| ApiError::bad_request(error.to_string()))?;
+    // One object is asked for by its name alone.
+    let selection = if call.info.name.is_empty() { call.selection()? } else { Selection::default() };
     let mut objects = call.api.list("", plural, call.namespace()).await?;
     objects.retain(|object| {
-        (call.info.name.is_empty() || object["metadata"]["name"] == call.info.name)
-            && labels.matches_with(|key| object["metadata"]["labels"][key].as_str())
+        (call.info.name.is_empty() || object["metadata"]["name"] == call.info.name) && selects(&selection, object)
     });
+    call.api.looks.forget_old(Instant::now());
     let node_of = |object: &Value| match plural {
         "nodes" => object["metadata"]["name"].as_str().map(str::to_owned),
         _ => object["spec"]["nodeName"].as_str().map(str::to_owned),
@@ -108,6 +109,13 @@ pub async fn answer(asked: &Asked, call: &Call) -> Result<Response<Body>> {
         Some(one) => shown(asked, &one),
         None => Err(call.not_found()),
     }
+}
+
+fn selects(selection: &Selection, object: &Value) -> bool {
+    let metadata = &object["metadata"];
+    let field = |label: &str| label.strip_prefix("metadata.").and_then(|name| metadata[name].as_str());
+    selection.labels.matches_with(|key| metadata["labels"][key].as_str())
+        && selection.fields.matches_with(|label| Some(field(label).unwrap_or_default()))
 }
 
 /// JSON, also for those who would rather have protobuf (kubectl top): these kinds have no other form,
@@ -144,6 +152,13 @@ async fn summary(api: &Api, node: &str) -> Option<Value> {
             None
         }
         Err(_) => None,
+    }
+}
+
+impl Looks {
+    /// Nodes come and go: what is too old to be of use is not kept.
+    fn forget_old(&self, now: Instant) {
+        self.nodes.lock().retain(|_, look| now.duration_since(look.at) < LAST_WINDOW);
     }
 }
 
@@ -221,6 +236,8 @@ fn pod_metrics(version: &str, pod: &Value, measured: &Measured) -> Option<Value>
 
 #[cfg(test)]
 mod tests {
+    use api::selector::Selector;
+
     use super::*;
 
     fn summary(node: u64, container: u64) -> Value {
@@ -243,6 +260,37 @@ mod tests {
             pod_metrics("g/v1", &json!({"metadata": {"name": "p", "namespace": "x", "uid": "u"}}), &measured).unwrap();
         assert_eq!(pod["containers"], json!([{"name": "c", "usage": {"cpu": "100000000n", "memory": "1024Ki"}}]));
         assert!(pod_metrics("g/v1", &json!({"metadata": {"name": "q", "uid": "other"}}), &measured).is_none());
+    }
+
+    /// `kubectl top pod --field-selector`.
+    #[test]
+    fn fields_select_as_labels_do() {
+        let pod = json!({"metadata": {"name": "p", "namespace": "x", "labels": {"a": "b"}}});
+        for (labels, fields, want) in [
+            ("a=b", "", true),
+            ("a!=b", "", false),
+            ("", "metadata.name=p,metadata.namespace=x", true),
+            ("", "metadata.name=q", false),
+            ("a=b", "metadata.namespace!=x", false),
+        ] {
+            let selection = Selection {
+                labels: Selector::parse_labels(labels).unwrap(),
+                fields: Selector::parse_fields(fields).unwrap(),
+                ..Selection::default()
+            };
+            assert_eq!(selects(&selection, &pod), want, "{labels} {fields}");
+        }
+    }
+
+    #[test]
+    fn looks_at_nodes_that_are_gone_are_forgotten() {
+        let looks = Looks::default();
+        let look = Arc::new(Look::of(&summary(1, 1)));
+        looks.nodes.lock().insert("gone".to_owned(), look.clone());
+        looks.forget_old(look.at + LAST_WINDOW / 2);
+        assert_eq!(looks.nodes.lock().len(), 1);
+        looks.forget_old(look.at + LAST_WINDOW);
+        assert!(looks.nodes.lock().is_empty());
     }
 
     #[test]

@@ -36,6 +36,8 @@ struct Watching {
     output: Output,
     watcher: Watcher,
     initial: std::vec::IntoIter<Arc<Item>>,
+    /// Changes that are not sent yet.
+    seen: std::vec::IntoIter<Seen>,
     /// A bookmark that says where the initial objects end is still due.
     marks_end: bool,
     bookmarks: bool,
@@ -80,6 +82,7 @@ impl Call {
             bookmarks,
             watcher,
             initial: initial.into_iter(),
+            seen: Vec::new().into_iter(),
             marks_end: bookmarks && self.sends_initial(version),
             next_bookmark: now + BOOKMARK_EVERY,
             ends: now + Duration::from_secs(timeout),
@@ -160,6 +163,7 @@ impl Watching {
         if std::mem::take(&mut self.marks_end) {
             return self.bookmark(chunk, true);
         }
+        self.put_seen(chunk)?;
         if !chunk.is_empty() {
             return Ok(());
         }
@@ -176,12 +180,20 @@ impl Watching {
                     self.over = true;
                     return Ok(());
                 };
-                seen.iter().try_for_each(|event| self.put_seen(chunk, event))
+                self.seen = seen.into_iter();
+                self.put_seen(chunk)
             }
             () = self.timer.as_mut() => {
+                self.seen = self.watcher.move_on().into_iter();
+                self.put_seen(chunk)?;
+                if self.seen.len() > 0 {
+                    return Ok(());
+                }
                 let now = Instant::now();
                 if now < self.ends {
                     self.next_bookmark = now + BOOKMARK_EVERY;
+                    // Where nothing is written for hours, the next one is to lead past what is compacted.
+                    self.watcher.cache().ask_for_progress();
                     return self.bookmark(chunk, false);
                 }
                 self.over = true;
@@ -191,8 +203,14 @@ impl Watching {
         }
     }
 
-    fn put_seen(&mut self, chunk: &mut BytesMut, seen: &Seen) -> Result<()> {
-        self.put(chunk, seen.change, &seen.item, &seen.bytes)
+    /// Puts changes into `chunk` until it is full: who reads slowly is to hold no more than that in copies.
+    fn put_seen(&mut self, chunk: &mut BytesMut) -> Result<()> {
+        while chunk.len() < CHUNK
+            && let Some(seen) = self.seen.next()
+        {
+            self.put(chunk, seen.change, &seen.item, &seen.bytes)?;
+        }
+        Ok(())
     }
 
     fn put(&mut self, chunk: &mut BytesMut, change: Change, item: &Item, bytes: &Bytes) -> Result<()> {

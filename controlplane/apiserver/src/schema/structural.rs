@@ -131,26 +131,29 @@ impl Structural {
     }
 
     /// Drops what the schema does not name from a whole object; apiVersion, kind and metadata stay.
-    /// Returns the first of the paths dropped.
+    /// Returns the first of the paths dropped, sorted.
     pub fn prune_object(&self, value: &mut Value) -> Vec<String> {
         let mut dropped = Vec::new();
-        self.prune(value, true, &mut String::new(), &mut dropped);
+        self.prune(value, true, false, &mut String::new(), &mut dropped);
+        dropped.sort_unstable();
         dropped
     }
 
     /// The same for a value inside of an object.
     pub fn prune_value(&self, value: &mut Value) {
-        self.prune(value, false, &mut String::new(), &mut Vec::new());
+        self.prune(value, false, false, &mut String::new(), &mut Vec::new());
     }
 
-    fn prune(&self, value: &mut Value, resource: bool, path: &mut String, dropped: &mut Vec<String>) {
-        let resource = resource || self.embedded_resource;
+    /// An `open` value keeps what its schema does not name. Items of a list that does so are open
+    /// too, members of an object are not.
+    fn prune(&self, value: &mut Value, resource: bool, open: bool, path: &mut String, dropped: &mut Vec<String>) {
+        let (resource, open) = (resource || self.embedded_resource, open || self.preserve_unknown);
         match value {
-            Value::Object(members) => self.prune_members(members, resource, path, dropped),
+            Value::Object(members) => self.prune_members(members, resource, open, path, dropped),
             Value::Array(items) => {
                 let Some(schema) = &self.items else { return };
                 for (index, item) in items.iter_mut().enumerate() {
-                    within(path, &format!("[{index}]"), |path| schema.prune(item, false, path, dropped));
+                    within(path, &format!("[{index}]"), |path| schema.prune(item, false, open, path, dropped));
                 }
             }
             _ => {}
@@ -161,6 +164,7 @@ impl Structural {
         &self,
         members: &mut Map<String, Value>,
         resource: bool,
+        open: bool,
         path: &mut String,
         dropped: &mut Vec<String>,
     ) {
@@ -173,16 +177,15 @@ impl Structural {
             let schema = self.inner(name);
             let step = if path.is_empty() { name.clone() } else { format!(".{name}") };
             match schema {
-                Some(schema) => within(path, &step, |path| schema.prune(value, false, path, dropped)),
-                None if self.preserve_unknown || self.any_additional => {}
+                Some(schema) => within(path, &step, |path| schema.prune(value, false, false, path, dropped)),
+                None if self.any_additional => within(path, &step, |path| prune_undescribed(value, path, dropped)),
+                None if open => {}
                 None => unknown.push((name.clone(), step)),
             }
         }
         for (name, step) in unknown {
             members.remove(&name);
-            if dropped.len() < MOST_DROPPED {
-                dropped.push(format!("{path}{step}"));
-            }
+            tell(path, &step, dropped);
         }
     }
 
@@ -251,6 +254,30 @@ fn properties(schemas: &Value) -> Box<[(Box<str>, Structural)]> {
     all.into()
 }
 
+/// `additionalProperties: true` lets members of any name and type in, but describes none: nothing is
+/// left of objects, as upstream.
+fn prune_undescribed(value: &mut Value, path: &mut String, dropped: &mut Vec<String>) {
+    match value {
+        Value::Object(members) => {
+            for (name, _) in std::mem::take(members) {
+                tell(path, &format!(".{name}"), dropped);
+            }
+        }
+        Value::Array(items) => {
+            for (index, item) in items.iter_mut().enumerate() {
+                within(path, &format!("[{index}]"), |path| prune_undescribed(item, path, dropped));
+            }
+        }
+        _ => {}
+    }
+}
+
+fn tell(path: &str, step: &str, dropped: &mut Vec<String>) {
+    if dropped.len() < MOST_DROPPED {
+        dropped.push(format!("{path}{step}"));
+    }
+}
+
 fn within(path: &mut String, step: &str, run: impl FnOnce(&mut String)) {
     let length = path.len();
     path.push_str(step);
@@ -282,6 +309,31 @@ mod tests {
         assert_eq!(dropped, ["spec.list[0].z", "spec.map.k.z", "spec.other", "top"]);
         assert_eq!(value["spec"], json!({"free": {"any": 1}, "list": [{"a": "1"}], "map": {"k": {"b": ""}}}));
         assert_eq!(value["metadata"]["name"], "x");
+    }
+
+    /// controller-gen marks a field of raw objects so, list and all.
+    #[test]
+    fn items_of_a_list_that_keeps_unknown_fields_keep_theirs() {
+        let schema = Structural::from_json(&json!({"type": "object", "properties": {
+            "raw": {"type": "array", "x-kubernetes-preserve-unknown-fields": true, "items": {
+                "type": "object", "properties": {"closed": {"type": "object", "properties": {}}}}},
+            "lists": {"type": "array", "x-kubernetes-preserve-unknown-fields": true, "items": {
+                "type": "array", "items": {"type": "object"}}},
+        }}));
+        let mut value =
+            json!({"raw": [{"kind": "X", "spec": {"a": 1}, "closed": {"b": 1}}], "lists": [[{"a": 1}]], "z": 1});
+        assert_eq!(schema.prune_object(&mut value), ["raw[0].closed.b", "z"]);
+        assert_eq!(value, json!({"raw": [{"kind": "X", "spec": {"a": 1}, "closed": {}}], "lists": [[{"a": 1}]]}));
+    }
+
+    #[test]
+    fn additional_properties_without_a_schema_are_kept_but_not_what_is_in_them() {
+        let schema = Structural::from_json(&json!({"type": "object", "properties": {
+            "map": {"type": "object", "additionalProperties": true},
+        }}));
+        let mut value = json!({"a": 1, "map": {"n": 1, "o": {"p": 1}, "l": ["x", {"q": 1}]}});
+        assert_eq!(schema.prune_object(&mut value), ["a", "map.l[1].q", "map.o.p"]);
+        assert_eq!(value, json!({"map": {"n": 1, "o": {}, "l": ["x", {}]}}));
     }
 
     #[test]

@@ -411,7 +411,7 @@ async fn owners_are_noted_and_compared_in_the_version_they_wrote() {
     let item = |version: &str| SCALERS.replace("VERSION", version) + "/h";
     let scaler = |version: &str, spec: Value| {
         let mut object = json!({"apiVersion": format!("autoscaling/{version}"), "kind": "HorizontalPodAutoscaler", "metadata": {"name": "h"},
-            "spec": {"maxReplicas": 5, "scaleTargetRef": {"kind": "Deployment", "name": "d"}}});
+            "spec": {"maxReplicas": 5, "scaleTargetRef": {"kind": "ReplicationController", "name": "d"}}});
         for (name, value) in spec.as_object().unwrap() {
             object["spec"][name] = value.clone();
         }

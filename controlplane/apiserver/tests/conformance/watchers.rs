@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use apiserver::testing::Cluster;
 use futures::{AsyncBufReadExt, StreamExt, TryStreamExt};
+use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
 use super::{MAPS, MERGE, delete, get, map, patch, post};
@@ -174,6 +175,31 @@ async fn a_watch_of_an_old_or_future_version_ends_with_an_error_event() {
         assert!(answer.bytes.starts_with(b"{\"type\":\"ADDED\""), "{path}");
     }
     let _ = made;
+}
+
+/// What waits for a client that reads slowly is held once for all of them, and not copied for each.
+#[tokio::test]
+async fn many_changes_come_in_small_pieces() {
+    const UPDATES: usize = 20;
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let made = post(&client, MAPS, &map("x", json!({}))).await.expect(201);
+    let version = made["metadata"]["resourceVersion"].as_str().unwrap();
+    let blob = "x".repeat(100 << 10);
+    for index in 0..UPDATES {
+        let change = json!({"data": {"blob": format!("{index}{blob}")}});
+        patch(&client, &format!("{MAPS}/x"), MERGE, &change).await.expect(200);
+    }
+    let path = format!("{MAPS}?watch=1&fieldSelector=metadata.name%3Dx&resourceVersion={version}");
+    let request = http::Request::get(path).body(kube::client::Body::empty()).unwrap();
+    let mut body = client.send(request).await.unwrap().into_body();
+    let mut seen = 0;
+    while seen < UPDATES {
+        let frame = tokio::time::timeout(Duration::from_secs(10), body.frame()).await.expect("a piece");
+        let piece = frame.unwrap().unwrap().into_data().unwrap();
+        assert!(piece.len() < 200 << 10, "{} bytes at once", piece.len());
+        seen += piece.iter().filter(|byte| **byte == b'\n').count();
+    }
 }
 
 /// What was not read for so long that the server's memory no longer holds it comes from the store.

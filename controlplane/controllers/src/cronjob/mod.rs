@@ -63,11 +63,16 @@ impl Worker {
             return Ok(Outcome::Done);
         }
         let now = Timestamp::now();
-        let jobs = self.jobs.get(meta::uid(&cron.metadata));
+        let mut jobs = self.jobs.get(meta::uid(&cron.metadata));
         let mut status = cron.status.clone().unwrap_or_default();
+        jobs.extend(self.too_new(&key.0, &jobs, &status).await?);
+        self.tell_unexpected(&cron, &jobs, &status).await?;
         self.tell_finished(&cron, &jobs, &mut status);
         for name in plan::expired(&cron, &jobs) {
-            self.delete_job(&cron, &name).await?;
+            // its event says why; an old Job that stays does not keep a new one from its time
+            if let Err(error) = self.delete_job(&cron, &name).await {
+                tracing::debug!(%error, "an old job stays");
+            }
         }
         let due = plan::due(&cron, &status, now);
         let outcome = match &due {
@@ -82,17 +87,45 @@ impl Worker {
                 due.next.map_or(Outcome::Done, |next| context::at(next, now))
             }
         };
+        let mut failure = None;
         if let Ok(Due { moment: Some(moment), late, .. }) = due {
             if late {
-                let text =
-                    format!("Missed scheduled time to start a job: {}", moment.strftime("%a, %d %b %Y %H:%M:%S GMT"));
-                self.warn(&cron, "MissSchedule", &text);
+                self.warn(&cron, "MissSchedule", &plan::missed(moment));
             } else {
-                self.start_job(&cron, &jobs, moment, &mut status).await?;
+                failure = self.start_job(&cron, moment, &mut status).await.err();
             }
         }
+        // also after a failure: what has ended was told, and is not to be told again
         self.write_status(&key, &cron, status).await?;
-        Ok(outcome)
+        failure.map_or(Ok(outcome), Err)
+    }
+
+    /// Active Jobs that the cache does not have yet.
+    async fn too_new(&self, namespace: &str, jobs: &[Arc<Job>], status: &CronJobStatus) -> Result<Vec<Arc<Job>>> {
+        let api: Api<Job> = self.controller.namespaced(namespace);
+        let mut found = Vec::new();
+        for reference in plan::unseen(jobs, status) {
+            let name = reference.name.as_deref().unwrap_or_default();
+            let live = api.get_opt(name).await.during("reading job", &format!("{namespace}/{name}"))?;
+            found.extend(live.filter(|job| job.metadata.uid == reference.uid).map(Arc::new));
+        }
+        Ok(found)
+    }
+
+    /// Says which Jobs run for the CronJob without being on its list. The list that the cache has may be behind.
+    async fn tell_unexpected(&self, cron: &CronJob, jobs: &[Arc<Job>], status: &CronJobStatus) -> Result<()> {
+        if plan::unexpected(jobs, status).is_empty() {
+            return Ok(());
+        }
+        let api: Api<CronJob> = self.controller.namespaced(&cron.namespace().unwrap_or_default());
+        let live = api.get_opt(&cron.name_any()).await;
+        let live = live.during("reading CronJob", &meta::display(&cron.metadata))?;
+        let status = live.and_then(|live| live.status).unwrap_or_default();
+        for name in plan::unexpected(jobs, &status) {
+            let text = format!("Saw a job that the controller did not create or forgot: {name}");
+            self.warn(cron, "UnexpectedJob", &text);
+        }
+        Ok(())
     }
 
     fn warn(&self, cron: &CronJob, reason: &str, text: &str) {
@@ -112,13 +145,7 @@ impl Worker {
         }
     }
 
-    async fn start_job(
-        &self,
-        cron: &CronJob,
-        jobs: &[Arc<Job>],
-        moment: Timestamp,
-        status: &mut CronJobStatus,
-    ) -> Result<()> {
+    async fn start_job(&self, cron: &CronJob, moment: Timestamp, status: &mut CronJobStatus) -> Result<()> {
         let running = status.active.clone().unwrap_or_default();
         match cron.spec.concurrency_policy.as_deref() {
             Some("Forbid") if !running.is_empty() => {
@@ -145,8 +172,10 @@ impl Worker {
             }
             // an earlier run made it and did not get to note it
             Err(error) if is_already_exists(&error) => {
-                let ours = jobs.iter().find(|job| job.name_any() == name);
-                if let Some(job) = ours.filter(|job| crate::job::finished(job).is_none()) {
+                let found = api.get_opt(&name).await.during("reading job", &format!("{namespace}/{name}"))?;
+                let ours = found.filter(|job| meta::is_controlled_by(&job.metadata, meta::uid(&cron.metadata)));
+                let Some(job) = ours else { return Ok(()) };
+                if crate::job::finished(&job).is_none() {
                     let known = status.active.get_or_insert_default();
                     if !known.iter().any(|active| active.uid == job.metadata.uid) {
                         known.push(job.object_ref(&()));

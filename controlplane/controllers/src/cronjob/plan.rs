@@ -5,6 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use k8s_openapi::api::batch::v1::{CronJob, CronJobStatus, Job};
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::ResourceExt;
 
@@ -77,6 +78,23 @@ pub fn due(cron: &CronJob, status: &CronJobStatus, now: Timestamp) -> Result<Due
 fn never(schedule: &str) -> Problem {
     let text = format!("invalid schedule: {schedule} : time difference between two schedules is less than 1 second");
     Problem { reason: "InvalidSchedule", text }
+}
+
+/// As the event says it.
+pub fn missed(moment: Timestamp) -> String {
+    format!("Missed scheduled time to start a job: {}", moment.strftime("%a, %d %b %Y %H:%M:%S +0000"))
+}
+
+/// Active Jobs that are not among `jobs`: they are gone, or too new for a cache.
+pub fn unseen<'s>(jobs: &[Arc<Job>], status: &'s CronJobStatus) -> Vec<&'s ObjectReference> {
+    let active = status.active.iter().flatten();
+    active.filter(|reference| !jobs.iter().any(|job| job.metadata.uid == reference.uid)).collect()
+}
+
+/// Names of Jobs that run without being on the list of active ones.
+pub fn unexpected(jobs: &[Arc<Job>], status: &CronJobStatus) -> Vec<String> {
+    let listed = |job: &Job| status.active.iter().flatten().any(|reference| reference.uid == job.metadata.uid);
+    jobs.iter().filter(|job| finished(job).is_none() && !listed(job)).map(|job| job.name_any()).collect()
 }
 
 #[derive(Debug, Default, PartialEq)]
@@ -155,7 +173,6 @@ mod tests {
     use super::*;
     use crate::podstate::testing::at;
     use k8s_openapi::api::batch::v1::{JobCondition, JobStatus};
-    use k8s_openapi::api::core::v1::ObjectReference;
 
     fn cron(schedule: &str) -> CronJob {
         let mut cron = CronJob::default();
@@ -196,6 +213,28 @@ mod tests {
         assert_eq!(found(&cron, 1000).moment, None, "missed by more than the deadline");
         cron.spec.suspend = Some(true);
         assert_eq!(found(&cron, 1000), Due::default());
+    }
+
+    #[test]
+    fn a_job_that_the_cache_does_not_have_yet_is_looked_for_before_it_is_missed() {
+        let reference = |name: &str| ObjectReference {
+            name: Some(name.into()),
+            uid: Some(format!("uid-{name}")),
+            ..Default::default()
+        };
+        let status = CronJobStatus { active: Some(vec![reference("seen"), reference("new")]), ..Default::default() };
+        let mut running = (*ended("seen", "Complete", 1)).clone();
+        running.status = None;
+        let mut other = running.clone();
+        (other.metadata.name, other.metadata.uid) = (Some("by-hand".into()), Some("uid-by-hand".into()));
+        let jobs = [Arc::new(running), Arc::new(other), ended("done", "Complete", 1)];
+        let unseen: Vec<_> = unseen(&jobs, &status).into_iter().filter_map(|one| one.name.clone()).collect();
+        assert_eq!((unseen, unexpected(&jobs, &status)), (vec!["new".to_owned()], vec!["by-hand".to_owned()]));
+    }
+
+    #[test]
+    fn a_missed_moment_is_told_with_its_offset() {
+        assert_eq!(missed(at(0)), "Missed scheduled time to start a job: Thu, 01 Jan 1970 00:00:00 +0000");
     }
 
     #[test]

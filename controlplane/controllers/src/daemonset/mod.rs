@@ -225,10 +225,11 @@ fn place(set: &DaemonSet, node: String) -> Place {
     (meta::uid(&set.metadata).to_owned(), generation, node)
 }
 
-/// Pods by the node they are on, or are meant for.
+/// Pods by the node they are on, or are meant for. One that has ended and is being deleted counts no more: a
+/// finalizer may hold it for long.
 fn by_node(pods: &[Arc<Pod>]) -> HashMap<String, Vec<Arc<Pod>>> {
     let mut map: HashMap<String, Vec<Arc<Pod>>> = HashMap::new();
-    for pod in pods {
+    for pod in pods.iter().filter(|pod| !(podstate::is_finished(pod) && meta::is_deleting(&pod.metadata))) {
         if let Some(node) = nodes::target(pod) {
             map.entry(node).or_default().push(pod.clone());
         }

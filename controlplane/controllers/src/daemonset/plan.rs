@@ -291,6 +291,16 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_that_ended_but_is_held_by_a_finalizer_keeps_no_other_from_its_node() {
+        let mut held = pod("held", "n1", "Failed");
+        held.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(1)));
+        let set = set(1, 0);
+        assert_eq!(outcome(&set, &["n1"], &[Arc::new(held.clone())]), (vec!["n1".into()], vec![]));
+        held.status.get_or_insert_default().phase = Some("Running".into());
+        assert_eq!(outcome(&set, &["n1"], &[Arc::new(held)]), (vec![], vec![]), "one that still runs is waited for");
+    }
+
+    #[test]
     fn a_failed_pod_is_left_while_its_node_rests() {
         let (set, nodes) = (set(1, 0), [node("n1"), node("n2")]);
         let mut failed = [pod("a", "n1", "Failed"), pod("b", "n2", "Failed")];

@@ -34,12 +34,12 @@ pub fn start(context: &Context) {
     let controller = context.controller("deployment-controller");
     let deployments = context.informers.of::<Deployment>();
     let sets = context.informers.of::<ReplicaSet>();
-    let by_namespace = Index::new(&sets, |set: &ReplicaSet| set.metadata.namespace.iter().cloned().collect());
+    let own = Sets::new(&sets);
     context::enqueue_changes(&deployments, &queue);
     watch_sets(&sets, &deployments, &queue);
     watch_pods(context, &sets, &deployments, &queue);
     let ready = synced!(deployments, sets, context.pods.informer);
-    let worker = Worker { controller: controller.clone(), deployments, sets: by_namespace, pods: context.pods.clone() };
+    let worker = Worker { controller: controller.clone(), deployments, sets: own, pods: context.pods.clone() };
     let worker = Arc::new(worker);
     controller.run(&queue, WORKERS, ready, move |key| {
         let worker = worker.clone();
@@ -100,8 +100,37 @@ fn selector(deployment: &Deployment) -> Selector {
 struct Worker {
     controller: Controller,
     deployments: Informer<Deployment>,
-    sets: Index<ReplicaSet>,
+    sets: Sets,
     pods: Pods,
+}
+
+/// ReplicaSets as a Deployment looks for them: however many there are in its namespace, it sees few.
+struct Sets {
+    /// By the UID of the controlling owner.
+    by_owner: Index<ReplicaSet>,
+    /// Those without one, by namespace.
+    orphans: Index<ReplicaSet>,
+}
+
+impl Sets {
+    fn new(sets: &Informer<ReplicaSet>) -> Self {
+        let by_owner = Index::new(sets, |set: &ReplicaSet| {
+            meta::controller_of(&set.metadata).map(|owner| owner.uid.clone()).into_iter().collect()
+        });
+        let orphans = Index::new(sets, |set: &ReplicaSet| match meta::controller_of(&set.metadata) {
+            Some(_) => Vec::new(),
+            None => set.metadata.namespace.iter().cloned().collect(),
+        });
+        Self { by_owner, orphans }
+    }
+
+    /// Those that the Deployment controls, and those of its namespace that nobody does.
+    fn candidates(&self, namespace: &str, uid: &str) -> Vec<Arc<ReplicaSet>> {
+        let mut sets = self.by_owner.get(uid);
+        sets.retain(|set| set.metadata.namespace.as_deref() == Some(namespace));
+        sets.extend(self.orphans.get(namespace));
+        sets
+    }
 }
 
 /// One run: the deployment as it is being changed, and its ReplicaSets.
@@ -122,7 +151,7 @@ impl Worker {
             return self.refuse_everything(&observed).await;
         }
         let deleting = meta::is_deleting(&observed.metadata);
-        let candidates = self.sets.get(&key.0);
+        let candidates = self.sets.candidates(&key.0, meta::uid(&observed.metadata));
         let claim = ownership::claim(meta::uid(&observed.metadata), deleting, &selector, candidates, |_| true);
         let sets = ownership::settle(&self.controller, &*observed, claim).await?;
         let (new, old) = revision::split(&observed.spec.template, sets.iter().map(|set| (**set).clone()).collect());
@@ -383,5 +412,28 @@ impl Run<'_> {
         let name = set.name_any();
         let updated = self.sets_api().replace(&name, &PostParams::default(), set).await;
         updated.during("updating ReplicaSet", &meta::display(set.meta()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+
+    #[test]
+    fn a_deployment_looks_at_no_replica_set_of_another() {
+        let informer = Informer::<ReplicaSet>::detached();
+        let sets = Sets::new(&informer);
+        let all = [("mine", "a", Some("me")), ("theirs", "a", Some("you")), ("orphan", "a", None), ("far", "b", None)];
+        for (name, namespace, owner) in all {
+            let mut set = ReplicaSet::default();
+            (set.metadata.name, set.metadata.namespace) = (Some(name.into()), Some(namespace.into()));
+            set.metadata.owner_references =
+                owner.map(|uid| vec![OwnerReference { uid: uid.into(), controller: Some(true), ..Default::default() }]);
+            informer.apply(set);
+        }
+        let mut names: Vec<_> = sets.candidates("a", "me").iter().map(|set| set.name_any()).collect();
+        names.sort();
+        assert_eq!(names, ["mine", "orphan"]);
     }
 }

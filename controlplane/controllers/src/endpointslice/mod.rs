@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use crate::context::{Context, Controller, Key, Pods, synced};
 use crate::error::{During, Result, is_namespace_terminating};
 use crate::index::Index;
-use crate::lag::Lag;
+use crate::lag::{LOST_AFTER, Lag};
 use crate::service_pods::{self, SERVICE_NAME};
 use crate::{meta, podstate};
 
@@ -117,8 +117,11 @@ impl Worker {
             return Ok(Outcome::Done);
         };
         let Some(selector) = service_pods::selector(&service) else { return Ok(Outcome::Done) };
-        if meta::is_deleting(&service.metadata) || !self.lag.caught_up(&key) {
+        if meta::is_deleting(&service.metadata) {
             return Ok(Outcome::Done);
+        }
+        if !self.lag.caught_up(&key) {
+            return Ok(Outcome::After(LOST_AFTER));
         }
         let mut pods = self.pods.by_namespace.get(&key.0);
         pods.retain(|pod| selector.matches(meta::labels(&pod.metadata)));

@@ -89,10 +89,20 @@ fn owners(jobs: &Informer<Job>) -> PodOwners {
     }
 }
 
-/// Nobody will count this pod any more: its Job is gone, going, or finished.
+fn is_over(job: &Job) -> bool {
+    meta::is_deleting(&job.metadata) || finished(job).is_some()
+}
+
+fn is_managed_elsewhere(job: &Job) -> bool {
+    let manager = job.spec.as_ref().and_then(|spec| spec.managed_by.as_deref());
+    manager.is_some_and(|manager| manager != "kubernetes.io/job-controller")
+}
+
+/// Nobody will count this pod any more: its Job is gone, going, or finished. Pods of a Job that somebody else
+/// manages are theirs to the end.
 fn is_stray(jobs: &Informer<Job>, pod: &Pod) -> bool {
     meta::has_finalizer(&pod.metadata, FINALIZER)
-        && job_of(jobs, pod).is_none_or(|job| meta::is_deleting(&job.metadata) || finished(&job).is_some())
+        && job_of(jobs, pod).is_none_or(|job| is_over(&job) && !is_managed_elsewhere(&job))
 }
 
 fn watch_strays(context: &Context, jobs: &Informer<Job>, strays: &WorkQueue<Key>) {
@@ -104,8 +114,7 @@ fn watch_strays(context: &Context, jobs: &Informer<Job>, strays: &WorkQueue<Key>
     });
     let (queue, by_owner) = (strays.clone(), context.pods.by_owner.clone());
     jobs.on_change(move |change| {
-        let over = change.new.is_none_or(|job| meta::is_deleting(&job.metadata) || finished(job).is_some());
-        if over {
+        if change.new.is_none_or(|job| is_over(job)) {
             for pod in by_owner.get(meta::uid(&change.object().metadata)) {
                 queue.add(meta::key(&pod.metadata));
             }
@@ -126,29 +135,25 @@ impl Worker {
             self.expectations.forget(&key);
             return Ok(Outcome::Done);
         };
-        let managed_elsewhere = job.spec.as_ref().and_then(|spec| spec.managed_by.as_deref());
-        let elsewhere = managed_elsewhere.is_some_and(|manager| manager != "kubernetes.io/job-controller");
-        if finished(&job).is_some() || meta::is_deleting(&job.metadata) || elsewhere {
+        if is_over(&job) || is_managed_elsewhere(&job) {
             return Ok(Outcome::Done);
         }
         let uid = meta::uid(&job.metadata);
         let candidates = self.pods.candidates(&key.0, uid);
         let claim = ownership::claim(uid, false, &selector(&job), candidates, |_| true);
-        let pods = ownership::settle(&self.controller, &*job, claim).await?;
+        let pods = ownership::settle_with(&self.controller, &*job, claim, Some(FINALIZER)).await?;
         let now = meta::now();
         let mut plan = plan::plan(&job, &pods, now);
-        let in_step = self.expectations.satisfied(&key);
-        if in_step {
+        let mut failure = None;
+        if self.expectations.satisfied(&key) {
             if plan.uncounted {
                 // what goes with its finalizer is counted, as failed
                 let held = plan.delete.iter().filter(|pod| meta::has_finalizer(&pod.metadata, FINALIZER));
                 try_join_all(held.map(|pod| self.drop_finalizer(pod))).await?;
             }
-            let failure = self.change_pods(&key, &job, &mut plan).await;
-            if let Some(error) = failure.filter(|error| !is_namespace_terminating(error)) {
-                Err::<(), _>(error).during("syncing the pods of", &meta::display(&job.metadata))?;
-            }
+            failure = self.change_pods(&key, &job, &mut plan).await.filter(|error| !is_namespace_terminating(error));
         }
+        // also after a failure: a quota that refuses new pods must not keep finished ones from being counted
         if job.status.as_ref() != Some(&plan.status) {
             let changed = Job { status: Some(plan.status.clone()), ..(*job).clone() };
             let api: Api<Job> = self.controller.namespaced(&key.0);
@@ -160,6 +165,9 @@ impl Worker {
         }
         // only now: the status written above remembers them
         try_join_all(plan.release.iter().map(|pod| self.drop_finalizer(pod))).await?;
+        if let Some(error) = failure {
+            Err::<(), _>(error).during("syncing the pods of", &meta::display(&job.metadata))?;
+        }
         Ok(plan.wake.map_or(Outcome::Done, |moment| context::at(moment, Timestamp::now())))
     }
 

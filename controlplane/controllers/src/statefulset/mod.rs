@@ -166,17 +166,21 @@ impl Worker {
         versions: &plan::Versions,
         steps: Vec<Action>,
     ) -> Result<()> {
-        let work = steps.into_iter().map(|step| async move {
-            match step {
-                Action::Create(ordinal, version) => self.create(key, set, ordinal, versions.template(version)).await,
-                Action::Delete(pod, why) => self.delete(key, set, &pod, why).await,
-                Action::Claims(pod, ordinal) => self.make_claims(key, set, ordinal, &pod).await,
-                Action::Identify(pod, ordinal) => self.identify(key, set, &pod, ordinal).await,
-                Action::Scale(pod, ordinal) => self.own_claims(key, set, &pod, ordinal).await,
-            }
-        });
-        // each to its end: what is dropped half-way would leave expectations that nothing fulfils
-        join_all(work).await.into_iter().collect()
+        // first who owns the claims: once their pod is gone nobody knows any more that they were to go with it
+        for steps in plan::in_order(steps) {
+            let work = steps.into_iter().map(|step| async move {
+                match step {
+                    Action::Create(ordinal, side) => self.create(key, set, ordinal, versions.template(side)).await,
+                    Action::Delete(pod) => self.delete(key, set, &pod).await,
+                    Action::Claims(pod, ordinal) => self.make_claims(key, set, ordinal, &pod).await,
+                    Action::Identify(pod, ordinal) => self.identify(key, set, &pod, ordinal).await,
+                    Action::Scale(pod, ordinal) => self.own_claims(key, set, &pod, ordinal).await,
+                }
+            });
+            // each to its end: what is dropped half-way would leave expectations that nothing fulfils
+            join_all(work).await.into_iter().collect::<Result<()>>()?;
+        }
+        Ok(())
     }
 
     async fn create(&self, key: &Key, set: &Arc<StatefulSet>, ordinal: i32, version: &Version) -> Result<()> {
@@ -245,13 +249,8 @@ impl Worker {
         Ok(())
     }
 
-    async fn delete(&self, key: &Key, set: &Arc<StatefulSet>, pod: &Pod, why: Option<&str>) -> Result<()> {
+    async fn delete(&self, key: &Key, set: &Arc<StatefulSet>, pod: &Pod) -> Result<()> {
         let (name, api) = (pod.name_any(), self.controller.namespaced::<Pod>(&key.0));
-        if let Some(reason) = why {
-            let state = if reason == "RecreatingFailedPod" { "failed" } else { "terminated" };
-            let text = format!("StatefulSet {}/{} is recreating {state} Pod {name}", key.0, key.1);
-            self.controller.events.object_event(&**set, EventType::Warning, reason, text);
-        }
         let uid = meta::uid(&pod.metadata).to_owned();
         self.expectations.expect(key, 0, [uid.clone()]);
         match api.delete(&name, &DeleteParams::default()).await {

@@ -50,8 +50,7 @@ impl Versions {
 #[derive(Debug, PartialEq)]
 pub enum Action {
     Create(i32, Side),
-    /// With the reason of the event that says why, when it failed or ended.
-    Delete(Arc<Pod>, Option<&'static str>),
+    Delete(Arc<Pod>),
     /// Claims of a pod that waits for them.
     Claims(Arc<Pod>, i32),
     /// Labels that an adopted pod lacks.
@@ -106,7 +105,9 @@ pub fn steps(set: &StatefulSet, pods: &[Arc<Pod>], versions: &Versions, now: Tim
             }
         }
     }
-    let unhealthy = members.values().find(|pod| !is_healthy(pod)).map(|pod| pod.name_any());
+    let seconds = set.spec.min_ready_seconds.unwrap_or(0);
+    let is_up = |pod: &Pod| is_running_and_ready(pod) && podstate::is_available(pod, seconds, now);
+    let down = members.values().find(|pod| !is_up(pod) || meta::is_deleting(&pod.metadata)).map(|pod| pod.name_any());
     for (ordinal, pod) in members.iter().rev().filter(|(ordinal, _)| !wanted.contains(ordinal)) {
         steps.push(Action::Scale(pod.clone(), *ordinal));
         if meta::is_deleting(&pod.metadata) {
@@ -116,10 +117,10 @@ pub fn steps(set: &StatefulSet, pods: &[Arc<Pod>], versions: &Versions, now: Tim
             continue;
         }
         // a lower pod that is not well waits to mend before this one goes
-        if ordered && !is_running_and_ready(pod) && unhealthy.as_ref() != Some(&pod.name_any()) {
+        if ordered && !is_up(pod) && down.as_ref() != Some(&pod.name_any()) {
             return steps;
         }
-        steps.push(Action::Delete(pod.clone(), None));
+        steps.push(Action::Delete(pod.clone()));
         settled = false;
         if ordered {
             return steps;
@@ -129,6 +130,12 @@ pub fn steps(set: &StatefulSet, pods: &[Arc<Pod>], versions: &Versions, now: Tim
         steps.extend(roll(set, &members, wanted, versions, now));
     }
     steps
+}
+
+/// The steps in two turns: what a pod's claims are told, and what happens to pods.
+pub fn in_order(steps: Vec<Action>) -> [Vec<Action>; 2] {
+    let (owners, others) = steps.into_iter().partition(|step| matches!(step, Action::Scale(..)));
+    [owners, others]
 }
 
 /// One wanted pod; returns whether the next one may be looked at.
@@ -141,8 +148,7 @@ fn keep(set: &StatefulSet, pod: Option<&Arc<Pod>>, ordinal: i32, now: Timestamp,
         return false;
     }
     match podstate::phase(pod) {
-        "Failed" => steps.push(Action::Delete(pod.clone(), Some("RecreatingFailedPod"))),
-        "Succeeded" => steps.push(Action::Delete(pod.clone(), Some("RecreatingTerminatedPod"))),
+        "Failed" | "Succeeded" => steps.push(Action::Delete(pod.clone())),
         phase => {
             if phase == "Pending" && set.spec.volume_claim_templates.is_some() {
                 steps.push(Action::Claims(pod.clone(), ordinal));
@@ -188,7 +194,7 @@ fn roll(
         Some("Parallel") => due.partition(|pod| !is_up(pod)),
         _ => (Vec::new(), due.collect()),
     };
-    broken.into_iter().chain(up.into_iter().take(room)).map(|pod| Action::Delete(pod.clone(), None)).collect()
+    broken.into_iter().chain(up.into_iter().take(room)).map(|pod| Action::Delete(pod.clone())).collect()
 }
 
 pub fn status(set: &StatefulSet, pods: &[Arc<Pod>], versions: &Versions, now: Timestamp) -> StatefulSetStatus {
@@ -265,7 +271,7 @@ mod tests {
         let steps = steps(set, pods, &versions(), at(100)).into_iter();
         let tell = steps.filter_map(|step| match step {
             Action::Create(ordinal, side) => Some(format!("create {ordinal} {side:?}")),
-            Action::Delete(pod, _) => Some(format!("delete {}", pod.name_any())),
+            Action::Delete(pod) => Some(format!("delete {}", pod.name_any())),
             _ => None,
         });
         tell.collect()
@@ -294,6 +300,30 @@ mod tests {
         assert_eq!(told(&set(2, "OrderedReady", 0), &four), ["delete web-3"]);
         let going = [four[0].clone(), four[1].clone(), four[2].clone(), deleting(&four[3])];
         assert!(told(&set(2, "OrderedReady", 0), &going).is_empty());
+    }
+
+    #[test]
+    fn claims_learn_of_their_owners_before_a_pod_goes() {
+        let set = set(1, "Parallel", 0);
+        let pods: Vec<_> = (0..3).map(|ordinal| member(ordinal, "new", true)).collect();
+        let [owners, others] = in_order(steps(&set, &pods, &versions(), at(100)));
+        assert_eq!(owners, [Action::Scale(pods[2].clone(), 2), Action::Scale(pods[1].clone(), 1)]);
+        assert_eq!(others, [Action::Delete(pods[2].clone()), Action::Delete(pods[1].clone())]);
+    }
+
+    #[test]
+    fn a_pod_that_is_not_available_waits_for_a_lower_one_before_it_is_scaled_away() {
+        let mut set = set(1, "OrderedReady", 0);
+        set.spec.min_ready_seconds = Some(50);
+        let since = |ordinal: i32, second: i64| Arc::new(ready((*member(ordinal, "new", false)).clone(), second));
+        let running = |pod: Arc<Pod>| {
+            let mut pod = (*pod).clone();
+            pod.status.get_or_insert_default().phase = Some("Running".into());
+            Arc::new(pod)
+        };
+        let pods = |lower| [running(since(0, 0)), running(since(1, lower)), running(since(2, 90))];
+        assert!(told(&set, &pods(80)).is_empty(), "web-1 was ready for less than 50 seconds");
+        assert_eq!(told(&set, &pods(0)), ["delete web-2"], "web-2 is the first that is not available");
     }
 
     #[test]
@@ -349,7 +379,7 @@ mod tests {
     fn failed_pods_are_made_again() {
         let failed = Arc::new(pod("web-0", "n1", "Failed"));
         let steps = steps(&set(1, "OrderedReady", 0), std::slice::from_ref(&failed), &versions(), at(1));
-        assert_eq!(steps, [Action::Delete(failed, Some("RecreatingFailedPod"))]);
+        assert_eq!(steps, [Action::Delete(failed)]);
     }
 
     #[test]

@@ -54,9 +54,14 @@ pub fn start(context: &Context) {
     });
     let (changed, waiting) = (queue.clone(), claims.clone());
     volumes.on_change(move |change| {
-        changed.add(Work::Volume(change.object().name_any()));
-        // a new or freed volume may be what a claim waits for
-        for claim in waiting.list().iter().filter(|claim| phase(claim) != "Bound") {
+        let volume = change.object();
+        changed.add(Work::Volume(volume.name_any()));
+        // the claim that it is for, which may have lost it
+        if let Some(reference) = claim_ref(volume) {
+            let part = |name: &Option<String>| name.clone().unwrap_or_default();
+            changed.add(Work::Claim((part(&reference.namespace), part(&reference.name))));
+        }
+        for claim in waiting.list().iter().filter(|claim| may_wait_for(claim, volume)) {
             changed.add(Work::Claim(meta::key(&claim.metadata)));
         }
     });
@@ -78,6 +83,12 @@ pub fn start(context: &Context) {
             }
         }
     });
+}
+
+/// Whether a claim may wait for a volume that has changed: it is free, or the one that the claim names.
+fn may_wait_for(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> bool {
+    let named = || volume_name(claim).is_some_and(|name| volume.metadata.name.as_deref() == Some(name));
+    phase(claim) != "Bound" && (claim_ref(volume).is_none() || named())
 }
 
 fn phase(claim: &PersistentVolumeClaim) -> &str {
@@ -462,6 +473,21 @@ mod tests {
         let mut old = PersistentVolumeClaim::default();
         old.metadata.annotations = Some([(CLASS_ANNOTATION.to_owned(), String::new())].into());
         assert!(late_default(&old, &classes).is_none());
+    }
+
+    #[test]
+    fn a_volume_that_is_taken_wakes_no_claim_that_waits_for_any() {
+        let mut volume = PersistentVolume::default();
+        volume.metadata.name = Some("pv".into());
+        let mut any = PersistentVolumeClaim::default();
+        let mut this = PersistentVolumeClaim::default();
+        this.spec.get_or_insert_default().volume_name = Some("pv".into());
+        assert!(may_wait_for(&any, &volume) && may_wait_for(&this, &volume));
+        volume.spec.get_or_insert_default().claim_ref = Some(ObjectReference::default());
+        assert!(!may_wait_for(&any, &volume) && may_wait_for(&this, &volume));
+        volume.spec.get_or_insert_default().claim_ref = None;
+        any.status.get_or_insert_default().phase = Some("Bound".into());
+        assert!(!may_wait_for(&any, &volume), "it has its own");
     }
 
     #[tokio::test]

@@ -14,12 +14,12 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::check::Node;
-use super::table::{created_at_columns, created_at_row};
+use super::table::{boolean, created_at_columns, created_at_row, words};
 use super::value::{default, default_text, ensure_list, flag, has, list, name, set, text, texts};
-use crate::resource::{Context, Descriptor, Hooks, Resource};
+use crate::resource::{Column, Context, Descriptor, Hooks, Resource};
 
 pub fn resources() -> Vec<Resource> {
-    vec![Resource::new(descriptor().columns(created_at_columns()), Definition)]
+    vec![Resource::new(descriptor().columns(columns()), Definition)]
 }
 
 fn descriptor() -> Descriptor {
@@ -77,11 +77,8 @@ impl Hooks for Definition {
     fn validate_update(&self, _ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
         let mut errors = validate_spec(new, Some(old));
         // Before it was established nothing depends on it but the name.
-        let established = list(old, "status.conditions")
-            .iter()
-            .any(|c| text(c, "type") == "Established" && text(c, "status") == "True");
         let fixed = ["spec.scope", "spec.names.kind", "spec.group", "spec.names.plural"];
-        for field in &fixed[if established { 0 } else { 2 }..] {
+        for field in &fixed[if crate::crd::is_established(&old["status"]) { 0 } else { 2 }..] {
             Node::root(new).child(field).immutable(&mut errors, &Node::root(old).child(field));
         }
         stored_versions(new, &mut errors);
@@ -122,8 +119,40 @@ impl Hooks for Definition {
     }
 
     fn row(&self, definition: &Value, _now: Timestamp) -> Vec<Value> {
-        created_at_row(definition)
+        let served = list(definition, "spec.versions").iter().filter(|version| flag(version, "served"));
+        let mut versions: Vec<String> = served
+            .map(|version| {
+                let stored = if flag(version, "storage") { "(storage)" } else { "" };
+                format!("{}{stored}", text(version, "name"))
+            })
+            .collect();
+        versions.sort_unstable();
+        let mut cells = created_at_row(definition);
+        cells.insert(1, text(definition, "spec.scope").into());
+        cells.insert(2, versions.join(",").into());
+        let wide: [Value; 4] = [
+            text(definition, "spec.group").into(),
+            text(definition, "spec.names.kind").into(),
+            texts(definition, "spec.names.shortNames").join(",").into(),
+            crate::crd::is_established(&definition["status"]).into(),
+        ];
+        cells.extend(wide);
+        cells
     }
+}
+
+fn columns() -> Vec<Column> {
+    let mut columns = created_at_columns();
+    columns.insert(1, words("Scope", "Cluster/Namespaced"));
+    columns.insert(2, words("Versions", "Served versions"));
+    let wide = [
+        words("Group", "API group"),
+        words("Kind", "CustomResource kind"),
+        words("ShortNames", "Short names"),
+        boolean("Established", "Established status"),
+    ];
+    columns.extend(wide.into_iter().map(Column::wide));
+    columns
 }
 
 /// What is not structural in its schemas; definitions of old may have such.

@@ -32,6 +32,7 @@ fn descriptor() -> Descriptor {
         .short(&["hpa"])
         .categories(&["all"])
         .with_status()
+        .with_generation()
 }
 
 struct Autoscaler;
@@ -58,11 +59,11 @@ impl Hooks for Autoscaler {
     }
 
     fn validate_create(&self, _ctx: &Context<'_>, scaler: &Value) -> ErrorList {
-        validation::validate(scaler)
+        validation::validate(scaler, None)
     }
 
-    fn validate_update(&self, _ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
-        validation::validate(new)
+    fn validate_update(&self, _ctx: &Context<'_>, new: &Value, old: &Value) -> ErrorList {
+        validation::validate(new, Some(old))
     }
 
     fn validate_subresource_update(&self, ctx: &Context<'_>, new: &Value, _old: &Value) -> ErrorList {
@@ -176,6 +177,11 @@ fn columns() -> Vec<Column> {
 mod tests {
     use super::*;
     use crate::kinds::tested::cells;
+
+    #[test]
+    fn specs_are_counted_in_generations() {
+        assert!(descriptor().generation);
+    }
 
     #[test]
     fn rows() {

@@ -7,22 +7,74 @@ use serde_json::Value;
 use super::SOURCES;
 use crate::kinds::check::Node;
 use crate::kinds::core::pod::quantity;
+use crate::kinds::value::{at, list, text};
 
 /// Kinds of metrics as errors list them.
 const KINDS: [&str; 5] = ["ContainerResource", "External", "Object", "Pods", "Resource"];
 const LONGEST_WINDOW: i64 = 3600;
 const LONGEST_PERIOD: i64 = 1800;
 
-pub fn validate(scaler: &Value) -> ErrorList {
+/// What is asked of the `apiVersion` of a reference.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Version {
+    /// It was so before.
+    Any,
+    /// It can be read; the core group has no name.
+    WellFormed,
+    WithGroup,
+}
+
+impl Version {
+    fn of_target(target: &Node<'_>, old: Option<&Value>) -> Self {
+        let same = |before: &Value| {
+            ["apiVersion", "kind"].iter().all(|field| text(before, field) == target.child(field).text())
+        };
+        if old.is_some_and(|old| same(at(old, "spec.scaleTargetRef"))) {
+            Self::Any
+        } else if target.child("kind").text() == "ReplicationController" {
+            Self::WellFormed
+        } else {
+            Self::WithGroup
+        }
+    }
+
+    /// Of what metrics of objects are about.
+    fn of_objects(old: Option<&Value>) -> Self {
+        let wrong = |metric: &Value| {
+            let version = text(metric, "object.describedObject.apiVersion");
+            text(metric, "type") == "Object" && Self::WellFormed.problem(version).is_some()
+        };
+        let kept = old.is_some_and(|old| list(old, "spec.metrics").iter().any(wrong));
+        if kept { Self::Any } else { Self::WellFormed }
+    }
+
+    fn problem(self, version: &str) -> Option<String> {
+        let (group, rest) = version.split_once('/').unwrap_or(("", version));
+        if self == Self::Any {
+            None
+        } else if rest.contains('/') {
+            Some(format!("unexpected GroupVersion string: {version}"))
+        } else if self == Self::WithGroup && group.is_empty() {
+            Some("apiVersion must specify API group".to_owned())
+        } else {
+            None
+        }
+    }
+}
+
+/// `old`: what is stored, where it is no creation.
+pub fn validate(scaler: &Value, old: Option<&Value>) -> ErrorList {
     let mut errors = ErrorList::new();
     let spec = Node::root(scaler).child("spec");
     let (least, most) = (spec.child("minReplicas"), spec.child("maxReplicas"));
     if least.exists() && most.int() < least.int() {
         most.invalid(&mut errors, "must be greater than or equal to `minReplicas`");
     }
-    target_reference(&spec.child("scaleTargetRef"), &mut errors);
+    let target = spec.child("scaleTargetRef");
+    target_reference(&target, Version::of_target(&target, old), &mut errors);
+    let described = Version::of_objects(old);
     for metric in spec.items("metrics") {
-        validate_metric(&metric, &mut errors);
+        validate_metric(&metric, described, &mut errors);
     }
     let outlives_pods = |metric: Node<'_>| matches!(metric.child("type").text(), "Object" | "External");
     if least.exists() && least.int() == 0 && !spec.items("metrics").into_iter().any(outlives_pods) {
@@ -55,15 +107,15 @@ pub fn status(scaler: &Value) -> ErrorList {
     errors
 }
 
-fn target_reference(reference: &Node<'_>, errors: &mut ErrorList) {
+fn target_reference(reference: &Node<'_>, wanted: Version, errors: &mut ErrorList) {
     for field in ["kind", "name"] {
         if reference.child(field).required(errors, "") {
             reference.child(field).format(errors, names::path_segment);
         }
     }
     let version = reference.child("apiVersion");
-    if version.text().matches('/').count() > 1 {
-        version.invalid(errors, format!("unexpected GroupVersion string: {}", version.text()));
+    if let Some(problem) = wanted.problem(version.text()) {
+        version.invalid_text(errors, problem);
     }
 }
 
@@ -97,7 +149,7 @@ fn scaling_rules(rules: &Node<'_>, errors: &mut ErrorList) {
     }
 }
 
-fn validate_metric(metric: &Node<'_>, errors: &mut ErrorList) {
+fn validate_metric(metric: &Node<'_>, described: Version, errors: &mut ErrorList) {
     let kind = metric.child("type");
     if kind.text().is_empty() {
         kind.missing(errors, "must specify a metric source type");
@@ -110,7 +162,7 @@ fn validate_metric(metric: &Node<'_>, errors: &mut ErrorList) {
     let order = ["object", "external", "pods", "resource", "containerResource"];
     let present: Vec<&str> = order.into_iter().filter(|field| metric.has(field)).collect();
     if let Some(field) = present.first() {
-        source(&metric.child(field), field, errors);
+        source(&metric.child(field), field, described, errors);
     }
     if let Some(field) = expected
         && !metric.has(field)
@@ -124,9 +176,9 @@ fn validate_metric(metric: &Node<'_>, errors: &mut ErrorList) {
     }
 }
 
-fn source(source: &Node<'_>, field: &str, errors: &mut ErrorList) {
+fn source(source: &Node<'_>, field: &str, described: Version, errors: &mut ErrorList) {
     if field == "object" {
-        target_reference(&source.child("describedObject"), errors);
+        target_reference(&source.child("describedObject"), described, errors);
     }
     match field {
         "resource" | "containerResource" => {
@@ -196,7 +248,7 @@ fn metric_target(target: &Node<'_>, errors: &mut ErrorList) {
 #[cfg(test)]
 mod tests {
     use super::super::Autoscaler;
-    use crate::kinds::tested::{created, updated_sub};
+    use crate::kinds::tested::{created, updated, updated_sub};
     use serde_json::{Value, json};
 
     fn scaler(extra: Value) -> Value {
@@ -232,7 +284,8 @@ mod tests {
             ),
             (
                 json!({"scaleTargetRef": {"kind": "a/b"}}),
-                "[spec.scaleTargetRef.kind: Invalid value: \"a/b\": may not contain '/', spec.scaleTargetRef.name: Required value]",
+                "[spec.scaleTargetRef.kind: Invalid value: \"a/b\": may not contain '/', spec.scaleTargetRef.name: Required value, \
+                 spec.scaleTargetRef.apiVersion: Invalid value: \"\": apiVersion must specify API group]",
             ),
             (
                 json!({"behavior": {"scaleUp": {"stabilizationWindowSeconds": 3601, "selectPolicy": "Most", "policies": [{"type": "X", "value": 0, "periodSeconds": 1801}]}}}),
@@ -253,6 +306,36 @@ mod tests {
             updated_sub(&Autoscaler, "status", &json!({}), &json!({"status": {"desiredReplicas": -1}})),
             "status.desiredReplicas: Invalid value: -1: must be greater than or equal to 0"
         );
+    }
+
+    #[test]
+    fn targets_say_their_group() {
+        let target = |version: &str, kind: &str| {
+            scaler(json!({"scaleTargetRef": {"apiVersion": version, "kind": kind, "name": "d"}}))
+        };
+        let at = "spec.scaleTargetRef.apiVersion: Invalid value:";
+        for (version, kind, expected) in [
+            ("apps/v1", "Deployment", "[]".to_owned()),
+            ("", "ReplicationController", "[]".to_owned()),
+            ("v1", "ReplicationController", "[]".to_owned()),
+            ("", "Deployment", format!("{at} \"\": apiVersion must specify API group")),
+            ("v1", "Deployment", format!("{at} \"v1\": apiVersion must specify API group")),
+            ("a/b/c", "Deployment", format!("{at} \"a/b/c\": unexpected GroupVersion string: a/b/c")),
+        ] {
+            assert_eq!(created(&Autoscaler, &target(version, kind)), expected, "{version} {kind}");
+        }
+        // What was taken once stays, until it is another's.
+        let old = target("", "Deployment");
+        assert_eq!(updated(&Autoscaler, &old, &old), "[]");
+        assert_ne!(updated(&Autoscaler, &old, &target("", "StatefulSet")), "[]");
+        let about = |version: &str| {
+            let object = json!({"describedObject": {"apiVersion": version, "kind": "Service", "name": "s"},
+                "metric": {"name": "m"}, "target": {"type": "Value", "value": "1"}});
+            scaler(json!({"metrics": [{"type": "Object", "object": object}]}))
+        };
+        assert_eq!(created(&Autoscaler, &about("v1")), "[]");
+        assert_ne!(created(&Autoscaler, &about("a/b/c")), "[]");
+        assert_eq!(updated(&Autoscaler, &about("a/b/c"), &about("a/b/c")), "[]");
     }
 
     #[test]

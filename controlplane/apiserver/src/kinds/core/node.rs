@@ -131,6 +131,11 @@ fn cells(node: &Value, now: Timestamp) -> Vec<Value> {
             found => found,
         })
     };
+    let kernel = match (text(node, "status.nodeInfo.kernelVersion"), text(node, "status.nodeInfo.architecture")) {
+        ("", _) => "<unknown>".to_owned(),
+        (version, "") => version.to_owned(),
+        (version, architecture) => format!("{version} ({architecture})"),
+    };
     row_wide(
         node,
         now,
@@ -140,7 +145,7 @@ fn cells(node: &Value, now: Timestamp) -> Vec<Value> {
             address(node, "InternalIP").into(),
             address(node, "ExternalIP").into(),
             known("status.nodeInfo.osImage"),
-            known("status.nodeInfo.kernelVersion"),
+            kernel.into(),
             known("status.nodeInfo.containerRuntimeVersion"),
         ],
     )

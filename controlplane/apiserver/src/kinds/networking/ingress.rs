@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::kinds::check::{Node, domain_prefixed_path, parse_ip};
 use crate::kinds::core::load_balancers;
 use crate::kinds::table::{NONE, cell, named, row, words};
-use crate::kinds::value::{annotation, default_text, has, list, opt_text, set, text};
+use crate::kinds::value::{annotation, default_text, has, list, name, opt_text, set, text};
 use crate::resource::{Column, Context, Hooks};
 
 const CLASS_ANNOTATION: &str = "kubernetes.io/ingress.class";
@@ -306,7 +306,11 @@ impl Hooks for IngressClass {
         } else {
             NONE.to_owned()
         };
-        row(class, now, vec![cell(class, "spec.controller"), parameters.into()])
+        let mut cells = row(class, now, vec![cell(class, "spec.controller"), parameters.into()]);
+        if annotation(class, "ingressclass.kubernetes.io/is-default-class") == Some("true") {
+            cells[0] = format!("{} (default)", name(class)).into();
+        }
+        cells
     }
 }
 

@@ -23,6 +23,10 @@ fn nodes() {
                         "nodeInfo": {"kubeletVersion": "v1.37.0", "osImage": "Debian", "kernelVersion": "6.1", "containerRuntimeVersion": "containerd://2"}}}),
                 "o|Ready,SchedulingDisabled|edge,worker|5m|v1.37.0|10.0.0.1|1.2.3.4|Debian|6.1|containerd://2",
             ),
+            (
+                json!({"status": {"nodeInfo": {"kernelVersion": "6.1", "architecture": "arm64"}}}),
+                "o|Unknown|<none>|5m||<none>|<none>|<unknown>|6.1 (arm64)|<unknown>",
+            ),
         ],
     );
     check("leases", &[(json!({"spec": {"holderIdentity": "me"}}), "o|me|5m"), (json!({}), "o||5m")]);

@@ -25,9 +25,21 @@ fn data_and_rights() {
             ],
         );
     }
-    for plural in ["roles", "clusterroles", "limitranges", "customresourcedefinitions"] {
+    for plural in ["roles", "clusterroles", "limitranges"] {
         check(plural, &[(json!({}), "o|2026-01-01T00:05:00Z")]);
     }
+    check(
+        "customresourcedefinitions",
+        &[
+            (json!({}), "o|||2026-01-01T00:05:00Z||||false"),
+            (
+                json!({"spec": {"group": "e.com", "scope": "Namespaced", "names": {"kind": "Foo", "shortNames": ["f", "fo"]},
+                    "versions": [{"name": "v1beta1", "served": true}, {"name": "v1", "served": true, "storage": true}, {"name": "v0"}]},
+                    "status": {"conditions": [{"type": "Established", "status": "True"}]}}),
+                "o|Namespaced|v1(storage),v1beta1|2026-01-01T00:05:00Z|e.com|Foo|f,fo|true",
+            ),
+        ],
+    );
     check(
         "resourcequotas",
         &[(

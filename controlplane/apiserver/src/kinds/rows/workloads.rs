@@ -174,6 +174,14 @@ fn services() {
                 "o|c|P.k.example/p|5m",
             ),
             (json!({"spec": {"controller": "c", "parameters": {"kind": "P", "name": "p"}}}), "o|c|P/p|5m"),
+            (
+                json!({"metadata": {"annotations": {"ingressclass.kubernetes.io/is-default-class": "true"}}, "spec": {"controller": "c"}}),
+                "o (default)|c|<none>|5m",
+            ),
+            (
+                json!({"metadata": {"annotations": {"ingressclass.kubernetes.io/is-default-class": "false"}}, "spec": {"controller": "c"}}),
+                "o|c|<none>|5m",
+            ),
         ],
     );
     check(

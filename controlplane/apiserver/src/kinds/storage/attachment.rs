@@ -74,8 +74,7 @@ fn validate(attachment: &Value) -> ErrorList {
     for field in ["attachError", "detachError"] {
         let (message, code) = (status.child(field).child("message"), status.child(field).child("errorCode"));
         if message.text().len() > MAX_MESSAGE {
-            // The limit that is named is another's, as upstream.
-            errors.push(Error::too_long(&message.path, MAX_METADATA));
+            errors.push(Error::too_long(&message.path, MAX_MESSAGE));
         }
         if code.int() < 0 {
             code.invalid(&mut errors, "must be between 0 and 2147483647, inclusive");
@@ -170,7 +169,7 @@ mod tests {
         assert_eq!(
             updated_sub(&Attachment, "status", &old, &new),
             "[status.attachmentMetadata: Too long: may not be more than 262144 bytes, \
-             status.attachError.message: Too long: may not be more than 262144 bytes, \
+             status.attachError.message: Too long: may not be more than 1024 bytes, \
              status.attachError.errorCode: Invalid value: -1: must be between 0 and 2147483647, inclusive]"
         );
     }

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::kinds::check::Node;
+use crate::kinds::core::pod::warn::old_label;
 use crate::kinds::table::{cell, named, row, words};
 use crate::kinds::value::{annotation, default, flag, name, opt_text, same_at};
 use crate::resource::{Column, Context, Hooks};
@@ -30,6 +31,13 @@ impl Hooks for Class {
             Node::root(new).child(field).immutable_declared(&mut errors, &Node::root(old).child(field));
         }
         errors
+    }
+
+    fn warnings(&self, new: &Value, _old: Option<&Value>) -> Vec<String> {
+        let terms = Node::root(new).items("allowedTopologies");
+        let expressions = terms.iter().flat_map(|term| term.items("matchLabelExpressions"));
+        let keys = expressions.map(|expression| expression.child("key"));
+        keys.filter_map(|key| Some(format!("{}: {}", key.path, old_label(key.text())?))).collect()
     }
 
     fn row(&self, class: &Value, now: Timestamp) -> Vec<Value> {
@@ -239,6 +247,19 @@ mod tests {
             created(&Class, &class(json!({"provisioner": "A b"})))
                 .starts_with("provisioner: Invalid value: \"a b\": name part")
         );
+    }
+
+    #[test]
+    fn node_labels_of_before_are_warned_of() {
+        let zone = json!({"key": "failure-domain.beta.kubernetes.io/zone", "values": ["a"]});
+        let topology = json!({"matchLabelExpressions": [{"key": "a", "values": ["b"]}, zone]});
+        assert_eq!(
+            Class.warnings(&class(json!({"allowedTopologies": [topology]})), None),
+            [
+                "allowedTopologies[0].matchLabelExpressions[1].key: deprecated since v1.17; use \"topology.kubernetes.io/zone\" instead"
+            ]
+        );
+        assert!(Class.warnings(&class(json!({})), None).is_empty());
     }
 
     #[test]

@@ -8,8 +8,11 @@ use serde_json::{Value, json};
 use crate::kinds::check::{IMMUTABLE, NON_NEGATIVE, Node, Seen, label_selector, label_selector_where};
 use crate::kinds::core::pod::quantity;
 use crate::kinds::core::pod::volume::csi_driver_name;
+use crate::kinds::core::pod::warn::{old_keys, old_label};
 use crate::kinds::table::{NONE, UNSET, boolean, cell, named, number, row, size, words};
-use crate::kinds::value::{copy, default, flag, list, list_mut, name, opt_flag, opt_text, same, set, text, texts};
+use crate::kinds::value::{
+    at, copy, default, entries, flag, list, list_mut, name, opt_flag, opt_text, same, set, text, texts,
+};
 use crate::resource::{Column, Context, Hooks};
 
 const MAX_NODE_ID: usize = 256;
@@ -200,6 +203,15 @@ impl Hooks for Capacity {
         errors
     }
 
+    fn warnings(&self, new: &Value, _old: Option<&Value>) -> Vec<String> {
+        let mut found = Vec::new();
+        old_keys(at(new, "nodeTopology"), "nodeTopology", &mut found);
+        for (label, _) in entries(new, "nodeTopology.matchLabels") {
+            found.extend(old_label(label).map(|words| format!("nodeTopology.matchLabels.{label}: {words}")));
+        }
+        found
+    }
+
     fn row(&self, capacity: &Value, _now: Timestamp) -> Vec<Value> {
         let amount = opt_text(capacity, "capacity").unwrap_or(UNSET);
         vec![name(capacity).into(), cell(capacity, "storageClassName"), amount.into()]
@@ -300,6 +312,19 @@ mod tests {
         assert_eq!(created(&DriverNode, &twice), "spec.drivers[1].name: Duplicate value: \"d\"");
         assert_eq!(updated(&DriverNode, &known("a", 1), &known("a", 2)), "[]");
         assert!(updated(&DriverNode, &known("a", 1), &known("b", 1)).ends_with("field is immutable"));
+    }
+
+    #[test]
+    fn node_labels_of_before_are_warned_of() {
+        let topology = json!({"matchLabels": {"beta.kubernetes.io/arch": "arm64", "a": "b"},
+            "matchExpressions": [{"key": "beta.kubernetes.io/os", "operator": "Exists"}]});
+        assert_eq!(
+            Capacity.warnings(&json!({"nodeTopology": topology}), None),
+            [
+                "nodeTopology.matchExpressions[0].key: beta.kubernetes.io/os is deprecated since v1.14; use \"kubernetes.io/os\" instead",
+                "nodeTopology.matchLabels.beta.kubernetes.io/arch: deprecated since v1.14; use \"kubernetes.io/arch\" instead",
+            ]
+        );
     }
 
     #[test]

@@ -101,6 +101,8 @@ fn suspend(view: &View<'_>, plan: &mut Plan) {
 fn decide(view: &View<'_>, tally: &Tally, plan: &mut Plan) {
     if let Some((end, reason, text)) = ending::ending(view, tally, plan) {
         plan.delete = view.active().cloned().collect();
+        // what a Job that has succeeded has no use for has not failed
+        plan.uncounted = end == Finished::Complete;
         return ending::finish(view, end, &reason, &text, plan);
     }
     if is_suspended(view) {
@@ -110,8 +112,9 @@ fn decide(view: &View<'_>, tally: &Tally, plan: &mut Plan) {
     }
     let (active, terminating) = (view.active().count() as i32, view.terminating());
     let wanted = pods::wanted(view, tally, active);
-    if active > wanted {
-        plan.delete = pods::surplus(view, (active - wanted) as usize);
+    let surplus = usize::try_from(active - wanted).unwrap_or(0).max(pods::strays(view));
+    if surplus > 0 {
+        plan.delete = pods::surplus(view, surplus);
         plan.uncounted = true;
         return;
     }
@@ -320,6 +323,44 @@ mod tests {
         let plan = plan(&job, &[], at(1000));
         assert_eq!((plan.status.completed_indexes.as_deref(), plan.status.succeeded), (Some("0"), Some(1)));
         assert_eq!(plan.create.iter().filter_map(|new| new.index).collect::<Vec<_>>(), [1, 2]);
+    }
+
+    #[test]
+    fn a_failed_pod_beyond_lowered_completions_is_no_failure() {
+        let mut job = indexed(2, 2);
+        job.spec.get_or_insert_default().backoff_limit_per_index = Some(0);
+        let pods = [worker("a", "Failed", Some(3)), worker("b", "Running", Some(0)), worker("c", "Running", Some(1))];
+        let plan = plan(&job, &pods, at(1000));
+        let noted = plan.status.uncounted_terminated_pods.clone().unwrap_or_default();
+        assert_eq!((noted.failed, plan.status.failed_indexes.as_deref()), (None, Some("")));
+        assert_eq!(plan.release, [pods[0].clone()]);
+    }
+
+    #[test]
+    fn a_pod_of_an_index_that_is_no_more_makes_room_for_one_that_is_missing() {
+        let mut job = indexed(3, 3);
+        job.status = Some(JobStatus { completed_indexes: Some("0".into()), ..Default::default() });
+        let pods = [worker("own", "Running", Some(1)), worker("beyond", "Running", Some(4))];
+        let first = plan(&job, &pods, at(1000));
+        assert_eq!((first.delete.as_slice(), first.uncounted), (&pods[1..], true));
+        assert_eq!(plan(&job, &pods[..1], at(1000)).create.iter().filter_map(|new| new.index).collect::<Vec<_>>(), [2]);
+        let twice = [worker("a", "Running", Some(1)), worker("b", "Running", Some(1))];
+        assert_eq!(plan(&job, &twice, at(1000)).delete.len(), 1, "one of each index is enough");
+    }
+
+    #[test]
+    fn what_a_job_stops_when_it_has_succeeded_has_not_failed() {
+        let mut job = indexed(2, 2);
+        let rule = k8s_openapi::api::batch::v1::SuccessPolicyRule {
+            succeeded_indexes: Some("0".into()),
+            ..Default::default()
+        };
+        job.spec.get_or_insert_default().success_policy =
+            Some(k8s_openapi::api::batch::v1::SuccessPolicy { rules: vec![rule] });
+        let pods = [worker("leader", "Succeeded", Some(0)), worker("other", "Running", Some(1))];
+        let plan = plan(&job, &pods, at(1000));
+        assert_eq!(reasons(&plan), [("SuccessCriteriaMet".to_owned(), "SuccessPolicy".to_owned())]);
+        assert_eq!((plan.delete.as_slice(), plan.uncounted), (&pods[1..], true));
     }
 
     #[test]

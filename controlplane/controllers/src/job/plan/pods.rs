@@ -18,13 +18,23 @@ const LONGEST_DELAY: i64 = 600;
 pub fn wanted(view: &View<'_>, tally: &Tally, active: i32) -> i32 {
     let parallelism = view.spec.parallelism.unwrap_or(1);
     match view.spec.completions {
-        None if tally.succeeded > 0 => active.min(parallelism),
+        // those that run are left to finish, however many may be started
+        None if tally.succeeded > 0 => active,
         None => parallelism,
         Some(completions) => {
             let settled = tally.succeeded + tally.failed_indexes.len() as i32;
             (completions - settled).clamp(0, parallelism.max(0))
         }
     }
+}
+
+/// How many pods have a duplicate or foreign index: they keep their place from an index that is to come.
+pub fn strays(view: &View<'_>) -> usize {
+    if !view.indexed {
+        return 0;
+    }
+    let own: Indexes = view.active().filter_map(|pod| index_of(pod)).filter(|index| view.in_range(*index)).collect();
+    view.active().count() - own.len()
 }
 
 /// Pods of duplicate or foreign indexes first, then the least useful.

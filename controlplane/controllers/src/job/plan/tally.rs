@@ -64,17 +64,17 @@ pub fn count(view: &View<'_>, plan: &mut Plan) -> Tally {
             }
             plan.release.push((*pod).clone());
         } else if view.is_failed(pod) {
-            match policy::judge(view.spec.pod_failure_policy.as_ref(), pod) {
-                Verdict::Ignore => {}
-                verdict => {
-                    if let (Verdict::FailIndex, Some(index)) = (&verdict, index) {
-                        tally.failed_indexes.insert(index);
-                    }
-                    if let Verdict::FailJob(why) = verdict {
-                        tally.fail_job.get_or_insert(why);
-                    }
-                    failed.insert((*uid).to_owned());
-                }
+            // an index beyond the completions is nobody's failure
+            let belongs = !view.indexed || index.is_some_and(|index| view.in_range(index));
+            let verdict = policy::judge(view.spec.pod_failure_policy.as_ref(), pod);
+            if belongs && verdict != Verdict::Ignore {
+                failed.insert((*uid).to_owned());
+            }
+            if belongs && verdict == Verdict::FailIndex {
+                tally.failed_indexes.extend(index);
+            }
+            if let Verdict::FailJob(why) = verdict {
+                tally.fail_job.get_or_insert(why);
             }
             plan.release.push((*pod).clone());
         }
@@ -140,8 +140,8 @@ fn fail_indexes(view: &View<'_>, tally: &mut Tally) {
         tally.failed_indexes.clear();
         return;
     };
-    let indexes: Indexes = view.pods.iter().filter_map(|pod| index_of(pod)).collect();
-    for index in indexes {
+    let indexes = view.pods.iter().filter_map(|pod| index_of(pod)).filter(|index| view.in_range(*index));
+    for index in indexes.collect::<Indexes>() {
         if failures_of(view, index) > limit && !tally.completed.contains(&index) {
             tally.failed_indexes.insert(index);
         }

@@ -62,7 +62,7 @@ pub enum VolumeKind {
     Other,
 }
 
-/// Checks all volumes. `pod` is the name of the pod (`""` in a template). Returns those that are
+/// Checks all volumes. `pod` is the name of the pod (none in a template). Returns those that are
 /// sound, by name.
 pub fn validate_all<'a>(spec: &Node<'a>, pod: Option<&str>, errors: &mut ErrorList) -> HashMap<&'a str, VolumeKind> {
     let mut sound = HashMap::new();
@@ -143,9 +143,7 @@ fn one(volume: &Node<'_>, kind: &str, pod: Option<&str>, errors: &mut ErrorList)
         }
         "ephemeral" => ephemeral(volume, &source, pod.unwrap_or(""), errors),
         "image" => {
-            if pod.is_some() {
-                source.child("reference").required(errors, "");
-            }
+            source.child("reference").required(errors, "");
             source.child("pullPolicy").required_one_of(errors, &["Always", "IfNotPresent", "Never"]);
         }
         _ => remote::in_pod(&source, kind, volume, errors),

@@ -77,6 +77,11 @@ pub fn warnings(owner: &Value, path: &str) -> Vec<String> {
         environment(container, &at, &mut found);
     }
     ports(spec, &spec_path, &mut found);
+    if int(spec, "terminationGracePeriodSeconds") < 0 {
+        found.push(format!(
+            "{spec_path}.terminationGracePeriodSeconds: must be >= 0; negative values are invalid and will be treated as 1"
+        ));
+    }
     affinity(spec, &spec_path, &mut found);
     found
 }
@@ -249,7 +254,8 @@ pub fn old_keys(term: &Value, path: &str, found: &mut Vec<String>) {
     }
 }
 
-fn old_label(key: &str) -> Option<String> {
+/// What is said of a node's label of before.
+pub fn old_label(key: &str) -> Option<String> {
     let (_, since, now) = OLD_LABELS.iter().find(|(old, ..)| *old == key)?;
     Some(format!("deprecated since {since}; use \"{now}\" instead"))
 }
@@ -304,6 +310,18 @@ mod tests {
                 "spec.template.spec.containers[1].ports[1]: hostIP set without hostPort: {Name: HostPort:0 ContainerPort:81 Protocol:TCP HostIP:1.2.3.4}",
             ]
         );
+    }
+
+    #[test]
+    fn a_template_may_end_its_pods_before_they_began() {
+        let template = |seconds: i64| json!({"spec": {"terminationGracePeriodSeconds": seconds}});
+        assert_eq!(
+            warnings(&template(-1), "spec.template"),
+            [
+                "spec.template.spec.terminationGracePeriodSeconds: must be >= 0; negative values are invalid and will be treated as 1"
+            ]
+        );
+        assert!(warnings(&template(0), "spec.template").is_empty());
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use serde_json::{Value, json};
 
 use super::{refused, specs};
+use crate::kinds::apps::PodTemplate;
+use crate::kinds::tested::created;
 use crate::patch::merge;
 
 #[test]
@@ -67,6 +69,16 @@ fn volumes() {
             "volumes[0].projected.sources[0].clusterTrustBundle.signerName: Required value: must be a valid signer name",
         ),
     ]);
+}
+
+/// Every pod of a template that names no image would be refused.
+#[test]
+fn templates_name_the_images_of_volumes() {
+    let volumes = json!([{"name": "v", "image": {"pullPolicy": "Always"}}]);
+    let spec = json!({"containers": [{"name": "c", "image": "i"}], "volumes": volumes});
+    let template = json!({"metadata": {"name": "a", "namespace": "n"}, "template": {"spec": spec}});
+    assert_eq!(created(&PodTemplate, &template), "template.spec.volumes[0].image.reference: Required value");
+    specs(&[(json!({ "volumes": volumes }), "volumes[0].image.reference: Required value")]);
 }
 
 #[test]
