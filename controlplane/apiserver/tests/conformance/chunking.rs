@@ -44,7 +44,6 @@ async fn a_list_in_chunks_is_one_list() {
     assert!(selected["metadata"]["continue"].is_string() && selected["metadata"]["remainingItemCount"].is_null());
 }
 
-/// Not every client leaves the version out when it goes on.
 #[tokio::test]
 async fn a_whole_list_of_custom_resources_says_that_nothing_is_left() {
     let cluster = Cluster::start().await;
