@@ -202,9 +202,9 @@ impl Cache {
         }
     }
 
-    /// A resource of very many objects takes a while to be read for the first time: clients come
-    /// again by themselves.
-    fn check_initialized(&self) -> Result<()> {
+    /// Whether what is held is what there is. A resource of very many objects takes a while to be read for the
+    /// first time, and one that was stopped holds nothing: clients come again by themselves.
+    pub fn check_initialized(&self) -> Result<()> {
         if self.read().epoch > 0 { Ok(()) } else { Err(reinitializing()) }
     }
 

@@ -295,8 +295,8 @@ mod tests {
         for watcher in [&mut before, &mut late] {
             assert!(watcher.next().now_or_never().expect("at once").is_none());
         }
-        let outcomes = [cache.ready().await, cache.fresh().await];
+        let outcomes = [cache.ready().await, cache.fresh().await, cache.check_initialized()];
         let codes = outcomes.map(|outcome| outcome.err().as_ref().map(ApiError::code));
-        assert_eq!(codes, [Some(http::StatusCode::TOO_MANY_REQUESTS); 2]);
+        assert_eq!(codes, [Some(http::StatusCode::TOO_MANY_REQUESTS); 3]);
     }
 }

@@ -153,7 +153,11 @@ impl Call {
                 Box::pin(self.list_at(&selection, revision, None, limit)).await
             }
             version => match self.await_version(version).await {
-                Ok(()) => Ok(self.list_cached(&selection, limit)),
+                Ok(()) => {
+                    let listing = self.list_cached(&selection, limit);
+                    // Of a cache that was stopped meanwhile nothing would be everything.
+                    self.endpoint.cache.check_initialized().map(|()| listing)
+                }
                 // Another namespace may be whole.
                 Err(error) if error.reason() == STORE_READ_ERROR => {
                     Box::pin(self.list_at(&selection, 0, None, limit)).await

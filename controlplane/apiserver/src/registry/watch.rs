@@ -124,6 +124,8 @@ impl Call {
             version => self.await_version(version).await?,
         }
         let (watcher, initial) = Watcher::from_now(cache, selection);
+        // Of a cache that was stopped meanwhile nothing would be everything.
+        cache.check_initialized()?;
         Ok((watcher, if sends_initial { initial } else { Vec::new() }))
     }
 
