@@ -127,8 +127,9 @@ impl Cache {
     }
 
     async fn catch_up(&self, target: u64) -> Result<()> {
-        self.ask_for_progress();
+        // First: a feed that begins between a question that nobody heard and this would not be noticed.
         let mut changed = self.subscribe();
+        self.ask_for_progress();
         let reached = async {
             loop {
                 if self.ready_at(target) || self.failure.lock().is_some() {
@@ -174,8 +175,8 @@ impl Cache {
     }
 
     async fn reach(&self, revision: u64) -> Result<()> {
-        self.ask_for_progress();
         let mut changed = self.subscribe();
+        self.ask_for_progress();
         let reached =
             changed.wait_for(|(epoch, reached)| (*epoch > 0 && *reached >= revision) || self.failure.lock().is_some());
         if tokio::time::timeout(CATCH_UP, reached).await.is_ok() {
