@@ -116,6 +116,7 @@ async fn receive(connection: &ConnectionArguments, file: &Path) -> anyhow::Resul
 
 fn restore(arguments: &RestoreArguments) -> anyhow::Result<()> {
     let file = arguments.place.path(&arguments.snapshot);
+    anyhow::ensure!(file.is_file(), "there is no snapshot {}; what there is: skiff snapshot list", file.display());
     let restored = snapshot::restore(&file, &arguments.place.data_dir)?;
     let Info { revision, keys } = restored.info;
     eprintln!("{keys} keys as of revision {revision} are restored; start the server");

@@ -53,6 +53,17 @@ async fn assert_unauthorized(cluster: &Cluster, shown: Shown, what: &str) {
     assert_eq!(status["message"], "Unauthorized", "{what}");
 }
 
+/// As soon as the server's caches know what was deleted, which may be a moment after the deletion's answer.
+async fn soon_unauthorized(cluster: &Cluster, text: &str, what: &str) {
+    let revoked = async {
+        while ask(cluster, token(text), "/api/v1/namespaces/default/pods").await.0 != 401 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(10), revoked).await.unwrap_or_else(|_| panic!("{what}"));
+    assert_unauthorized(cluster, token(text), what).await;
+}
+
 async fn post(cluster: &Cluster, path: &str, body: Value) -> Value {
     let request = http::Request::post(path).header("content-type", "application/json");
     cluster.admin().request(request.body(body.to_string().into_bytes()).unwrap()).await.unwrap()
@@ -115,10 +126,10 @@ async fn tokens_that_are_wrong_are_unauthorized() {
     }
     delete(&cluster, "/api/v1/namespaces/default/secrets/s").await;
     delete(&cluster, "/api/v1/namespaces/default/pods/p?gracePeriodSeconds=0").await;
-    assert_unauthorized(&cluster, token(of_secret), "its Secret is gone").await;
-    assert_unauthorized(&cluster, token(of_pod), "its pod is gone").await;
+    soon_unauthorized(&cluster, &of_secret, "its Secret is gone").await;
+    soon_unauthorized(&cluster, &of_pod, "its pod is gone").await;
     delete(&cluster, "/api/v1/namespaces/default/serviceaccounts/bot").await;
-    assert_unauthorized(&cluster, token(good), "its account is gone").await;
+    soon_unauthorized(&cluster, &good, "its account is gone").await;
 }
 
 /// Answers each request, by its path and body, over TLS with the cluster's certificate.

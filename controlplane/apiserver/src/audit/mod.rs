@@ -59,14 +59,15 @@ impl Audit {
     /// Reads the policy and opens the log; none when nothing is to be recorded.
     pub async fn start(config: &AuditConfig, supervisor: &Supervisor) -> Result<Option<Arc<Self>>> {
         let Some(path) = &config.policy_file else { return Ok(None) };
-        if config.log.is_none() && config.webhook_file.is_none() {
-            return Ok(None);
-        }
         let unusable = |path: &std::path::Path, why: String| {
             ApiError::internal(format!("reading the audit policy {}: {why}", path.display()))
         };
         let text = std::fs::read_to_string(path).map_err(|error| unusable(path, error.to_string()))?;
         let policy = Policy::parse(&text).map_err(|why| unusable(path, why))?;
+        // After the policy was read: one that is wrong is told of before somebody relies on it.
+        if config.log.is_none() && config.webhook_file.is_none() {
+            return Ok(None);
+        }
         let log = config.log.clone().map(|log| {
             let path = log.path.display().to_string();
             log::Log::open(log).map_err(|error| {
@@ -155,5 +156,17 @@ async fn write(
         if stopped {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_policy_that_cannot_be_read_is_told_of_where_nothing_is_recorded_too() {
+        let config = AuditConfig { policy_file: Some("/nonexistent/policy.yaml".into()), ..AuditConfig::default() };
+        let refused = Audit::start(&config, &Supervisor::new("test")).await.err().unwrap();
+        assert!(refused.message().starts_with("reading the audit policy /nonexistent/policy.yaml: "), "{refused}");
     }
 }
