@@ -5,6 +5,7 @@
 //! - [`WorkQueue`]: keys waiting for their reconcile, one run per key at a time;
 //! - [`Candidate`]: leader election through a Lease;
 //! - [`EventRecorder`]: `Event` objects with Kubernetes' aggregation;
+//! - [`Audits`]: when what others may have changed is looked at again;
 //! - [`keep_alive`]: clients that vanish are noticed;
 //! - [`local_http`]: health checks and the like for those on the same machine;
 //! - [`memory`]: a resting process gives back what only work needs;
@@ -13,6 +14,7 @@
 //!
 //! Decisions do not live here: a part's decisions are pure functions in its own crate.
 
+mod audits;
 mod election;
 mod events;
 mod files;
@@ -24,6 +26,7 @@ mod queue;
 mod supervisor;
 pub mod zpages;
 
+pub use audits::Audits;
 pub use election::Candidate;
 pub use events::{EventRecorder, EventType};
 pub use files::Files;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use component::{Change, EventRecorder, EventType, Informer, Informers, Supervisor};
+use component::{Audits, Change, EventRecorder, EventType, Informer, Informers, Supervisor};
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use parking_lot::Mutex;
@@ -75,32 +75,6 @@ fn remove_other(mode: Mode) {
 fn set_limits() {
     for failure in conntrack_limits::apply() {
         tracing::warn!(failure, "the kernel may forget connections to Services early");
-    }
-}
-
-/// When the kernel is looked at next, however often it is written before that: where something always
-/// changes, what others removed would never come back.
-struct Audits {
-    next: Instant,
-}
-
-impl Audits {
-    fn new(now: Instant) -> Self {
-        Self { next: now + AUDIT }
-    }
-
-    /// How long it is until then.
-    fn pause(&self, now: Instant) -> Duration {
-        self.next.saturating_duration_since(now)
-    }
-
-    /// Whether it is time; once for each.
-    fn is_due(&mut self, now: Instant) -> bool {
-        let due = now >= self.next;
-        if due {
-            self.next = now + AUDIT;
-        }
-        due
     }
 }
 
@@ -212,7 +186,7 @@ async fn sync_forever(
     };
     let mut kernel = Kernel::new(mode);
     let mut first = true;
-    let mut audits = Audits::new(Instant::now());
+    let mut audits = Audits::new(AUDIT, Instant::now());
     let mut said: Option<String> = None;
     loop {
         let began = Instant::now();
@@ -287,22 +261,5 @@ async fn sync_forever(
                 Err(_) => kernel = Kernel::new(mode),
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn changes_do_not_put_an_audit_off() {
-        let start = Instant::now();
-        let mut audits = Audits::new(start);
-        let second = Duration::from_secs(1);
-        // a change every second
-        let due: Vec<u32> = (0..70).filter(|passed| audits.is_due(start + second * *passed)).collect();
-        assert_eq!(due, [30, 60]);
-        assert_eq!(audits.pause(start + second * 70), second * 20);
-        assert_eq!(audits.pause(start + second * 100), Duration::ZERO);
     }
 }

@@ -20,7 +20,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use component::{Informer, Informers, Supervisor};
+use component::{Audits, Informer, Informers, Supervisor};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use netlink::nft::{Family, Nft, Ruleset, Table};
@@ -79,32 +79,6 @@ pub fn start(node_name: &str, informers: &Informers, supervisor: &Supervisor) ->
     kept
 }
 
-/// When the table is looked at next, however often it is written before that: where pods always come and go, one
-/// that somebody removed would never come back.
-struct Audits {
-    next: Instant,
-}
-
-impl Audits {
-    fn new(now: Instant) -> Self {
-        Self { next: now + AUDIT }
-    }
-
-    /// How long it is until then.
-    fn pause(&self, now: Instant) -> Duration {
-        self.next.saturating_duration_since(now)
-    }
-
-    /// Whether it is time; once for each.
-    fn is_due(&mut self, now: Instant) -> bool {
-        let due = now >= self.next;
-        if due {
-            self.next = now + AUDIT;
-        }
-        due
-    }
-}
-
 /// The caches that a selector needs.
 struct Selected {
     pods: Informer<Pod>,
@@ -143,7 +117,7 @@ async fn enforce(node_name: String, informers: Informers, kept: Policies) {
     let mut written: Option<Ruleset> = None;
     // An earlier process may have left a table.
     let mut is_there = true;
-    let mut audits = Audits::new(Instant::now());
+    let mut audits = Audits::new(AUDIT, Instant::now());
     let mut said: Option<String> = None;
     loop {
         // Claims that come after this look are for the next round.
@@ -255,17 +229,6 @@ mod tests {
         let spec = json!({ "podSelector": { "matchLabels": { "app": app } }, "policyTypes": ["Egress"] });
         let metadata = json!({ "name": format!("{namespace}-{app}"), "namespace": namespace });
         serde_json::from_value(json!({ "metadata": metadata, "spec": spec })).unwrap()
-    }
-
-    #[test]
-    fn changes_do_not_put_an_audit_off() {
-        let start = Instant::now();
-        let mut audits = Audits::new(start);
-        let second = Duration::from_secs(1);
-        // a change every second
-        let due: Vec<u32> = (0..130).filter(|passed| audits.is_due(start + second * *passed)).collect();
-        assert_eq!(due, [60, 120]);
-        assert_eq!(audits.pause(start + second * 130), second * 50);
     }
 
     #[tokio::test]
