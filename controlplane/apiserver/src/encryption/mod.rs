@@ -307,18 +307,24 @@ mod tests {
         keys(&[(key, SECRET)])
     }
 
+    /// A store that seals Secrets with the key `one`, the store below it, and the revision of one Secret in it.
+    async fn sealed_with(dir: &tempfile::TempDir, key: &str) -> (Arc<store::Embedded>, Arc<Rules>, Sealed, u64) {
+        let inner = Arc::new(store::Embedded::open(dir.path()).unwrap());
+        let resources = HashMap::from([("secrets".to_owned(), "secrets".to_owned())]);
+        let held = Arc::new(Rules { current: RwLock::new(rules("one")), resources });
+        let sealed = Sealed { inner: inner.clone(), rules: held.clone(), reloads: false };
+        let TxnOutcome::Done { revision } = sealed.txn(Txn::create(key, "{}")).await.unwrap() else {
+            panic!("nobody else writes");
+        };
+        (inner, held, sealed, revision)
+    }
+
     /// People leave the name as their first example had it.
     #[tokio::test]
     async fn a_key_may_be_rotated_to_another_of_the_same_name() {
         const KEY: &str = "/registry/secrets/n/a";
         let dir = tempfile::tempdir().unwrap();
-        let inner = Arc::new(store::Embedded::open(dir.path()).unwrap());
-        let resources = HashMap::from([("secrets".to_owned(), "secrets".to_owned())]);
-        let held = Arc::new(Rules { current: RwLock::new(rules("one")), resources });
-        let sealed = Sealed { inner: inner.clone(), rules: held.clone(), reloads: false };
-        let TxnOutcome::Done { revision } = sealed.txn(Txn::create(KEY, "{}")).await.unwrap() else {
-            panic!("nobody else writes");
-        };
+        let (inner, held, sealed, revision) = sealed_with(&dir, KEY).await;
         assert_eq!(sealed.is_stale(KEY).await, Ok(false));
         *held.current.write() = keys(&[("one", OTHER_SECRET), ("one", SECRET)]);
         assert_eq!(&sealed.get(KEY).await.unwrap().kv.unwrap().value[..], b"{}");
@@ -334,13 +340,7 @@ mod tests {
     async fn a_deletion_of_what_cannot_be_opened_ends_the_watch_and_is_not_lost() {
         const KEY: &str = "/registry/secrets/n/a";
         let dir = tempfile::tempdir().unwrap();
-        let inner = Arc::new(store::Embedded::open(dir.path()).unwrap());
-        let resources = HashMap::from([("secrets".to_owned(), "secrets".to_owned())]);
-        let held = Arc::new(Rules { current: RwLock::new(rules("one")), resources });
-        let sealed = Sealed { inner: inner.clone(), rules: held.clone(), reloads: false };
-        let TxnOutcome::Done { revision } = sealed.txn(Txn::create(KEY, "{}")).await.unwrap() else {
-            panic!("nobody else writes");
-        };
+        let (inner, held, sealed, revision) = sealed_with(&dir, KEY).await;
         let mut watch = sealed.watch("/registry/secrets/", revision).await.unwrap();
         *held.current.write() = rules("two");
         inner.txn(Txn::delete(KEY, revision)).await.unwrap();
